@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test install check bench format clean
+
+demo: install  ## install, then train on the built-in synthetic images and write a report
+	$(BIN)/fedveil demo
+
+test: install  ## every test
+	$(BIN)/python -m pytest
+
+install: $(STAMP)  ## a virtual environment with the pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "setuptools>=77" wheel
+	$(BIN)/python scripts/install_torch.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,flower]"
+	touch $(STAMP)
+
+check: install  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install  ## every benchmark; one JSON line a figure
+	$(BIN)/python benchmarks/main_job.py
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,17 @@
+"""What tests share: where the real images lie, and quiet, repeatable threads."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real medical images; tests that need it are skipped, with the reason, where it is absent."""
+    folder = Path(os.environ.get("FEDVEIL_DATA", PROJECT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real images not found at {folder}; set FEDVEIL_DATA to the folder that holds them")
+    return folder
