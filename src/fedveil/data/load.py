@@ -1,0 +1,46 @@
+"""One name for every source: looks at it, hands it to its reader, and returns a checked data set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedveil.data.cohort import Dataset
+from fedveil.data.npz import read_npz
+from fedveil.data.records import Options, Records, assemble
+from fedveil.errors import DataError
+
+__all__ = ["load", "read_records"]
+
+
+def load(
+    source: str,
+    *,
+    image_size: int = 64,
+    positive: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    base: Path | None = None,
+    seed: int = 0,
+    test_fraction: float = 0.2,
+    allow_patient_overlap: bool = False,
+) -> Dataset:
+    """The data set that ``source`` names, or a DataError that says what is wrong with it.
+
+    ``source`` is a manifest ``*.csv``, a folder or ``*.npz``, relative to ``base``. The rest is
+    explained in :class:`Options`.
+    """
+    options = Options(
+        image_size=image_size,
+        positive=None if positive is None else tuple(positive),
+        classes=None if classes is None else tuple(classes),
+        seed=seed,
+        test_fraction=test_fraction,
+        allow_patient_overlap=allow_patient_overlap,
+    )
+    return assemble(read_records(source, options, base or Path()), options, source)
+
+
+def read_records(source: str, options: Options, base: Path) -> Records:
+    """What the source holds, unjudged."""
+    path = base / source
+    if path.suffix.lower() == ".npz":
+        return read_npz(path, options.image_size)
+    raise DataError(f"the source {source} is of no known kind", "it must be an *.npz", "name one")
