@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test install check bench format clean
@@ -15,9 +16,8 @@ install: $(STAMP)  ## a virtual environment with the pinned versions
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "setuptools>=77" wheel
-	$(BIN)/python scripts/install_torch.py
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,flower]"
+	$(PIP) "torch==2.13.0+cpu" || $(PIP) "torch==2.13.0"  # the CPU build, where the index has it
+	$(PIP) --constraint constraints.txt --editable ".[dev,flower]"
 	touch $(STAMP)
 
 check: install  ## format, lint, types, layers

@@ -1,0 +1,49 @@
+"""How the command line speaks: one console, one way to end in an error, one progress display."""
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from fedveil.errors import FedveilError
+
+__all__ = ["console", "errors", "speak_plainly"]
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def fail(message: str) -> SystemExit:
+    """Print one error line and make the exit that ends the program with code 2."""
+    errors.print(f"[bold red]error:[/] {message.replace('[', chr(92) + '[')}", soft_wrap=True)
+    return SystemExit(2)
+
+
+@contextmanager
+def speak_plainly() -> Iterator[None]:
+    """Turn what a user can cause into one clear line and exit code 2; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except FedveilError as error:
+        raise fail(str(error)) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except OSError as error:
+        raise fail(_operating_system(error)) from None
+    except KeyboardInterrupt:
+        errors.print("\ninterrupted; what was finished is kept: go on with --resume")
+        raise SystemExit(130) from None
+
+
+def _operating_system(error: OSError) -> str:
+    where = error.filename or "a file"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return f"no space is left for {where}; a run needs room for its files: free some, then go on with --resume."
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"{where} may not be written or read; the program needs permission: change it, or choose another place."
+        case _:
+            return f"{where}: {error.strerror or error}; the operating system refused it: check the path and try again."

@@ -1,0 +1,166 @@
+"""The coordinator's side of a round: ask, collect, check that the noise is enough, sum.
+
+What a round needs is public: who took part, and that each vector has the right shape. A site that fails is named and
+left out for a while; if the rest hold too little noise the attempt is abandoned, its charge stays, and the round is
+repeated among the sites that are left, whose shares are then larger.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedveil.errors import FederationError
+from fedveil.federation.messages import Declined, Reply, Request, Vector
+from fedveil.federation.terms import Release, Terms
+from fedveil.federation.transport import Transport
+from fedveil.privacy import epsilon, gaussian, secure_generator
+
+__all__ = ["BudgetSpent", "Coordinator", "Dropped", "RoundSum"]
+
+
+class BudgetSpent(FederationError):
+    """The sites' budgets do not pay for another round: training ends here, early but sound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A site that took no part in a round, and which of the public reasons it gave."""
+
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSum:
+    """The protected sum of one round.
+
+    Attributes:
+        total: sum over the survivors, noise included.
+        survivors: the sites whose contributions are in it.
+        dropped: the sites that were asked, in this or an abandoned attempt, and are not.
+    """
+
+    total: Vector
+    survivors: tuple[str, ...]
+    dropped: tuple[Dropped, ...]
+
+
+@dataclass(slots=True)
+class Coordinator:
+    """Runs rounds over a transport under fixed terms.
+
+    Attributes:
+        terms: what was agreed.
+        transport: carries requests to the sites.
+        attempt: counter that never repeats; a resumed run starts above the last one used.
+        charged: how often each release was asked for, abandoned attempts included.
+        benched: per site, how often it failed and the attempt before which it is not asked again.
+    """
+
+    terms: Terms
+    transport: Transport
+    attempt: int = 0
+    charged: dict[str, int] = field(default_factory=dict)
+    benched: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def epsilon_spent(self) -> float:
+        """Total epsilon of everything asked for so far, at the target's delta, by the accountant."""
+        if self.terms.target is None:
+            return float("inf")
+        spent = [
+            self.terms.release(name).mechanism.with_steps(count) for name, count in self.charged.items() if count
+        ]
+        return epsilon(spent, self.terms.target.delta)
+
+    def collect(self, release: Release, round_number: int, parameters: Vector) -> RoundSum:
+        """One round: the protected sum of every survivor's contribution.
+
+        Raises:
+            BudgetSpent: no quorum, because budgets are spent.
+            FederationError: too few sites are left.
+        """
+        dropped: list[Dropped] = []
+        while True:
+            participants = self._participants()
+            if not self.terms.enough(len(participants), len(participants)):
+                raise self._too_few(participants, dropped)
+            answers = self._ask(release, round_number, parameters, participants)
+            replies = [answer for answer in answers if isinstance(answer, Reply)]
+            failures = [Dropped(a.site, a.code) for a in answers if isinstance(a, Declined)]
+            dropped += failures
+            for failure in failures:
+                self._bench(failure)
+            if self.terms.enough(len(replies), len(participants)):
+                return RoundSum(
+                    total=self._sum(release, replies),
+                    survivors=tuple(reply.site for reply in replies),
+                    dropped=tuple(dropped),
+                )
+
+    def _participants(self) -> tuple[str, ...]:
+        """The sites to ask next. If too few are left, the benched ones are given another chance first."""
+        ready = tuple(s for s in self.terms.sites if self.benched.get(s, (0, 0))[1] <= self.attempt)
+        return ready
+
+    def _ask(
+        self, release: Release, round_number: int, parameters: Vector, participants: tuple[str, ...]
+    ) -> list[Reply | Declined]:
+        self.attempt += 1
+        self.charged[release.name] = self.charged.get(release.name, 0) + 1
+        request = Request(
+            study=self.terms.digest,
+            release=release.name,
+            round=round_number,
+            attempt=self.attempt,
+            participants=participants,
+            parameters=parameters,
+        )
+        answers = {answer.site: answer for answer in self.transport.exchange(request)}
+        return [self._checked(request, release, site, answers.get(site)) for site in participants]
+
+    @staticmethod
+    def _checked(request: Request, release: Release, site: str, answer: Reply | Declined | None) -> Reply | Declined:
+        """The answer itself if it fits the request; otherwise a refusal in the site's name."""
+        fits = (
+            answer is not None
+            and (answer.study, answer.release, answer.round, answer.attempt)
+            == (request.study, request.release, request.round, request.attempt)
+            and (
+                isinstance(answer, Declined)
+                or (answer.vector.shape == (release.dimension,) and bool(np.isfinite(answer.vector).all()))
+            )
+        )
+        if answer is not None and fits:
+            return answer
+        return Declined(
+            site=site,
+            study=request.study,
+            release=request.release,
+            round=request.round,
+            attempt=request.attempt,
+            code="unreachable" if answer is None else "failed",
+        )
+
+    def _bench(self, failure: Dropped) -> None:
+        """Leave a failing site out for 2, 4, 8, ... attempts; one whose budget is spent, for good."""
+        failures = self.benched.get(failure.site, (0, 0))[0] + 1
+        pause = 2**62 if failure.reason == "over-budget" else 2 ** min(failures, 10)
+        self.benched[failure.site] = (failures, self.attempt + pause)
+
+    def _too_few(self, participants: Sequence[str], dropped: Sequence[Dropped]) -> FederationError:
+        absent = [f"{d.site} ({d.reason})" for d in dropped] or sorted(set(self.terms.sites) - set(participants))
+        found = f"{len(participants)} of {len(self.terms.sites)} sites are left; absent: {', '.join(absent)}"
+        kind = BudgetSpent if any(d.reason == "over-budget" for d in dropped) else FederationError
+        return kind(
+            found,
+            f"a round needs {self.terms.min_sites} sites and enough honest noise among them",
+            "bring sites back and resume, or lower federation.min_sites in a new study",
+        )
+
+    def _sum(self, release: Release, replies: Sequence[Reply]) -> Vector:
+        total = np.sum([reply.vector for reply in replies], axis=0)
+        if self.terms.trust == "server":
+            std = release.mechanism.noise_multiplier * release.mechanism.clip_norm
+            total = total + gaussian(total.shape, std, secure_generator())
+        return np.asarray(total, dtype=np.float64)

@@ -1,0 +1,167 @@
+"""What a study asks of a site, whole and fixed before the first round; both sides derive everything from it.
+
+A site computes the noise, the clip norm and the cost of every round from the terms that it admitted, never from a
+request. So a coordinator that wants less noise has to change the terms, whose digest then changes, and which the
+site has not admitted.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedveil.errors import InvalidValue
+from fedveil.privacy import Guarantee, Mechanism, Trust, epsilon
+
+__all__ = ["Release", "Terms", "default_min_honest", "noise_share"]
+
+
+def default_min_honest(participants: int) -> int:
+    """The fewest noise shares that an adversary is assumed not to know: two thirds of a round's participants, rounded up.
+
+    The same fraction bounds the colluding participants that the secure aggregation tolerates from an active server
+    (Bonawitz et al. 2017, section 6.2), so one assumption serves both. At least one participant is always assumed
+    to be curious, since each of them sees the sum and knows its own share.
+
+    >>> [default_min_honest(n) for n in (2, 3, 5, 10, 50)]
+    [1, 2, 4, 7, 34]
+    """
+    return max(1, min(participants - 1, math.ceil(2 * participants / 3)))
+
+
+def noise_share(trust: Trust, mechanism: Mechanism, honest: int) -> float:
+    """Standard deviation of the noise that one site adds to its own sum, in the unit of the contributions.
+
+    With noise multiplier z, clip norm C and h honest shares: ``z C`` where nobody outside the site is trusted;
+    ``z C / sqrt(h)`` under secure aggregation, so that any h shares together carry ``z C``; 0 where the server
+    adds the noise or nobody does.
+    """
+    full = mechanism.noise_multiplier * mechanism.clip_norm
+    match trust:
+        case "site":
+            return full
+        case "secure-aggregation":
+            return full / math.sqrt(honest)
+        case _:
+            return 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
+
+    Attributes:
+        name: what is released: ``"class-counts"`` or ``"training"``.
+        mechanism: one unit's bound, the noise of the sum, and the number of rounds (``mechanism.steps``).
+        dimension: length of the released vector.
+    """
+
+    name: str
+    mechanism: Mechanism
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Everything about a study that touches privacy.
+
+    Attributes:
+        name: the study's name, for ledgers and logs.
+        settings: the resolved study file as plain data; part of the digest, so that a site admits all of it.
+        sites: every site that takes part, in a fixed order.
+        trust: who could see an un-noised sum.
+        target: the guarantee that the releases were calibrated to; None without privacy.
+        releases: in the order in which they are made.
+        min_sites: fewest participants of a round.
+        min_honest: fewest honest noise shares under secure aggregation; None for the default rule.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    sites: tuple[str, ...]
+    trust: Trust
+    target: Guarantee | None
+    releases: tuple[Release, ...]
+    min_sites: int
+    min_honest: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.sites)) != len(self.sites) or not self.sites:
+            raise InvalidValue(
+                f"sites are {', '.join(self.sites) or 'none'}",
+                "a study needs sites with different names",
+                "name each hospital once",
+            )
+        if not 1 <= self.min_sites <= len(self.sites):
+            raise InvalidValue(
+                f"min_sites is {self.min_sites}",
+                f"it must lie between 1 and the {len(self.sites)} sites of the study",
+                "lower it, or add sites",
+            )
+        if self.trust == "secure-aggregation":
+            self._check_secure_aggregation()
+
+    def _check_secure_aggregation(self) -> None:
+        if len(self.sites) < 3:
+            raise InvalidValue(
+                f"the study has {len(self.sites)} sites",
+                "secure aggregation needs 3 or more: with fewer, a site learns the other's sum from the total",
+                'add sites, or set privacy.trust to "site"',
+            )
+        if self.min_honest is not None and not 1 <= self.min_honest < len(self.sites):
+            raise InvalidValue(
+                f"min_honest is {self.min_honest}",
+                f"it must lie between 1 and {len(self.sites) - 1}: every site knows its own noise share",
+                "lower it, or leave it out for two thirds of the sites",
+            )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the terms in canonical JSON; a site admits terms by it."""
+        body = {
+            "name": self.name,
+            "settings": self.settings,
+            "sites": self.sites,
+            "trust": self.trust,
+            "target": self.target.to_dict() if self.target else None,
+            "releases": [[r.name, r.mechanism.to_dict(), r.dimension] for r in self.releases],
+            "min_sites": self.min_sites,
+            "min_honest": self.min_honest,
+        }
+        return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def release(self, name: str) -> Release:
+        """The release of that name; `InvalidValue` if the terms hold none."""
+        for release in self.releases:
+            if release.name == name:
+                return release
+        raise InvalidValue(f"release is {name!r}", "the study makes no such release", "use one that its terms name")
+
+    def honest(self, participants: int) -> int:
+        """Honest noise shares among so many participants."""
+        return default_min_honest(participants) if self.min_honest is None else self.min_honest
+
+    def enough(self, survivors: int, participants: int) -> bool:
+        """Whether a round that so many of its participants completed may be opened.
+
+        Under secure aggregation the survivors must hold the honest shares *beside* one curious site's own.
+        """
+        if survivors < self.min_sites:
+            return False
+        return self.trust != "secure-aggregation" or survivors > self.honest(participants)
+
+    def alone(self, mechanism: Mechanism, participants: int) -> Mechanism | None:
+        """What a site's own noise share earns if everyone else colludes; None if it adds none."""
+        share = noise_share(self.trust, mechanism, self.honest(participants))
+        return mechanism.with_noise_multiplier(share / mechanism.clip_norm) if share > 0 else None
+
+    def epsilon_alone(self) -> float:
+        """Total epsilon of a site's own noise shares over the whole study, at the target's delta; infinite if none."""
+        if self.target is None:
+            return math.inf
+        shares = [self.alone(r.mechanism, len(self.sites)) for r in self.releases]
+        if any(share is None for share in shares):
+            return math.inf
+        return epsilon([share for share in shares if share is not None], self.target.delta)

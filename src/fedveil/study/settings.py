@@ -1,0 +1,220 @@
+"""The study file: one TOML file describes one study. Every key has a default that a newcomer would want."""
+
+import difflib
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedveil.errors import StudyError
+
+__all__ = [
+    "DataSettings",
+    "FederationSettings",
+    "ModelSettings",
+    "PrivacySettings",
+    "ReportSettings",
+    "SiteSettings",
+    "StudySettings",
+    "Study",
+    "TrainingSettings",
+]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Number = Annotated[float, Field(strict=False)]  # TOML's 1 is as good as 1.0
+
+
+class StudySettings(_Table):
+    """What the study is called, and the seed of everything that may be repeated."""
+
+    name: str = Field(default="study", min_length=1, max_length=80, pattern=r"^[\w .+-]+$")
+    description: str = ""
+    seed: int = Field(default=0, ge=0, description="of initialisation and simulated partition; never of noise")
+
+
+class SiteSettings(_Table):
+    """Simulated hospitals, where the data names none."""
+
+    count: int = Field(default=5, ge=1, le=1000, description="number of hospitals")
+    scheme: Literal["iid", "dirichlet", "quantity"] = Field(
+        default="dirichlet", description="how patients are dealt out: evenly, by skewed labels, or by skewed numbers"
+    )
+    alpha: Number = Field(default=0.5, gt=0, description="smaller is more skewed")
+
+
+class DataSettings(_Table):
+    """The images: where they are, how large, and which classes make the task."""
+
+    source: str = Field(
+        default="phantom", description='"phantom", "medmnist:NAME", a manifest .csv, a folder, or an .npz file'
+    )
+    image_size: int = Field(default=64, ge=8, le=1024, description="pixels along each side after resizing")
+    positive: tuple[str, ...] = Field(
+        default=(), strict=False, description="classes that together are the positive one of a binary task"
+    )
+    test_fraction: Number = Field(
+        default=0.2, gt=0, lt=1, description="patients held out for testing, where the data has no test split"
+    )
+    allow_patient_overlap: bool = Field(
+        default=False, description="accept a patient in two sites, or in training and test"
+    )
+    sites: SiteSettings = SiteSettings()
+
+
+class ModelSettings(_Table):
+    """The classifier: frozen public features under a linear head, or a network trained whole."""
+
+    features: str = Field(
+        default="efficientnet-lite0", description='"efficientnet-lite0", "scattering", "pixels", joined by "+"'
+    )
+    network: Literal["linear"] = Field(default="linear", description="what is trained on the features")
+
+
+class TrainingSettings(_Table):
+    """Federated rounds and the server's optimiser."""
+
+    method: Literal["gradient"] = Field(default="gradient", description="what a contribution is")
+    rounds: int = Field(default=60, ge=1, le=100_000, description="rounds of training")
+    learning_rate: Number = Field(default=4.0, gt=0, description="server step size")
+    momentum: Number = Field(default=0.9, ge=0, lt=1)
+    weight_decay: Number = Field(default=0.0, ge=0)
+    average_from: Number = Field(
+        default=0.5, ge=0, le=1, description="the released model is the mean over the rounds after this fraction"
+    )
+
+
+class PrivacySettings(_Table):
+    """The guarantee that the study calibrates to."""
+
+    unit: Literal["patient", "image", "site"] = Field(default="patient", description="whom the guarantee protects")
+    trust: Literal["site", "secure-aggregation", "server", "none"] = Field(
+        default="secure-aggregation", description="who could see an un-noised sum"
+    )
+    epsilon: Number = Field(default=1.0, gt=0, description="total over all rounds and releases")
+    delta: Number = Field(default=1e-5, gt=0, lt=1, description="must be below one over a site's units")
+    clip_norm: Number = Field(default=1.0, gt=0, description="L2 bound of one unit's contribution")
+    class_counts_share: Number = Field(
+        default=0.05, ge=0, lt=1, description="part of the budget for private class counts; 0 releases none"
+    )
+
+
+class FederationSettings(_Table):
+    """How many sites a round needs."""
+
+    min_sites: int | None = Field(default=None, ge=1, description="fewest sites of a round; default two thirds")
+    min_honest: int | None = Field(
+        default=None, ge=1, description="fewest noise shares unknown to an adversary; default two thirds of a round"
+    )
+
+
+class ReportSettings(_Table):
+    """What the report shows."""
+
+    examples: int = Field(default=8, ge=0, le=64, description="test images embedded in the report")
+    baselines: bool = Field(default=False, description="also train without privacy, and each hospital alone")
+
+
+class Study(_Table):
+    """A whole study file.
+
+    >>> Study.parse('[privacy]\\nepsilon = 3').privacy.epsilon
+    3.0
+    """
+
+    study: StudySettings = StudySettings()
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    federation: FederationSettings = FederationSettings()
+    report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        for table in (self.data.sites, self.training, self.privacy):
+            for key, value in table:
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"{key} must be a finite number")
+        return self
+
+    @classmethod
+    def parse(cls, text: str, where: str = "study file") -> Self:
+        """Read a study from TOML text; `StudyError` names the key, the rule and the remedy."""
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise StudyError(f"{where} cannot be read: {error}", "it must be TOML", "see `fedveil init --help`") from None
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _explain(error, where) from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a study file."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise StudyError(f"{path} does not exist", "a study is one TOML file", "make one with `fedveil init`") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StudyError(f"{path} cannot be read: {error}", "a study is one UTF-8 TOML file", "check the path") from None
+        return cls.parse(text, str(path))
+
+    def to_toml(self) -> str:
+        """The resolved study: every table and key, in a fixed order."""
+        lines: list[str] = []
+        _write_table(lines, "", self.model_dump(mode="json", exclude_none=True))
+        return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
+    if prefix:
+        lines.append(f"\n[{prefix}]")
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            lines.append(f"{key} = {_toml_value(value)}")
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _write_table(lines, f"{prefix}.{key}" if prefix else key, value)
+
+
+def _toml_value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04X}" for c in escaped) + '"'
+        case list():
+            return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+        case _:
+            return repr(value)
+
+
+def _explain(error: ValidationError, where: str) -> StudyError:
+    """Turn pydantic's first complaint into found; rule: remedy."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the study"
+    others = error.error_count() - 1
+    more = f" ({others} more after this one)" if others else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(tuple(str(part) for part in first["loc"][:-1]))
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
+        remedy = f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
+        return StudyError(f"{where}: {key} is not a key of a study", "unknown keys are refused", remedy + more)
+    rule = first["msg"].removeprefix("Value error, ")
+    rule = rule[0].lower() + rule[1:]
+    return StudyError(f"{where}: {key} is {first['input']!r}"[:200], rule, "correct the value" + more)
+
+
+def _known_keys(path: tuple[str, ...]) -> list[str]:
+    model: Any = Study
+    for part in path:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
