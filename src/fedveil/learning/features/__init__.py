@@ -1,0 +1,10 @@
+"""Feature extractors: fixed, public functions from an image to a vector, and its public scaling.
+
+``feature_extractor("efficientnet-lite0@96+scattering", image_size=64, channels=1)`` builds any of them from
+the name in a study file: ``+`` puts extractors side by side, ``@SIZE`` sets the resolution that one sees.
+"""
+
+from fedveil.learning.features.extractor import Concatenation, FeatureExtractor
+from fedveil.learning.features.registry import EXTRACTORS, feature_extractor
+
+__all__ = ["EXTRACTORS", "Concatenation", "FeatureExtractor", "feature_extractor"]

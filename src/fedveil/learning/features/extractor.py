@@ -1,0 +1,118 @@
+"""What every feature extractor promises, and how several become one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedveil.errors import InvalidValue
+
+Images: TypeAlias = npt.NDArray[np.float32]
+"""(k, channels, size, size) in [0, 1]."""
+Features: TypeAlias = npt.NDArray[np.float32]
+"""(k, dimension)."""
+
+BATCH = 64
+"""Images that go through a network at once; larger batches fall out of the processor's cache."""
+
+
+class FeatureExtractor(Protocol):
+    """A fixed, public function from an image to a vector, the same at every site.
+
+    Nothing in it may depend on private images: weights and constants are published, so the features of one
+    patient say nothing about another, and only what is learned *from* them needs a budget.
+
+    """
+
+    @property
+    def name(self) -> str:
+        """What the study file calls it, such as ``"efficientnet-lite0@96+scattering"``."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Name with size, channels and version: features cached under one key are interchangeable."""
+        ...
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Lengths of the parts of the vector that different extractors made; their sum is ``dimension``."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vector."""
+        ...
+
+    def __call__(self, images: Images) -> Features:
+        """Map images (k, channels, size, size) in [0, 1] to features (k, dimension), both float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenation:
+    """Several extractors side by side, such as one network at two resolutions."""
+
+    parts: tuple[FeatureExtractor, ...]
+
+    @property
+    def name(self) -> str:
+        """The names of the parts, joined by ``+``."""
+        return "+".join(part.name for part in self.parts)
+
+    @property
+    def key(self) -> str:
+        """The keys of the parts, joined by ``+``."""
+        return "+".join(part.key for part in self.parts)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The lengths of all parts, in order."""
+        return tuple(block for part in self.parts for block in part.blocks)
+
+    @property
+    def dimension(self) -> int:
+        """The sum of the lengths of all parts."""
+        return sum(self.blocks)
+
+    def __call__(self, images: Images) -> Features:
+        """Concatenate the features of all parts."""
+        return np.concatenate([part(images) for part in self.parts], axis=1)
+
+
+def checked(images: Images, channels: int) -> torch.Tensor:
+    """View images as a tensor after checking what an extractor relies on.
+
+    Raises:
+        InvalidValue: not float32 of shape (k, channels, size, size), or values that are not finite.
+    """
+    if images.dtype != np.float32 or images.ndim != 4 or images.shape[1] != channels:
+        raise InvalidValue(
+            f"images have shape {images.shape} and type {images.dtype}",
+            f"an extractor for {channels} channel(s) needs float32 of shape (k, {channels}, size, size)",
+            "read them with the channels that the study names",
+        )
+    if not np.isfinite(images).all():
+        raise InvalidValue(
+            "an image holds values that are not finite",
+            "pixels must be numbers in [0, 1]",
+            "check the image files with `fedveil data check`",
+        )
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Resample (k, channels, h, w) to (k, channels, size, size), bilinear with antialiasing."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return torch.nn.functional.interpolate(
+        images, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+    )
+
+
+def batches(images: torch.Tensor, length: int = BATCH) -> Sequence[torch.Tensor]:
+    """Split along the first axis into pieces of at most ``length``; an empty stack gives one empty piece."""
+    return torch.split(images, length)
