@@ -1,0 +1,30 @@
+"""The trust boundary: what a coordinator asks, what a site checks, charges and answers, and how sums are made.
+
+A study's `Terms` fix everything that touches privacy. A `Site` holds a cohort behind a learner and answers
+`Request`s under its own policy and ledger; the `Coordinator` asks a round's participants over a `Transport` and adds
+up what comes back. The same code serves sites in this process and sites across a network.
+"""
+
+from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum
+from fedveil.federation.messages import Declined, Reply, Request
+from fedveil.federation.site import Policy, Site
+from fedveil.federation.terms import Release, Terms, default_min_honest, noise_share
+from fedveil.federation.transport import InProcess, Transport
+
+__all__ = [
+    "BudgetSpent",
+    "Coordinator",
+    "Declined",
+    "Dropped",
+    "InProcess",
+    "Policy",
+    "Release",
+    "Reply",
+    "Request",
+    "RoundSum",
+    "Site",
+    "Terms",
+    "Transport",
+    "default_min_honest",
+    "noise_share",
+]

@@ -5,6 +5,7 @@ left out for a while; if the rest hold too little noise the attempt is abandoned
 repeated among the sites that are left, whose shares are then larger.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -66,8 +67,8 @@ class Coordinator:
 
     def epsilon_spent(self) -> float:
         """Total epsilon of everything asked for so far, at the target's delta, by the accountant."""
-        if self.terms.target is None:
-            return float("inf")
+        if self.terms.trust == "none":
+            return math.inf
         spent = [
             self.terms.release(name).mechanism.with_steps(count) for name, count in self.charged.items() if count
         ]
@@ -99,9 +100,8 @@ class Coordinator:
                 )
 
     def _participants(self) -> tuple[str, ...]:
-        """The sites to ask next. If too few are left, the benched ones are given another chance first."""
-        ready = tuple(s for s in self.terms.sites if self.benched.get(s, (0, 0))[1] <= self.attempt)
-        return ready
+        """The sites to ask next: all but those that are left out for failing."""
+        return tuple(site for site in self.terms.sites if self.benched.get(site, (0, 0))[1] <= self.attempt)
 
     def _ask(
         self, release: Release, round_number: int, parameters: Vector, participants: tuple[str, ...]
@@ -116,7 +116,7 @@ class Coordinator:
             participants=participants,
             parameters=parameters,
         )
-        answers = {answer.site: answer for answer in self.transport.exchange(request)}
+        answers = self.transport.exchange(dict.fromkeys(participants, request))
         return [self._checked(request, release, site, answers.get(site)) for site in participants]
 
     @staticmethod
@@ -124,6 +124,7 @@ class Coordinator:
         """The answer itself if it fits the request; otherwise a refusal in the site's name."""
         fits = (
             answer is not None
+            and answer.site == site
             and (answer.study, answer.release, answer.round, answer.attempt)
             == (request.study, request.release, request.round, request.attempt)
             and (

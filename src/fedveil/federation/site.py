@@ -9,7 +9,7 @@ from fedveil.errors import BudgetExceeded, FedveilError, Refused
 from fedveil.federation.messages import Declined, DeclineCode, Reply, Request, Vector
 from fedveil.federation.terms import Release, Terms, noise_share
 from fedveil.learning import Learner
-from fedveil.privacy import Ledger, Trust, gaussian, secure_generator
+from fedveil.privacy import Ledger, Trust, check_delta, gaussian, secure_generator
 
 __all__ = ["Policy", "Site"]
 
@@ -94,8 +94,9 @@ class Site:
                 f"{self.name} is not among them",
                 "add it to the study's sites",
             )
-        if terms.target is not None and self._ledger is not None:
-            terms.target.check_delta(self._learner.units)
+        if terms.trust != "none" and self._ledger is not None:
+            if terms.target.unit != "site":
+                check_delta(terms.target.delta, self._learner.units)
             self._ledger.admit([release.mechanism for release in terms.releases])
         self._admitted[terms.digest] = terms
         return terms.digest

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedveil.errors import InvalidValue
@@ -71,8 +71,7 @@ class Terms:
         name: the study's name, for ledgers and logs.
         settings: the resolved study file as plain data; part of the digest, so that a site admits all of it.
         sites: every site that takes part, in a fixed order.
-        trust: who could see an un-noised sum.
-        target: the guarantee that the releases were calibrated to; None without privacy.
+        target: the guarantee that the releases were calibrated to; its epsilon is infinite without privacy.
         releases: in the order in which they are made.
         min_sites: fewest participants of a round.
         min_honest: fewest honest noise shares under secure aggregation; None for the default rule.
@@ -81,8 +80,7 @@ class Terms:
     name: str
     settings: Mapping[str, Any]
     sites: tuple[str, ...]
-    trust: Trust
-    target: Guarantee | None
+    target: Guarantee
     releases: tuple[Release, ...]
     min_sites: int
     min_honest: int | None = None
@@ -118,14 +116,18 @@ class Terms:
             )
 
     @property
+    def trust(self) -> Trust:
+        """Who could see an un-noised sum."""
+        return self.target.trust
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the terms in canonical JSON; a site admits terms by it."""
         body = {
             "name": self.name,
             "settings": self.settings,
             "sites": self.sites,
-            "trust": self.trust,
-            "target": self.target.to_dict() if self.target else None,
+            "target": self.target.to_dict(),
             "releases": [[r.name, r.mechanism.to_dict(), r.dimension] for r in self.releases],
             "min_sites": self.min_sites,
             "min_honest": self.min_honest,
@@ -155,12 +157,10 @@ class Terms:
     def alone(self, mechanism: Mechanism, participants: int) -> Mechanism | None:
         """What a site's own noise share earns if everyone else colludes; None if it adds none."""
         share = noise_share(self.trust, mechanism, self.honest(participants))
-        return mechanism.with_noise_multiplier(share / mechanism.clip_norm) if share > 0 else None
+        return replace(mechanism, noise_multiplier=share / mechanism.clip_norm) if share > 0 else None
 
     def epsilon_alone(self) -> float:
         """Total epsilon of a site's own noise shares over the whole study, at the target's delta; infinite if none."""
-        if self.target is None:
-            return math.inf
         shares = [self.alone(r.mechanism, len(self.sites)) for r in self.releases]
         if any(share is None for share in shares):
             return math.inf

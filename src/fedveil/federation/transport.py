@@ -1,6 +1,6 @@
 """The one seam between a coordinator and its sites: the same requests and replies, in process or over a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from fedveil.federation.messages import Declined, Reply, Request
@@ -10,13 +10,12 @@ __all__ = ["InProcess", "Transport"]
 
 
 class Transport(Protocol):
-    """Carries one request to every participant and brings back what each of them answers."""
+    """Carries requests to sites and brings back what each of them answers."""
 
-    def exchange(self, request: Request) -> Sequence[Reply | Declined]:
-        """Deliver the request to each of ``request.participants``; one answer a participant, in any order.
+    def exchange(self, requests: Mapping[str, Request]) -> Mapping[str, Reply | Declined]:
+        """Deliver to each site, by name, its request; return the answers by site.
 
-        A participant that cannot be reached is answered for with ``Declined(code="unreachable")``; the call does
-        not raise for it.
+        A site that cannot be reached is simply absent from the answers; the call does not raise for it.
         """
         ...
 
@@ -27,6 +26,6 @@ class InProcess:
     def __init__(self, sites: Sequence[Site]) -> None:
         self._sites = {site.name: site for site in sites}
 
-    def exchange(self, request: Request) -> Sequence[Reply | Declined]:
-        """Ask each participant in turn."""
-        return [self._sites[name].handle(request) for name in request.participants]
+    def exchange(self, requests: Mapping[str, Request]) -> Mapping[str, Reply | Declined]:
+        """Ask each site in turn."""
+        return {name: self._sites[name].handle(request) for name, request in requests.items()}

@@ -82,6 +82,13 @@ class RunDirectory:
         """Where a simulated site's ledger lies."""
         return self.path / "ledgers" / f"{site}.jsonl"
 
+    def begin_session(self) -> int:
+        """Count this process's start, durably; a number that no earlier process on this run has had."""
+        path = self.path / "sessions"
+        number = (int(path.read_text()) if path.exists() else 0) + 1
+        write_atomic(path, lambda file: file.write(str(number).encode()))
+        return number
+
     def save_checkpoint(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Replace the checkpoint."""
         write_atomic(self.path / "checkpoint.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
@@ -126,4 +133,5 @@ class RunDirectory:
         """Write the result, which makes the run complete, and drop what only a resume needs."""
         write_json(self.path / "result.json", result)
         (self.path / "checkpoint.npz").unlink(missing_ok=True)
+        (self.path / "sessions").unlink(missing_ok=True)
         (self.path / ".lock").unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import difflib
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +21,7 @@ __all__ = [
     "StudySettings",
     "Study",
     "TrainingSettings",
+    "toml_value",
 ]
 
 
@@ -166,6 +168,16 @@ class Study(_Table):
             raise StudyError(f"{path} cannot be read: {error}", "a study is one UTF-8 TOML file", "check the path") from None
         return cls.parse(text, str(path))
 
+    def with_changes(self, changes: Mapping[str, Mapping[str, object]]) -> Self:
+        """The study with some keys changed, table by table, checked like a file."""
+        values = self.model_dump(mode="json")
+        for table, keys in changes.items():
+            values[table].update(keys)
+        try:
+            return type(self).model_validate(values)
+        except ValidationError as error:
+            raise _explain(error, "command line") from None
+
     def to_toml(self) -> str:
         """The resolved study: every table and key, in a fixed order."""
         lines: list[str] = []
@@ -178,13 +190,18 @@ def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
         lines.append(f"\n[{prefix}]")
     for key, value in table.items():
         if not isinstance(value, dict):
-            lines.append(f"{key} = {_toml_value(value)}")
+            lines.append(f"{key} = {toml_value(value)}")
     for key, value in table.items():
         if isinstance(value, dict):
             _write_table(lines, f"{prefix}.{key}" if prefix else key, value)
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """One TOML value.
+
+    >>> toml_value([1.0, "a"])
+    '[1.0, "a"]'
+    """
     match value:
         case bool():
             return "true" if value else "false"
@@ -192,7 +209,7 @@ def _toml_value(value: Any) -> str:
             escaped = value.replace("\\", "\\\\").replace('"', '\\"')
             return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04X}" for c in escaped) + '"'
         case list():
-            return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+            return "[" + ", ".join(toml_value(item) for item in value) + "]"
         case _:
             return repr(value)
 

@@ -8,7 +8,7 @@ from fedveil.federation import Release, Terms
 from fedveil.privacy import Guarantee, Mechanism, calibrate
 from fedveil.study.settings import Study
 
-__all__ = ["make_terms"]
+__all__ = ["make_terms", "target_of"]
 
 
 def make_terms(study: Study, *, sites: Sequence[str], dimension: int, classes: int) -> Terms:
@@ -25,24 +25,20 @@ def make_terms(study: Study, *, sites: Sequence[str], dimension: int, classes: i
         classes: number of classes.
     """
     privacy = study.privacy
+    target = target_of(study)
     private = privacy.trust != "none"
-    target = (
-        Guarantee(epsilon=privacy.epsilon, delta=privacy.delta, unit=privacy.unit, trust=privacy.trust)
-        if private
-        else None
-    )
     count_share = privacy.class_counts_share
     if privacy.unit == "site":
         count_share = 0.0  # a site's whole histogram has no useful bound
     releases = []
     if count_share > 0:
-        whole = calibrate(target, steps=1).noise_multiplier if target else 0.0
+        whole = calibrate(target, steps=1).noise_multiplier if private else 0.0
         counts = Mechanism(
             noise_multiplier=whole / math.sqrt(count_share), clip_norm=1.0, steps=1, unit=privacy.unit
         )
         releases.append(Release(name="class-counts", mechanism=counts, dimension=classes))
     spent = [release.mechanism for release in releases]
-    if target:
+    if private:
         training = calibrate(target, steps=study.training.rounds, clip_norm=privacy.clip_norm, spent=spent)
     else:
         training = Mechanism(
@@ -53,12 +49,18 @@ def make_terms(study: Study, *, sites: Sequence[str], dimension: int, classes: i
         name=study.study.name,
         settings=study.model_dump(mode="json"),
         sites=tuple(sites),
-        trust=privacy.trust,
         target=target,
         releases=tuple(releases),
         min_sites=_min_sites(study, len(sites)),
         min_honest=study.federation.min_honest,
     )
+
+
+def target_of(study: Study) -> Guarantee:
+    """The guarantee that a study asks for."""
+    privacy = study.privacy
+    epsilon = privacy.epsilon if privacy.trust != "none" else math.inf
+    return Guarantee(epsilon=epsilon, delta=privacy.delta, unit=privacy.unit, trust=privacy.trust)
 
 
 def _min_sites(study: Study, sites: int) -> int:

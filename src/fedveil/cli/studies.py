@@ -1,0 +1,167 @@
+"""The verbs around a study: init, plan, run, demo, predict, report."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedveil.cli.console import console, errors, speak_plainly
+from fedveil.cli.progress import Bars
+from fedveil.cli.tables import print_plan, print_result
+from fedveil.errors import StudyError
+from fedveil.report import write_report
+from fedveil.study import RunDirectory, Study, make_plan, predict, resolve, run, study_template
+from fedveil.study.files import write_atomic
+
+__all__ = ["register"]
+
+StudyFile = Annotated[Path, typer.Argument(help="The study file.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/NAME.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Data = Annotated[str | None, typer.Option("--data", help="Data source; overrides the study's data.source.")]
+Epsilon = Annotated[float | None, typer.Option("--epsilon", help="Overrides privacy.epsilon.")]
+Trust = Annotated[str | None, typer.Option("--trust", help="Overrides privacy.trust.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the program."""
+    for verb in (init, plan, run_command, demo, predict_command, report):
+        name = verb.__name__.removesuffix("_command")
+        app.command(name, rich_help_panel="Studies")(verb)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the study file.")] = Path("study.toml"),
+    data: Annotated[str, typer.Option(help="Data source, such as scans/manifest.csv or medmnist:breastmnist.")] = "phantom",
+) -> None:
+    """Write a study file with every setting explained.
+
+    Example: fedveil init study.toml --data scans/manifest.csv
+    """
+    with speak_plainly():
+        if path.exists():
+            raise StudyError(f"{path} exists", "init never overwrites a file", "choose another name, or delete it")
+        text = study_template({"study.name": path.stem, "data.source": data})
+        write_atomic(path, lambda file: file.write(text.encode()))
+        console.print(f"wrote {path}; look at what it would cost with: fedveil plan {path}")
+
+
+def plan(
+    study: StudyFile = Path("study.toml"),
+    data: Data = None,
+    epsilon: Epsilon = None,
+    trust: Trust = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a study would cost, before anything runs.
+
+    Example: fedveil plan study.toml --epsilon 3
+    """
+    with speak_plainly():
+        planned = make_plan(_read(study, data, epsilon, trust))
+        if as_json:
+            print(json.dumps(planned.to_dict(), indent=2))
+        else:
+            print_plan(planned)
+
+
+def run_command(
+    study: StudyFile = Path("study.toml"),
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    data: Data = None,
+    epsilon: Epsilon = None,
+    trust: Trust = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Also train the alternatives to compare with.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a study's model under its guarantee and write a report.
+
+    Example: fedveil run study.toml --out runs/first
+    """
+    with speak_plainly():
+        resolved = _read(study, data, epsilon, trust, baselines)
+        _run(resolved, out or Path("runs") / resolved.study.name.replace(" ", "-"), resume, as_json)
+
+
+def demo(
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole job on the built-in synthetic images: five hospitals, epsilon 1 per patient.
+
+    Example: fedveil demo
+    """
+    with speak_plainly():
+        folder = out or _fresh(Path("runs") / "demo")
+        _run(Study.parse('[study]\nname = "demo"'), folder, False, as_json)
+
+
+def predict_command(
+    model: Annotated[Path, typer.Argument(help="A run directory, or the folder of a model.json.")],
+    images: Annotated[str, typer.Argument(help="A folder of images or a manifest.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file to write; default standard output.")] = None,
+) -> None:
+    """Classify images with a trained model.
+
+    Example: fedveil predict runs/first new-scans/ --out predictions.csv
+    """
+    with speak_plainly():
+        text = predict(model, images)
+        if out is None:
+            print(text, end="")
+        elif out.exists():
+            raise StudyError(f"{out} exists", "predict never overwrites a file", "choose another name, or delete it")
+        else:
+            write_atomic(out, lambda file: file.write(text.encode()))
+            console.print(f"wrote {out}")
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="A finished run directory.")],
+) -> None:
+    """Write the report of a finished run again.
+
+    Example: fedveil report runs/first
+    """
+    with speak_plainly():
+        console.print(f"wrote {write_report(directory)}")
+
+
+def _read(
+    path: Path, data: str | None, epsilon: float | None, trust: str | None, baselines: bool = False
+) -> Study:
+    """The study with the command line's overrides, checked as if they stood in the file."""
+    study = resolve(Study.load(path), path.parent)
+    changes: dict[str, dict[str, object]] = {"data": {}, "privacy": {}, "report": {}}
+    if data is not None:
+        changes["data"]["source"] = data
+    if epsilon is not None:
+        changes["privacy"]["epsilon"] = epsilon
+    if trust is not None:
+        changes["privacy"]["trust"] = trust
+    if baselines:
+        changes["report"]["baselines"] = True
+    return resolve(study.with_changes(changes), Path())
+
+
+def _fresh(path: Path) -> Path:
+    """The path, or the first of path-2, path-3, ... that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _run(study: Study, folder: Path, resume: bool, as_json: bool) -> None:
+    directory = RunDirectory.reopen(folder, study) if resume else RunDirectory.create(folder, study)
+    with Bars(quiet=as_json) as bars:
+        result = run(directory, progress=bars)
+    page = write_report(directory.path)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_result(result)
+        errors.print(f"\nreport: {page}")

@@ -1,0 +1,112 @@
+"""From a study file to hospitals: reads the data, splits or names the sites, checks what the guarantee needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.data import Dataset, hospitals, load, named_hospitals
+from fedveil.errors import StudyError
+from fedveil.privacy import check_delta
+from fedveil.study.settings import Study
+
+__all__ = ["Prepared", "prepare", "resolve"]
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A study's data, checked and dealt out.
+
+    Attributes:
+        study: the resolved study.
+        dataset: every image.
+        sites: training images of each site, by name, in order.
+        simulated: whether the hospitals were made by splitting the data.
+    """
+
+    study: Study
+    dataset: Dataset
+    sites: dict[str, Indices]
+    simulated: bool
+
+    @property
+    def patients(self) -> dict[str, int]:
+        """Number of training patients a site."""
+        return {name: len(np.unique(self.dataset.patients[rows])) for name, rows in self.sites.items()}
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Number of protected units a site."""
+        match self.study.privacy.unit:
+            case "patient":
+                return self.patients
+            case "image":
+                return {name: len(rows) for name, rows in self.sites.items()}
+            case "site":
+                return dict.fromkeys(self.sites, 1)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the result has to know about the data."""
+        notes = []
+        if self.dataset.synthetic:
+            notes.append("The images are synthetic (the built-in phantom set): accuracy on them says nothing about patients.")
+        if not self.dataset.patients_known:
+            notes.append(
+                "The data names no patients, so each image counts as a patient of its own. If a patient has several "
+                "images, the guarantee covers one of them, not the patient."
+            )
+        if self.simulated:
+            notes.append("The hospitals are simulated by splitting the patients of one data set among them.")
+        return notes
+
+
+def resolve(study: Study, base: Path) -> Study:
+    """The study with its data source as an absolute path, if it is a path relative to ``base``."""
+    source = study.data.source
+    if source == "phantom" or source.startswith("medmnist:"):
+        return study
+    data = study.data.model_copy(update={"source": str((base / source).resolve())})
+    return study.model_copy(update={"data": data})
+
+
+def prepare(study: Study) -> Prepared:
+    """Read a resolved study's data and deal it out to its sites.
+
+    Raises:
+        DataError: the data cannot be used as it stands.
+        InvalidValue: delta is larger than one over the number of units.
+    """
+    settings = study.data
+    dataset = load(
+        settings.source,
+        image_size=settings.image_size,
+        positive=settings.positive or None,
+        seed=study.study.seed,
+        test_fraction=settings.test_fraction,
+        allow_patient_overlap=settings.allow_patient_overlap,
+    )
+    if not len(dataset.test):
+        raise StudyError(
+            f"{settings.source} holds no test images", "a study is judged on patients it was not trained on",
+            "mark test rows in the split column, or leave the column out to have some drawn",
+        )
+    simulated = dataset.sites is None
+    if simulated:
+        dealt = hospitals(dataset, settings.sites.count, settings.sites.scheme, settings.sites.alpha, study.study.seed)
+        sites = {f"site-{number}": rows for number, rows in enumerate(dealt, 1)}
+    else:
+        sites = named_hospitals(dataset)
+    prepared = Prepared(study=study, dataset=dataset, sites=sites, simulated=simulated)
+    _check_delta(prepared)
+    return prepared
+
+
+def _check_delta(prepared: Prepared) -> None:
+    """A delta near one over the number of units would allow one of them to be published outright."""
+    privacy = prepared.study.privacy
+    if privacy.trust != "none" and privacy.unit != "site":
+        check_delta(privacy.delta, sum(prepared.units.values()))
