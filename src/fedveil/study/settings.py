@@ -5,7 +5,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,9 +29,6 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-Number = Annotated[float, Field(strict=False)]  # TOML's 1 is as good as 1.0
-
-
 class StudySettings(_Table):
     """What the study is called, and the seed of everything that may be repeated."""
 
@@ -47,7 +44,7 @@ class SiteSettings(_Table):
     scheme: Literal["iid", "dirichlet", "quantity"] = Field(
         default="dirichlet", description="how patients are dealt out: evenly, by skewed labels, or by skewed numbers"
     )
-    alpha: Number = Field(default=0.5, gt=0, description="smaller is more skewed")
+    alpha: float = Field(default=0.5, gt=0, description="smaller is more skewed")
 
 
 class DataSettings(_Table):
@@ -60,7 +57,7 @@ class DataSettings(_Table):
     positive: tuple[str, ...] = Field(
         default=(), strict=False, description="classes that together are the positive one of a binary task"
     )
-    test_fraction: Number = Field(
+    test_fraction: float = Field(
         default=0.2, gt=0, lt=1, description="patients held out for testing, where the data has no test split"
     )
     allow_patient_overlap: bool = Field(
@@ -83,10 +80,10 @@ class TrainingSettings(_Table):
 
     method: Literal["gradient"] = Field(default="gradient", description="what a contribution is")
     rounds: int = Field(default=60, ge=1, le=100_000, description="rounds of training")
-    learning_rate: Number = Field(default=4.0, gt=0, description="server step size")
-    momentum: Number = Field(default=0.9, ge=0, lt=1)
-    weight_decay: Number = Field(default=0.0, ge=0)
-    average_from: Number = Field(
+    learning_rate: float = Field(default=4.0, gt=0, description="server step size")
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    average_from: float = Field(
         default=0.5, ge=0, le=1, description="the released model is the mean over the rounds after this fraction"
     )
 
@@ -98,10 +95,10 @@ class PrivacySettings(_Table):
     trust: Literal["site", "secure-aggregation", "server", "none"] = Field(
         default="secure-aggregation", description="who could see an un-noised sum"
     )
-    epsilon: Number = Field(default=1.0, gt=0, description="total over all rounds and releases")
-    delta: Number = Field(default=1e-5, gt=0, lt=1, description="must be below one over a site's units")
-    clip_norm: Number = Field(default=1.0, gt=0, description="L2 bound of one unit's contribution")
-    class_counts_share: Number = Field(
+    epsilon: float = Field(default=1.0, gt=0, description="total over all rounds and releases")
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="must be below one over a site's units")
+    clip_norm: float = Field(default=1.0, gt=0, description="L2 bound of one unit's contribution")
+    class_counts_share: float = Field(
         default=0.05, ge=0, lt=1, description="part of the budget for private class counts; 0 releases none"
     )
 
@@ -207,7 +204,7 @@ def toml_value(value: Any) -> str:
             return "true" if value else "false"
         case str():
             escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-            return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04X}" for c in escaped) + '"'
+            return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'
         case list():
             return "[" + ", ".join(toml_value(item) for item in value) + "]"
         case _:

@@ -1,0 +1,82 @@
+"""The main job on real chest X-rays: accuracy, time, overhead and memory; one JSON line a figure.
+
+    python benchmarks/main_job.py            # needs FEDVEIL_DATA, default ../shared/data
+    python benchmarks/main_job.py --runs 1   # a quick look
+
+Settings are the program's defaults for every study; the test split is used for these figures only.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fedveil.study import RunDirectory, Study, run
+
+DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def figure(name: str, value: float, unit: str) -> None:
+    print(json.dumps({"figure": name, "value": round(value, 5), "unit": unit}), flush=True)
+
+
+def one(scratch: Path, seed: int, trust: str, epsilon: float) -> dict[str, Any]:
+    study = Study().with_changes(
+        {
+            "study": {"name": "kermany", "seed": seed},
+            "data": {
+                "source": str(DATA / "kermany_cxr" / "kermany_cxr_64.npz"),
+                "positive": ["bacteria", "virus"],
+            },
+            "privacy": {"trust": trust, "epsilon": epsilon},
+            "training": {"rounds": 60},
+            "report": {"examples": 0},
+        }
+    )
+    directory = RunDirectory.create(scratch / f"{trust}-{epsilon}-{seed}", study)
+    return run(directory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    scratch = Path(tempfile.mkdtemp(prefix="fedveil-bench-"))
+    os.environ["FEDVEIL_CACHE"] = str(scratch / "cache")
+    try:
+        settings = (
+            ("secagg_eps1", "secure-aggregation", 1.0),
+            ("site_eps3", "site", 3.0),
+            ("none", "none", 1.0),
+        )
+        for name, trust, epsilon in settings:
+            results = [one(scratch, seed, trust, epsilon) for seed in range(runs)]
+            test = [result["metrics"]["test"] for result in results]
+            figure(f"auroc_{name}", statistics.mean(t["auroc"] for t in test), "AUROC")
+            figure(
+                f"balanced_accuracy_{name}", statistics.mean(t["balanced_accuracy"] for t in test), "fraction"
+            )
+            if name == "secagg_eps1":
+                figure("seconds_features", results[0]["seconds"]["features"], "s")
+                figure(
+                    "seconds_training", statistics.median(r["seconds"]["training"] for r in results), "s"
+                )
+                figure(
+                    "overhead_ms_per_site_round",
+                    statistics.median(r["seconds"]["overhead_per_site_round"] for r in results) * 1e3,
+                    "ms",
+                )
+        figure("peak_rss_gib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB")
+    finally:
+        shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    main()

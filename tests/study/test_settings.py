@@ -1,0 +1,67 @@
+import math
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedveil.errors import StudyError
+from fedveil.study.settings import Study, toml_value
+from fedveil.study.template import schema_rows, study_template
+
+
+def test_an_empty_file_is_a_whole_study():
+    assert Study.parse("") == Study()
+
+
+def test_the_resolved_file_reads_back_as_the_same_study():
+    study = Study.parse('[data]\npositive = ["a", "b\\"c"]\n[privacy]\nepsilon = 3\n[federation]\nmin_sites = 3')
+    assert Study.parse(study.to_toml()) == study
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30))
+def test_any_text_survives_toml(text):
+    assert Study.parse(f"[study]\ndescription = {toml_value(text)}").study.description == text
+
+
+def test_the_template_is_a_valid_study_that_names_every_key():
+    text = study_template({"study.name": "mine"})
+    assert Study.parse(text).study.name == "mine"
+    assert all(f"{key.rsplit('.', 1)[1]} = " in text for key, _, _ in schema_rows())
+    assert all(meaning for _, _, meaning in schema_rows())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[privacy]\nepsilom = 3", ["privacy.epsilom", "did you mean epsilon?"]),
+        ("[privcy]\nepsilon = 3", ["privcy", "did you mean privacy?"]),
+        ("[privacy]\nepsilon = 0", ["privacy.epsilon is 0", "greater than 0"]),
+        ("[privacy]\nepsilon = inf", ["epsilon", "finite"]),
+        ("[privacy]\ndelta = 1.5", ["privacy.delta is 1.5", "less than 1"]),
+        ('[privacy]\nepsilon = "1"', ["privacy.epsilon is '1'", "number"]),
+        ('[privacy]\ntrust = "sever"', ["privacy.trust", "'server'"]),
+        ("[data.sites]\ncount = 0", ["data.sites.count is 0", "greater than or equal to 1"]),
+        ("[training]\nrounds = 2.5", ["training.rounds is 2.5", "integer"]),
+        ("[study]\nseed = -1", ["study.seed is -1"]),
+        ("[study", ["TOML"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_rule(text, words):
+    with pytest.raises(StudyError) as caught:
+        Study.parse(text)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "Traceback" not in message
+    assert "pydantic" not in message
+
+
+def test_changes_are_checked_like_a_file():
+    assert Study().with_changes({"privacy": {"epsilon": 2.0}}).privacy.epsilon == 2
+    with pytest.raises(StudyError, match="epsilon is -1"):
+        Study().with_changes({"privacy": {"epsilon": -1.0}})
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(string.ascii_lowercase))
+def test_numbers_keep_every_digit(value, key):
+    assert float(toml_value(value)) == value or math.isclose(float(toml_value(value)), value, rel_tol=0)
