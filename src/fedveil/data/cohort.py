@@ -73,7 +73,7 @@ class Dataset:
         return np.flatnonzero(self.split == VALIDATION)
 
     def subset(self, indices: Indices) -> "Dataset":
-        """These images only, with the same classes and sites; patients are numbered anew, in the old order."""
+        """These images only, with the same classes and sites; patients are renumbered, in the old order."""
         rows = np.asarray(indices, dtype=np.int64)
         kept, patients = np.unique(self.patients[rows], return_inverse=True)
         return Dataset(

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedveil.data.cohort import Dataset
+from fedveil.data.folders import read_folder
+from fedveil.data.manifest import read_manifest
+from fedveil.data.medmnist import class_names, read_medmnist
 from fedveil.data.npz import read_npz
 from fedveil.data.records import Options, Records, assemble
 from fedveil.errors import DataError
@@ -40,7 +43,17 @@ def load(
 
 def read_records(source: str, options: Options, base: Path) -> Records:
     """What the source holds, unjudged."""
+    if source.startswith("medmnist:"):
+        return read_medmnist(source.removeprefix("medmnist:"), options.image_size)
     path = base / source
+    if path.is_dir():
+        return read_folder(path, options.image_size)
+    if path.suffix.lower() == ".csv":
+        return read_manifest(path, options.image_size)
     if path.suffix.lower() == ".npz":
-        return read_npz(path, options.image_size)
-    raise DataError(f"the source {source} is of no known kind", "it must be an *.npz", "name one")
+        return read_npz(path, options.image_size, class_names(path.stem))
+    raise DataError(
+        f"the source is {source}, and there is no such folder",
+        "it must be phantom, medmnist:NAME, a manifest *.csv, a folder, or an *.npz",
+        "check the path, which is relative to the study file",
+    )

@@ -24,9 +24,9 @@ def hospitals(
 ) -> list[Codes]:
     """Training images of each of ``count`` simulated hospitals, as ascending indices into ``dataset``.
 
-    ``iid`` deals patients out evenly; ``dirichlet`` deals out each class by shares drawn from Dirichlet(alpha),
-    so that with a small alpha a hospital sees few classes; ``quantity`` draws the hospitals' sizes in that way,
-    and deals out iid. A patient goes to one hospital with all their training images; none stays empty.
+    ``iid`` deals patients out evenly. ``dirichlet`` deals out each class by shares from Dirichlet(alpha), so
+    that with a small alpha a hospital sees few classes. ``quantity`` draws only the hospitals' sizes in that
+    way. A patient goes to one hospital with all their training images, and no hospital stays empty.
     """
     train = dataset.train
     present, local = np.unique(dataset.patients[train], return_inverse=True)

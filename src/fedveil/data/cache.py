@@ -1,0 +1,121 @@
+"""Keeps what was computed from an image, by the content of the image, so that it is computed once.
+
+One folder a computation, named by a hash of its key; in it any number of files, each written at once and
+never changed: a checksum, then the digests of some images and a row of float32 for each. A file that fails
+its checksum is deleted and its rows are computed again. Deleting any of it costs time and nothing else.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["FeatureCache", "cache_folder"]
+
+DIGEST_SIZE = 16
+HEADER = 16
+"""Bytes of two numbers: how many images a file holds, and how many features an image has."""
+
+ROWS_PER_FILE = 2048
+
+Features = npt.NDArray[np.float32]
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """``FEDVEIL_CACHE``, or ``fedveil`` in ``XDG_CACHE_HOME``, or ``~/.cache/fedveil``."""
+    own, shared = os.environ.get("FEDVEIL_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own)
+    return (Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache") / "fedveil"
+
+
+class FeatureCache:
+    """Features on disk under ``folder`` (by default in :func:`cache_folder`), readable by this user only.
+
+    Features of real images are as private as the images: keep the folder where they may lie.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = cache_folder() / "features" if folder is None else folder
+
+    def get_or_compute(
+        self, key: str, digests: Sequence[str], compute: Callable[[npt.NDArray[np.int64]], Features]
+    ) -> Features:
+        """One row an image, in the order of ``digests``.
+
+        ``key`` names the computation with its version. ``compute(indices)`` is called for images not known
+        yet, in batches that are stored as they come, so that an interrupted run loses one at most. Where
+        nothing can be stored (full disk, no permission) a warning is logged and the work goes on.
+        """
+        folder = self._folder / blake2b(key.encode(), digest_size=DIGEST_SIZE).hexdigest()
+        wanted = [bytes.fromhex(digest) for digest in digests]
+        known = _read_all(folder, set(wanted))
+        # Equal images are computed once.
+        first = {digest: index for index, digest in reversed(list(enumerate(wanted))) if digest not in known}
+        missing = np.array(sorted(first.values()), np.int64)
+        for start in range(0, len(missing), ROWS_PER_FILE):
+            batch = missing[start : start + ROWS_PER_FILE]
+            rows = np.ascontiguousarray(compute(batch), dtype=np.float32)
+            names = [wanted[index] for index in batch]
+            known.update(zip(names, rows, strict=True))
+            _write(folder, names, rows)
+        return np.stack([known[digest] for digest in wanted]) if wanted else np.zeros((0, 0), np.float32)
+
+
+def _read_all(folder: Path, wanted: set[bytes]) -> dict[bytes, Features]:
+    known: dict[bytes, Features] = {}
+    try:
+        files = sorted(folder.glob("*.features"))
+    except OSError:
+        return known
+    for file in files:
+        if len(known) == len(wanted):
+            break
+        try:
+            names, rows = _decode(file.read_bytes())
+        except (OSError, ValueError) as error:
+            log.warning("computing again what %s held: %s", file, error)
+            _discard(file)
+            continue
+        known.update((name, row) for name, row in zip(names, rows, strict=True) if name in wanted)
+    return known
+
+
+def _decode(content: bytes) -> tuple[list[bytes], Features]:
+    checksum, body = content[:32], content[32:]
+    if blake2b(body, digest_size=32).digest() != checksum:
+        raise ValueError("its checksum is wrong")
+    images, width = (int(number) for number in np.frombuffer(body, "<u8", 2))
+    ends = HEADER, HEADER + DIGEST_SIZE * images
+    names = [body[start : start + DIGEST_SIZE] for start in range(*ends, DIGEST_SIZE)]
+    return names, np.frombuffer(body, "<f4", images * width, ends[1]).reshape(images, width)
+
+
+def _write(folder: Path, names: list[bytes], rows: Features) -> None:
+    body = np.array(rows.shape, "<u8").tobytes() + b"".join(names) + rows.astype("<f4").tobytes()
+    content = blake2b(body, digest_size=32).digest() + body
+    temporary: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(suffix=".tmp", dir=folder)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        temporary.replace(folder / f"{content[:16].hex()}.features")
+    except OSError as error:
+        log.warning("features are not kept for the next run: %s", error)
+        if temporary is not None:
+            _discard(temporary)
+
+
+def _discard(file: Path) -> None:
+    try:
+        file.unlink()
+    except OSError as error:
+        log.warning("%s cannot be deleted: %s", file, error)
