@@ -1,0 +1,21 @@
+"""What happens inside one hospital: frozen features, models, bounded sums of gradients, evaluation.
+
+A `Learner` is the only code that sees pixels. It knows no budget and adds no noise: it promises that one
+patient moves its sums by no more than the clip norm, and the layers above do the rest. Server optimisers and
+the evaluation of released models live here too; they see released values only.
+"""
+
+from fedveil.learning.learner import Learner
+from fedveil.learning.linear import LinearHead, LinearLearner
+from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
+
+__all__ = [
+    "Adam",
+    "Averaged",
+    "Learner",
+    "LinearHead",
+    "LinearLearner",
+    "Optimizer",
+    "OptimizerState",
+    "Sgd",
+]

@@ -37,12 +37,13 @@ class EfficientNetLite0:
     def __call__(self, images: Images) -> Features:
         """Map images (k, channels, h, w) in [0, 1] to features (k, 1280), all in [0, 6]."""
         pixels = checked(images, self.channels)
-        network = folded_network(self.size, self.channels)
+        network = folded_network(self.size)
         features = np.empty((len(pixels), DIMENSION), dtype=np.float32)
         start = 0
         with torch.inference_mode():
             for batch in batches(pixels):
                 inputs = resized(batch, self.size) * (255 / 128) - 127 / 128
+                inputs = inputs.expand(-1, 3, -1, -1)
                 pooled = network(inputs.contiguous(memory_format=torch.channels_last)).mean((2, 3))
                 features[start : start + len(batch)] = pooled.numpy()
                 start += len(batch)
@@ -58,18 +59,12 @@ def pretrained(size: int) -> Any:
 
 
 @lru_cache(maxsize=4)
-def folded_network(size: int, channels: int) -> nn.Sequential:
-    """Return the convolutional part of :func:`pretrained` with batch norm folded in, channels last.
-
-    The layers of one grey channel are the sums over the three equal colour channels they stand for.
-    """
+def folded_network(size: int) -> nn.Sequential:
+    """Return the convolutional part of :func:`pretrained` with batch norm folded in, channels last."""
     network = pretrained(size)
     layers = [*_folded(network._conv_stem, network._bn0), nn.ReLU6(inplace=True)]
     layers += [_folded_block(block) for block in network._blocks]
     layers += [*_folded(network._conv_head, network._bn1), nn.ReLU6(inplace=True)]
-    if channels == 1:
-        stem = next(layer for layer in layers if isinstance(layer, nn.Conv2d))
-        stem.weight = nn.Parameter(stem.weight.sum(1, keepdim=True), requires_grad=False)
     folded: nn.Sequential = nn.Sequential(*layers).eval().requires_grad_(False)
     return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

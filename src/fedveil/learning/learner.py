@@ -1,0 +1,61 @@
+"""What a learner promises: the only code that sees a hospital's pixels, labels and patients.
+
+A learner knows nothing about budgets, noise or rounds. A site asks it for exact sums of bounded
+contributions, adds the noise that its policy and ledger call for, and lets only that leave (DESIGN: one
+round, the same for all).
+"""
+
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Vector: TypeAlias = npt.NDArray[np.float64]
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+
+class Learner(Protocol):
+    """One cohort behind one model.
+
+    Parameters cross the trust boundary as one flat vector, whatever the model. Every method returns exact
+    values about private data: none may leave the hospital before noise has been added and charged.
+    """
+
+    @property
+    def dimension(self) -> int:
+        """Length of the parameter vector."""
+        ...
+
+    @property
+    def units(self) -> int:
+        """Number of protected units here: patients, images, or 1 where the whole site is the unit."""
+        ...
+
+    def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
+        """Sum the units' contributions, each with L2 norm at most ``clip_norm`` whatever its images are.
+
+        Args:
+            parameters: float64 of shape (dimension,).
+            clip_norm: the bound on one unit's contribution, finite and positive.
+            units: indices of the units that take part, each at most once; all where None.
+
+        Returns:
+            float64 of shape (dimension,), un-noised. Adding or removing one unit changes it by at most
+            ``clip_norm`` in L2 norm, up to rounding.
+
+        Raises:
+            InvalidValue: parameters of another length or not finite, or a clip norm that bounds nothing.
+        """
+        ...
+
+    def class_counts(self) -> Vector:
+        """Sum over the units a vector of L2 norm at most 1: the fraction of the unit's images in each class.
+
+        Returns:
+            float64 of shape (classes,), un-noised.
+        """
+        ...
+
+    def scores(self, parameters: Vector) -> Vector:
+        """Class probabilities (images, classes) of the cohort's own images; they stay in the hospital."""
+        ...
