@@ -151,6 +151,19 @@ def test_patient_contribution_is_bounded_whatever_its_images(
     assert np.linalg.norm(change) <= clip_norm * (1 + 1e-6)
 
 
+def test_gradients_that_cancel_to_rounding_are_still_bounded():
+    """Near-equal huge images with both labels: the squared norm of their gradient drowns in rounding.
+
+    Taken as the plain quadratic form, the norm comes out too small, and the sum passes the clip norm.
+    """
+    generator = np.random.default_rng(6)
+    for _ in range(20):
+        images = 9e5 * (1 + 1e-12 * generator.uniform(-1, 1, (2, 6)))
+        learner = LinearLearner(LinearHead(6, 2), images, np.array([0, 1]), np.array([0, 0]), reduction="sum")
+        contribution = learner.contribution(np.zeros(7), clip_norm=1e-7)
+        assert np.linalg.norm(contribution) <= 1e-7 * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2e6, 1e30])
 def test_features_that_are_not_finite_or_huge_are_refused(value):
     features, labels, patients = cohort()
