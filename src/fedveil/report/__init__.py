@@ -1,0 +1,15 @@
+"""From a run directory to what people read: one self-contained HTML page, and a figure for a README.
+
+`load` turns the files into a `RunRecord` and refuses what is incomplete or damaged; `render` turns the
+record into a page, and does nothing else; `write_report` does both and writes the page whole. Figures
+(`accuracy`, `learning`, `risk`), tables (`tables`) and sentences (`wording`) come from the record alone, so
+each can be tested without a page; `figure_result` draws the two that sum a run up into a file of their own.
+Names from the data are untrusted: they are escaped in the page, and no drawing holds any.
+"""
+
+from fedveil.report.loader import load
+from fedveil.report.page import render, write_report
+from fedveil.report.records import RunRecord
+from fedveil.report.summary import figure_result
+
+__all__ = ["RunRecord", "figure_result", "load", "render", "write_report"]

@@ -1,0 +1,214 @@
+"""The tables of a run: rows of text, ready to be escaped and set."""
+
+import math
+from dataclasses import dataclass
+
+from fedveil.privacy import Mechanism
+from fedveil.report import formatting
+from fedveil.report.drawing import SERIES
+from fedveil.report.formatting import UNDEFINED
+from fedveil.report.records import LedgerHead, Metrics, RunRecord
+
+__all__ = [
+    "Confusion",
+    "Share",
+    "Table",
+    "accuracy_table",
+    "class_shares",
+    "class_table",
+    "confusion_table",
+    "drop_table",
+    "ledger_table",
+    "release_table",
+    "site_table",
+]
+
+BASELINES = {
+    "no_privacy": "The same study without privacy",
+    "pooled": "All images in one place, same guarantee",
+    "pooled_no_privacy": "All images in one place, without privacy",
+    "alone": "Each hospital alone, same guarantee (mean)",
+    "alone_no_privacy": "Each hospital alone, without privacy (mean)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A caption, column heads and rows named by their first column; `text` columns are set flush left."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text: int = 1
+    code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One class's part of a hospital's images."""
+
+    label: str
+    count: int
+    series: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Counts of true class (row) by predicted class (column), with each cell's share of its row in [0, 1]."""
+
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    shares: tuple[tuple[float, ...], ...]
+
+
+def _with_interval(value: str, interval: str) -> str:
+    return f"{value} ({interval})" if interval else value
+
+
+def _metric_row(name: str, metrics: Metrics) -> tuple[str, ...]:
+    return (
+        name,
+        _with_interval(formatting.score(metrics.auroc), formatting.interval(metrics.auroc_interval)),
+        _with_interval(
+            formatting.percent(metrics.balanced_accuracy),
+            formatting.interval(metrics.balanced_accuracy_interval, as_percent=True),
+        ),
+        formatting.percent(metrics.accuracy),
+        formatting.score(metrics.brier),
+    )
+
+
+def accuracy_table(record: RunRecord) -> Table | None:
+    """This study against its baselines and against always saying the most frequent class."""
+    if record.test is None:
+        return None
+    rows = [_metric_row("This study", record.test)]
+    rows += [
+        _metric_row(BASELINES.get(name, name.replace("_", " ")), metrics)
+        for name, metrics in record.baselines.items()
+    ]
+    majority = record.test.majority_accuracy, record.test.majority_balanced_accuracy
+    if not all(map(math.isnan, majority)):
+        rows.append(
+            (
+                "Always the most frequent class",
+                formatting.score(0.5),
+                formatting.percent(majority[1]),
+                formatting.percent(majority[0]),
+                UNDEFINED,
+            )
+        )
+    return Table(
+        f"Accuracy on {formatting.count(record.test.n)} test images, 95 % intervals in brackets",
+        ("Model", "AUROC", "Balanced accuracy", "Accuracy", "Brier score"),
+        tuple(rows),
+    )
+
+
+def class_table(record: RunRecord) -> Table | None:
+    """Each class against the rest."""
+    if record.test is None or not record.test.per_class:
+        return None
+    rows = tuple(
+        (
+            entry.name,
+            formatting.percent(entry.sensitivity),
+            formatting.percent(entry.specificity),
+            formatting.score(entry.auroc),
+            formatting.count(entry.n),
+        )
+        for entry in record.test.per_class
+    )
+    return Table("By class", ("Class", "Sensitivity", "Specificity", "AUROC", "Test images"), rows)
+
+
+def confusion_table(record: RunRecord) -> Confusion | None:
+    """The confusion matrix of the test set."""
+    if record.predictions is None:
+        return None
+    counts = record.predictions.confusion
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    return Confusion(
+        record.predictions.classes,
+        tuple(map(tuple, counts.tolist())),
+        tuple(map(tuple, shares.round(4).tolist())),
+    )
+
+
+def site_table(record: RunRecord) -> Table | None:
+    """What each hospital spent, and what its own noise alone gives; columns nobody filled are left out."""
+    if not record.sites:
+        return None
+    columns: list[tuple[str, list[str]]] = [("Hospital", [site.name for site in record.sites])]
+    for title, sizes in (
+        ("Patients", [site.patients for site in record.sites]),
+        ("Images", [site.images for site in record.sites]),
+    ):
+        if any(size is not None for size in sizes):
+            columns.append((title, [UNDEFINED if size is None else formatting.count(size) for size in sizes]))
+    columns += [
+        ("ε spent", [formatting.at_most(site.epsilon_spent) for site in record.sites]),
+        ("ε if all others collude", [formatting.at_most(site.epsilon_alone) for site in record.sites]),
+        ("Rounds missed", [formatting.count(site.dropped_rounds) for site in record.sites]),
+    ]
+    return Table(
+        "What each hospital spent",
+        tuple(title for title, _ in columns),
+        tuple(zip(*(cells for _, cells in columns), strict=True)),
+    )
+
+
+def class_shares(record: RunRecord) -> tuple[tuple[str, tuple[Share, ...]], ...]:
+    """Each hospital's mix of classes; empty where it is not known, or has too many classes to tell apart."""
+    classes = list(dict.fromkeys(name for site in record.sites for name in site.class_counts))
+    if record.data and set(classes) <= set(record.data.classes):
+        classes = list(record.data.classes)
+    if not 2 <= len(classes) <= SERIES:
+        return ()
+    return tuple(
+        (
+            site.name,
+            tuple(Share(name, site.class_counts.get(name, 0), series) for series, name in enumerate(classes)),
+        )
+        for site in record.sites
+        if any(site.class_counts.values())
+    )
+
+
+def ledger_table(heads: tuple[LedgerHead, ...]) -> Table | None:
+    """The last entry of each hospital's ledger; its hash depends on every entry before it."""
+    if not heads:
+        return None
+    rows = tuple((head.site, formatting.count(head.seq), head.hash) for head in heads)
+    return Table("Ledger heads", ("Hospital", "Last entry", "SHA-256"), rows, text=3, code=True)
+
+
+def release_table(record: RunRecord) -> Table | None:
+    """Everything that was released, with the mechanism that noised it."""
+    if not record.releases:
+        return None
+    return Table(
+        "Releases",
+        ("Release", "Unit", "Releases made", "Sampling rate", "Noise multiplier z", "Clip norm C"),
+        tuple(_release_row(release.what, release.mechanism) for release in record.releases),
+        text=2,
+    )
+
+
+def _release_row(what: str, mechanism: Mechanism) -> tuple[str, ...]:
+    return (
+        what,
+        mechanism.unit,
+        formatting.count(mechanism.steps),
+        "all, each time" if mechanism.sampling_rate == 1 else formatting.plain(mechanism.sampling_rate),
+        formatting.plain(mechanism.noise_multiplier),
+        formatting.plain(mechanism.clip_norm),
+    )
+
+
+def drop_table(record: RunRecord) -> Table | None:
+    """Who dropped out of which round, and why."""
+    rows = tuple(
+        (formatting.count(r.number), site, reason) for r in record.rounds for site, reason in r.dropped
+    )
+    return Table("Drop-outs", ("Round", "Hospital", "Reason"), rows, text=3) if rows else None
