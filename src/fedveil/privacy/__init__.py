@@ -1,20 +1,31 @@
 """What is promised, what it costs, and the noise that pays for it.
 
 Guarantee and Mechanism are the values that the rest of fedveil hands around; accounting and calibration turn
-one into the other, and noise draws what a mechanism asks for. No images, no networks; the only layer that
-imports dp-accounting and randomgen.
+one into the other; noise draws what a mechanism asks for; risk says in plain words what a guarantee allows
+an attacker; a site's ledger holds what it ever released and refuses what its budget does not cover. No
+images, no networks; the only layer that imports dp-accounting and randomgen.
 """
 
 from fedveil.privacy.accounting import delta_at, epsilon, gdp_mu
 from fedveil.privacy.calibration import calibrate
+from fedveil.privacy.chain import Head, restore_head
+from fedveil.privacy.charges import Budget, Charge, LedgerState, read_ledger, verify_ledger
 from fedveil.privacy.guarantee import Adjacency, Guarantee, Trust, Unit, check_delta
+from fedveil.privacy.ledger import Ledger
 from fedveil.privacy.mechanism import Mechanism
 from fedveil.privacy.noise import gaussian, release, secure_generator
+from fedveil.privacy.risk import Risk, operational_risk
 
 __all__ = [
     "Adjacency",
+    "Budget",
+    "Charge",
     "Guarantee",
+    "Head",
+    "Ledger",
+    "LedgerState",
     "Mechanism",
+    "Risk",
     "Trust",
     "Unit",
     "calibrate",
@@ -23,6 +34,10 @@ __all__ = [
     "epsilon",
     "gaussian",
     "gdp_mu",
+    "operational_risk",
+    "read_ledger",
     "release",
+    "restore_head",
     "secure_generator",
+    "verify_ledger",
 ]

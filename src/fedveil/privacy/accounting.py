@@ -17,12 +17,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedveil.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
 from fedveil.privacy.guarantee import check_delta
-from fedveil.privacy.mechanism import Mechanism
 from fedveil.privacy.subsampled import loss_delta, loss_epsilon, renyi_epsilon
+
+if TYPE_CHECKING:  # a Mechanism states its own price, so it imports this module
+    from fedveil.privacy.mechanism import Mechanism
 
 __all__ = [
     "Composition",
@@ -50,7 +52,7 @@ Composition = Mapping[Step, int]
 """How many steps of each kind; the order in which they run does not matter to the price."""
 
 
-def tally(mechanisms: Iterable[Mechanism]) -> Counter[Step]:
+def tally(mechanisms: Iterable["Mechanism"]) -> Counter[Step]:
     """Count the steps of `mechanisms` by kind, so that equal compositions are priced equally, to the bit."""
     count: Counter[Step] = Counter()
     for one in mechanisms:
@@ -58,13 +60,14 @@ def tally(mechanisms: Iterable[Mechanism]) -> Counter[Step]:
     return count
 
 
-def epsilon(mechanisms: Iterable[Mechanism], delta: float, *, adaptive: bool = False) -> float:
+def epsilon(mechanisms: Iterable["Mechanism"], delta: float, *, adaptive: bool = False) -> float:
     """An upper bound, tight to numerical precision, on the epsilon at `delta` of all `mechanisms` together.
 
     0 for none. ``adaptive`` says that later mechanisms may be chosen in view of what earlier ones released,
     as in a ledger that outlives a study. It changes the bound only where mechanisms differ and some sample:
     then Renyi divergences replace privacy loss distributions, for which no such theorem is known.
 
+    >>> from fedveil.privacy import Mechanism
     >>> round(epsilon([Mechanism(28.9, 1.0, steps=60)], 1e-5), 3)
     1.0
     """
@@ -78,13 +81,15 @@ def price(composition: Composition, delta: float, *, adaptive: bool = False) -> 
 
 def within(composition: Composition, epsilon: float, delta: float) -> bool:
     """Whether a composition, chosen adaptively, is (epsilon, delta)-private; quick at full participation."""
+    if math.isinf(epsilon):
+        return True
     steps = tuple(sorted(composition.items()))
     if _samples(steps):
         return _price(steps, delta, True) <= epsilon
-    return math.isinf(epsilon) or _delta(steps, epsilon) <= delta
+    return _delta(steps, epsilon) <= delta
 
 
-def delta_at(mechanisms: Iterable[Mechanism], epsilon: float) -> float:
+def delta_at(mechanisms: Iterable["Mechanism"], epsilon: float) -> float:
     """An upper bound on the delta at `epsilon` >= 0 of all `mechanisms` together, fixed in advance."""
     return _delta(tuple(sorted(tally(mechanisms).items())), epsilon)
 
@@ -102,7 +107,7 @@ def gaussian_room(epsilon: float, delta: float, spent: Composition) -> float | N
     return math.sqrt(max(0.0, whole * whole - _mu(steps) ** 2))
 
 
-def gdp_mu(mechanisms: Iterable[Mechanism]) -> float | None:
+def gdp_mu(mechanisms: Iterable["Mechanism"]) -> float | None:
     """mu of the Gaussian mechanism that equals the composition, or None where one samples or has slack."""
     steps = tuple(sorted(tally(mechanisms).items()))
     if _samples(steps) or _slack(steps) != (0.0, 0.0):

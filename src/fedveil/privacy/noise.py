@@ -47,5 +47,5 @@ def release(total: NDArray[np.float64], std: float, generator: np.random.Generat
     noisy = total + gaussian(total.shape, std, generator)
     if std == 0:
         return noisy
-    grid = 2.0 ** (math.floor(math.log2(std)) - _GRID_BITS)
+    grid = math.ldexp(1.0, max(math.floor(math.log2(std)) - _GRID_BITS, -1000))
     return np.asarray(np.round(noisy / grid) * grid)

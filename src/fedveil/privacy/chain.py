@@ -1,0 +1,357 @@
+"""An append-only file of JSON lines, each bound to the one before, that survives a kill at any byte.
+
+A line is one JSON object that names its place (``seq``, from 0) and the hash of the line before
+(``previous``), and ends with the SHA-256 of its own bytes up to there (``hash``). Beside the file lies a
+small one, ``.head``, that names the newest line; who writes holds a lock on it. To append is to
+
+1. write the line to the end of the file, and wait until the disk has it;
+2. write its place and hash into one of the head's two slots, by turns.
+
+A kill during 1 leaves a torn last line which the head does not name: its append never returned, and the next
+writer drops it. A kill during 2 leaves one slot torn and the other good, and a file ahead of its head, which
+is in order. A file *behind* its head was cut or replaced, one with a wrong hash was edited: both are refused.
+Someone who rewrites file and head together cannot be caught here; receipts that others keep, `Head`, catch
+that.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from fedveil.errors import LedgerError
+
+__all__ = ["Chain", "Contents", "Entry", "Head", "check_receipt", "read_chain", "restore_head"]
+
+_START = "0" * 64
+_HASH_START, _HASH_END = b',"hash":"', b'"}'
+_SLOT_BYTES = 16 + 1 + 64 + 1 + 16 + 1
+_flush = getattr(os, "fdatasync", os.fsync)
+
+
+class Head(NamedTuple):
+    """The place and hash of a newest line: a receipt for it and for all lines before it."""
+
+    seq: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line."""
+
+    seq: int
+    body: Mapping[str, Any]
+    previous: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Whole lines, the `length` bytes that they take, and `torn` bytes of an append that never ended."""
+
+    entries: tuple[Entry, ...]
+    length: int
+    torn: int
+
+    @property
+    def head(self) -> Head:
+        """The newest line's place and hash."""
+        return Head(self.entries[-1].seq, self.entries[-1].hash)
+
+
+def read_chain(path: Path) -> Contents:
+    """All lines of `path`, checked against each other and against the head; takes no lock.
+
+    Raises LedgerError where the file is missing, damaged, edited, or behind its head.
+    """
+    try:
+        # The head first: a writer may append in between, and only a file behind its head is refused.
+        slots = _head_path(path).read_bytes() if _head_path(path).exists() else b""
+        data = path.read_bytes()
+    except OSError as error:
+        raise _system_error(path, "read", error) from error
+    return _check_head(path, _parse(path, data), slots)
+
+
+def check_receipt(path: Path, contents: Contents, receipt: Head) -> None:
+    """Raise LedgerError unless the file holds the line that `receipt` names."""
+    if receipt.seq >= len(contents.entries) or contents.entries[receipt.seq].hash != receipt.hash:
+        raise LedgerError(
+            f"{path} does not hold line {receipt.seq} with hash {receipt.hash[:12]}...",
+            "a receipt names it, so the ledger was rolled back, replaced or rewritten since",
+            "restore the ledger and its .head file from a backup that is newer than the receipt",
+        )
+
+
+def restore_head(path: Path, receipt: Head) -> None:
+    """Write a lost head anew for a file that holds the line which `receipt` names; else raise LedgerError."""
+    with _open_head(path) as slots:
+        try:
+            contents = _parse(path, path.read_bytes())
+            check_receipt(path, contents, receipt)
+            slots.truncate(0)
+            _write_slot(slots, contents.head)
+            os.fsync(slots.fileno())
+        except OSError as error:
+            raise _system_error(path, "restored", error) from error
+
+
+class Chain:
+    """The one writer of a file; holds its lock until closed.
+
+    `first` is what line 0 says where there is neither file nor head yet; with None they must exist.
+    Raises LedgerError where another process holds the lock, or the file is not in order.
+    """
+
+    def __init__(self, path: Path, first: Mapping[str, Any] | None = None) -> None:
+        if first is None and not path.exists():
+            raise _missing(path)
+        self.path = path
+        self._process = os.getpid()
+        self._slots = _open_head(path)
+        self._file: FileIO | None = None
+        try:
+            self._open(first)
+        except OSError as error:
+            self.close()
+            raise _system_error(path, "opened", error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, first: Mapping[str, Any] | None) -> None:
+        slots = _head_path(self.path).read_bytes()
+        if not self.path.exists():
+            if first is None or slots:
+                raise _missing(self.path)
+            _create(self.path, first)
+        self._file = FileIO(self.path, "r+b")
+        contents = _check_head(self.path, _parse(self.path, self._file.readall() or b""), slots)
+        if contents.torn:
+            self._cut(contents.length)
+        self.entries, self._length = list(contents.entries), contents.length
+        if _newest(slots) != contents.head:
+            _write_slot(self._slots, contents.head)
+            os.fsync(self._slots.fileno())
+
+    @property
+    def head(self) -> Head:
+        """The newest line's place and hash."""
+        return Head(self.entries[-1].seq, self.entries[-1].hash)
+
+    def append(self, body: Mapping[str, Any]) -> Entry:
+        """Add a line; when this returns, it is on the disk. On any error the file is as it was before.
+
+        Raises LedgerError where the disk is full or fails, or where someone else has changed the file.
+        """
+        file = self._own_file()
+        entry, line = _line(body, self.head.seq + 1, self.head.hash)
+        try:
+            _write_all(file, line, self._length)
+            _flush(file.fileno())
+        except BaseException as error:
+            with suppress(OSError):  # what cannot be cut off now is a torn line to the next who opens
+                self._cut(self._length)
+            if isinstance(error, OSError):
+                raise _system_error(self.path, "written", error) from error
+            raise
+        self.entries.append(entry)
+        self._length += len(line)
+        try:
+            _write_slot(self._slots, self.head)
+        except OSError as error:
+            raise _system_error(_head_path(self.path), "written", error) from error
+        return entry
+
+    def _own_file(self) -> FileIO:
+        if self._file is None or self._process != os.getpid():
+            raise LedgerError(
+                f"{self.path} is not open in this process",
+                "one process writes a ledger",
+                "open the ledger anew",
+            )
+        ours = os.fstat(self._file.fileno())
+        with suppress(FileNotFoundError):
+            named = self.path.stat()
+            if (named.st_dev, named.st_ino, named.st_size) == (ours.st_dev, ours.st_ino, self._length):
+                return self._file
+        raise LedgerError(
+            f"{self.path} was changed or replaced while it was open",
+            "only the process that holds its lock may write to it",
+            "stop the other program, then open the ledger anew, which checks it",
+        )
+
+    def _cut(self, length: int) -> None:
+        if self._file is not None:
+            self._file.truncate(length)
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Give up the lock. The head goes to the disk."""
+        if self._file is not None:
+            with suppress(OSError):  # the file itself is on the disk; a head that lags is in order
+                _flush(self._slots.fileno())
+            self._file.close()
+            self._file = None
+        if not self._slots.closed and self._process == os.getpid():
+            fcntl.flock(self._slots.fileno(), fcntl.LOCK_UN)  # also where a forked child holds a copy
+        self._slots.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _line(body: Mapping[str, Any], seq: int, previous: str) -> tuple[Entry, bytes]:
+    whole = {**body, "seq": seq, "previous": previous}
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    digest = hashlib.sha256(text).hexdigest()
+    line = text[:-1] + _HASH_START + digest.encode("ascii") + _HASH_END + b"\n"
+    return Entry(seq, dict(body), previous, digest), line
+
+
+def _parse(path: Path, data: bytes) -> Contents:
+    entries: list[Entry] = []
+    start, previous = 0, _START
+    while (end := data.find(b"\n", start)) >= 0:
+        entry = _parse_line(data[start:end], len(entries), previous)
+        if entry is None:
+            if end + 1 == len(data):
+                break  # a last line that never came to the disk whole; if it did, the head knows
+            raise LedgerError(
+                f"line {len(entries) + 1} of {path} does not match its hash or its place",
+                "a ledger is only ever appended to, so this one was edited or damaged",
+                "restore the ledger and its .head file from a backup",
+            )
+        entries.append(entry)
+        start, previous = end + 1, entry.hash
+    if not entries:
+        raise LedgerError(
+            f"{path} does not begin with a ledger's first line",
+            "it is no ledger, or damaged",
+            "check the path",
+        )
+    return Contents(tuple(entries), start, len(data) - start)
+
+
+def _parse_line(line: bytes, seq: int, previous: str) -> Entry | None:
+    hash_at = len(line) - len(_HASH_START) - 64 - len(_HASH_END)
+    text = line[: max(hash_at, 0)] + b"}"
+    digest = hashlib.sha256(text).hexdigest()
+    if line != text[:-1] + _HASH_START + digest.encode("ascii") + _HASH_END:
+        return None
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(body, dict) or body.pop("seq", None) != seq or body.pop("previous", None) != previous:
+        return None
+    return Entry(seq, body, previous, digest)
+
+
+def _check_head(path: Path, contents: Contents, slots: bytes) -> Contents:
+    head = _newest(slots)
+    if head is None and len(contents.entries) > 1:
+        raise LedgerError(
+            f"{_head_path(path)} is missing or damaged",
+            "without it nobody can tell whether lines were cut from the ledger",
+            "restore it from a backup together with the ledger, or anew from a receipt",
+        )
+    if head is not None and (
+        head.seq >= len(contents.entries) or contents.entries[head.seq].hash != head.hash
+    ):
+        raise LedgerError(
+            f"{path} does not hold line {head.seq + 1} as its .head file names it",
+            "it was edited, cut, replaced or rolled back to an older copy",
+            "restore the ledger and its .head file from a backup",
+        )
+    return contents
+
+
+def _create(path: Path, first: Mapping[str, Any]) -> None:
+    """Line 0 appears at once and whole, under its final name."""
+    unfinished = path.with_name(path.name + ".new")
+    with FileIO(unfinished, "w") as file:
+        _write_all(file, _line(first, 0, _START)[1], 0)
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_all(file: FileIO, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(file.fileno(), data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _head_path(path: Path) -> Path:
+    return path.with_name(path.name + ".head")
+
+
+def _open_head(path: Path) -> FileIO:
+    """The head's file, made if need be, locked until closed."""
+    try:
+        slots = FileIO(os.open(_head_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+    except OSError as error:
+        raise _system_error(path, "opened", error) from error
+    try:
+        fcntl.flock(slots.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        slots.close()
+        raise LedgerError(
+            f"{path} is held by another process or another open ledger",
+            "one at a time may charge it",
+            "wait until the other study has ended, or stop it",
+        ) from error
+    except OSError as error:
+        slots.close()
+        raise _system_error(path, "locked", error) from error
+    return slots
+
+
+def _slot(head: Head) -> bytes:
+    text = f"{head.seq:016d} {head.hash}"
+    return f"{text} {hashlib.sha256(text.encode()).hexdigest()[:16]}\n".encode()
+
+
+def _write_slot(slots: FileIO, head: Head) -> None:
+    _write_all(slots, _slot(head), head.seq % 2 * _SLOT_BYTES)
+
+
+def _newest(slots: bytes) -> Head | None:
+    """The newest of the slots that are whole."""
+    heads = []
+    for start in (0, _SLOT_BYTES):
+        seq, _, rest = slots[start : start + _SLOT_BYTES].decode("ascii", "replace").partition(" ")
+        if seq.isdecimal() and _slot(head := Head(int(seq), rest[:64])) == slots[start : start + _SLOT_BYTES]:
+            heads.append(head)
+    return max(heads, default=None)
+
+
+def _missing(path: Path) -> LedgerError:
+    return LedgerError(
+        f"{path} does not exist",
+        "a ledger that was once begun must be there, or what was spent would be forgotten",
+        "check the path, or restore the ledger from a backup",
+    )
+
+
+def _system_error(path: Path, verb: str, error: OSError) -> LedgerError:
+    return LedgerError(
+        f"{path} could not be {verb} ({error.strerror or error})",
+        "a ledger must be on a disk that this process can write to, and nothing is released before it is",
+        "check that the folder exists, its permissions, and the space that is left",
+    )
