@@ -5,23 +5,30 @@ one :class:`Dataset`; one hospital's part of it is a :class:`Cohort`. Preprocess
 only. Nothing in here knows about privacy budgets, networks or rounds.
 """
 
+from fedveil.data.cache import FeatureCache, cache_folder
 from fedveil.data.cohort import TEST, TRAIN, VALIDATION, Cohort, Dataset, PatientImages
-from fedveil.data.load import load
+from fedveil.data.load import is_path, load
+from fedveil.data.medmnist import MEDMNIST, fetch
 from fedveil.data.partition import Scheme, hospitals, named_hospitals
 from fedveil.data.stack import ArrayImages, ImageStack, in_memory
 
 __all__ = [
+    "MEDMNIST",
     "TEST",
     "TRAIN",
     "VALIDATION",
     "ArrayImages",
     "Cohort",
     "Dataset",
+    "FeatureCache",
     "ImageStack",
     "PatientImages",
     "Scheme",
+    "cache_folder",
+    "fetch",
     "hospitals",
     "in_memory",
+    "is_path",
     "load",
     "named_hospitals",
 ]

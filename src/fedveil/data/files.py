@@ -61,7 +61,10 @@ class FileImages(ImageStack):
         out = np.empty((len(indices), self._channels, self._size, self._size), np.float32)
 
         def decode(target: Pixels, path: Path) -> None:
-            target[...] = resize(read_image(path)[None], self._size)[0]
+            image = read_image(path)
+            if (image == image[:1]).all():  # grey, though perhaps stored as colour: resize one plane for all
+                image = image[:1]
+            target[...] = resize(image[None], self._size)[0]
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(decode, out, (self.paths[index] for index in indices)):

@@ -8,10 +8,11 @@ from fedveil.data.folders import read_folder
 from fedveil.data.manifest import read_manifest
 from fedveil.data.medmnist import class_names, read_medmnist
 from fedveil.data.npz import read_npz
+from fedveil.data.phantom import phantom
 from fedveil.data.records import Options, Records, assemble
-from fedveil.errors import DataError
+from fedveil.errors import DataError, InvalidValue
 
-__all__ = ["load", "read_records"]
+__all__ = ["is_path", "load", "read_records"]
 
 
 def load(
@@ -27,8 +28,8 @@ def load(
 ) -> Dataset:
     """The data set that ``source`` names, or a DataError that says what is wrong with it.
 
-    ``source`` is a manifest ``*.csv``, a folder or ``*.npz``, relative to ``base``. The rest is
-    explained in :class:`Options`.
+    ``source`` is ``phantom`` (or ``phantom:5`` with five named hospitals), ``medmnist:NAME``, or a manifest
+    ``*.csv``, a folder or ``*.npz`` relative to ``base``. The rest is explained in :class:`Options`.
     """
     options = Options(
         image_size=image_size,
@@ -43,6 +44,8 @@ def load(
 
 def read_records(source: str, options: Options, base: Path) -> Records:
     """What the source holds, unjudged."""
+    if source.partition(":")[0] == "phantom":
+        return _phantom(source, options)
     if source.startswith("medmnist:"):
         return read_medmnist(source.removeprefix("medmnist:"), options.image_size)
     path = base / source
@@ -54,6 +57,18 @@ def read_records(source: str, options: Options, base: Path) -> Records:
         return read_npz(path, options.image_size, class_names(path.stem))
     raise DataError(
         f"the source is {source}, and there is no such folder",
-        "it must be phantom, medmnist:NAME, a manifest *.csv, a folder, or an *.npz",
+        "it must be phantom, phantom:HOSPITALS, medmnist:NAME, a manifest *.csv, a folder, or an *.npz",
         "check the path, which is relative to the study file",
     )
+
+
+def is_path(source: str) -> bool:
+    """Whether the source is a file or folder, and so relative to the study that names it."""
+    return source.partition(":")[0] not in ("phantom", "medmnist")
+
+
+def _phantom(source: str, options: Options) -> Records:
+    hospitals = source.partition(":")[2]
+    if hospitals and not hospitals.isdecimal():
+        raise InvalidValue(f"the source is {source}", "hospitals must be a whole number", "write phantom:5")
+    return phantom(options.image_size, int(hospitals) if hospitals else None)

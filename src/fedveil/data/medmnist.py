@@ -235,9 +235,9 @@ def fetch(name: str, image_size: int = 28) -> Path:
         downloader = pooch.HTTPDownloader(timeout=15)
         return Path(pooch.retrieve(url, f"md5:{md5}", file, folder, downloader=downloader))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:160] if isinstance(error, ValueError) else type(error).__name__
         raise DataError(
-            f"{title} at {size} pixels is not at {folder / file} and could not be downloaded ({reason})",
+            f"{title} at {size} pixels is not, or not whole, at {folder / file}; download failed ({reason})",
             f"it must be the official file with the MD5 {md5}",
             f"download {url} where there is a network, and place it there",
         ) from None

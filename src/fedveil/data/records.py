@@ -70,6 +70,7 @@ class Records:
     patients: tuple[str, ...] | None = None
     sites: tuple[str, ...] | None = None
     splits: npt.NDArray[np.int8] | None = None
+    synthetic: bool = False
     description: str = ""
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = field(default=())
@@ -190,6 +191,7 @@ def assemble(records: Records, options: Options, source: str) -> Dataset:
         site_names=site_names,
         split=split.astype(np.int8),
         patients_known=records.patients is not None,
+        synthetic=records.synthetic,
         description=records.description,
     )
 
