@@ -52,7 +52,7 @@ def print_plan(plan: Plan) -> None:
         if plan.terms.trust == "secure-aggregation":
             console.print(f"honest noise shares assumed:         {values['min_honest']} of {len(values['sites'])}")
         if plan.risk:
-            console.print(f"\n{plan.risk.sentence}", soft_wrap=True)
+            console.print(f"\n{plan.risk}", soft_wrap=True)
     print_notes(values["notes"])
 
 

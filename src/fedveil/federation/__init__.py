@@ -8,10 +8,12 @@ up what comes back. The same code serves sites in this process and sites across 
 from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum
 from fedveil.federation.messages import Declined, Reply, Request
 from fedveil.federation.site import Policy, Site
-from fedveil.federation.terms import Release, Terms, default_min_honest, noise_share
+from fedveil.federation.terms import STATISTICS, TRAINING, Release, Terms, default_min_honest, noise_share
 from fedveil.federation.transport import InProcess, Transport
 
 __all__ = [
+    "STATISTICS",
+    "TRAINING",
     "BudgetSpent",
     "Coordinator",
     "Declined",

@@ -1,15 +1,16 @@
 """One hospital: its cohort behind a learner, its policy, its ledger. The only place where a charge meets a pixel."""
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedveil.errors import BudgetExceeded, FedveilError, Refused
 from fedveil.federation.messages import Declined, DeclineCode, Reply, Request, Vector
-from fedveil.federation.terms import Release, Terms, noise_share
+from fedveil.federation.terms import STATISTICS, Release, Terms, noise_share
 from fedveil.learning import Learner
-from fedveil.privacy import Ledger, Trust, check_delta, gaussian, secure_generator
+from fedveil.privacy import Ledger, Mechanism, Trust, check_delta, gaussian, secure_generator
 
 __all__ = ["Policy", "Site"]
 
@@ -97,9 +98,19 @@ class Site:
         if terms.trust != "none" and self._ledger is not None:
             if terms.target.unit != "site":
                 check_delta(terms.target.delta, self._learner.units)
-            self._ledger.admit([release.mechanism for release in terms.releases])
+            self._ledger.admit(*self._outstanding(terms, self._ledger))
         self._admitted[terms.digest] = terms
         return terms.digest
+
+    @staticmethod
+    def _outstanding(terms: Terms, ledger: Ledger) -> list[Mechanism]:
+        """What the study has yet to charge here: all of it, or the rest of one that is resumed."""
+        charged = Counter(charge.label for charge in ledger.state.charges if charge.study == terms.title)
+        return [
+            release.mechanism.with_steps(release.mechanism.steps - charged[release.name])
+            for release in terms.releases
+            if release.mechanism.steps > charged[release.name]
+        ]
 
     def handle(self, request: Request) -> Reply | Declined:
         """Answer one request. Never raises for anything that the request or the cohort brings about."""
@@ -175,12 +186,11 @@ class Site:
                 f"the study needs {terms.min_sites} and enough honest noise shares",
                 "wait until more sites are back",
             )
-        expected = 0 if release.name == "class-counts" else release.dimension
         parameters = request.parameters
-        if parameters.shape != (expected,) or not np.isfinite(parameters).all():
+        if parameters.shape != (release.parameters,) or not np.isfinite(parameters).all():
             raise Refused(
                 f"the parameters have shape {parameters.shape}",
-                f"they must be {expected} finite numbers",
+                f"they must be {release.parameters} finite numbers",
                 "send the model that the study describes",
             )
         if (request.study, request.release, request.round, request.attempt) in self._served:
@@ -199,17 +209,17 @@ class Site:
             raise Refused("this site has no ledger", "a noisy release must be charged", "open a ledger")
         self._ledger.reserve(
             release.mechanism.with_steps(1),
-            study=terms.name,
+            study=terms.title,
             round=request.round,
-            release=release.name,
+            label=release.name,
             trust=terms.trust,
             alone=terms.alone(release.mechanism.with_steps(1), len(request.participants)),
         )
 
     def _contribution(self, request: Request, release: Release) -> Vector:
         """The sum over the sampled units of their clipped contributions: the one exact number, and it stays here."""
-        if release.name == "class-counts":
-            return self._learner.class_counts()
+        if release.name == STATISTICS:
+            return self._learner.statistics()
         units = None
         rate = release.mechanism.sampling_rate
         if rate < 1:

@@ -10,12 +10,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Guarantee, Mechanism, Trust, epsilon
 
-__all__ = ["Release", "Terms", "default_min_honest", "noise_share"]
+__all__ = ["STATISTICS", "TRAINING", "Release", "Terms", "default_min_honest", "noise_share"]
+
+STATISTICS = "statistics"
+TRAINING = "training"
 
 
 def default_min_honest(participants: int) -> int:
@@ -53,17 +57,19 @@ class Release:
     """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
 
     Attributes:
-        name: what is released: ``"class-counts"`` or ``"training"``.
+        name: what is released: `STATISTICS`, one sum before training, or `TRAINING`.
         mechanism: one unit's bound, the noise of the sum, and the number of rounds (``mechanism.steps``).
         dimension: length of the released vector.
+        parameters: length of the parameter vector that the coordinator sends.
     """
 
     name: str
     mechanism: Mechanism
     dimension: int
+    parameters: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """Everything about a study that touches privacy.
 
@@ -120,7 +126,7 @@ class Terms:
         """Who could see an un-noised sum."""
         return self.target.trust
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the terms in canonical JSON; a site admits terms by it."""
         body = {
@@ -128,11 +134,16 @@ class Terms:
             "settings": self.settings,
             "sites": self.sites,
             "target": self.target.to_dict(),
-            "releases": [[r.name, r.mechanism.to_dict(), r.dimension] for r in self.releases],
+            "releases": [[r.name, r.mechanism.to_dict(), r.dimension, r.parameters] for r in self.releases],
             "min_sites": self.min_sites,
             "min_honest": self.min_honest,
         }
         return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """The study in a ledger: its name, and the start of its digest, since names repeat."""
+        return f"{self.name} {self.digest[:12]}"
 
     def release(self, name: str) -> Release:
         """The release of that name; `InvalidValue` if the terms hold none."""
@@ -153,6 +164,12 @@ class Terms:
         if survivors < self.min_sites:
             return False
         return self.trust != "secure-aggregation" or survivors > self.honest(participants)
+
+    def noise_variance(self, mechanism: Mechanism, survivors: int) -> float:
+        """Variance of the noise in each coordinate of a sum over so many surviving sites: a public number."""
+        if self.trust == "server":
+            return mechanism.noise_std**2
+        return survivors * noise_share(self.trust, mechanism, self.honest(survivors)) ** 2
 
     def alone(self, mechanism: Mechanism, participants: int) -> Mechanism | None:
         """What a site's own noise share earns if everyone else colludes; None if it adds none."""

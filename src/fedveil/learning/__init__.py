@@ -5,17 +5,23 @@ patient moves its sums by no more than the clip norm, and the layers above do th
 the evaluation of released models live here too; they see released values only.
 """
 
+from fedveil.learning.centred import CentredHead, CentredLearner
 from fedveil.learning.learner import Learner
 from fedveil.learning.linear import LinearHead, LinearLearner
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
+from fedveil.learning.statistics import ClassStatistics, unit_blocks
 
 __all__ = [
     "Adam",
     "Averaged",
+    "CentredHead",
+    "CentredLearner",
+    "ClassStatistics",
     "Learner",
     "LinearHead",
     "LinearLearner",
     "Optimizer",
     "OptimizerState",
     "Sgd",
+    "unit_blocks",
 ]

@@ -48,11 +48,11 @@ class Learner(Protocol):
         """
         ...
 
-    def class_counts(self) -> Vector:
-        """Sum over the units a vector of L2 norm at most 1: the fraction of the unit's images in each class.
+    def statistics(self) -> Vector:
+        """Sum over the units a vector of L2 norm at most 1 that is released once, before training.
 
         Returns:
-            float64 of shape (classes,), un-noised.
+            float64, un-noised.
         """
         ...
 

@@ -38,7 +38,7 @@ class Plan:
             "guarantee": self.guarantee.to_dict() if self.guarantee else None,
             "sentence": str(self.guarantee or self.terms.target),
             "epsilon_alone": self.epsilon_alone if self.guarantee and self.epsilon_alone < float("inf") else None,
-            "risk": self.risk.to_dict() if self.risk else None,
+            "risk": self.risk.to_dict() | {"sentence": str(self.risk)} if self.risk else None,
             "releases": [
                 {
                     "what": release.name,

@@ -79,12 +79,17 @@ class TrainingSettings(_Table):
     """Federated rounds and the server's optimiser."""
 
     method: Literal["gradient"] = Field(default="gradient", description="what a contribution is")
-    rounds: int = Field(default=60, ge=1, le=100_000, description="rounds of training")
-    learning_rate: float = Field(default=4.0, gt=0, description="server step size")
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    rounds: int = Field(default=40, ge=1, le=100_000, description="rounds of training")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="server step size; default by rule from the noise and the number of units"
+    )
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="of the server's gradient descent")
+    weight_decay: float = Field(default=0.0, ge=0, description="L2 regularisation of the trained parameters")
     average_from: float = Field(
-        default=0.5, ge=0, le=1, description="the released model is the mean over the rounds after this fraction"
+        default=1.0, ge=0, le=1, description="release the mean of the rounds after this fraction; 1 the last one"
+    )
+    units: int | None = Field(
+        default=None, ge=1, description="public number of units that sums are divided by; default as released"
     )
 
 
@@ -97,9 +102,9 @@ class PrivacySettings(_Table):
     )
     epsilon: float = Field(default=1.0, gt=0, description="total over all rounds and releases")
     delta: float = Field(default=1e-5, gt=0, lt=1, description="must be below one over a site's units")
-    clip_norm: float = Field(default=1.0, gt=0, description="L2 bound of one unit's contribution")
-    class_counts_share: float = Field(
-        default=0.05, ge=0, lt=1, description="part of the budget for private class counts; 0 releases none"
+    clip_norm: float = Field(default=0.35, gt=0, description="L2 bound of one unit's contribution")
+    statistics_share: float = Field(
+        default=0.15, ge=0, lt=1, description="part of the budget for class sizes and means, released first"
     )
 
 

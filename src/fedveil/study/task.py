@@ -1,12 +1,12 @@
 """What a study trains: the model, its view of the images, and what a trained one is kept as."""
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset
+from fedveil.data import Dataset, FeatureCache
 from fedveil.learning import (
     FeatureExtractor,
     Learner,
@@ -18,6 +18,9 @@ from fedveil.study.progress import Progress
 from fedveil.study.settings import Study
 
 __all__ = ["Task", "dimension_of", "make_task"]
+
+BATCH = 256
+"""Images read and pushed through an extractor at a time, which bounds the memory that large sets need."""
 
 Vector = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -67,13 +70,19 @@ def dimension_of(study: Study, dataset: Dataset) -> int:
 
 
 def make_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    """Extract the features of every image of the study."""
+    """Extract the features of every image of the study, or take them from the cache."""
     extractor = _extractor(study, dataset)
-    features = np.empty((len(dataset), extractor.dimension), dtype=np.float32)
     progress.stage("features", len(dataset))
-    for rows in np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 256)):
-        features[rows] = extractor(dataset.images.read(rows))
-        progress.advance(len(rows))
+
+    def compute(rows: Indices) -> npt.NDArray[np.float32]:
+        parts = []
+        for batch in np.array_split(rows, max(1, math.ceil(len(rows) / BATCH))):
+            parts.append(extractor(dataset.images.read(batch)))
+            progress.advance(len(batch))
+        return np.concatenate(parts)
+
+    digests = dataset.images.digest(np.arange(len(dataset)))
+    features = FeatureCache().get_or_compute(extractor.key, digests, compute)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     head = LinearHead(extractor.dimension, len(dataset.classes))
     return Task(study=study, dataset=dataset, extractor=extractor, head=head, features=features)

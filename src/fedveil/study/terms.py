@@ -4,47 +4,47 @@ import math
 from collections.abc import Sequence
 
 from fedveil.errors import InvalidValue
-from fedveil.federation import Release, Terms
+from fedveil.federation import STATISTICS, TRAINING, Release, Terms
+from fedveil.learning import CentredHead, ClassStatistics
 from fedveil.privacy import Guarantee, Mechanism, calibrate
 from fedveil.study.settings import Study
 
 __all__ = ["make_terms", "target_of"]
 
 
-def make_terms(study: Study, *, sites: Sequence[str], dimension: int, classes: int) -> Terms:
+def make_terms(study: Study, *, sites: Sequence[str], model: CentredHead) -> Terms:
     """Calibrate the study's releases to its target and fix everything that touches privacy.
 
-    The class counts, if asked for, get the fraction s of the budget: in the Gaussian mechanism's own measure, where
-    a target allows mu in total and one release with noise multiplier z costs 1/z, theirs is ``z = 1/(mu sqrt(s))``.
+    The statistics, if asked for, get the fraction s of the budget: in the Gaussian mechanism's own measure, where a
+    target allows mu in total and one release with noise multiplier z costs 1/z, theirs is ``z = 1/(mu sqrt(s))``.
     Training is then calibrated to the target given what they spend.
 
     Args:
         study: the resolved study.
         sites: names of the sites, in order.
-        dimension: length of the model's parameter vector.
-        classes: number of classes.
+        model: the model; its sizes are public.
     """
     privacy = study.privacy
     target = target_of(study)
     private = privacy.trust != "none"
-    count_share = privacy.class_counts_share
-    if privacy.unit == "site":
-        count_share = 0.0  # a site's whole histogram has no useful bound
+    share = privacy.statistics_share
     releases = []
-    if count_share > 0:
+    if share > 0:
         whole = calibrate(target, steps=1).noise_multiplier if private else 0.0
-        counts = Mechanism(
-            noise_multiplier=whole / math.sqrt(count_share), clip_norm=1.0, steps=1, unit=privacy.unit
+        statistics = Mechanism(
+            noise_multiplier=whole / math.sqrt(share), clip_norm=1.0, steps=1, unit=privacy.unit
         )
-        releases.append(Release(name="class-counts", mechanism=counts, dimension=classes))
+        size = ClassStatistics.size(model.classes, model.features)
+        releases.append(Release(name=STATISTICS, mechanism=statistics, dimension=size, parameters=0))
     spent = [release.mechanism for release in releases]
+    rounds, clip_norm = study.training.rounds, privacy.clip_norm
     if private:
-        training = calibrate(target, steps=study.training.rounds, clip_norm=privacy.clip_norm, spent=spent)
+        training = calibrate(target, steps=rounds, clip_norm=clip_norm, spent=spent)
     else:
-        training = Mechanism(
-            noise_multiplier=0.0, clip_norm=privacy.clip_norm, steps=study.training.rounds, unit=privacy.unit
-        )
-    releases.append(Release(name="training", mechanism=training, dimension=dimension))
+        training = Mechanism(noise_multiplier=0.0, clip_norm=clip_norm, steps=rounds, unit=privacy.unit)
+    releases.append(
+        Release(name=TRAINING, mechanism=training, dimension=model.trained, parameters=model.parameters)
+    )
     return Terms(
         name=study.study.name,
         settings=study.model_dump(mode="json"),

@@ -1,171 +1,181 @@
 """The rounds of a study, the same for every transport: collect a protected sum, step, checkpoint, tell.
 
 Everything here is post-processing of what `Coordinator.collect` returns. Sums are divided by the released (noisy)
-number of patients, or by the public constant of the study file: never by a private count.
+number of units, or by the public constant of the study file: never by a private count.
 """
 
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.federation import BudgetSpent, Coordinator, RoundSum, Terms, Transport
-from fedveil.learning import Optimizer, OptimizerState
+from fedveil.federation import STATISTICS, TRAINING, BudgetSpent, Coordinator, RoundSum, Terms, Transport
+from fedveil.learning import CentredHead, ClassStatistics, OptimizerState
 from fedveil.study.progress import Progress
+from fedveil.study.rules import Steps
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.settings import Study
 
-__all__ = ["Trained", "TrainingState", "train"]
+__all__ = ["Trained", "train"]
 
 Vector = npt.NDArray[np.float64]
-Evaluate = Callable[[Vector, Vector | None], Mapping[str, float] | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingState:
-    """What one round hands to the next.
-
-    Attributes:
-        round: rounds of training that are finished.
-        counts: released, noisy class counts; None before or without that release.
-        optimizer: parameters and moments.
-    """
-
-    round: int
-    counts: Vector | None
-    optimizer: OptimizerState
+Arrays = dict[str, npt.NDArray[Any]]
+Evaluate = Callable[[Vector, ClassStatistics | None], Mapping[str, float] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """The end of training: the released parameters, the class counts, and the rounds that the budget paid for."""
+    """The end of training.
+
+    Attributes:
+        parameters: the released model, whole.
+        statistics: what was released before training.
+        rounds: rounds that were finished; fewer than planned where interrupted ones used up budget.
+        coordinator: who asked, with what was charged.
+    """
 
     parameters: Vector
-    counts: Vector | None
+    statistics: ClassStatistics | None
     rounds: int
     coordinator: Coordinator
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progression:
+    """What one round hands to the next: how many are finished, and the optimiser's state."""
+
+    round: int
+    optimizer: OptimizerState
+
+
+@dataclass(slots=True)
+class _Checkpoint:
+    """The run's checkpoint: the arrays that a resumed process needs, replaced after each exchange."""
+
+    directory: RunDirectory
+    coordinator: Coordinator
+    arrays: Arrays = field(default_factory=dict)
+    round: int = 0
+
+    def load(self) -> None:
+        self.arrays = self.directory.load_checkpoint() or {}
+        if "meta" in self.arrays:
+            meta = json.loads(self.arrays.pop("meta").tobytes())
+            self.round, self.coordinator.charged = meta["round"], meta["charged"]
+        self.directory.cut_rounds(self.round)
+
+    def save(self, finished: int, arrays: Arrays) -> None:
+        self.round = finished
+        self.arrays |= arrays
+        meta = json.dumps({"round": finished, "charged": self.coordinator.charged})
+        self.directory.save_checkpoint(self.arrays | {"meta": np.frombuffer(meta.encode(), dtype=np.uint8)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Loop:
-    """One process's share of a study's rounds."""
+    """One process's share of a study's rounds; see `train` for the fields."""
 
-    def __init__(
-        self,
-        study: Study,
-        terms: Terms,
-        transport: Transport,
-        directory: RunDirectory,
-        optimizer: Optimizer,
-        evaluate: Evaluate,
-        progress: Progress,
-    ) -> None:
-        self.study, self.terms, self.directory = study, terms, directory
-        self.optimizer, self.evaluate, self.progress = optimizer, evaluate, progress
-        session = directory.begin_session()
-        self.coordinator = Coordinator(terms, transport, attempt=session << 32)
+    study: Study
+    terms: Terms
+    model: CentredHead
+    coordinator: Coordinator
+    checkpoint: _Checkpoint
+    directory: RunDirectory
+    evaluate: Evaluate
+    progress: Progress
 
-    def run(self, initial: Vector) -> Trained:
-        state = self._restore(initial)
-        release = self.terms.release("training")
-        self.progress.stage("training", release.mechanism.steps, state.round)
+    def run(self) -> Trained:
+        self.checkpoint.load()
+        statistics = self._statistics()
+        steps = Steps.plan(self.study, self.terms, statistics)
+        state = self._start(steps)
+        planned = self.terms.release(TRAINING).mechanism.steps
+        self.progress.stage("training", planned, state.round)
         try:
-            if state.counts is None and self.terms.releases[0].name == "class-counts":
-                state = self._count_classes(state)
-            while state.round < release.mechanism.steps:
-                state = self._round(state)
+            while state.round < planned:
+                state = self._round(state, statistics, steps)
         except BudgetSpent:
             if state.round == 0:
                 raise
         return Trained(
-            parameters=self.optimizer.released(state.optimizer),
-            counts=state.counts,
+            parameters=self._released(state, statistics, steps),
+            statistics=statistics,
             rounds=state.round,
             coordinator=self.coordinator,
         )
 
-    def _count_classes(self, state: TrainingState) -> TrainingState:
-        release = self.terms.release("class-counts")
-        collected = self.coordinator.collect(release, 1, np.empty(0))
-        state = replace(state, counts=np.maximum(collected.total, 1.0))
-        self._checkpoint(state)
-        return state
+    def _statistics(self) -> ClassStatistics | None:
+        """What is released before training: from the checkpoint, or from the sites, or nothing."""
+        if self.terms.releases[0].name != STATISTICS:
+            return None
+        if "statistics" not in self.checkpoint.arrays:
+            collected = self.coordinator.collect(self.terms.release(STATISTICS), 1, np.empty(0))
+            self.checkpoint.save(0, {"statistics": collected.total})
+        return ClassStatistics.from_released(self.checkpoint.arrays["statistics"], self.model.classes)
 
-    def _round(self, state: TrainingState) -> TrainingState:
+    def _start(self, steps: Steps) -> Progression:
+        if self.checkpoint.round == 0:
+            return Progression(round=0, optimizer=steps.optimizer.init(self.model.head.initial()))
+        return Progression(
+            round=self.checkpoint.round, optimizer=steps.optimizer.from_arrays(self.checkpoint.arrays)
+        )
+
+    def _round(
+        self, state: Progression, statistics: ClassStatistics | None, steps: Steps
+    ) -> Progression:
         started = time.perf_counter()
-        release = self.terms.release("training")
-        number = state.round + 1
-        collected = self.coordinator.collect(release, number, self.optimizer.query(state.optimizer))
-        gradient = collected.total / self._normalizer(state)
-        state = replace(state, round=number, optimizer=self.optimizer.step(state.optimizer, gradient))
-        self._checkpoint(state)
-        self._tell(state, collected, float(np.linalg.norm(gradient)), time.perf_counter() - started)
-        return state
+        release = self.terms.release(TRAINING)
+        query = self._whole(steps.optimizer.query(state.optimizer), statistics)
+        collected = self.coordinator.collect(release, state.round + 1, query)
+        gradient = collected.total / steps.normalizer
+        variance = self.terms.noise_variance(release.mechanism, len(collected.survivors))
+        after = Progression(
+            round=state.round + 1,
+            optimizer=steps.optimizer.step(
+                state.optimizer, gradient, noise_variance=variance / steps.normalizer**2
+            ),
+        )
+        self.checkpoint.save(after.round, steps.optimizer.to_arrays(after.optimizer))
+        point = self.evaluate(self._released(after, statistics, steps), statistics)
+        self._tell(after.round, collected, point, float(np.linalg.norm(gradient)), time.perf_counter() - started)
+        return after
 
-    def _normalizer(self, state: TrainingState) -> float:
-        """The number of units that one step averages over: as released, or as the study file states it."""
-        stated = self.study.training.units
-        if stated is not None:
-            return float(stated)
-        if state.counts is None:
-            raise AssertionError("the study settings guarantee class counts or stated units")
-        return float(state.counts.sum()) * self.terms.release("training").mechanism.sampling_rate
+    def _whole(self, trained: Vector, statistics: ClassStatistics | None) -> Vector:
+        return self.model.join(statistics.centre if statistics else None, trained)
 
-    def _tell(self, state: TrainingState, collected: RoundSum, norm: float, seconds: float) -> None:
+    def _released(self, state: Progression, statistics: ClassStatistics | None, steps: Steps) -> Vector:
+        return self._whole(steps.optimizer.released(state.optimizer), statistics)
+
+    def _tell(
+        self, number: int, collected: RoundSum, point: Mapping[str, float] | None, norm: float, seconds: float
+    ) -> None:
         spent = self.coordinator.epsilon_spent()
-        test = self.evaluate(self.optimizer.released(state.optimizer), state.counts)
         self.directory.append_round(
             {
-                "round": state.round,
+                "round": number,
                 "sites": collected.survivors,
                 "dropped": [{"site": d.site, "reason": d.reason} for d in collected.dropped],
                 "epsilon_spent": spent,
                 "seconds": seconds,
                 "update_norm": norm,
-                "test": test,
+                "test": point,
             }
         )
         note = f"epsilon {spent:.3f}" if np.isfinite(spent) else "no privacy"
-        self.progress.advance(note=note + (f", AUROC {test['auroc']:.3f}" if test and "auroc" in test else ""))
-
-    def _checkpoint(self, state: TrainingState) -> None:
-        arrays: dict[str, npt.NDArray[Any]] = {
-            f"optimizer.{name}": value for name, value in self.optimizer.to_arrays(state.optimizer).items()
-        }
-        if state.counts is not None:
-            arrays["counts"] = state.counts
-        meta = {"round": state.round, "charged": self.coordinator.charged}
-        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-        self.directory.save_checkpoint(arrays)
-
-    def _restore(self, initial: Vector) -> TrainingState:
-        arrays = self.directory.load_checkpoint()
-        if arrays is None:
-            self.directory.cut_rounds(0)
-            return TrainingState(round=0, counts=None, optimizer=self.optimizer.init(initial))
-        meta = json.loads(arrays["meta"].tobytes())
-        self.directory.cut_rounds(meta["round"])
-        self.coordinator.charged = meta["charged"]
-        return TrainingState(
-            round=meta["round"],
-            counts=arrays.get("counts"),
-            optimizer=self.optimizer.from_arrays(
-                {name.removeprefix("optimizer."): a for name, a in arrays.items() if name.startswith("optimizer.")}
-            ),
-        )
+        self.progress.advance(note=note + (f", AUROC {point['auroc']:.3f}" if point else ""))
 
 
 def train(
     study: Study,
     terms: Terms,
+    model: CentredHead,
     transport: Transport,
     directory: RunDirectory,
     *,
-    initial: Vector,
-    optimizer: Optimizer,
     evaluate: Evaluate,
     progress: Progress,
 ) -> Trained:
@@ -174,14 +184,23 @@ def train(
     Args:
         study: the resolved study.
         terms: what coordinator and sites agreed on.
+        model: what is trained.
         transport: reaches the sites.
         directory: the run's directory; checkpoint and round log live there.
-        initial: parameters before the first round, equal at every start.
-        optimizer: the server's update rule.
         evaluate: public test metrics of parameters, for the learning curve; never used to choose anything.
         progress: told of every round.
 
     Raises:
         FederationError: too few sites are left; the run can be resumed.
     """
-    return _Loop(study, terms, transport, directory, optimizer, evaluate, progress).run(initial)
+    coordinator = Coordinator(terms, transport, attempt=directory.begin_session() << 32)
+    return _Loop(
+        study=study,
+        terms=terms,
+        model=model,
+        coordinator=coordinator,
+        checkpoint=_Checkpoint(directory, coordinator),
+        directory=directory,
+        evaluate=evaluate,
+        progress=progress,
+    ).run()

@@ -17,12 +17,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fedveil.learning.features.extractor import Features, Images, batches, checked, resized
 
-DIMENSION = 1280
+MEANS, DEVIATIONS = (40, 112, 320, 1280), (40, 112, 320)
+"""Channels of the stages whose spatial means, and standard deviations, are the features."""
 SMALLEST = 16
 
 
 class EfficientNetLite0:
-    """Globally pooled activations of the last convolution: 1,280 features an image.
+    """Globally pooled activations of the last four stages: 2,224 features an image, in seven blocks.
+
+    The stages end at strides 8, 16 and 32 and with the last convolution. Of each the spatial mean of
+    every channel is taken, of the first three the spatial standard deviation too. Middle stages see
+    texture rather than objects, and tell radiographs apart better than the last one, which was trained to
+    name animals.
 
     A grey image is fed as three equal channels. Batch norm uses the published ImageNet statistics (evaluation
     mode) and is folded into the convolutions, which halves the time and changes features by rounding only.
@@ -30,21 +36,28 @@ class EfficientNetLite0:
 
     def __init__(self, name: str, channels: int, size: int) -> None:
         self.name, self.channels, self.size = name, channels, size
-        self.blocks: tuple[int, ...] = (DIMENSION,)
-        self.dimension = DIMENSION
-        self.key = f"efficientnet-lite0-1@{size}x{channels}"
+        self.blocks: tuple[int, ...] = (*MEANS, *DEVIATIONS)
+        self.dimension = sum(self.blocks)
+        self.key = f"efficientnet-lite0-2@{self.size}x{channels}"
 
     def __call__(self, images: Images) -> Features:
-        """Map images (k, channels, h, w) in [0, 1] to features (k, 1280), all in [0, 6]."""
+        """Map images (k, channels, h, w) in [0, 1] to features (k, 2224)."""
         pixels = checked(images, self.channels)
-        network = folded_network(self.size)
-        features = np.empty((len(pixels), DIMENSION), dtype=np.float32)
+        stages = folded_network(self.size, self.channels)
+        features = np.empty((len(pixels), self.dimension), dtype=np.float32)
         start = 0
         with torch.inference_mode():
             for batch in batches(pixels):
-                inputs = resized(batch, self.size) * (255 / 128) - 127 / 128
-                inputs = inputs.expand(-1, 3, -1, -1)
-                pooled = network(inputs.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+                maps = resized(batch, self.size) * (255 / 128) - 127 / 128
+                maps = maps.contiguous(memory_format=torch.channels_last)
+                means, deviations = [], []
+                for stage in stages:
+                    maps = stage(maps)
+                    if maps.shape[1] in MEANS:
+                        deviation, mean = torch.std_mean(maps, dim=(2, 3), correction=0)
+                        means.append(mean)
+                        deviations.append(deviation)
+                pooled = torch.cat([*means, *deviations[: len(DEVIATIONS)]], dim=1)
                 features[start : start + len(batch)] = pooled.numpy()
                 start += len(batch)
         return features
@@ -59,13 +72,23 @@ def pretrained(size: int) -> Any:
 
 
 @lru_cache(maxsize=4)
-def folded_network(size: int) -> nn.Sequential:
-    """Return the convolutional part of :func:`pretrained` with batch norm folded in, channels last."""
+def folded_network(size: int, channels: int) -> nn.ModuleList:
+    """Return the stages of the convolutional part of :func:`pretrained` with batch norm folded in, channels last.
+
+    A stage ends before each block that halves the resolution; the last convolution is a stage of its own.
+    The layers of one grey channel are the sums over the three equal colour channels they stand for.
+    """
     network = pretrained(size)
-    layers = [*_folded(network._conv_stem, network._bn0), nn.ReLU6(inplace=True)]
-    layers += [_folded_block(block) for block in network._blocks]
-    layers += [*_folded(network._conv_head, network._bn1), nn.ReLU6(inplace=True)]
-    folded: nn.Sequential = nn.Sequential(*layers).eval().requires_grad_(False)
+    stages: list[list[nn.Module]] = [[*_folded(network._conv_stem, network._bn0), nn.ReLU6(inplace=True)]]
+    for block in network._blocks:
+        if np.ravel(block._block_args.stride)[0] == 2:
+            stages.append([])
+        stages[-1].append(_folded_block(block))
+    stages.append([*_folded(network._conv_head, network._bn1), nn.ReLU6(inplace=True)])
+    if channels == 1:
+        stem = next(layer for layer in stages[0] if isinstance(layer, nn.Conv2d))
+        stem.weight = nn.Parameter(stem.weight.sum(1, keepdim=True), requires_grad=False)
+    folded = nn.ModuleList(nn.Sequential(*layers) for layers in stages).eval().requires_grad_(False)
     return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

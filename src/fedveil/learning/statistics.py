@@ -1,0 +1,122 @@
+"""One noisy sum before training: how many units each class has, and where its features lie on average.
+
+Frozen features of medical images share one large mean; it swamps the directions in which classes differ. Removing
+it from each block of features, and scaling blocks to unit length again, is worth several points of AUROC at small
+epsilon. The mean of private images is private, so it is released first, with noise, together with the class sizes that
+thresholds and step sizes need: one vector, one charge.
+
+A unit contributes the average over its images i of ``onehot(y_i) (x) (sqrt(1 - b^2) x_i, b)``. With ``||x_i|| <= 1``
+each term has norm at most 1, so the average has too (convexity), whatever the number of images and classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.learner import Vector
+
+__all__ = ["ClassStatistics", "unit_blocks"]
+
+COUNT_WEIGHT = 0.3
+"""b above: how much of a contribution's length counts the unit; the rest carries its features."""
+FEWEST = 10.0
+"""A released class size is taken to be at least this, so that noise cannot turn a rare class's mean around."""
+SMALLEST_NORM = 1e-12
+
+
+def unit_blocks(
+    features: npt.NDArray[Any], blocks: Sequence[int], centre: Vector | None = None
+) -> npt.NDArray[np.float32]:
+    """Subtract a public centre, then scale each block of every row to the same length, and the row to length 1.
+
+    Args:
+        features: (n, d).
+        blocks: lengths of consecutive blocks of columns, d in total.
+        centre: (d,) subtracted first; None for the origin.
+
+    Returns:
+        float32 (n, d); a block that is zero stays zero.
+    """
+    if sum(blocks) != features.shape[1]:
+        raise InvalidValue(
+            f"blocks of {sum(blocks)} columns were given for {features.shape[1]} features",
+            "blocks must cover all features",
+            "use the blocks of the extractor that made them",
+        )
+    result = np.array(features, dtype=np.float32)
+    if centre is not None:
+        result -= centre.astype(np.float32)
+    start = 0
+    for length in blocks:
+        block = result[:, start : start + length]
+        norms = np.linalg.norm(block, axis=1, keepdims=True)
+        block /= np.maximum(norms, SMALLEST_NORM) * np.float32(np.sqrt(len(blocks)))
+        start += length
+    return result
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ClassStatistics:
+    """What the release holds, noise included, hence public.
+
+    Attributes:
+        counts: (classes,) units of each class, at least `FEWEST`; a unit with images of several classes is
+            shared among them.
+        means: (classes, d) average features.
+    """
+
+    counts: Vector
+    means: Vector
+
+    @property
+    def priors(self) -> Vector:
+        """(classes,) class frequencies."""
+        result: Vector = self.counts / self.counts.sum()
+        return result
+
+    @property
+    def centre(self) -> Vector:
+        """(d,) the middle between the classes' means, each class counting alike."""
+        result: Vector = self.means.mean(axis=0)
+        return result
+
+    @staticmethod
+    def size(classes: int, dimension: int) -> int:
+        """Length of the released vector."""
+        return classes * (dimension + 1)
+
+    @staticmethod
+    def contribution(
+        features: npt.NDArray[Any], labels: npt.NDArray[np.int64], weights: Vector, classes: int
+    ) -> Vector:
+        """Sum the units' contributions; exact, so it stays in the hospital.
+
+        Args:
+            features: (n, d), rows of norm at most 1, as `unit_blocks` makes them.
+            labels: (n,) class codes.
+            weights: (n,) each image's share in its unit; they sum to 1 within a unit.
+            classes: number of classes.
+        """
+        extended = np.concatenate(
+            [
+                features * np.sqrt(1 - COUNT_WEIGHT**2),
+                np.full((len(features), 1), COUNT_WEIGHT),
+            ],
+            axis=1,
+            dtype=np.float64,
+        )
+        onehot = np.eye(classes)[labels] * weights[:, None]
+        total: Vector = (onehot.T @ extended).ravel()
+        return total
+
+    @classmethod
+    def from_released(cls, vector: Vector, classes: int) -> Self:
+        """Read the noisy sum over all sites."""
+        rows = vector.reshape(classes, -1)
+        counts = np.maximum(rows[:, -1] / COUNT_WEIGHT, FEWEST)
+        means = rows[:, :-1] / (np.sqrt(1 - COUNT_WEIGHT**2) * counts[:, None])
+        return cls(counts=counts, means=means)

@@ -1,0 +1,187 @@
+import math
+
+import numpy as np
+import pytest
+
+from fedveil.errors import FederationError, InvalidValue
+from fedveil.federation import BudgetSpent, Coordinator, InProcess, default_min_honest, noise_share
+from fedveil.privacy import epsilon
+from tests.federation.toy import DIMENSION, make_terms
+
+ZERO = np.zeros(DIMENSION)
+
+
+def totals(federation, rounds):
+    """Noise in the sums of many rounds: what was collected minus the exact sum."""
+    terms = federation.terms
+    coordinator = Coordinator(terms, federation.transport)
+    release = terms.release("training")
+    return np.array([coordinator.collect(release, r, ZERO).total for r in range(1, rounds + 1)])
+
+
+@pytest.mark.parametrize("trust", ["site", "secure-aggregation", "server"])
+def test_public_weights_bound_sensitivity(federate, trust):
+    """Every site's sum has weight one whatever its size, and the noise is that of the terms."""
+    rounds = 400
+    terms = make_terms(trust, rounds=rounds, noise=100.0)
+    noise = totals(federate(terms, epsilon=100.0), rounds)
+    mechanism = terms.release("training").mechanism
+    expected = {
+        "site": 5 * mechanism.noise_std**2,
+        "secure-aggregation": 5 / 4 * mechanism.noise_std**2,
+        "server": mechanism.noise_std**2,
+    }[trust]
+    assert noise.var() / expected == pytest.approx(1, abs=5 * math.sqrt(2 / noise.size))
+
+
+def test_noise_is_not_reproducible(federate):
+    noise = totals(federate(make_terms(rounds=2, noise=100.0), epsilon=100.0), 2)
+    assert not np.isclose(noise[0], noise[1]).any()
+
+
+def test_noise_holds_under_dropout(federate):
+    """With one of five sites gone, the shares of any honest two thirds still carry the mechanism's noise."""
+    rounds = 400
+    terms = make_terms("secure-aggregation", rounds=rounds, noise=100.0)
+    federation = federate(terms, epsilon=100.0)
+    federation.learners["site-3"].broken = True
+    coordinator = Coordinator(terms, federation.transport)
+    release = terms.release("training")
+    collected = [coordinator.collect(release, r, ZERO) for r in range(1, rounds + 1)]
+    assert all("site-3" not in one.survivors for one in collected)
+    assert collected[0].dropped[0].site == "site-3"
+    noise = np.array([one.total for one in collected])
+    honest = terms.honest(4)
+    expected = 4 / honest * release.mechanism.noise_std**2
+    assert noise.var() / expected == pytest.approx(1, abs=5 * math.sqrt(2 / noise.size))
+    assert 4 / honest >= 1
+
+
+def test_an_abandoned_attempt_is_charged_and_not_opened(federate):
+    terms = make_terms("secure-aggregation")
+    federation = federate(terms)
+    federation.learners["site-3"].broken = True
+    coordinator = Coordinator(terms, federation.transport)
+    coordinator.collect(terms.release("training"), 1, ZERO)
+    assert coordinator.charged == {"training": 2}
+    mechanism = terms.release("training").mechanism
+    two = epsilon([mechanism.with_steps(2)], 1e-5)
+    assert coordinator.epsilon_spent() == two
+    assert federation.ledgers["site-1"].spent() == pytest.approx(two)
+
+
+def test_without_privacy_the_sum_is_exact(federate):
+    terms = make_terms("none", noise=0.0)
+    federation = federate(terms)
+    total = Coordinator(terms, federation.transport).collect(terms.release("training"), 1, ZERO).total
+    exact = sum(learner.contribution(ZERO, clip_norm=1.0) for learner in federation.learners.values())
+    np.testing.assert_allclose(total, exact, rtol=1e-12)
+
+
+def test_training_ends_when_budgets_are_spent(federate):
+    terms = make_terms(rounds=3)
+    budget = epsilon([terms.release("training").mechanism.with_steps(3)], 1e-5)
+    federation = federate(terms, epsilon=budget)
+    coordinator = Coordinator(terms, federation.transport)
+    release = terms.release("training")
+    for _ in range(3):
+        coordinator.collect(release, 1, ZERO)
+    with pytest.raises(BudgetSpent):
+        coordinator.collect(release, 2, ZERO)
+
+
+def test_too_few_sites_end_the_run_with_their_names(federate):
+    terms = make_terms("site", min_sites=4)
+    federation = federate(terms)
+    for name in ("site-1", "site-2"):
+        federation.learners[name].broken = True
+    with pytest.raises(FederationError, match=r"site-1 \(failed\), site-2 \(failed\)"):
+        Coordinator(terms, federation.transport).collect(terms.release("training"), 1, ZERO)
+
+
+def test_a_site_that_recovers_is_asked_again(federate):
+    terms = make_terms("site", rounds=20)
+    federation = federate(terms)
+    coordinator = Coordinator(terms, federation.transport)
+    release = terms.release("training")
+    federation.learners["site-2"].broken = True
+    assert "site-2" not in coordinator.collect(release, 1, ZERO).survivors
+    federation.learners["site-2"].broken = False
+    later = [coordinator.collect(release, number, ZERO).survivors for number in range(2, 8)]
+    assert "site-2" in later[-1]
+
+
+class Tampering(InProcess):
+    """A transport whose second site answers something else."""
+
+    def __init__(self, federation, change):
+        super().__init__(list(federation.sites.values()))
+        self.change = change
+
+    def exchange(self, requests):
+        answers = dict(super().exchange(requests))
+        if "site-2" in answers:
+            answers["site-2"] = self.change(answers["site-2"])
+            if answers["site-2"] is None:
+                del answers["site-2"]
+        return answers
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda reply: None, "unreachable"),
+        (lambda reply: _with(reply, vector=reply.vector[:-1]), "failed"),
+        (lambda reply: _with(reply, vector=reply.vector * np.nan), "failed"),
+        (lambda reply: _with(reply, round=99), "failed"),
+        (lambda reply: _with(reply, site="site-1"), "failed"),
+    ],
+)
+def test_a_bad_reply_excludes_its_site_and_nobody_else(federate, change, reason):
+    terms = make_terms("site")
+    federation = federate(terms)
+    coordinator = Coordinator(terms, Tampering(federation, change))
+    collected = coordinator.collect(terms.release("training"), 1, ZERO)
+    assert [(d.site, d.reason) for d in collected.dropped] == [("site-2", reason)]
+    assert set(collected.survivors) == set(terms.sites) - {"site-2"}
+
+
+def _with(reply, **changes):
+    values = {name: getattr(reply, name) for name in type(reply).__slots__}
+    return type(reply)(**(values | changes))
+
+
+def test_terms_that_cannot_hold_are_refused():
+    with pytest.raises(InvalidValue, match="secure aggregation needs 3"):
+        make_terms("secure-aggregation", sites=2, min_sites=2)
+    with pytest.raises(InvalidValue, match="min_honest is 5"):
+        make_terms("secure-aggregation", min_honest=5)
+    with pytest.raises(InvalidValue, match="min_sites is 6"):
+        make_terms(min_sites=6)
+    with pytest.raises(InvalidValue, match="different names"):
+        make_terms_named("a", "a")
+
+
+def make_terms_named(*names):
+    terms = make_terms()
+    return type(terms)(
+        name="toy", settings={}, sites=names, target=terms.target, releases=terms.releases, min_sites=1
+    )
+
+
+@pytest.mark.parametrize("participants", range(3, 60))
+def test_honest_shares_leave_room_for_a_curious_peer(participants):
+    honest = default_min_honest(participants)
+    assert 2 * participants / 3 <= honest + 1
+    assert 1 <= honest < participants
+
+
+def test_any_honest_shares_carry_the_whole_noise():
+    terms = make_terms("secure-aggregation")
+    mechanism = terms.release("training").mechanism
+    share = noise_share("secure-aggregation", mechanism, 4)
+    assert 4 * share**2 == pytest.approx(mechanism.noise_std**2)
+    alone = terms.alone(mechanism, 5)
+    assert alone.noise_multiplier == pytest.approx(mechanism.noise_multiplier / 2)
+    assert terms.epsilon_alone() > epsilon([mechanism], 1e-5)
+

@@ -1,0 +1,179 @@
+"""The site's side of the trust boundary; names of the form test_* from the pitfalls table are pinned there."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fedveil.errors import BudgetExceeded, InvalidValue, Refused
+from fedveil.federation import Declined, Policy, Release, Reply, Request, Site
+from fedveil.federation.messages import CHARGED_FIELDS, PUBLIC_FIELDS
+from fedveil.privacy import Guarantee, Mechanism, epsilon
+from tests.federation.toy import DIMENSION, make_terms
+
+
+def ask(terms, **changes):
+    values = {
+        "study": terms.digest,
+        "release": "training",
+        "round": 1,
+        "attempt": 1,
+        "participants": terms.sites,
+        "parameters": np.zeros(DIMENSION),
+    }
+    return Request(**(values | changes))
+
+
+def test_reply_fields_are_charged_or_public():
+    for message in (Reply, Declined):
+        names = {field.name for field in dataclasses.fields(message)}
+        assert names <= PUBLIC_FIELDS | CHARGED_FIELDS, f"{message.__name__} has fields nobody pays for"
+    assert not PUBLIC_FIELDS & CHARGED_FIELDS
+
+
+def test_a_failing_learner_tells_nothing_about_its_cohort(federate, caplog):
+    federation = federate(make_terms())
+    federation.learners["site-1"].broken = True
+    answer = federation.sites["site-1"].handle(ask(federation.terms))
+    assert isinstance(answer, Declined)
+    assert answer.code == "failed"
+    assert "Jane Doe" not in repr(answer)
+    assert "Jane Doe" in caplog.text, "the hospital's own log has the details"
+
+
+def test_no_unclipped_state_leaves_a_site(federate):
+    federation = federate(make_terms("none", noise=0.0))
+    federation.learners["site-1"].rows *= 1e6
+    answer = federation.sites["site-1"].handle(ask(federation.terms))
+    assert isinstance(answer, Reply)
+    assert np.linalg.norm(answer.vector) <= federation.learners["site-1"].units * 1.0 + 1e-9
+
+
+def test_a_failure_after_the_charge_keeps_the_charge(federate):
+    federation = federate(make_terms())
+    federation.learners["site-1"].broken = True
+    federation.sites["site-1"].handle(ask(federation.terms))
+    assert federation.ledgers["site-1"].spent() > 0
+
+
+def test_charge_matches_steps_executed(federate):
+    terms = make_terms(rounds=3)
+    federation = federate(terms)
+    for round_number in (1, 2, 3):
+        federation.sites["site-1"].handle(ask(terms, round=round_number))
+    executed = len(federation.learners["site-1"].seen)
+    mechanism = terms.release("training").mechanism.with_steps(executed)
+    assert federation.ledgers["site-1"].spent() == pytest.approx(epsilon([mechanism], 1e-5), rel=1e-12)
+
+
+def test_sampling_executed_is_sampling_accounted(federate):
+    """Each patient is drawn independently with the accounted rate: sizes are binomial, not fixed batches."""
+    terms = make_terms(rounds=300, sampling_rate=0.25, noise=20.0)
+    federation = federate(terms, units=200)
+    for round_number in range(1, 301):
+        assert isinstance(federation.sites["site-1"].handle(ask(terms, round=round_number)), Reply)
+    sizes = np.array([len(units) for units in federation.learners["site-1"].seen])
+    assert abs(sizes.mean() - 50) < 5 * np.sqrt(200 * 0.25 * 0.75 / 300)
+    assert 0.6 < sizes.var() / (200 * 0.25 * 0.75) < 1.6
+    counts = np.bincount(np.concatenate(federation.learners["site-1"].seen), minlength=200)
+    assert abs(counts - 75).max() < 6 * np.sqrt(300 * 0.25 * 0.75)
+
+
+def test_site_recomputes_mechanism_from_policy(federate):
+    """A request has no field for noise, clip norm or sampling, and terms with less noise are other terms."""
+    terms = make_terms()
+    federation = federate(terms)
+    fields = {field.name for field in dataclasses.fields(Request)}
+    assert fields == {"study", "release", "round", "attempt", "participants", "parameters"}
+    weaker = dataclasses.replace(
+        terms,
+        releases=(
+            Release(
+                name="training",
+                mechanism=Mechanism(noise_multiplier=0.01, clip_norm=1.0, steps=4),
+                dimension=DIMENSION,
+                parameters=DIMENSION,
+            ),
+        ),
+    )
+    assert weaker.digest != terms.digest
+    answer = federation.sites["site-1"].handle(ask(weaker))
+    assert isinstance(answer, Declined)
+    assert answer.code == "refused"
+    assert federation.ledgers["site-1"].spent() == 0
+
+
+def test_site_refuses_over_budget_request(federate):
+    terms = make_terms(rounds=4)
+    one_round = epsilon([terms.release("training").mechanism.with_steps(1)], 1e-5)
+    federation = federate(terms, epsilon=one_round * 1.01, admit=False)
+    with pytest.raises(BudgetExceeded):
+        federation.sites["site-1"].admit(terms)
+
+    short = make_terms(rounds=1)
+    federation.sites["site-1"].admit(short)
+    assert isinstance(federation.sites["site-1"].handle(ask(short)), Reply)
+    again = federation.sites["site-1"].handle(ask(short, attempt=2))
+    assert isinstance(again, Declined)
+    assert again.code == "over-budget"
+    assert len(federation.learners["site-1"].seen) == 1, "no pixel is touched without a charge"
+
+
+def test_delta_must_be_small(federate):
+    terms = make_terms()
+    federation = federate(terms, admit=False)
+    large = dataclasses.replace(terms, target=Guarantee(1.0, 0.05, "patient", "site"))
+    with pytest.raises(InvalidValue, match="delta is 0.05 for 40 units"):
+        federation.sites["site-1"].admit(large)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": 0},
+        {"round": 5},
+        {"release": "confessions"},
+        {"participants": ("site-1",)},
+        {"participants": ("site-1", "site-2", "site-3", "site-3")},
+        {"participants": ("site-2", "site-3", "site-4")},
+        {"participants": ("site-1", "site-2", "site-9")},
+        {"parameters": np.zeros(DIMENSION + 1)},
+        {"parameters": np.full(DIMENSION, np.nan)},
+        {"parameters": np.full(DIMENSION, np.inf)},
+        {"study": "0" * 64},
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused_and_costs_nothing(federate, change):
+    federation = federate(make_terms())
+    answer = federation.sites["site-1"].handle(ask(federation.terms, **change))
+    assert isinstance(answer, Declined)
+    assert answer.code == "refused"
+    assert federation.ledgers["site-1"].spent() == 0
+    assert federation.learners["site-1"].seen == []
+
+
+def test_an_attempt_is_served_once(federate):
+    federation = federate(make_terms())
+    site = federation.sites["site-1"]
+    assert isinstance(site.handle(ask(federation.terms)), Reply)
+    assert isinstance(site.handle(ask(federation.terms)), Declined)
+
+
+def test_policy_refuses_what_the_hospital_does_not_accept(federate):
+    terms = make_terms("server")
+    federation = federate(terms, admit=False)
+    learner, ledger = federation.learners["site-1"], federation.ledgers["site-1"]
+    with pytest.raises(Refused, match='trust "server"'):
+        Site("site-1", learner, Policy(), ledger).admit(terms)
+    with pytest.raises(Refused, match="min_sites"):
+        Site("site-1", learner, Policy(trusts=frozenset({"server"}), min_sites=4), ledger).admit(terms)
+    with pytest.raises(Refused, match="length 6"):
+        Site("site-1", learner, Policy(trusts=frozenset({"server"}), max_dimension=5), ledger).admit(terms)
+    with pytest.raises(Refused, match="not among them"):
+        Site("site-x", learner, Policy(trusts=frozenset({"server"})), ledger).admit(terms)
+
+
+def test_a_private_site_needs_a_ledger(federate):
+    federation = federate(make_terms(), admit=False)
+    with pytest.raises(Refused, match="no ledger"):
+        Site("site-1", federation.learners["site-1"], Policy(), None)

@@ -1,0 +1,76 @@
+"""A small real federation for tests: a learner over plain vectors, ledgers on disk, sites in process."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedveil.federation import InProcess, Release, Site, Terms
+from fedveil.privacy import Guarantee, Ledger, Mechanism, Trust
+
+DIMENSION = 6
+
+
+@dataclass
+class VectorLearner:
+    """Units are rows; a unit's contribution is its row, clipped."""
+
+    rows: np.ndarray
+    seen: list[np.ndarray | None] = field(default_factory=list)
+    broken: bool = False
+
+    @property
+    def units(self) -> int:
+        return len(self.rows)
+
+    @property
+    def dimension(self) -> int:
+        return self.rows.shape[1]
+
+    def statistics(self) -> np.ndarray:
+        return np.array([len(self.rows) / 2, len(self.rows) / 2])
+
+    def contribution(
+        self, parameters: np.ndarray, *, clip_norm: float, units: np.ndarray | None = None
+    ) -> np.ndarray:
+        if self.broken:
+            raise RuntimeError(f"patient Jane Doe has a broken image, pixel sum {self.rows.sum()}")
+        self.seen.append(units)
+        rows = self.rows if units is None else self.rows[units]
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        return (rows * np.minimum(1, clip_norm / np.maximum(norms, 1e-300))).sum(axis=0)
+
+
+def make_terms(
+    trust: Trust = "site",
+    sites: int = 5,
+    rounds: int = 4,
+    noise: float = 8.0,
+    sampling_rate: float = 1.0,
+    min_sites: int = 3,
+    **changes: object,
+) -> Terms:
+    mechanism = Mechanism(noise_multiplier=noise, clip_norm=1.0, steps=rounds, sampling_rate=sampling_rate)
+    target = Guarantee(float("inf") if trust == "none" else 50.0, 1e-5, "patient", trust)
+    values: dict[str, object] = {
+        "name": "toy",
+        "settings": {"seed": 1},
+        "sites": tuple(f"site-{number}" for number in range(1, sites + 1)),
+        "target": target,
+        "releases": (Release(name="training", mechanism=mechanism, dimension=DIMENSION, parameters=DIMENSION),),
+        "min_sites": min_sites,
+    }
+    return Terms(**(values | changes))  # type: ignore[arg-type]
+
+
+@dataclass
+class Federation:
+    terms: Terms
+    sites: dict[str, Site]
+    learners: dict[str, VectorLearner]
+    ledgers: dict[str, Ledger]
+
+    @property
+    def transport(self) -> InProcess:
+        return InProcess(list(self.sites.values()))
+
+
