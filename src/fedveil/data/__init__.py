@@ -6,11 +6,14 @@ only. Nothing in here knows about privacy budgets, networks or rounds.
 """
 
 from fedveil.data.cache import FeatureCache, cache_folder
+from fedveil.data.check import CheckReport, check
 from fedveil.data.cohort import TEST, TRAIN, VALIDATION, Cohort, Dataset, PatientImages
 from fedveil.data.load import is_path, load
 from fedveil.data.medmnist import MEDMNIST, fetch
 from fedveil.data.partition import Scheme, hospitals, named_hospitals
+from fedveil.data.records import Problem
 from fedveil.data.stack import ArrayImages, ImageStack, in_memory
+from fedveil.data.write import write_split
 
 __all__ = [
     "MEDMNIST",
@@ -18,17 +21,21 @@ __all__ = [
     "TRAIN",
     "VALIDATION",
     "ArrayImages",
+    "CheckReport",
     "Cohort",
     "Dataset",
     "FeatureCache",
     "ImageStack",
     "PatientImages",
+    "Problem",
     "Scheme",
     "cache_folder",
+    "check",
     "fetch",
     "hospitals",
     "in_memory",
     "is_path",
     "load",
     "named_hospitals",
+    "write_split",
 ]

@@ -17,7 +17,6 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from pydicom.pixels.utils import pixel_array
 
 from fedveil.data.facts import ImageFacts, unusable
-from fedveil.errors import DataError
 
 __all__ = ["is_dicom", "probe_dicom", "read_dicom"]
 
@@ -97,6 +96,8 @@ def _check(path: Path, header: pydicom.FileDataset) -> None:
         raise unusable(
             path, f"it is {header.Columns} x {header.Rows} pixels", "no side may be zero", "leave it out"
         )
+    if float(header.get("RescaleSlope") or 1) == 0:
+        raise unusable(path, "RescaleSlope is 0", "every value would become the same", "correct it")
     window = _window(header)
     if window is not None and not (np.isfinite(window).all() and window[1] > 0):
         raise unusable(
@@ -151,6 +152,4 @@ def _range(header: pydicom.FileDataset) -> tuple[float, float]:
     ends = np.array([-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1] if signed else [0.0, 2.0**bits - 1])
     if "RescaleSlope" in header and "RescaleIntercept" in header:
         ends = apply_rescale(ends, header)
-    if ends.min() == ends.max():
-        raise DataError("RescaleSlope is 0", "it must not be", "correct it")
     return float(ends.min()), float(ends.max())

@@ -11,7 +11,17 @@ from fedveil.data.holdout import draw_test_patients
 from fedveil.data.stack import ImageStack
 from fedveil.errors import DataError, InvalidValue
 
-__all__ = ["SPLIT_NAMES", "Options", "Problem", "Records", "assemble", "find_problems", "raise_first"]
+__all__ = [
+    "SPLITS",
+    "SPLIT_NAMES",
+    "Options",
+    "Problem",
+    "Records",
+    "assemble",
+    "find_problems",
+    "raise_first",
+    "study_labels",
+]
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "0"), TRAIN),
@@ -123,7 +133,7 @@ def _overlaps(records: Records) -> Iterator[Problem]:
 
 def _label_problems(records: Records, options: Options) -> Iterator[Problem]:
     try:
-        labels, classes = _labels(records, options)
+        labels, classes = study_labels(records, options)
     except InvalidValue as error:
         yield Problem(records.name, error.found, error.rule, error.remedy)
         return
@@ -166,7 +176,7 @@ def assemble(records: Records, options: Options, source: str) -> Dataset:
     """The data set, or the first problem as a DataError."""
     _check_options(options)
     raise_first(list(find_problems(records, options)), source)
-    labels, classes = _labels(records, options)
+    labels, classes = study_labels(records, options)
     count = len(records.images)
     names = records.patients or tuple(f"image-{row + 1}" for row in range(count))
     patient_names, patients = np.unique(np.array(names), return_inverse=True)
@@ -196,7 +206,7 @@ def assemble(records: Records, options: Options, source: str) -> Dataset:
     )
 
 
-def _labels(records: Records, options: Options) -> tuple[Codes, tuple[str, ...]]:
+def study_labels(records: Records, options: Options) -> tuple[Codes, tuple[str, ...]]:
     """Labels and classes as the study wants them: merged by ``positive``, or in the order of ``classes``."""
     labels, classes = records.labels, records.classes
     if options.positive is not None:

@@ -13,7 +13,7 @@ from fedveil.data.files import FileImages, probe
 from fedveil.data.records import Problem, Records
 from fedveil.errors import DataError
 
-__all__ = ["Row", "class_order", "file_records"]
+__all__ = ["Row", "class_order", "file_problem", "file_records"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +41,7 @@ def file_records(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for row, facts in zip(rows, pool.map(_try_probe, (row.path for row in rows)), strict=True):
             if isinstance(facts, DataError):
-                blamed = (
-                    facts.found.removeprefix(f"{row.path}: ") if row.place == str(row.path) else facts.found
-                )
-                found.append(Problem(row.place, blamed, facts.rule, facts.remedy))
+                found.append(file_problem(row.place, row.path, facts))
             else:
                 usable.append((row, facts))
     kept = [row for row, _ in usable]
@@ -64,6 +61,12 @@ def file_records(
         problems=(*found, *missing),
         notes=tuple(notes),
     )
+
+
+def file_problem(place: str, path: Path, error: DataError) -> Problem:
+    """An error about a file as a problem at ``place``, which does not name the file twice."""
+    found = error.found.removeprefix(f"{path}: ") if place == str(path) else error.found
+    return Problem(place, found, error.rule, error.remedy)
 
 
 def class_order(labels: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,209 @@
+"""Says what a source holds and everything that is wrong with it, by file and line, not just the first."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedveil.data.files import FileImages, read_image
+from fedveil.data.load import read_records
+from fedveil.data.records import SPLITS, Options, Problem, Records, find_problems, study_labels
+from fedveil.data.stack import ArrayImages
+from fedveil.data.table import file_problem
+from fedveil.errors import DataError, InvalidValue
+
+__all__ = ["CheckReport", "Count", "check"]
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Images, and patients who have them, of one class in one split at one site ("" where none is named)."""
+
+    site: str
+    split: str
+    label: str
+    images: int
+    patients: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """What a source holds; ``sizes`` and ``modes`` are pairs of a description and a number of images."""
+
+    source: str
+    images: int
+    patients: int
+    patients_known: bool
+    images_per_patient: tuple[int, float, int]
+    """Fewest, median and most."""
+    counts: tuple[Count, ...]
+    sizes: tuple[tuple[str, int], ...]
+    modes: tuple[tuple[str, int], ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether a study can use the source as it is."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """For scripts."""
+        return {"ok": self.ok, **asdict(self)}
+
+    def __str__(self) -> str:
+        least, median, most = self.images_per_patient
+        lines = [
+            f"{self.source}: {self.images} images of {self.patients} patients, "
+            f"{least} to {most} each (median {median:g})"
+        ]
+        for count in self.counts:
+            where = " / ".join(part for part in (count.site, count.split, count.label) if part)
+            lines.append(f"  {where}: {count.images} images, {count.patients} patients")
+        for title, pairs in (("sizes", self.sizes), ("kinds", self.modes)):
+            if pairs:
+                lines.append(f"  {title}: " + ", ".join(f"{what} ({number})" for what, number in pairs))
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"problem: {problem}" for problem in self.problems] or ["no problems"]
+        return "\n".join(lines)
+
+
+def check(
+    source: str,
+    *,
+    image_size: int = 64,
+    positive: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    base: Path | None = None,
+    allow_patient_overlap: bool = False,
+) -> CheckReport:
+    """Reads all that :func:`fedveil.data.load` would, and decodes every image. Never raises DataError."""
+    options = Options(
+        image_size=image_size,
+        positive=None if positive is None else tuple(positive),
+        classes=None if classes is None else tuple(classes),
+        allow_patient_overlap=allow_patient_overlap,
+    )
+    try:
+        records = read_records(source, options, base or Path())
+    except (DataError, InvalidValue) as error:
+        return _nothing(source, Problem(source, error.found, error.rule, error.remedy))
+    sizes, modes = _facts(records)
+    owners = Counter(records.patients or records.image_names)
+    numbers = sorted(owners.values()) or [0]
+    return CheckReport(
+        source=source,
+        images=len(records.images),
+        patients=len(owners),
+        patients_known=records.patients is not None,
+        images_per_patient=(numbers[0], float(np.median(numbers)), numbers[-1]),
+        counts=_counts(records, options),
+        sizes=tuple(sizes.most_common()),
+        modes=tuple(modes.most_common()),
+        problems=(*find_problems(records, options), *_undecodable(records)),
+        notes=(*records.notes, *_notes(records)),
+    )
+
+
+def _nothing(source: str, problem: Problem) -> CheckReport:
+    return CheckReport(
+        source=source,
+        images=0,
+        patients=0,
+        patients_known=False,
+        images_per_patient=(0, 0.0, 0),
+        counts=(),
+        sizes=(),
+        modes=(),
+        problems=(problem,),
+        notes=(),
+    )
+
+
+def _facts(records: Records) -> tuple[Counter[str], Counter[str]]:
+    images = records.images
+    if isinstance(images, FileImages):
+        sizes = Counter(f"{facts.width} x {facts.height}" for facts in images.facts)
+        return sizes, Counter(facts.mode for facts in images.facts)
+    if isinstance(images, ArrayImages) and len(images):
+        height, width = images.stored_shape
+        mode = f"{images.stored([0]).dtype} {'grey' if images.channels == 1 else 'colour'}"
+        return Counter({f"{width} x {height}": len(images)}), Counter({mode: len(images)})
+    return Counter(), Counter()
+
+
+def _counts(records: Records, options: Options) -> tuple[Count, ...]:
+    try:
+        labels, classes = study_labels(records, options)
+    except InvalidValue:
+        return ()
+    owners = records.patients or records.image_names
+    sites = records.sites or ("",) * len(labels)
+    splits = [""] * len(labels) if records.splits is None else [SPLITS[code] for code in records.splits]
+    keys = list(zip(sites, splits, (int(label) for label in labels), strict=True))
+    images = Counter(keys)
+    patients = Counter(key for key, _ in set(zip(keys, owners, strict=True)))
+    return tuple(
+        Count(site, split, classes[label], images[site, split, label], patients[site, split, label])
+        for site, split, label in sorted(images)
+    )
+
+
+def _undecodable(records: Records) -> list[Problem]:
+    """Files whose header is sound but whose pixels are not."""
+    images = records.images
+    if not isinstance(images, FileImages):
+        return []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        errors = list(pool.map(_try_read, images.paths))
+    return [
+        file_problem(records.place(index), path, error)
+        for index, (path, error) in enumerate(zip(images.paths, errors, strict=True))
+        if error is not None
+    ]
+
+
+def _try_read(path: Path) -> DataError | None:
+    try:
+        read_image(path)
+    except DataError as error:
+        return error
+    return None
+
+
+def _notes(records: Records) -> list[str]:
+    notes = []
+    if records.patients is None:
+        notes.append("no patients are named: each image counts as one, and the guarantee covers an image")
+    if records.splits is None:
+        notes.append("there is no split: a study holds out a part of the patients for its test")
+    return notes + _copies(records)
+
+
+def _copies(records: Records) -> list[str]:
+    """Images with the same content as an earlier one: no problem, but often a mistake."""
+    first: dict[str, int] = {}
+    pairs = []
+    for row, digest in enumerate(records.images.digest(np.arange(len(records.images)))):
+        original = first.setdefault(digest, row)
+        if original != row:
+            pairs.append((original, row))
+    if not pairs:
+        return []
+    columns = {"patient": records.patients, "site": records.sites, "split": records.splits}
+    across = [
+        f"{sum(column[one] != column[other] for one, other in pairs)} under another {name}"
+        for name, column in columns.items()
+        if column is not None
+    ]
+    original, copy = pairs[0]
+    said = f" ({', '.join(across)})" if across else ""
+    return [
+        f"{len(pairs)} images are copies of another{said}; "
+        f"the first is {records.place(copy)}, a copy of {records.place(original)}"
+    ]
