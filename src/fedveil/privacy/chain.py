@@ -225,8 +225,8 @@ def _parse(path: Path, data: bytes) -> Contents:
     while (end := data.find(b"\n", start)) >= 0:
         entry = _parse_line(data[start:end], len(entries), previous)
         if entry is None:
-            if end + 1 == len(data):
-                break  # a last line that never came to the disk whole; if it did, the head knows
+            if not entries or end + 1 == len(data):
+                break  # no ledger; or a last line that never was on the disk whole, else the head knows it
             raise LedgerError(
                 f"line {len(entries) + 1} of {path} does not match its hash or its place",
                 "a ledger is only ever appended to, so this one was edited or damaged",

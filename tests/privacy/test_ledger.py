@@ -1,0 +1,431 @@
+"""The ledger: what it charges, what it refuses, and that nothing is ever forgotten."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedveil.errors import BudgetExceeded, InvalidValue, LedgerError
+from fedveil.privacy import (
+    Budget,
+    Guarantee,
+    Ledger,
+    Mechanism,
+    accounting,
+    calibrate,
+    epsilon,
+    read_ledger,
+    verify_ledger,
+)
+from fedveil.privacy import chain as chain_module
+
+BUDGET = Budget(1.0, 1e-5)
+WHOLE = calibrate(Guarantee(1.0, 1e-5, "patient", "site"), steps=40)
+ROUND = WHOLE.with_steps(1)
+
+
+def charge(ledger: Ledger, mechanism: Mechanism = ROUND, **others: object) -> None:
+    ledger.reserve(mechanism, **({"study": "a", "trust": "site"} | others))  # type: ignore[arg-type]
+
+
+def test_epsilon_composes_over_rounds(tmp_path: Path) -> None:
+    """Over rounds, studies and restarts: what is spent is the price of everything together."""
+    path = tmp_path / "site.jsonl"
+    done = []
+    for study in ("a", "b"):
+        for start in (1, 11):
+            with Ledger(path, BUDGET) as ledger:
+                for number in range(start, start + 10):
+                    charge(ledger, study=study, round=number)
+                    done.append(ROUND)
+                    assert ledger.spent() == epsilon(done, 1e-5)
+    with Ledger(path) as ledger:
+        assert ledger.spent() == epsilon([WHOLE], 1e-5)
+        assert ledger.spent() > 5 * epsilon([ROUND], 1e-5)
+        assert ledger.spent_on("a") == ledger.spent_on("b") == epsilon([WHOLE.with_steps(20)], 1e-5)
+        assert ledger.spent(1e-6) == epsilon([WHOLE], 1e-6)
+        with pytest.raises(BudgetExceeded):
+            charge(ledger)
+
+
+def test_a_refusal_says_asked_spent_left_and_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "site.jsonl"
+    with Ledger(path, BUDGET) as ledger:
+        charge(ledger, WHOLE.with_steps(10))
+        before = path.read_bytes()
+        head = ledger.head
+        with pytest.raises(BudgetExceeded) as refusal:
+            charge(ledger, WHOLE.with_steps(31))
+        asked, spent = epsilon([WHOLE.with_steps(31)], 1e-5), epsilon([WHOLE.with_steps(10)], 1e-5)
+        for number in (asked, spent, 1 - spent):
+            assert f"{number:.4g}" in str(refusal.value)
+        assert path.read_bytes() == before
+        assert ledger.head == head
+        charge(ledger, WHOLE.with_steps(30))
+        assert ledger.spent() <= 1.0
+
+
+def test_charges_are_recorded_whole(tmp_path: Path) -> None:
+    path = tmp_path / "site.jsonl"
+    alone = Mechanism(ROUND.noise_multiplier / math.sqrt(5), 1.0, 1)
+    with Ledger(path, BUDGET) as ledger:
+        written = ledger.reserve(
+            ROUND, study="pneumonia", trust="secure-aggregation", round=3, label="gradient", alone=alone
+        )
+        assert ledger.state.charges == (written,)
+    (read,) = read_ledger(path)
+    assert read == written
+    assert (read.study, read.round, read.label, read.trust) == (
+        "pneumonia",
+        3,
+        "gradient",
+        "secure-aggregation",
+    )
+    assert (read.mechanism, read.alone) == (ROUND, alone)
+    assert read.time.endswith("+00:00")
+    line = json.loads(path.read_text().splitlines()[1])
+    assert "epsilon" not in line
+    assert line["mechanism"]["kind"] == "gaussian"
+
+
+def test_what_a_sites_own_noise_gives(tmp_path: Path) -> None:
+    share = Mechanism(ROUND.noise_multiplier / 2, 1.0, 1)
+    with Ledger(tmp_path / "site.jsonl", BUDGET) as ledger:
+        charge(ledger, study="a", trust="secure-aggregation", alone=share)
+        charge(ledger, study="a", trust="site")
+        charge(ledger, study="b", trust="server")
+        state = ledger.state
+    assert state.studies == ("a", "b")
+    assert state.spent_alone("a") == epsilon([share, ROUND], 1e-5)
+    assert state.spent_alone("b") == state.spent_alone() == math.inf
+    assert state.spent("a") == epsilon([ROUND, ROUND], 1e-5)
+
+
+CHILD = textwrap.dedent(
+    """
+    import sys
+    from fedveil.privacy import Budget, Ledger, Mechanism
+    with Ledger(sys.argv[1], Budget(1000.0, 1e-5)) as ledger:
+        print(len(ledger.state.charges), flush=True)
+        while True:
+            charge = ledger.reserve(Mechanism(1e4, 1.0, 1), study="s", trust="site", round=1)
+            print(charge.seq, flush=True)
+    """
+)
+
+
+def test_ledger_survives_kill(tmp_path: Path) -> None:
+    """Killed again and again while it charges: every acknowledged charge is there, and at most one more."""
+    path = tmp_path / "site.jsonl"
+    kept = 0
+    for acknowledged_before_kill in (1, 7, 40):
+        command = [sys.executable, "-c", CHILD, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert int(child.stdout.readline()) == kept
+            for _ in range(acknowledged_before_kill):
+                child.stdout.readline()
+            child.send_signal(signal.SIGKILL)
+            acknowledged = kept + acknowledged_before_kill + len(child.stdout.read().split())
+        state = verify_ledger(path)
+        assert acknowledged <= len(state.charges) <= acknowledged + 1
+        assert [entry.seq for entry in state.charges] == list(range(1, len(state.charges) + 1))
+        kept = len(state.charges)
+    with Ledger(path) as ledger:
+        assert ledger.spent() == epsilon([Mechanism(1e4, 1.0, kept)], 1e-5)
+
+
+def test_another_process_is_kept_out(tmp_path: Path) -> None:
+    path = tmp_path / "site.jsonl"
+    with Ledger(path, Budget(1000.0, 1e-5)):
+        command = [sys.executable, "-c", CHILD, str(path)]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"{path} is held by another process" in refused.stderr
+    assert len(read_ledger(path)) == 0
+
+
+noises = st.floats(0.5, 4).map(lambda exponent: 10.0**exponent)
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("charge"), noises, st.integers(1, 50)),
+        st.tuples(st.just("reopen"), st.just(0.0), st.just(0)),
+        st.tuples(st.just("tear"), st.just(0.0), st.integers(1, 300)),
+        st.tuples(st.just("amend"), st.floats(0.1, 10), st.just(0)),
+    ),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(actions)
+def test_ledger_only_grows_and_never_passes_its_budget(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, float, int]]
+) -> None:
+    path = tmp_path_factory.mktemp("grows") / "site.jsonl"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chain_module, "_flush", lambda _: None)
+        patched.setattr("os.fsync", lambda _: None)
+        ledger, accepted, allowed = Ledger(path, BUDGET), [], 1.0
+        for action, number, count in steps:
+            before, spent = path.read_bytes(), ledger.spent()
+            if action == "charge":
+                mechanism = Mechanism(number, 1.0, count)
+                try:
+                    charge(ledger, mechanism)
+                    accepted.append(mechanism)
+                    assert ledger.spent() <= ledger.budget.epsilon
+                except BudgetExceeded:
+                    assert path.read_bytes() == before
+                    assert epsilon([*accepted, mechanism], 1e-5) > ledger.budget.epsilon
+            elif action == "amend":
+                allowed = number
+                ledger.amend_budget(Budget(number, 1e-5), "decided")
+            else:
+                ledger.close()
+                if action == "tear":
+                    path.write_bytes(path.read_bytes() + b'{"alone":'[:count] * 3)
+                ledger = Ledger(path)
+            assert path.read_bytes().startswith(before)
+            assert ledger.spent() >= spent
+            assert ledger.spent() == epsilon(accepted, 1e-5)
+            assert ledger.budget.epsilon == allowed
+        ledger.close()
+
+
+def test_an_edited_charge_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "site.jsonl"
+    with Ledger(path, BUDGET) as ledger:
+        charge(ledger)
+    path.write_bytes(path.read_bytes().replace(b'"steps":1', b'"steps":9'))
+    with pytest.raises(LedgerError):
+        Ledger(path)
+
+
+def test_budget_is_the_recorded_one(tmp_path: Path) -> None:
+    path = tmp_path / "site.jsonl"
+    with Ledger(path, BUDGET) as ledger:
+        charge(ledger, WHOLE)
+    with pytest.raises(
+        LedgerError, match="has a budget of epsilon 1 at delta 1e-05 per patient, not of epsilon 2"
+    ):
+        Ledger(path, Budget(2.0, 1e-5))
+    with Ledger(path) as ledger:
+        with pytest.raises(BudgetExceeded):
+            charge(ledger)
+        ledger.amend_budget(Budget(2.0, 1e-5), "ethics board, 12 May")
+        charge(ledger)
+        with pytest.raises(InvalidValue, match="the new budget is per image"):
+            ledger.amend_budget(Budget(2.0, 1e-5, "image"), "cheaper")
+        with pytest.raises(InvalidValue, match="the reason is ''"):
+            ledger.amend_budget(Budget(3.0, 1e-5), "")
+    state = verify_ledger(path)
+    assert state.budget == Budget(2.0, 1e-5)
+    assert len(state.charges) == 2
+    assert "ethics board" in path.read_text()
+    with Ledger(path) as ledger:
+        ledger.amend_budget(Budget(0.5, 1e-5), "stricter")
+        with pytest.raises(BudgetExceeded, match="and 0 left"):
+            charge(ledger)
+
+
+def test_unit_is_protected(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "patient.jsonl", BUDGET) as ledger:
+        with pytest.raises(InvalidValue, match="one patient is to be protected"):
+            charge(ledger, Mechanism(1e3, 1.0, 1, unit="image"))
+        with pytest.raises(InvalidValue, match="one patient is to be protected"):
+            charge(ledger, ROUND, alone=Mechanism(1e3, 1.0, 1, unit="image"))
+        charge(ledger, Mechanism(40.0, 1.0, 1, unit="site"))
+        assert ledger.spent() == epsilon([Mechanism(20.0, 1.0, 1)], 1e-5)
+    with Ledger(tmp_path / "patient.jsonl") as ledger:
+        assert ledger.spent() == epsilon([Mechanism(20.0, 1.0, 1)], 1e-5)
+
+
+def test_releases_without_noise_need_an_infinite_budget(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "strict.jsonl", BUDGET) as ledger:
+        with pytest.raises(BudgetExceeded, match="epsilon inf is asked"):
+            charge(ledger, Mechanism(0.0, 1.0, 1), trust="none")
+        with pytest.raises(BudgetExceeded, match="epsilon inf is asked"):
+            charge(ledger, ROUND, trust="none")
+        with pytest.raises(BudgetExceeded):
+            charge(ledger, Mechanism(0.0, 1.0, 1), trust="server")
+        charge(ledger)
+        with pytest.raises(BudgetExceeded, match="epsilon inf is asked"):
+            charge(ledger, ROUND, trust="none")
+    baseline = Budget(math.inf, 1e-5)
+    with Ledger(tmp_path / "baseline.jsonl", baseline) as ledger:
+        charge(ledger, Mechanism(0.0, 1.0, 1), trust="none")
+        assert ledger.spent() == math.inf
+    with Ledger(tmp_path / "baseline.jsonl", baseline) as ledger:
+        assert ledger.budget == baseline
+
+
+def test_admission_prices_a_sampled_study_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = calibrate(Guarantee(1.0, 1e-5, "patient", "server"), steps=30, sampling_rate=0.2)
+    priced = []
+    original = accounting.loss_epsilon
+    monkeypatch.setattr(accounting, "loss_epsilon", lambda *of: priced.append(of) or original(*of))
+    accounting._price.cache_clear()
+    with Ledger(tmp_path / "site.jsonl", BUDGET) as ledger:
+        with pytest.raises(BudgetExceeded):
+            ledger.admit(whole.with_steps(31))
+        ledger.admit(whole)
+        count = len(priced)
+        for number in range(30):
+            charge(ledger, whole.with_steps(1), trust="server", round=number)
+        assert len(priced) == count
+        with pytest.raises(BudgetExceeded):
+            charge(ledger, whole.with_steps(1), trust="server")
+        assert ledger.spent() <= 1.0
+        assert ledger.epsilon_if(whole.with_steps(1)) > 1.0
+
+
+def test_admission_of_one_mechanism_is_no_admission_of_another(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "site.jsonl", BUDGET) as ledger:
+        ledger.admit(WHOLE)
+        with pytest.raises(BudgetExceeded):
+            charge(ledger, Mechanism(ROUND.noise_multiplier * 0.1, 1.0, 1))
+        charge(ledger, WHOLE.with_steps(39))
+        charge(ledger, Mechanism(ROUND.noise_multiplier * 1.01, 1.0, 1))
+        with pytest.raises(BudgetExceeded):
+            charge(ledger)
+
+
+def test_later_studies_that_sample_are_priced_as_adaptively_chosen(tmp_path: Path) -> None:
+    first, second = Mechanism(3.0, 1.0, 10, 0.1), Mechanism(4.0, 1.0, 10, 0.2)
+    with Ledger(tmp_path / "site.jsonl", Budget(8.0, 1e-5)) as ledger:
+        charge(ledger, first, study="a")
+        assert ledger.spent() == epsilon([first], 1e-5)
+        assert ledger.epsilon_if(second) == epsilon([first, second], 1e-5, adaptive=True)
+        charge(ledger, second, study="b")
+        assert ledger.spent() == epsilon([first, second], 1e-5, adaptive=True)
+
+
+def test_calibration_beside_a_ledger_fits_to_the_last_step(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "site.jsonl", Budget(2.0, 1e-5)) as ledger:
+        for study, target in (("a", 0.7), ("b", 1.3), ("c", 2.0)):
+            spent = [one.mechanism for one in ledger.state.charges]
+            mechanism = calibrate(Guarantee(target, 1e-5, "patient", "site"), steps=7, spent=spent)
+            for number in range(7):
+                charge(ledger, mechanism.with_steps(1), study=study, round=number)
+            assert target - 1e-6 < ledger.spent() <= target
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"study": ""}, {"study": "x" * 201}, {"round": -1}, {"round": True}, {"trust": "me"}, {"label": 3}],
+)
+def test_charges_that_say_nothing_sensible_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    with Ledger(tmp_path / "site.jsonl", BUDGET) as ledger:
+        with pytest.raises(InvalidValue):
+            charge(ledger, **change)
+        assert not ledger.state.charges
+
+
+def test_a_charge_is_on_the_disk_before_it_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+    path = tmp_path / "site.jsonl"
+    with Ledger(path, BUDGET) as ledger, monkeypatch.context() as patched:
+        patched.setattr(chain_module, "_flush", lambda fd: flushed.append((fd, path.stat().st_size)))
+        charge(ledger)
+        size = path.stat().st_size
+        assert [seen for _, seen in flushed] == [size]
+        assert Path(f"/proc/self/fd/{flushed[0][0]}").resolve() == path
+
+
+def test_a_failed_write_charges_nothing_and_a_later_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Ledger(tmp_path / "site.jsonl", BUDGET) as ledger:
+        with monkeypatch.context() as patched:
+            patched.setattr(chain_module, "_flush", fails)
+            with pytest.raises(LedgerError, match="No space left on device"):
+                charge(ledger)
+        assert ledger.spent() == 0
+        charge(ledger)
+        assert ledger.spent() == epsilon([ROUND], 1e-5)
+
+
+def test_an_interrupt_after_the_write_still_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Ledger(tmp_path / "site.jsonl", BUDGET) as ledger:
+        with monkeypatch.context() as patched:
+            patched.setattr(chain_module, "_write_slot", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                charge(ledger)
+        assert ledger.spent() == epsilon([ROUND], 1e-5)
+        assert len(read_ledger(ledger.path)) == 1
+        charge(ledger)
+    assert len(read_ledger(tmp_path / "site.jsonl")) == 2
+
+
+def test_threads_do_not_lose_charges_or_pass_the_budget(tmp_path: Path) -> None:
+    refused = []
+
+    def work(ledger: Ledger) -> None:
+        for _ in range(15):
+            try:
+                charge(ledger)
+            except BudgetExceeded:
+                refused.append(1)
+
+    with Ledger(tmp_path / "site.jsonl", BUDGET) as ledger:
+        threads = [threading.Thread(target=work, args=(ledger,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(refused) == 20
+        assert ledger.spent() == epsilon([WHOLE], 1e-5)
+    assert len(read_ledger(tmp_path / "site.jsonl")) == 40
+
+
+def test_receipts_reveal_a_rollback_of_both_files(tmp_path: Path) -> None:
+    path = tmp_path / "site.jsonl"
+    head_path = tmp_path / "site.jsonl.head"
+    with Ledger(path, BUDGET) as ledger:
+        charge(ledger)
+        old = path.read_bytes(), head_path.read_bytes()
+        charge(ledger)
+        receipt = ledger.head
+    verify_ledger(path, receipt)
+    path.write_bytes(old[0])
+    head_path.write_bytes(old[1])
+    verify_ledger(path)
+    with pytest.raises(LedgerError, match="a receipt names it"):
+        verify_ledger(path, receipt)
+
+
+def test_lines_of_an_unknown_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "site.jsonl"
+    with chain_module.Chain(path, {"kind": "budget", "version": 2, "budget": BUDGET.to_dict()}):
+        pass
+    with pytest.raises(LedgerError, match="is neither a budget nor a charge"):
+        Ledger(path)
+    other = tmp_path / "other.jsonl"
+    with Ledger(other, BUDGET):
+        pass
+    with chain_module.Chain(other) as chain:
+        chain.append({"kind": "refund"})
+    with pytest.raises(LedgerError, match="line 2"):
+        read_ledger(other)
+
+
+@pytest.mark.parametrize("values", [(0.0, 1e-5), (-1.0, 1e-5), (1.0, 0.0), (1.0, 1.0), (math.nan, 1e-5)])
+def test_impossible_budgets_are_refused(values: tuple[float, float]) -> None:
+    with pytest.raises(InvalidValue):
+        Budget(*values)
