@@ -91,9 +91,9 @@ def write_run(
     result = _result(
         names, labels, predicted, probabilities, trust=trust, sites=sites, rounds=rounds, unit=unit, rng=rng
     )
+    _write_rounds(path, rounds, sites, trust, result["metrics"]["test"], rng)
     change(result)
     _dump(path / "result.json", result)
-    _write_rounds(path, rounds, sites, trust, result["metrics"]["test"], rng)
     for site in range(1, sites + 1):
         _write_ledger(path / "ledgers" / f"site-{site}.jsonl", rounds)
     _dump(

@@ -23,9 +23,13 @@ class Roc:
     true_positive_rate: Floats
 
     def at(self, false_positive_rate: float) -> float:
-        """The true-positive rate at this false-positive rate, linear between thresholds."""
-        rates, index = np.unique(self.false_positive_rate[::-1], return_index=True)
-        return float(np.interp(false_positive_rate, rates, self.true_positive_rate[::-1][index]))
+        """The largest true-positive rate at this false-positive rate, linear between thresholds."""
+        x, y = self.false_positive_rate, self.true_positive_rate
+        left = int(np.searchsorted(x, false_positive_rate, side="right")) - 1
+        if left == len(x) - 1:
+            return float(y[-1])
+        along = (false_positive_rate - x[left]) / (x[left + 1] - x[left])
+        return float(y[left] + along * (y[left + 1] - y[left]))
 
 
 def roc(positive: NDArray[np.bool_], scores: Floats) -> Roc | None:

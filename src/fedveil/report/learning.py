@@ -78,7 +78,8 @@ def learning_chart(rounds: tuple[Round, ...]) -> Chart | None:
         draw_learning_curve(drawing.add_subplot(), rounds, PAGE)
         svg = inline_svg(drawing, "learning")
     lost = sum(bool(record.dropped) for record in rounds)
-    drops = f" Triangles mark the {formatting.count(lost)} rounds in which a hospital dropped out."
+    number = f"{formatting.count(lost)} round{'s' if lost != 1 else ''}"
+    drops = f" Triangles mark the {number} in which a hospital dropped out." if lost else ""
     ends = ", ".join(
         f"{name} {formatting.score(float(metric[judged[0]]))} after round {rounds[judged[0]].number} and "
         f"{formatting.score(float(metric[judged[-1]]))} after round {rounds[judged[-1]].number}"
@@ -91,7 +92,7 @@ def learning_chart(rounds: tuple[Round, ...]) -> Chart | None:
         "learning",
         "Learning curve",
         svg,
-        f"Learning curve over {formatting.count(len(rounds))} rounds: {ends}.{cost}{drops if lost else ''}",
-        f"Test metrics after each evaluated round{along}.{drops if lost else ''}",
+        f"Learning curve over {formatting.count(len(rounds))} rounds: {ends}.{cost}{drops}",
+        f"Test metrics after each evaluated round{along}.{drops}",
         tuple(legend_line(name, k) for k, name in enumerate(METRICS) if np.isfinite(values[k]).any()),
     )

@@ -1,0 +1,94 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedveil.privacy import Guarantee, Trust, Unit
+from fedveil.report import load
+from fedveil.report.records import SecureAggregation
+from fedveil.report.wording import guarantee_line, not_protected, notices, protected
+
+MakeRun = Callable[..., Path]
+
+
+def words(guarantee: Guarantee, secure: SecureAggregation | None = None) -> str:
+    return " ".join(statement.text for statement in protected(guarantee, secure))
+
+
+def test_the_line_states_the_guarantee_whole() -> None:
+    line = guarantee_line(Guarantee(0.99991, 1e-5, "patient", "site"))
+    assert line == (
+        "ε ≤ 1, δ = 10⁻⁵ per patient (adding or removing one), trusting nobody outside the hospital"
+    )
+
+
+@pytest.mark.parametrize(
+    ("trust", "said", "unsaid"),
+    [
+        ("site", "Everyone outside the hospital", "masks"),
+        ("secure-aggregation", "masks its sum", "has to be trusted"),
+        ("server", "Not the coordinating server", "masks"),
+    ],
+)
+def test_against_whom_follows_from_trust(trust: Trust, said: str, unsaid: str) -> None:
+    text = words(Guarantee(1.0, 1e-5, "patient", trust))
+    assert said in text
+    assert unsaid not in text
+
+
+def test_how_many_hospitals_must_be_honest_is_said() -> None:
+    text = words(Guarantee(1.0, 1e-5, "patient", "secure-aggregation"), SecureAggregation(False, 4, 5))
+    assert "at least 4 of the 5 hospitals" in text
+
+
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [("patient", "all of that patient’s images"), ("image", "One image."), ("site", "whole hospital")],
+)
+def test_who_is_protected_follows_from_the_unit(unit: Unit, said: str) -> None:
+    assert said in words(Guarantee(1.0, 1e-5, unit, "site"))
+
+
+def test_the_factor_and_the_chance_are_those_of_the_guarantee() -> None:
+    text = words(Guarantee(3.0, 2e-6, "patient", "site"))
+    assert "20.1 times" in text
+    assert "2 × 10⁻⁶ (1 in 500,000)" in text
+
+
+def test_what_is_not_protected_names_staff_tests_groups_and_poisoning(make_run: MakeRun) -> None:
+    record = load(make_run(images=624, rounds=2))
+    titles = [statement.title for statement in not_protected(record)]
+    assert titles[:3] == ["The hospital’s own staff and systems", "The test images", "Groups"]
+    assert "A spoiled model" in titles
+    assert any("624 test images" in statement.text for statement in not_protected(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "title"),
+    [
+        (lambda result: None, "Masks are simulated"),
+        (lambda result: result["data"].update(patients_known=False), "Patients are not known"),
+        (lambda result: result["data"].update(synthetic=True), "Synthetic images"),
+        (lambda result: result["guarantee"].update(epsilon=0.01), "The stated guarantee does not hold"),
+    ],
+)
+def test_what_must_not_be_overlooked_is_a_notice(
+    make_run: MakeRun, change: Callable[[dict[str, Any]], None], title: str
+) -> None:
+    assert title in [notice.title for notice in notices(load(make_run(images=20, rounds=2, change=change)))]
+
+
+def test_real_masks_and_known_patients_need_no_notice(make_run: MakeRun) -> None:
+    run = make_run(
+        images=20, rounds=2, change=lambda result: result["secure_aggregation"].update(masks="real")
+    )
+    assert notices(load(run)) == ()
+
+
+def test_images_as_units_need_no_notice_on_patients(make_run: MakeRun) -> None:
+    def change(result: dict[str, Any]) -> None:
+        result["data"].update(patients_known=False)
+
+    run = make_run(images=20, rounds=2, unit="image", trust="site", change=change)
+    assert notices(load(run)) == ()
