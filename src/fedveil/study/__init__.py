@@ -1,0 +1,32 @@
+"""One study: the file that describes it, what it would cost, its rounds, and the directory that it leaves.
+
+`Study` is the file, `make_plan` prices it, `run` carries it out with simulated hospitals in a `RunDirectory`; `train`
+is the round loop that simulation and deployment share.
+"""
+
+from fedveil.study.plan import Plan, make_plan
+from fedveil.study.prepare import Prepared, prepare, resolve
+from fedveil.study.progress import Progress, Silent
+from fedveil.study.rundir import RunDirectory
+from fedveil.study.settings import Study
+from fedveil.study.simulation import run
+from fedveil.study.template import study_template
+from fedveil.study.terms import make_terms
+from fedveil.study.training import Trained, train
+
+__all__ = [
+    "Plan",
+    "Prepared",
+    "Progress",
+    "RunDirectory",
+    "Silent",
+    "Study",
+    "Trained",
+    "make_plan",
+    "make_terms",
+    "prepare",
+    "resolve",
+    "run",
+    "study_template",
+    "train",
+]

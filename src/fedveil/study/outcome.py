@@ -1,25 +1,206 @@
-"""What a finished study says about itself: result.json, model, predictions.csv, provenance.json, examples.npz."""
+"""What a finished study leaves behind: model, predictions, examples, provenance, and last the result."""
 
 import csv
 import io
 import platform
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.federation import Terms
-from fedveil.learning import Metrics, auroc, decide, evaluate, save_model
-from fedveil.privacy import Guarantee, operational_risk
+from fedveil.federation import TRAINING, Terms
+from fedveil.learning import decide
+from fedveil.privacy import Guarantee, LedgerState, operational_risk
+from fedveil.study.evaluation import TestSet
 from fedveil.study.files import write_atomic
 from fedveil.study.prepare import Prepared
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.task import Task
 from fedveil.study.training import Trained
 
-__all__ = ["Evaluation", "write_outcome"]
+__all__ = ["Outcome"]
 
 Vector = npt.NDArray[np.float64]
+PACKAGES = ("numpy", "scipy", "torch", "dp-accounting", "randomgen", "scikit-learn", "efficientnet-lite-pytorch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A finished study, ready to be written down.
+
+    Attributes:
+        prepared: its data.
+        task: its model.
+        terms: what was agreed.
+        trained: what training gave.
+        ledgers: the sites' ledgers as they stand; empty without privacy.
+        baselines: metrics of the alternatives, by name.
+        seconds: time by stage so far.
+        started: when this process began.
+    """
+
+    prepared: Prepared
+    task: Task
+    terms: Terms
+    trained: Trained
+    ledgers: Mapping[str, LedgerState]
+    baselines: Mapping[str, Any]
+    seconds: dict[str, float]
+    started: datetime
+
+    def write(self, directory: RunDirectory) -> dict[str, Any]:
+        """Write every file of the run, the result last; return the result."""
+        test = TestSet(self.task)
+        probabilities = test.probabilities(self.trained.parameters)
+        statistics = self.trained.statistics
+        predicted = decide(probabilities, None if statistics is None else statistics.priors)
+        self.task.save(directory.path, self.trained.parameters, statistics)
+        _write_predictions(directory, self.task, test, probabilities, predicted)
+        _write_examples(directory, self.task, test, probabilities, predicted)
+        directory.write_json("provenance.json", self._provenance())
+        result = self._result(test.metrics(probabilities, statistics))
+        directory.finish(result)
+        return result
+
+    def _result(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        terms, guarantee = self.terms, self._guarantee()
+        released = [release.mechanism for release in terms.releases]
+        risk = operational_risk(guarantee, released if terms.trust != "none" else ())
+        study = self.prepared.study
+        self.seconds["total"] = (datetime.now(UTC) - self.started).total_seconds()
+        return {
+            "study": study.study.name,
+            "description": study.study.description,
+            "guarantee": guarantee.to_dict(),
+            "mechanism": terms.release(TRAINING).mechanism.to_dict(),
+            "releases": [
+                {"what": release.name, "mechanism": release.mechanism.to_dict()} for release in terms.releases
+            ],
+            "risk": {
+                "advantage": risk.advantage,
+                "tpr_at_1_percent_fpr": risk.true_positive_rate,
+                "sentence": str(risk),
+            },
+            "secure_aggregation": self._secure_aggregation(),
+            "sites": [self._site(name) for name in terms.sites],
+            "rounds": self.trained.rounds,
+            "metrics": {"test": metrics},
+            "baselines": dict(self.baselines) or None,
+            "data": self._data(),
+            "notes": self.prepared.notes + self._notes(),
+            "seconds": self.seconds,
+        }
+
+    def _guarantee(self) -> Guarantee:
+        """What the charges earn: the largest total over the sites, by the accountant."""
+        target = self.terms.target
+        if self.terms.trust == "none":
+            return target
+        spent = max(state.spent(self.terms.title) for state in self.ledgers.values())
+        return Guarantee(spent, target.delta, target.unit, target.trust)
+
+    def _secure_aggregation(self) -> dict[str, Any] | None:
+        if self.terms.trust != "secure-aggregation":
+            return None
+        participants = len(self.terms.sites)
+        return {
+            "masks": "simulated",
+            "min_honest": self.terms.honest(participants),
+            "participants": participants,
+        }
+
+    def _site(self, name: str) -> dict[str, Any]:
+        dataset, rows = self.prepared.dataset, self.prepared.sites[name]
+        labels = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))
+        state = self.ledgers.get(name)
+        return {
+            "name": name,
+            "patients": self.prepared.patients[name],
+            "images": len(rows),
+            "class_counts": {label: int(count) for label, count in zip(dataset.classes, labels, strict=True)},
+            "epsilon_spent": state.spent(self.terms.title) if state else None,
+            "epsilon_alone": state.spent_alone(self.terms.title) if state else None,
+        }
+
+    def _data(self) -> dict[str, Any]:
+        dataset = self.prepared.dataset
+        train = np.concatenate(list(self.prepared.sites.values()))
+        return {
+            "name": dataset.name,
+            "description": dataset.description,
+            "synthetic": dataset.synthetic,
+            "patients_known": dataset.patients_known,
+            "classes": list(dataset.classes),
+            "images_train": len(train),
+            "images_test": len(dataset.test),
+            "patients_train": len(np.unique(dataset.patients[train])),
+            "patients_test": len(np.unique(dataset.patients[dataset.test])),
+        }
+
+    def _notes(self) -> list[str]:
+        planned = self.terms.release(TRAINING).mechanism.steps
+        if self.trained.rounds == planned:
+            return []
+        return [
+            f"Training ended after {self.trained.rounds} of {planned} rounds: rounds that were interrupted were "
+            "charged too, and the budget paid for no more."
+        ]
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "fedveil": version("fedveil"),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": platform.processor() or platform.machine(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "data_digest": self.prepared.dataset.digest(),
+            "study_digest": self.terms.digest,
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def _write_predictions(
+    directory: RunDirectory, task: Task, test: TestSet, probabilities: Vector, predicted: npt.NDArray[np.int64]
+) -> None:
+    dataset = task.dataset
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "patient", "label", "predicted", *(f"prob:{name}" for name in dataset.classes)])
+    for row, scores, guess in zip(test.rows, probabilities, predicted, strict=True):
+        writer.writerow(
+            [
+                dataset.image_names[row],
+                dataset.patient_names[dataset.patients[row]],
+                dataset.classes[dataset.labels[row]],
+                dataset.classes[guess],
+                *(f"{score:.6f}" for score in scores),
+            ]
+        )
+    write_atomic(directory.path / "predictions.csv", lambda file: file.write(text.getvalue().encode()))
+
+
+def _write_examples(
+    directory: RunDirectory, task: Task, test: TestSet, probabilities: Vector, predicted: npt.NDArray[np.int64]
+) -> None:
+    """Keep a few test images, drawn by the study's seed, for the report; none if the study asks for none."""
+    count = min(task.study.report.examples, len(test.rows))
+    if count == 0:
+        return
+    dataset = task.dataset
+    chosen = np.sort(np.random.default_rng(task.study.study.seed).choice(len(test.rows), count, replace=False))
+    pixels = np.rint(dataset.images.read(test.rows[chosen]) * 255).astype(np.uint8)
+    images = pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1)
+    classes = np.array(dataset.classes)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "images": images,
+        "names": np.array([dataset.image_names[row] for row in test.rows[chosen]]),
+        "labels": classes[test.labels[chosen]],
+        "predicted": classes[predicted[chosen]],
+        "probability": probabilities[chosen, predicted[chosen]],
+    }
+    write_atomic(directory.path / "examples.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from fedveil.federation import Terms, noise_share
 from fedveil.privacy import Guarantee, Risk, epsilon, operational_risk
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.settings import Study
-from fedveil.study.task import dimension_of
+from fedveil.study.task import model_of
 from fedveil.study.terms import make_terms
 
 __all__ = ["Plan", "make_plan"]
@@ -65,13 +65,7 @@ class Plan:
 def make_plan(study: Study) -> Plan:
     """Read the data, calibrate the noise and price the whole study; nothing is trained, nothing is charged."""
     prepared = prepare(study)
-    dataset = prepared.dataset
-    terms = make_terms(
-        study,
-        sites=tuple(prepared.sites),
-        dimension=dimension_of(study, dataset),
-        classes=len(dataset.classes),
-    )
+    terms = make_terms(study, sites=tuple(prepared.sites), model=model_of(study, prepared.dataset))
     target = terms.target
     if target.trust == "none":
         return Plan(prepared=prepared, terms=terms, guarantee=None, epsilon_alone=float("inf"), risk=None)

@@ -4,12 +4,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from fedveil.federation import InProcess, Policy, Site, Terms
-from fedveil.learning import Averaged, Optimizer, Sgd
 from fedveil.privacy import Budget, Ledger
-from fedveil.study.outcome import Evaluation, Outcome
+from fedveil.study.evaluation import TestSet
+from fedveil.study.outcome import Outcome
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Progress, Silent
 from fedveil.study.rundir import RunDirectory
@@ -46,47 +47,37 @@ def run(directory: RunDirectory, *, progress: Progress | None = None) -> dict[st
     """
     listener = progress or Silent()
     watch = Stopwatch()
+    started = datetime.now(UTC)
     with directory:
         study = directory.study()
         with watch.stage("data"):
             prepared = prepare(study)
         with watch.stage("features"):
             task = make_task(study, prepared.dataset, listener)
-        terms = make_terms(
-            study,
-            sites=tuple(prepared.sites),
-            dimension=task.head.dimension,
-            classes=len(prepared.dataset.classes),
-        )
-        evaluation = Evaluation(task, prepared.dataset.test)
+        terms = make_terms(study, sites=tuple(prepared.sites), model=task.model)
+        test = TestSet(task)
         with ExitStack() as stack, watch.stage("training"):
             ledgers = _open_ledgers(stack, terms, directory)
-            sites = _sites(prepared, task, terms, ledgers)
             trained = train(
                 study,
                 terms,
-                InProcess(sites),
+                task.model,
+                InProcess(_sites(prepared, task, terms, ledgers)),
                 directory,
-                initial=task.initial(),
-                optimizer=make_optimizer(study),
-                evaluate=evaluation.curve_point,
+                evaluate=test.point,
                 progress=listener,
             )
-            spent = {name: ledger.spent() for name, ledger in ledgers.items()}
-        with watch.stage("evaluation"):
-            outcome = Outcome(prepared, task, terms, trained, spent, evaluation)
-            return outcome.write(directory, watch.seconds)
-
-
-def make_optimizer(study: Study) -> Optimizer:
-    """The server's update rule: gradient descent with momentum, released as the mean of its later iterates."""
-    training = study.training
-    rule = Sgd(
-        learning_rate=training.learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
-    )
-    if training.average_from >= 1:
-        return rule
-    return Averaged(optimizer=rule, skip=int(training.average_from * training.rounds))
+            states = {name: ledger.state for name, ledger in ledgers.items()}
+        return Outcome(
+            prepared=prepared,
+            task=task,
+            terms=terms,
+            trained=trained,
+            ledgers=states,
+            baselines={},
+            seconds=watch.seconds,
+            started=started,
+        ).write(directory)
 
 
 def _open_ledgers(stack: ExitStack, terms: Terms, directory: RunDirectory) -> dict[str, Ledger]:

@@ -1,6 +1,7 @@
 """What a study trains: the model, its view of the images, and what a trained one is kept as."""
 
 import math
+from pathlib import Path
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,16 +9,16 @@ import numpy.typing as npt
 
 from fedveil.data import Dataset, FeatureCache
 from fedveil.learning import (
-    FeatureExtractor,
+    CentredHead,
+    CentredLearner,
+    ClassStatistics,
     Learner,
-    LinearHead,
-    LinearLearner,
-    feature_extractor,
 )
+from fedveil.learning.features import FeatureExtractor, feature_extractor
 from fedveil.study.progress import Progress
 from fedveil.study.settings import Study
 
-__all__ = ["Task", "dimension_of", "make_task"]
+__all__ = ["Task", "make_task", "model_of"]
 
 BATCH = 256
 """Images read and pushed through an extractor at a time, which bounds the memory that large sets need."""
@@ -34,39 +35,38 @@ class Task:
         study: the resolved study.
         dataset: labels and patients of the images.
         extractor: the frozen, public feature extractor.
-        head: the model.
-        features: (n, d) normalised features, one row an image.
+        model: what is trained on them.
+        features: (n, d) raw features, one row an image.
     """
 
     study: Study
     dataset: Dataset
     extractor: FeatureExtractor
-    head: LinearHead
+    model: CentredHead
     features: npt.NDArray[np.float32]
 
     def learner(self, rows: Indices) -> Learner:
         """One site's learner over these images."""
         cohort = self.dataset.cohort("site", rows)
-        return LinearLearner(
-            self.head, self.features[rows], cohort.labels, cohort.patients, unit=self.study.privacy.unit
+        return CentredLearner(
+            self.model, self.features[rows], cohort.labels, cohort.patients, unit=self.study.privacy.unit
         )
-
-    def initial(self) -> Vector:
-        """Parameters before the first round."""
-        return self.head.initial()
 
     def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
         """Class probabilities (k, classes) of these images."""
-        return self.head.probabilities(parameters, self.features[rows])
+        return self.model.probabilities(parameters, self.features[rows])
+
+    def save(self, folder: Path, parameters: Vector, statistics: ClassStatistics | None) -> None:
+        """Write what `predict` needs."""
 
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
     return feature_extractor(study.model.features, image_size=study.data.image_size, channels=dataset.images.channels)
 
 
-def dimension_of(study: Study, dataset: Dataset) -> int:
-    """Number of parameters of the study's model on this data."""
-    return LinearHead(_extractor(study, dataset).dimension, len(dataset.classes)).dimension
+def model_of(study: Study, dataset: Dataset) -> CentredHead:
+    """The study's model for this data; its sizes need no image to be read."""
+    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes))
 
 
 def make_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
@@ -83,6 +83,10 @@ def make_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
 
     digests = dataset.images.digest(np.arange(len(dataset)))
     features = FeatureCache().get_or_compute(extractor.key, digests, compute)
-    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    head = LinearHead(extractor.dimension, len(dataset.classes))
-    return Task(study=study, dataset=dataset, extractor=extractor, head=head, features=features)
+    return Task(
+        study=study,
+        dataset=dataset,
+        extractor=extractor,
+        model=model_of(study, dataset),
+        features=features,
+    )

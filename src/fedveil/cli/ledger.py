@@ -1,0 +1,75 @@
+"""Reading a ledger: what was charged, and whether the file is sound."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from fedveil.cli.console import console, speak_plainly
+from fedveil.cli.tables import format_epsilon
+from fedveil.privacy import LedgerState, verify_ledger
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Look at a hospital's privacy ledger.", no_args_is_help=True, rich_markup_mode=None)
+
+LedgerFile = Annotated[Path, typer.Argument(help="A ledger file, such as runs/first/ledgers/site-1.jsonl.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.command()
+def show(path: LedgerFile, as_json: AsJson = False) -> None:
+    """Show what was released, study by study, and what it cost in total.
+
+    Example: fedveil ledger show runs/first/ledgers/site-1.jsonl
+    """
+    with speak_plainly():
+        state = verify_ledger(path)
+        if as_json:
+            print(json.dumps(_summary(state), indent=2))
+            return
+        table = Table("study", "release", "rounds", "first", "last", box=None, pad_edge=False)
+        for entry in _summary(state)["studies"]:
+            for release in entry["releases"]:
+                table.add_row(
+                    entry["study"], release["label"], str(release["charges"]), release["first"], release["last"]
+                )
+        console.print(f"budget: {state.budget}")
+        console.print(f"spent:  epsilon {format_epsilon(state.spent())} in {len(state.charges)} charges")
+        console.print(f"alone:  epsilon {format_epsilon(state.spent_alone())} if everyone else colludes\n")
+        console.print(table)
+        console.print(f"\nhead: line {state.head.seq}, {state.head.hash}")
+
+
+@app.command()
+def verify(path: LedgerFile) -> None:
+    """Check every line and the hash chain; exit code 2 if anything was changed, cut off or rolled back.
+
+    Example: fedveil ledger verify runs/first/ledgers/site-1.jsonl
+    """
+    with speak_plainly():
+        state = verify_ledger(path)
+        console.print(f"{path} is sound: {len(state.charges)} charges, head {state.head.hash}", soft_wrap=True)
+
+
+def _summary(state: LedgerState) -> dict[str, object]:
+    studies = []
+    for study in state.studies:
+        charges = [charge for charge in state.charges if charge.study == study]
+        labels = dict.fromkeys(charge.label for charge in charges)
+        releases = []
+        for label in labels:
+            times = [charge.time for charge in charges if charge.label == label]
+            releases.append({"label": label, "charges": len(times), "first": times[0], "last": times[-1]})
+        studies.append({"study": study, "epsilon": state.spent(study), "releases": releases})
+    alone = state.spent_alone()
+    return {
+        "budget": state.budget.to_dict(),
+        "epsilon_spent": state.spent(),
+        "epsilon_alone": alone if alone < float("inf") else None,
+        "charges": len(state.charges),
+        "studies": studies,
+        "head": {"seq": state.head.seq, "hash": state.head.hash},
+    }

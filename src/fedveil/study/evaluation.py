@@ -1,0 +1,51 @@
+"""How a study's model is judged: on the test images, which nothing was trained on and nothing is chosen by."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.learning import ClassStatistics, auroc, decide, evaluate
+from fedveil.study.task import Task
+
+__all__ = ["TestSet"]
+
+Vector = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+class TestSet:
+    """The test images of a study's task.
+
+    Predictions are those under equal class frequencies: a screening test that calls everyone ill is no use in a
+    cohort where most are. The frequencies of training that this takes were released with noise.
+    """
+
+    __test__ = False  # not a test case, whatever pytest thinks of its name
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.rows: Indices = task.dataset.test
+        self.labels = task.dataset.labels[self.rows]
+
+    def probabilities(self, parameters: Vector) -> Vector:
+        """Class probabilities (n, classes) of the test images."""
+        return self._task.probabilities(parameters, self.rows)
+
+    def point(self, parameters: Vector, statistics: ClassStatistics | None) -> Mapping[str, float] | None:
+        """Two metrics for the learning curve."""
+        probabilities = self.probabilities(parameters)
+        predicted = decide(probabilities, None if statistics is None else statistics.priors)
+        hits = [(predicted[self.labels == code] == code).mean() for code in np.unique(self.labels)]
+        return {"auroc": auroc(self.labels, probabilities), "balanced_accuracy": float(np.mean(hits))}
+
+    def metrics(self, probabilities: Vector, statistics: ClassStatistics | None) -> dict[str, Any]:
+        """All metrics with intervals over patients, as ``result.json`` holds them."""
+        return evaluate(
+            self.labels,
+            probabilities,
+            classes=self._task.dataset.classes,
+            patients=self._task.dataset.patients[self.rows],
+            priors=None if statistics is None else statistics.priors,
+        ).to_dict()
