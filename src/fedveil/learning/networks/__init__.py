@@ -1,0 +1,27 @@
+"""Networks that can be trained privately, by name: none holds statistics of the images, none mixes patients.
+
+`network("resnet18", classes=2, channels=1, image_size=28, seed=0)` takes images with values in [0, 1] to logits;
+input scaling is part of it and public. From scratch: `cnn`, `resnet18`, `densenet121`, with group norm and
+weight standardisation. From public weights: the last blocks of `efficientnet-lite0`, and `timm:NAME` where timm is
+installed. `replace_batch_norm` and `fix_batch_norm` make other people's networks fit.
+"""
+
+from fedveil.learning.networks.batch_norm import fix_batch_norm, replace_batch_norm
+from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
+from fedveil.learning.networks.layers import FixedBatchNorm2d, WeightStandardizedConv2d
+from fedveil.learning.networks.pretrained import efficientnet_lite0, timm_network
+from fedveil.learning.networks.registry import NETWORKS, network
+
+__all__ = [
+    "NETWORKS",
+    "FixedBatchNorm2d",
+    "WeightStandardizedConv2d",
+    "cnn",
+    "densenet121",
+    "efficientnet_lite0",
+    "fix_batch_norm",
+    "network",
+    "replace_batch_norm",
+    "resnet18",
+    "timm_network",
+]

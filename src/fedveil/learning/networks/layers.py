@@ -1,0 +1,89 @@
+"""Layers that PyTorch lacks: weight-standardised convolution, batch norm with fixed statistics, public scaling."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "FixedBatchNorm1d",
+    "FixedBatchNorm2d",
+    "FixedBatchNorm3d",
+    "Residual",
+    "Scale",
+    "WeightStandardizedConv2d",
+]
+
+
+class WeightStandardizedConv2d(nn.Conv2d):
+    """Convolution with each filter centred and scaled to unit variance (Qiao et al., arXiv 1903.10520).
+
+    Meant to be followed by a normalisation, which makes the filter's scale irrelevant. Together with group
+    norm it makes private training of residual networks markedly better (De et al., arXiv 2204.13650).
+    """
+
+    eps = 1e-5
+
+    def standardized(self) -> tuple[Tensor, Tensor]:
+        """The filters u = (W - mean) c used, and c = 1 / sqrt(var + eps) of each, `(out_channels, 1, 1, 1)`."""
+        variance, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
+        scale = torch.rsqrt(variance + self.eps)
+        return (self.weight - mean) * scale, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `(images, channels, height, width)` with the standardised filters."""
+        return self._conv_forward(x, self.standardized()[0], self.bias)
+
+
+class _Fixed(nn.Module):
+    """Stays in evaluation mode, whatever the model around does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.training = False
+
+    def train(self, mode: bool = True) -> "_Fixed":  # noqa: ARG002 - training mode is what must not happen
+        """Do nothing but stay in evaluation mode."""
+        super().train(False)
+        return self
+
+
+class FixedBatchNorm1d(_Fixed, nn.BatchNorm1d):
+    """Batch norm that always uses its stored, public statistics: it never looks at the batch."""
+
+
+class FixedBatchNorm2d(_Fixed, nn.BatchNorm2d):
+    """Batch norm that always uses its stored, public statistics: it never looks at the batch."""
+
+
+class FixedBatchNorm3d(_Fixed, nn.BatchNorm3d):
+    """Batch norm that always uses its stored, public statistics: it never looks at the batch."""
+
+
+class Residual(nn.Module):
+    """Sum of two paths: `body(x) + shortcut(x)`."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the paths."""
+        total: Tensor = self.body(x) + self.shortcut(x)
+        return total
+
+
+class Scale(nn.Module):
+    """Public input scaling: `(x - mean) / std`, a grey image repeated to as many channels as are wanted.
+
+    Constants are fixed in the source, never measured on anyone's images.
+    """
+
+    def __init__(self, mean: float, std: float, channels: int) -> None:
+        super().__init__()
+        self.mean, self.std, self.channels = mean, std, channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale images `(images, channels, height, width)` with values in [0, 1]."""
+        scaled = (x - self.mean) / self.std
+        return scaled.expand(-1, self.channels, -1, -1) if x.shape[1] == 1 else scaled

@@ -1,0 +1,56 @@
+"""Networks by the name that a study file gives them."""
+
+import torch
+from torch import nn
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
+from fedveil.learning.networks.pretrained import efficientnet_lite0, timm_network
+
+__all__ = ["NETWORKS", "network"]
+
+NETWORKS = ("cnn", "resnet18", "densenet121", "efficientnet-lite0")
+"""Names that always work; `timm:NAME` works where timm is installed, `efficientnet-lite0@96` sets its resolution."""
+
+
+def network(name: str, *, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
+    """Build a network that can be trained privately: images `(k, channels, size, size)` in [0, 1] to logits.
+
+    Every site and the coordinator call this with the same arguments and get the same initial parameters; the
+    seed is public and touches nothing but them. No network holds batch statistics that follow the images.
+    """
+    for key, value, least in (
+        ("classes", classes, 2),
+        ("channels", channels, 1),
+        ("image_size", image_size, 8),
+    ):
+        if value < least:
+            raise InvalidValue(
+                f"{key} is {value}", f"it must be at least {least}", "give what the images have"
+            )
+    base, _, setting = name.partition("@")
+    if setting and (base != "efficientnet-lite0" or not setting.isdigit() or int(setting) < 32):
+        raise InvalidValue(
+            f"network is {name!r}",
+            "only efficientnet-lite0 takes a resolution, a whole number of at least 32",
+            'write for example "efficientnet-lite0@96"',
+        )
+    # Layers draw their initial values from the global generator: it is seeded for them, and restored.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if base.startswith("timm:"):
+            return timm_network(base.removeprefix("timm:"), classes, channels)
+        match base:
+            case "cnn":
+                return cnn(classes, channels)
+            case "resnet18":
+                return resnet18(classes, channels, image_size)
+            case "densenet121":
+                return densenet121(classes, channels, image_size)
+            case "efficientnet-lite0":
+                return efficientnet_lite0(classes, int(setting) if setting else max(32, image_size))
+    raise InvalidValue(
+        f"network is {name!r}",
+        f"it must be one of {', '.join(NETWORKS)}, or timm:NAME",
+        "choose one of them",
+    )

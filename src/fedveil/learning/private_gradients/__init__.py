@@ -1,0 +1,34 @@
+"""Sums of per-patient gradients, each clipped to a public bound, near the speed of ordinary training.
+
+`PrivateGradients(model, loss, clip_norm).sum(images, labels, units)` makes one forward and one backward pass
+without parameter gradients, takes the norm of every patient's gradient from what the layers saw, and adds up
+the clipped gradients with one product a layer. `check_private` refuses models for which no such bound holds,
+before any budget is spent. Everything here adds no noise and knows no budget: it keeps one promise, that one
+patient moves the sum by no more than the clip norm.
+"""
+
+from fedveil.learning.private_gradients.clipping import Clipping, clip_factors
+from fedveil.learning.private_gradients.engine import GradientSum, Loss, PrivateGradients, Reduction
+from fedveil.learning.private_gradients.parameters import (
+    dimension,
+    flatten_parameters,
+    load_flat,
+    trainable_parameters,
+)
+from fedveil.learning.private_gradients.probe import check_private
+from fedveil.learning.private_gradients.units import poisson_sample
+
+__all__ = [
+    "Clipping",
+    "GradientSum",
+    "Loss",
+    "PrivateGradients",
+    "Reduction",
+    "check_private",
+    "clip_factors",
+    "dimension",
+    "flatten_parameters",
+    "load_flat",
+    "poisson_sample",
+    "trainable_parameters",
+]

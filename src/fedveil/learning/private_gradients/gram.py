@@ -1,0 +1,146 @@
+"""Norms of units' weight gradients from Gram matrices, without forming a gradient or unfolding a patch.
+
+A unit's weight gradient is a sum over positions p of outer products, G = sum_p g_p a_p^T, so
+||G||^2 = sum_pq <g_p, g_q> <a_p, a_q> (Goodfellow, arXiv 1510.01799). For a convolution a_p is the patch under
+the kernel at p, and the inner product of two patches is a sum over kernel offsets d of inner products of raw
+activations: the Gram matrix of patches is sum_d A[p + d, q + d] with A the Gram matrix of the activations.
+On a grid with row pitch Q the shift by d is a shift of A's flat memory by (d_1 Q + d_2)(N + 1): a contiguous
+slice. Sums over the axes' offsets separate, as in a box filter. One zero band an axis serves as the padding
+of both sides, since a shift off one side wraps into it. Strides split the activations into phases.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Axis", "matrix_norms", "patch_norms"]
+
+# Gram matrices are made for few units at a time, so that they stay in a core's cache.
+_CHUNK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One spatial axis of a convolution: output p under kernel tap i reads input p * stride + i * dilation - padding."""
+
+    inputs: int
+    outputs: int
+    taps: int
+    stride: int
+    dilation: int
+    padding: int
+
+    def phases(self) -> dict[int, list[int]]:
+        """Kernel offsets by phase r: output p reads entry p + offset of inputs r, r + stride, r + 2 stride, ..."""
+        phases: dict[int, list[int]] = {}
+        for tap in range(self.taps):
+            offset, phase = divmod(tap * self.dilation - self.padding, self.stride)
+            phases.setdefault(phase, []).append(offset)
+        return phases
+
+    def pitch(self) -> int:
+        """Length of the axis with its zero band: every shift off either side lands inside the band."""
+        pitch = self.outputs
+        for phase, offsets in self.phases().items():
+            entries = max(0, -(-(self.inputs - phase) // self.stride))
+            pitch = max(pitch, entries + max(0, -min(offsets)), self.outputs + max(0, max(offsets)))
+        return pitch
+
+
+def matrix_norms(a: Tensor, g: Tensor) -> Tensor:
+    """Squared norms of sum_p g_p a_p^T: `a` is `(units, positions, inputs)`, `g` `(units, positions, outputs)`."""
+    if a.shape[1] == 1:
+        return a.square().sum((1, 2)) * g.square().sum((1, 2))
+    return torch.cat(
+        [
+            (torch.bmm(x, x.mT).mul_(torch.bmm(y, y.mT))).sum((1, 2))
+            for x, y in zip(*_chunks((a, g), a.shape[1] ** 2), strict=True)
+        ]
+    )
+
+
+def patch_norms(a: Tensor, g: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+    """Squared norms of units' convolution weight gradients.
+
+    `a`: `(units, images, in_channels, *inputs)`, `g`: `(units, images, out_channels, *outputs)`, one group of
+    channels. A unit's images are more positions of the same sum.
+    """
+    if all(axis.taps == 1 and axis.padding == 0 for axis in axes):
+        at = (..., *(slice(0, axis.outputs * axis.stride, axis.stride) for axis in axes))
+        return matrix_norms(_positions_last(a[at]).mT, _positions_last(g).mT)
+    pitches = tuple(axis.pitch() for axis in axes)
+    positions = a.shape[1] * math.prod(pitches)
+    parts = _chunks((a, g), positions**2)
+    return torch.cat([_patch_norms(x, y, axes, pitches) for x, y in zip(*parts, strict=True)])
+
+
+def _patch_norms(a: Tensor, g: Tensor, axes: tuple[Axis, ...], pitches: tuple[int, ...]) -> Tensor:
+    """`patch_norms` of one chunk of units, all Gram matrices at once."""
+    outer = _gram(_on_grid(g, pitches))
+    total = outer.new_zeros(len(outer))
+    step = math.isqrt(outer.shape[1]) + 1  # one position further along both axes of the matrix
+    for phases in itertools.product(*(axis.phases().items() for axis in axes)):
+        at = (..., *(slice(phase, None, axis.stride) for (phase, _), axis in zip(phases, axes, strict=True)))
+        inner = _gram(_on_grid(a[at], pitches))
+        for k, (_, offsets) in enumerate(phases):
+            unit = step * math.prod(pitches[k + 1 :])
+            inner = _shifted_sum(inner, [offset * unit for offset in offsets])
+        total += inner.mul_(outer).sum(1)
+    return total
+
+
+def _on_grid(x: Tensor, pitches: tuple[int, ...]) -> Tensor:
+    """Lay `(units, images, channels, *spatial)` out as `(units, channels, positions)` on the zero-banded grid."""
+    units, images, channels, *spatial = x.shape
+    if tuple(spatial) == pitches:
+        return _positions_last(x)
+    grid = x.new_zeros(units, channels, images, *pitches)
+    grid[(..., *(slice(0, n) for n in spatial))] = x.transpose(1, 2)
+    return grid.flatten(2)
+
+
+def _positions_last(x: Tensor) -> Tensor:
+    """`(units, images, channels, *spatial)` as `(units, channels, images * spatial)`."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Gram matrices of `(units, channels, positions)` as flat rows, `(units, positions * positions)`."""
+    return torch.bmm(x.mT, x).flatten(1)
+
+
+def _shifted_sum(x: Tensor, shifts: list[int]) -> Tensor:
+    """sum over s of x[:, t + s], reading zeros outside: a sparse box filter along flat memory."""
+    if shifts == [0]:
+        return x
+    n = x.shape[1]
+    base, *others = sorted(shifts, key=abs)
+    total = _shift(x, base)
+    for shift in others:
+        low, high = max(0, -shift), min(n, n - shift)
+        if low < high:
+            total[:, low:high] += x[:, low + shift : high + shift]
+    return total
+
+
+def _shift(x: Tensor, shift: int) -> Tensor:
+    """x[:, t + shift], reading zeros outside, as a new tensor."""
+    if shift == 0:
+        return x.clone()
+    shifted = torch.zeros_like(x)
+    if abs(shift) < x.shape[1]:
+        if shift > 0:
+            shifted[:, :-shift] = x[:, shift:]
+        else:
+            shifted[:, -shift:] = x[:, :shift]
+    return shifted
+
+
+def _chunks(tensors: tuple[Tensor, Tensor], entries: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Split both tensors along units, so that one chunk's Gram matrix has about the device's chunk size."""
+    a, g = tensors
+    size = max(1, _CHUNK_ENTRIES.get(a.device.type, 1 << 26) // entries)
+    return a.split(size), g.split(size)
