@@ -1,0 +1,40 @@
+"""Secure aggregation: the server sees the sum of the sites' vectors and nothing else, whoever drops out.
+
+Two state machines without input or output of their own: `SecureAggregationClient` at a site and
+`SecureAggregationServer` at the coordinator, which exchange frozen messages, as objects or as bytes, over
+anything that carries them. A `Session` is set up once for many rounds; a round then takes two exchanges,
+masked words and recovery. docs/secure-aggregation.md says what it protects from whom. The words themselves,
+noise included, come from `fedveil.privacy.integer`.
+"""
+
+from fedveil.federation.secure_aggregation.client import SecureAggregationClient
+from fedveil.federation.secure_aggregation.exchange import Exchange, establish, unmask
+from fedveil.federation.secure_aggregation.messages import (
+    Announcement,
+    MaskedInput,
+    Recovery,
+    RecoveryRequest,
+    Roster,
+    SharesDelivered,
+    SharesSent,
+)
+from fedveil.federation.secure_aggregation.server import Aggregation, RoundAbandoned, SecureAggregationServer
+from fedveil.federation.secure_aggregation.session import Session
+
+__all__ = [
+    "Aggregation",
+    "Announcement",
+    "Exchange",
+    "MaskedInput",
+    "Recovery",
+    "RecoveryRequest",
+    "RoundAbandoned",
+    "Roster",
+    "SecureAggregationClient",
+    "SecureAggregationServer",
+    "Session",
+    "SharesDelivered",
+    "SharesSent",
+    "establish",
+    "unmask",
+]
