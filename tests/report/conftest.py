@@ -195,7 +195,6 @@ def _result(
                 },
                 "epsilon_spent": spent if private else None,
                 "epsilon_alone": epsilon(alone, 1e-5) if trust in ("site", "secure-aggregation") else None,
-                "dropped_rounds": 2 if site == 3 else 0,
             }
             for site in range(sites)
         ],
@@ -279,7 +278,7 @@ def _write_examples(
     )
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes a run directory of the given shape and returns its path."""
-    return lambda **knobs: write_run(tmp_path / "run", **knobs)
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that writes a new run directory of the given shape and returns its path."""
+    return lambda **knobs: write_run(tmp_path_factory.mktemp("study") / "run", **knobs)

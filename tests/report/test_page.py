@@ -84,14 +84,17 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=SHAPES, ids=str)
-def run(request: pytest.FixtureRequest, make_run: MakeRun) -> Path:
-    return make_run(**{"images": 120, "rounds": 8, **SHAPES[request.param]})
+@pytest.fixture(params=SHAPES, ids=str, scope="module")
+def html(request: pytest.FixtureRequest, make_run: MakeRun) -> str:
+    return render(load(make_run(**{"images": 120, "rounds": 8, **SHAPES[request.param]})))
 
 
-def test_the_page_loads_nothing_from_anywhere(run: Path) -> None:
-    html = render(load(run))
-    page = Page(html)
+@pytest.fixture
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_the_page_loads_nothing_from_anywhere(html: str, page: Page) -> None:
     assert "http" not in html.replace('http-equiv="Content-Security-Policy"', "")
     assert "@import" not in html
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"}
@@ -101,8 +104,8 @@ def test_the_page_loads_nothing_from_anywhere(run: Path) -> None:
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
 
 
-def test_the_page_is_well_formed_and_its_links_lead_somewhere(run: Path) -> None:
-    page = page_of(run)
+def test_the_page_is_well_formed_and_its_links_lead_somewhere(page: Page) -> None:
+    assert page.open == []
     ids = Counter(value for _, value in page.having("id"))
     assert max(ids.values()) == 1
     for _, target in page.having("href"):
@@ -113,8 +116,7 @@ def test_the_page_is_well_formed_and_its_links_lead_somewhere(run: Path) -> None
         assert value.removeprefix("url(#").removesuffix(")") in ids
 
 
-def test_every_picture_says_in_words_what_it_shows(run: Path) -> None:
-    page = page_of(run)
+def test_every_picture_says_in_words_what_it_shows(page: Page) -> None:
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert drawings
@@ -125,15 +127,15 @@ def test_every_picture_says_in_words_what_it_shows(run: Path) -> None:
     assert all(len(label) > 8 for label in described)
 
 
-def test_headings_form_an_outline(run: Path) -> None:
-    levels = [int(tag[1]) for tag, _ in page_of(run).tags if re.fullmatch(r"h[1-6]", tag)]
+def test_headings_form_an_outline(page: Page) -> None:
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels.count(1) == 1
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_nothing_undefined_reaches_the_page(run: Path) -> None:
-    words = set(re.findall(r"\w+", page_of(run).text))
+def test_nothing_undefined_reaches_the_page(page: Page) -> None:
+    words = set(re.findall(r"\w+", page.text))
     assert not words & {"nan", "NaN", "inf", "Undefined"}
 
 

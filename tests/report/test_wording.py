@@ -17,7 +17,7 @@ def words(guarantee: Guarantee, secure: SecureAggregation | None = None) -> str:
 
 
 def test_the_line_states_the_guarantee_whole() -> None:
-    line = guarantee_line(Guarantee(0.99991, 1e-5, "patient", "site"))
+    line = guarantee_line(Guarantee(0.99991, 1e-5, "patient", "site"), None)
     assert line == (
         "ε ≤ 1, δ = 10⁻⁵ per patient (adding or removing one), trusting nobody outside the hospital"
     )
@@ -40,6 +40,13 @@ def test_against_whom_follows_from_trust(trust: Trust, said: str, unsaid: str) -
 def test_how_many_hospitals_must_be_honest_is_said() -> None:
     text = words(Guarantee(1.0, 1e-5, "patient", "secure-aggregation"), SecureAggregation(False, 4, 5))
     assert "at least 4 of the 5 hospitals" in text
+    assert "simulated" not in text
+
+
+def test_simulated_masks_are_said_wherever_the_guarantee_is_stated() -> None:
+    guarantee, secure = Guarantee(1.0, 1e-5, "patient", "secure-aggregation"), SecureAggregation(True, 4, 5)
+    assert "masks simulated" in guarantee_line(guarantee, secure)
+    assert "the masks were simulated" in words(guarantee, secure)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def _plain(value: Decimal) -> str:
 
 
 def delta(value: float) -> str:
-    """A small probability as a power of ten, two significant digits, rounded up.
+    """A probability, or a huge ratio, as a power of ten, two significant digits, rounded up.
 
     >>> delta(1e-5), delta(3.51e-6), delta(9.99e-6), delta(0.0)
     ('10⁻⁵', '3.6 × 10⁻⁶', '10⁻⁵', '0')
@@ -88,12 +88,15 @@ def chance(value: float) -> str:
 
 
 def factor(epsilon: float) -> str:
-    """The largest ratio of probabilities, exp(epsilon), three significant digits, rounded up.
+    """The largest ratio of probabilities, exp(epsilon), rounded up.
 
-    >>> factor(1.0), factor(0.9999), factor(float("inf")), factor(1000.0)
-    ('2.72', '2.72', '∞', '∞')
+    >>> factor(1.0), factor(0.9999), factor(50.0), factor(1000.0)
+    ('2.72', '2.72', '5.2 × 10²¹', '∞')
     """
-    return INFINITE if epsilon > 600 else at_most(math.exp(epsilon), 3)
+    if epsilon > 600:
+        return INFINITE
+    ratio = math.exp(epsilon)
+    return at_most(ratio, 3) if ratio < 1e6 else delta(ratio)
 
 
 def percent(value: float, *, bound: bool = False) -> str:

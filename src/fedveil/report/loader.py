@@ -122,7 +122,6 @@ def _site(fields: Fields) -> SiteResult:
         name=fields.text("name"),
         epsilon_spent=fields.number("epsilon_spent", math.inf),
         epsilon_alone=fields.number("epsilon_alone", math.inf),
-        dropped_rounds=fields.integer("dropped_rounds", 0),
         patients=fields.integer("patients") if fields.has("patients") else None,
         images=fields.integer("images") if fields.has("images") else None,
         class_counts={name: counts.integer(name) for name in counts.values},

@@ -77,7 +77,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "record": record,
         "cards": _cards(record),
         "notices": wording.notices(record),
-        "guarantee_line": wording.guarantee_line(guarantee) if guarantee else None,
+        "guarantee_line": wording.guarantee_line(guarantee, record.secure_aggregation) if guarantee else None,
         "protected": wording.protected(guarantee, record.secure_aggregation) if guarantee else (),
         "not_protected": wording.not_protected(record),
         "risk_chart": attack_chart(guarantee, record.mechanisms, risk) if guarantee and risk else None,
@@ -161,7 +161,6 @@ def _guarantee_card(record: RunRecord) -> Card:
     guarantee = record.guarantee
     if guarantee is None:
         return Card("Guarantee", "None", "this study ran without privacy", "danger")
-    note = (
-        f"δ = {formatting.delta(guarantee.delta)} per {guarantee.unit}, {wording.trust_name(guarantee.trust)}"
-    )
+    trust = wording.trust_name(guarantee, record.secure_aggregation)
+    note = f"δ = {formatting.delta(guarantee.delta)} per {guarantee.unit}, {trust}"
     return Card("Guarantee", f"ε ≤ {formatting.at_most(guarantee.epsilon)}", note)

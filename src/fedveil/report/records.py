@@ -52,7 +52,6 @@ class SiteResult:
     name: str
     epsilon_spent: float
     epsilon_alone: float
-    dropped_rounds: int
     patients: int | None
     images: int | None
     class_counts: dict[str, int]

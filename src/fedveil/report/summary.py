@@ -92,5 +92,5 @@ def _title(record: RunRecord) -> str:
     if record.guarantee is None:
         return f"{sites}, no privacy"
     epsilon, delta = formatting.at_most(record.guarantee.epsilon), formatting.delta(record.guarantee.delta)
-    trust = trust_name(record.guarantee.trust)
+    trust = trust_name(record.guarantee, record.secure_aggregation)
     return f"{sites}, ε ≤ {epsilon} and δ = {delta} per {record.guarantee.unit}, {trust}"

@@ -1,6 +1,7 @@
 """The tables of a run: rows of text, ready to be escaped and set."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from fedveil.privacy import Mechanism
@@ -99,10 +100,17 @@ def accuracy_table(record: RunRecord) -> Table | None:
             )
         )
     return Table(
-        f"Accuracy on {formatting.count(record.test.n)} test images, 95 % intervals in brackets",
+        f"Accuracy on {_test_size(record.test, record)}; 95{formatting.PERCENT} intervals in brackets",
         ("Model", "AUROC", "Balanced accuracy", "Accuracy", "Brier score"),
         tuple(rows),
     )
+
+
+def _test_size(test: Metrics, record: RunRecord) -> str:
+    size = f"{formatting.count(test.n)} test images"
+    if record.predictions is None or (record.data and not record.data.patients_known):
+        return size
+    return f"{size} of {formatting.count(record.predictions.patients)} patients"
 
 
 def class_table(record: RunRecord) -> Table | None:
@@ -139,6 +147,7 @@ def site_table(record: RunRecord) -> Table | None:
     """What each hospital spent, and what its own noise alone gives; columns nobody filled are left out."""
     if not record.sites:
         return None
+    missed = Counter(site for entry in record.rounds for site, _ in entry.dropped)
     columns: list[tuple[str, list[str]]] = [("Hospital", [site.name for site in record.sites])]
     for title, sizes in (
         ("Patients", [site.patients for site in record.sites]),
@@ -149,7 +158,7 @@ def site_table(record: RunRecord) -> Table | None:
     columns += [
         ("ε spent", [formatting.at_most(site.epsilon_spent) for site in record.sites]),
         ("ε if all others collude", [formatting.at_most(site.epsilon_alone) for site in record.sites]),
-        ("Rounds missed", [formatting.count(site.dropped_rounds) for site in record.sites]),
+        ("Rounds missed", [formatting.count(missed[site.name]) for site in record.sites]),
     ]
     return Table(
         "What each hospital spent",

@@ -53,17 +53,18 @@ _GROUP = {
 }
 
 
-def trust_name(trust: str) -> str:
-    """A level of trust in a few words; there is none without privacy."""
-    return _TRUST[trust]
+def trust_name(guarantee: Guarantee, secure: SecureAggregation | None) -> str:
+    """Whom the guarantee trusts, in a few words."""
+    name = _TRUST[guarantee.trust]
+    return f"{name} (masks simulated)" if secure and secure.simulated else name
 
 
-def guarantee_line(guarantee: Guarantee) -> str:
+def guarantee_line(guarantee: Guarantee, secure: SecureAggregation | None) -> str:
     """The guarantee, whole, on one line."""
     epsilon, delta = formatting.at_most(guarantee.epsilon), formatting.delta(guarantee.delta)
     return (
         f"ε ≤ {epsilon}, δ = {delta} per {guarantee.unit} (adding or removing one), "
-        f"{trust_name(guarantee.trust)}"
+        f"{trust_name(guarantee, secure)}"
     )
 
 
@@ -113,11 +114,12 @@ def _against_secure_aggregation(secure: SecureAggregation | None) -> str:
     )
     if secure is None:
         return text
+    simulated = " In this run the masks were simulated." if secure.simulated else ""
     return (
-        f"{text} The noise is enough as long as at least {secure.min_honest} of the {secure.participants} "
-        f"hospitals add their share honestly and do not pool what they know with others. Should more of them "
-        f"collude, each hospital still has the guarantee of its own noise, given below as “ε if all others "
-        f"collude”."
+        f"{text}{simulated} The noise is enough as long as at least {secure.min_honest} of the "
+        f"{secure.participants} hospitals add their share honestly and do not pool what they know with "
+        "others. Should more of them collude, each hospital still has the guarantee of its own noise, "
+        "given below as “ε if all others collude”."
     )
 
 
