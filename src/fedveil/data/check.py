@@ -92,9 +92,11 @@ def check(
     try:
         records = read_records(source, options, base or Path())
     except (DataError, InvalidValue) as error:
-        return _nothing(source, Problem(source, error.found, error.rule, error.remedy))
+        place, separator, found = error.found.partition(": ")
+        said = (place, found) if separator else (source, error.found)
+        return _nothing(source, Problem(*said, error.rule, error.remedy))
     sizes, modes = _facts(records)
-    owners = Counter(records.patients or records.image_names)
+    owners = Counter(_owners(records))
     numbers = sorted(owners.values()) or [0]
     return CheckReport(
         source=source,
@@ -137,12 +139,16 @@ def _facts(records: Records) -> tuple[Counter[str], Counter[str]]:
     return Counter(), Counter()
 
 
+def _owners(records: Records) -> Sequence[str | int]:
+    return range(len(records.images)) if records.patients is None else records.patients
+
+
 def _counts(records: Records, options: Options) -> tuple[Count, ...]:
     try:
         labels, classes = study_labels(records, options)
     except InvalidValue:
         return ()
-    owners = records.patients or records.image_names
+    owners = _owners(records)
     sites = records.sites or ("",) * len(labels)
     splits = [""] * len(labels) if records.splits is None else [SPLITS[code] for code in records.splits]
     keys = list(zip(sites, splits, (int(label) for label in labels), strict=True))

@@ -96,7 +96,7 @@ def _check(path: Path, header: pydicom.FileDataset) -> None:
         raise unusable(
             path, f"it is {header.Columns} x {header.Rows} pixels", "no side may be zero", "leave it out"
         )
-    if float(header.get("RescaleSlope") or 1) == 0:
+    if header.get("RescaleSlope") == 0:
         raise unusable(path, "RescaleSlope is 0", "every value would become the same", "correct it")
     window = _window(header)
     if window is not None and not (np.isfinite(window).all() and window[1] > 0):

@@ -29,7 +29,7 @@ from fedveil.errors import DataError
 __all__ = ["FileImages", "probe", "read_image"]
 
 FORMATS = ("PNG", "JPEG", "TIFF")
-PHOTOMETRIC, BITS_PER_SAMPLE, WHITE_IS_ZERO = 262, 258, 0
+ORIENTATION, PHOTOMETRIC, BITS_PER_SAMPLE, WHITE_IS_ZERO = 274, 262, 258, 0
 Pixels = npt.NDArray[np.float32]
 PillowImage = Image.Image
 
@@ -96,9 +96,11 @@ def probe(path: Path) -> ImageFacts:
         return probe_dicom(path)
     with _opened(path) as file, _damage_named(path), Image.open(file, formats=FORMATS) as image:
         _check_single(path, image)
-        turned = image.getexif().get(0x0112, 1) >= 5
+        # Pillow turns TIFF itself, when it opens one; the others say in EXIF that they lie on their side.
+        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= 5
         width, height = image.size[::-1] if turned else image.size
-        return ImageFacts(width=width, height=height, channels=_channels(image), mode=_described(image))
+        mode = f"{image.format} {image.mode}"
+        return ImageFacts(width=width, height=height, channels=_channels(image), mode=mode)
 
 
 def read_image(path: Path) -> Pixels:
@@ -143,10 +145,6 @@ def _planes(image: PillowImage) -> Pixels:
 
 def _channels(image: PillowImage) -> int:
     return 1 if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16") else 3
-
-
-def _described(image: PillowImage) -> str:
-    return f"{image.format} {image.mode}"
 
 
 def _tag(image: PillowImage, tag: int) -> int | None:

@@ -6,7 +6,6 @@ integers stand for (``classes``, ``patient_names``, ``site_names``), and ``files
 """
 
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,21 +70,28 @@ def _error(path: Path, found: str, rule: str, remedy: str) -> DataError:
 
 def _open(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise _error(path, "it is one array", "an .npz holds images and labels", "use numpy.savez")
-            return {key: stored[key] for key in stored.files}
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise _error(
+                    path, "it is no whole .npz file", "an .npz holds arrays, zipped", "use numpy.savez"
+                )
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as stored:
+                members = {key: stored[key] for key in stored.files}
+    except DataError:
+        raise
     except FileNotFoundError:
         raise _error(path, "there is no such file", "a source must exist", "check the path") from None
     except MemoryError:
         raise _error(
             path, "it does not fit in memory", "an .npz is read whole", "use a manifest instead"
         ) from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged file makes zipfile and numpy raise nearly anything
         reason = "it holds Python objects" if "allow_pickle" in str(error) else f"it cannot be read ({error})"
         raise _error(
             path, reason, "an .npz must hold plain arrays, undamaged", "write it again with numpy.savez"
         ) from None
+    return {key: np.atleast_1d(array) for key, array in members.items() if isinstance(array, np.ndarray)}
 
 
 def _medmnist(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], npt.NDArray[np.int8]]:
