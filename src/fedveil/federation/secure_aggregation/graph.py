@@ -7,30 +7,32 @@ influence. A site that colludes may choose its own coins, and is taken to be eve
 A secret of site v is shared among its m_v holders, v and its neighbours; t_v = floor(m_v / 2) + 1 shares open
 it. Of n sites c collude. All sites whose shares the server gets to see agree on one list of survivors, T or
 more of the n (`fedveil.federation.secure_aggregation.lock`), which the server chooses, knowing the graph.
-What it learns are sums over components of the graph of honest survivors. Two things could go wrong, both over
-the coins of honest sites:
+What it learns are sums over components of the graph of honest survivors. With a = n / 40, but at least 2
+(`isolated`), two things could go wrong, both over the coins of honest sites:
 
-(a) Some honest v has t_v <= c + 2: then colluding sites, or they and a component of one or two sites, could
-    open it.
-(b) The honest survivors fall apart into two parts of more than 2 sites each. For parts of r and q sites, the
+(a) Some honest v has t_v <= c + a: then colluding sites, or they and a component of a sites, could open it.
+(b) The honest survivors fall apart into two parts of more than a sites each. For parts of r and q sites, the
     other n - c - r - q <= n - T honest ones being declared lost, that has probability (1 - p)^(r q); a union
     bound over all ways to choose them.
 
-If neither happens, all honest survivors but 2 at most (`ISOLATED`) are in one component, and smaller ones
-cannot be opened. The degree p n for which both together have probability at most 2^-40 grows like log n for a
-fixed number of colluding sites.
+If neither happens, all honest survivors but a at most are in one component, and smaller ones cannot be opened.
+The degree p n for which both together have probability at most 2^-40 grows like log n with the sites, and
+in proportion with the colluding ones.
 """
 
 import math
+from bisect import bisect_left
 from functools import lru_cache
 
-__all__ = ["FAILURE", "ISOLATED", "edge_probability", "failure_probability", "sparse_threshold"]
+__all__ = ["FAILURE", "edge_probability", "failure_probability", "isolated", "sparse_threshold"]
 
 FAILURE = 2.0**-40
 """The largest probability that a random graph leaves an attack open."""
 
-ISOLATED = 2
-"""The most honest survivors that a malicious server may cut off from the sum, and their noise with them."""
+
+def isolated(sites: int) -> int:
+    """The most honest survivors that a malicious server can cut off from a sum, and their noise with them."""
+    return max(2, sites // 40)
 
 
 def sparse_threshold(holders: int) -> int:
@@ -40,39 +42,41 @@ def sparse_threshold(holders: int) -> int:
 
 @lru_cache(maxsize=256)
 def edge_probability(sites: int, colluding: int, threshold: int) -> float:
-    """The smallest edge probability, in hundredths, that fails with probability 2^-40 at most; 1 if none does.
+    """The smallest edge probability, in hundredths, that fails with probability 2^-40 at most, or 1.
 
     >>> edge_probability(100, 5, 67)
     0.44
     """
-    for hundredths in range(1, 100):
-        if failure_probability(sites, colluding, threshold, hundredths / 100) <= FAILURE:
-            return hundredths / 100
-    return 1.0
+
+    def fails(hundredths: int) -> bool:
+        return failure_probability(sites, colluding, threshold, hundredths / 100) > FAILURE
+
+    return bisect_left(range(100), True, key=lambda hundredths: not fails(hundredths)) / 100
 
 
 def failure_probability(sites: int, colluding: int, threshold: int, probability: float) -> float:
     """An upper bound on the probability that (a) or (b) of the module's text happens."""
-    exposed = _exposed(sites, colluding, probability)
-    return min(1.0, exposed + _split(sites - colluding, sites - threshold, probability))
+    cut = isolated(sites)
+    split = _split(sites - colluding, sites - threshold, cut, probability)
+    return min(1.0, _exposed(sites, colluding, cut, probability) + split)
 
 
-def _exposed(sites: int, colluding: int, p: float) -> float:
+def _exposed(sites: int, colluding: int, cut: int, p: float) -> float:
     """(a): exact for one site, times the number of honest ones."""
     others = sites - colluding - 1
     total = 0.0
     for honest in range(others + 1):
         holders = 1 + honest + colluding
-        if sparse_threshold(holders) <= colluding + ISOLATED:
+        if sparse_threshold(holders) <= colluding + cut:
             total += math.comb(others, honest) * p**honest * (1 - p) ** (others - honest)
     return (sites - colluding) * total
 
 
-def _split(honest: int, lost: int, p: float) -> float:
-    """(b): the union bound, over how many honest sites are declared lost and how large the smaller part is."""
+def _split(honest: int, lost: int, cut: int, p: float) -> float:
+    """(b): the union bound, over how many honest sites are declared lost and the size of the smaller part."""
     total = 0.0
     for gone in range(lost + 1):
-        for small in range(ISOLATED + 1, (honest - gone) // 2 + 1):
+        for small in range(cut + 1, (honest - gone) // 2 + 1):
             ways = math.comb(honest, gone) * math.comb(honest - gone, small)
             logarithm = math.log(ways) + small * (honest - gone - small) * math.log1p(-p)
             total += math.exp(min(0.0, logarithm))

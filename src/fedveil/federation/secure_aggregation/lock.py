@@ -38,7 +38,7 @@ class View:
     survivors: bytes
 
     def pad(self, channel: bytes, owner: str, holder: str) -> bytes:
-        """The pad of the share that `holder` has of `owner`'s key; its last bytes only tell whether it fits."""
+        """The pad of the share that `holder` has of `owner`'s key; its last bytes tell whether it fits."""
         purpose = ("survivors", owner, holder, self.round_number, self.survivors)
         return derive(channel, self.roster, *purpose, length=PAD_BYTES)
 

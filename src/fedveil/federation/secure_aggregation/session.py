@@ -8,7 +8,7 @@ from typing import Self
 
 from fedveil.errors import InvalidValue
 from fedveil.federation.secure_aggregation.codec import malformed
-from fedveil.federation.secure_aggregation.graph import ISOLATED, edge_probability, sparse_threshold
+from fedveil.federation.secure_aggregation.graph import edge_probability, isolated, sparse_threshold
 from fedveil.federation.secure_aggregation.shamir import MOST_HOLDERS
 
 __all__ = ["COMPLETE_UP_TO", "Session"]
@@ -75,7 +75,7 @@ class Session:
         if colluding is None:
             colluding = max(1, count // 20) if sparse else 1
         if min_honest is None:
-            min_honest = threshold - colluding - (ISOLATED if sparse else 0)
+            min_honest = threshold - colluding - (isolated(count) if sparse else 0)
         return cls(
             study=study,
             sites=sites,
@@ -84,7 +84,9 @@ class Session:
             threshold=threshold,
             colluding=colluding,
             min_honest=min_honest,
-            edge_probability=edge_probability(count, colluding, threshold) if sparse else 1.0,
+            edge_probability=edge_probability(count, colluding, threshold)
+            if sparse and count <= MOST_HOLDERS
+            else 1.0,
         )
 
     def __post_init__(self) -> None:
@@ -112,11 +114,11 @@ class Session:
             raise InvalidValue(
                 f"threshold {self.threshold} of {count} sites with {self.colluding} colluding",
                 "the threshold must lie above (sites + colluding) / 2, or the server could open single sites "
-                "by naming different survivors to different sites; one site at least must count as colluding, "
+                "by naming different survivors to different sites; one site at least has to count as such, "
                 "as each knows its own noise",
                 f"set the threshold to {2 * count // 3 + 1}, or assume fewer colluding sites",
             )
-        most = count - self.colluding - (ISOLATED if self.sparse else 0)
+        most = count - self._without_promise
         if not 1 <= self.min_honest <= most:
             raise InvalidValue(
                 f"min_honest is {self.min_honest}",
@@ -139,7 +141,12 @@ class Session:
     @property
     def min_survivors(self) -> int:
         """A round with fewer is abandoned: it would not open, or hold too little noise."""
-        return max(self.threshold, self.min_honest + self.colluding + (ISOLATED if self.sparse else 0))
+        return max(self.threshold, self.min_honest + self._without_promise)
+
+    @property
+    def _without_promise(self) -> int:
+        """Survivors whose noise does not count: they collude, or a sparse graph lets them be cut off."""
+        return self.colluding + (isolated(len(self.sites)) if self.sparse else 0)
 
     def share_threshold(self, holders: int) -> int:
         """How many of a secret's `holders` (its own site included) must reveal their share to open it."""
@@ -159,14 +166,14 @@ class Session:
         """The inverse of `to_bytes`; raises FederationError or InvalidValue on anything else."""
         try:
             fields = json.loads(data)
-            fields["sites"] = tuple(fields["sites"])
-            session = cls(**fields)
-            typed = all(type(fields[name]) is kind for name, kind in _TYPES.items())
-        except (ValueError, TypeError, KeyError) as error:
-            if isinstance(error, InvalidValue):
-                raise
+            sites = tuple(fields.pop("sites"))
+            typed = {name: type(value) for name, value in fields.items()} == _TYPES
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise malformed() from error
-        if not typed or session.to_bytes() != data:
+        if not typed or not all(isinstance(site, str) for site in sites):
+            raise malformed()
+        session = cls(sites=sites, **fields)
+        if session.to_bytes() != data:
             raise malformed()
         return session
 
