@@ -245,7 +245,7 @@ def test_reading_survives_what_fuzzing_makes_of_an_image(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)).save(buffer, "TIFF")
     whole, rng = buffer.getvalue(), np.random.default_rng(1)
     refused = 0
-    for _ in range(200):
+    for _ in range(60):
         content = bytearray(whole)
         for position in rng.integers(0, len(whole), 4):
             content[position] = rng.integers(0, 256)
@@ -255,4 +255,4 @@ def test_reading_survives_what_fuzzing_makes_of_an_image(tmp_path):
             read_image(path)
         except DataError:
             refused += 1
-    assert 0 < refused < 200
+    assert 0 < refused < 60

@@ -190,7 +190,7 @@ def _expose(generator: np.random.Generator, drawn: Field, scanners: list[Scanner
 
 
 def _mark(grey: Field, brightness: list[float]) -> None:
-    """Burns the side marker into the upper right corner, in place."""
+    """Burns the side marker into the upper right corner, in place, where there is room for one."""
     size = grey.shape[-1]
     scale = max(1, round(size / 64))
     letter = np.kron(MARKER, np.ones((scale, scale), np.float32))
@@ -198,5 +198,5 @@ def _mark(grey: Field, brightness: list[float]) -> None:
     top, left = round(0.11 * size), round(0.87 * size)
     corner = (slice(top, top + height), slice(left, left + width))
     for image, bright in zip(grey, brightness, strict=True):
-        if bright:
+        if bright and left + width <= size:
             image[corner] = np.maximum(image[corner], bright * letter)

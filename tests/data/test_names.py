@@ -1,0 +1,36 @@
+import fedveil.data
+
+
+def test_the_public_names():
+    assert sorted(fedveil.data.__all__) == [
+        "ArrayImages",
+        "CheckReport",
+        "Cohort",
+        "Dataset",
+        "FeatureCache",
+        "ImageStack",
+        "MEDMNIST",
+        "PatientImages",
+        "Problem",
+        "Scheme",
+        "TEST",
+        "TRAIN",
+        "VALIDATION",
+        "cache_folder",
+        "check",
+        "fetch",
+        "hospitals",
+        "in_memory",
+        "is_path",
+        "load",
+        "named_hospitals",
+        "write_split",
+    ]
+    assert all(hasattr(fedveil.data, name) for name in fedveil.data.__all__)
+
+
+def test_which_sources_are_paths():
+    assert [fedveil.data.is_path(source) for source in ("phantom", "phantom:5", "medmnist:pathmnist")] == [
+        False
+    ] * 3
+    assert [fedveil.data.is_path(source) for source in ("set.csv", "folder/", "phantom.npz")] == [True] * 3
