@@ -1,0 +1,264 @@
+"""The verbs between hospitals: what a hospital runs, what the coordinator runs, and the kits for both."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedveil.cli.console import console, errors, speak_plainly
+from fedveil.cli.progress import Bars
+from fedveil.data import load
+from fedveil.deploy.config import SiteConfig
+from fedveil.deploy.identity import Identity, fingerprint
+from fedveil.deploy.kits import init_site, make_kits, write_site_settings
+from fedveil.deploy.listening import Listener
+from fedveil.deploy.review import Review, review
+from fedveil.deploy.service import message_limit, open_service
+from fedveil.deploy.studies import Studies
+from fedveil.errors import InvalidValue, Refused
+from fedveil.privacy import Ledger, verify_ledger
+from fedveil.study import RunDirectory, Study, resolve
+
+__all__ = ["coordinate", "federation", "site"]
+
+site = typer.Typer(help="Run a hospital's side of a federation.", no_args_is_help=True, rich_markup_mode=None)
+federation = typer.Typer(help="Set a federation up.", no_args_is_help=True, rich_markup_mode=None)
+
+Folder = Annotated[Path, typer.Argument(help="The site's folder, with its site.toml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def _log_to_stderr() -> None:
+    """One line an event, with the time, for the journal; other libraries only where something is wrong."""
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("fedveil").setLevel(logging.INFO)
+
+
+@site.command("init")
+def site_init(
+    folder: Folder = Path("site"),
+    name: Annotated[
+        str | None, typer.Option(help="The hospital's name, for a folder without site.toml.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="Where its images are.")] = "images/manifest.csv",
+    coordinator: Annotated[str, typer.Option(help="The coordinator's public key.")] = "",
+    epsilon: Annotated[float, typer.Option(help="Budget for all studies together.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="Must be below one over the number of patients.")] = 1e-5,
+) -> None:
+    """Make a site's signing key and ledger; with --name, a commented site.toml first.
+
+    Example: fedveil site init site
+    """
+    with speak_plainly():
+        if not (folder / "site.toml").exists():
+            if name is None:
+                raise InvalidValue(
+                    f"{folder / 'site.toml'} does not exist",
+                    "a site's folder holds its settings",
+                    "use a start-up kit's folder, or give --name to begin a new one",
+                )
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_site_settings(
+                folder, name=name, coordinator=coordinator, source=data, epsilon=epsilon, delta=delta
+            )
+        identity = init_site(folder)
+        config = SiteConfig.load(folder)
+        console.print(f"{config.site.name}'s ledger is open: {verify_ledger(folder / 'ledger.jsonl').budget}")
+        console.print(f"fingerprint of this site: {fingerprint(identity.public)}")
+        console.print(f"next: fedveil site check {folder}", soft_wrap=True)
+
+
+@site.command("check")
+def site_check(folder: Folder = Path("site")) -> None:
+    """Check a site's settings, keys, images and ledger, and say what is left of its budget.
+
+    Example: fedveil site check site
+    """
+    with speak_plainly():
+        config = SiteConfig.load(folder)
+        identity = Identity.load(folder / "identity.key")
+        state = verify_ledger(folder / "ledger.jsonl")
+        dataset = load(
+            config.data.source,
+            base=folder,
+            test_fraction=config.data.test_fraction,
+            allow_patient_overlap=config.data.allow_patient_overlap,
+        )
+        patients = len(set(dataset.patients[dataset.train].tolist()))
+        budget, spent = state.budget, state.spent()
+        console.print(f"site         {config.site.name}, fingerprint {fingerprint(identity.public)}")
+        known = fingerprint(config.site.coordinator) if config.site.coordinator else "not set"
+        console.print(f"coordinator  fingerprint {known}")
+        console.print(f"cohort       {len(dataset.train):,} training images of {patients:,} patients")
+        console.print(f"classes      {', '.join(dataset.classes)}", soft_wrap=True)
+        console.print(
+            f"budget       {budget}; epsilon {spent:.4g} spent, {max(0, budget.epsilon - spent):.4g} left"
+        )
+        console.print(
+            f"policy       trust {', '.join(config.policy.trust)}; {config.policy.min_sites} sites or more"
+        )
+        if budget.unit == "patient" and budget.delta * patients >= 1:
+            raise InvalidValue(
+                f"delta is {budget.delta:g} with {patients:,} patients",
+                "it must be below one over the number of patients",
+                "begin a new ledger with a smaller delta",
+            )
+
+
+@site.command("serve")
+def site_serve(folder: Folder = Path("site")) -> None:
+    """Answer approved studies until stopped; SIGTERM ends it once the request at hand is answered.
+
+    Example: fedveil site serve site
+    """
+    with speak_plainly():
+        _log_to_stderr()
+        config = SiteConfig.load(folder)
+        with Ledger(folder / "ledger.jsonl") as ledger:
+            service = open_service(folder, ledger)
+            listener = Listener(
+                config.address(), service.answer, limit=message_limit(config) + 1024, group=config.site.group
+            )
+            listener.stop_on_signals()
+            log = logging.getLogger("fedveil.site")
+            log.info("%s listens at %s", config.site.name, config.address().where)
+            for study in service.studies.all():
+                service.status(study.digest)
+            listener.serve()
+            log.info("stopped")
+
+
+@site.command("connect")
+def site_connect(
+    folder: Annotated[Path, typer.Argument(help="The node's folder, with its node.toml.")] = Path("node"),
+) -> None:
+    """Carry messages between the coordinator and this hospital's site service, until stopped.
+
+    Example: fedveil site connect node
+    """
+    os.execv(sys.executable, [sys.executable, "-m", "fedveil.deploy.flower.node", str(folder)])
+
+
+@site.command("studies")
+def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None:
+    """List the studies that were offered, what each would cost, and which are approved.
+
+    Example: fedveil site studies site
+    """
+    with speak_plainly():
+        config = SiteConfig.load(folder)
+        reviews = [review(config, listed) for listed in Studies(folder / "studies").all()]
+        if as_json:
+            print(json.dumps([one.to_dict() for one in reviews], indent=2))
+            return
+        if not reviews:
+            console.print("no study was offered yet")
+        for one in reviews:
+            _show(one)
+            console.print(f"approved   {one.listed.approved or 'no'}\n")
+
+
+@site.command("approve")
+def site_approve(
+    study: Annotated[
+        str, typer.Argument(help="An offered study: its digest, the digest's beginning, or its name.")
+    ],
+    folder: Folder = Path("site"),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
+) -> None:
+    """Approve one offered study, after showing what it would cost here.
+
+    Example: fedveil site approve 3f2a91 site
+    """
+    with speak_plainly():
+        config, studies = SiteConfig.load(folder), Studies(folder / "studies")
+        listed = studies.find(study)
+        if withdraw:
+            studies.withdraw(listed.digest)
+            console.print(f"{listed.terms.name} is no longer approved")
+            return
+        found = review(config, listed)
+        _show(found)
+        if found.objection:
+            raise Refused(
+                f"{listed.terms.name} is outside this site's policy or budget",
+                "what the policy forbids cannot be approved",
+                "change site.toml or the study",
+            )
+        if not yes:
+            typer.confirm("Approve it?", abort=True)
+        studies.approve(listed.digest)
+        console.print(f"approved {listed.digest}", soft_wrap=True)
+
+
+def _show(found: Review) -> None:
+    for line in found.sentences:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+@federation.command("init")
+def federation_init(
+    folder: Annotated[Path, typer.Argument(help="A new folder for the kits.")],
+    hospital: Annotated[list[str], typer.Option(help="A hospital's name; once for each.")],
+    address: Annotated[
+        list[str], typer.Option(help="Host name or address of the coordinator; the first is dialled.")
+    ],
+    name: Annotated[str, typer.Option(help="The federation's name.")] = "federation",
+    port: Annotated[int, typer.Option(help="Port that hospitals connect to.")] = 9443,
+) -> None:
+    """Write one start-up kit for each hospital, and the coordinator's folder.
+
+    Example: fedveil federation init lungs --hospital north --hospital south --address fl.example.org
+    """
+    with speak_plainly():
+        public = make_kits(folder, name=name, hospitals=hospital, hosts=address, port=port)
+        console.print(
+            f"wrote {folder}/coordinator and {len(hospital)} kits: {', '.join(hospital)}", soft_wrap=True
+        )
+        console.print(f"fingerprint of the coordinator: {fingerprint(public)}")
+        console.print(f"next: read {folder}/coordinator/README.md", soft_wrap=True)
+
+
+def coordinate(
+    study: Annotated[Path, typer.Argument(help="The study file; its data source is a test set of your own.")],
+    folder: Annotated[Path, typer.Option("--federation", help="The coordinator's folder.")] = Path(
+        "coordinator"
+    ),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a study's model with the hospitals of a federation.
+
+    Example: fedveil coordinate study.toml --federation coordinator
+    """
+    with speak_plainly():
+        _log_to_stderr()
+        from fedveil.deploy.coordinate import coordinate as run
+        from fedveil.deploy.federation import Federation
+
+        found = resolve(Study.load(study), study.parent)
+        chosen = out or Path("runs") / found.study.name
+        home = Federation.load(folder)
+        directory = RunDirectory.reopen(chosen, found) if resume else RunDirectory.create(chosen, found)
+        with Bars(quiet=as_json) as bars:
+            result = run(directory, home, progress=bars, say=_say)
+        if as_json:
+            print(json.dumps(result, indent=2))
+        else:
+            auroc = result["metrics"]["test"]["auroc"]
+            console.print(
+                f"finished {result['rounds']} rounds, AUROC {auroc:.3f}; see {chosen}", soft_wrap=True
+            )
+
+
+def _say(status: Mapping[str, str]) -> None:
+    errors.print(
+        "hospitals: " + ", ".join(f"{site} {state}" for site, state in status.items()), soft_wrap=True
+    )

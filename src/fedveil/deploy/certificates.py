@@ -1,0 +1,136 @@
+"""Keys and certificates of a federation: an authority made on the spot, a certificate for the SuperLink."""
+
+import datetime
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedveil.errors import InvalidValue
+
+__all__ = ["Authority", "node_keys"]
+
+_AUTHORITY_DAYS, _SERVER_DAYS = 3650, 825
+
+
+class Authority:
+    """A certificate authority; its private key stays with the coordinator.
+
+    Args:
+        key: the private key.
+        certificate: the self-signed certificate that every hospital gets.
+    """
+
+    def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
+        self._key, self._certificate = key, certificate
+
+    @classmethod
+    def create(cls, name: str) -> "Authority":
+        """A new authority."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = _name(f"fedveil {name} authority"[:64])
+        builder = _builder(subject, subject, key.public_key(), _AUTHORITY_DAYS)
+        usage = x509.KeyUsage(
+            digital_signature=False,
+            key_cert_sign=True,
+            crl_sign=True,
+            content_commitment=False,
+            key_encipherment=False,
+            data_encipherment=False,
+            key_agreement=False,
+            encipher_only=False,
+            decipher_only=False,
+        )
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        builder = builder.add_extension(usage, critical=True)
+        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        return cls(key, builder.add_extension(identifier, critical=False).sign(key, hashes.SHA256()))
+
+    @classmethod
+    def load(cls, key: bytes, certificate: bytes) -> "Authority":
+        """An authority from its PEM files."""
+        try:
+            private = load_pem_private_key(key, None)
+            public = x509.load_pem_x509_certificate(certificate)
+        except ValueError as error:
+            raise InvalidValue(
+                f"the certificate authority cannot be read ({error})",
+                "ca.key and ca.pem must be PEM files",
+                "restore them from a back-up",
+            ) from None
+        if not isinstance(private, ec.EllipticCurvePrivateKey):
+            raise InvalidValue(
+                "ca.key is no elliptic-curve key", "fedveil makes such", "restore the original"
+            )
+        return cls(private, public)
+
+    @property
+    def certificate(self) -> bytes:
+        """The authority's certificate (PEM)."""
+        return self._certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def key(self) -> bytes:
+        """The authority's private key (PEM)."""
+        return _private(self._key, PrivateFormat.PKCS8)
+
+    def certify(self, hosts: Sequence[str]) -> tuple[bytes, bytes]:
+        """A server's key and certificate (PEM) for these host names and addresses, and for this machine."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = [_alternative(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"])]
+        builder = _builder(_name(hosts[0][:64]), self._certificate.subject, key.public_key(), _SERVER_DAYS)
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+        builder = builder.add_extension(purpose, critical=False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        certificate = builder.add_extension(issuer, critical=False).sign(self._key, hashes.SHA256())
+        return _private(key, PrivateFormat.PKCS8), certificate.public_bytes(Encoding.PEM)
+
+
+def node_keys() -> tuple[bytes, bytes]:
+    """A node's private key (OpenSSH) and public key (PEM), of the kind that Flower asks for."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    return _private(key, PrivateFormat.OpenSSH), key.public_key().public_bytes(
+        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _private(key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> bytes:
+    return key.private_bytes(Encoding.PEM, form, NoEncryption())
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _alternative(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )

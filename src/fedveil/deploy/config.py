@@ -1,0 +1,146 @@
+"""``site.toml``: what a hospital decides, in one file that its privacy officer can read."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedveil.deploy.identity import check_public_key
+from fedveil.deploy.local import Address
+from fedveil.errors import InvalidValue, Refused
+from fedveil.federation import Policy, Terms, default_min_honest
+from fedveil.privacy import Trust, Unit
+
+__all__ = ["BudgetTable", "CohortTable", "PolicyTable", "SiteConfig", "SiteTable"]
+
+Number = Annotated[float, Field(strict=False)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SiteTable(_Table):
+    """Who this hospital is, whom it answers, and where its service listens."""
+
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[\w.-]+$")
+    coordinator: str = ""
+    listen: str = "unix:site.sock"
+    group: str | None = None
+
+
+class CohortTable(_Table):
+    """Where the hospital's own images are."""
+
+    source: str
+    site: str | None = None
+    allow_patient_overlap: bool = False
+    test_fraction: Number = Field(default=0.2, ge=0, lt=1)
+
+
+class BudgetTable(_Table):
+    """The most that all studies together may reveal, ever."""
+
+    epsilon: Number = Field(gt=0)
+    delta: Number = Field(gt=0, lt=1)
+    unit: Unit = "patient"
+
+
+class PolicyTable(_Table):
+    """Which studies the hospital may admit at all."""
+
+    trust: tuple[Trust, ...] = Field(default=("site", "secure-aggregation"), strict=False)
+    min_sites: int = Field(default=2, ge=1)
+    max_honest: int | None = Field(default=None, ge=1)
+    max_dimension: int = Field(default=5_000_000, ge=1, le=250_000_000)
+    methods: tuple[Literal["gradient", "averaging", "one-shot"], ...] = Field(
+        default=("gradient",), strict=False
+    )
+
+
+class SiteConfig(_Table):
+    """A whole ``site.toml``; paths in it are relative to its folder."""
+
+    site: SiteTable
+    data: CohortTable
+    budget: BudgetTable
+    policy: PolicyTable = PolicyTable()
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read ``site.toml`` in a site's folder; `InvalidValue` names the key, the rule and the remedy."""
+        path = folder / "site.toml"
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            config = cls.model_validate({**values, "folder": folder})
+        except FileNotFoundError:
+            raise InvalidValue(
+                f"{path} does not exist",
+                "a site's folder holds its settings",
+                "make one with `fedveil site init`",
+            ) from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise InvalidValue(
+                f"{path}: {key} is {str(first['input'])[:80]!r}", first["msg"], "correct it"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InvalidValue(f"{path} cannot be read ({error})", "it must be TOML", "correct it") from None
+        if config.site.coordinator:
+            check_public_key(config.site.coordinator)
+        config.address()
+        return config
+
+    def address(self) -> Address:
+        """Where the service listens."""
+        text = self.site.listen
+        if text.startswith("unix:"):
+            text = f"unix:{(self.folder / text.removeprefix('unix:')).absolute()}"
+        token = self.folder / "token"
+        try:
+            return Address.parse(text, token if token.exists() else None)
+        except ValueError as error:
+            raise InvalidValue(
+                f"site.listen: {error}",
+                "a service listens on this machine only",
+                "use unix:site.sock, or tcp:127.0.0.1:PORT with a file named token",
+            ) from None
+
+    def core_policy(self) -> Policy:
+        """The part of the policy that `fedveil.federation.Site` enforces at every request."""
+        return Policy(
+            trusts=frozenset(self.policy.trust),
+            min_sites=self.policy.min_sites,
+            max_dimension=self.policy.max_dimension,
+        )
+
+    def check(self, terms: Terms) -> None:
+        """Refuse terms that the hospital's policy does not admit."""
+        self.core_policy().check(terms)
+        method = _setting(terms, "training", "method")
+        if method not in self.policy.methods:
+            raise Refused(
+                f"the study trains by {method!r}",
+                f"this site's policy allows {', '.join(self.policy.methods)}",
+                "change the study's training.method, or the site's policy.methods",
+            )
+        if terms.trust == "secure-aggregation":
+            for participants in range(terms.min_sites, len(terms.sites) + 1):
+                self._check_honest(terms.honest(participants), participants)
+
+    def _check_honest(self, counted_on: int, participants: int) -> None:
+        allowed = self.policy.max_honest or default_min_honest(participants)
+        if counted_on > allowed:
+            raise Refused(
+                f"the guarantee counts on {counted_on} honest hospitals among {participants}",
+                f"this site's policy counts on {allowed} at most",
+                "lower federation.min_honest in the study, or raise the site's policy.max_honest",
+            )
+
+
+def _setting(terms: Terms, table: str, key: str) -> Any:
+    values = terms.settings.get(table)
+    return values.get(key) if isinstance(values, dict) else None

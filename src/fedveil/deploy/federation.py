@@ -1,0 +1,113 @@
+"""The coordinator's folder: ``federation.toml``, its keys, and what it knows of each hospital."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedveil.deploy.flower.link import LinkSettings
+from fedveil.deploy.flower.transport import Patience
+from fedveil.deploy.identity import Identity, check_private, check_public_key
+from fedveil.deploy.receipts import Receipts
+from fedveil.errors import InvalidValue
+
+__all__ = ["Federation", "FederationTable"]
+
+Number = Annotated[float, Field(strict=False)]
+
+
+class FederationTable(BaseModel):
+    """``[federation]`` of federation.toml.
+
+    ``port`` is where hospitals connect to; ``listen`` the address of this machine to answer at; ``sites`` the
+    hospitals in the order of the studies' terms; the rest is how long, in seconds, hospitals are waited for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str = Field(min_length=1, max_length=80)
+    port: int = Field(ge=1, le=65535)
+    listen: str = "0.0.0.0"
+    sites: tuple[str, ...] = Field(strict=False, min_length=1)
+    wait_for_approval: Number = Field(default=86400.0, ge=0)
+    wait_for_absent: Number = Field(default=120.0, ge=1)
+    wait_for_answer: Number = Field(default=3600.0, ge=1)
+    ask_again: Number = Field(default=15.0, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """A coordinator's folder, read and checked."""
+
+    folder: Path
+    table: FederationTable
+    identity: Identity
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a folder that ``fedveil federation init`` wrote."""
+        path = folder / "federation.toml"
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            table = FederationTable.model_validate(values.get("federation"))
+        except FileNotFoundError:
+            raise InvalidValue(
+                f"{path} does not exist",
+                "a federation has a coordinator's folder",
+                "make one with `fedveil federation init`, or give its path with --federation",
+            ) from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise InvalidValue(
+                f"{path}: federation.{key} is {str(first['input'])[:80]!r}", first["msg"], "correct it"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InvalidValue(f"{path} cannot be read ({error})", "it must be TOML", "correct it") from None
+        for name in ("superlink.key", "superlink.secret"):
+            check_private(folder / name)
+        return cls(folder, table, Identity.load(folder / "identity.key"))
+
+    @property
+    def link(self) -> LinkSettings:
+        """Where the SuperLink is."""
+        return LinkSettings(folder=self.folder, host=self.table.listen, port=self.table.port)
+
+    @property
+    def patience(self) -> Patience:
+        """How long hospitals are waited for."""
+        table = self.table
+        return Patience(away=table.wait_for_absent, answer=table.wait_for_answer, again=table.ask_again)
+
+    def nodes(self) -> Mapping[str, bytes]:
+        """Public key of each hospital's node."""
+        found = {}
+        for site in self.table.sites:
+            path = self.folder / "nodes" / f"{site}.pub"
+            if not path.exists():
+                raise InvalidValue(
+                    f"{path} does not exist",
+                    "each hospital of the federation has a node with a key",
+                    f"add it with `fedveil federation add {site}`",
+                )
+            found[site] = path.read_bytes()
+        return found
+
+    def keys(self) -> dict[str, str]:
+        """Public signing key of each hospital that was met before."""
+        return {
+            path.stem: check_public_key(path.read_text()) for path in (self.folder / "sites").glob("*.pub")
+        }
+
+    def pin(self, site: str, key: str) -> None:
+        """Remember a hospital's signing key from its first contact on."""
+        path = self.folder / "sites" / f"{site}.pub"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(key + "\n")
+
+    def receipts(self) -> Receipts:
+        """The receipts that the hospitals gave so far."""
+        return Receipts(self.folder / "receipts")

@@ -1,0 +1,14 @@
+"""Flower as a carrier of opaque bytes: TLS, node authentication, a queue at the coordinator; nothing else.
+
+The only place that imports flwr, pinned to the versions that the tests ran with, telemetry off. `node` is
+the hospital's end: it speaks Flower's fleet protocol itself, so that no code that the coordinator ships is
+ever run there. `courier` is the same end for a stock `flower-supernode`. `link` starts and joins the
+coordinator's SuperLink; `transport` is the `fedveil.federation.Transport` over it.
+"""
+
+import os
+
+__all__: list[str] = []
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

@@ -1,0 +1,54 @@
+"""Starts Flower's SuperLink with one rule added: from other machines, it serves hospitals' nodes and
+nothing else.
+
+A SuperLink answers three interfaces on one port. The fleet interface, which nodes use, authenticates every
+call. The control interface, which registers nodes and starts runs, does so only with a commercial add-on;
+open to the network, it would let anyone admit a node or have stock nodes run a program of theirs. So it,
+and the interface of the coordinator's own process, are answered on the loopback address only."""
+
+from ipaddress import ip_address
+from typing import Any
+
+from flwr.superlink import extensions
+from flwr.superlink.cli import flower_superlink
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
+__all__ = ["FleetOnly", "main"]
+
+
+class FleetOnly:
+    """ASGI middleware: calls from other machines reach ``/v1/fleet/`` only."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a call on, or refuse it."""
+        if scope["type"] == "lifespan" or scope["path"].startswith("/v1/fleet/") or _is_local(scope):
+            await self._app(scope, receive, send)
+        else:
+            await PlainTextResponse("nodes only", status_code=403)(scope, receive, send)
+
+
+def _is_local(scope: Any) -> bool:
+    client = scope.get("client")
+    try:
+        address = ip_address(client[0]) if client else None
+    except ValueError:
+        return False
+    if address is None:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def main() -> None:
+    """Run the SuperLink with the arguments of ``flower-superlink``."""
+    inner = extensions.get_middleware
+    extensions.get_middleware = lambda: (Middleware(FleetOnly), *inner())
+    flower_superlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""From an approved study to a site that can answer: the hospital's images, read once and kept as features."""
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.data import load
+from fedveil.deploy.config import SiteConfig
+from fedveil.deploy.offer import Offer
+from fedveil.errors import DataError, Refused
+from fedveil.federation import Site, Terms
+from fedveil.privacy import Ledger
+from fedveil.study.progress import Silent
+from fedveil.study.task import Task, make_task
+
+__all__ = ["Cohorts", "check_unit"]
+
+
+@dataclass(slots=True)
+class Cohorts:
+    """A hospital's images as each study sees them; studies that see them alike share one copy.
+
+    Attributes:
+        config: the hospital's settings.
+        tasks: features and labels in memory, by what they depend on.
+    """
+
+    config: SiteConfig
+    tasks: dict[str, Task] = field(default_factory=dict)
+
+    def open(self, offer: Offer, terms: Terms, ledger: Ledger | None) -> Site:
+        """A site that has admitted the terms; everything that could refuse them has been asked.
+
+        Raises:
+            FedveilError: the images, the policy or the budget do not allow the study. Nothing is charged.
+        """
+        self.config.check(terms)
+        check_unit(self.config, terms)
+        task = self.task(offer)
+        site = Site(
+            self.config.site.name,
+            task.learner(self._rows(task)),
+            self.config.core_policy(),
+            ledger,
+        )
+        site.admit(terms)
+        return site
+
+    def task(self, offer: Offer) -> Task:
+        """The hospital's images and their features for a study."""
+        study = offer.study
+        values: dict[str, Any] = study.model_dump(mode="json")
+        key = json.dumps([values["data"], values["model"], offer.classes, offer.channels], sort_keys=True)
+        if key not in self.tasks:
+            dataset = load(
+                self.config.data.source,
+                image_size=study.data.image_size,
+                positive=study.data.positive or None,
+                classes=offer.classes,
+                base=self.config.folder,
+                test_fraction=self.config.data.test_fraction,
+                allow_patient_overlap=self.config.data.allow_patient_overlap,
+            )
+            if dataset.images.channels != offer.channels:
+                raise DataError(
+                    f"the images here have {dataset.images.channels} channels",
+                    f"the study's have {offer.channels}",
+                    "convert them, or leave the study",
+                )
+            self.tasks[key] = make_task(study, dataset, Silent())
+        return replace(self.tasks[key], study=study)
+
+    def _rows(self, task: Task) -> npt.NDArray[np.int64]:
+        """Training images of this hospital."""
+        dataset, wanted = task.dataset, self.config.data.site
+        if wanted is None:
+            return dataset.train
+        if dataset.sites is None or wanted not in dataset.site_names:
+            raise DataError(
+                f"data.site is {wanted!r}",
+                f"the data names {', '.join(dataset.site_names) or 'no sites'}",
+                "correct it in site.toml, or leave it out",
+            )
+        here = dataset.sites == dataset.site_names.index(wanted)
+        return np.intersect1d(dataset.train, np.flatnonzero(here))
+
+
+def check_unit(config: SiteConfig, terms: Terms) -> None:
+    """Refuse a study whose guarantee protects something else than the hospital's budget counts."""
+    unit = terms.target.unit
+    if terms.trust != "none" and unit != config.budget.unit:
+        raise Refused(
+            f"the study protects each {unit}",
+            f"this site's budget is kept for each {config.budget.unit}",
+            "change privacy.unit in the study, or keep a second site folder for that unit",
+        )

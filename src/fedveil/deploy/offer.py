@@ -1,0 +1,116 @@
+"""The study that a coordinator offers to hospitals, from which each side derives the same terms by itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fedveil.data import ArrayImages, Dataset
+from fedveil.errors import Refused
+from fedveil.federation import Terms
+from fedveil.study.settings import Study
+from fedveil.study.task import model_of
+from fedveil.study.terms import make_terms
+
+__all__ = ["SOURCE", "Offer"]
+
+SOURCE = "each hospital's own images"
+"""What stands in an offered study for its data source, which differs at every hospital."""
+
+_FIELDS = {"study", "sites", "classes", "channels"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A study between named hospitals.
+
+    Attributes:
+        study: the resolved study; its data source is `SOURCE`.
+        sites: the hospitals, in the order that the terms name them.
+        classes: what the labels mean, in order; a hospital's labels must be among them.
+        channels: 1 for grey images, 3 for colour.
+    """
+
+    study: Study
+    sites: tuple[str, ...]
+    classes: tuple[str, ...]
+    channels: int
+
+    @classmethod
+    def make(cls, study: Study, sites: tuple[str, ...], dataset: Dataset) -> "Offer":
+        """Offer a study whose task, classes and channels are those of the coordinator's test images."""
+        data = study.data.model_copy(update={"source": SOURCE})
+        return cls(
+            study=study.model_copy(update={"data": data}),
+            sites=sites,
+            classes=dataset.classes,
+            channels=dataset.images.channels,
+        )
+
+    def terms(self) -> Terms:
+        """What touches privacy, calibrated from the offer alone; the classes are bound into the digest.
+
+        Raises:
+            FedveilError: the study asks for something impossible.
+        """
+        terms = make_terms(self.study, sites=self.sites, model=model_of(self.study, self._empty()))
+        meaning = {"classes": list(self.classes), "channels": self.channels}
+        return replace(terms, settings={**terms.settings, "offer": meaning})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "study": self.study.to_toml(),
+            "sites": list(self.sites),
+            "classes": list(self.classes),
+            "channels": self.channels,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Offer":
+        """Read what `to_dict` wrote, trusting nothing in it."""
+        sites, classes = values.get("sites"), values.get("classes")
+        ok = (
+            set(values) == _FIELDS
+            and isinstance(values["study"], str)
+            and len(values["study"]) < 100_000
+            and _is_names(sites)
+            and _is_names(classes)
+            and values["channels"] in (1, 3)
+        )
+        if not ok:
+            raise Refused(
+                f"an offer with the fields {', '.join(sorted(values))[:100]} arrived",
+                "it must hold a study, sites, classes and channels",
+                "install the same fedveil version at the coordinator and at every site",
+            )
+        return cls(
+            study=Study.parse(values["study"], "the offered study"),
+            sites=tuple(values["sites"]),
+            classes=tuple(values["classes"]),
+            channels=values["channels"],
+        )
+
+    def _empty(self) -> Dataset:
+        """A data set without images, for what depends on classes and channels only."""
+        size = self.study.data.image_size
+        nothing = np.empty(0, dtype=np.int64)
+        return Dataset(
+            name="empty",
+            images=ArrayImages(np.empty((0, size, size, self.channels), dtype=np.float32), size),
+            labels=nothing,
+            patients=nothing,
+            patient_names=(),
+            image_names=(),
+            classes=self.classes,
+            split=np.empty(0, dtype=np.int8),
+        )
+
+
+def _is_names(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= 1000
+        and all(isinstance(name, str) and 0 < len(name) <= 200 for name in value)
+    )

@@ -1,0 +1,112 @@
+"""Receipts: each answer quotes the newest line of the site's ledger, signed by the site; the coordinator
+keeps them.
+
+A ledger is a hash chain, so one quoted line stands for all lines before it. A hospital that restores an old
+copy of its ledger, by mistake or not, would forget what was spent. It is caught twice: the coordinator
+sends the last receipt with its greeting and the site looks for that line in its own ledger; and a new
+receipt that does not lie behind the last one is no receipt, so its answer is left out."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fedveil.errors import FederationError
+
+__all__ = ["Receipt", "Receipts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a site states with an answer.
+
+    Attributes:
+        site, study, release, round, attempt: which answer.
+        answer: SHA-256 of the answer's bytes.
+        cost: what was charged for it: the mechanism as the ledger holds it; None without privacy.
+        seq: place in the ledger of its newest line once the answer was paid for.
+        hash: hash of that line.
+    """
+
+    site: str
+    study: str
+    release: str
+    round: int
+    attempt: int
+    answer: str
+    cost: Mapping[str, Any] | None
+    seq: int
+    hash: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> "Receipt":
+        """Read what `to_dict` wrote, trusting nothing in it."""
+        kinds: dict[str, Any] = {"round": int, "attempt": int, "seq": int, "cost": (dict, type(None))}
+        names = [item.name for item in fields(cls)]
+        if (
+            not isinstance(values, dict)
+            or sorted(values) != sorted(names)
+            or not all(isinstance(values[name], kinds.get(name, str)) for name in names)
+        ):
+            raise FederationError(
+                f"{str(values)[:60]!r} is no receipt",
+                "an answer must quote the site's ledger",
+                "install the same fedveil version at the coordinator and at every site",
+            )
+        return cls(**values)
+
+
+class Receipts:
+    """The receipts that a coordinator holds: one file a site, one line a receipt, never rewritten."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._last: dict[str, Receipt] = {}
+        for path in folder.glob("*.jsonl"):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    receipt = Receipt.from_dict(json.loads(line))
+                except (ValueError, FederationError):
+                    continue  # a torn last line: its answer was never used
+                self._last[receipt.site] = receipt
+
+    def last(self, site: str) -> Receipt | None:
+        """The newest receipt of a site."""
+        return self._last.get(site)
+
+    def keep(self, receipt: Receipt) -> None:
+        """Store a receipt durably.
+
+        Raises:
+            FederationError: the site's ledger has gone back behind its last receipt.
+        """
+        last = self._last.get(receipt.site)
+        if receipt == last:
+            return
+        if last is not None and not _follows(receipt, last):
+            raise FederationError(
+                f"{receipt.site}'s ledger stands at line {receipt.seq}, and stood at line {last.seq} before",
+                "a ledger only grows",
+                "have the hospital find out what happened to its ledger before it takes part again",
+            )
+        path = self._folder / f"{receipt.site}.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(receipt.to_dict(), sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._last[receipt.site] = receipt
+
+
+def _follows(receipt: Receipt, last: Receipt) -> bool:
+    """A charged answer's line lies behind the last one; without privacy nothing is charged, and the line
+    stays."""
+    if receipt.seq == last.seq:
+        return receipt.cost is None and receipt.hash == last.hash
+    return receipt.seq > last.seq

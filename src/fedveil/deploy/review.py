@@ -1,0 +1,112 @@
+"""What a study would cost one hospital, for the person who has to approve it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedveil.deploy.config import SiteConfig
+from fedveil.deploy.hosting import check_unit
+from fedveil.deploy.studies import Listed
+from fedveil.errors import FedveilError
+from fedveil.privacy import Guarantee, LedgerState, Mechanism, epsilon, operational_risk, verify_ledger
+
+__all__ = ["Review", "review"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """The cost of a study at one hospital, in the hospital's own budget.
+
+    Attributes:
+        listed: the study.
+        state: the hospital's ledger as it stands.
+        guarantee: what the whole study earns, by the accountant; None where it has no privacy.
+        alone: epsilon of this hospital's own noise if everyone else colludes.
+        after: epsilon of everything in the ledger and the whole study together, at the budget's delta.
+        objection: why the hospital's policy refuses it; None if it does not.
+    """
+
+    listed: Listed
+    state: LedgerState
+    guarantee: Guarantee | None
+    alone: float
+    after: float
+    objection: str | None
+
+    @property
+    def sentences(self) -> list[str]:
+        """The review as a person reads it."""
+        terms, budget = self.listed.terms, self.state.budget
+        rounds = " and ".join(
+            f"{r.mechanism.steps} x {r.name} ({r.dimension:,} numbers)" for r in terms.releases
+        )
+        lines = [
+            f"study      {terms.name}, digest {self.listed.digest}",
+            f"hospitals  {', '.join(terms.sites)}; a round needs {terms.min_sites}",
+            f"releases   {rounds}",
+        ]
+        if self.guarantee is None:
+            lines.append("cost       no privacy: nothing bounds what is revealed about a patient")
+        else:
+            lines += [
+                f"cost       {self.guarantee}",
+                f"risk       {operational_risk(self.guarantee, self._mechanisms)}",
+                f"alone      epsilon {self.alone:.4g} if everyone else colludes",
+                f"budget     epsilon {self.state.spent():.4g} of {budget.epsilon:.4g} is spent; "
+                f"with this study {self.after:.4g}",
+            ]
+        if self.objection:
+            lines.append(f"policy     {self.objection}")
+        return lines
+
+    @property
+    def _mechanisms(self) -> list[Mechanism]:
+        return [release.mechanism for release in self.listed.terms.releases]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "digest": self.listed.digest,
+            "study": self.listed.terms.name,
+            "approved": self.listed.approved,
+            "guarantee": self.guarantee.to_dict() if self.guarantee else None,
+            "epsilon_alone": self.alone if self.guarantee else None,
+            "epsilon_spent": self.state.spent(),
+            "epsilon_after": self.after if self.guarantee else None,
+            "objection": self.objection,
+        }
+
+
+def review(config: SiteConfig, listed: Listed) -> Review:
+    """Price a study against the hospital's ledger and policy; charges nothing and takes no lock."""
+    terms = listed.terms
+    state = verify_ledger(config.folder / "ledger.jsonl")
+    mechanisms = [release.mechanism for release in terms.releases]
+    objection = None
+    try:
+        config.check(terms)
+        check_unit(config, terms)
+    except FedveilError as error:
+        objection = str(error)
+    if terms.trust == "none":
+        return Review(
+            listed=listed,
+            state=state,
+            guarantee=None,
+            alone=float("inf"),
+            after=float("inf"),
+            objection=objection,
+        )
+    target = terms.target
+    guarantee = Guarantee(epsilon(mechanisms, target.delta), target.delta, target.unit, target.trust)
+    spent = [charge.mechanism for charge in state.charges]
+    after = epsilon([*spent, *mechanisms], state.budget.delta, adaptive=True)
+    if objection is None and after > state.budget.epsilon * (1 + 1e-9):
+        objection = f"the budget of epsilon {state.budget.epsilon:.4g} does not pay for it"
+    return Review(
+        listed=listed,
+        state=state,
+        guarantee=guarantee,
+        alone=terms.epsilon_alone(),
+        after=after,
+        objection=objection,
+    )

@@ -1,0 +1,233 @@
+"""The site service: the one program of a hospital that touches images and budget. It never dials out.
+
+It answers sealed messages on a local socket. What is not signed by the hospital's coordinator, is
+malformed, or asks for anything that nobody here approved is refused, with one line in the log and nothing
+charged. Requests of all studies are answered one at a time under one ledger; greetings are answered at any
+time."""
+
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedveil.deploy.config import SiteConfig
+from fedveil.deploy.hosting import Cohorts
+from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
+from fedveil.deploy.offer import Offer
+from fedveil.deploy.receipts import Receipt
+from fedveil.deploy.spool import Spool
+from fedveil.deploy.studies import Studies
+from fedveil.errors import FederationError, FedveilError, Refused
+from fedveil.federation import Declined, Reply, Request, Site, Terms
+from fedveil.federation.wire import Frame, WireError, decode, encode, pack, unpack
+from fedveil.privacy import Head, Ledger, verify_ledger
+
+__all__ = ["SiteService", "message_limit"]
+
+log = logging.getLogger("fedveil.site")
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def message_limit(config: SiteConfig) -> int:
+    """The longest message in bytes that a site of this policy can have a use for."""
+    return 8 * config.policy.max_dimension + 2**21
+
+
+class SiteService:
+    """Answers sealed messages for one hospital.
+
+    Args:
+        config: the hospital's settings.
+        identity: the hospital's signing key.
+        ledger: the hospital's open ledger.
+        opener: makes an approved study answerable; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        config: SiteConfig,
+        identity: Identity,
+        ledger: Ledger,
+        opener: Callable[..., Site] | None = None,
+    ) -> None:
+        self.config, self.identity, self.ledger = config, identity, ledger
+        self.studies = Studies(config.folder / "studies")
+        self._spool = Spool(config.folder / "spool")
+        self._open = opener or Cohorts(config).open
+        self._limit = message_limit(config)
+        self._sites: dict[str, Site] = {}
+        self._terms: dict[str, Terms] = {}
+        self._opening: dict[str, threading.Thread] = {}
+        self._busy = threading.Lock()
+
+    def answer(self, sealed: bytes) -> bytes:
+        """The sealed answer to a sealed message. Never raises for anything that a message holds."""
+        try:
+            body, _ = unseal(sealed, signer=self.config.site.coordinator, purpose=FROM_COORDINATOR)
+            frame = decode(body, limit=self._limit)
+            match frame.kind:
+                case "request":
+                    return self._request(unpack(body, Request, limit=self._limit), sealed)
+                case "hello":
+                    reply = self._hello(frame.head)
+                case "offer":
+                    reply = self._offer(frame.head)
+                case other:
+                    raise WireError(f"a message of kind {other!r} arrived")
+        except FedveilError as error:
+            log.warning("refused: %s", error)
+            reply = self._frame("refused")
+        except Exception as error:  # noqa: BLE001 - no message may stop the service, no trace may leave it
+            log.error("refused: %s: %s", type(error).__name__, error)
+            reply = self._frame("refused")
+        return self.identity.seal(encode(reply), FROM_SITE)
+
+    def _frame(self, kind: str, **head: Any) -> Frame:
+        return Frame(kind, {"site": self.config.site.name, **head})
+
+    def _hello(self, head: Mapping[str, Any]) -> Frame:
+        """Say who this is and how a study stands here; the nonce proves that the answer is fresh."""
+        study, nonce, known = head.get("study"), head.get("nonce"), head.get("receipt")
+        if not (isinstance(study, str) and _is_digest(study) and isinstance(nonce, str) and len(nonce) <= 64):
+            raise WireError("a greeting without study and nonce arrived")
+        if known is not None:
+            self._check_not_rolled_back(Receipt.from_dict(known))
+        return self._frame("hello", nonce=nonce, study=study, status=self.status(study))
+
+    def _check_not_rolled_back(self, receipt: Receipt) -> None:
+        """Look for the line that the coordinator's last receipt quotes; a restored old ledger lacks it."""
+        if receipt.site == self.config.site.name:
+            verify_ledger(self.ledger.path, Head(receipt.seq, receipt.hash))
+
+    def _offer(self, head: Mapping[str, Any]) -> Frame:
+        offer = Offer.from_dict({key: value for key, value in head.items() if key != "nonce"})
+        if self.config.site.name not in offer.sites:
+            raise Refused(
+                f"the offered study is between {', '.join(offer.sites)[:200]}",
+                f"this site is called {self.config.site.name}",
+                "have the coordinator correct the list, or correct site.name",
+            )
+        digest = self.studies.add(offer)
+        status = self.status(digest)
+        if status == "pending":
+            log.info("study %s (%s) waits for approval", offer.study.study.name, digest[:12])
+        return self._frame("offered", study=digest, status=status, nonce=str(head.get("nonce", ""))[:64])
+
+    def status(self, digest: str) -> str:
+        """How a study stands here: unknown, pending, loading, ready or refused."""
+        if not self.studies.is_known(digest):
+            return "unknown"
+        if not self.studies.is_approved(digest):
+            return "pending"
+        if digest in self._sites:
+            return "ready"
+        thread = self._opening.get(digest)
+        if thread is not None and not thread.is_alive():
+            return "refused"
+        if thread is None:
+            thread = threading.Thread(target=self._host, args=(digest,), daemon=True)
+            self._opening[digest] = thread
+            thread.start()
+        return "loading"
+
+    def _host(self, digest: str) -> Site | None:
+        """Make an approved study answerable: read images, check policy and budget."""
+        with self._busy:
+            if digest in self._sites:
+                return self._sites[digest]
+            try:
+                listed = self.studies.read(digest)
+                site = self._open(listed.offer, listed.terms, self.ledger)
+            except Exception as error:  # noqa: BLE001 - the cohort's trouble stays in the cohort's log
+                log.error("study %s cannot be opened: %s", digest[:12], error)
+                return None
+            self._sites[digest], self._terms[digest] = site, listed.terms
+            log.info("study %s (%s) is ready", listed.terms.name, digest[:12])
+            return site
+
+    def _request(self, request: Request, sealed: bytes) -> bytes:
+        if not _is_digest(request.study):
+            raise WireError("a request names no study")
+        with self._busy:
+            stored = self._stored(request, sealed)
+        if stored is not None:
+            return stored
+        if not self.studies.is_approved(request.study):
+            self._sites.pop(request.study, None)
+            return self._decline(request, "the request is for a study that nobody here approved")
+        site = self._sites.get(request.study) or self._host(request.study)
+        if site is None:
+            return self._decline(request, "the request is for a study that cannot be opened here")
+        with self._busy:
+            stored = self._stored(request, sealed)
+            if stored is not None:
+                return stored
+            answer = site.handle(request)
+            if isinstance(answer, Declined):
+                return self._seal(answer, None)
+            reply = self._seal(answer, self._receipt(answer))
+            self._spool.keep(request, sealed, reply)
+        log.info("%s round %s, attempt %s answered", request.release, request.round, request.attempt)
+        return reply
+
+    def _stored(self, request: Request, sealed: bytes) -> bytes | None:
+        try:
+            stored = self._spool.find(request, sealed)
+        except Refused as error:
+            return self._decline(request, str(error))
+        if stored is not None:
+            log.info("%s round %s: the stored answer is sent again", request.release, request.round)
+        return stored
+
+    def _decline(self, request: Request, reason: str) -> bytes:
+        log.warning("refused: %s", reason)
+        declined = Declined(
+            site=self.config.site.name,
+            study=request.study,
+            release=request.release,
+            round=request.round,
+            attempt=request.attempt,
+            code="refused",
+        )
+        return self._seal(declined, None)
+
+    def _receipt(self, reply: Reply) -> Receipt:
+        head = self.ledger.head
+        private = self._terms[reply.study].trust != "none"
+        return Receipt(
+            site=reply.site,
+            study=reply.study,
+            release=reply.release,
+            round=reply.round,
+            attempt=reply.attempt,
+            answer=hashlib.sha256(pack(reply)).hexdigest(),
+            cost=self._terms[reply.study].release(reply.release).mechanism.with_steps(1).to_dict()
+            if private
+            else None,
+            seq=head.seq,
+            hash=head.hash,
+        )
+
+    def _seal(self, answer: Reply | Declined, receipt: Receipt | None) -> bytes:
+        head = {"site": answer.site, "receipt": receipt.to_dict() if receipt else None}
+        return self.identity.seal(encode(Frame("answer", head, {}, {"answer": pack(answer)})), FROM_SITE)
+
+
+def _is_digest(value: str) -> bool:
+    return _DIGEST.fullmatch(value) is not None
+
+
+def open_service(folder: Path, ledger: Ledger) -> SiteService:
+    """The service of a site's folder, with its ledger already open."""
+    config = SiteConfig.load(folder)
+    if not config.site.coordinator:
+        raise FederationError(
+            "site.coordinator is not set",
+            "a site answers one coordinator, by its public key",
+            "copy the coordinator's public key into site.toml",
+        )
+    return SiteService(config, Identity.load(folder / "identity.key"), ledger)
