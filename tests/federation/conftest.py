@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedveil.federation import Policy, Site, Terms
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedveil.federation import Identity, Policy, Site, Terms
 from fedveil.privacy import Budget, Ledger
 from tests.federation.toy import DIMENSION, Federation, VectorLearner
 
@@ -19,12 +21,14 @@ def federate(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     def build(terms: Terms, *, units: int = 40, epsilon: float = 60.0, admit: bool = True) -> Federation:
         generator = np.random.default_rng(5)
         sites, learners, ledgers = {}, {}, {}
+        keys = {name: Ed25519PrivateKey.generate() for name in terms.sites}
+        pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
         for name in terms.sites:
             learners[name] = VectorLearner(generator.normal(size=(units, DIMENSION)))
             ledgers[name] = Ledger(tmp_path / f"{name}.jsonl", Budget(epsilon, 1e-5))
             opened.append(ledgers[name])
             policy = Policy(trusts=frozenset({"site", "secure-aggregation", "server", "none"}))
-            sites[name] = Site(name, learners[name], policy, ledgers[name])
+            sites[name] = Site(name, learners[name], policy, ledgers[name], Identity(keys[name], pinned))
             if admit:
                 sites[name].admit(terms)
         return Federation(terms, sites, learners, ledgers)

@@ -2,9 +2,10 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from fedveil.errors import FederationError, InvalidValue
-from fedveil.federation import BudgetSpent, Coordinator, InProcess, default_min_honest, noise_share
+from fedveil.federation import BudgetSpent, Coordinator, InProcess, Reply, default_min_honest, noise_share
 from fedveil.privacy import epsilon
 from tests.federation.toy import DIMENSION, make_terms
 
@@ -28,7 +29,7 @@ def test_public_weights_bound_sensitivity(federate, trust):
     mechanism = terms.release("training").mechanism
     expected = {
         "site": 5 * mechanism.noise_std**2,
-        "secure-aggregation": 5 / 4 * mechanism.noise_std**2,
+        "secure-aggregation": 5 / 3 * mechanism.noise_std**2,
         "server": mechanism.noise_std**2,
     }[trust]
     assert noise.var() / expected == pytest.approx(1, abs=5 * math.sqrt(2 / noise.size))
@@ -40,7 +41,7 @@ def test_noise_is_not_reproducible(federate):
 
 
 def test_noise_holds_under_dropout(federate):
-    """With one of five sites gone, the shares of any honest two thirds still carry the mechanism's noise."""
+    """With one of five sites gone, the survivors' shares, less any curious one's, still carry the whole noise."""
     rounds = 400
     terms = make_terms("secure-aggregation", rounds=rounds, noise=100.0)
     federation = federate(terms, epsilon=100.0)
@@ -51,23 +52,58 @@ def test_noise_holds_under_dropout(federate):
     assert all("site-3" not in one.survivors for one in collected)
     assert collected[0].dropped[0].site == "site-3"
     noise = np.array([one.total for one in collected])
-    honest = terms.honest(4)
-    expected = 4 / honest * release.mechanism.noise_std**2
-    assert noise.var() / expected == pytest.approx(1, abs=5 * math.sqrt(2 / noise.size))
-    assert 4 / honest >= 1
+    measured = noise.var() / release.mechanism.noise_std**2
+    assert measured == pytest.approx(4 / 3, rel=5 * math.sqrt(2 / noise.size))
+    assert measured * (4 - 1) / 4 == pytest.approx(1, rel=5 * math.sqrt(2 / noise.size))
+
+
+def test_masked_replies_hide_the_contribution(federate):
+    """What one site sends has nothing to do with its rows for anyone who lacks the masks: it is uniform."""
+    terms = make_terms("secure-aggregation", rounds=300, noise=100.0)
+    federation = federate(terms, epsilon=100.0)
+    seen = []
+
+    class Listening(InProcess):
+        def exchange(self, requests):
+            answers = super().exchange(requests)
+            seen.extend(a.vector for a in answers.values() if isinstance(a, Reply) and a.site == "site-1")
+            return answers
+
+    coordinator = Coordinator(terms, Listening(list(federation.sites.values())))
+    for round_number in range(1, 301):
+        coordinator.collect(terms.release("training"), round_number, ZERO)
+    words = np.concatenate(seen).astype(np.float64) / 2**32
+    assert words.size == 300 * DIMENSION
+    assert scipy.stats.kstest(words, "uniform").pvalue > 1e-6
 
 
 def test_an_abandoned_attempt_is_charged_and_not_opened(federate):
-    terms = make_terms("secure-aggregation")
+    terms = make_terms("secure-aggregation", min_sites=5)
     federation = federate(terms)
     federation.learners["site-3"].broken = True
     coordinator = Coordinator(terms, federation.transport)
-    coordinator.collect(terms.release("training"), 1, ZERO)
-    assert coordinator.charged == {"training": 2}
-    mechanism = terms.release("training").mechanism
-    two = epsilon([mechanism.with_steps(2)], 1e-5)
-    assert coordinator.epsilon_spent() == two
-    assert federation.ledgers["site-1"].spent() == pytest.approx(two)
+    with pytest.raises(FederationError, match=r"site-3 \(failed\)"):
+        coordinator.collect(terms.release("training"), 1, ZERO)
+    assert coordinator.charged == {"training": 1}
+    one = epsilon([terms.release("training").mechanism.with_steps(1)], 1e-5)
+    assert coordinator.epsilon_spent() == one
+    assert federation.ledgers["site-1"].spent() == pytest.approx(one)
+
+
+def test_a_site_lost_before_the_session_is_left_out_of_it(federate):
+    terms = make_terms("secure-aggregation")
+    federation = federate(terms)
+    del federation.sites["site-5"]
+
+    class Partial(InProcess):
+        def exchange(self, requests):
+            return super().exchange({name: r for name, r in requests.items() if name in federation.sites})
+
+    coordinator = Coordinator(terms, Partial(list(federation.sites.values())))
+    collected = coordinator.collect(terms.release("training"), 1, ZERO)
+    assert set(collected.survivors) == set(terms.sites) - {"site-5"}
+    exact = sum(federation.learners[name].contribution(ZERO, clip_norm=1.0) for name in collected.survivors)
+    assert np.linalg.norm(collected.total - exact) < 40 * terms.release("training").mechanism.noise_std
 
 
 def test_without_privacy_the_sum_is_exact(federate):
@@ -172,16 +208,15 @@ def make_terms_named(*names):
 @pytest.mark.parametrize("participants", range(3, 60))
 def test_honest_shares_leave_room_for_a_curious_peer(participants):
     honest = default_min_honest(participants)
-    assert 2 * participants / 3 <= honest + 1
-    assert 1 <= honest < participants
+    survivors = 2 * participants // 3 + 1  # what a third of lost sites leaves
+    assert 1 <= honest < survivors <= participants
 
 
 def test_any_honest_shares_carry_the_whole_noise():
     terms = make_terms("secure-aggregation")
     mechanism = terms.release("training").mechanism
-    share = noise_share("secure-aggregation", mechanism, 4)
-    assert 4 * share**2 == pytest.approx(mechanism.noise_std**2)
-    alone = terms.alone(mechanism, 5)
-    assert alone.noise_multiplier == pytest.approx(mechanism.noise_multiplier / 2)
+    share = noise_share("secure-aggregation", mechanism, terms.honest)
+    assert terms.honest * share**2 == pytest.approx(mechanism.noise_std**2)
+    alone = terms.alone(mechanism)
+    assert alone.noise_multiplier == pytest.approx(mechanism.noise_multiplier / math.sqrt(3))
     assert terms.epsilon_alone() > epsilon([mechanism], 1e-5)
-

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedveil.errors import BudgetExceeded, InvalidValue, Refused
-from fedveil.federation import Declined, Policy, Release, Reply, Request, Site
+from fedveil.federation import Declined, Policy, Release, Reply, Request, SecureReply, Site
 from fedveil.federation.messages import CHARGED_FIELDS, PUBLIC_FIELDS
 from fedveil.privacy import Guarantee, Mechanism, epsilon
 from tests.federation.toy import DIMENSION, make_terms
@@ -25,7 +25,7 @@ def ask(terms, **changes):
 
 
 def test_reply_fields_are_charged_or_public():
-    for message in (Reply, Declined):
+    for message in (Reply, Declined, SecureReply):
         names = {field.name for field in dataclasses.fields(message)}
         assert names <= PUBLIC_FIELDS | CHARGED_FIELDS, f"{message.__name__} has fields nobody pays for"
     assert not PUBLIC_FIELDS & CHARGED_FIELDS
@@ -60,7 +60,7 @@ def test_charge_matches_steps_executed(federate):
     terms = make_terms(rounds=3)
     federation = federate(terms)
     for round_number in (1, 2, 3):
-        federation.sites["site-1"].handle(ask(terms, round=round_number))
+        federation.sites["site-1"].handle(ask(terms, round=round_number, attempt=round_number))
     executed = len(federation.learners["site-1"].seen)
     mechanism = terms.release("training").mechanism.with_steps(executed)
     assert federation.ledgers["site-1"].spent() == pytest.approx(epsilon([mechanism], 1e-5), rel=1e-12)
@@ -71,7 +71,9 @@ def test_sampling_executed_is_sampling_accounted(federate):
     terms = make_terms(rounds=300, sampling_rate=0.25, noise=20.0)
     federation = federate(terms, units=200)
     for round_number in range(1, 301):
-        assert isinstance(federation.sites["site-1"].handle(ask(terms, round=round_number)), Reply)
+        assert isinstance(
+            federation.sites["site-1"].handle(ask(terms, round=round_number, attempt=round_number)), Reply
+        )
     sizes = np.array([len(units) for units in federation.learners["site-1"].seen])
     assert abs(sizes.mean() - 50) < 5 * np.sqrt(200 * 0.25 * 0.75 / 300)
     assert 0.6 < sizes.var() / (200 * 0.25 * 0.75) < 1.6
@@ -152,11 +154,16 @@ def test_a_request_that_does_not_fit_is_refused_and_costs_nothing(federate, chan
     assert federation.learners["site-1"].seen == []
 
 
-def test_an_attempt_is_served_once(federate):
+def test_an_attempt_is_served_once_also_after_a_restart(federate):
     federation = federate(make_terms())
     site = federation.sites["site-1"]
-    assert isinstance(site.handle(ask(federation.terms)), Reply)
-    assert isinstance(site.handle(ask(federation.terms)), Declined)
+    assert isinstance(site.handle(ask(federation.terms, attempt=7)), Reply)
+    restarted = Site("site-1", federation.learners["site-1"], site._policy, federation.ledgers["site-1"])
+    restarted.admit(federation.terms)
+    for served in (site, restarted):
+        assert isinstance(served.handle(ask(federation.terms, attempt=7)), Declined)
+        assert isinstance(served.handle(ask(federation.terms, attempt=6)), Declined)
+    assert isinstance(restarted.handle(ask(federation.terms, attempt=8)), Reply)
 
 
 def test_policy_refuses_what_the_hospital_does_not_accept(federate):

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedveil.federation import InProcess, Release, Site, Terms
-from fedveil.privacy import Guarantee, Ledger, Mechanism, Trust
+from fedveil.federation import InProcess, Release, Site, Terms, default_min_honest
+from fedveil.privacy import Guarantee, IntegerMechanism, Ledger, Mechanism, Trust
 
 DIMENSION = 6
 
@@ -50,13 +50,26 @@ def make_terms(
     **changes: object,
 ) -> Terms:
     mechanism = Mechanism(noise_multiplier=noise, clip_norm=1.0, steps=rounds, sampling_rate=sampling_rate)
+    integer = None
+    if trust == "secure-aggregation":
+        shares = int(changes.get("min_honest") or default_min_honest(sites))  # type: ignore[call-overload]
+        integer = IntegerMechanism.fit(mechanism, dimension=DIMENSION, sites=sites, shares=shares, units=1000)
+        mechanism = integer.mechanism
     target = Guarantee(float("inf") if trust == "none" else 50.0, 1e-5, "patient", trust)
     values: dict[str, object] = {
         "name": "toy",
         "settings": {"seed": 1},
         "sites": tuple(f"site-{number}" for number in range(1, sites + 1)),
         "target": target,
-        "releases": (Release(name="training", mechanism=mechanism, dimension=DIMENSION, parameters=DIMENSION),),
+        "releases": (
+            Release(
+                name="training",
+                mechanism=mechanism,
+                dimension=DIMENSION,
+                parameters=DIMENSION,
+                integer=integer,
+            ),
+        ),
         "min_sites": min_sites,
     }
     return Terms(**(values | changes))  # type: ignore[arg-type]
@@ -72,5 +85,3 @@ class Federation:
     @property
     def transport(self) -> InProcess:
         return InProcess(list(self.sites.values()))
-
-

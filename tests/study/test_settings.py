@@ -15,7 +15,9 @@ def test_an_empty_file_is_a_whole_study():
 
 
 def test_the_resolved_file_reads_back_as_the_same_study():
-    study = Study.parse('[data]\npositive = ["a", "b\\"c"]\n[privacy]\nepsilon = 3\n[federation]\nmin_sites = 3')
+    study = Study.parse(
+        '[data]\npositive = ["a", "b\\"c"]\n[privacy]\nepsilon = 3\n[federation]\nmin_sites = 3'
+    )
     assert Study.parse(study.to_toml()) == study
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -34,7 +34,11 @@ def show(path: LedgerFile, as_json: AsJson = False) -> None:
         for entry in _summary(state)["studies"]:
             for release in entry["releases"]:
                 table.add_row(
-                    entry["study"], release["label"], str(release["charges"]), release["first"], release["last"]
+                    entry["study"],
+                    release["label"],
+                    str(release["charges"]),
+                    release["first"],
+                    release["last"],
                 )
         console.print(f"budget: {state.budget}")
         console.print(f"spent:  epsilon {format_epsilon(state.spent())} in {len(state.charges)} charges")
@@ -51,10 +55,12 @@ def verify(path: LedgerFile) -> None:
     """
     with speak_plainly():
         state = verify_ledger(path)
-        console.print(f"{path} is sound: {len(state.charges)} charges, head {state.head.hash}", soft_wrap=True)
+        console.print(
+            f"{path} is sound: {len(state.charges)} charges, head {state.head.hash}", soft_wrap=True
+        )
 
 
-def _summary(state: LedgerState) -> dict[str, object]:
+def _summary(state: LedgerState) -> dict[str, Any]:
     studies = []
     for study in state.studies:
         charges = [charge for charge in state.charges if charge.study == study]

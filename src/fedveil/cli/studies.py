@@ -33,7 +33,9 @@ def register(app: typer.Typer) -> None:
 
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the study file.")] = Path("study.toml"),
-    data: Annotated[str, typer.Option(help="Data source, such as scans/manifest.csv or medmnist:breastmnist.")] = "phantom",
+    data: Annotated[
+        str, typer.Option(help="Data source, such as scans/manifest.csv or medmnist:breastmnist.")
+    ] = "phantom",
 ) -> None:
     """Write a study file with every setting explained.
 
@@ -41,7 +43,9 @@ def init(
     """
     with speak_plainly():
         if path.exists():
-            raise StudyError(f"{path} exists", "init never overwrites a file", "choose another name, or delete it")
+            raise StudyError(
+                f"{path} exists", "init never overwrites a file", "choose another name, or delete it"
+            )
         text = study_template({"study.name": path.stem, "data.source": data})
         write_atomic(path, lambda file: file.write(text.encode()))
         console.print(f"wrote {path}; look at what it would cost with: fedveil plan {path}")
@@ -73,7 +77,9 @@ def run_command(
     data: Data = None,
     epsilon: Epsilon = None,
     trust: Trust = None,
-    baselines: Annotated[bool, typer.Option("--baselines", help="Also train the alternatives to compare with.")] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also train the alternatives to compare with.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a study's model under its guarantee and write a report.
@@ -101,7 +107,9 @@ def demo(
 def predict_command(
     model: Annotated[Path, typer.Argument(help="A run directory, or the folder of a model.json.")],
     images: Annotated[str, typer.Argument(help="A folder of images or a manifest.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file to write; default standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="CSV file to write; default standard output.")
+    ] = None,
 ) -> None:
     """Classify images with a trained model.
 
@@ -112,7 +120,9 @@ def predict_command(
         if out is None:
             print(text, end="")
         elif out.exists():
-            raise StudyError(f"{out} exists", "predict never overwrites a file", "choose another name, or delete it")
+            raise StudyError(
+                f"{out} exists", "predict never overwrites a file", "choose another name, or delete it"
+            )
         else:
             write_atomic(out, lambda file: file.write(text.encode()))
             console.print(f"wrote {out}")

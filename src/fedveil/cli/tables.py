@@ -32,7 +32,9 @@ def print_plan(plan: Plan) -> None:
         sites.add_row(site["name"], f"{site['patients']:,}", f"{site['images']:,}")
     console.print(sites)
     console.print()
-    releases = Table("release", "rounds", "noise multiplier", "clip norm", "noise of one site", box=None, pad_edge=False)
+    releases = Table(
+        "release", "rounds", "noise multiplier", "clip norm", "noise of one site", box=None, pad_edge=False
+    )
     for release in values["releases"]:
         mechanism = release["mechanism"]
         releases.add_row(
@@ -45,12 +47,16 @@ def print_plan(plan: Plan) -> None:
     console.print(releases)
     console.print()
     if plan.guarantee is None:
-        console.print("[bold red]no privacy[/]: this study is a baseline; nothing bounds what its model reveals.")
+        console.print(
+            "[bold red]no privacy[/]: this study is a baseline; nothing bounds what its model reveals."
+        )
     else:
         console.print(f"epsilon, every site:                 {format_epsilon(plan.guarantee.epsilon)}")
         console.print(f"epsilon, if everyone else colludes:  {format_epsilon(values['epsilon_alone'])}")
         if plan.terms.trust == "secure-aggregation":
-            console.print(f"honest noise shares assumed:         {values['min_honest']} of {len(values['sites'])}")
+            console.print(
+                f"honest noise shares assumed:         {values['min_honest']} of {len(values['sites'])}"
+            )
         if plan.risk:
             console.print(f"\n{plan.risk}", soft_wrap=True)
     print_notes(values["notes"])
@@ -69,7 +75,11 @@ def print_result(result: dict[str, Any]) -> None:
             "guarantee",
             f"epsilon {spent}, delta {guarantee['delta']:g} per {guarantee['unit']}, trust {guarantee['trust']}",
         )
-    for name, label in (("auroc", "AUROC"), ("balanced_accuracy", "balanced accuracy"), ("accuracy", "accuracy")):
+    for name, label in (
+        ("auroc", "AUROC"),
+        ("balanced_accuracy", "balanced accuracy"),
+        ("accuracy", "accuracy"),
+    ):
         interval = test.get(f"{name}_interval")
         spread = f"  (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
         table.add_row(label, f"{test[name]:.3f}{spread}")

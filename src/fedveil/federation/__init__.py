@@ -6,7 +6,8 @@ up what comes back. The same code serves sites in this process and sites across 
 """
 
 from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum
-from fedveil.federation.messages import Declined, Reply, Request
+from fedveil.federation.messages import Answer, Declined, Message, Reply, Request, SecureReply, SecureRequest
+from fedveil.federation.secure import Identity
 from fedveil.federation.site import Policy, Site
 from fedveil.federation.terms import STATISTICS, TRAINING, Release, Terms, default_min_honest, noise_share
 from fedveil.federation.transport import InProcess, Transport
@@ -14,16 +15,21 @@ from fedveil.federation.transport import InProcess, Transport
 __all__ = [
     "STATISTICS",
     "TRAINING",
+    "Answer",
     "BudgetSpent",
     "Coordinator",
     "Declined",
     "Dropped",
+    "Identity",
     "InProcess",
+    "Message",
     "Policy",
     "Release",
     "Reply",
     "Request",
     "RoundSum",
+    "SecureReply",
+    "SecureRequest",
     "Site",
     "Terms",
     "Transport",

@@ -1,8 +1,8 @@
 """The coordinator's side of a round: ask, collect, check that the noise is enough, sum.
 
 What a round needs is public: who took part, and that each vector has the right shape. A site that fails is named and
-left out for a while; if the rest hold too little noise the attempt is abandoned, its charge stays, and the round is
-repeated among the sites that are left, whose shares are then larger.
+left out for a while. If the rest hold too little noise the attempt is abandoned: nothing of it is opened, its charge
+stays, and the round is repeated.
 """
 
 import math
@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedveil.errors import FederationError
-from fedveil.federation.messages import Declined, Reply, Request, Vector
+from fedveil.federation.messages import Answer, Declined, Reply, Request, Vector
+from fedveil.federation.secure import RoundAbandoned, SecureRounds, add_masked
 from fedveil.federation.terms import Release, Terms
 from fedveil.federation.transport import Transport
 from fedveil.privacy import epsilon, gaussian, secure_generator
 
 __all__ = ["BudgetSpent", "Coordinator", "Dropped", "RoundSum"]
+
+MOST_TRIES = 8
+"""Attempts at one round before the run stops and asks for help: each of them is charged."""
 
 
 class BudgetSpent(FederationError):
@@ -64,13 +68,20 @@ class Coordinator:
     attempt: int = 0
     charged: dict[str, int] = field(default_factory=dict)
     benched: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _secure: SecureRounds | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.terms.trust == "secure-aggregation":
+            self._secure = SecureRounds(self.terms, self.transport)
 
     def epsilon_spent(self) -> float:
         """Total epsilon of everything asked for so far, at the target's delta, by the accountant."""
         if self.terms.trust == "none":
             return math.inf
         spent = [
-            self.terms.release(name).mechanism.with_steps(count) for name, count in self.charged.items() if count
+            self.terms.release(name).mechanism.with_steps(count)
+            for name, count in self.charged.items()
+            if count
         ]
         return epsilon(spent, self.terms.target.delta)
 
@@ -82,30 +93,43 @@ class Coordinator:
             FederationError: too few sites are left.
         """
         dropped: list[Dropped] = []
-        while True:
-            participants = self._participants()
-            if not self.terms.enough(len(participants), len(participants)):
+        for _ in range(MOST_TRIES):
+            participants = self._participants(dropped)
+            if not self.terms.enough(len(participants)):
                 raise self._too_few(participants, dropped)
-            answers = self._ask(release, round_number, parameters, participants)
-            replies = [answer for answer in answers if isinstance(answer, Reply)]
-            failures = [Dropped(a.site, a.code) for a in answers if isinstance(a, Declined)]
-            dropped += failures
-            for failure in failures:
-                self._bench(failure)
-            if self.terms.enough(len(replies), len(participants)):
-                return RoundSum(
-                    total=self._sum(release, replies),
-                    survivors=tuple(reply.site for reply in replies),
-                    dropped=tuple(dropped),
-                )
+            replies = self._ask(release, round_number, parameters, participants, dropped)
+            total, survivors = self._total(release, replies)
+            if total is not None:
+                return RoundSum(total=total, survivors=survivors, dropped=tuple(dropped))
+        raise self._too_few(self._participants(dropped), dropped)
 
-    def _participants(self) -> tuple[str, ...]:
-        """The sites to ask next: all but those that are left out for failing."""
-        return tuple(site for site in self.terms.sites if self.benched.get(site, (0, 0))[1] <= self.attempt)
+    def _participants(self, dropped: list[Dropped]) -> tuple[str, ...]:
+        """The sites to ask next: all but those left out for failing, or that do not join a session."""
+        ready = tuple(s for s in self.terms.sites if self.benched.get(s, (0, 0))[1] <= self.attempt)
+        if self._secure is None:
+            return ready
+        while self.terms.enough(len(ready)):
+            missing = self._secure.prepare(self.attempt + 1, ready)
+            if not missing:
+                return self._secure.members(ready)
+            self._drop([Dropped(site, "unreachable") for site in missing], dropped)
+            ready = tuple(site for site in ready if site not in missing)
+        return ready
+
+    def _drop(self, failures: Sequence[Dropped], dropped: list[Dropped]) -> None:
+        dropped += failures
+        for failure in failures:
+            self._bench(failure)
 
     def _ask(
-        self, release: Release, round_number: int, parameters: Vector, participants: tuple[str, ...]
-    ) -> list[Reply | Declined]:
+        self,
+        release: Release,
+        round_number: int,
+        parameters: Vector,
+        participants: tuple[str, ...],
+        dropped: list[Dropped],
+    ) -> list[Reply]:
+        """One attempt: every participant is asked, and charged; those that fail are named and left out."""
         self.attempt += 1
         self.charged[release.name] = self.charged.get(release.name, 0) + 1
         request = Request(
@@ -117,22 +141,43 @@ class Coordinator:
             parameters=parameters,
         )
         answers = self.transport.exchange(dict.fromkeys(participants, request))
-        return [self._checked(request, release, site, answers.get(site)) for site in participants]
+        checked = [self._checked(request, release, site, answers.get(site)) for site in participants]
+        self._drop([Dropped(a.site, a.code) for a in checked if isinstance(a, Declined)], dropped)
+        return [answer for answer in checked if isinstance(answer, Reply)]
+
+    def _total(self, release: Release, replies: Sequence[Reply]) -> tuple[Vector | None, tuple[str, ...]]:
+        """The sum and whose contributions are in it; None where it must not, or cannot, be opened."""
+        survivors = tuple(reply.site for reply in replies)
+        if not self.terms.enough(len(survivors)):
+            return None, ()
+        if self._secure is None:
+            return self._sum(release, replies), survivors
+        aggregation = self._secure.open(self.attempt)
+        for reply in replies:
+            add_masked(aggregation, reply.site, reply.vector, self.attempt)
+        try:
+            return self._secure.total(aggregation, release), aggregation.survivors
+        except RoundAbandoned:
+            return None, ()
 
     @staticmethod
-    def _checked(request: Request, release: Release, site: str, answer: Reply | Declined | None) -> Reply | Declined:
+    def _checked(request: Request, release: Release, site: str, answer: Answer | None) -> Reply | Declined:
         """The answer itself if it fits the request; otherwise a refusal in the site's name."""
         fits = (
-            answer is not None
+            isinstance(answer, Reply | Declined)
             and answer.site == site
             and (answer.study, answer.release, answer.round, answer.attempt)
             == (request.study, request.release, request.round, request.attempt)
             and (
                 isinstance(answer, Declined)
-                or (answer.vector.shape == (release.dimension,) and bool(np.isfinite(answer.vector).all()))
+                or (
+                    answer.vector.dtype == (np.uint32 if release.integer else np.float64)
+                    and answer.vector.shape == (release.dimension,)
+                    and bool(np.isfinite(answer.vector).all())
+                )
             )
         )
-        if answer is not None and fits:
+        if isinstance(answer, Reply | Declined) and fits:
             return answer
         return Declined(
             site=site,
@@ -150,7 +195,9 @@ class Coordinator:
         self.benched[failure.site] = (failures, self.attempt + pause)
 
     def _too_few(self, participants: Sequence[str], dropped: Sequence[Dropped]) -> FederationError:
-        absent = [f"{d.site} ({d.reason})" for d in dropped] or sorted(set(self.terms.sites) - set(participants))
+        absent = [f"{d.site} ({d.reason})" for d in dropped] or sorted(
+            set(self.terms.sites) - set(participants)
+        )
         found = f"{len(participants)} of {len(self.terms.sites)} sites are left; absent: {', '.join(absent)}"
         kind = BudgetSpent if any(d.reason == "over-budget" for d in dropped) else FederationError
         return kind(

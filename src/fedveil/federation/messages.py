@@ -11,13 +11,24 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CHARGED_FIELDS", "PUBLIC_FIELDS", "Declined", "Reply", "Request", "Vector"]
+__all__ = [
+    "CHARGED_FIELDS",
+    "PUBLIC_FIELDS",
+    "Answer",
+    "Declined",
+    "Message",
+    "Reply",
+    "Request",
+    "SecureReply",
+    "SecureRequest",
+    "Vector",
+]
 
 Vector = npt.NDArray[np.float64]
 
 DeclineCode = Literal["over-budget", "refused", "failed", "unreachable"]
 
-PUBLIC_FIELDS = frozenset({"site", "study", "release", "round", "attempt", "code"})
+PUBLIC_FIELDS = frozenset({"site", "study", "release", "round", "attempt", "code", "keys"})
 CHARGED_FIELDS = frozenset({"vector"})
 
 
@@ -45,14 +56,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A site's contribution to one round, protected as the terms' trust demands."""
+    """A site's contribution to one round, protected as the terms' trust demands.
+
+    ``vector`` is float64, or under secure aggregation masked words: uint32, uniform to anyone but the sum.
+    """
 
     site: str
     study: str
     release: str
     round: int
     attempt: int
-    vector: Vector
+    vector: Vector | npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,3 +79,24 @@ class Declined:
     round: int
     attempt: int
     code: DeclineCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecureRequest:
+    """A message of the secure aggregation protocol to a site: its set-up, or the recovery that ends a round."""
+
+    study: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecureReply:
+    """A site's protocol answer: public keys, encrypted shares, or shares of one round's masks; never of its data."""
+
+    site: str
+    study: str
+    keys: bytes
+
+
+Message = Request | SecureRequest
+Answer = Reply | SecureReply | Declined

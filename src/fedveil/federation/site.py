@@ -5,14 +5,29 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from fedveil.errors import BudgetExceeded, FedveilError, Refused
-from fedveil.federation.messages import Declined, DeclineCode, Reply, Request, Vector
+from fedveil.federation.messages import (
+    Answer,
+    DeclineCode,
+    Declined,
+    Message,
+    Reply,
+    Request,
+    SecureReply,
+    SecureRequest,
+    Vector,
+)
+from fedveil.federation.secure import Identity, SecureSite
 from fedveil.federation.terms import STATISTICS, Release, Terms, noise_share
 from fedveil.learning import Learner
-from fedveil.privacy import Ledger, Mechanism, Trust, check_delta, gaussian, secure_generator
+from fedveil.privacy import Ledger, Trust, check_delta, gaussian, secure_generator
 
 __all__ = ["Policy", "Site"]
+
+ATTEMPT = " attempt "
+"""Between a release's name and the attempt in the label of a charge: what a restarted site reads its place from."""
 
 log = logging.getLogger("fedveil.site")
 
@@ -65,9 +80,17 @@ class Site:
         learner: the only code that sees the cohort's pixels.
         policy: what the hospital admits.
         ledger: the hospital's open ledger; None only for a site whose policy admits nothing but trust ``"none"``.
+        identity: signature key and the other sites' public keys; needed for secure aggregation only.
     """
 
-    def __init__(self, name: str, learner: Learner, policy: Policy, ledger: Ledger | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        learner: Learner,
+        policy: Policy,
+        ledger: Ledger | None,
+        identity: Identity | None = None,
+    ) -> None:
         if ledger is None and policy.trusts != {"none"}:
             raise Refused(
                 f"site {name} has no ledger",
@@ -75,9 +98,10 @@ class Site:
                 "open a ledger, or admit trust none only",
             )
         self.name = name
-        self._learner, self._policy, self._ledger = learner, policy, ledger
+        self._learner, self._policy, self._ledger, self._identity = learner, policy, ledger, identity
         self._admitted: dict[str, Terms] = {}
-        self._served: set[tuple[str, str, int, int]] = set()
+        self._secure: dict[str, SecureSite] = {}
+        self._served: dict[str, int] = {}
         self._generator = secure_generator()
 
     def admit(self, terms: Terms) -> str:
@@ -98,64 +122,106 @@ class Site:
         if terms.trust != "none" and self._ledger is not None:
             if terms.target.unit != "site":
                 check_delta(terms.target.delta, self._learner.units)
-            self._ledger.admit(*self._outstanding(terms, self._ledger))
+            self._resume(terms, self._ledger)
+        if terms.trust == "secure-aggregation":
+            self._secure[terms.digest] = self._secure_site(terms)
         self._admitted[terms.digest] = terms
         return terms.digest
 
-    @staticmethod
-    def _outstanding(terms: Terms, ledger: Ledger) -> list[Mechanism]:
-        """What the study has yet to charge here: all of it, or the rest of one that is resumed."""
-        charged = Counter(charge.label for charge in ledger.state.charges if charge.study == terms.title)
-        return [
+    def _secure_site(self, terms: Terms) -> SecureSite:
+        if self._identity is None:
+            raise Refused(
+                f"site {self.name} has no identity key",
+                "secure aggregation needs keys that the sites know each other by",
+                "make one with `fedveil site init`",
+            )
+        largest = min(release.integer.units for release in terms.releases if release.integer)
+        if self._learner.units > largest:
+            raise Refused(
+                f"{self.name} holds {self._learner.units:,} units",
+                f"the study leaves room for {largest:,} a site",
+                "raise federation.max_units in the study",
+            )
+        secure = SecureSite(self.name, terms, self._identity)
+        secure.claimed(self._served.get(terms.digest, 0))
+        return secure
+
+    def _resume(self, terms: Terms, ledger: Ledger) -> None:
+        """Check that what the study has yet to charge fits: all of it, or the rest of one that is resumed."""
+        charges = [
+            charge.label.split(ATTEMPT) for charge in ledger.state.charges if charge.study == terms.title
+        ]
+        self._served[terms.digest] = max((int(attempt) for _, attempt in charges), default=0)
+        charged = Counter(name for name, _ in charges)
+        outstanding = [
             release.mechanism.with_steps(release.mechanism.steps - charged[release.name])
             for release in terms.releases
             if release.mechanism.steps > charged[release.name]
         ]
+        ledger.admit(*outstanding)
 
-    def handle(self, request: Request) -> Reply | Declined:
-        """Answer one request. Never raises for anything that the request or the cohort brings about."""
+    def handle(self, message: Message) -> Answer:
+        """Answer one message. Never raises for anything that the message or the cohort brings about."""
         try:
-            vector = self._answer(request)
+            if isinstance(message, SecureRequest):
+                return self._handle_secure(message)
+            return self._handle_round(message)
         except BudgetExceeded as error:
-            return self._decline(request, "over-budget", error)
+            return self._decline(message, "over-budget", error)
         except FedveilError as error:
-            return self._decline(request, "refused", error)
+            return self._decline(message, "refused", error)
         except Exception as error:  # noqa: BLE001 - nothing about the cohort may leave in an exception
-            return self._decline(request, "failed", error)
+            return self._decline(message, "failed", error)
+
+    def _decline(self, message: Message, code: DeclineCode, error: Exception) -> Declined:
+        if isinstance(message, Request):
+            release, number, attempt = message.release, message.round, message.attempt
+        else:
+            release, number, attempt = "secure-aggregation", 0, 0
+        log.warning("%s: %s round %s declined: %s", self.name, release, number, error)
+        return Declined(
+            site=self.name, study=message.study, release=release, round=number, attempt=attempt, code=code
+        )
+
+    def _handle_secure(self, message: SecureRequest) -> SecureReply:
+        terms = self._terms_of(message.study)
+        if terms.digest not in self._secure:
+            raise Refused(
+                "the study does not aggregate securely", "its trust decides how", "run the admitted study"
+            )
+        keys = self._secure[terms.digest].answer(message.body)
+        return SecureReply(site=self.name, study=message.study, keys=keys)
+
+    def _handle_round(self, request: Request) -> Reply:
+        terms = self._terms_of(request.study)
+        release = self._check(request, terms)
+        self._reserve(request, terms, release)
+        total = self._contribution(request, release)
         return Reply(
             site=self.name,
             study=request.study,
             release=request.release,
             round=request.round,
             attempt=request.attempt,
-            vector=vector,
+            vector=self._protect(request, terms, release, total),
         )
 
-    def _decline(self, request: Request, code: DeclineCode, error: Exception) -> Declined:
-        log.warning("%s: %s round %s declined: %s", self.name, request.release, request.round, error)
-        return Declined(
-            site=self.name,
-            study=request.study,
-            release=request.release,
-            round=request.round,
-            attempt=request.attempt,
-            code=code,
-        )
-
-    def _answer(self, request: Request) -> Vector:
-        terms = self._terms_of(request)
-        release = self._check(request, terms)
-        self._reserve(request, terms, release)
-        total = self._contribution(request, release)
-        std = noise_share(terms.trust, release.mechanism, terms.honest(len(request.participants)))
+    def _protect(
+        self, request: Request, terms: Terms, release: Release, total: Vector
+    ) -> Vector | npt.NDArray[np.uint32]:
+        """The sum as it may leave: with noise, or with its share of the noise and masked."""
+        if release.integer is not None:
+            words = release.integer.encode(total, self._generator)
+            return self._secure[terms.digest].mask(request.attempt, words)
+        std = noise_share(terms.trust, release.mechanism, terms.honest)
         return total + gaussian(total.shape, std, self._generator) if std > 0 else total
 
-    def _terms_of(self, request: Request) -> Terms:
+    def _terms_of(self, study: str) -> Terms:
         try:
-            return self._admitted[request.study]
+            return self._admitted[study]
         except KeyError:
             raise Refused(
-                f"the request names study {request.study[:12]}",
+                f"the request names study {study[:12]}",
                 "this site has not admitted it",
                 "have the hospital read and approve the study first",
             ) from None
@@ -178,9 +244,11 @@ class Site:
             )
         if self.name not in request.participants:
             raise Refused(
-                "the request leaves this site out", "a site answers for itself only", "ask the participants only"
+                "the request leaves this site out",
+                "a site answers for itself only",
+                "ask the participants only",
             )
-        if not terms.enough(len(request.participants), len(request.participants)):
+        if not terms.enough(len(request.participants)):
             raise Refused(
                 f"{len(request.participants)} sites take part",
                 f"the study needs {terms.min_sites} and enough honest noise shares",
@@ -193,16 +261,16 @@ class Site:
                 f"they must be {release.parameters} finite numbers",
                 "send the model that the study describes",
             )
-        if (request.study, request.release, request.round, request.attempt) in self._served:
+        if request.attempt <= self._served.get(request.study, 0):
             raise Refused(
-                f"round {request.round}, attempt {request.attempt} was served before",
-                "a site serves an attempt once",
+                f"attempt {request.attempt}, or a later one, was served before",
+                "a site serves an attempt once, and attempts only grow",
                 "raise the attempt to repeat a round",
             )
         return release
 
     def _reserve(self, request: Request, terms: Terms, release: Release) -> None:
-        self._served.add((request.study, request.release, request.round, request.attempt))
+        self._served[request.study] = request.attempt
         if terms.trust == "none":
             return
         if self._ledger is None:
@@ -211,9 +279,9 @@ class Site:
             release.mechanism.with_steps(1),
             study=terms.title,
             round=request.round,
-            label=release.name,
+            label=f"{release.name}{ATTEMPT}{request.attempt}",
             trust=terms.trust,
-            alone=terms.alone(release.mechanism.with_steps(1), len(request.participants)),
+            alone=terms.alone(release.mechanism.with_steps(1)),
         )
 
     def _contribution(self, request: Request, release: Release) -> Vector:
@@ -224,4 +292,6 @@ class Site:
         rate = release.mechanism.sampling_rate
         if rate < 1:
             units = np.flatnonzero(self._generator.random(self._learner.units) < rate)
-        return self._learner.contribution(request.parameters, clip_norm=release.mechanism.clip_norm, units=units)
+        return self._learner.contribution(
+            request.parameters, clip_norm=release.mechanism.clip_norm, units=units
+        )

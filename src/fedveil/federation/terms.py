@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from fedveil.errors import InvalidValue
-from fedveil.privacy import Guarantee, Mechanism, Trust, epsilon
+from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsilon
 
 __all__ = ["STATISTICS", "TRAINING", "Release", "Terms", "default_min_honest", "noise_share"]
 
@@ -22,17 +22,17 @@ STATISTICS = "statistics"
 TRAINING = "training"
 
 
-def default_min_honest(participants: int) -> int:
-    """The fewest noise shares that an adversary is assumed not to know: two thirds of a round's participants, rounded up.
+def default_min_honest(sites: int) -> int:
+    """The fewest noise shares that an adversary is assumed not to know: two thirds of the sites, rounded down.
 
-    The same fraction bounds the colluding participants that the secure aggregation tolerates from an active server
-    (Bonawitz et al. 2017, section 6.2), so one assumption serves both. At least one participant is always assumed
-    to be curious, since each of them sees the sum and knows its own share.
+    The secure aggregation opens a sum when more than two thirds of the sites survive a round (Bonawitz et al. 2017,
+    section 6.2, against an active server); one of the survivors may always be curious, since each of them sees the sum
+    and knows its own share. So a third of the sites may be lost without a guarantee that fails.
 
-    >>> [default_min_honest(n) for n in (2, 3, 5, 10, 50)]
-    [1, 2, 4, 7, 34]
+    >>> [default_min_honest(n) for n in (3, 5, 10, 50)]
+    [2, 3, 6, 33]
     """
-    return max(1, min(participants - 1, math.ceil(2 * participants / 3)))
+    return max(1, 2 * sites // 3)
 
 
 def noise_share(trust: Trust, mechanism: Mechanism, honest: int) -> float:
@@ -61,12 +61,14 @@ class Release:
         mechanism: one unit's bound, the noise of the sum, and the number of rounds (``mechanism.steps``).
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.
+        integer: under secure aggregation, the sum of whole numbers that ``mechanism`` prices; None elsewhere.
     """
 
     name: str
     mechanism: Mechanism
     dimension: int
     parameters: int
+    integer: IntegerMechanism | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,12 @@ class Terms:
                 "secure aggregation needs 3 or more: with fewer, a site learns the other's sum from the total",
                 'add sites, or set privacy.trust to "site"',
             )
+        if not all(release.integer for release in self.releases):
+            raise InvalidValue(
+                "a release under secure aggregation has no integer mechanism",
+                "only whole numbers can be masked",
+                "calibrate it with calibrate_integer",
+            )
         if self.min_honest is not None and not 1 <= self.min_honest < len(self.sites):
             raise InvalidValue(
                 f"min_honest is {self.min_honest}",
@@ -134,7 +142,16 @@ class Terms:
             "settings": self.settings,
             "sites": self.sites,
             "target": self.target.to_dict(),
-            "releases": [[r.name, r.mechanism.to_dict(), r.dimension, r.parameters] for r in self.releases],
+            "releases": [
+                [
+                    r.name,
+                    r.mechanism.to_dict(),
+                    r.dimension,
+                    r.parameters,
+                    [r.integer.units, r.integer.radix] if r.integer else None,
+                ]
+                for r in self.releases
+            ],
             "min_sites": self.min_sites,
             "min_honest": self.min_honest,
         }
@@ -150,35 +167,38 @@ class Terms:
         for release in self.releases:
             if release.name == name:
                 return release
-        raise InvalidValue(f"release is {name!r}", "the study makes no such release", "use one that its terms name")
+        raise InvalidValue(
+            f"release is {name!r}", "the study makes no such release", "use one that its terms name"
+        )
 
-    def honest(self, participants: int) -> int:
-        """Honest noise shares among so many participants."""
-        return default_min_honest(participants) if self.min_honest is None else self.min_honest
+    @property
+    def honest(self) -> int:
+        """Fewest honest noise shares under secure aggregation; what one share is sized by."""
+        return default_min_honest(len(self.sites)) if self.min_honest is None else self.min_honest
 
-    def enough(self, survivors: int, participants: int) -> bool:
-        """Whether a round that so many of its participants completed may be opened.
+    def enough(self, survivors: int) -> bool:
+        """Whether a round that so many sites completed may be opened.
 
         Under secure aggregation the survivors must hold the honest shares *beside* one curious site's own.
         """
         if survivors < self.min_sites:
             return False
-        return self.trust != "secure-aggregation" or survivors > self.honest(participants)
+        return self.trust != "secure-aggregation" or survivors > self.honest
 
     def noise_variance(self, mechanism: Mechanism, survivors: int) -> float:
         """Variance of the noise in each coordinate of a sum over so many surviving sites: a public number."""
         if self.trust == "server":
             return mechanism.noise_std**2
-        return survivors * noise_share(self.trust, mechanism, self.honest(survivors)) ** 2
+        return survivors * noise_share(self.trust, mechanism, self.honest) ** 2
 
-    def alone(self, mechanism: Mechanism, participants: int) -> Mechanism | None:
+    def alone(self, mechanism: Mechanism) -> Mechanism | None:
         """What a site's own noise share earns if everyone else colludes; None if it adds none."""
-        share = noise_share(self.trust, mechanism, self.honest(participants))
+        share = noise_share(self.trust, mechanism, self.honest)
         return replace(mechanism, noise_multiplier=share / mechanism.clip_norm) if share > 0 else None
 
     def epsilon_alone(self) -> float:
         """Total epsilon of a site's own noise shares over the whole study, at the target's delta; infinite if none."""
-        shares = [self.alone(r.mechanism, len(self.sites)) for r in self.releases]
+        shares = [self.alone(release.mechanism) for release in self.releases]
         if any(share is None for share in shares):
             return math.inf
         return epsilon([share for share in shares if share is not None], self.target.delta)

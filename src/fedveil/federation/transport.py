@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from fedveil.federation.messages import Declined, Reply, Request
-from fedveil.federation.site import Site
+from fedveil.federation.messages import Answer, Message
 
 __all__ = ["InProcess", "Transport"]
 
@@ -12,7 +11,7 @@ __all__ = ["InProcess", "Transport"]
 class Transport(Protocol):
     """Carries requests to sites and brings back what each of them answers."""
 
-    def exchange(self, requests: Mapping[str, Request]) -> Mapping[str, Reply | Declined]:
+    def exchange(self, requests: Mapping[str, Message]) -> Mapping[str, Answer]:
         """Deliver to each site, by name, its request; return the answers by site.
 
         A site that cannot be reached is simply absent from the answers; the call does not raise for it.
@@ -20,12 +19,22 @@ class Transport(Protocol):
         ...
 
 
+class Handler(Protocol):
+    """What answers messages under a name: a `Site`."""
+
+    name: str
+
+    def handle(self, message: Message) -> Answer:
+        """Answer one message."""
+        ...
+
+
 class InProcess:
     """Sites in this process: what a study on one machine uses."""
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Sequence[Handler]) -> None:
         self._sites = {site.name: site for site in sites}
 
-    def exchange(self, requests: Mapping[str, Request]) -> Mapping[str, Reply | Declined]:
+    def exchange(self, requests: Mapping[str, Message]) -> Mapping[str, Answer]:
         """Ask each site in turn."""
         return {name: self._sites[name].handle(request) for name, request in requests.items()}

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import FederationError
-from fedveil.federation.messages import Declined, Reply, Request
+from fedveil.federation.messages import Declined, Reply, Request, SecureReply, SecureRequest
 
 __all__ = ["KINDS", "MAX_FRAME", "VERSION", "Frame", "WireError", "decode", "encode", "pack", "unpack"]
 
@@ -40,7 +40,13 @@ _DTYPES = ("<f8", "<f4", "<i8", "<i4", "<u8", "<u4", "|u1")
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
-KINDS: dict[str, type[Any]] = {"request": Request, "reply": Reply, "declined": Declined}
+KINDS: dict[str, type[Any]] = {
+    "request": Request,
+    "reply": Reply,
+    "declined": Declined,
+    "secure-request": SecureRequest,
+    "secure-reply": SecureReply,
+}
 """Dataclasses that travel by `pack` and `unpack`, by the name of their kind."""
 
 

@@ -11,6 +11,7 @@ from fedveil.privacy.calibration import calibrate
 from fedveil.privacy.chain import Head, restore_head
 from fedveil.privacy.charges import Budget, Charge, LedgerState, read_ledger, verify_ledger
 from fedveil.privacy.guarantee import Adjacency, Guarantee, Trust, Unit, check_delta
+from fedveil.privacy.integer import IntegerMechanism, calibrate_integer
 from fedveil.privacy.ledger import Ledger
 from fedveil.privacy.mechanism import Mechanism
 from fedveil.privacy.noise import gaussian, release, secure_generator
@@ -22,6 +23,7 @@ __all__ = [
     "Charge",
     "Guarantee",
     "Head",
+    "IntegerMechanism",
     "Ledger",
     "LedgerState",
     "Mechanism",
@@ -29,6 +31,7 @@ __all__ = [
     "Trust",
     "Unit",
     "calibrate",
+    "calibrate_integer",
     "check_delta",
     "delta_at",
     "epsilon",

@@ -25,7 +25,15 @@ from fedveil.study.training import Trained
 __all__ = ["Outcome"]
 
 Vector = npt.NDArray[np.float64]
-PACKAGES = ("numpy", "scipy", "torch", "dp-accounting", "randomgen", "scikit-learn", "efficientnet-lite-pytorch")
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "torch",
+    "dp-accounting",
+    "randomgen",
+    "scikit-learn",
+    "efficientnet-lite-pytorch",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +116,8 @@ class Outcome:
             return None
         participants = len(self.terms.sites)
         return {
-            "masks": "simulated",
-            "min_honest": self.terms.honest(participants),
+            "masks": "real",
+            "min_honest": self.terms.honest,
             "participants": participants,
         }
 
@@ -165,7 +173,11 @@ class Outcome:
 
 
 def _write_predictions(
-    directory: RunDirectory, task: Task, test: TestSet, probabilities: Vector, predicted: npt.NDArray[np.int64]
+    directory: RunDirectory,
+    task: Task,
+    test: TestSet,
+    probabilities: Vector,
+    predicted: npt.NDArray[np.int64],
 ) -> None:
     dataset = task.dataset
     text = io.StringIO()
@@ -185,14 +197,20 @@ def _write_predictions(
 
 
 def _write_examples(
-    directory: RunDirectory, task: Task, test: TestSet, probabilities: Vector, predicted: npt.NDArray[np.int64]
+    directory: RunDirectory,
+    task: Task,
+    test: TestSet,
+    probabilities: Vector,
+    predicted: npt.NDArray[np.int64],
 ) -> None:
     """Keep a few test images, drawn by the study's seed, for the report; none if the study asks for none."""
     count = min(task.study.report.examples, len(test.rows))
     if count == 0:
         return
     dataset = task.dataset
-    chosen = np.sort(np.random.default_rng(task.study.study.seed).choice(len(test.rows), count, replace=False))
+    chosen = np.sort(
+        np.random.default_rng(task.study.study.seed).choice(len(test.rows), count, replace=False)
+    )
     pixels = np.rint(dataset.images.read(test.rows[chosen]) * 255).astype(np.uint8)
     images = pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1)
     classes = np.array(dataset.classes)

@@ -37,16 +37,16 @@ class Plan:
             "study": self.terms.name,
             "guarantee": self.guarantee.to_dict() if self.guarantee else None,
             "sentence": str(self.guarantee or self.terms.target),
-            "epsilon_alone": self.epsilon_alone if self.guarantee and self.epsilon_alone < float("inf") else None,
+            "epsilon_alone": self.epsilon_alone
+            if self.guarantee and self.epsilon_alone < float("inf")
+            else None,
             "risk": self.risk.to_dict() | {"sentence": str(self.risk)} if self.risk else None,
             "releases": [
                 {
                     "what": release.name,
                     "mechanism": release.mechanism.to_dict(),
                     "dimension": release.dimension,
-                    "site_noise_std": noise_share(
-                        self.terms.trust, release.mechanism, self.terms.honest(len(self.terms.sites))
-                    ),
+                    "site_noise_std": noise_share(self.terms.trust, release.mechanism, self.terms.honest),
                 }
                 for release in self.terms.releases
             ],
@@ -55,9 +55,7 @@ class Plan:
                 for name, rows in self.prepared.sites.items()
             ],
             "min_sites": self.terms.min_sites,
-            "min_honest": self.terms.honest(len(self.terms.sites))
-            if self.terms.trust == "secure-aggregation"
-            else None,
+            "min_honest": self.terms.honest if self.terms.trust == "secure-aggregation" else None,
             "notes": self.prepared.notes,
         }
 

@@ -53,7 +53,9 @@ class Prepared:
         """What a reader of the result has to know about the data."""
         notes = []
         if self.dataset.synthetic:
-            notes.append("The images are synthetic (the built-in phantom set): accuracy on them says nothing about patients.")
+            notes.append(
+                "The images are synthetic (the built-in phantom set): accuracy on them says nothing about patients."
+            )
         if not self.dataset.patients_known:
             notes.append(
                 "The data names no patients, so each image counts as a patient of its own. If a patient has several "
@@ -91,12 +93,15 @@ def prepare(study: Study) -> Prepared:
     )
     if not len(dataset.test):
         raise StudyError(
-            f"{settings.source} holds no test images", "a study is judged on patients it was not trained on",
+            f"{settings.source} holds no test images",
+            "a study is judged on patients it was not trained on",
             "mark test rows in the split column, or leave the column out to have some drawn",
         )
     simulated = dataset.sites is None
     if simulated:
-        dealt = hospitals(dataset, settings.sites.count, settings.sites.scheme, settings.sites.alpha, study.study.seed)
+        dealt = hospitals(
+            dataset, settings.sites.count, settings.sites.scheme, settings.sites.alpha, study.study.seed
+        )
         sites = {f"site-{number}": rows for number, rows in enumerate(dealt, 1)}
     else:
         sites = named_hospitals(dataset)

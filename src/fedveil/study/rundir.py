@@ -31,7 +31,11 @@ class RunDirectory:
         """Make a new run directory; refuses a path that exists."""
         if path.exists():
             complete = (path / "result.json").exists()
-            remedy = "choose another --out, or delete it" if complete else "go on with --resume, or choose another --out"
+            remedy = (
+                "choose another --out, or delete it"
+                if complete
+                else "go on with --resume, or choose another --out"
+            )
             raise StudyError(
                 f"{path} exists{' and holds a finished run' if complete else ''}",
                 "a run never overwrites files",
@@ -46,9 +50,13 @@ class RunDirectory:
     def reopen(cls, path: Path, study: Study | None = None) -> "RunDirectory":
         """Open an unfinished run to go on with it; refuses a finished one and another study's."""
         if not (path / "study.toml").is_file():
-            raise StudyError(f"{path} holds no run", "only a run that was started can be resumed", "check the path")
+            raise StudyError(
+                f"{path} holds no run", "only a run that was started can be resumed", "check the path"
+            )
         if (path / "result.json").exists():
-            raise StudyError(f"{path} holds a finished run", "there is nothing to resume", "read it with `fedveil report`")
+            raise StudyError(
+                f"{path} holds a finished run", "there is nothing to resume", "read it with `fedveil report`"
+            )
         run = cls(path)
         if study is not None and study != run.study():
             raise StudyError(
@@ -82,6 +90,11 @@ class RunDirectory:
         """Where a simulated site's ledger lies."""
         return self.path / "ledgers" / f"{site}.jsonl"
 
+    def scratch(self, name: str, study: Study) -> "RunDirectory":
+        """A directory inside this one for an alternative that is trained to compare with; begun or resumed."""
+        path = self.path / "baselines" / name
+        return type(self)(path) if path.exists() else type(self).create(path, study)
+
     def begin_session(self) -> int:
         """Count this process's start, durably; a number that no earlier process on this run has had."""
         path = self.path / "sessions"
@@ -102,7 +115,9 @@ class RunDirectory:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, KeyError) as error:
-            raise StudyError(f"{path} is damaged ({error})", "a run resumes from its checkpoint", "start it anew") from None
+            raise StudyError(
+                f"{path} is damaged ({error})", "a run resumes from its checkpoint", "start it anew"
+            ) from None
 
     def append_round(self, record: dict[str, Any]) -> None:
         """Add one line to the round log."""

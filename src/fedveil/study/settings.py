@@ -34,7 +34,9 @@ class StudySettings(_Table):
 
     name: str = Field(default="study", min_length=1, max_length=80, pattern=r"^[\w .+-]+$")
     description: str = ""
-    seed: int = Field(default=0, ge=0, description="of initialisation and simulated partition; never of noise")
+    seed: int = Field(
+        default=0, ge=0, description="of initialisation and simulated partition; never of noise"
+    )
 
 
 class SiteSettings(_Table):
@@ -42,7 +44,8 @@ class SiteSettings(_Table):
 
     count: int = Field(default=5, ge=1, le=1000, description="number of hospitals")
     scheme: Literal["iid", "dirichlet", "quantity"] = Field(
-        default="dirichlet", description="how patients are dealt out: evenly, by skewed labels, or by skewed numbers"
+        default="dirichlet",
+        description="how patients are dealt out: evenly, by skewed labels, or by skewed numbers",
     )
     alpha: float = Field(default=0.5, gt=0, description="smaller is more skewed")
 
@@ -51,7 +54,8 @@ class DataSettings(_Table):
     """The images: where they are, how large, and which classes make the task."""
 
     source: str = Field(
-        default="phantom", description='"phantom", "medmnist:NAME", a manifest .csv, a folder, or an .npz file'
+        default="phantom",
+        description='"phantom", "medmnist:NAME", a manifest .csv, a folder, or an .npz file',
     )
     image_size: int = Field(default=64, ge=8, le=1024, description="pixels along each side after resizing")
     positive: tuple[str, ...] = Field(
@@ -70,7 +74,8 @@ class ModelSettings(_Table):
     """The classifier: frozen public features under a linear head, or a network trained whole."""
 
     features: str = Field(
-        default="efficientnet-lite0", description='"efficientnet-lite0", "scattering", "pixels", joined by "+"'
+        default="efficientnet-lite0",
+        description='"efficientnet-lite0", "scattering", "pixels", joined by "+"',
     )
     network: Literal["linear"] = Field(default="linear", description="what is trained on the features")
 
@@ -81,12 +86,17 @@ class TrainingSettings(_Table):
     method: Literal["gradient"] = Field(default="gradient", description="what a contribution is")
     rounds: int = Field(default=40, ge=1, le=100_000, description="rounds of training")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="server step size; default by rule from the noise and the number of units"
+        default=None,
+        gt=0,
+        description="server step size; default by rule from the noise and the number of units",
     )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="of the server's gradient descent")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 regularisation of the trained parameters")
     average_from: float = Field(
-        default=1.0, ge=0, le=1, description="release the mean of the rounds after this fraction; 1 the last one"
+        default=1.0,
+        ge=0,
+        le=1,
+        description="release the mean of the rounds after this fraction; 1 the last one",
     )
     units: int | None = Field(
         default=None, ge=1, description="public number of units that sums are divided by; default as released"
@@ -96,7 +106,9 @@ class TrainingSettings(_Table):
 class PrivacySettings(_Table):
     """The guarantee that the study calibrates to."""
 
-    unit: Literal["patient", "image", "site"] = Field(default="patient", description="whom the guarantee protects")
+    unit: Literal["patient", "image", "site"] = Field(
+        default="patient", description="whom the guarantee protects"
+    )
     trust: Literal["site", "secure-aggregation", "server", "none"] = Field(
         default="secure-aggregation", description="who could see an un-noised sum"
     )
@@ -111,9 +123,16 @@ class PrivacySettings(_Table):
 class FederationSettings(_Table):
     """How many sites a round needs."""
 
-    min_sites: int | None = Field(default=None, ge=1, description="fewest sites of a round; default two thirds")
+    min_sites: int | None = Field(
+        default=None, ge=1, description="fewest sites of a round; default two thirds"
+    )
     min_honest: int | None = Field(
-        default=None, ge=1, description="fewest noise shares unknown to an adversary; default two thirds of a round"
+        default=None, ge=1, description="fewest noise shares unknown to an adversary; default two thirds"
+    )
+    max_units: int = Field(
+        default=100_000,
+        ge=1,
+        description="most units a site may hold: room in the whole numbers that are summed",
     )
 
 
@@ -153,7 +172,9 @@ class Study(_Table):
         try:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise StudyError(f"{where} cannot be read: {error}", "it must be TOML", "see `fedveil init --help`") from None
+            raise StudyError(
+                f"{where} cannot be read: {error}", "it must be TOML", "see `fedveil init --help`"
+            ) from None
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -165,9 +186,13 @@ class Study(_Table):
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise StudyError(f"{path} does not exist", "a study is one TOML file", "make one with `fedveil init`") from None
+            raise StudyError(
+                f"{path} does not exist", "a study is one TOML file", "make one with `fedveil init`"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
-            raise StudyError(f"{path} cannot be read: {error}", "a study is one UTF-8 TOML file", "check the path") from None
+            raise StudyError(
+                f"{path} cannot be read: {error}", "a study is one UTF-8 TOML file", "check the path"
+            ) from None
         return cls.parse(text, str(path))
 
     def with_changes(self, changes: Mapping[str, Mapping[str, object]]) -> Self:
@@ -226,7 +251,9 @@ def _explain(error: ValidationError, where: str) -> StudyError:
         known = _known_keys(tuple(str(part) for part in first["loc"][:-1]))
         close = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
         remedy = f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
-        return StudyError(f"{where}: {key} is not a key of a study", "unknown keys are refused", remedy + more)
+        return StudyError(
+            f"{where}: {key} is not a key of a study", "unknown keys are refused", remedy + more
+        )
     rule = first["msg"].removeprefix("Value error, ")
     rule = rule[0].lower() + rule[1:]
     return StudyError(f"{where}: {key} is {first['input']!r}"[:200], rule, "correct the value" + more)

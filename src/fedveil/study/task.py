@@ -1,8 +1,8 @@
 """What a study trains: the model, its view of the images, and what a trained one is kept as."""
 
 import math
-from pathlib import Path
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,9 @@ class Task:
 
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
-    return feature_extractor(study.model.features, image_size=study.data.image_size, channels=dataset.images.channels)
+    return feature_extractor(
+        study.model.features, image_size=study.data.image_size, channels=dataset.images.channels
+    )
 
 
 def model_of(study: Study, dataset: Dataset) -> CentredHead:

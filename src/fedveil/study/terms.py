@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fedveil.errors import InvalidValue
-from fedveil.federation import STATISTICS, TRAINING, Release, Terms
+from fedveil.federation import STATISTICS, TRAINING, Release, Terms, default_min_honest
 from fedveil.learning import CentredHead, ClassStatistics
-from fedveil.privacy import Guarantee, Mechanism, calibrate
+from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, calibrate, calibrate_integer
 from fedveil.study.settings import Study
 
 __all__ = ["make_terms", "target_of"]
@@ -27,24 +28,19 @@ def make_terms(study: Study, *, sites: Sequence[str], model: CentredHead) -> Ter
     privacy = study.privacy
     target = target_of(study)
     private = privacy.trust != "none"
-    share = privacy.statistics_share
+    min_honest = study.federation.min_honest or default_min_honest(len(sites))
+    calibrator = _Calibrator(study=study, target=target, sites=len(sites), min_honest=min_honest)
     releases = []
+    share = privacy.statistics_share
     if share > 0:
         whole = calibrate(target, steps=1).noise_multiplier if private else 0.0
         statistics = Mechanism(
             noise_multiplier=whole / math.sqrt(share), clip_norm=1.0, steps=1, unit=privacy.unit
         )
         size = ClassStatistics.size(model.classes, model.features)
-        releases.append(Release(name=STATISTICS, mechanism=statistics, dimension=size, parameters=0))
-    spent = [release.mechanism for release in releases]
-    rounds, clip_norm = study.training.rounds, privacy.clip_norm
-    if private:
-        training = calibrate(target, steps=rounds, clip_norm=clip_norm, spent=spent)
-    else:
-        training = Mechanism(noise_multiplier=0.0, clip_norm=clip_norm, steps=rounds, unit=privacy.unit)
-    releases.append(
-        Release(name=TRAINING, mechanism=training, dimension=model.trained, parameters=model.parameters)
-    )
+        releases.append(calibrator.fixed(STATISTICS, statistics, dimension=size))
+    spent = [one.mechanism for one in releases]
+    releases.append(calibrator.training(spent, dimension=model.trained, parameters=model.parameters))
     return Terms(
         name=study.study.name,
         settings=study.model_dump(mode="json"),
@@ -54,6 +50,58 @@ def make_terms(study: Study, *, sites: Sequence[str], model: CentredHead) -> Ter
         min_sites=_min_sites(study, len(sites)),
         min_honest=study.federation.min_honest,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Calibrator:
+    """Makes releases whose noise runs as whole numbers under secure aggregation, and as a Gaussian elsewhere."""
+
+    study: Study
+    target: Guarantee
+    sites: int
+    min_honest: int
+
+    def fixed(self, name: str, mechanism: Mechanism, *, dimension: int) -> Release:
+        """A release whose noise is given."""
+        if self.target.trust != "secure-aggregation":
+            return Release(name=name, mechanism=mechanism, dimension=dimension, parameters=0)
+        integer = IntegerMechanism.fit(
+            mechanism,
+            dimension=dimension,
+            sites=self.sites,
+            shares=self.min_honest,
+            units=self.study.federation.max_units,
+        )
+        return Release(
+            name=name, mechanism=integer.mechanism, dimension=dimension, parameters=0, integer=integer
+        )
+
+    def training(self, spent: Sequence[Mechanism], *, dimension: int, parameters: int) -> Release:
+        """The rounds of training, with the least noise that meets the target given what is spent."""
+        rounds, clip_norm = self.study.training.rounds, self.study.privacy.clip_norm
+        integer = None
+        match self.target.trust:
+            case "none":
+                mechanism = Mechanism(
+                    noise_multiplier=0.0, clip_norm=clip_norm, steps=rounds, unit=self.target.unit
+                )
+            case "secure-aggregation":
+                integer = calibrate_integer(
+                    self.target,
+                    steps=rounds,
+                    dimension=dimension,
+                    sites=self.sites,
+                    shares=self.min_honest,
+                    units=self.study.federation.max_units,
+                    clip_norm=clip_norm,
+                    spent=spent,
+                )
+                mechanism = integer.mechanism
+            case _:
+                mechanism = calibrate(self.target, steps=rounds, clip_norm=clip_norm, spent=spent)
+        return Release(
+            name=TRAINING, mechanism=mechanism, dimension=dimension, parameters=parameters, integer=integer
+        )
 
 
 def target_of(study: Study) -> Guarantee:

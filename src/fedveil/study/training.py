@@ -87,6 +87,7 @@ class _Loop:
     directory: RunDirectory
     evaluate: Evaluate
     progress: Progress
+    label: str
 
     def run(self) -> Trained:
         self.checkpoint.load()
@@ -94,7 +95,7 @@ class _Loop:
         steps = Steps.plan(self.study, self.terms, statistics)
         state = self._start(steps)
         planned = self.terms.release(TRAINING).mechanism.steps
-        self.progress.stage("training", planned, state.round)
+        self.progress.stage(self.label, planned, state.round)
         try:
             while state.round < planned:
                 state = self._round(state, statistics, steps)
@@ -124,9 +125,7 @@ class _Loop:
             round=self.checkpoint.round, optimizer=steps.optimizer.from_arrays(self.checkpoint.arrays)
         )
 
-    def _round(
-        self, state: Progression, statistics: ClassStatistics | None, steps: Steps
-    ) -> Progression:
+    def _round(self, state: Progression, statistics: ClassStatistics | None, steps: Steps) -> Progression:
         started = time.perf_counter()
         release = self.terms.release(TRAINING)
         query = self._whole(steps.optimizer.query(state.optimizer), statistics)
@@ -141,7 +140,9 @@ class _Loop:
         )
         self.checkpoint.save(after.round, steps.optimizer.to_arrays(after.optimizer))
         point = self.evaluate(self._released(after, statistics, steps), statistics)
-        self._tell(after.round, collected, point, float(np.linalg.norm(gradient)), time.perf_counter() - started)
+        self._tell(
+            after.round, collected, point, float(np.linalg.norm(gradient)), time.perf_counter() - started
+        )
         return after
 
     def _whole(self, trained: Vector, statistics: ClassStatistics | None) -> Vector:
@@ -178,6 +179,7 @@ def train(
     *,
     evaluate: Evaluate,
     progress: Progress,
+    label: str = "training",
 ) -> Trained:
     """Run, or resume, the rounds of a study.
 
@@ -189,6 +191,7 @@ def train(
         directory: the run's directory; checkpoint and round log live there.
         evaluate: public test metrics of parameters, for the learning curve; never used to choose anything.
         progress: told of every round.
+        label: what the stage is called there.
 
     Raises:
         FederationError: too few sites are left; the run can be resumed.
@@ -203,4 +206,5 @@ def train(
         directory=directory,
         evaluate=evaluate,
         progress=progress,
+        label=label,
     ).run()

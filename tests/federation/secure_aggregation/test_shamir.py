@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedveil.errors import InvalidValue
 from fedveil.federation.secure_aggregation.shamir import _product, combine, split
 
-# Made with shamir-mnemonic 0.3.0, Trezor's implementation of SLIP-39: the value at 0, and shares that open it.
+# Made with shamir-mnemonic 0.3.0, Trezor's implementation of SLIP-39: the value at 0, and shares to open it.
 REFERENCE = [
     (
         "608bd850125f148268ef59b71dc16e58",

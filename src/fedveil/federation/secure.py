@@ -1,0 +1,186 @@
+"""Secure aggregation inside a study's rounds: what a site admits of it, and how the coordinator runs it.
+
+The protocol itself is `fedveil.federation.secure_aggregation`. A session serves up to `SESSION_ROUNDS` attempts of
+a study; its rounds are numbered by the study's attempts, which never repeat, so no mask is ever used twice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedveil.errors import FederationError, FedveilError, Refused
+from fedveil.federation.messages import SecureReply, SecureRequest, Vector
+from fedveil.federation.secure_aggregation import (
+    Aggregation,
+    MaskedInput,
+    RoundAbandoned,
+    SecureAggregationClient,
+    SecureAggregationServer,
+    Session,
+    establish,
+    unmask,
+)
+from fedveil.federation.terms import Release, Terms
+from fedveil.federation.transport import Transport
+
+__all__ = ["Identity", "RoundAbandoned", "SecureRounds", "SecureSite", "add_masked"]
+
+SESSION_ROUNDS = 256
+_SESSION_START = b"{"  # a session travels as JSON, every other message as a frame
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A site's long-term signature key, and the public keys (Ed25519, 32 bytes) of all sites by name.
+
+    The public keys come from the hospitals themselves, not from the coordinator: they are what unmasks a server
+    that swaps keys.
+    """
+
+    private: Ed25519PrivateKey
+    pinned: Mapping[str, bytes]
+
+
+@final
+class SecureSite:
+    """A site's side of one study: at most one session at a time, each bound to the admitted terms."""
+
+    def __init__(self, site: str, terms: Terms, identity: Identity) -> None:
+        self._site, self._terms, self._identity = site, terms, identity
+        self._client: SecureAggregationClient | None = None
+        self._claimed = 0
+
+    def answer(self, body: bytes) -> bytes:
+        """Answer a set-up or recovery message; raises `Refused` for what does not fit the terms."""
+        if body.startswith(_SESSION_START):
+            return self._open(Session.from_bytes(body))
+        if self._client is None:
+            raise Refused("no session is open", "a session is set up before its rounds", "open a session")
+        return self._client.reply(body)
+
+    def mask(self, attempt: int, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Mask the words of an attempt that the site has charged for."""
+        if self._client is None:
+            raise Refused("no session is open", "a session is set up before its rounds", "open a session")
+        return self._client.masked_input(attempt, words).words
+
+    def _open(self, session: Session) -> bytes:
+        terms = self._terms
+        expected = session_of(terms, session.sites, session.first_round, session.rounds)
+        if (
+            session != expected
+            or not terms.enough(len(session.sites))
+            or session.first_round <= self._claimed
+        ):
+            raise Refused(
+                "a secure aggregation session was offered that the terms do not give",
+                "its sites, thresholds and rounds follow from the terms that this site admitted",
+                "run the study that was admitted, with a current version of fedveil",
+            )
+        self._client = SecureAggregationClient(
+            session,
+            self._site,
+            identity=self._identity.private,
+            pinned=self._identity.pinned,
+            claim=self._claim,
+        )
+        return self._client.announce().to_bytes()
+
+    def _claim(self, attempt: int) -> None:
+        """Attempts only grow; the charge, which names the attempt, was made durable before."""
+        if attempt <= self._claimed:
+            raise Refused(f"attempt {attempt} was served before", "a round is run once", "raise the attempt")
+        self._claimed = attempt
+
+    def claimed(self, attempt: int) -> None:
+        """Attempts up to this one were served before the site was restarted."""
+        self._claimed = max(self._claimed, attempt)
+
+
+def session_of(terms: Terms, sites: tuple[str, ...], first: int, rounds: int) -> Session:
+    """The session that the terms give for these sites: one rule for both sides."""
+    ordered = tuple(site for site in terms.sites if site in sites)
+    return Session.of(
+        terms.digest,
+        ordered,
+        first_round=first,
+        rounds=min(rounds, SESSION_ROUNDS),
+        min_honest=terms.honest,
+    )
+
+
+@final
+class SecureRounds:
+    """The coordinator's side: sets sessions up as they are needed, and opens sums."""
+
+    def __init__(self, terms: Terms, transport: Transport) -> None:
+        self._terms, self._transport = terms, transport
+        self._server: SecureAggregationServer | None = None
+
+    def prepare(self, attempt: int, sites: tuple[str, ...]) -> tuple[str, ...]:
+        """Make sure that a session holds the attempt; return the sites that failed to join a new one."""
+        session = self._server.session if self._server else None
+        if session and session.first_round <= attempt < session.first_round + session.rounds:
+            return ()
+        session = session_of(self._terms, sites, attempt, SESSION_ROUNDS)
+        server, answered = SecureAggregationServer(session), set(sites)
+
+        def exchange(messages: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            answers = self._exchange(messages)
+            answered.intersection_update(answers)
+            return answers
+
+        try:
+            establish(server, exchange)
+        except FederationError:
+            missing = tuple(site for site in sites if site not in answered)
+            if not missing:
+                raise
+            return missing
+        self._server = server
+        return ()
+
+    def members(self, sites: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the sites that are in the present session."""
+        inside = self._server.session.sites if self._server else ()
+        return tuple(site for site in sites if site in inside)
+
+    def open(self, attempt: int) -> Aggregation:
+        """Begin to collect an attempt's masked words."""
+        if self._server is None:
+            raise FederationError(
+                "no session is open", "a session is set up before its rounds", "call prepare"
+            )
+        return self._server.open(attempt)
+
+    def total(self, aggregation: Aggregation, release: Release) -> Vector:
+        """Unmask the sum of the survivors' words and decode it; raises `RoundAbandoned` if too few are left."""
+        if release.integer is None:
+            raise FederationError(
+                "the release has no integer mechanism", "only whole numbers are masked", "calibrate it"
+            )
+        return release.integer.decode(unmask(aggregation, self._exchange))
+
+    def _exchange(self, messages: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        requests = {
+            site: SecureRequest(study=self._terms.digest, body=body) for site, body in messages.items()
+        }
+        answers = self._transport.exchange(requests)
+        return {
+            site: answer.keys
+            for site, answer in answers.items()
+            if isinstance(answer, SecureReply) and answer.site == site
+        }
+
+
+def add_masked(aggregation: Aggregation, site: str, words: npt.NDArray[Any], attempt: int) -> bool:
+    """Add a site's masked words to a sum that is being collected; False if they do not belong to it."""
+    try:
+        aggregation.add(MaskedInput(site, attempt, words))
+    except FedveilError:
+        return False
+    return True
