@@ -64,9 +64,8 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def style(*, text_as_paths: bool = False) -> Iterator[None]:
-    """Settings in force while a figure is drawn and saved; text is never read as mathematics."""
+    """Settings in force while a figure is drawn and saved."""
     settings: dict[Any, Any] = {
-        "text.parse_math": False,
         "svg.fonttype": "path" if text_as_paths else "none",
         "svg.hashsalt": "fedveil",
         "font.family": ["DejaVu Sans"],
