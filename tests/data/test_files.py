@@ -83,8 +83,6 @@ def test_the_camera_orientation_is_undone(tmp_path, kind):
     exif[0x0112] = 6
     path = tmp_path / f"turned.{kind}"
     Image.fromarray(smooth).save(path, exif=exif)
-    facts = probe(path)
-    assert (facts.width, facts.height) == (32, 48)
     np.testing.assert_allclose(read_image(path)[0], np.rot90(smooth, -1) / 255, atol=0.02)
 
 

@@ -10,7 +10,7 @@ __all__ = ["ImageFacts", "unusable"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
-    """Size in pixels as shown, 1 or 3 channels, the stored kind of pixels, the patient if the file tells."""
+    """Size in pixels as stored, 1 or 3 channels, the stored kind of pixels, the patient if the file tells."""
 
     width: int
     height: int

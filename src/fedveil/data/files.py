@@ -29,7 +29,7 @@ from fedveil.errors import DataError
 __all__ = ["FileImages", "probe", "read_image"]
 
 FORMATS = ("PNG", "JPEG", "TIFF")
-ORIENTATION, PHOTOMETRIC, BITS_PER_SAMPLE, WHITE_IS_ZERO = 274, 262, 258, 0
+PHOTOMETRIC, BITS_PER_SAMPLE, WHITE_IS_ZERO = 262, 258, 0
 Pixels = npt.NDArray[np.float32]
 PillowImage = Image.Image
 
@@ -96,11 +96,8 @@ def probe(path: Path) -> ImageFacts:
         return probe_dicom(path)
     with _opened(path) as file, _damage_named(path), Image.open(file, formats=FORMATS) as image:
         _check_single(path, image)
-        # Pillow turns TIFF itself, when it opens one; the others say in EXIF that they lie on their side.
-        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= 5
-        width, height = image.size[::-1] if turned else image.size
         mode = f"{image.format} {image.mode}"
-        return ImageFacts(width=width, height=height, channels=_channels(image), mode=mode)
+        return ImageFacts(width=image.width, height=image.height, channels=_channels(image), mode=mode)
 
 
 def read_image(path: Path) -> Pixels:
