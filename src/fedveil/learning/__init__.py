@@ -6,6 +6,15 @@ the evaluation of released models live here too; they see released values only.
 """
 
 from fedveil.learning.centred import CentredHead, CentredLearner
+from fedveil.learning.evaluation import (
+    ClassMetrics,
+    Metrics,
+    auroc,
+    decide,
+    evaluate,
+    expected_calibration_error,
+)
+from fedveil.learning.features import FeatureExtractor, feature_extractor
 from fedveil.learning.learner import Learner
 from fedveil.learning.linear import LinearHead, LinearLearner
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
@@ -16,12 +25,20 @@ __all__ = [
     "Averaged",
     "CentredHead",
     "CentredLearner",
+    "ClassMetrics",
     "ClassStatistics",
+    "FeatureExtractor",
     "Learner",
     "LinearHead",
     "LinearLearner",
+    "Metrics",
     "Optimizer",
     "OptimizerState",
     "Sgd",
+    "auroc",
+    "decide",
+    "evaluate",
+    "expected_calibration_error",
+    "feature_extractor",
     "unit_blocks",
 ]

@@ -8,6 +8,8 @@ from fedveil.learning.features.extractor import Concatenation, FeatureExtractor
 
 LARGEST = 1024
 CHANNELS = (1, 3)
+SMALLEST_SCATTERED = 8
+SMALLEST_OF_THREE_OCTAVES = 48
 
 
 def _efficientnet(name: str, channels: int, image_size: int, size: int | None) -> FeatureExtractor:
@@ -22,9 +24,17 @@ def _pixels(name: str, channels: int, image_size: int, size: int | None) -> Feat
     return Pixels(name, channels, size or min(image_size, Pixels.default_size))
 
 
+def _scattering(name: str, channels: int, image_size: int, size: int | None) -> FeatureExtractor:
+    from fedveil.learning.features.scattering import Scattering
+
+    side = _at_least(SMALLEST_SCATTERED, size or image_size, name)
+    return Scattering(name, channels, side, scales=2 if side < SMALLEST_OF_THREE_OCTAVES else 3)
+
+
 EXTRACTORS: dict[str, Callable[[str, int, int, int | None], FeatureExtractor]] = {
     "efficientnet-lite0": _efficientnet,
     "pixels": _pixels,
+    "scattering": _scattering,
 }
 """Builders by name: (name as written, channels, size of the images, size asked for with ``@``)."""
 
