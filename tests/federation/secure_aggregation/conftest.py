@@ -112,7 +112,7 @@ def federation() -> Callable[..., Federation]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def words() -> Callable[..., dict[str, Words]]:
     """Random words for some sites."""
 
@@ -123,7 +123,7 @@ def words() -> Callable[..., dict[str, Words]]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def modular_sum() -> Callable[[Mapping[str, Words], Iterable[str]], Words]:
     """The sum of some sites' words modulo 2^32, in Python's integers."""
 
