@@ -61,9 +61,9 @@ def phantom(
 ) -> Records:
     """The synthetic set: the classes clear and opacity, a fifth of the patients held out for testing.
 
-    It is the same for everybody who asks for the same size and seed; a study's seed has no part in it. With
-    ``hospitals`` given, that many are named, each with its scanner, size and share of opacities; otherwise
-    images come from the same scanners, but nobody says which, and a study may deal them out.
+    It is the same, but for rounding on another processor, for all who ask for the same size and seed; a
+    study's seed has no part in it. With ``hospitals`` given, that many are named, each with its scanner, size
+    and share of opacities; otherwise nobody says which scanner an image is from, and a study may deal them out.
     """
     _check(hospitals, patients)
     check_size(image_size)
