@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
-cross_entropy = partial(F.cross_entropy, reduction="none")
+cross_entropy = partial(functional.cross_entropy, reduction="none")
 
 
 def plain_sum(

@@ -4,10 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from fedveil.learning.networks import FixedBatchNorm2d, WeightStandardizedConv2d
@@ -51,7 +49,7 @@ class Tied(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Use the same weight three times, at two resolutions."""
         x = self.frozen(torch.relu(self.first(self.frozen(x))))
-        x = F.avg_pool2d(torch.tanh(self.first(x)), 2)
+        x = functional.avg_pool2d(torch.tanh(self.first(x)), 2)
         return self.biased(torch.tanh(self.again(x)).flatten(1))
 
 
@@ -94,10 +92,10 @@ class InPlace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activation in place right after the first layer; a residual added in place."""
-        x = F.relu(self.norm(F.relu(self.first(x), inplace=True)), inplace=True)
+        x = functional.relu(self.norm(functional.relu(self.first(x), inplace=True)), inplace=True)
         y = self.second(x)
         y += x
-        return F.relu_(y)
+        return functional.relu_(y)
 
 
 class Last(nn.Module):
@@ -161,7 +159,9 @@ LAYERS: dict[str, Any] = {
     "transposed3d": lambda: nn.Sequential(Call(volume), nn.ConvTranspose3d(1, 2, 2, 2)),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(144, 5), nn.Tanh(), nn.Linear(5, 4)),
     "linear-positions": lambda: nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 4, bias=False)),
-    "group-norm": lambda: nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(3, 6), nn.Tanh(), nn.GroupNorm(2, 6)),
+    "group-norm": lambda: nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.GroupNorm(3, 6), nn.Tanh(), nn.GroupNorm(2, 6)
+    ),
     "instance-norm": lambda: nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.Tanh(), nn.Conv2d(3, 2, 2)),
     "layer-norm": lambda: nn.Sequential(nn.LayerNorm(8), nn.Tanh(), nn.LayerNorm((6, 8))),
     "rms-norm": lambda: nn.Sequential(nn.RMSNorm(8), nn.Tanh(), nn.Linear(8, 3)),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

@@ -32,7 +32,8 @@ class WeightStandardizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `(images, channels, height, width)` with the standardised filters."""
-        return self._conv_forward(x, self.standardized()[0], self.bias)
+        y: Tensor = self._conv_forward(x, self.standardized()[0], self.bias)
+        return y
 
 
 class _Fixed(nn.Module):

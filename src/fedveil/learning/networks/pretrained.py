@@ -1,11 +1,11 @@
 """Networks that start from public weights: EfficientNet-Lite0 from its package, anything from timm."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fedveil.errors import InvalidValue
@@ -19,7 +19,7 @@ __all__ = ["efficientnet_lite0", "timm_network"]
 def efficientnet_lite0(
     classes: int, resolution: int, *, trained_blocks: int = 2, group_norm: bool = False
 ) -> nn.Module:
-    """EfficientNet-Lite0 with ImageNet weights, of which the last blocks, the last convolution and the head are trained.
+    """EfficientNet-Lite0 with ImageNet weights: the last blocks, the last convolution and the head are trained.
 
     Images are resized to `resolution`. The frozen part has its batch norm folded into its convolutions. In the
     trained part batch norm keeps its published statistics as constants, or gives way to group norm.
@@ -39,8 +39,10 @@ def efficientnet_lite0(
     trained = nn.Sequential(
         *(_block(block) for block in blocks[first:]), _unit(source._conv_head, source._bn1)
     )
-    frozen = _folded(frozen).requires_grad_(False)
-    trained = (replace_batch_norm if group_norm else fix_batch_norm)(trained).requires_grad_(True)
+    _fold(frozen.eval())
+    (replace_batch_norm if group_norm else fix_batch_norm)(trained)
+    frozen.requires_grad_(False)
+    trained.requires_grad_(True)
     head = nn.Linear(source._conv_head.out_channels, classes)
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(_Resize(resolution), Scale(127 / 255, 128 / 255, 3), frozen, trained, *pool, head)
@@ -57,7 +59,7 @@ class _Resize(nn.Module):
         """Resize `(images, channels, height, width)`."""
         if x.shape[2:] == (self.size, self.size):
             return x
-        return F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        return functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
 
 
 def _unit(convolution: Any, norm: nn.Module, activation: bool = True) -> nn.Sequential:
@@ -96,15 +98,13 @@ def _block(block: Any) -> nn.Module:
     return Residual(body, nn.Identity()) if block.id_skip and same else body
 
 
-def _folded(module: nn.Module) -> nn.Module:
+def _fold(module: nn.Module) -> None:
     """Fold each batch norm into the convolution before it."""
-    for _, parent in list(module.named_modules()):
-        children = list(parent.named_children())
-        for (name, convolution), (norm_name, norm) in zip(children, children[1:], strict=False):
+    for parent in list(module.modules()):
+        for (name, convolution), (norm_name, norm) in pairwise(list(parent.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(convolution, norm.eval()))
+                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
                 setattr(parent, norm_name, nn.Identity())
-    return module
 
 
 def timm_network(name: str, classes: int, channels: int) -> nn.Module:

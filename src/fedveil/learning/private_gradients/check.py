@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.private_gradients.parameters import trainable_parameters
@@ -32,9 +32,9 @@ def check_layers(model: nn.Module) -> Plan:
             "set requires_grad on the parameters of the layers to train",
         )
     for name, parameter in parameters.items():
-        if isinstance(parameter, UninitializedTensorMixin) or not parameter.is_floating_point():
+        if is_lazy(parameter) or not parameter.is_floating_point():
             raise InvalidValue(
-                f"parameter {name} is {'not initialised' if not hasattr(parameter, 'shape') else 'not real'}",
+                f"parameter {name} is {'not initialised' if is_lazy(parameter) else 'not real'}",
                 "private gradients need real parameters of known shape",
                 "run a lazily built network once before training it; split complex parameters",
             )

@@ -48,7 +48,7 @@ class Kept(Contribution):
     def __init__(self, target: Target, use: int, first_unit: int, gradients: Tensor) -> None:
         super().__init__(target, use, first_unit, first_unit + len(gradients))
         self._gradients = gradients.flatten(1)
-        self._squared_norms = self._gradients.square().sum(1)
+        self._squared_norms: Tensor = torch.linalg.vector_norm(self._gradients, dim=1).square()
 
     def squared_norms(self) -> Tensor:
         """Squared L2 norm of each unit's gradient."""

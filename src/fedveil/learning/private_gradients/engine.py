@@ -112,7 +112,7 @@ class PrivateGradients:
         with state_guard(self._model):
             for part in micro_batches(batch.member, self._micro_batch):
                 if self._micro_batch is not None and len(part) > self._micro_batch:
-                    self._add_large_unit(total, batch, part.split(self._micro_batch))
+                    self._add_large_unit(total, batch, torch.split(part, self._micro_batch))
                 else:
                     self._add_units(total, plan, batch, part)
         return GradientSum(total.vector, batch.units, total.norms, total.losses)

@@ -11,6 +11,7 @@ of both sides, since a shift off one side wraps into it. Strides split the activ
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ _CHUNK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 26}
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One spatial axis of a convolution: output p under kernel tap i reads input p * stride + i * dilation - padding."""
+    """One spatial axis: output p under kernel tap i reads input p * stride + i * dilation - padding."""
 
     inputs: int
     outputs: int
@@ -57,7 +58,7 @@ def matrix_norms(a: Tensor, g: Tensor) -> Tensor:
     return torch.cat(
         [
             (torch.bmm(x, x.mT).mul_(torch.bmm(y, y.mT))).sum((1, 2))
-            for x, y in zip(*_chunks((a, g), a.shape[1] ** 2), strict=True)
+            for x, y in _chunks((a, g), a.shape[1] ** 2)
         ]
     )
 
@@ -69,12 +70,11 @@ def patch_norms(a: Tensor, g: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     channels. A unit's images are more positions of the same sum.
     """
     if all(axis.taps == 1 and axis.padding == 0 for axis in axes):
-        at = (..., *(slice(0, axis.outputs * axis.stride, axis.stride) for axis in axes))
-        return matrix_norms(_positions_last(a[at]).mT, _positions_last(g).mT)
+        read = _at(a, [slice(0, axis.outputs * axis.stride, axis.stride) for axis in axes])
+        return matrix_norms(_positions_last(read).mT, _positions_last(g).mT)
     pitches = tuple(axis.pitch() for axis in axes)
     positions = a.shape[1] * math.prod(pitches)
-    parts = _chunks((a, g), positions**2)
-    return torch.cat([_patch_norms(x, y, axes, pitches) for x, y in zip(*parts, strict=True)])
+    return torch.cat([_patch_norms(x, y, axes, pitches) for x, y in _chunks((a, g), positions**2)])
 
 
 def _patch_norms(a: Tensor, g: Tensor, axes: tuple[Axis, ...], pitches: tuple[int, ...]) -> Tensor:
@@ -83,8 +83,10 @@ def _patch_norms(a: Tensor, g: Tensor, axes: tuple[Axis, ...], pitches: tuple[in
     total = outer.new_zeros(len(outer))
     step = math.isqrt(outer.shape[1]) + 1  # one position further along both axes of the matrix
     for phases in itertools.product(*(axis.phases().items() for axis in axes)):
-        at = (..., *(slice(phase, None, axis.stride) for (phase, _), axis in zip(phases, axes, strict=True)))
-        inner = _gram(_on_grid(a[at], pitches))
+        read = _at(
+            a, [slice(phase, None, axis.stride) for (phase, _), axis in zip(phases, axes, strict=True)]
+        )
+        inner = _gram(_on_grid(read, pitches))
         for k, (_, offsets) in enumerate(phases):
             unit = step * math.prod(pitches[k + 1 :])
             inner = _shifted_sum(inner, [offset * unit for offset in offsets])
@@ -98,8 +100,15 @@ def _on_grid(x: Tensor, pitches: tuple[int, ...]) -> Tensor:
     if tuple(spatial) == pitches:
         return _positions_last(x)
     grid = x.new_zeros(units, channels, images, *pitches)
-    grid[(..., *(slice(0, n) for n in spatial))] = x.transpose(1, 2)
+    _at(grid, [slice(0, n) for n in spatial]).copy_(x.transpose(1, 2))
     return grid.flatten(2)
+
+
+def _at(x: Tensor, slices: list[slice]) -> Tensor:
+    """The last axes, sliced: a view."""
+    for axis, part in enumerate(slices, x.ndim - len(slices)):
+        x = x[(slice(None),) * axis + (part,)]
+    return x
 
 
 def _positions_last(x: Tensor) -> Tensor:
@@ -139,8 +148,9 @@ def _shift(x: Tensor, shift: int) -> Tensor:
     return shifted
 
 
-def _chunks(tensors: tuple[Tensor, Tensor], entries: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Split both tensors along units, so that one chunk's Gram matrix has about the device's chunk size."""
+def _chunks(tensors: tuple[Tensor, Tensor], entries: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both tensors a few units at a time, so that one chunk's Gram matrix has about the device's chunk size."""
     a, g = tensors
     size = max(1, _CHUNK_ENTRIES.get(a.device.type, 1 << 26) // entries)
-    return a.split(size), g.split(size)
+    for first in range(0, len(a), size):
+        yield a[first : first + size], g[first : first + size]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.errors import InvalidValue
-
 from fedveil.learning.private_gradients.contributions import Contribution
 from fedveil.learning.private_gradients.parameters import Layout, Target
 from fedveil.learning.private_gradients.units import UnitBatch
@@ -54,10 +53,10 @@ class Tape:
         graph starts at the output itself.
         """
         if output.requires_grad:
-            output.register_hook(received)
+            output.register_hook(received)  # type: ignore[no-untyped-call]
             return output
         # `data` is the same memory, but never a view in autograd's eyes: a view could not start a graph.
-        started: Tensor = _Start.apply(self.anchor, output.data, received)
+        started: Tensor = _Start.apply(self.anchor, output.data, received)  # type: ignore[no-untyped-call]
         return started
 
     def check_batch(self, module: nn.Module, tensor: Tensor) -> None:
@@ -79,7 +78,7 @@ class _Start(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, output: Tensor, received: Callable[[Tensor], None]) -> Tensor:
+    def forward(ctx: Any, _anchor: Tensor, output: Tensor, received: Callable[[Tensor], None]) -> Tensor:
         ctx.mark_dirty(output)
         ctx.received = received
         return output

@@ -35,7 +35,7 @@ class Bucket:
     def rows(self, tensor: Tensor) -> Tensor:
         """This bucket's part of a tensor with one row an image, as `(units, images_each, ...)`."""
         part = tensor[self.first_image : self.last_image]
-        return part.unflatten(0, (self.units, self.images_each))
+        return part.view(self.units, self.images_each, *tensor.shape[1:])
 
 
 class UnitBatch:

@@ -1,16 +1,16 @@
 """Linear layers over any number of positions, and embeddings."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedveil.learning.private_gradients.contributions import Deferred, Kept
 from fedveil.learning.private_gradients.gram import matrix_norms
 from fedveil.learning.private_gradients.parameters import Target
-from fedveil.learning.private_gradients.tape import Tape, Unchanged
-from fedveil.learning.private_gradients.units import Bucket
 from fedveil.learning.private_gradients.rules.arithmetic import Cost, exact
 from fedveil.learning.private_gradients.rules.products import record_weight
+from fedveil.learning.private_gradients.tape import Tape, Unchanged
+from fedveil.learning.private_gradients.units import Bucket
 
 __all__ = ["embedding_rule", "linear", "linear_rule"]
 
@@ -43,7 +43,7 @@ def linear(
             a = exact(captured.get()).reshape(images, -1, weight.shape[1])
             _record_matrix(tape, weight_target, use, a, g)
 
-    y = F.linear(x, weight.detach(), None if bias is None else bias.detach())
+    y = functional.linear(x, weight.detach(), None if bias is None else bias.detach())
     return tape.watch(y, received)
 
 
@@ -110,4 +110,4 @@ def embedding_rule(module: nn.Embedding, tape: Tape, indices: Tensor) -> Tensor:
                 )
             )
 
-    return tape.watch(F.embedding(indices, module.weight.detach(), module.padding_idx), received)
+    return tape.watch(functional.embedding(indices, module.weight.detach(), module.padding_idx), received)

@@ -1,15 +1,14 @@
 """Multi-head attention (`nn.MultiheadAttention`): four linear layers around a product without parameters."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-
 from fedveil.learning.private_gradients.contributions import Kept
-from fedveil.learning.private_gradients.tape import Tape
 from fedveil.learning.private_gradients.rules.affine import linear
 from fedveil.learning.private_gradients.rules.arithmetic import exact
+from fedveil.learning.private_gradients.tape import Tape
 
 __all__ = ["attention_rule"]
 
@@ -33,18 +32,20 @@ def attention_rule(
             token = _one_for_each_image(tape, extra)
             k, v = (torch.cat([k, token], 1), v) if tokens == "k" else (k, torch.cat([v, token], 1))
     if module.add_zero_attn:
-        k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+        k, v = (functional.pad(x, (0, 0, 0, 1)) for x in (k, v))
     images, length, heads = len(q), q.shape[1], module.num_heads
-    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.reshape(images, x.shape[1], heads, -1).transpose(1, 2) for x in (q, k, v))
     mask = _mask(q, k, key.shape[1], key_padding_mask, attn_mask, is_causal)
     dropout = module.dropout if module.training else 0.0
     if need_weights:
         scores = q @ k.mT * q.shape[3] ** -0.5
-        weights = F.dropout(torch.softmax(scores if mask is None else scores + mask, dim=-1), dropout)
+        weights = functional.dropout(
+            torch.softmax(scores if mask is None else scores + mask, dim=-1), dropout
+        )
         mixed = weights @ v
     else:
         weights = None
-        mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout)
     mixed = mixed.transpose(1, 2).reshape(images, length, module.embed_dim)
     out = module.out_proj
     y = linear(module, tape, mixed, out.weight, out.bias, tape.target(out.weight), tape.target(out.bias))
@@ -68,18 +69,19 @@ def _projections(module: nn.MultiheadAttention, tape: Tape, *inputs: Tensor) -> 
         weight = module.in_proj_weight
         y = linear(module, tape, inputs[0], weight, bias, tape.target(weight), bias_target)
         return y.chunk(3, dim=2)
-    projected = []
+    projected: list[Tensor] = []
     for i, (x, name) in enumerate(zip(inputs, ("q", "k", "v"), strict=True)):
         first, last = i * width, (i + 1) * width
         if module._qkv_same_embed_dim:
-            weight, target = module.in_proj_weight[first:last], tape.target(module.in_proj_weight)
-            target = None if target is None else target.rows(first, last)
+            whole = tape.target(module.in_proj_weight)
+            part_of: Tensor = module.in_proj_weight[first:last]
+            target = None if whole is None else whole.rows(first, last)
         else:
-            weight = getattr(module, f"{name}_proj_weight")
-            target = tape.target(weight)
+            part_of = getattr(module, f"{name}_proj_weight")
+            target = tape.target(part_of)
         part = None if bias is None else bias[first:last]
         part_target = None if bias_target is None else bias_target.rows(first, last)
-        projected.append(linear(module, tape, x, weight, part, target, part_target))
+        projected.append(linear(module, tape, x, part_of, part, target, part_target))
     return tuple(projected)
 
 
@@ -117,6 +119,6 @@ def _mask(
             mask = mask[:, None, None, :]
         elif mask.ndim == 3:
             mask = mask.view(images, heads, queries, keys)
-        mask = F.pad(mask.to(q.dtype), (0, extra))
+        mask = functional.pad(mask.to(q.dtype), (0, extra))
         total = mask if total is None else total + mask
     return total

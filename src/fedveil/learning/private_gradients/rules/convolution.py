@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedveil.learning.private_gradients.contributions import Kept
 from fedveil.learning.private_gradients.gram import Axis, patch_norms
@@ -145,7 +145,9 @@ def transposed_convolution_rule(
         _integers(module.padding),
         _integers(module.dilation),
     )
-    extra = module._output_padding(x, output_size, stride, padding, module.kernel_size, dims, dilation)
+    extra = module._output_padding(
+        x, output_size, list(stride), list(padding), list(module.kernel_size), dims, list(dilation)
+    )
     geometry = Geometry(exact(weight), stride, padding, dilation, module.groups, True, _integers(extra))
 
     def received(gradient: Tensor) -> None:
@@ -155,7 +157,7 @@ def transposed_convolution_rule(
             a, g = exact(captured.get()), exact(gradient)
             record_convolution(tape, target, use, geometry, a, g, PlainWeight())
 
-    convolve: Callable[..., Tensor] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+    convolve: Callable[..., Tensor] = getattr(functional, f"conv_transpose{dims}d")
     y = convolve(x, weight, bias, stride, padding, geometry.output_padding, module.groups, dilation)
     return tape.watch(y, received)
 
@@ -166,7 +168,9 @@ def padded(module: _Convolution, x: Tensor, weight: Tensor) -> tuple[Tensor, Geo
     symmetric = module.padding_mode == "zeros" and pads[::2] == pads[1::2]
     padding = tuple(pads[::-2]) if symmetric else (0,) * len(module.kernel_size)
     if not symmetric:
-        x = F.pad(x, pads, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+        x = functional.pad(
+            x, pads, mode="constant" if module.padding_mode == "zeros" else module.padding_mode
+        )
     return x, Geometry(weight, _integers(module.stride), padding, _integers(module.dilation), module.groups)
 
 
@@ -213,7 +217,8 @@ def _by_group(x: Tensor, groups: int) -> Tensor:
     """`(units, images, channels, ...)` as `(units * groups, images, channels / groups, ...)`."""
     if groups == 1:
         return x
-    return x.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    units, images, channels, *spatial = x.shape
+    return x.reshape(units, images, groups, channels // groups, *spatial).transpose(1, 2).flatten(0, 1)
 
 
 def _integers(value: tuple[int, ...] | list[int] | str) -> tuple[int, ...]:

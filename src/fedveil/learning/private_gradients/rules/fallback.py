@@ -104,7 +104,7 @@ def _own(tape: Tape, parameter: nn.Parameter, use: int, unit: int) -> Tensor:
     def received(gradient: Tensor) -> None:
         tape.add(Kept(target, use, unit, exact(gradient)[None]))
 
-    own: Tensor = _Own.apply(tape.anchor, parameter.detach(), received)
+    own: Tensor = _Own.apply(tape.anchor, parameter.detach(), received)  # type: ignore[no-untyped-call]
     return own
 
 
@@ -112,7 +112,7 @@ class _Own(torch.autograd.Function):
     """Identity whose output belongs to the graph and whose backward pass hands the gradient over."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, parameter: Tensor, received: Callable[[Tensor], None]) -> Tensor:
+    def forward(ctx: Any, _anchor: Tensor, parameter: Tensor, received: Callable[[Tensor], None]) -> Tensor:
         ctx.received = received
         return parameter.view_as(parameter)
 

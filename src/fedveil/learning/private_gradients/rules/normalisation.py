@@ -7,12 +7,12 @@ over the positions that share an entry: as small as the parameters, and kept.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedveil.learning.private_gradients.contributions import Kept
-from fedveil.learning.private_gradients.tape import Tape, Unchanged
 from fedveil.learning.private_gradients.rules.arithmetic import exact
+from fedveil.learning.private_gradients.tape import Tape, Unchanged
 
 __all__ = [
     "fixed_batch_norm_rule",
@@ -47,7 +47,9 @@ def _grouped(
             if target is not None:
                 tape.add(Kept(target, use, 0, tape.batch.sum(gradient)))
 
-    y: Tensor = _GroupNorm.apply(tape.anchor, exact(x), weight, bias, groups, eps, received)
+    y: Tensor = _GroupNorm.apply(  # type: ignore[no-untyped-call]
+        tape.anchor, exact(x), weight, bias, groups, eps, received
+    )
     return y
 
 
@@ -61,7 +63,7 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        anchor: Tensor,
+        _anchor: Tensor,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -104,10 +106,10 @@ def layer_norm_rule(module: nn.LayerNorm, tape: Tape, x: Tensor) -> Tensor:
     """`nn.LayerNorm` over the trailing axes of `(images, ..., *normalized_shape)`."""
     weight = None if module.weight is None else module.weight.detach()
     bias = None if module.bias is None else module.bias.detach()
-    y = F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+    y = functional.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
 
     def normalised(x: Tensor) -> Tensor:
-        return F.layer_norm(x, module.normalized_shape, eps=module.eps)
+        return functional.layer_norm(x, module.normalized_shape, eps=module.eps)
 
     return _trailing(module, tape, x, y, normalised)
 
@@ -115,10 +117,10 @@ def layer_norm_rule(module: nn.LayerNorm, tape: Tape, x: Tensor) -> Tensor:
 def rms_norm_rule(module: nn.RMSNorm, tape: Tape, x: Tensor) -> Tensor:
     """`nn.RMSNorm` over the trailing axes."""
     weight = None if module.weight is None else module.weight.detach()
-    y = F.rms_norm(x, module.normalized_shape, weight, module.eps)
+    y = functional.rms_norm(x, module.normalized_shape, weight, module.eps)
 
     def normalised(x: Tensor) -> Tensor:
-        return F.rms_norm(x, module.normalized_shape, eps=module.eps)
+        return functional.rms_norm(x, module.normalized_shape, eps=module.eps)
 
     return _trailing(module, tape, x, y, normalised)
 
@@ -154,8 +156,12 @@ def fixed_batch_norm_rule(module: nn.BatchNorm2d, tape: Tape, x: Tensor) -> Tens
         for parameter, scale in ((module.weight, True), (module.bias, False)):
             target = tape.target(parameter)
             if target is not None:
-                z = F.batch_norm(exact(captured.get()), mean, variance, eps=module.eps) if scale else None
+                z = (
+                    functional.batch_norm(exact(captured.get()), mean, variance, eps=module.eps)
+                    if scale
+                    else None
+                )
                 term = g if z is None else g * z
                 tape.add(Kept(target, use, 0, tape.batch.sum(term.flatten(2).sum(2) if g.ndim > 2 else term)))
 
-    return tape.watch(F.batch_norm(x, mean, variance, weight, bias, eps=module.eps), received)
+    return tape.watch(functional.batch_norm(x, mean, variance, weight, bias, eps=module.eps), received)

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fedveil.learning.private_gradients.contributions import Deferred, Kept
 from fedveil.learning.private_gradients.parameters import Target
+from fedveil.learning.private_gradients.rules.arithmetic import Cost
 from fedveil.learning.private_gradients.tape import Tape
 from fedveil.learning.private_gradients.units import Bucket
-from fedveil.learning.private_gradients.rules.arithmetic import Cost
 
 __all__ = ["record_weight"]
 

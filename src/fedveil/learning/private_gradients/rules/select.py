@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -101,7 +101,7 @@ def _walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module, Rule, 
         return
     known = next((k for k in _KNOWN if k.covers(module)), None)
     if known is not None:
-        yield name, module, cast(Rule, known.rule), ""
+        yield name, module, known.rule, ""
     elif any(p.requires_grad for p in module.parameters(recurse=False)):
         sampler = opacus_rule(module)
         if sampler is not None:

@@ -10,8 +10,8 @@ the input and the output gradient, and Gram matrices give the first term. Nothin
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from fedveil.learning.networks.layers import WeightStandardizedConv2d
 from fedveil.learning.private_gradients.rules.arithmetic import exact
@@ -45,7 +45,7 @@ def standardised_convolution_rule(module: WeightStandardizedConv2d, tape: Tape, 
         g = exact(gradient)
         y = outputs[0].intact()
         if y is None or y.dtype != g.dtype:
-            y = F.conv2d(a, geometry.weight, None, *geometry.settings)
+            y = functional.conv2d(a, geometry.weight, None, *geometry.settings)
         elif bias is not None:
             y = y - bias.view(-1, 1, 1)
         record_convolution(tape, target, use, geometry, a, g, _Standardised(tape, geometry, scale, a, g, y))
@@ -64,10 +64,10 @@ class _Standardised(PlainWeight):
         self._filters, self._scale = geometry.weight, scale
         self._fan_in = geometry.weight[0].numel()
         g, groups = g.flatten(2), geometry.groups
-        channels = a.unflatten(1, (groups, -1)).sum(2)
+        channels = _grouped(a, groups).sum(2)
         box = a.new_ones(groups, 1, *geometry.weight.shape[2:])
-        boxed = F.conv2d(channels, box, None, *geometry.settings).flatten(2)
-        with_one = (g.unflatten(1, (groups, -1)) * boxed[:, :, None]).sum(3).flatten(1)
+        boxed = functional.conv2d(channels, box, None, *geometry.settings).flatten(2)
+        with_one = (_grouped(g, groups) * boxed[:, :, None]).sum(3).flatten(1)
         with_filter = (g * y.flatten(2)).sum(2)
         per_entry = self._filters.square().flatten(1).mean(1)
         removed = tape.batch.sum(with_one).square() + tape.batch.sum(with_filter).square() * (2 - per_entry)
@@ -86,3 +86,8 @@ class _Standardised(PlainWeight):
         axes = (-3, -2, -1)
         along = (gradients * self._filters).mean(axes, keepdim=True)
         return (gradients - gradients.mean(axes, keepdim=True) - self._filters * along) * self._scale
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """`(images, channels, ...)` as `(images, groups, channels / groups, ...)`."""
+    return x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
