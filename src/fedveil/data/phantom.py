@@ -123,10 +123,10 @@ def _draw_lesions(generator: np.random.Generator, owner: Codes, labels: Codes) -
     side = np.where(generator.random(shape) < 0.5, -1, 1)
     lobar = generator.random(shape) < 0.7
     size = np.where(lobar, generator.uniform(0.20, 0.38, shape), generator.uniform(0.08, 0.15, shape))
-    strength = np.where(lobar, generator.uniform(0.36, 0.80, shape), generator.uniform(0.36, 0.80, shape))
+    strength = np.where(lobar, generator.uniform(0.30, 0.75, shape), generator.uniform(0.30, 0.75, shape))
     number = np.arange(OPACITIES)
-    there = number < 1 + generator.choice(OPACITIES, (patients, 1), p=(0.12, 0.38, 0.50))
-    scars = (generator.random(shape) < 0.20) * generator.uniform(0.04, 0.15, shape)
+    there = number < 1 + generator.choice(OPACITIES, (patients, 1), p=(0.18, 0.40, 0.42))
+    scars = (generator.random(shape) < 0.25) * generator.uniform(0.05, 0.20, shape)
     ill = labels[:, None] == 1
     change = generator.uniform(0.75, 1.25, (images, 1))
     drawn = np.where(ill, (strength * there)[owner] * change, scars[owner])
