@@ -67,6 +67,13 @@ def test_spent_with_sampling_is_priced_as_a_ledger_prices_it() -> None:
         assert price == pytest.approx(1.5, rel=1e-3)
 
 
+def test_slack_that_was_spent_is_made_up_for() -> None:
+    spent = [Mechanism(60.0, 1.0, 40, epsilon_slack=1e-3, delta_slack=1e-8)]
+    mechanism = calibrate(target(1.0), steps=10, spent=spent)
+    less = Mechanism(mechanism.noise_multiplier * (1 - 1e-6), 1.0, 10)
+    assert epsilon([*spent, mechanism], 1e-5) <= 1.0 < epsilon([*spent, less], 1e-5)
+
+
 def test_nothing_left_is_refused() -> None:
     spent = [Mechanism(1.0, 1.0, 10)]
     with pytest.raises(InvalidValue, match="already costs epsilon"):

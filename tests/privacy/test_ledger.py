@@ -246,6 +246,7 @@ def test_unit_is_protected(tmp_path: Path) -> None:
         assert ledger.spent() == epsilon([Mechanism(20.0, 1.0, 1)], 1e-5)
     with Ledger(tmp_path / "patient.jsonl") as ledger:
         assert ledger.spent() == epsilon([Mechanism(20.0, 1.0, 1)], 1e-5)
+        assert ledger.state.spent() == ledger.state.spent_alone() == ledger.spent()
 
 
 def test_releases_without_noise_need_an_infinite_budget(tmp_path: Path) -> None:
@@ -256,6 +257,7 @@ def test_releases_without_noise_need_an_infinite_budget(tmp_path: Path) -> None:
             charge(ledger, ROUND, trust="none")
         with pytest.raises(BudgetExceeded):
             charge(ledger, Mechanism(0.0, 1.0, 1), trust="server")
+        ledger.admit(WHOLE)
         charge(ledger)
         with pytest.raises(BudgetExceeded, match="epsilon inf is asked"):
             charge(ledger, ROUND, trust="none")
