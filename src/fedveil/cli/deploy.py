@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity, fingerprint
 from fedveil.deploy.kits import init_site, make_kits, write_site_settings
 from fedveil.deploy.listening import Listener
+from fedveil.deploy.peers import Peers
 from fedveil.deploy.review import Review, review
 from fedveil.deploy.service import message_limit, open_service
 from fedveil.deploy.studies import Studies
@@ -37,6 +39,7 @@ def _log_to_stderr() -> None:
     """One line an event, with the time, for the journal; other libraries only where something is wrong."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("fedveil").setLevel(logging.INFO)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
 @site.command("init")
@@ -191,8 +194,16 @@ def site_approve(
                 "what the policy forbids cannot be approved",
                 "change site.toml or the study",
             )
+        peers, new = Peers(folder / "peers"), {}
+        if listed.terms.trust == "secure-aggregation":
+            new = peers.unconfirmed(listed.terms.sites, listed.offer.keys, config.site.name)
+        for hospital, key in new.items():
+            console.print(
+                f"{hospital} has the fingerprint {fingerprint(key)}: compare it with theirs by telephone"
+            )
         if not yes:
             typer.confirm("Approve it?", abort=True)
+        peers.confirm(new)
         studies.approve(listed.digest)
         console.print(f"approved {listed.digest}", soft_wrap=True)
 
@@ -240,6 +251,7 @@ def coordinate(
     """
     with speak_plainly():
         _log_to_stderr()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         from fedveil.deploy.coordinate import coordinate as run
         from fedveil.deploy.federation import Federation
 

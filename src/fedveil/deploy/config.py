@@ -127,15 +127,10 @@ class SiteConfig(_Table):
                 f"this site's policy allows {', '.join(self.policy.methods)}",
                 "change the study's training.method, or the site's policy.methods",
             )
-        if terms.trust == "secure-aggregation":
-            for participants in range(terms.min_sites, len(terms.sites) + 1):
-                self._check_honest(terms.honest(participants), participants)
-
-    def _check_honest(self, counted_on: int, participants: int) -> None:
-        allowed = self.policy.max_honest or default_min_honest(participants)
-        if counted_on > allowed:
+        allowed = self.policy.max_honest or default_min_honest(len(terms.sites))
+        if terms.trust == "secure-aggregation" and terms.honest > allowed:
             raise Refused(
-                f"the guarantee counts on {counted_on} honest hospitals among {participants}",
+                f"the guarantee counts on {terms.honest} honest hospitals among {len(terms.sites)}",
                 f"this site's policy counts on {allowed} at most",
                 "lower federation.min_honest in the study, or raise the site's policy.max_honest",
             )

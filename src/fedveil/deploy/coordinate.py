@@ -131,7 +131,9 @@ def wait_for_sites(
     until = time.monotonic() + patience
     told: dict[str, str] = {}
     while True:
-        status = transport.greet(terms.sites, terms.digest, offer.to_dict())
+        status = transport.greet(
+            terms.sites, terms.digest, offer.to_dict(), need_keys=terms.trust == "secure-aggregation"
+        )
         if status != told:
             say(status)
             told = status
@@ -140,7 +142,7 @@ def wait_for_sites(
         if ready == len(status):
             return status
         if settled or time.monotonic() > until:
-            if terms.enough(ready, ready):
+            if terms.enough(ready):
                 log.warning("starting with %s of %s hospitals", ready, len(status))
                 return status
             raise _not_ready(status, terms)
@@ -180,7 +182,7 @@ def asked(terms: Terms, trained: Trained) -> dict[str, LedgerState]:
             label=name,
             trust=terms.trust,
             mechanism=terms.release(name).mechanism.with_steps(count),
-            alone=terms.alone(terms.release(name).mechanism.with_steps(count), len(terms.sites)),
+            alone=terms.alone(terms.release(name).mechanism.with_steps(count)),
             previous="",
             hash="",
         )

@@ -9,9 +9,12 @@ import numpy.typing as npt
 
 from fedveil.data import load
 from fedveil.deploy.config import SiteConfig
+from fedveil.deploy.identity import Identity
 from fedveil.deploy.offer import Offer
+from fedveil.deploy.peers import Peers
 from fedveil.errors import DataError, Refused
 from fedveil.federation import Site, Terms
+from fedveil.federation.secure import Identity as Signer
 from fedveil.privacy import Ledger
 from fedveil.study.progress import Silent
 from fedveil.study.task import Task, make_task
@@ -25,10 +28,12 @@ class Cohorts:
 
     Attributes:
         config: the hospital's settings.
+        identity: its signing key.
         tasks: features and labels in memory, by what they depend on.
     """
 
     config: SiteConfig
+    identity: Identity
     tasks: dict[str, Task] = field(default_factory=dict)
 
     def open(self, offer: Offer, terms: Terms, ledger: Ledger | None) -> Site:
@@ -45,9 +50,18 @@ class Cohorts:
             task.learner(self._rows(task)),
             self.config.core_policy(),
             ledger,
+            self._signer(),
         )
         site.admit(terms)
         return site
+
+    def _signer(self) -> Signer:
+        """The hospital's own key, and the keys of the others that its people confirmed."""
+        pinned = {
+            name: bytes.fromhex(key) for name, key in Peers(self.config.folder / "peers").known().items()
+        }
+        own = {self.config.site.name: bytes.fromhex(self.identity.public)}
+        return Signer(self.identity.key, {**pinned, **own})
 
     def task(self, offer: Offer) -> Task:
         """The hospital's images and their features for a study."""

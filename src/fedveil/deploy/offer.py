@@ -1,7 +1,8 @@
 """The study that a coordinator offers to hospitals, from which each side derives the same terms by itself."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ __all__ = ["SOURCE", "Offer"]
 SOURCE = "each hospital's own images"
 """What stands in an offered study for its data source, which differs at every hospital."""
 
-_FIELDS = {"study", "sites", "classes", "channels"}
+_FIELDS = {"study", "sites", "classes", "channels", "keys"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,15 @@ class Offer:
         sites: the hospitals, in the order that the terms name them.
         classes: what the labels mean, in order; a hospital's labels must be among them.
         channels: 1 for grey images, 3 for colour.
+        keys: the hospitals' public signing keys as the coordinator knows them; no part of the terms, since a
+            hospital takes them from the others, not from the coordinator.
     """
 
     study: Study
     sites: tuple[str, ...]
     classes: tuple[str, ...]
     channels: int
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def make(cls, study: Study, sites: tuple[str, ...], dataset: Dataset) -> "Offer":
@@ -65,6 +69,7 @@ class Offer:
             "sites": list(self.sites),
             "classes": list(self.classes),
             "channels": self.channels,
+            "keys": dict(self.keys),
         }
 
     @classmethod
@@ -78,11 +83,12 @@ class Offer:
             and _is_names(sites)
             and _is_names(classes)
             and values["channels"] in (1, 3)
+            and _is_keys(values["keys"])
         )
         if not ok:
             raise Refused(
                 f"an offer with the fields {', '.join(sorted(values))[:100]} arrived",
-                "it must hold a study, sites, classes and channels",
+                "it must hold a study, sites, classes, channels and keys",
                 "install the same fedveil version at the coordinator and at every site",
             )
         return cls(
@@ -90,6 +96,7 @@ class Offer:
             sites=tuple(values["sites"]),
             classes=tuple(values["classes"]),
             channels=values["channels"],
+            keys=values["keys"],
         )
 
     def _empty(self) -> Dataset:
@@ -113,4 +120,11 @@ def _is_names(value: object) -> bool:
         isinstance(value, list)
         and 0 < len(value) <= 1000
         and all(isinstance(name, str) and 0 < len(name) <= 200 for name in value)
+    )
+
+
+def _is_keys(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key)
+        for name, key in value.items()
     )

@@ -22,6 +22,7 @@ from fedveil.deploy.spool import Spool
 from fedveil.deploy.studies import Studies
 from fedveil.errors import FederationError, FedveilError, Refused
 from fedveil.federation import Declined, Reply, Request, Site, Terms
+from fedveil.federation.messages import Answer, SecureRequest
 from fedveil.federation.wire import Frame, WireError, decode, encode, pack, unpack
 from fedveil.privacy import Head, Ledger, verify_ledger
 
@@ -29,6 +30,7 @@ __all__ = ["SiteService", "message_limit"]
 
 log = logging.getLogger("fedveil.site")
 
+_SECURE_ANSWERS = 64
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -57,10 +59,11 @@ class SiteService:
         self.config, self.identity, self.ledger = config, identity, ledger
         self.studies = Studies(config.folder / "studies")
         self._spool = Spool(config.folder / "spool")
-        self._open = opener or Cohorts(config).open
+        self._open = opener or Cohorts(config, identity).open
         self._limit = message_limit(config)
         self._sites: dict[str, Site] = {}
         self._terms: dict[str, Terms] = {}
+        self._secure_answers: dict[bytes, bytes] = {}
         self._opening: dict[str, threading.Thread] = {}
         self._busy = threading.Lock()
 
@@ -72,6 +75,8 @@ class SiteService:
             match frame.kind:
                 case "request":
                     return self._request(unpack(body, Request, limit=self._limit), sealed)
+                case "secure-request":
+                    return self._secure(unpack(body, SecureRequest, limit=self._limit), sealed)
                 case "hello":
                     reply = self._hello(frame.head)
                 case "offer":
@@ -156,23 +161,47 @@ class SiteService:
             stored = self._stored(request, sealed)
         if stored is not None:
             return stored
-        if not self.studies.is_approved(request.study):
-            self._sites.pop(request.study, None)
-            return self._decline(request, "the request is for a study that nobody here approved")
-        site = self._sites.get(request.study) or self._host(request.study)
+        site = self._approved(request.study)
         if site is None:
-            return self._decline(request, "the request is for a study that cannot be opened here")
+            return self._decline(
+                request, f"study {request.study[:12]} is not approved, or cannot be opened here"
+            )
         with self._busy:
             stored = self._stored(request, sealed)
             if stored is not None:
                 return stored
             answer = site.handle(request)
-            if isinstance(answer, Declined):
+            if not isinstance(answer, Reply):
                 return self._seal(answer, None)
             reply = self._seal(answer, self._receipt(answer))
             self._spool.keep(request, sealed, reply)
         log.info("%s round %s, attempt %s answered", request.release, request.round, request.attempt)
         return reply
+
+    def _secure(self, message: SecureRequest, sealed: bytes) -> bytes:
+        """Answer a set-up or recovery message of secure aggregation; one that comes again gets the same answer."""
+        asked = hashlib.sha256(sealed).digest()
+        site = self._approved(message.study)
+        if site is None:
+            raise Refused(
+                f"a secure aggregation message for study {message.study[:12]!r} arrived",
+                "nobody here approved it",
+                "see `fedveil site studies`",
+            )
+        with self._busy:
+            if asked not in self._secure_answers:
+                answer = self._seal(site.handle(message), None)
+                self._secure_answers[asked] = answer
+                while len(self._secure_answers) > _SECURE_ANSWERS:
+                    self._secure_answers.pop(next(iter(self._secure_answers)))
+            return self._secure_answers[asked]
+
+    def _approved(self, study: str) -> Site | None:
+        """The site that answers an approved study; None for any other study."""
+        if not (_is_digest(study) and self.studies.is_approved(study)):
+            self._sites.pop(study, None)
+            return None
+        return self._sites.get(study) or self._host(study)
 
     def _stored(self, request: Request, sealed: bytes) -> bytes | None:
         try:
@@ -212,7 +241,7 @@ class SiteService:
             hash=head.hash,
         )
 
-    def _seal(self, answer: Reply | Declined, receipt: Receipt | None) -> bytes:
+    def _seal(self, answer: Answer, receipt: Receipt | None) -> bytes:
         head = {"site": answer.site, "receipt": receipt.to_dict() if receipt else None}
         return self.identity.seal(encode(Frame("answer", head, {}, {"answer": pack(answer)})), FROM_SITE)
 

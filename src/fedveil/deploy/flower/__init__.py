@@ -8,7 +8,10 @@ coordinator's SuperLink; `transport` is the `fedveil.federation.Transport` over 
 
 import os
 
-__all__: list[str] = []
+__all__ = ["PARENT"]
+
+PARENT = "FEDVEIL_PARENT"
+"""Environment variable: the process that a SuperLink ends with, so that none is left behind."""
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

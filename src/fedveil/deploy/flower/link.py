@@ -32,12 +32,14 @@ from flwr.proto.runtime_pb2 import (
 )
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from fedveil.deploy.flower import PARENT
 from fedveil.deploy.flower.courier import app_files
 from fedveil.errors import FederationError, InvalidValue
 
@@ -159,6 +161,8 @@ class Link:
             except httpx.HTTPStatusError as error:
                 log.warning("the SuperLink ended the run (%s); beginning another", error.response.status_code)
                 self._lost.set()
+            except ObjectPushError as error:
+                log.warning("a message did not reach the SuperLink whole (%s)", error)
             except _AWAY as error:
                 log.warning("no line to the SuperLink (%s)", error)
                 self._revive()
@@ -190,7 +194,7 @@ class Link:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=flower_environment(folder),
+                env={**flower_environment(folder), PARENT: str(os.getpid())},
                 start_new_session=True,
             )
         until = time.monotonic() + _START_SECONDS

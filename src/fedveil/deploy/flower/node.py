@@ -75,6 +75,10 @@ _ONE_HOUR = 3600.0
 T = TypeVar("T")
 
 
+class _Stopped(Exception):
+    """The node was told to stop while the SuperLink was away."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
     """What a node needs.
@@ -150,7 +154,10 @@ class Node:
             FederationError: the SuperLink refuses this node, or its certificate is wrong.
         """
         with self._only_one():
-            self._activate()
+            try:
+                self._activate()
+            except _Stopped:
+                return
             beat = threading.Thread(target=self._beat, daemon=True)
             beat.start()
             try:
@@ -159,6 +166,8 @@ class Node:
                         self._spoken = time.monotonic()
                     else:
                         self._stop.wait(self._pause())
+            except _Stopped:
+                log.info("stopped while the SuperLink was away")
             finally:
                 self._stop.set()
                 self._leave()
@@ -234,7 +243,8 @@ class Node:
         except (ObjectPullError, ObjectPushError, ValueError) as error:
             log.warning("refused: a message did not arrive whole (%s)", error)
         except httpx.HTTPStatusError as error:
-            log.warning("the SuperLink no longer wants this answer (%s)", error.response.status_code)
+            self._complain("the SuperLink refuses a call (%s)", error.response.status_code)
+            return False
         return True
 
     def _complain(self, text: str, *words: object) -> None:
@@ -305,7 +315,7 @@ class Node:
                 if "CERTIFICATE" in str(error).upper():
                     raise _wrong_certificate(self._settings.superlink, error) from None
                 if self._stop.is_set():
-                    raise ValueError("the node was stopped") from None
+                    raise _Stopped from None
                 self._complain("no line to %s (%s)", self._settings.superlink, error)
             self._stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)

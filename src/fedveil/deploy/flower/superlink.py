@@ -6,13 +6,17 @@ call. The control interface, which registers nodes and starts runs, does so only
 open to the network, it would let anyone admit a node or have stock nodes run a program of theirs. So it,
 and the interface of the coordinator's own process, are answered on the loopback address only."""
 
+import os
 from ipaddress import ip_address
 from typing import Any
 
+from flwr.supercore.app_utils import start_parent_process_monitor
 from flwr.superlink import extensions
 from flwr.superlink.cli import flower_superlink
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
+
+from fedveil.deploy.flower import PARENT
 
 __all__ = ["FleetOnly", "main"]
 
@@ -47,6 +51,8 @@ def main() -> None:
     """Run the SuperLink with the arguments of ``flower-superlink``."""
     inner = extensions.get_middleware
     extensions.get_middleware = lambda: (Middleware(FleetOnly), *inner())
+    if parent := os.environ.get(PARENT):
+        start_parent_process_monitor(int(parent))
     flower_superlink()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message as FlowerMessage
 
 from fedveil.deploy.flower.link import Link
 from fedveil.deploy.flower.records import MESSAGE_TYPE, bytes_of, content_of
@@ -20,6 +20,7 @@ from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unsea
 from fedveil.deploy.receipts import Receipt, Receipts
 from fedveil.errors import FederationError, FedveilError
 from fedveil.federation import Declined, Reply, Request
+from fedveil.federation.messages import Answer, Message, SecureReply
 from fedveil.federation.wire import Frame, WireError, decode, encode, pack, unpack
 
 __all__ = ["FlowerTransport", "Patience"]
@@ -29,6 +30,7 @@ log = logging.getLogger("fedveil.coordinator")
 _POLL = 0.1
 _LOOK = 1.0
 _SPOILT = 3
+_IDS = ("study", "release", "round", "attempt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,12 @@ class FlowerTransport:
         self._keys = dict(keys)
         self._patience = patience or Patience()
 
-    def exchange(self, requests: Mapping[str, Request]) -> Mapping[str, Reply | Declined]:
+    def exchange(self, requests: Mapping[str, Any]) -> Mapping[str, Any]:
         """Ask each site; those that stay away are absent from the answers."""
         data = {
             site: self._identity.seal(pack(request), FROM_COORDINATOR) for site, request in requests.items()
         }
-        answers: dict[str, Reply | Declined] = {}
+        answers: dict[str, Answer] = {}
 
         def accept(site: str, body: bytes) -> None:
             answers[site] = self._accept(requests[site], site, body)
@@ -98,8 +100,12 @@ class FlowerTransport:
         self._ask(data, accept)
         return answers
 
-    def greet(self, sites: Sequence[str], study: str, offer: Mapping[str, Any]) -> dict[str, str]:
+    def greet(
+        self, sites: Sequence[str], study: str, offer: Mapping[str, Any], *, need_keys: bool = False
+    ) -> dict[str, str]:
         """How a study stands at each site, the study being offered where it is unknown.
+
+        With ``need_keys`` it is offered only once the keys of all sites are known.
 
         Returns:
             by site: absent, unknown, pending, loading, ready or refused.
@@ -110,7 +116,10 @@ class FlowerTransport:
         for site, frame in self._talk({site: self._hello(site, study) for site in present}).items():
             status[site] = str(frame.head.get("status", "refused"))
         strangers = [site for site in present if status[site] == "unknown"]
-        for site, frame in self._talk({site: Frame("offer", dict(offer)) for site in strangers}).items():
+        if need_keys and not all(site in self._keys for site in sites):
+            return status
+        whole = {**offer, "keys": {site: self._keys[site] for site in sites if site in self._keys}}
+        for site, frame in self._talk({site: Frame("offer", whole) for site in strangers}).items():
             if frame.head.get("study") != study:
                 log.warning("%s derives other terms from the study; is its fedveil version the same?", site)
                 status[site] = "refused"
@@ -147,30 +156,38 @@ class FlowerTransport:
         self._ask(sealed, accept, brief)
         return answers
 
-    def _accept(self, request: Request, site: str, body: bytes) -> Reply | Declined:
+    def _accept(self, request: Message, site: str, body: bytes) -> Answer:
         """The answer inside, if everything about it is in order."""
         frame = decode(body)
-        if frame.kind != "answer" or frame.head.get("site") != site or set(frame.blobs) != {"answer"}:
+        if frame.kind == "refused":
             return _declined(request, site, "refused")
+        if frame.kind != "answer" or set(frame.blobs) != {"answer"}:
+            raise WireError(f"{site} sent a {frame.kind}")
         raw = frame.blobs["answer"]
-        answer: Reply | Declined = unpack(raw, Reply | Declined)
-        ids = ("study", "release", "round", "attempt")
-        if answer.site != site or any(getattr(answer, name) != getattr(request, name) for name in ids):
-            raise WireError(f"{site} answered another request")
-        if isinstance(answer, Reply):
-            receipt = Receipt.from_dict(frame.head.get("receipt"))
-            quoted = (receipt.site, receipt.study, receipt.release, receipt.round, receipt.attempt)
-            if receipt.answer != hashlib.sha256(raw).hexdigest() or quoted != (
-                site,
-                *(getattr(request, name) for name in ids),
-            ):
-                raise WireError(f"{site}'s receipt is for another answer")
-            try:
-                self._receipts.keep(receipt)
-            except FederationError as error:
-                log.error("%s is left out: %s", site, error)
-                return _declined(request, site, "failed")
+        answer: Answer = unpack(raw, Reply | SecureReply | Declined)
+        if answer.site != site or any(
+            getattr(answer, name) != value for name, value in _ids(request).items()
+        ):
+            raise WireError(f"{site} answered another request, or in another's name")
+        if isinstance(answer, Reply) and not self._keep(
+            Receipt.from_dict(frame.head.get("receipt")), answer, raw
+        ):
+            return _declined(request, site, "failed")
         return answer
+
+    def _keep(self, receipt: Receipt, reply: Reply, raw: bytes) -> bool:
+        """Store the receipt of a reply; False if it shows that the site's ledger went back."""
+        stated = {name: getattr(receipt, name) for name in ("site", *_IDS)}
+        if receipt.answer != hashlib.sha256(raw).hexdigest() or stated != {
+            name: getattr(reply, name) for name in stated
+        }:
+            raise WireError(f"{reply.site}'s receipt is for another answer")
+        try:
+            self._receipts.keep(receipt)
+        except FederationError as error:
+            log.error("%s is left out: %s", reply.site, error)
+            return False
+        return True
 
     def _ask(
         self,
@@ -279,7 +296,7 @@ class _Asking:
 
         def push(grid: Any) -> list[str]:
             messages = [
-                Message(
+                FlowerMessage(
                     content_of(self._data[site]),
                     dst_node_id=int(online[site].split()[0]),
                     message_type=MESSAGE_TYPE,
@@ -312,12 +329,12 @@ class _Asking:
         return bool(arrived)
 
 
-def _declined(request: Request, site: str, code: Any) -> Declined:
-    return Declined(
-        site=site,
-        study=request.study,
-        release=request.release,
-        round=request.round,
-        attempt=request.attempt,
-        code=code,
-    )
+def _ids(request: Message) -> dict[str, Any]:
+    """What an answer must repeat of its request."""
+    names = _IDS if isinstance(request, Request) else ("study",)
+    return {name: getattr(request, name) for name in names}
+
+
+def _declined(request: Message, site: str, code: Any) -> Declined:
+    ids = {"release": "secure-aggregation", "round": 0, "attempt": 0, **_ids(request)}
+    return Declined(site=site, code=code, **ids)
