@@ -1,0 +1,150 @@
+"""Small hospitals for tests: images that a linear head can learn, a folder each, and sealed messages."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedveil.data import load
+from fedveil.deploy.config import SiteConfig
+from fedveil.deploy.hosting import Cohorts
+from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
+from fedveil.deploy.kits import init_site, write_site_settings
+from fedveil.deploy.offer import Offer
+from fedveil.deploy.service import SiteService
+from fedveil.federation import Declined, Reply, Request, Terms
+from fedveil.federation.messages import SecureReply
+from fedveil.federation.wire import Frame, decode, encode, pack, unpack
+from fedveil.privacy import Ledger, LedgerState, verify_ledger
+from fedveil.study import Study
+
+SITES = ("north", "south", "west")
+STUDY = """
+[study]
+name = "{name}"
+[data]
+source = "{source}"
+image_size = 8
+[model]
+features = "pixels"
+[training]
+rounds = {rounds}
+[privacy]
+epsilon = {epsilon}
+delta = 1e-3
+trust = "{trust}"
+[federation]
+min_sites = 2
+"""
+
+
+def write_images(path: Path, count: int, seed: int) -> Path:
+    """Grey images of two classes; the ill ones have a bright square."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    images = generator.normal(100, 25, (count, 8, 8))
+    images[labels == 1, 2:6, 2:6] += 60
+    np.savez(
+        path,
+        images=np.clip(images, 0, 255).astype(np.uint8),
+        labels=labels,
+        patient=np.arange(count),
+        classes=np.array(["normal", "ill"]),
+    )
+    return path
+
+
+def study_text(
+    name: str = "toy", source: str = "test.npz", rounds: int = 4, trust: str = "site", epsilon: float = 2.0
+) -> str:
+    return STUDY.format(name=name, source=source, rounds=rounds, trust=trust, epsilon=epsilon)
+
+
+def edit(path: Path, **changes: object) -> None:
+    """Set keys of a TOML file that stand at the beginning of a line."""
+    lines = path.read_text().splitlines()
+    for key, value in changes.items():
+        kept = [line for line in lines if not line.startswith((f"{key} =", f"#{key} ="))]
+        place = next(i for i, line in enumerate(lines) if line.startswith((f"{key} =", f"#{key} =")))
+        lines = [*kept[:place], f"{key} = {value}", *kept[place:]]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@dataclass
+class Hospital:
+    """One hospital's service in this process, and the coordinator's key to seal messages for it."""
+
+    folder: Path
+    coordinator: Identity
+    service: SiteService
+    offer: Offer
+    terms: Terms
+
+    def ask(self, message: bytes, signer: Identity | None = None) -> Frame:
+        """What the service answers to a body sealed by the coordinator, or by another signer."""
+        sealed = (signer or self.coordinator).seal(message, FROM_COORDINATOR)
+        return self.open(self.service.answer(sealed))
+
+    def open(self, answer: bytes) -> Frame:
+        body, _ = unseal(answer, signer=self.service.identity.public, purpose=FROM_SITE)
+        return decode(body)
+
+    def round(self, number: int = 1, attempt: int = 1, **changes: object) -> Reply | Declined | SecureReply:
+        """What the service answers to a request for one round of training."""
+        frame = self.ask(pack(self.request(number, attempt, **changes)))
+        return unpack(frame.blobs["answer"], Reply | Declined | SecureReply)
+
+    def request(self, number: int = 1, attempt: int = 1, **changes: object) -> Request:
+        values: dict[str, object] = {
+            "study": self.terms.digest,
+            "release": "training",
+            "round": number,
+            "attempt": attempt,
+            "participants": SITES,
+            "parameters": np.zeros(self.terms.release("training").parameters),
+        }
+        return Request(**{**values, **changes})
+
+    def hello(self, nonce: str = "n", receipt: dict[str, object] | None = None) -> Frame:
+        return self.ask(
+            encode(Frame("hello", {"study": self.terms.digest, "nonce": nonce, "receipt": receipt}))
+        )
+
+    @property
+    def ledger(self) -> LedgerState:
+        return verify_ledger(self.folder / "ledger.jsonl")
+
+    def restart(self) -> None:
+        """A new service on the same folder, as after a kill."""
+        self.service.ledger.close()
+        self.service = start_service(self.folder)
+
+
+def start_service(folder: Path) -> SiteService:
+    config = SiteConfig.load(folder)
+    identity = Identity.load(folder / "identity.key")
+    return SiteService(config, identity, Ledger(folder / "ledger.jsonl"), Cohorts(config, identity).open)
+
+
+def set_up(base: Path, coordinator: Identity, name: str = "north", **changes: object) -> Path:
+    """A hospital's folder: images, settings, key, ledger."""
+    folder = base / name
+    folder.mkdir()
+    write_images(folder / "images.npz", 60, seed=SITES.index(name))
+    write_site_settings(
+        folder, name=name, coordinator=coordinator.public, source="images.npz", epsilon=20.0, delta=1e-3
+    )
+    edit(folder / "site.toml", test_fraction=0.0, **changes)
+    init_site(folder)
+    return folder
+
+
+def make_offer(base: Path, **values: object) -> Offer:
+    """A study between the three hospitals, as the coordinator would offer it."""
+    test = write_images(base / "test.npz", 40, seed=9)
+    study = Study.parse(study_text(source=str(test), **values))
+    return Offer.make(study, SITES, load(str(test), image_size=8, test_fraction=0.0))
+
+
+MakeHospital = Callable[..., Hospital]
