@@ -61,10 +61,13 @@ class Tape:
 
     def check_batch(self, module: nn.Module, tensor: Tensor) -> None:
         """Refuse a layer whose first axis is not the images: whose gradient is whose would be a guess."""
-        if tensor.ndim < 2 or tensor.shape[0] != self.batch.images:
+        self.check_rows(module, tensor, self.batch.images)
+
+    def check_rows(self, module: nn.Module, tensor: Tensor, images: int) -> None:
+        """Refuse a tensor that does not have one row for each of `images` images."""
+        if tensor.ndim < 1 or tensor.shape[0] != images:
             raise InvalidValue(
-                f"a {type(module).__name__} layer received a tensor of shape {tuple(tensor.shape)} "
-                f"in a batch of {self.batch.images} images",
+                f"a {type(module).__name__} layer has a tensor of shape {tuple(tensor.shape)} for {images} images",
                 "the first axis must be the images, so that each gradient can be attributed to its patient",
                 "keep the batch first (batch_first=True) and do not fold other axes into it",
             )

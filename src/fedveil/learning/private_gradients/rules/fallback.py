@@ -32,9 +32,12 @@ def _samplers() -> Mapping[type[nn.Module], Sampler]:
 
 
 def opacus_rule(module: nn.Module) -> Rule | None:
-    """A rule around Opacus' sampler for exactly this type of layer, where there is one and it has no children."""
+    """A rule around Opacus' sampler for exactly this type of layer, where there is one and it has no children.
+
+    Bags of embeddings are left out: their first axis is not the images.
+    """
     sampler = _samplers().get(type(module))
-    if sampler is None or any(True for _ in module.children()):
+    if sampler is None or any(True for _ in module.children()) or isinstance(module, nn.EmbeddingBag):
         return None
 
     def rule(module: nn.Module, tape: Tape, *inputs: Tensor) -> Tensor:
@@ -130,14 +133,15 @@ def _of_unit(images: slice, batch_size: int, value: Any) -> Any:
 
 def _joined(module: nn.Module, tape: Tape, outputs: list[Any]) -> Any:
     """Join the units' outputs along the image axis, whatever structure they come in."""
-    structure = tree_flatten(outputs[0])[1]
+    structure, counts = tree_flatten(outputs[0])[1], tape.batch.counts.tolist()
     joined: list[Any] = []
     for leaves in zip(*(tree_flatten(output)[0] for output in outputs), strict=True):
         if isinstance(leaves[0], Tensor):
             # The final states of recurrent layers have the images second, even with batch_first.
             axis = 1 if joined and isinstance(module, nn.RNNBase) else 0
+            for leaf, count in zip(leaves, counts, strict=True):
+                tape.check_rows(module, leaf.transpose(0, axis) if leaf.ndim > axis else leaf, count)
             joined.append(torch.cat(leaves, axis))
-            tape.check_batch(module, joined[-1].transpose(0, axis))
         else:
             joined.append(leaves[0])
     return tree_unflatten(joined, structure)

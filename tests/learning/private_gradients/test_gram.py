@@ -1,0 +1,59 @@
+"""Norms from shifted Gram matrices against norms of instantiated gradients, over layer shapes."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fedveil.learning.private_gradients.gram import Axis, matrix_norms, patch_norms
+
+axis = st.builds(
+    dict,
+    kernel_size=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 3),
+    padding=st.integers(0, 4),
+    size=st.integers(1, 7),
+).filter(lambda a: a["size"] + 2 * a["padding"] > a["dilation"] * (a["kernel_size"] - 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    axes=st.lists(axis, min_size=1, max_size=3),
+    units=st.integers(1, 4),
+    images=st.integers(1, 3),
+    inputs=st.integers(1, 3),
+    outputs=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_patch_norms_equal_norms_of_gradients(
+    axes: list[dict[str, int]], units: int, images: int, inputs: int, outputs: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(axes) - 1]
+    per_axis = {k: tuple(a[k] for a in axes) for k in ("kernel_size", "stride", "dilation", "padding")}
+    layer = kind(inputs, outputs, **per_axis, bias=False).double()  # type: ignore[arg-type]
+    sizes = tuple(a["size"] for a in axes)
+    a = torch.randn(units, images, inputs, *sizes, dtype=torch.float64)
+    g = torch.randn(units, images, *layer(a[0]).shape[1:], dtype=torch.float64)
+    geometry = [Axis(n, m, *per) for n, m, *per in zip(sizes, g.shape[3:], *_in_order(per_axis), strict=True)]
+    expected = []
+    for unit in range(units):
+        (gradient,) = torch.autograd.grad((layer(a[unit]) * g[unit]).sum(), layer.weight)
+        expected.append(gradient.square().sum())
+    torch.testing.assert_close(patch_norms(a, g, tuple(geometry)), torch.stack(expected))
+
+
+def _in_order(per_axis: dict[str, tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(per_axis[key] for key in ("kernel_size", "stride", "dilation", "padding"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    units=st.integers(1, 5), positions=st.integers(1, 6), inputs=st.integers(1, 4), outputs=st.integers(1, 4)
+)
+def test_matrix_norms_equal_norms_of_gradients(units: int, positions: int, inputs: int, outputs: int) -> None:
+    a = torch.randn(units, positions, inputs, dtype=torch.float64)
+    g = torch.randn(units, positions, outputs, dtype=torch.float64)
+    expected = torch.einsum("upo,upi->uoi", g, a).square().sum((1, 2))
+    torch.testing.assert_close(matrix_norms(a, g), expected)

@@ -1,0 +1,88 @@
+"""Opacus as an independent oracle, and as a fallback."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.private_gradients import PrivateGradients, check_private
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from opacus.grad_sample import GradSampleModule, register_grad_sampler
+    from opacus.layers import DPLSTM
+    from opacus.layers.dp_multihead_attention import SequenceBias
+
+
+def network() -> nn.Module:
+    """Convolutions, group norm, depthwise convolution, linear."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1),
+        nn.GroupNorm(4, 8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 1, bias=False),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+def test_sum_agrees_with_opacus_hooks(oracle: Any) -> None:
+    model, images, labels = network(), torch.rand(6, 1, 12, 12), torch.arange(6) % 3
+    found = PrivateGradients(model, oracle.cross_entropy, 0.5).sum(images, labels, torch.arange(6))
+    hooked = GradSampleModule(network(), loss_reduction="sum")
+    oracle.cross_entropy(hooked(images), labels).sum().backward()
+    samples = torch.cat([p.grad_sample.flatten(1) for p in hooked.parameters()], 1)
+    norms = samples.norm(dim=1)
+    expected = (samples * (0.5 / norms).clamp(max=1)[:, None]).sum(0)
+    assert oracle.error(found.norms, norms) < 1e-5
+    assert oracle.error(found.vector, expected) < 1e-5
+
+
+class Shift(nn.Module):
+    """A layer whose owner has registered a sampler with Opacus."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the shift to every row."""
+        return x + self.shift
+
+
+@register_grad_sampler(Shift)
+def shift_gradients(
+    layer: Shift, _activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    return {layer.shift: backprops.flatten(1, -2).sum(1)}
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+@pytest.mark.parametrize("layer", [Shift, lambda: SequenceBias(8, batch_first=True)])
+def test_layers_only_opacus_knows_use_its_samplers(layer: Any, oracle: Any) -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 8), layer(), nn.Flatten(), nn.LazyLinear(3)).double()
+    images, labels = torch.rand(5, 1, 4, 8, dtype=torch.float64), torch.arange(5) % 3
+    model(images)
+    units = torch.tensor([1, 1, 0, 2, 1])
+    (notice,) = check_private(model, (1, 4, 8))
+    assert "uses Opacus' per-sample gradients" in notice
+    expected, norms = oracle.sum(model, images, labels, units, oracle.flat(0.2))
+    found = PrivateGradients(model, oracle.cross_entropy, 0.2).sum(images, labels, units)
+    torch.testing.assert_close(found.norms, norms)
+    torch.testing.assert_close(found.vector, expected)
+
+
+def test_opacus_layer_with_images_second_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(1, 2), DPLSTM(8, 5, batch_first=True))
+    with pytest.raises(InvalidValue, match="the first axis must be the images"):
+        check_private(model, (1, 4, 8))
