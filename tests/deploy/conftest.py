@@ -1,5 +1,6 @@
 """Hospitals in process, with real folders, keys and ledgers."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ from tests.deploy.hospital import Hospital, MakeHospital, make_offer, set_up, st
 
 from fedveil.deploy.identity import Identity
 from fedveil.federation.wire import Frame, encode
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # typer's and Flower's own, at import
+    import flwr.superlink.cli  # noqa: F401
 
 
 @pytest.fixture

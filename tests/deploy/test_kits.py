@@ -1,0 +1,174 @@
+"""Identities, certificates, kits and their settings."""
+
+import ssl
+import stat
+import tomllib
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from tests.deploy.hospital import edit
+
+from fedveil.deploy.config import SiteConfig
+from fedveil.deploy.federation import Federation
+from fedveil.deploy.identity import FROM_SITE, Identity, check_private, unseal
+from fedveil.deploy.kits import init_site, make_kits
+from fedveil.deploy.peers import Peers
+from fedveil.errors import FederationError, InvalidValue, Refused
+from fedveil.privacy import verify_ledger
+
+HOSPITALS = ["north", "south", "west"]
+
+
+@pytest.fixture
+def kits(tmp_path):
+    folder = tmp_path / "lungs"
+    public = make_kits(
+        folder, name="lungs", hospitals=HOSPITALS, hosts=["fl.example.org", "10.0.0.7"], port=9443
+    )
+    return folder, public
+
+
+def test_a_kit_holds_what_a_hospital_needs_and_no_more(kits):
+    folder, public = kits
+    for name in HOSPITALS:
+        config = SiteConfig.load(folder / name / "site")
+        assert (config.site.name, config.site.coordinator) == (name, public)
+        assert (
+            tomllib.loads((folder / name / "node" / "node.toml").read_text())["superlink"]
+            == "fl.example.org:9443"
+        )
+        load_ssh_private_key((folder / name / "node" / "node.key").read_bytes(), None)
+        assert {path.name for path in (folder / name).rglob("*") if path.is_file()} == {
+            "README.md",
+            "site.toml",
+            "ca.pem",
+            "node.key",
+            "node.pub",
+            "node.toml",
+            "fedveil-site.service",
+            "fedveil-node.service",
+        }
+        site, node = (
+            (folder / name / "systemd" / f"fedveil-{part}.service").read_text() for part in ("site", "node")
+        )
+        assert "User=fedveil-site" in site
+        assert "User=fedveil-node" in node
+
+
+def test_secrets_are_for_their_owner_only(kits):
+    folder, _ = kits
+    secrets = [*folder.rglob("*.key"), *folder.rglob("*.secret")]
+    assert len(secrets) == 7
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+    assert {stat.S_IMODE((folder / name / "site").stat().st_mode) for name in HOSPITALS} == {0o700}
+
+
+def test_the_certificate_names_every_address(kits):
+    folder, _ = kits
+    home = folder / "coordinator"
+    certificate = x509.load_pem_x509_certificate((home / "superlink.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fl.example.org", "localhost"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7", "127.0.0.1", "::1"]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(home / "superlink.pem", home / "superlink.key")
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate((home / "ca.pem").read_bytes()))
+
+
+def test_the_coordinators_folder_is_read_back(kits):
+    federation = Federation.load(kits[0] / "coordinator")
+    assert federation.table.sites == tuple(HOSPITALS)
+    assert set(federation.nodes()) == set(HOSPITALS)
+    assert federation.keys() == {}
+    key = Identity.create(kits[0] / "k.key").public
+    federation.pin("north", key)
+    assert federation.keys() == {"north": key}
+    (kits[0] / "coordinator" / "sites" / "north.pub").write_text("nonsense")
+    with pytest.raises(InvalidValue, match="no public key"):
+        federation.keys()
+
+
+@pytest.mark.parametrize("names", [[], ["a", "a"], ["../a"], ["coordinator"], [".hidden"], [""]])
+def test_bad_names_are_refused_before_anything_is_written(tmp_path, names):
+    with pytest.raises(InvalidValue):
+        make_kits(tmp_path / "new", name="x", hospitals=names, hosts=["h"], port=1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_kits_are_never_overwritten(kits):
+    with pytest.raises(InvalidValue, match="not empty"):
+        make_kits(kits[0], name="x", hospitals=HOSPITALS, hosts=["h"], port=1)
+
+
+def test_site_init_opens_the_ledger_that_the_settings_name(kits):
+    site = kits[0] / "north" / "site"
+    edit(site / "site.toml", epsilon=3.5)
+    identity = init_site(site)
+    assert verify_ledger(site / "ledger.jsonl").budget.epsilon == 3.5
+    assert Identity.load(site / "identity.key").public == identity.public
+    with pytest.raises(InvalidValue, match="never replaced"):
+        init_site(site)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("epsilon", "-1", "budget.epsilon"),
+        ("delta", '"small"', "budget.delta"),
+        ("listen", '"tcp:0.0.0.0:80"', "site.listen"),
+        ("coordinator", '"abc"', "public key"),
+        ("trust", '["everyone"]', "policy.trust"),
+        ("surprise", "1", "site.toml"),
+    ],
+)
+def test_wrong_settings_are_named(kits, key, value, named):
+    path = kits[0] / "north" / "site" / "site.toml"
+    if key == "surprise":
+        path.write_text(path.read_text() + "\n[surprise]\nkey = 1\n")
+    else:
+        edit(path, **{key: value})
+    with pytest.raises(InvalidValue, match=named):
+        SiteConfig.load(path.parent)
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path):
+    Identity.create(tmp_path / "k.key")
+    (tmp_path / "k.key").chmod(0o640)
+    with pytest.raises(InvalidValue, match="chmod 600"):
+        Identity.load(tmp_path / "k.key")
+    with pytest.raises(InvalidValue, match="cannot be read"):
+        check_private(tmp_path / "missing.key")
+
+
+def test_a_key_is_never_replaced(tmp_path):
+    Identity.create(tmp_path / "k.key")
+    with pytest.raises(InvalidValue, match="never replaced"):
+        Identity.create(tmp_path / "k.key")
+
+
+def test_a_seal_opens_for_its_signer_and_purpose_only(tmp_path):
+    one, two = (Identity.create(tmp_path / f"{name}.key") for name in "ab")
+    sealed = one.seal(b"body", FROM_SITE)
+    assert unseal(sealed, signer=one.public, purpose=FROM_SITE) == (b"body", one.public)
+    assert unseal(sealed, signer=None, purpose=FROM_SITE)[1] == one.public
+    for signer, purpose, data in (
+        (two.public, FROM_SITE, sealed),
+        (one.public, b"another", sealed),
+        (one.public, FROM_SITE, sealed + b"x"),
+        (None, FROM_SITE, b""),
+    ):
+        with pytest.raises(FederationError):
+            unseal(data, signer=signer, purpose=purpose)
+
+
+def test_a_hospitals_key_is_confirmed_once_and_then_held_to(tmp_path):
+    peers = Peers(tmp_path / "peers")
+    keys = {name: Identity.create(tmp_path / f"{name}.key").public for name in HOSPITALS}
+    assert peers.unconfirmed(HOSPITALS, keys, "north") == {"south": keys["south"], "west": keys["west"]}
+    peers.confirm({"south": keys["south"], "west": keys["west"]})
+    assert peers.unconfirmed(HOSPITALS, keys, "north") == {}
+    with pytest.raises(Refused, match="was confirmed here"):
+        peers.unconfirmed(HOSPITALS, {**keys, "west": keys["north"]}, "north")
+    with pytest.raises(Refused, match="no key of east"):
+        peers.unconfirmed([*HOSPITALS, "east"], keys, "north")
