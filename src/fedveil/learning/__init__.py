@@ -17,6 +17,7 @@ from fedveil.learning.evaluation import (
 from fedveil.learning.features import FeatureExtractor, feature_extractor
 from fedveil.learning.learner import Learner
 from fedveil.learning.linear import LinearHead, LinearLearner
+from fedveil.learning.model_file import TrainedModel, load_model, save_model
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
 
@@ -35,10 +36,13 @@ __all__ = [
     "Optimizer",
     "OptimizerState",
     "Sgd",
+    "TrainedModel",
     "auroc",
     "decide",
     "evaluate",
     "expected_calibration_error",
     "feature_extractor",
+    "load_model",
+    "save_model",
     "unit_blocks",
 ]
