@@ -102,7 +102,6 @@ class Overwrites(nn.Module):
         (lambda: nn.Linear(3, 3, dtype=torch.complex64), "not real"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
 def test_layer_that_cannot_be_private_is_refused(model: Any, message: str) -> None:
     with pytest.raises(InvalidValue, match=message):
         check_private(model())

@@ -66,7 +66,6 @@ def shift_gradients(
     return {layer.shift: backprops.flatten(1, -2).sum(1)}
 
 
-@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
 @pytest.mark.parametrize("layer", [Shift, lambda: SequenceBias(8, batch_first=True)])
 def test_layers_only_opacus_knows_use_its_samplers(layer: Any, oracle: Any) -> None:
     torch.manual_seed(2)

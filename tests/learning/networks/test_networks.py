@@ -1,0 +1,180 @@
+"""Networks by name: shapes, seeds, fitness for private training, public weights."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.features.efficientnet import pretrained
+from fedveil.learning.networks import (
+    NETWORKS,
+    FixedBatchNorm2d,
+    WeightStandardizedConv2d,
+    densenet121,
+    efficientnet_lite0,
+    fix_batch_norm,
+    network,
+    replace_batch_norm,
+    resnet18,
+)
+from fedveil.learning.private_gradients import check_private, dimension, flatten_parameters
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 64)])
+def test_network_can_be_trained_privately(name: str, channels: int, size: int) -> None:
+    net = network(name, classes=3, channels=channels, image_size=size, seed=0)
+    assert check_private(net, (channels, size, size)) == ()
+    assert net(torch.rand(2, channels, size, size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("size", [28, 64, 128])
+def test_residual_network_adapts_its_stem_to_the_image(size: int) -> None:
+    net = resnet18(2, 1, size)
+    maps = nn.Sequential(*list(net)[:-3])(torch.rand(1, 1, size, size))
+    assert maps.shape[1] == 512
+    assert 4 <= maps.shape[2] <= 8 if size > 64 else maps.shape[2] == 4
+
+
+def test_parameter_counts_are_the_published_ones() -> None:
+    # torchvision's ResNet-18 and DenseNet-121 with 1000 classes have 11,689,512 and 7,978,856 parameters.
+    # Group norm has as many as batch norm.
+    assert dimension(resnet18(1000, 3, 224, standardize=False)) == 11_689_512
+    assert dimension(densenet121(1000, 3, 224)) == 7_978_856
+
+
+@pytest.mark.parametrize("name", ["cnn", "efficientnet-lite0"])
+def test_seed_fixes_the_parameters_and_nothing_else(name: str) -> None:
+    def build(seed: int) -> torch.Tensor:
+        return flatten_parameters(network(name, classes=2, channels=1, image_size=32, seed=seed))
+
+    torch.manual_seed(99)
+    expected = torch.rand(3)
+    torch.manual_seed(99)
+    first = build(1)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(first, build(1))
+    assert not torch.equal(first, build(2))
+
+
+def test_no_network_keeps_statistics_of_its_images() -> None:
+    for name in NETWORKS:
+        net = network(name, classes=2, channels=1, image_size=32, seed=0).train()
+        before = {key: buffer.clone() for key, buffer in net.named_buffers()}
+        net(torch.rand(2, 1, 32, 32))
+        assert all(torch.equal(before[key], buffer) for key, buffer in net.named_buffers())
+
+
+def test_preprocessing_constants_are_public() -> None:
+    # Input scaling is a constant of the source: no buffer or parameter to be fitted to images.
+    scale = network("cnn", classes=2, channels=1, image_size=32, seed=0)[0]
+    assert list(scale.parameters()) == list(scale.buffers()) == []
+    assert torch.equal(scale(torch.tensor([0.5]).view(1, 1, 1, 1)), torch.zeros(1, 1, 1, 1))
+
+
+def test_pretrained_network_computes_what_the_package_does() -> None:
+    net, images = efficientnet_lite0(2, 64), torch.rand(3, 1, 64, 64)
+    source = pretrained(64)
+    expected = source.extract_features((images.expand(-1, 3, -1, -1) * 255 - 127) / 128).mean((2, 3))
+    found = nn.Sequential(*list(net)[:-1])(images)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_pretrained_network_trains_only_its_last_blocks() -> None:
+    none, two = efficientnet_lite0(2, 64, trained_blocks=0), efficientnet_lite0(2, 64)
+    head_only = 320 * 1280 + 2 * 1280 + 1280 * 2 + 2
+    assert dimension(none) == head_only
+    assert dimension(two) > dimension(none)
+    frozen = [p for p in two.parameters() if not p.requires_grad]
+    assert sum(p.numel() for p in frozen) + dimension(two) > 3_000_000
+    assert any(isinstance(m, FixedBatchNorm2d) for m in two.modules())
+    with_group_norm = efficientnet_lite0(2, 64, group_norm=True)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in with_group_norm.modules())
+    assert check_private(with_group_norm, (3, 64, 64)) == ()
+    with pytest.raises(InvalidValue, match="16 blocks"):
+        efficientnet_lite0(2, 64, trained_blocks=17)
+
+
+def test_resolution_is_part_of_the_name() -> None:
+    coarse = network("efficientnet-lite0@48", classes=2, channels=1, image_size=64, seed=0)
+    assert coarse[0].size == 48
+    assert coarse(torch.rand(2, 1, 64, 64)).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("resnet", {}, "it must be one of cnn, resnet18, densenet121, efficientnet-lite0, or timm:NAME"),
+        ("cnn@96", {}, "only efficientnet-lite0 takes a resolution"),
+        ("efficientnet-lite0@big", {}, "whole number"),
+        ("cnn", {"classes": 1}, "classes is 1"),
+        ("cnn", {"channels": 0}, "channels is 0"),
+        ("cnn", {"image_size": 4}, "image_size is 4"),
+    ],
+)
+def test_impossible_networks_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidValue, match=message):
+        network(name, **{"classes": 2, "channels": 1, "image_size": 32, "seed": 0, **settings})
+
+
+def test_timm_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InvalidValue, match=r"timm is not installed.*fedveil\[timm\]"):
+        network("timm:resnet10t", classes=2, channels=1, image_size=32, seed=0)
+
+    def create_model(name: str, **settings: Any) -> nn.Module:
+        if name != "tiny":
+            raise RuntimeError(f"Unknown model ({name})")
+        assert settings == {"pretrained": True, "num_classes": 2, "in_chans": 1}
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+
+    timm = ModuleType("timm")
+    timm.create_model = create_model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    net = network("timm:tiny", classes=2, channels=1, image_size=8, seed=0)
+    assert check_private(net, (1, 8, 8)) == ()
+    with pytest.raises(InvalidValue, match="could not build it"):
+        network("timm:unknown", classes=2, channels=1, image_size=8, seed=0)
+
+
+def test_standardised_filters_have_no_mean_and_unit_variance() -> None:
+    torch.manual_seed(0)
+    layer = WeightStandardizedConv2d(3, 4, 3, bias=False)
+    layer.weight.data.mul_(5).add_(2)
+    filters, _ = layer.standardized()
+    torch.testing.assert_close(filters.mean((1, 2, 3)), torch.zeros(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(filters.var((1, 2, 3), correction=0), torch.ones(4), atol=1e-4, rtol=0)
+    images = torch.rand(2, 3, 6, 6)
+    torch.testing.assert_close(layer(images), functional.conv2d(images, filters))
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
+def test_fixed_batch_norm_is_batch_norm_in_evaluation_mode(kind: Any) -> None:
+    norm = kind(4)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    images = torch.rand(3, 4, *(5,) * (int(kind.__name__[-2])))
+    norm.eval()
+    expected = norm(images)
+    fixed = fix_batch_norm(nn.Sequential(norm)).train()
+    assert not fixed[0].training
+    assert torch.equal(fixed(images), expected)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 16), (24, 12), (7, 7), (17, 1), (1, 1)])
+def test_group_norm_takes_over_scale_and_shift(channels: int, groups: int) -> None:
+    norm = nn.BatchNorm2d(channels, eps=1e-3)
+    norm.weight.data.uniform_()
+    norm.bias.requires_grad_(False)
+    replaced = replace_batch_norm(norm)
+    assert isinstance(replaced, nn.GroupNorm)
+    assert (replaced.num_groups, replaced.eps) == (groups, 1e-3)
+    assert replaced.weight is norm.weight
+    assert not replaced.bias.requires_grad
+    plain = replace_batch_norm(nn.BatchNorm2d(channels, affine=False))
+    assert list(plain.parameters()) == []
