@@ -1,6 +1,7 @@
 """Everything that a server may try in order to see more than a sum, and what it gets."""
 
 import dataclasses
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -95,30 +96,40 @@ def test_keys_that_everyone_can_guess_are_refused(federation):
 # Shares
 
 
-def delivered(box):
+def sent(box):
     roster = Roster(tuple(announced(box)))
     box.server.roster(roster.announcements)
-    return box.server.deliver(box.clients[site].share(roster) for site in box.sites)
+    return {site: box.clients[site].share(roster) for site in box.sites}
 
 
-def altered(boxes):
-    return {**boxes, "site-2": bytes([boxes["site-2"][0] ^ 1]) + boxes["site-2"][1:]}
+def altered(sent):
+    box = sent["site-2"].boxes["site-1"]
+    return {"site-2": bytes([box[0] ^ 1]) + box[1:]}
 
 
-def exchanged(boxes):
-    return {**boxes, "site-2": boxes["site-3"], "site-3": boxes["site-2"]}
+def exchanged(sent):
+    return {"site-2": sent["site-3"].boxes["site-1"], "site-3": sent["site-2"].boxes["site-1"]}
 
 
-def withheld(boxes):
-    return {site: box for site, box in boxes.items() if site != "site-2"}
+def reflected(sent):
+    return {"site-2": sent["site-1"].boxes["site-2"]}
 
 
-@pytest.mark.parametrize("tamper", [altered, exchanged, withheld])
+def readdressed(sent):
+    return {"site-2": sent["site-2"].boxes["site-3"]}
+
+
+@pytest.mark.parametrize("tamper", [altered, exchanged, reflected, readdressed])
 def test_shares_that_were_tampered_with_are_refused(federation, tamper):
     box = federation(4, ready=False)
-    boxes = delivered(box)["site-1"].boxes
+    given = sent(box)
+    right = {site: given[site].boxes["site-1"] for site in box.sites[1:]}
+    client = box.clients["site-1"]
     with pytest.raises(Refused, match="missing or cannot be decrypted"):
-        box.clients["site-1"].receive(SharesDelivered(tamper(boxes)))
+        client.receive(SharesDelivered({**right, **tamper(given)}))
+    with pytest.raises(Refused, match="shares from site-4 are missing"):
+        client.receive(SharesDelivered({site: right[site] for site in ("site-2", "site-3")}))
+    client.receive(SharesDelivered(right))
 
 
 def test_sites_that_saw_different_rosters_cannot_read_each_other(federation):
@@ -126,11 +137,11 @@ def test_sites_that_saw_different_rosters_cannot_read_each_other(federation):
     box = federation(4, ready=False)
     honest = announced(box)[:3]
     rosters = [Roster((*honest, box.client("site-4").announce())) for _ in range(2)]
-    sent = {
+    shared = {
         site: box.clients[site].share(rosters[number % 2])
         for number, site in enumerate(("site-1", "site-2", "site-3"))
     }
-    boxes = {other: sent[other].boxes["site-1"] for other in ("site-2", "site-3")}
+    boxes = {other: shared[other].boxes["site-1"] for other in ("site-2", "site-3")}
     with pytest.raises(Refused, match="must have seen the same roster"):
         box.clients["site-1"].receive(SharesDelivered(boxes))
 
@@ -142,7 +153,7 @@ def test_set_up_steps_happen_once_and_in_order(federation):
         client.share(Roster(()))
     with pytest.raises(Refused, match="out of order"):
         client.receive(SharesDelivered({}))
-    boxes = delivered(box)["site-1"]
+    boxes = box.server.deliver(sent(box).values())["site-1"]
     with pytest.raises(Refused, match="out of order"):
         client.share(Roster(tuple(announced(box))))
     with pytest.raises(Refused, match="it is not set up"):
@@ -222,6 +233,19 @@ def test_asking_for_both_secrets_of_a_site_is_refused(federation, words):
         box.collect(1, words(box.sites))
 
 
+def opened_locks(box, answers, request):
+    """All answers that a server can read with all pads that it got, however few shares it tries to make do with."""
+    numbers = {site: number for number, site in enumerate(box.sites, start=1)}
+    view = request.view(box.server._roster)
+    readable = set()
+    for site, answer in answers.items():
+        pads = {other: given.pads[site] for other, given in answers.items() if site in given.pads}
+        for threshold in range(1, len(box.sites) + 1):
+            if answer.lock.open(view, numbers, site, pads, threshold) is not None:
+                readable.add(site)
+    return readable
+
+
 @pytest.mark.parametrize("told_all", [3, 4, 5, 6])
 def test_sites_that_are_told_different_survivors_reveal_nothing(federation, words, told_all):
     """Of seven sites some hear that all survived, the others that site-7 is lost: one list opens at most."""
@@ -232,27 +256,36 @@ def test_sites_that_are_told_different_survivors_reveal_nothing(federation, word
         site: box.clients[site].recover(everyone if number < told_all else without)
         for number, site in enumerate(box.sites[:6])
     }
-    opened = {
-        name: {
-            site: answer.lock.open(
-                request.view(box.server._roster),
-                {other: number for number, other in enumerate(box.sites, start=1)},
-                site,
-                {other: given.pads[site] for other, given in answers.items() if site in given.pads},
-                box.session.threshold,
-            )
-            for site, answer in answers.items()
-        }
-        for name, request in (("everyone", everyone), ("without", without))
-    }
-    readable = {name: sum(text is not None for text in texts.values()) for name, texts in opened.items()}
-    assert readable == {"everyone": told_all if told_all >= box.session.threshold else 0, "without": 0}
+    enough = told_all >= box.session.threshold
+    assert opened_locks(box, answers, everyone) == (set(box.sites[:told_all]) if enough else set())
+    assert opened_locks(box, answers, without) == set()
     aggregation.request()
     for answer in answers.values():
         aggregation.reveal(answer)
-    if told_all < box.session.threshold:
+    if not enough:
         with pytest.raises(RoundAbandoned):
             aggregation.total()
+
+
+def test_fewer_sites_than_the_threshold_hold_nothing_of_a_secret(federation):
+    box = federation(5)
+    secrets = bytes(box.clients["site-1"]._secrets)
+    shares = {number: bytes(box.clients[site]._shares["site-1"]) for number, site in enumerate(box.sites, 1)}
+    assert combine({holder: shares[holder] for holder in (2, 3, 4, 5)}) == secrets
+    for holders in combinations(shares, 3):
+        guess = combine({holder: shares[holder] for holder in holders})
+        assert not any(guess[i : i + 32] == secrets[i : i + 32] for i in range(0, len(secrets), 32))
+
+
+def test_a_round_with_too_few_honest_shares_is_not_opened_even_if_it_could_be(federation, words):
+    """Five of seven sites could open a sum, but the noise was sized for six that do not collude."""
+    box = federation(7, min_honest=6)
+    own = words(box.sites)
+    aggregation = box.collect(1, {site: own[site] for site in box.sites[:6]})
+    with pytest.raises(RoundAbandoned, match="opens with 7 sites or more"):
+        aggregation.request()
+    with pytest.raises(Refused, match="with fewer than 7 nothing is revealed"):
+        box.clients["site-1"].recover(RecoveryRequest(1, box.sites[:6]))
 
 
 def late_words(box, own):
