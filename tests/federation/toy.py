@@ -26,7 +26,7 @@ class VectorLearner:
     def dimension(self) -> int:
         return self.rows.shape[1]
 
-    def statistics(self) -> np.ndarray:
+    def statistics(self, parameters: np.ndarray) -> np.ndarray:
         return np.array([len(self.rows) / 2, len(self.rows) / 2])
 
     def contribution(

@@ -13,6 +13,7 @@ from fedveil.data.medmnist import MEDMNIST, fetch
 from fedveil.data.partition import Scheme, hospitals, named_hospitals
 from fedveil.data.records import Problem
 from fedveil.data.stack import ArrayImages, ImageStack, in_memory
+from fedveil.data.unlabelled import Unlabelled, read_unlabelled
 from fedveil.data.write import write_split
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Problem",
     "Scheme",
     "cache_folder",
+    "Unlabelled",
     "check",
     "fetch",
     "hospitals",
@@ -37,5 +39,6 @@ __all__ = [
     "is_path",
     "load",
     "named_hospitals",
+    "read_unlabelled",
     "write_split",
 ]

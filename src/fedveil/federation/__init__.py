@@ -9,10 +9,19 @@ from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, Ro
 from fedveil.federation.messages import Answer, Declined, Message, Reply, Request, SecureReply, SecureRequest
 from fedveil.federation.secure import Identity
 from fedveil.federation.site import Policy, Site
-from fedveil.federation.terms import STATISTICS, TRAINING, Release, Terms, default_min_honest, noise_share
+from fedveil.federation.terms import (
+    CALIBRATION,
+    STATISTICS,
+    TRAINING,
+    Release,
+    Terms,
+    default_min_honest,
+    noise_share,
+)
 from fedveil.federation.transport import InProcess, Transport
 
 __all__ = [
+    "CALIBRATION",
     "STATISTICS",
     "TRAINING",
     "Answer",

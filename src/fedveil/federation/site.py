@@ -1,7 +1,6 @@
 """One hospital: its cohort behind a learner, its policy, its ledger. The only place where a charge meets a pixel."""
 
 import logging
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from fedveil.federation.messages import (
     Vector,
 )
 from fedveil.federation.secure import Identity, SecureSite
-from fedveil.federation.terms import STATISTICS, Release, Terms, noise_share
+from fedveil.federation.terms import CALIBRATION, STATISTICS, Release, Terms, noise_share
 from fedveil.learning import Learner
 from fedveil.privacy import Ledger, Trust, check_delta, gaussian, secure_generator
 
@@ -122,7 +121,7 @@ class Site:
         if terms.trust != "none" and self._ledger is not None:
             if terms.target.unit != "site":
                 check_delta(terms.target.delta, self._learner.units)
-            self._resume(terms, self._ledger)
+            self._check_budget(terms, self._ledger)
         if terms.trust == "secure-aggregation":
             self._secure[terms.digest] = self._secure_site(terms)
         self._admitted[terms.digest] = terms
@@ -146,19 +145,12 @@ class Site:
         secure.claimed(self._served.get(terms.digest, 0))
         return secure
 
-    def _resume(self, terms: Terms, ledger: Ledger) -> None:
-        """Check that what the study has yet to charge fits: all of it, or the rest of one that is resumed."""
-        charges = [
-            charge.label.split(ATTEMPT) for charge in ledger.state.charges if charge.study == terms.title
-        ]
-        self._served[terms.digest] = max((int(attempt) for _, attempt in charges), default=0)
-        charged = Counter(name for name, _ in charges)
-        outstanding = [
-            release.mechanism.with_steps(release.mechanism.steps - charged[release.name])
-            for release in terms.releases
-            if release.mechanism.steps > charged[release.name]
-        ]
-        ledger.admit(*outstanding)
+    def _check_budget(self, terms: Terms, ledger: Ledger) -> None:
+        """Check that the whole study fits; one that has begun already is checked charge by charge."""
+        labels = [charge.label for charge in ledger.state.charges if charge.study == terms.title]
+        self._served[terms.digest] = max((int(label.split(ATTEMPT)[1]) for label in labels), default=0)
+        if not labels:
+            ledger.admit(*(release.mechanism for release in terms.releases))
 
     def handle(self, message: Message) -> Answer:
         """Answer one message. Never raises for anything that the message or the cohort brings about."""
@@ -286,8 +278,8 @@ class Site:
 
     def _contribution(self, request: Request, release: Release) -> Vector:
         """The sum over the sampled units of their clipped contributions: the one exact number, and it stays here."""
-        if release.name == STATISTICS:
-            return self._learner.statistics()
+        if release.name in (STATISTICS, CALIBRATION):
+            return self._learner.statistics(request.parameters)
         units = None
         rate = release.mechanism.sampling_rate
         if rate < 1:

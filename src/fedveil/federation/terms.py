@@ -16,10 +16,11 @@ from typing import Any
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsilon
 
-__all__ = ["STATISTICS", "TRAINING", "Release", "Terms", "default_min_honest", "noise_share"]
+__all__ = ["CALIBRATION", "STATISTICS", "TRAINING", "Release", "Terms", "default_min_honest", "noise_share"]
 
 STATISTICS = "statistics"
 TRAINING = "training"
+CALIBRATION = "calibration"
 
 
 def default_min_honest(sites: int) -> int:
@@ -57,7 +58,7 @@ class Release:
     """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
 
     Attributes:
-        name: what is released: `STATISTICS`, one sum before training, or `TRAINING`.
+        name: what is released: `STATISTICS`, one sum before training; `TRAINING`; `CALIBRATION`, one sum after.
         mechanism: one unit's bound, the noise of the sum, and the number of rounds (``mechanism.steps``).
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.

@@ -13,9 +13,16 @@ from fedveil.learning.statistics import ClassStatistics, unit_blocks
 
 __all__ = ["CentredHead", "CentredLearner"]
 
+SMALLEST_SCALE = 1e-9
+
 
 class CentredHead:
-    """The model: parameters are the released centre, then those of the linear head that is trained.
+    """The model: parameters are the released centre and class weights, a shift of the logits, and the trained head.
+
+    Weights w_y make every class count alike in training, however rare; so does the centre, which lies in the middle
+    between the classes' means and makes an intercept needless. Probabilities are turned back to the class frequencies
+    of training: ``p(y | x)`` is proportional to ``softmax(logits - shift)_y / w_y``. The shift is 0 in training;
+    afterwards it may be set to the middle between the classes' mean logits, see `scores`.
 
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
@@ -24,7 +31,7 @@ class CentredHead:
 
     def __init__(self, blocks: Sequence[int], classes: int) -> None:
         self.blocks = tuple(blocks)
-        self.head = LinearHead(sum(blocks), classes)
+        self.head = LinearHead(sum(blocks), classes, intercept=False)
 
     @property
     def features(self) -> int:
@@ -44,27 +51,46 @@ class CentredHead:
     @property
     def parameters(self) -> int:
         """Length of the whole parameter vector."""
-        return self.features + self.head.dimension
+        return self.features + self.classes + self.head.logits + self.head.dimension
 
-    def join(self, centre: Vector | None, trained: Vector) -> Vector:
-        """The whole parameter vector; no centre means the origin."""
-        start = np.zeros(self.features) if centre is None else centre
-        return np.concatenate([start, trained])
+    def join(
+        self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
+    ) -> Vector:
+        """The whole parameter vector; without statistics the centre is the origin and the weights are 1."""
+        centre = np.zeros(self.features) if statistics is None else statistics.centre
+        weights = np.ones(self.classes) if statistics is None else statistics.weights
+        moved = np.zeros(self.head.logits) if shift is None else shift
+        return np.concatenate([centre, weights, moved, trained])
 
-    def split(self, parameters: Vector) -> tuple[Vector, Vector]:
-        """Centre and trained part of a parameter vector."""
+    def split(self, parameters: Vector) -> tuple[Vector, Vector, Vector, Vector]:
+        """Centre, class weights, shift and trained part of a parameter vector."""
         if parameters.shape != (self.parameters,):
             raise InvalidValue(
                 f"parameters have shape {parameters.shape}",
                 f"this model has {self.parameters} of them in one vector",
                 "use the same features and classes as in training",
             )
-        return parameters[: self.features], parameters[self.features :]
+        ends = np.cumsum([self.features, self.classes, self.head.logits])
+        centre, weights, shift, trained = np.split(parameters, ends)
+        return centre, weights, shift, trained
 
     def probabilities(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
         """Class probabilities (n, classes) for raw features (n, d)."""
-        centre, trained = self.split(parameters)
-        return self.head.probabilities(trained, self.view(features, centre))
+        centre, weights, shift, trained = self.split(parameters)
+        logits = self.head.logits_of(trained, self.view(features, centre)) - shift
+        probabilities = self.head.probabilities_of(logits) / weights
+        result: Vector = probabilities / probabilities.sum(axis=1, keepdims=True)
+        return result
+
+    def scores(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
+        """Logits (n, logits) before any shift, divided by the weights' norm: rows of norm at most 1."""
+        centre, _, _, trained = self.split(parameters)
+        result: Vector = self.head.logits_of(trained, self.view(features, centre)) / self.scale(parameters)
+        return result
+
+    def scale(self, parameters: Vector) -> float:
+        """The norm of the trained weights, which bounds every logit of a unit vector; a public number."""
+        return max(float(np.linalg.norm(self.split(parameters)[3])), SMALLEST_SCALE)
 
     def view(self, features: npt.NDArray[Any], centre: Vector) -> npt.NDArray[np.float32]:
         """What the head sees: blocks of unit length, centred, and brought to unit length again."""
@@ -93,8 +119,8 @@ class CentredLearner:
     ) -> None:
         self._model, self._labels, self._patients, self._unit = model, labels, patients, unit
         self._features = unit_blocks(features, model.blocks)
-        self._centre = np.zeros(model.features)
-        self._learner = self._centred(self._centre)
+        self._centre, self._weights = np.zeros(model.features), np.ones(model.classes)
+        self._learner = self._centred(self._centre, self._weights)
 
     @property
     def dimension(self) -> int:
@@ -108,16 +134,18 @@ class CentredLearner:
 
     def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
         """Sum the units' clipped gradients of the trained part; see `Learner.contribution`."""
-        centre, trained = self._model.split(parameters)
-        if not np.array_equal(centre, self._centre):
-            self._centre, self._learner = centre, self._centred(centre)
+        centre, weights, _, trained = self._model.split(parameters)
+        if not (np.array_equal(centre, self._centre) and np.array_equal(weights, self._weights)):
+            self._learner = self._centred(centre, weights)
+            self._centre, self._weights = centre, weights
         return self._learner.contribution(trained, clip_norm=clip_norm, units=units)
 
-    def statistics(self) -> Vector:
-        """Sum the units' class statistics; see `Learner.statistics`."""
+    def statistics(self, parameters: Vector) -> Vector:
+        """Sum the units' class statistics: of their features, or of their scores where there is a model to score by."""
+        points = self._model.scores(parameters, self._features) if parameters.size else self._features
         groups = np.arange(len(self._labels)) if self._unit == "image" else self._patients
         weights = 1 / np.bincount(groups)[groups]
-        total = ClassStatistics.contribution(self._features, self._labels, weights, self._model.classes)
+        total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)
         if self._unit == "site":
             total = total / max(1.0, float(np.linalg.norm(total)))
         return total
@@ -126,6 +154,12 @@ class CentredLearner:
         """Class probabilities (n, classes) of the cohort's own images."""
         return self._model.probabilities(parameters, self._features)
 
-    def _centred(self, centre: Vector) -> LinearLearner:
-        view = unit_blocks(self._features, self._model.blocks, centre)
-        return LinearLearner(self._model.head, view, self._labels, self._patients, unit=self._unit)
+    def _centred(self, centre: Vector, weights: Vector) -> LinearLearner:
+        return LinearLearner(
+            self._model.head,
+            unit_blocks(self._features, self._model.blocks, centre),
+            self._labels,
+            self._patients,
+            unit=self._unit,
+            class_weights=weights,
+        )

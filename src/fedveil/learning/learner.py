@@ -48,8 +48,11 @@ class Learner(Protocol):
         """
         ...
 
-    def statistics(self) -> Vector:
-        """Sum over the units a vector of L2 norm at most 1 that is released once, before training.
+    def statistics(self, parameters: Vector) -> Vector:
+        """Sum over the units a vector of L2 norm at most 1 that is released once, before or after training.
+
+        Args:
+            parameters: empty before training; then the trained model.
 
         Returns:
             float64, un-noised.

@@ -40,11 +40,13 @@ class LinearHead:
     """Multinomial logistic regression on ``features`` numbers, as one flat parameter vector.
 
     Two classes share one logit, that of class 1: parameters are (w, b), ``features + 1`` numbers. More
-    classes have one each: (w_0, b_0, w_1, b_1, ...), ``classes * (features + 1)`` numbers.
+    classes have one each: (w_0, b_0, w_1, b_1, ...), ``classes * (features + 1)`` numbers. Without
+    ``intercept`` there are no b.
     """
 
     features: int
     classes: int
+    intercept: bool = True
 
     def __post_init__(self) -> None:
         if self.features < 1 or self.classes < 2:
@@ -62,7 +64,18 @@ class LinearHead:
     @property
     def dimension(self) -> int:
         """Number of parameters."""
-        return self.logits * (self.features + 1)
+        return self.logits * self.inputs
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that each logit weighs: the features, and the constant 1 if there is an intercept."""
+        return self.features + self.intercept
+
+    def extend(self, features: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Features (n, features) with the constant, as float64 (n, inputs)."""
+        constant = np.ones((len(features), self.inputs - self.features))
+        extended: npt.NDArray[Any] = np.concatenate([features, constant], axis=1, dtype=np.float64)
+        return extended
 
     def initial(self) -> Vector:
         """All zeros: every class equally likely. The loss is convex, so the start needs no randomness."""
@@ -74,13 +87,16 @@ class LinearHead:
         Raises:
             InvalidValue: parameters or features of another shape, or not finite.
         """
+        return self.probabilities_of(self.logits_of(parameters, features))
+
+    def logits_of(self, parameters: npt.ArrayLike, features: npt.NDArray[Any]) -> Vector:
+        """Map features (n, features) to logits (n, logits), float64; raises as `probabilities` does."""
         weights = self.weights(parameters)
-        checked = _checked_features(features, self.features)
-        logits = checked @ weights[:, :-1].T.astype(checked.dtype) + weights[:, -1]
-        return self.probabilities_of(logits.astype(np.float64))
+        result: Vector = self.extend(_checked_features(features, self.features)) @ weights.T
+        return result
 
     def weights(self, parameters: npt.ArrayLike) -> Vector:
-        """View parameters as a matrix (logits, features + 1), bias last, after checking them.
+        """View parameters as a matrix (logits, inputs), bias last, after checking them.
 
         Raises:
             InvalidValue: another length, or values that are not finite or absurdly large.
@@ -98,7 +114,7 @@ class LinearHead:
                 "a linear head cannot be evaluated there",
                 "lower the learning rate",
             )
-        return vector.reshape(self.logits, self.features + 1)
+        return vector.reshape(self.logits, self.inputs)
 
     def probabilities_of(self, logits: Vector) -> Vector:
         """Map logits (n, logits) to class probabilities (n, classes)."""
@@ -153,7 +169,7 @@ class LinearLearner:
             np.ones(head.classes) if class_weights is None else _checked_weights(class_weights, head.classes)
         )
         self._image_weights = weights[self._labels] * (self._shares if reduction == "mean" else 1.0)
-        self._features = np.concatenate([checked, np.ones((len(checked), 1))], axis=1, dtype=np.float64)
+        self._features = head.extend(checked)
         self._norms = _GroupNorms(self._features, self._groups)
 
     @property

@@ -79,10 +79,21 @@ class ClassStatistics:
         return result
 
     @property
+    def weights(self) -> Vector:
+        """(classes,) loss weights under which every class counts alike, with mean 1 over the units."""
+        result: Vector = self.counts.sum() / (len(self.counts) * self.counts)
+        return result
+
+    @property
     def centre(self) -> Vector:
         """(d,) the middle between the classes' means, each class counting alike."""
         result: Vector = self.means.mean(axis=0)
         return result
+
+    def centre_variance(self, noise_variance: float) -> float:
+        """Variance of the noise in each coordinate of the centre, if each released number has this one."""
+        per_class = noise_variance / ((1 - COUNT_WEIGHT**2) * self.counts**2)
+        return float(per_class.sum()) / len(self.counts) ** 2
 
     @staticmethod
     def size(classes: int, dimension: int) -> int:
@@ -96,14 +107,15 @@ class ClassStatistics:
         """Sum the units' contributions; exact, so it stays in the hospital.
 
         Args:
-            features: (n, d), rows of norm at most 1, as `unit_blocks` makes them.
+            features: (n, d), rows of norm at most 1, as `unit_blocks` makes them; longer ones are scaled down.
             labels: (n,) class codes.
             weights: (n,) each image's share in its unit; they sum to 1 within a unit.
             classes: number of classes.
         """
+        norms = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1.0)
         extended = np.concatenate(
             [
-                features * np.sqrt(1 - COUNT_WEIGHT**2),
+                features * (np.sqrt(1 - COUNT_WEIGHT**2) / norms),
                 np.full((len(features), 1), COUNT_WEIGHT),
             ],
             axis=1,

@@ -4,6 +4,7 @@
 is the round loop that simulation and deployment share.
 """
 
+from fedveil.study.model_file import TrainedModel, predict
 from fedveil.study.plan import Plan, make_plan
 from fedveil.study.prepare import Prepared, prepare, resolve
 from fedveil.study.progress import Progress, Silent
@@ -22,8 +23,10 @@ __all__ = [
     "Silent",
     "Study",
     "Trained",
+    "TrainedModel",
     "make_plan",
     "make_terms",
+    "predict",
     "prepare",
     "resolve",
     "run",

@@ -66,7 +66,7 @@ class Outcome:
         probabilities = test.probabilities(self.trained.parameters)
         statistics = self.trained.statistics
         predicted = decide(probabilities, None if statistics is None else statistics.priors)
-        self.task.save(directory.path, self.trained.parameters, statistics)
+        self.task.trained(self.trained.parameters, statistics).save(directory.path)
         _write_predictions(directory, self.task, test, probabilities, predicted)
         _write_examples(directory, self.task, test, probabilities, predicted)
         directory.write_json("provenance.json", self._provenance())

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, hospitals, load, named_hospitals
+from fedveil.data import Dataset, hospitals, is_path, load, named_hospitals
 from fedveil.errors import StudyError
 from fedveil.privacy import check_delta
 from fedveil.study.settings import Study
@@ -69,7 +69,7 @@ class Prepared:
 def resolve(study: Study, base: Path) -> Study:
     """The study with its data source as an absolute path, if it is a path relative to ``base``."""
     source = study.data.source
-    if source == "phantom" or source.startswith("medmnist:"):
+    if not is_path(source):
         return study
     data = study.data.model_copy(update={"source": str((base / source).resolve())})
     return study.model_copy(update={"data": data})

@@ -32,8 +32,14 @@ class _Table(BaseModel):
 class StudySettings(_Table):
     """What the study is called, and the seed of everything that may be repeated."""
 
-    name: str = Field(default="study", min_length=1, max_length=80, pattern=r"^[\w .+-]+$")
-    description: str = ""
+    name: str = Field(
+        default="study",
+        min_length=1,
+        max_length=80,
+        pattern=r"^[\w .+-]+$",
+        description="for ledgers, reports and the run directory",
+    )
+    description: str = Field(default="", description="what the study is for, shown in the report")
     seed: int = Field(
         default=0, ge=0, description="of initialisation and simulated partition; never of noise"
     )
@@ -47,7 +53,7 @@ class SiteSettings(_Table):
         default="dirichlet",
         description="how patients are dealt out: evenly, by skewed labels, or by skewed numbers",
     )
-    alpha: float = Field(default=0.5, gt=0, description="smaller is more skewed")
+    alpha: float = Field(default=0.5, gt=0, description="how alike hospitals are: smaller is more skewed")
 
 
 class DataSettings(_Table):
@@ -117,6 +123,9 @@ class PrivacySettings(_Table):
     clip_norm: float = Field(default=0.35, gt=0, description="L2 bound of one unit's contribution")
     statistics_share: float = Field(
         default=0.15, ge=0, lt=1, description="part of the budget for class sizes and means, released first"
+    )
+    calibration_share: float = Field(
+        default=0.03, ge=0, lt=1, description="part of the budget for the classes' mean scores, released last"
     )
 
 

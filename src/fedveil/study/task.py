@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from fedveil.learning import (
     Learner,
 )
 from fedveil.learning.features import FeatureExtractor, feature_extractor
+from fedveil.study.model_file import TrainedModel
 from fedveil.study.progress import Progress
 from fedveil.study.settings import Study
 
@@ -56,8 +56,18 @@ class Task:
         """Class probabilities (k, classes) of these images."""
         return self.model.probabilities(parameters, self.features[rows])
 
-    def save(self, folder: Path, parameters: Vector, statistics: ClassStatistics | None) -> None:
-        """Write what `predict` needs."""
+    def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
+        """What `predict` needs."""
+        classes = self.dataset.classes
+        equal = np.full(len(classes), 1 / len(classes))
+        return TrainedModel(
+            features=self.study.model.features,
+            image_size=self.study.data.image_size,
+            channels=self.dataset.images.channels,
+            classes=classes,
+            frequencies=equal if statistics is None else statistics.priors,
+            parameters=parameters,
+        )
 
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedveil.errors import InvalidValue
-from fedveil.federation import STATISTICS, TRAINING, Release, Terms, default_min_honest
+from fedveil.federation import CALIBRATION, STATISTICS, TRAINING, Release, Terms, default_min_honest
 from fedveil.learning import CentredHead, ClassStatistics
 from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, calibrate, calibrate_integer
 from fedveil.study.settings import Study
@@ -16,9 +16,9 @@ __all__ = ["make_terms", "target_of"]
 def make_terms(study: Study, *, sites: Sequence[str], model: CentredHead) -> Terms:
     """Calibrate the study's releases to its target and fix everything that touches privacy.
 
-    The statistics, if asked for, get the fraction s of the budget: in the Gaussian mechanism's own measure, where a
-    target allows mu in total and one release with noise multiplier z costs 1/z, theirs is ``z = 1/(mu sqrt(s))``.
-    Training is then calibrated to the target given what they spend.
+    Statistics and calibration, if asked for, get fractions s of the budget: in the Gaussian mechanism's own measure,
+    where a target allows mu in total and one release with noise multiplier z costs 1/z, theirs is
+    ``z = 1/(mu sqrt(s))``. Training is then calibrated to the target given what they spend.
 
     Args:
         study: the resolved study.
@@ -31,16 +31,18 @@ def make_terms(study: Study, *, sites: Sequence[str], model: CentredHead) -> Ter
     min_honest = study.federation.min_honest or default_min_honest(len(sites))
     calibrator = _Calibrator(study=study, target=target, sites=len(sites), min_honest=min_honest)
     releases = []
-    share = privacy.statistics_share
-    if share > 0:
-        whole = calibrate(target, steps=1).noise_multiplier if private else 0.0
-        statistics = Mechanism(
-            noise_multiplier=whole / math.sqrt(share), clip_norm=1.0, steps=1, unit=privacy.unit
-        )
+    whole = calibrate(target, steps=1).noise_multiplier if private else 0.0
+    if privacy.statistics_share > 0:
         size = ClassStatistics.size(model.classes, model.features)
-        releases.append(calibrator.fixed(STATISTICS, statistics, dimension=size))
-    spent = [one.mechanism for one in releases]
+        releases.append(calibrator.share(STATISTICS, whole, privacy.statistics_share, dimension=size))
+    after = []
+    if privacy.calibration_share > 0:
+        size = ClassStatistics.size(model.classes, model.head.logits)
+        share = privacy.calibration_share
+        after.append(calibrator.share(CALIBRATION, whole, share, dimension=size, parameters=model.parameters))
+    spent = [one.mechanism for one in releases + after]
     releases.append(calibrator.training(spent, dimension=model.trained, parameters=model.parameters))
+    releases += after
     return Terms(
         name=study.study.name,
         settings=study.model_dump(mode="json"),
@@ -61,19 +63,23 @@ class _Calibrator:
     sites: int
     min_honest: int
 
-    def fixed(self, name: str, mechanism: Mechanism, *, dimension: int) -> Release:
-        """A release whose noise is given."""
-        if self.target.trust != "secure-aggregation":
-            return Release(name=name, mechanism=mechanism, dimension=dimension, parameters=0)
-        integer = IntegerMechanism.fit(
-            mechanism,
-            dimension=dimension,
-            sites=self.sites,
-            shares=self.min_honest,
-            units=self.study.federation.max_units,
+    def share(self, name: str, whole: float, share: float, *, dimension: int, parameters: int = 0) -> Release:
+        """One sum that takes this share of the budget; ``whole`` is the noise multiplier that would take all of it."""
+        mechanism = Mechanism(
+            noise_multiplier=whole / math.sqrt(share), clip_norm=1.0, steps=1, unit=self.target.unit
         )
+        integer = None
+        if self.target.trust == "secure-aggregation":
+            integer = IntegerMechanism.fit(
+                mechanism,
+                dimension=dimension,
+                sites=self.sites,
+                shares=self.min_honest,
+                units=self.study.federation.max_units,
+            )
+            mechanism = integer.mechanism
         return Release(
-            name=name, mechanism=integer.mechanism, dimension=dimension, parameters=0, integer=integer
+            name=name, mechanism=mechanism, dimension=dimension, parameters=parameters, integer=integer
         )
 
     def training(self, spent: Sequence[Mechanism], *, dimension: int, parameters: int) -> Release:

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.federation import STATISTICS, TRAINING, BudgetSpent, Coordinator, RoundSum, Terms, Transport
+from fedveil.federation import (
+    CALIBRATION,
+    STATISTICS,
+    TRAINING,
+    BudgetSpent,
+    Coordinator,
+    RoundSum,
+    Terms,
+    Transport,
+)
 from fedveil.learning import CentredHead, ClassStatistics, OptimizerState
 from fedveil.study.progress import Progress
 from fedveil.study.rules import Steps
@@ -66,6 +75,8 @@ class _Checkpoint:
         if "meta" in self.arrays:
             meta = json.loads(self.arrays.pop("meta").tobytes())
             self.round, self.coordinator.charged = meta["round"], meta["charged"]
+            # The process that was killed may have asked for one more round than it could note.
+            self.coordinator.charged[TRAINING] = self.coordinator.charged.get(TRAINING, 0) + 1
         self.directory.cut_rounds(self.round)
 
     def save(self, finished: int, arrays: Arrays) -> None:
@@ -97,17 +108,23 @@ class _Loop:
         planned = self.terms.release(TRAINING).mechanism.steps
         self.progress.stage(self.label, planned, state.round)
         try:
-            while state.round < planned:
+            while state.round < planned and self._affordable():
                 state = self._round(state, statistics, steps)
         except BudgetSpent:
             if state.round == 0:
                 raise
+        trained = steps.optimizer.released(state.optimizer)
         return Trained(
-            parameters=self._released(state, statistics, steps),
+            parameters=self.model.join(statistics, trained, self._shift(state, statistics, trained)),
             statistics=statistics,
             rounds=state.round,
             coordinator=self.coordinator,
         )
+
+    def _affordable(self) -> bool:
+        """Whether another round leaves what comes after training its share of the budget."""
+        release = self.terms.release(TRAINING)
+        return self.terms.trust == "none" or self.coordinator.charged.get(TRAINING, 0) < release.mechanism.steps
 
     def _statistics(self) -> ClassStatistics | None:
         """What is released before training: from the checkpoint, or from the sites, or nothing."""
@@ -117,6 +134,28 @@ class _Loop:
             collected = self.coordinator.collect(self.terms.release(STATISTICS), 1, np.empty(0))
             self.checkpoint.save(0, {"statistics": collected.total})
         return ClassStatistics.from_released(self.checkpoint.arrays["statistics"], self.model.classes)
+
+    def _shift(
+        self, state: Progression, statistics: ClassStatistics | None, trained: Vector
+    ) -> Vector | None:
+        """The middle between the classes' mean logits, released last; shrunk towards 0 by as much as it is noise."""
+        if self.terms.releases[-1].name != CALIBRATION:
+            return None
+        release = self.terms.releases[-1]
+        whole = self._whole(trained, statistics)
+        if "calibration" not in self.checkpoint.arrays:
+            try:
+                collected = self.coordinator.collect(release, 1, whole)
+            except BudgetSpent:
+                return None
+            variance = self.terms.noise_variance(release.mechanism, len(collected.survivors))
+            arrays = {"calibration": collected.total, "calibration.variance": np.array(variance)}
+            self.checkpoint.save(state.round, arrays)
+        released = self.checkpoint.arrays
+        scores = ClassStatistics.from_released(released["calibration"], self.model.classes)
+        centre, variance = scores.centre, scores.centre_variance(float(released["calibration.variance"]))
+        kept = np.maximum(0.0, 1.0 - variance / np.maximum(centre**2, np.finfo(float).tiny))
+        return centre * kept * self.model.scale(whole)
 
     def _start(self, steps: Steps) -> Progression:
         if self.checkpoint.round == 0:
@@ -146,7 +185,7 @@ class _Loop:
         return after
 
     def _whole(self, trained: Vector, statistics: ClassStatistics | None) -> Vector:
-        return self.model.join(statistics.centre if statistics else None, trained)
+        return self.model.join(statistics, trained)
 
     def _released(self, state: Progression, statistics: ClassStatistics | None, steps: Steps) -> Vector:
         return self._whole(steps.optimizer.released(state.optimizer), statistics)

@@ -17,18 +17,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fedveil.learning.features.extractor import Features, Images, batches, checked, resized
 
-MEANS, DEVIATIONS = (40, 112, 320, 1280), (40, 112, 320)
-"""Channels of the stages whose spatial means, and standard deviations, are the features."""
+STAGES = (7, 10)
+"""Blocks of the network, counted from 0, whose outputs are pooled: both at stride 16."""
+CHANNELS = (80, 112)
+"""Their numbers of channels."""
 SMALLEST = 16
 
 
 class EfficientNetLite0:
-    """Globally pooled activations of the last four stages: 2,224 features an image, in seven blocks.
+    """Pooled activations from the middle of the network: 384 features an image, in four blocks.
 
-    The stages end at strides 8, 16 and 32 and with the last convolution. Of each the spatial mean of
-    every channel is taken, of the first three the spatial standard deviation too. Middle stages see
-    texture rather than objects, and tell radiographs apart better than the last one, which was trained to
-    name animals.
+    Of each channel that the blocks 7 and 10 put out, at stride 16, the mean and the standard deviation over space.
+    These see texture rather than objects, and tell medical images apart better than the last layer, which was
+    trained to name animals; the network behind them is cut off.
 
     A grey image is fed as three equal channels. Batch norm uses the published ImageNet statistics (evaluation
     mode) and is folded into the convolutions, which halves the time and changes features by rounding only.
@@ -36,12 +37,12 @@ class EfficientNetLite0:
 
     def __init__(self, name: str, channels: int, size: int) -> None:
         self.name, self.channels, self.size = name, channels, size
-        self.blocks: tuple[int, ...] = (*MEANS, *DEVIATIONS)
+        self.blocks: tuple[int, ...] = tuple(np.repeat(CHANNELS, 2).tolist())
         self.dimension = sum(self.blocks)
-        self.key = f"efficientnet-lite0-2@{self.size}x{channels}"
+        self.key = f"efficientnet-lite0-3@{self.size}x{channels}"
 
     def __call__(self, images: Images) -> Features:
-        """Map images (k, channels, h, w) in [0, 1] to features (k, 2224)."""
+        """Map images (k, channels, h, w) in [0, 1] to features (k, 384): mean and deviation of each stage."""
         pixels = checked(images, self.channels)
         stages = folded_network(self.size, self.channels)
         features = np.empty((len(pixels), self.dimension), dtype=np.float32)
@@ -50,15 +51,12 @@ class EfficientNetLite0:
             for batch in batches(pixels):
                 maps = resized(batch, self.size) * (255 / 128) - 127 / 128
                 maps = maps.contiguous(memory_format=torch.channels_last)
-                means, deviations = [], []
+                pooled: list[torch.Tensor] = []
                 for stage in stages:
                     maps = stage(maps)
-                    if maps.shape[1] in MEANS:
-                        deviation, mean = torch.std_mean(maps, dim=(2, 3), correction=0)
-                        means.append(mean)
-                        deviations.append(deviation)
-                pooled = torch.cat([*means, *deviations[: len(DEVIATIONS)]], dim=1)
-                features[start : start + len(batch)] = pooled.numpy()
+                    deviation, mean = torch.std_mean(maps, dim=(2, 3), correction=0)
+                    pooled += [mean, deviation]
+                features[start : start + len(batch)] = torch.cat(pooled, dim=1).numpy()
                 start += len(batch)
         return features
 
@@ -73,18 +71,16 @@ def pretrained(size: int) -> Any:
 
 @lru_cache(maxsize=4)
 def folded_network(size: int, channels: int) -> nn.ModuleList:
-    """Return the stages of the convolutional part of :func:`pretrained` with batch norm folded in, channels last.
+    """Return the stages of :func:`pretrained` up to the last one pooled, with batch norm folded in, channels last.
 
-    A stage ends before each block that halves the resolution; the last convolution is a stage of its own.
     The layers of one grey channel are the sums over the three equal colour channels they stand for.
     """
     network = pretrained(size)
     stages: list[list[nn.Module]] = [[*_folded(network._conv_stem, network._bn0), nn.ReLU6(inplace=True)]]
-    for block in network._blocks:
-        if np.ravel(block._block_args.stride)[0] == 2:
-            stages.append([])
+    for index, block in enumerate(network._blocks[: STAGES[-1] + 1]):
         stages[-1].append(_folded_block(block))
-    stages.append([*_folded(network._conv_head, network._bn1), nn.ReLU6(inplace=True)])
+        if index in STAGES[:-1]:
+            stages.append([])
     if channels == 1:
         stem = next(layer for layer in stages[0] if isinstance(layer, nn.Conv2d))
         stem.weight = nn.Parameter(stem.weight.sum(1, keepdim=True), requires_grad=False)

@@ -1,0 +1,124 @@
+"""A trained model on disk, and its use on new images: ``model.json`` says what it is, ``model.safetensors`` holds it."""
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from fedveil.data import Unlabelled, read_unlabelled
+from fedveil.errors import FedveilError, StudyError
+from fedveil.learning import CentredHead, decide
+from fedveil.learning.features import feature_extractor
+from fedveil.study.files import write_atomic, write_json
+
+__all__ = ["TrainedModel", "predict"]
+
+Vector = npt.NDArray[np.float64]
+VERSION = 1
+BATCH = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class TrainedModel:
+    """All that prediction needs.
+
+    Attributes:
+        features: name of the feature extractor.
+        image_size: pixels along each side.
+        channels: 1 or 3.
+        classes: names of the classes.
+        frequencies: (classes,) released class frequencies of training, which decisions divide by; all equal if
+            none were released.
+        parameters: the whole parameter vector.
+    """
+
+    features: str
+    image_size: int
+    channels: int
+    classes: tuple[str, ...]
+    frequencies: Vector
+    parameters: Vector
+
+    def save(self, folder: Path) -> None:
+        """Write both files, each whole or not at all."""
+        arrays = {"parameters": self.parameters, "frequencies": self.frequencies}
+        write_atomic(folder / "model.safetensors", lambda file: file.write(save_tensors(arrays)))
+        described = {k: v for k, v in asdict(self).items() if k not in arrays}
+        write_json(folder / "model.json", {"version": VERSION, **described})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a model; `StudyError` if it is missing, damaged or of another version."""
+        try:
+            described: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            arrays = load_tensors((folder / "model.safetensors").read_bytes())
+        except FileNotFoundError as error:
+            raise StudyError(
+                f"{error.filename} does not exist", "a model is two files of a finished run", "check the path"
+            ) from None
+        except (ValueError, UnicodeDecodeError, SafetensorError) as error:
+            raise _damaged(folder, str(error)) from None
+        if not isinstance(described, dict) or described.pop("version", None) != VERSION:
+            raise StudyError(
+                f"{folder / 'model.json'} is of another version",
+                f"this fedveil reads version {VERSION}",
+                "use the fedveil that wrote it",
+            )
+        try:
+            model = cls(**(described | {"classes": tuple(described["classes"])}), **arrays)
+            fits = model.parameters.shape == (model.head.parameters,)
+            fits = fits and model.frequencies.shape == (len(model.classes),)
+        except (KeyError, TypeError, FedveilError) as error:
+            raise _damaged(folder, str(error)) from None
+        if not fits:
+            raise _damaged(folder, "its sizes do not agree")
+        return model
+
+    @property
+    def head(self) -> CentredHead:
+        """The model that the parameters belong to."""
+        extractor = feature_extractor(self.features, image_size=self.image_size, channels=self.channels)
+        return CentredHead(extractor.blocks, len(self.classes))
+
+    def probabilities(self, images: npt.NDArray[np.float32]) -> Vector:
+        """Class probabilities (k, classes) of images (k, channels, size, size) in [0, 1]."""
+        extractor = feature_extractor(self.features, image_size=self.image_size, channels=self.channels)
+        return self.head.probabilities(self.parameters, extractor(images))
+
+    def decide(self, probabilities: Vector) -> npt.NDArray[np.int64]:
+        """Predicted classes under equal class frequencies."""
+        return decide(probabilities, self.frequencies)
+
+
+def predict(model: Path, source: str, base: Path = Path()) -> str:
+    """Classify the images of a folder or manifest; labels are neither needed nor looked at.
+
+    Returns:
+        CSV text: image, predicted class, and a probability a class.
+    """
+    trained = TrainedModel.load(model)
+    images: Unlabelled = read_unlabelled(source, trained.image_size, trained.channels, base=base)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "predicted", *(f"prob:{name}" for name in trained.classes)])
+    for start in range(0, len(images.names), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(images.names)))
+        probabilities = trained.probabilities(images.read(rows))
+        for row, scores, code in zip(rows, probabilities, trained.decide(probabilities), strict=True):
+            values = [f"{score:.6f}" for score in scores]
+            writer.writerow([images.names[row], trained.classes[code], *values])
+    return text.getvalue()
+
+
+def _damaged(folder: Path, why: str) -> StudyError:
+    return StudyError(
+        f"the model in {folder} is damaged ({why})", "both of its files must be whole", "train it again"
+    )
