@@ -4,7 +4,7 @@ import math
 
 import dp_accounting
 import pytest
-from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld import PLDAccountant, privacy_loss_distribution
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ from fedveil.errors import InvalidValue
 from fedveil.privacy import Mechanism, delta_at, epsilon, gdp_mu
 from fedveil.privacy.accounting import tally, within
 from fedveil.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
-from fedveil.privacy.subsampled import renyi_epsilon
+from fedveil.privacy.subsampled import loss_epsilon, renyi_epsilon
 
 deltas = st.floats(-12, -1).map(lambda exponent: 10.0**exponent)
 noises = st.floats(-0.5, 3).map(lambda exponent: 10.0**exponent)
@@ -79,8 +79,12 @@ def test_sampling_is_priced_like_dp_accounting_and_below_renyi(noise: float, rat
     mechanism = sampled(noise, rate, steps)
     reference = PLDAccountant().compose(mechanism.event()).get_epsilon(1e-5)
     renyi = RdpAccountant(orders=list(range(2, 257))).compose(mechanism.event()).get_epsilon(1e-5)
+    optimistic = privacy_loss_distribution.from_gaussian_mechanism(
+        noise, sampling_prob=rate, pessimistic_estimate=False, value_discretization_interval=1e-4
+    ).self_compose(steps)
     price = epsilon([mechanism], 1e-5)
-    assert price == pytest.approx(reference, rel=2e-4)
+    assert price == loss_epsilon(((noise, rate, steps),), 1e-5)
+    assert optimistic.get_epsilon_for_delta(1e-5) < price == pytest.approx(reference, rel=2e-4)
     assert 0.6 * renyi < price <= renyi
     assert delta_at([mechanism], price) == pytest.approx(1e-5, rel=1e-4)
     assert epsilon([full(noise, steps)], 1e-5) > price
@@ -151,7 +155,9 @@ def test_sampled_price_lies_between_none_and_full(
 ) -> None:
     price = epsilon([sampled(noise, rate, steps)], delta)
     assert 0 <= price <= epsilon([full(noise, steps)], delta)
-    assert price <= renyi_epsilon(((noise, rate, steps),), delta) * (1 + 1e-3)
+    by_loss, renyi = (of(((noise, rate, steps),), delta) for of in (loss_epsilon, renyi_epsilon))
+    assert price <= renyi
+    assert by_loss == math.inf if delta < 1e-8 else by_loss <= renyi * (1 + 1e-3) + 1e-3
 
 
 def test_slack_is_added_for_every_step() -> None:
@@ -164,6 +170,18 @@ def test_slack_is_added_for_every_step() -> None:
     assert epsilon([plain], 1e-5) < epsilon([slack], 1e-5)
     with_sampling = Mechanism(2.0, 1.0, 30, 0.1, epsilon_slack=1e-3)
     assert epsilon([with_sampling], 1e-5) > 0.03 + epsilon([sampled(2.0, 0.1, 30)], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "steps"),
+    [(0.002, 0.99, 100), (5e5, 7e-6, 400_000), (2.9, 1 - 1e-8, 10_000), (0.2, 1e-7, 3)],
+)
+def test_extreme_mechanisms_are_priced_quietly(noise: float, rate: float, steps: int) -> None:
+    """Where the loss distribution overflows, the other bounds hold; nothing warns, nothing fails."""
+    mechanism = sampled(noise, rate, steps)
+    price = epsilon([mechanism], 1e-5)
+    assert 0 <= price <= epsilon([full(noise, steps)], 1e-5)
+    assert 0 <= delta_at([mechanism], 1.0) <= 1
 
 
 def test_no_noise_is_no_privacy() -> None:

@@ -31,7 +31,7 @@ def test_full_participation_never_lands_above_the_target(
     assert epsilon([*spent, less], delta) > eps
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.floats(0.3, 8), st.floats(0.01, 0.9), st.integers(1, 500))
 def test_sampling_never_lands_above_the_target(eps: float, rate: float, steps: int) -> None:
     mechanism = calibrate(target(eps), steps=steps, sampling_rate=rate)

@@ -194,6 +194,8 @@ def test_a_lost_head_is_refused_until_a_receipt_restores_it(
         receipt = Head(3, chain_hash(data, 3))
         with pytest.raises(LedgerError, match="a receipt names it"):
             restore_head(path, Head(9, receipt.hash))
+        with pytest.raises(LedgerError, match="a receipt names it"):
+            restore_head(path, Head(-1, chain_hash(data, 5)))
         restore_head(path, receipt)
         assert numbers(path) == list(range(5))
 

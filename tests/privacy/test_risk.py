@@ -1,6 +1,8 @@
 """What an attacker can do: against the figures of the papers, an attack that reaches the bound, and grids."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +92,13 @@ def test_words_round_upwards_and_name_the_unit() -> None:
     assert "55.4 times in 100" in str(risk)
     assert "100 sites" in str(risk)
     assert risk.to_dict()["in_words"] == str(risk)
+
+
+def test_the_table_in_the_documentation_is_what_is_computed() -> None:
+    page = Path(__file__).parents[2] / "docs" / "privacy.md"
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) % \| ([\d.]+) % \|$", page.read_text(), re.MULTILINE)
+    assert [row[0] for row in rows] == ["1", "3", "8"]
+    for eps, found, right in rows:
+        risk = operational_risk(guarantee(float(eps)), [calibrate(guarantee(float(eps)), steps=60)])
+        assert f"at most {float(found):g} in 100" in str(risk)
+        assert f"at most {float(right):g} times in 100" in str(risk)

@@ -1,8 +1,8 @@
 """What a composition of mechanisms costs.
 
-Full participation is priced exactly as one Gaussian mechanism (`fedveil.privacy.gaussian`); as soon as one
-mechanism samples, everything goes through privacy loss distributions or Renyi divergences
-(`fedveil.privacy.subsampled`).
+Full participation is priced exactly, as one Gaussian mechanism (`fedveil.privacy.gaussian`). As soon as one
+mechanism samples, the price is the least of three upper bounds: full participation, Renyi divergences and,
+where it holds, privacy loss distributions (`fedveil.privacy.subsampled`), which is nearly always the least.
 
 Slack (see `Mechanism`): let E and D be the sums over steps of epsilon_slack and delta_slack, P and P' the
 laws of the whole transcript on neighbouring data, and P_G and P'_G those with Gaussian noise. Then
@@ -10,7 +10,9 @@ laws of the whole transcript on neighbouring data, and P_G and P'_G those with G
     P(S) <= exp(E/2) P_G(S) + D <= exp(E/2) (exp(e) P'_G(S) + delta_G(e)) + D
          <= exp(e + E) P'(S) + exp(E/2) delta_G(e) + D,
 
-so that what is (e, delta_G)-private with Gaussian noise is (e + E, exp(E/2) delta_G + D)-private.
+so that what is (e, delta_G)-private with Gaussian noise is (e + E, exp(E/2) delta_G + D)-private. If slack, too,
+is chosen in view of earlier releases, E and D stand for the largest that any course of events could bring;
+a ledger takes those of its own course, which is off by less than the slack, about 1e-6.
 """
 
 import math
@@ -124,12 +126,13 @@ def _price(steps: _Steps, delta: float, adaptive: bool) -> float:
     delta = math.exp(-slack_epsilon / 2) * (delta - slack_delta)
     if delta <= 0 or _noiseless(steps):
         return math.inf
-    # To be left out of a sample only protects: what full participation costs is always an upper bound.
     bound = gaussian_epsilon(_mu(steps), delta)
-    if _samples(steps):
+    if _samples(steps) and bound > 0:
+        # To be left out of a sample only protects, so what full participation costs is an upper bound, too.
         sampled = _sampled(steps)
-        tighter = renyi_epsilon if adaptive and len(sampled) > 1 else loss_epsilon
-        bound = min(bound, tighter(sampled, delta))
+        bound = min(bound, renyi_epsilon(sampled, delta))
+        if len(sampled) == 1 or not adaptive:
+            bound = min(bound, loss_epsilon(sampled, delta))
     return slack_epsilon + bound
 
 

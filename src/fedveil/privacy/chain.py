@@ -82,7 +82,8 @@ def read_chain(path: Path) -> Contents:
 
 def check_receipt(path: Path, contents: Contents, receipt: Head) -> None:
     """Raise LedgerError unless the file holds the line that `receipt` names."""
-    if receipt.seq >= len(contents.entries) or contents.entries[receipt.seq].hash != receipt.hash:
+    known = contents.entries[receipt.seq : receipt.seq + 1] if receipt.seq >= 0 else ()
+    if [entry.hash for entry in known] != [receipt.hash]:
         raise LedgerError(
             f"{path} does not hold line {receipt.seq} with hash {receipt.hash[:12]}...",
             "a receipt names it, so the ledger was rolled back, replaced or rewritten since",

@@ -21,7 +21,7 @@ Sampled = tuple[tuple[float, float, int], ...]
 
 # The grid of losses, in units of one step's root mean square loss; a finer one changes epsilon by 1e-4 of it.
 _GRID = 0.02
-_MOST_POINTS = 2**21
+_MOST_POINTS, _MOST_POINTS_OF_A_STEP = 2**20, 2**17
 # Rounding in the sums and Fourier transforms misplaces at most this mass (seen: 2e-12 and 4.4e-16 a step).
 _ROUND_OFF, _ROUND_OFF_PER_STEP = 1e-10, 1e-15
 _ORDERS = np.array([*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512, 1024], dtype=np.float64)
@@ -29,18 +29,26 @@ _ORDERS = np.array([*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512, 
 
 def loss_delta(parts: Sampled, epsilon: float) -> float:
     """An upper bound on delta at `epsilon` for the composition of `parts`, all fixed in advance."""
-    return min(1.0, float(_composed(parts).get_delta_for_epsilon(epsilon)) + _round_off(parts))
+    try:
+        with _overflow_raises():
+            return min(1.0, float(_composed(parts).get_delta_for_epsilon(epsilon)) + _round_off(parts))
+    except ArithmeticError:
+        return 1.0
 
 
 def loss_epsilon(parts: Sampled, delta: float) -> float:
     """An upper bound on epsilon at `delta` for the composition of `parts`, all fixed in advance.
 
-    Where `delta` is not well above what rounding may misplace, the Renyi bound stands in.
+    Infinite where `delta` is not well above what rounding may misplace, and where numbers overflow.
     """
     allowance = _round_off(parts)
     if delta < 100 * allowance:
-        return renyi_epsilon(parts, delta)
-    return float(_composed(parts).get_epsilon_for_delta(delta - allowance))
+        return math.inf
+    try:
+        with _overflow_raises():
+            return float(_composed(parts).get_epsilon_for_delta(delta - allowance))
+    except ArithmeticError:
+        return math.inf
 
 
 def renyi_epsilon(parts: Sampled, delta: float) -> float:
@@ -51,6 +59,10 @@ def renyi_epsilon(parts: Sampled, delta: float) -> float:
     total = sum(steps * _renyi(noise, rate) for noise, rate, steps in parts)
     bounds = total + np.log1p(-1 / _ORDERS) - (math.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1)
     return max(0.0, float(np.min(bounds)))
+
+
+def _overflow_raises() -> np.errstate:
+    return np.errstate(over="raise", invalid="raise", divide="raise")
 
 
 def _round_off(parts: Sampled) -> float:
@@ -103,8 +115,8 @@ def _interval(parts: Sampled) -> float:
     variance = sum(count * _mean_square_loss(noise, rate) for noise, rate, count in parts)
     widest = max(_largest_loss(noise, rate) for noise, rate, _ in parts)
     wanted = _GRID * math.sqrt(variance / steps)
-    least = max(2 * widest, 16 * math.sqrt(variance), 1e-6) / _MOST_POINTS
-    return 2.0 ** math.floor(math.log2(max(wanted, least)))
+    affordable = max(64 * math.sqrt(variance) / _MOST_POINTS, 2 * widest / _MOST_POINTS_OF_A_STEP, 1e-12)
+    return 2.0 ** math.floor(math.log2(max(wanted, affordable)))
 
 
 def _loss(x: NDArray[np.float64], noise: float, rate: float) -> NDArray[np.float64]:
