@@ -71,6 +71,7 @@ _NOISE_REACH = 12.0  # standard deviations of noise for which head-room is kept:
 _TAIL = 45.0  # a in the theorem: probability 3e-20 a round
 _LARGEST_EPSILON = 60.0  # the sampler's error is charged exp(epsilon) times, for guarantees up to this one
 _TOLERANCE = 1e-6  # relative, on clip norms: a float32 learner may pass its own by that; noise covers it
+_COARSEST = 100  # grid steps larger than this many clip norms are refused
 _FLOAT_ERROR = 2.0**-18  # float64 arithmetic moves a coordinate by less than half of this many grid steps
 
 
@@ -131,6 +132,12 @@ class IntegerMechanism:
         found = cls(
             mechanism=mechanism, dimension=dimension, sites=sites, shares=shares, units=units, radix=radix
         )
+        if not 0 < found.step < _COARSEST * mechanism.clip_norm:
+            raise InvalidValue(
+                f"the noise multiplier is {mechanism.noise_multiplier:.3g}",
+                f"a contribution must be at least 1/{_COARSEST} of a grid step, or its rounding is all that is left",
+                "ask for less noise: nothing could be learnt under this much",
+            )
         return replace(found, mechanism=found._with_slack(mechanism))
 
     @property
