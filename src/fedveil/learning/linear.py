@@ -31,6 +31,7 @@ Unit: TypeAlias = Literal["patient", "image", "site"]
 LARGEST_FEATURE = 1e6
 """Larger values, like NaN, mean broken features; the bound keeps every product far from overflow."""
 LARGEST_PARAMETER = 1e12
+LARGEST_WEIGHT = 1e6
 AUTOMATIC_STABILITY = 0.01
 """The constant gamma of automatic clipping (Bu et al., 2206.07136, section 3.4)."""
 
@@ -125,7 +126,7 @@ class LinearHead:
 
 
 class LinearLearner:
-    """One cohort's features behind a linear head; implements `fedveil.learning.Learner`.
+    """One cohort's features behind a linear head: its clipped gradient sums, as a `Learner` needs them.
 
     Args:
         head: the model.
@@ -133,8 +134,8 @@ class LinearLearner:
         labels: (n,) class codes.
         patients: (n,) patient codes 0 .. P-1, each in use.
         unit: whom one contribution belongs to. ``"site"`` adds all patients and clips the whole.
-        reduction: whether a patient's images are averaged or added before clipping. The clipped norm is
-            the same; the mean keeps patients with many images from being clipped harder.
+        reduction: whether a patient's images are averaged or added before clipping. The bound is the
+            same; the mean keeps patients with many images from being clipped harder.
         clipping: ``"flat"``: g min(1, C / ||g||). ``"automatic"``: g C / (||g|| + 0.01), no bound to tune
             (Bu et al., 2206.07136).
         class_weights: (classes,) public, or privately released, weights of the loss; None for all 1.
@@ -162,13 +163,12 @@ class LinearLearner:
         self._groups = (
             np.arange(len(checked)) if unit == "image" else _checked_patients(patients, len(checked))
         )
-        sizes = np.bincount(self._groups)
         self._targets = np.eye(head.classes)[self._labels][:, -head.logits :]
-        self._shares = 1 / sizes[self._groups]
+        shares = 1 / np.bincount(self._groups)[self._groups] if reduction == "mean" else 1.0
         weights = (
             np.ones(head.classes) if class_weights is None else _checked_weights(class_weights, head.classes)
         )
-        self._image_weights = weights[self._labels] * (self._shares if reduction == "mean" else 1.0)
+        self._image_weights = weights[self._labels] * shares
         self._features = head.extend(checked)
         self._norms = _GroupNorms(self._features, self._groups)
 
@@ -201,18 +201,6 @@ class LinearLearner:
         if self._unit == "site":
             total *= self._factors(np.linalg.norm(total), clip_norm)
         return total
-
-    def class_counts(self) -> Vector:
-        """Sum the units' fractions of images in each class; see `Learner.class_counts`.
-
-        A fraction vector is non-negative with sum 1, so its L2 norm is at most 1.
-        """
-        counts = np.bincount(self._labels, self._shares, self._head.classes).astype(np.float64)
-        return counts / counts.sum() if self._unit == "site" else counts
-
-    def scores(self, parameters: npt.ArrayLike) -> Vector:
-        """Class probabilities (n, classes) of the cohort's own images."""
-        return self._head.probabilities_of(self._features @ self._head.weights(parameters).T)
 
     def _rows(self, units: Indices | None) -> Any:
         """Images of the units that take part, as an index into the feature matrix."""
@@ -344,10 +332,10 @@ def _checked_patients(patients: npt.NDArray[Any], length: int) -> npt.NDArray[np
 
 def _checked_weights(weights: npt.ArrayLike, classes: int) -> Vector:
     result = np.asarray(weights, dtype=np.float64)
-    if result.shape != (classes,) or not np.isfinite(result).all() or (result < 0).any():
+    if result.shape != (classes,) or not ((result >= 0) & (result <= LARGEST_WEIGHT)).all():
         raise InvalidValue(
             f"class_weights are {result}",
-            f"there must be {classes} finite numbers, none negative",
+            f"there must be {classes} numbers in [0, {LARGEST_WEIGHT:g}]",
             "give one weight a class",
         )
     return result
