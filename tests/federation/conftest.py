@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.federation.toy import DIMENSION, Federation, VectorLearner
 
 from fedveil.federation import Identity, Policy, Site, Terms
 from fedveil.privacy import Budget, Ledger
-from tests.federation.toy import DIMENSION, Federation, VectorLearner
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from tests.federation.toy import DIMENSION, make_terms
 
 from fedveil.errors import FederationError, InvalidValue
 from fedveil.federation import BudgetSpent, Coordinator, InProcess, Reply, default_min_honest, noise_share
 from fedveil.privacy import epsilon
-from tests.federation.toy import DIMENSION, make_terms
 
 ZERO = np.zeros(DIMENSION)
 

@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tests.federation.toy import DIMENSION, make_terms
 
 from fedveil.errors import BudgetExceeded, InvalidValue, Refused
 from fedveil.federation import Declined, Policy, Release, Reply, Request, SecureReply, Site
 from fedveil.federation.messages import CHARGED_FIELDS, PUBLIC_FIELDS
 from fedveil.privacy import Guarantee, Mechanism, epsilon
-from tests.federation.toy import DIMENSION, make_terms
 
 
 def ask(terms, **changes):

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fedveil.cli.console import console, speak_plainly
 from fedveil.cli.tables import format_epsilon
+from fedveil.federation import release_of
 from fedveil.privacy import LedgerState, verify_ledger
 
 __all__ = ["app"]
@@ -64,10 +65,10 @@ def _summary(state: LedgerState) -> dict[str, Any]:
     studies = []
     for study in state.studies:
         charges = [charge for charge in state.charges if charge.study == study]
-        labels = dict.fromkeys(charge.label for charge in charges)
+        labels = dict.fromkeys(release_of(charge.label) for charge in charges)
         releases = []
         for label in labels:
-            times = [charge.time for charge in charges if charge.label == label]
+            times = [charge.time for charge in charges if release_of(charge.label) == label]
             releases.append({"label": label, "charges": len(times), "first": times[0], "last": times[-1]})
         studies.append({"study": study, "epsilon": state.spent(study), "releases": releases})
     alone = state.spent_alone()

@@ -8,7 +8,7 @@ up what comes back. The same code serves sites in this process and sites across 
 from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum
 from fedveil.federation.messages import Answer, Declined, Message, Reply, Request, SecureReply, SecureRequest
 from fedveil.federation.secure import Identity
-from fedveil.federation.site import Policy, Site
+from fedveil.federation.site import Policy, Site, release_of
 from fedveil.federation.terms import (
     CALIBRATION,
     STATISTICS,
@@ -44,4 +44,5 @@ __all__ = [
     "Transport",
     "default_min_honest",
     "noise_share",
+    "release_of",
 ]

@@ -16,7 +16,8 @@ from fedveil.federation.messages import Answer, Declined, Reply, Request, Vector
 from fedveil.federation.secure import RoundAbandoned, SecureRounds, add_masked
 from fedveil.federation.terms import Release, Terms
 from fedveil.federation.transport import Transport
-from fedveil.privacy import epsilon, gaussian, secure_generator
+from fedveil.privacy import epsilon, secure_generator
+from fedveil.privacy import release as release_noisy
 
 __all__ = ["BudgetSpent", "Coordinator", "Dropped", "RoundSum"]
 
@@ -210,5 +211,5 @@ class Coordinator:
         total = np.sum([reply.vector for reply in replies], axis=0)
         if self.terms.trust == "server":
             std = release.mechanism.noise_multiplier * release.mechanism.clip_norm
-            total = total + gaussian(total.shape, std, secure_generator())
+            total = release_noisy(total, std, secure_generator())
         return np.asarray(total, dtype=np.float64)

@@ -21,14 +21,23 @@ from fedveil.federation.messages import (
 from fedveil.federation.secure import Identity, SecureSite
 from fedveil.federation.terms import CALIBRATION, STATISTICS, Release, Terms, noise_share
 from fedveil.learning import Learner
-from fedveil.privacy import Ledger, Trust, check_delta, gaussian, secure_generator
+from fedveil.privacy import Ledger, Trust, check_delta, secure_generator
+from fedveil.privacy import release as release_noisy
 
-__all__ = ["Policy", "Site"]
+__all__ = ["Policy", "Site", "release_of"]
 
 ATTEMPT = " attempt "
 """Between a release's name and the attempt in the label of a charge: what a restarted site reads its place from."""
-
 log = logging.getLogger("fedveil.site")
+
+
+def release_of(label: str) -> str:
+    """The release that a charge's label names.
+
+    >>> release_of("training attempt 7")
+    'training'
+    """
+    return label.partition(ATTEMPT)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +215,7 @@ class Site:
             words = release.integer.encode(total, self._generator)
             return self._secure[terms.digest].mask(request.attempt, words)
         std = noise_share(terms.trust, release.mechanism, terms.honest)
-        return total + gaussian(total.shape, std, self._generator) if std > 0 else total
+        return release_noisy(total, std, self._generator) if std > 0 else total
 
     def _terms_of(self, study: str) -> Terms:
         try:

@@ -67,10 +67,12 @@ class ClassStatistics:
         counts: (classes,) units of each class, at least `FEWEST`; a unit with images of several classes is
             shared among them.
         means: (classes, d) average features.
+        noise_variance: of each number in the released vector.
     """
 
     counts: Vector
     means: Vector
+    noise_variance: float
 
     @property
     def priors(self) -> Vector:
@@ -86,14 +88,17 @@ class ClassStatistics:
 
     @property
     def centre(self) -> Vector:
-        """(d,) the middle between the classes' means, each class counting alike."""
-        result: Vector = self.means.mean(axis=0)
-        return result
+        """(d,) the middle between the classes' means, each class counting alike, with noise shrunk away.
 
-    def centre_variance(self, noise_variance: float) -> float:
-        """Variance of the noise in each coordinate of the centre, if each released number has this one."""
-        per_class = noise_variance / ((1 - COUNT_WEIGHT**2) * self.counts**2)
-        return float(per_class.sum()) / len(self.counts) ** 2
+        Positive-part James-Stein: with middle m and noise of variance v in each coordinate it is
+        ``m max(0, 1 - d v / ||m||^2)``, so that a centre that is mostly noise moves nothing.
+        """
+        middle = self.means.mean(axis=0)
+        variance = self.noise_variance / (1 - COUNT_WEIGHT**2) * float(np.mean(1 / self.counts**2))
+        noise = len(middle) * variance / len(self.counts)
+        kept = max(0.0, 1 - noise / max(float(middle @ middle), SMALLEST_NORM**2))
+        result: Vector = middle * kept
+        return result
 
     @staticmethod
     def size(classes: int, dimension: int) -> int:
@@ -126,9 +131,9 @@ class ClassStatistics:
         return total
 
     @classmethod
-    def from_released(cls, vector: Vector, classes: int) -> Self:
-        """Read the noisy sum over all sites."""
+    def from_released(cls, vector: Vector, classes: int, noise_variance: float) -> Self:
+        """Read the noisy sum over all sites, whose noise has this (public) variance in each number."""
         rows = vector.reshape(classes, -1)
         counts = np.maximum(rows[:, -1] / COUNT_WEIGHT, FEWEST)
         means = rows[:, :-1] / (np.sqrt(1 - COUNT_WEIGHT**2) * counts[:, None])
-        return cls(counts=counts, means=means)
+        return cls(counts=counts, means=means, noise_variance=noise_variance)

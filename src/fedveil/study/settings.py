@@ -90,7 +90,7 @@ class TrainingSettings(_Table):
     """Federated rounds and the server's optimiser."""
 
     method: Literal["gradient"] = Field(default="gradient", description="what a contribution is")
-    rounds: int = Field(default=40, ge=1, le=100_000, description="rounds of training")
+    rounds: int = Field(default=30, ge=1, le=100_000, description="rounds of training")
     learning_rate: float | None = Field(
         default=None,
         gt=0,
@@ -120,7 +120,7 @@ class PrivacySettings(_Table):
     )
     epsilon: float = Field(default=1.0, gt=0, description="total over all rounds and releases")
     delta: float = Field(default=1e-5, gt=0, lt=1, description="must be below one over a site's units")
-    clip_norm: float = Field(default=0.35, gt=0, description="L2 bound of one unit's contribution")
+    clip_norm: float = Field(default=0.2, gt=0, description="L2 bound of one unit's contribution")
     statistics_share: float = Field(
         default=0.15, ge=0, lt=1, description="part of the budget for class sizes and means, released first"
     )

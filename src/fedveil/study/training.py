@@ -102,7 +102,7 @@ class _Loop:
 
     def run(self) -> Trained:
         self.checkpoint.load()
-        statistics = self._statistics()
+        statistics = self._release(STATISTICS, 0, np.empty(0))
         steps = Steps.plan(self.study, self.terms, statistics)
         state = self._start(steps)
         planned = self.terms.release(TRAINING).mechanism.steps
@@ -115,7 +115,9 @@ class _Loop:
                 raise
         trained = steps.optimizer.released(state.optimizer)
         return Trained(
-            parameters=self.model.join(statistics, trained, self._shift(state, statistics, trained)),
+            parameters=self.model.join(
+                statistics, trained, self._shift(state, self._whole(trained, statistics))
+            ),
             statistics=statistics,
             rounds=state.round,
             coordinator=self.coordinator,
@@ -124,38 +126,32 @@ class _Loop:
     def _affordable(self) -> bool:
         """Whether another round leaves what comes after training its share of the budget."""
         release = self.terms.release(TRAINING)
-        return self.terms.trust == "none" or self.coordinator.charged.get(TRAINING, 0) < release.mechanism.steps
+        return (
+            self.terms.trust == "none" or self.coordinator.charged.get(TRAINING, 0) < release.mechanism.steps
+        )
 
-    def _statistics(self) -> ClassStatistics | None:
-        """What is released before training: from the checkpoint, or from the sites, or nothing."""
-        if self.terms.releases[0].name != STATISTICS:
+    def _release(self, name: str, state_round: int, parameters: Vector) -> ClassStatistics | None:
+        """What is released once: from the checkpoint, or from the sites; None where the terms hold no such thing."""
+        release = next((one for one in self.terms.releases if one.name == name), None)
+        if release is None:
             return None
-        if "statistics" not in self.checkpoint.arrays:
-            collected = self.coordinator.collect(self.terms.release(STATISTICS), 1, np.empty(0))
-            self.checkpoint.save(0, {"statistics": collected.total})
-        return ClassStatistics.from_released(self.checkpoint.arrays["statistics"], self.model.classes)
-
-    def _shift(
-        self, state: Progression, statistics: ClassStatistics | None, trained: Vector
-    ) -> Vector | None:
-        """The middle between the classes' mean logits, released last; shrunk towards 0 by as much as it is noise."""
-        if self.terms.releases[-1].name != CALIBRATION:
-            return None
-        release = self.terms.releases[-1]
-        whole = self._whole(trained, statistics)
-        if "calibration" not in self.checkpoint.arrays:
-            try:
-                collected = self.coordinator.collect(release, 1, whole)
-            except BudgetSpent:
-                return None
+        if name not in self.checkpoint.arrays:
+            collected = self.coordinator.collect(release, 1, parameters)
             variance = self.terms.noise_variance(release.mechanism, len(collected.survivors))
-            arrays = {"calibration": collected.total, "calibration.variance": np.array(variance)}
-            self.checkpoint.save(state.round, arrays)
-        released = self.checkpoint.arrays
-        scores = ClassStatistics.from_released(released["calibration"], self.model.classes)
-        centre, variance = scores.centre, scores.centre_variance(float(released["calibration.variance"]))
-        kept = np.maximum(0.0, 1.0 - variance / np.maximum(centre**2, np.finfo(float).tiny))
-        return centre * kept * self.model.scale(whole)
+            arrays = {name: collected.total, f"{name}.variance": np.array(variance)}
+            self.checkpoint.save(state_round, arrays)
+        saved = self.checkpoint.arrays
+        return ClassStatistics.from_released(
+            saved[name], self.model.classes, float(saved[f"{name}.variance"])
+        )
+
+    def _shift(self, state: Progression, whole: Vector) -> Vector | None:
+        """The middle between the classes' mean logits, released last."""
+        try:
+            scores = self._release(CALIBRATION, state.round, whole)
+        except BudgetSpent:
+            return None
+        return None if scores is None else scores.centre * self.model.scale(whole)
 
     def _start(self, steps: Steps) -> Progression:
         if self.checkpoint.round == 0:
