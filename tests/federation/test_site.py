@@ -125,7 +125,7 @@ def test_delta_must_be_small(federate):
     terms = make_terms()
     federation = federate(terms, admit=False)
     large = dataclasses.replace(terms, target=Guarantee(1.0, 0.05, "patient", "site"))
-    with pytest.raises(InvalidValue, match="delta is 0.05 for 40 units"):
+    with pytest.raises(InvalidValue, match=r"delta is 0\.05 for 40 units"):
         federation.sites["site-1"].admit(large)
 
 

@@ -120,7 +120,7 @@ def test_two_processes_cannot_share_a_run(study, tmp_path):
 
 
 def test_delta_above_one_over_the_patients_is_refused(study, tmp_path):
-    with pytest.raises(InvalidValue, match="delta is 0.02 for 112 units"):
+    with pytest.raises(InvalidValue, match=r"delta is 0\.02 for 112 units"):
         run(RunDirectory.create(tmp_path / "out", study(privacy={"delta": 0.02})))
 
 

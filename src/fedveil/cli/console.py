@@ -23,7 +23,7 @@ def fail(message: str) -> SystemExit:
 
 @contextmanager
 def speak_plainly() -> Iterator[None]:
-    """Turn what a user can cause into one clear line and exit code 2; anything else is a bug and keeps its traceback."""
+    """Turn what a user can cause into one clear line and exit code 2; the rest is a bug and keeps its traceback."""
     try:
         yield
     except FedveilError as error:
@@ -42,8 +42,8 @@ def _operating_system(error: OSError) -> str:
     where = error.filename or "a file"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return f"no space is left for {where}; a run needs room for its files: free some, then go on with --resume."
+            return f"no space is left for {where}; a run needs room for its files: free some, then use --resume."
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return f"{where} may not be written or read; the program needs permission: change it, or choose another place."
+            return f"{where} may not be written or read; the program needs permission: choose another place."
         case _:
             return f"{where}: {error.strerror or error}; the operating system refused it: check the path and try again."

@@ -33,7 +33,8 @@ class Unlabelled:
         if pixels.shape[1] == self.channels:
             return pixels
         if self.channels == 1:
-            return np.einsum("nchw,c->nhw", pixels, LUMINANCE)[:, None]
+            grey: npt.NDArray[np.float32] = np.einsum("nchw,c->nhw", pixels, LUMINANCE)[:, None]
+            return grey
         return np.repeat(pixels, self.channels, axis=1)
 
 

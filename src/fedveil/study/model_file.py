@@ -1,4 +1,4 @@
-"""A trained model on disk, and its use on new images: ``model.json`` says what it is, ``model.safetensors`` holds it."""
+"""A trained model on disk, ``model.json`` and ``model.safetensors``, and its use on new images."""
 
 import csv
 import io
@@ -73,7 +73,8 @@ class TrainedModel:
                 "use the fedveil that wrote it",
             )
         try:
-            model = cls(**(described | {"classes": tuple(described["classes"])}), **arrays)
+            fields: dict[str, Any] = described | arrays | {"classes": tuple(described["classes"])}
+            model = cls(**fields)
             fits = model.parameters.shape == (model.head.parameters,)
             fits = fits and model.frequencies.shape == (len(model.classes),)
         except (KeyError, TypeError, FedveilError) as error:

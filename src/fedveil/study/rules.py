@@ -1,7 +1,7 @@
 """How far each round steps, worked out from public numbers so that nobody has to tune it.
 
-Let N be the (released) number of units, mu the Gaussian-DP parameter that the budget leaves for training, and f the factor
-by which trust enlarges the noise: the square root of (sum of all shares' variances over the mechanism's). Then
+Let N be the (released) number of units, mu the Gaussian-DP parameter that the budget leaves for training, and f the
+factor by which trust enlarges the noise: the square root of the variance in a sum over that of the mechanism. Then
 ``nu = N mu / f`` is the signal-to-noise ratio of a sum to which all units contribute alike, at any number of rounds,
 and it alone decides how far T rounds of step size eta with clip norm C can go before noise wins: ``eta T C`` is
 proportional to nu.
