@@ -9,7 +9,7 @@ import typer
 from fedveil.cli.console import console, errors, speak_plainly
 from fedveil.cli.progress import Bars
 from fedveil.cli.tables import print_plan, print_result
-from fedveil.errors import StudyError
+from fedveil.errors import FedveilError, StudyError
 from fedveil.report import write_report
 from fedveil.study import RunDirectory, Study, make_plan, predict, resolve, run, study_template
 from fedveil.study.files import write_atomic
@@ -167,8 +167,13 @@ def _fresh(path: Path) -> Path:
 
 def _run(study: Study, folder: Path, resume: bool, as_json: bool) -> None:
     directory = RunDirectory.reopen(folder, study) if resume else RunDirectory.create(folder, study)
-    with Bars(quiet=as_json) as bars:
-        result = run(directory, progress=bars)
+    try:
+        with Bars(quiet=as_json) as bars:
+            result = run(directory, progress=bars)
+    except (FedveilError, OSError):
+        if not resume:
+            directory.discard_unstarted()
+        raise
     page = write_report(directory.path)
     if as_json:
         print(json.dumps(result, indent=2))

@@ -6,6 +6,7 @@ the state after the last finished round, and ``rounds.jsonl`` is cut back to it 
 
 import fcntl
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ class RunDirectory:
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
+
+    def discard_unstarted(self) -> None:
+        """Remove the directory if nothing was charged or computed in it, so that a mistake leaves nothing behind."""
+        started = (self.path / "checkpoint.npz").exists() or any(
+            file.read_bytes().count(b"\n") > 1 for file in self.path.glob("ledgers/*.jsonl")
+        )
+        if not started:
+            shutil.rmtree(self.path)
 
     def study(self) -> Study:
         """The resolved study that the run was started with."""
