@@ -177,3 +177,7 @@ def test_trial_leaves_the_model_as_it_was() -> None:
     check_private(net, (1, 8, 8))
     assert [m.training for m in net] == [True, False, True, True]
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_dropout_does_not_spoil_the_trial() -> None:
+    check_private(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 2)), (1, 8, 8))

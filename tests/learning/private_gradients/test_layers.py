@@ -35,6 +35,28 @@ class Attention(nn.Module):
         return self.attention(x, key, value, attn_mask=mask, need_weights=self.need_weights)[0]
 
 
+class AttentionTwice(nn.Module):
+    """The same attention layer to itself (one product for all three inputs) and across (one for each)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.key = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(images, 1, 6, 8)` to `(images, 6, 8)`."""
+        x = x[:, 0]
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return self.attention(x, self.key(x), x, need_weights=False)[0]
+
+
+class Centred(nn.Conv2d):
+    """A convolution that is not one: its filters are centred, as other libraries do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve with centred filters."""
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
 class Tied(nn.Module):
     """One convolution used twice and one weight shared by two modules."""
 
@@ -173,6 +195,7 @@ LAYERS: dict[str, Any] = {
     "attention": Attention,
     "attention-cross": lambda: Attention(cross=True, add_bias_kv=True, add_zero_attn=True),
     "attention-dimensions": lambda: Attention(cross=True, other_dims=True, bias=False),
+    "attention-twice": AttentionTwice,
     "transformer": lambda: nn.Sequential(
         nn.Flatten(1, 2), nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     ),
@@ -182,6 +205,7 @@ LAYERS: dict[str, Any] = {
     "in-place": InPlace,
     "lstm": Last,
     "weight-norm": lambda: parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+    "overridden-forward": lambda: Centred(3, 4, 3),
     "prelu": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.PReLU(4)),
 }
 

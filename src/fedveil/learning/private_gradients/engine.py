@@ -211,10 +211,10 @@ class _Batch:
                 "there must be one label and one integer unit for each image",
                 "give them row by row",
             )
-        _, member, count = torch.unique(units, return_inverse=True, return_counts=True)
+        _, member, count = torch.unique(units.cpu(), return_inverse=True, return_counts=True)
         shares = 1 / count[member].double() if reduction == "mean" else torch.ones_like(member).double()
         return cls(
-            images, labels, member, shares if weights is None else shares * weights.to(shares), len(count)
+            images, labels, member, shares if weights is None else shares * weights.cpu(), len(count)
         )
 
 
