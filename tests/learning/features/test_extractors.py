@@ -137,7 +137,7 @@ def test_folded_network_agrees_with_the_package(channels, size):
         network._blocks[index].register_forward_hook(lambda _, inputs, output: outputs.append(output))
     with torch.inference_mode():
         network.extract_features(torch.from_numpy(stack).expand(-1, 3, -1, -1) * (255 / 128) - 127 / 128)
-    expected = [f(output, dim=(2, 3)) for output in outputs for f in (torch.mean, _deviation)]
+    expected = [output.mean(dim=(2, 3)) for output in outputs]
     np.testing.assert_allclose(
         feature_extractor("efficientnet-lite0", size, channels)(stack),
         torch.cat(expected, dim=1).numpy(),
@@ -146,8 +146,18 @@ def test_folded_network_agrees_with_the_package(channels, size):
     )
 
 
-def _deviation(maps, dim):
-    return torch.sqrt(torch.mean((maps - maps.mean(dim, keepdim=True)) ** 2, dim))
+@pytest.mark.parametrize("name", ["scattering", "efficientnet-lite0"])
+def test_threads_change_nothing_and_are_left_as_they_were(name):
+    extractor, stack, before = feature_extractor(name, 32, 1), images(150), torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(extractor(stack))
+            assert torch.get_num_threads() == threads
+        np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_extractors_are_silent():

@@ -15,7 +15,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fedveil.learning.features.extractor import Features, Images, batches, checked, resized
+from fedveil.learning.features.extractor import Features, Images, checked, in_batches, resized
 
 STAGES = (7, 10, 14)
 """Blocks of the network, counted from 0, whose outputs are pooled: two at stride 16, one at stride 32."""
@@ -27,9 +27,9 @@ SMALLEST = 16
 class EfficientNetLite0:
     """Pooled activations from the middle of the network: 384 features an image, in three blocks.
 
-    The mean over space of each channel that the blocks 7, 10 and 14 put out. These see texture rather than objects,
-    and tell medical images apart better than the last layer, which was trained to name animals; the network behind
-    them is cut off.
+    The mean over space of each channel that the blocks 7, 10 and 14 put out. These see texture rather
+    than objects, and tell medical images apart better than the last layer, which was trained to name
+    animals; the network behind them is cut off.
 
     A grey image is fed as three equal channels. Batch norm uses the published ImageNet statistics (evaluation
     mode) and is folded into the convolutions, which halves the time and changes features by rounding only.
@@ -43,21 +43,18 @@ class EfficientNetLite0:
 
     def __call__(self, images: Images) -> Features:
         """Map images (k, channels, h, w) in [0, 1] to features (k, 384)."""
-        pixels = checked(images, self.channels)
         stages = folded_network(self.size, self.channels)
-        features = np.empty((len(pixels), self.dimension), dtype=np.float32)
-        start = 0
-        with torch.inference_mode():
-            for batch in batches(pixels):
-                maps = resized(batch, self.size) * (255 / 128) - 127 / 128
-                maps = maps.contiguous(memory_format=torch.channels_last)
-                pooled: list[torch.Tensor] = []
-                for stage in stages:
-                    maps = stage(maps)
-                    pooled.append(maps.mean(dim=(2, 3)))
-                features[start : start + len(batch)] = torch.cat(pooled, dim=1).numpy()
-                start += len(batch)
-        return features
+
+        def pooled(batch: torch.Tensor) -> torch.Tensor:
+            maps = resized(batch, self.size) * (255 / 128) - 127 / 128
+            maps = maps.contiguous(memory_format=torch.channels_last)
+            means: list[torch.Tensor] = []
+            for stage in stages:
+                maps = stage(maps)
+                means.append(maps.mean(dim=(2, 3)))
+            return torch.cat(means, dim=1)
+
+        return in_batches(pooled, checked(images, self.channels), self.dimension)
 
 
 def pretrained(size: int) -> Any:

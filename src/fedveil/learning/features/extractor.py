@@ -1,6 +1,7 @@
 """What every feature extractor promises, and how several become one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -113,6 +114,31 @@ def resized(images: torch.Tensor, size: int) -> torch.Tensor:
     )
 
 
-def batches(images: torch.Tensor, length: int = BATCH) -> Sequence[torch.Tensor]:
-    """Split along the first axis into pieces of at most ``length``."""
-    return torch.split(images, length) if len(images) else ()
+def in_batches(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    dimension: int,
+    length: int = BATCH,
+) -> Features:
+    """Apply a function from images to features (k, dimension) to batches, as many at once as torch has threads.
+
+    Each batch stays on one thread. Splitting every single operation among threads, as torch would, ends in a
+    barrier each time, and a core that is busy with something else then holds up all others.
+    """
+    features = np.empty((len(images), dimension), dtype=np.float32)
+
+    def work(start: int) -> None:
+        with torch.inference_mode():
+            features[start : start + length] = function(images[start : start + length]).numpy()
+
+    threads, starts = torch.get_num_threads(), range(0, len(images), length)
+    if threads == 1 or len(starts) < 2:
+        for start in starts:
+            work(start)
+        return features
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(work, starts))
+    finally:
+        torch.set_num_threads(threads)  # the workers' setting reaches threads that are yet to come
+    return features

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedveil.learning.features.extractor import Features, Images, batches, checked, resized
+from fedveil.learning.features.extractor import Features, Images, checked, in_batches, resized
 
 DIRECTIONS = 8
 GRID = 4
@@ -79,19 +79,14 @@ class Scattering:
         Coefficients are ordered by order, then channel, path and position.
         """
         pixels = checked(images, self.channels)
-        features = np.empty((len(pixels), self.dimension), dtype=np.float32)
-        start = 0
-        with torch.inference_mode():
-            for batch in batches(pixels, BATCH):
-                features[start : start + len(batch)] = self._transform(resized(batch, self.size)).numpy()
-                start += len(batch)
-        return features
+        return in_batches(self._transform, pixels, self.dimension, BATCH)
 
     def _transform(self, images: torch.Tensor) -> torch.Tensor:
-        """Map (k, channels, size, size) to (k, dimension)."""
+        """Map (k, channels, h, w) to (k, dimension)."""
         before, padded = padding(self.size, self.scales)
         after = padded - self.size - before
-        signal = torch.nn.functional.pad(images, (before, after, before, after), mode="reflect")
+        sized = resized(images, self.size)
+        signal = torch.nn.functional.pad(sized, (before, after, before, after), mode="reflect")
         signal = signal.flatten(0, 1)  # channels are images of their own until the end
         spectrum = torch.fft.fft2(signal)
         orders = [[self._average(signal, 0)[:, None]], [], []]
