@@ -1,0 +1,202 @@
+"""The program as a person uses it: in process, but through the same entry point, exit codes and streams."""
+
+import csv
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from fedveil.cli import app
+from tests.study.conftest import write_images
+
+SMALL = """
+[study]
+name = "small"
+[data]
+source = "images.npz"
+image_size = 16
+[model]
+features = "pixels"
+[training]
+rounds = 4
+[privacy]
+epsilon = 20.0
+delta = 1e-3
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDVEIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    write_images(tmp_path / "images.npz")
+    (tmp_path / "study.toml").write_text(SMALL)
+
+
+def fedveil(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(result, *words):
+    """A user's mistake: exit code 2, one line, no traceback."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    line = next(line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert all(word in line for word in words), line
+    return line
+
+
+def commands(group, prefix=()):
+    for name, command in typer.main.get_command(group).commands.items():
+        if hasattr(command, "commands"):
+            for inner in command.commands:
+                yield (*prefix, name, inner)
+        else:
+            yield (*prefix, name)
+
+
+@pytest.mark.parametrize("command", list(commands(app)), ids=" ".join)
+def test_every_command_has_help_with_an_example(command):
+    result = fedveil(*command, "--help")
+    assert result.exit_code == 0
+    assert "Example: fedveil " + " ".join(command[:1]) in " ".join(result.output.split())
+
+
+def test_a_study_from_its_file_to_its_report_and_predictions(tmp_path):
+    assert fedveil("plan").exit_code == 0
+    run = fedveil("run", "--out", "out", "--json")
+    assert run.exit_code == 0, run.output
+    result = json.loads(run.stdout)
+    assert result["metrics"]["test"]["auroc"] > 0.9
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
+    assert fedveil("ledger", "verify", "out/ledgers/site-1.jsonl").exit_code == 0
+    shown = json.loads(fedveil("ledger", "show", "out/ledgers/site-1.jsonl", "--json").stdout)
+    assert shown["epsilon_spent"] == pytest.approx(result["guarantee"]["epsilon"])
+    again = fedveil("report", "out")
+    assert again.exit_code == 0
+
+    (tmp_path / "new").mkdir()
+    with np.load(tmp_path / "images.npz") as file:
+        images, labels = file["images"][:12], file["labels"][:12]
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "new" / f"{number:02}.png")
+    predicted = fedveil("predict", "out", "new")
+    rows = list(csv.DictReader(predicted.stdout.splitlines()))
+    assert [row["image"] for row in rows] == [f"{number:02}.png" for number in range(12)]
+    hits = np.mean([row["predicted"] == ["left", "right"][label] for row, label in zip(rows, labels, strict=True)])
+    assert hits >= 0.75
+
+
+def test_plan_and_run_state_the_same_guarantee():
+    planned = json.loads(fedveil("plan", "--json").stdout)
+    result = json.loads(fedveil("run", "--out", "out", "--json").stdout)
+    assert planned["guarantee"]["epsilon"] == pytest.approx(result["guarantee"]["epsilon"], rel=1e-6)
+    assert planned["epsilon_alone"] == pytest.approx(result["sites"][0]["epsilon_alone"], rel=1e-6)
+
+
+def test_init_writes_a_study_that_runs(tmp_path):
+    assert fedveil("init", "mine.toml", "--data", "images.npz").exit_code == 0
+    refused(fedveil("init", "mine.toml"), "mine.toml exists", "never overwrites")
+    assert fedveil("plan", "mine.toml", "--epsilon", "3").exit_code == 0
+
+
+def test_mistakes_are_told_in_one_line(tmp_path):
+    refused(fedveil("run", "absent.toml"), "absent.toml does not exist", "fedveil init")
+    refused(fedveil("run", "--epsilon", "-1"), "privacy.epsilon is -1")
+    refused(fedveil("run", "--trust", "everyone"), "privacy.trust")
+    refused(fedveil("run", "--data", "absent.npz"), "absent.npz")
+    (tmp_path / "bad.toml").write_text("[privacy]\ndelta = 0.1")
+    refused(fedveil("run", "bad.toml"), "delta is 0.1")
+    refused(fedveil("report", "nowhere"), "nowhere")
+    refused(fedveil("predict", "nowhere", "images"), "model")
+    refused(fedveil("ledger", "verify", "nowhere.jsonl"), "nowhere.jsonl")
+    refused(fedveil("data", "fetch", "no-such-set"), "no-such-set")
+    refused(fedveil("data", "split", "images.npz", "hospitals", "--scheme", "odd"), "scheme is odd")
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+def test_a_refused_run_leaves_nothing_behind(tmp_path):
+    study = SMALL.replace("delta = 1e-3", "delta = 0.5")
+    (tmp_path / "study.toml").write_text(study)
+    refused(fedveil("run", "--out", "out"), "delta is 0.5")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_run_is_neither_overwritten_nor_resumed():
+    assert fedveil("run", "--out", "out").exit_code == 0
+    refused(fedveil("run", "--out", "out"), "finished run")
+    refused(fedveil("run", "--out", "out", "--resume"), "nothing to resume")
+
+
+def test_an_edited_ledger_is_refused(tmp_path):
+    fedveil("run", "--out", "out")
+    ledger = tmp_path / "out" / "ledgers" / "site-1.jsonl"
+    ledger.write_bytes(ledger.read_bytes().replace(b'"steps":1,', b'"steps":0,', 1))
+    refused(fedveil("ledger", "verify", ledger), "site-1.jsonl")
+
+
+def test_a_damaged_model_is_named(tmp_path):
+    fedveil("run", "--out", "out")
+    model = tmp_path / "out" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-100])
+    (tmp_path / "new").mkdir()
+    Image.new("L", (16, 16)).save(tmp_path / "new" / "a.png")
+    refused(fedveil("predict", "out", "new"), "the model in out is damaged")
+
+
+def test_data_check_lists_problems_and_fails(tmp_path):
+    Image.new("L", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    (tmp_path / "manifest.csv").write_text("path,label,patient\na.png,x,1\nb.png,y,2\nc.png,y,3\n")
+    result = fedveil("data", "check", "manifest.csv")
+    assert result.exit_code == 2
+    assert "line 3" in result.output
+    assert "line 4" in result.output
+
+
+def test_baselines_are_trained_on_request():
+    result = json.loads(fedveil("run", "--out", "out", "--baselines", "--json").stdout)
+    assert set(result["baselines"]) == {"no_privacy", "pooled", "alone", "alone_no_privacy"}
+    assert all(0 <= metrics["auroc"] <= 1 for metrics in result["baselines"].values())
+
+
+def program(*arguments, limit: int | None = None):
+    """The installed program in a process of its own, whose files cannot grow beyond ``limit`` bytes."""
+
+    def constrain() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run(
+        [Path(sys.executable).parent / "fedveil", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"},
+        preexec_fn=constrain,
+    )
+
+
+def test_a_full_disk_ends_in_one_line_and_a_run_that_can_be_resumed(tmp_path):
+    full = program("run", "--out", "out", limit=6_000)
+    assert full.returncode == 2, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "error: " in full.stderr
+    assert not (tmp_path / "out" / "result.json").exists()
+    if (tmp_path / "out").exists():
+        resumed = program("run", "--out", "out", "--resume")
+        assert resumed.returncode == 0, resumed.stderr
+
+
+def test_a_directory_that_may_not_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    refused(fedveil("run", "--out", "file/out"), "file")
