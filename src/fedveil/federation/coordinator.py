@@ -60,7 +60,7 @@ class Coordinator:
         terms: what was agreed.
         transport: carries requests to the sites.
         attempt: counter that never repeats; a resumed run starts above the last one used.
-        charged: how often each release was asked for, abandoned attempts included.
+        charged: steps of each release's mechanism that were asked for, abandoned attempts included.
         benched: per site, how often it failed and the attempt before which it is not asked again.
     """
 
@@ -96,7 +96,7 @@ class Coordinator:
         dropped: list[Dropped] = []
         for _ in range(MOST_TRIES):
             participants = self._participants(dropped)
-            if not self.terms.enough(len(participants)):
+            if not self._enough(participants):
                 raise self._too_few(participants, dropped)
             replies = self._ask(release, round_number, parameters, participants, dropped)
             total, survivors = self._total(release, replies)
@@ -109,13 +109,19 @@ class Coordinator:
         ready = tuple(s for s in self.terms.sites if self.benched.get(s, (0, 0))[1] <= self.attempt)
         if self._secure is None:
             return ready
-        while self.terms.enough(len(ready)):
+        while self._secure.enough(ready):
             missing = self._secure.prepare(self.attempt + 1, ready)
             if not missing:
                 return self._secure.members(ready)
             self._drop([Dropped(site, "unreachable") for site in missing], dropped)
             ready = tuple(site for site in ready if site not in missing)
         return ready
+
+    def _enough(self, participants: tuple[str, ...]) -> bool:
+        """Whether a round of these sites could be opened if all of them answered."""
+        if self._secure is not None and not self._secure.complete(participants):
+            return False
+        return self.terms.enough(len(participants))
 
     def _drop(self, failures: Sequence[Dropped], dropped: list[Dropped]) -> None:
         dropped += failures
@@ -132,7 +138,7 @@ class Coordinator:
     ) -> list[Reply]:
         """One attempt: every participant is asked, and charged; those that fail are named and left out."""
         self.attempt += 1
-        self.charged[release.name] = self.charged.get(release.name, 0) + 1
+        self.charged[release.name] = self.charged.get(release.name, 0) + release.steps_per_round
         request = Request(
             study=self.terms.digest,
             release=release.name,
@@ -149,7 +155,7 @@ class Coordinator:
     def _total(self, release: Release, replies: Sequence[Reply]) -> tuple[Vector | None, tuple[str, ...]]:
         """The sum and whose contributions are in it; None where it must not, or cannot, be opened."""
         survivors = tuple(reply.site for reply in replies)
-        if not self.terms.enough(len(survivors)):
+        if not self._enough(survivors):
             return None, ()
         if self._secure is None:
             return self._sum(release, replies), survivors
@@ -209,7 +215,7 @@ class Coordinator:
 
     def _sum(self, release: Release, replies: Sequence[Reply]) -> Vector:
         total = np.sum([reply.vector for reply in replies], axis=0)
-        if self.terms.trust == "server":
+        if self.terms.trust == "server" and not release.local_noise:
             std = release.mechanism.noise_multiplier * release.mechanism.clip_norm
             total = release_noisy(total, std, secure_generator())
         return np.asarray(total, dtype=np.float64)

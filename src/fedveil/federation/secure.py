@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedveil.errors import FederationError, FedveilError, Refused
+from fedveil.errors import FederationError, FedveilError, InvalidValue, Refused
 from fedveil.federation.messages import SecureReply, SecureRequest, Vector
 from fedveil.federation.secure_aggregation import (
     Aggregation,
@@ -122,9 +122,16 @@ class SecureRounds:
         self._server: SecureAggregationServer | None = None
 
     def prepare(self, attempt: int, sites: tuple[str, ...]) -> tuple[str, ...]:
-        """Make sure that a session holds the attempt; return the sites that failed to join a new one."""
+        """Make sure that a session holds the attempt; return the sites that failed to join a new one.
+
+        A session that has lost too many of its sites gives way to one of those that are left.
+        """
         session = self._server.session if self._server else None
-        if session and session.first_round <= attempt < session.first_round + session.rounds:
+        if (
+            session
+            and session.first_round <= attempt < session.first_round + session.rounds
+            and len(self.members(sites)) >= session.min_survivors
+        ):
             return ()
         session = session_of(self._terms, sites, attempt, SESSION_ROUNDS)
         server, answered = SecureAggregationServer(session), set(sites)
@@ -143,6 +150,21 @@ class SecureRounds:
             return missing
         self._server = server
         return ()
+
+    def enough(self, sites: tuple[str, ...]) -> bool:
+        """Whether the terms give a session that these sites could complete a round of.
+
+        A sparse session, of many sites, takes more of them not to count than one of few does.
+        """
+        try:
+            session = session_of(self._terms, sites, 0, 1)
+        except InvalidValue:
+            return False
+        return self._terms.enough(len(sites)) and len(sites) >= session.min_survivors
+
+    def complete(self, survivors: tuple[str, ...]) -> bool:
+        """Whether a round of the present session that these sites answered may be opened."""
+        return self._server is not None and len(self.members(survivors)) >= self._server.session.min_survivors
 
     def members(self, sites: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the sites that are in the present session."""

@@ -19,7 +19,7 @@ from fedveil.federation.messages import (
     Vector,
 )
 from fedveil.federation.secure import Identity, SecureSite
-from fedveil.federation.terms import CALIBRATION, STATISTICS, Release, Terms, noise_share
+from fedveil.federation.terms import CALIBRATION, STATISTICS, LocalSteps, Release, Terms, noise_share
 from fedveil.learning import Learner
 from fedveil.privacy import Ledger, Trust, check_delta, secure_generator
 from fedveil.privacy import release as release_noisy
@@ -143,8 +143,10 @@ class Site:
                 "secure aggregation needs keys that the sites know each other by",
                 "make one with `fedveil site init`",
             )
-        largest = min(release.integer.units for release in terms.releases if release.integer)
-        if self._learner.units > largest:
+        largest = min(
+            (one.integer.units for one in terms.releases if one.integer and not one.local), default=None
+        )
+        if largest is not None and self._learner.units > largest:
             raise Refused(
                 f"{self.name} holds {self._learner.units:,} units",
                 f"the study leaves room for {largest:,} a site",
@@ -214,6 +216,8 @@ class Site:
         if release.integer is not None:
             words = release.integer.encode(total, self._generator)
             return self._secure[terms.digest].mask(request.attempt, words)
+        if release.local_noise:
+            return total
         std = noise_share(terms.trust, release.mechanism, terms.honest)
         return release_noisy(total, std, self._generator) if std > 0 else total
 
@@ -230,10 +234,10 @@ class Site:
     def _check(self, request: Request, terms: Terms) -> Release:
         """Everything about a request that can be wrong, before anything is charged."""
         release = terms.release(request.release)
-        if not 1 <= request.round <= release.mechanism.steps:
+        if not 1 <= request.round <= release.rounds:
             raise Refused(
                 f"the request is for round {request.round}",
-                f"the study has {release.mechanism.steps}",
+                f"the study has {release.rounds}",
                 "run the study that was admitted",
             )
         unknown = set(request.participants) - set(terms.sites)
@@ -276,23 +280,50 @@ class Site:
             return
         if self._ledger is None:
             raise Refused("this site has no ledger", "a noisy release must be charged", "open a ledger")
+        charge = release.mechanism.with_steps(release.steps_per_round)
         self._ledger.reserve(
-            release.mechanism.with_steps(1),
+            charge,
             study=terms.title,
             round=request.round,
             label=f"{release.name}{ATTEMPT}{request.attempt}",
             trust=terms.trust,
-            alone=terms.alone(release.mechanism.with_steps(1)),
+            alone=terms.alone(charge),
         )
 
     def _contribution(self, request: Request, release: Release) -> Vector:
-        """The sum over the sampled units of their clipped contributions: the one exact number, and it stays here."""
+        """What the round is about, before it is protected: exact, so it stays here, unless local steps had noise."""
         if release.name in (STATISTICS, CALIBRATION):
             return self._learner.statistics(request.parameters)
+        if release.local is not None:
+            return self._local_steps(request.parameters, release, release.local)
+        return self._sum(request.parameters, release, release.mechanism.clip_norm)
+
+    def _sum(self, parameters: Vector, release: Release, clip_norm: float) -> Vector:
+        """The sum over the sampled units of their clipped contributions; each unit is drawn by itself."""
         units = None
         rate = release.mechanism.sampling_rate
         if rate < 1:
             units = np.flatnonzero(self._generator.random(self._learner.units) < rate)
-        return self._learner.contribution(
-            request.parameters, clip_norm=release.mechanism.clip_norm, units=units
-        )
+        return self._learner.contribution(parameters, clip_norm=clip_norm, units=units)
+
+    def _local_steps(self, start: Vector, release: Release, local: LocalSteps) -> Vector:
+        """The difference that local steps make to the trained part, the end of the vector; see `LocalSteps`."""
+        std = release.mechanism.noise_std if release.local_noise else 0.0
+        clip_norm = release.mechanism.clip_norm if release.local_noise else local.clip_norm
+        parameters = start.copy()
+        trained, origin = parameters[-release.dimension :], start[-release.dimension :]
+        for _ in range(local.steps):
+            total = self._sum(parameters, release, clip_norm)
+            if std > 0:
+                total = release_noisy(total, std, self._generator)
+            trained -= local.learning_rate * (total / local.units + local.proximal * (trained - origin))
+        bound = local.reach if release.local_noise else release.mechanism.clip_norm
+        return _clipped(trained - origin, bound)
+
+
+def _clipped(vector: Vector, bound: float) -> Vector:
+    """The vector, scaled down to the bound if it is longer; zero if it is not finite."""
+    norm = float(np.linalg.norm(vector))
+    if not np.isfinite(norm):
+        return np.zeros_like(vector)
+    return vector if norm <= bound else vector * (bound / norm)

@@ -9,14 +9,23 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsilon
 
-__all__ = ["CALIBRATION", "STATISTICS", "TRAINING", "Release", "Terms", "default_min_honest", "noise_share"]
+__all__ = [
+    "CALIBRATION",
+    "STATISTICS",
+    "TRAINING",
+    "LocalSteps",
+    "Release",
+    "Terms",
+    "default_min_honest",
+    "noise_share",
+]
 
 STATISTICS = "statistics"
 TRAINING = "training"
@@ -54,15 +63,63 @@ def noise_share(trust: Trust, mechanism: Mechanism, honest: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSteps:
+    """What a site does within one round of federated averaging; all of it is public.
+
+    From the parameters x_0 that it is sent, a site takes ``steps`` steps (McMahan et al., 1602.05629, and Li et al.,
+    1812.06127, for the proximal term):
+
+        x <- x - learning_rate (s(x) / units + proximal (x - x_0)),
+
+    where s(x) is the sum of clipped gradients over a Poisson sample of its units, and releases x - x_0.
+
+    Where the unit is a patient or an image, **every step carries the whole noise of the mechanism at every site**,
+    whatever the trust: a step's result is what the next step's gradient is taken at, so it has to be private by
+    itself before anything can be summed. Noise in local steps cannot be shared between sites. What is released is
+    post-processing of the steps, and a round costs ``steps`` steps of the mechanism. Where the unit is the site, steps
+    have no noise; the difference as a whole is clipped, and the sum of differences is the mechanism (McMahan et al.,
+    1710.06963).
+
+    Attributes:
+        steps: private steps a round.
+        learning_rate: local step size.
+        units: what sums are divided by: a public estimate of the units that take part in one step of one site.
+        proximal: pull towards the parameters that the round began with.
+        clip_norm: bound on one step's gradient where the unit is the site; elsewhere the mechanism's own holds.
+        reach: bound on the norm of the released difference, so that it fits the whole numbers of a masked sum.
+    """
+
+    steps: int
+    learning_rate: float
+    units: float
+    proximal: float = 0.0
+    clip_norm: float = 1.0
+    reach: float = 10.0
+
+    def __post_init__(self) -> None:
+        positive = {"learning_rate": self.learning_rate, "units": self.units}
+        positive |= {"steps": self.steps, "clip_norm": self.clip_norm, "reach": self.reach}
+        for name, value in positive.items():
+            if not 0 < value < math.inf:
+                raise InvalidValue(f"{name} is {value}", "it must be positive and finite", "change it")
+        if not 0 <= self.proximal < math.inf:
+            raise InvalidValue(
+                f"proximal is {self.proximal}", "it must be finite, not negative", "0 means none"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
 
     Attributes:
         name: what is released: `STATISTICS`, one sum before training; `TRAINING`; `CALIBRATION`, one sum after.
-        mechanism: one unit's bound, the noise of the sum, and the number of rounds (``mechanism.steps``).
+        mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.
-        integer: under secure aggregation, the sum of whole numbers that ``mechanism`` prices; None elsewhere.
+        integer: under secure aggregation, the sum of whole numbers that ``mechanism`` prices; None elsewhere. Where
+            local steps carry the noise, it is how their results are masked, and no part of the price.
+        local: what a site does in a round of federated averaging; None where it answers with one sum.
     """
 
     name: str
@@ -70,6 +127,38 @@ class Release:
     dimension: int
     parameters: int
     integer: IntegerMechanism | None = None
+    local: LocalSteps | None = None
+
+    def __post_init__(self) -> None:
+        if self.local is None:
+            return
+        if self.mechanism.unit == "site" and self.mechanism.sampling_rate < 1:
+            raise InvalidValue(
+                f"sites are sampled at a rate of {self.mechanism.sampling_rate} in federated averaging",
+                "a site takes all its local steps of a round, or none",
+                "let every site take part: sampling_rate 1",
+            )
+        if self.mechanism.steps % self.steps_per_round:
+            raise InvalidValue(
+                f"{self.mechanism.steps} steps are split into rounds of {self.steps_per_round}",
+                "every round takes all its local steps",
+                "choose a multiple",
+            )
+
+    @property
+    def local_noise(self) -> bool:
+        """Whether the noise is in a site's local steps, rather than in what it answers."""
+        return self.local is not None and self.mechanism.unit != "site"
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps of the mechanism that one round takes, and is charged for."""
+        return self.local.steps if self.local is not None and self.local_noise else 1
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return self.mechanism.steps // self.steps_per_round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +239,7 @@ class Terms:
                     r.dimension,
                     r.parameters,
                     [r.integer.units, r.integer.radix] if r.integer else None,
+                    *([asdict(r.local)] if r.local else []),
                 ]
                 for r in self.releases
             ],
@@ -186,6 +276,12 @@ class Terms:
             return False
         return self.trust != "secure-aggregation" or survivors > self.honest
 
+    def noise_std(self, release: Release) -> float:
+        """Standard deviation of the noise that one site adds to its sum, or to each of its local steps."""
+        if release.local_noise:
+            return release.mechanism.noise_std
+        return noise_share(self.trust, release.mechanism, self.honest)
+
     def noise_variance(self, mechanism: Mechanism, survivors: int) -> float:
         """Variance of the noise in each coordinate of a sum over so many surviving sites: a public number."""
         if self.trust == "server":
@@ -193,7 +289,18 @@ class Terms:
         return survivors * noise_share(self.trust, mechanism, self.honest) ** 2
 
     def alone(self, mechanism: Mechanism) -> Mechanism | None:
-        """What a site's own noise share earns if everyone else colludes; None if it adds none."""
+        """What a site's own noise share earns if everyone else colludes; None if it adds none.
+
+        Args:
+            mechanism: that of one of the releases, for any number of steps.
+        """
+        for release in self.releases:
+            if release.mechanism.with_steps(mechanism.steps) != mechanism:
+                continue
+            if release.local_noise:
+                return mechanism if mechanism.noise_multiplier > 0 else None
+            if release.integer is not None:
+                return release.integer.alone.with_steps(mechanism.steps)
         share = noise_share(self.trust, mechanism, self.honest)
         return replace(mechanism, noise_multiplier=share / mechanism.clip_norm) if share > 0 else None
 

@@ -1,0 +1,52 @@
+"""Federations of more sites than one complete graph of masks holds, and what happens when many of them fail."""
+
+import numpy as np
+import pytest
+from tests.federation.toy import DIMENSION, make_terms
+
+from fedveil.errors import FederationError
+from fedveil.federation import Coordinator
+from fedveil.federation.secure import session_of
+
+SITES = 70
+
+
+@pytest.fixture
+def terms():
+    return make_terms("secure-aggregation", sites=SITES, rounds=3, noise=100.0, min_sites=10)
+
+
+def test_a_smaller_session_is_opened_when_a_sparse_one_has_lost_too_many(federate, terms):
+    sparse = session_of(terms, terms.sites, 1, 256)
+    assert sparse.sparse
+    left = SITES - (sparse.min_survivors - 1)
+    assert terms.enough(SITES - left), "the terms alone would let this round begin"
+    federation = federate(terms, epsilon=100.0)
+    for name in terms.sites[:left]:
+        federation.learners[name].broken = True
+    coordinator = Coordinator(terms, federation.transport)
+    collected = coordinator.collect(terms.release("training"), 1, np.zeros(DIMENSION))
+    assert len(collected.survivors) == SITES - left
+    assert coordinator.charged["training"] == 2, "the sparse session's attempt is charged too"
+
+
+def test_too_few_sites_for_any_session_are_named_before_they_are_charged(federate, terms):
+    federation = federate(terms, epsilon=100.0)
+    coordinator = Coordinator(terms, federation.transport)
+    for name in terms.sites[: SITES - terms.honest]:
+        coordinator.benched[name] = (1, 2**62)
+    with pytest.raises(FederationError, match=f"{terms.honest} of {SITES} sites are left"):
+        coordinator.collect(terms.release("training"), 1, np.zeros(DIMENSION))
+    assert not coordinator.charged
+
+
+def test_a_session_that_the_terms_cannot_give_counts_as_missing_sites(federate):
+    """With 100 sites a sparse session of 67 cannot promise the 66 honest shares that the noise was sized by."""
+    terms = make_terms("secure-aggregation", sites=100, rounds=1, noise=100.0, min_sites=10)
+    assert terms.enough(67)
+    federation = federate(terms, epsilon=100.0, units=2)
+    coordinator = Coordinator(terms, federation.transport)
+    for name in terms.sites[:33]:
+        coordinator.benched[name] = (1, 2**62)
+    with pytest.raises(FederationError, match="67 of 100 sites are left"):
+        coordinator.collect(terms.release("training"), 1, np.zeros(DIMENSION))
