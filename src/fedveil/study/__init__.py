@@ -4,6 +4,7 @@
 is the round loop that simulation and deployment share.
 """
 
+from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Setting
 from fedveil.study.model_file import TrainedModel, predict
 from fedveil.study.plan import Plan, make_plan
 from fedveil.study.prepare import Prepared, prepare, resolve
@@ -11,25 +12,34 @@ from fedveil.study.progress import Progress, Silent
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.settings import Study
 from fedveil.study.simulation import run
+from fedveil.study.sweep import measure, read_measurements, sweep
 from fedveil.study.template import study_template
 from fedveil.study.terms import make_terms
 from fedveil.study.training import Trained, train
 
 __all__ = [
+    "EVEN",
+    "NO_PRIVACY",
+    "Grid",
+    "Measurement",
     "Plan",
     "Prepared",
     "Progress",
     "RunDirectory",
+    "Setting",
     "Silent",
     "Study",
     "Trained",
     "TrainedModel",
     "make_plan",
     "make_terms",
+    "measure",
     "predict",
     "prepare",
+    "read_measurements",
     "resolve",
     "run",
     "study_template",
+    "sweep",
     "train",
 ]

@@ -1,0 +1,360 @@
+"""One study at many settings, on public or simulated data: what each level of privacy costs in accuracy.
+
+Every setting is a whole federated training run, through the same sites, ledgers and rounds as `fedveil run`; only
+the ledgers are thrown away afterwards. Features are extracted once and kept in the feature cache; then settings run
+side by side, one thread each. ``results.jsonl`` gets one synced line a finished setting, so a sweep that is killed
+loses those under way and nothing else.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedveil.data import Dataset, hospitals
+from fedveil.errors import StudyError
+from fedveil.federation import TRAINING, Identity, InProcess, Policy, Site, Terms
+from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism, Unit, calibrate, epsilon, operational_risk
+from fedveil.study.evaluation import TestSet
+from fedveil.study.files import json_line, write_atomic
+from fedveil.study.grid import Grid, Measurement, Setting
+from fedveil.study.prepare import Prepared, prepare
+from fedveil.study.progress import Progress, Silent
+from fedveil.study.rundir import RunDirectory
+from fedveil.study.settings import Study
+from fedveil.study.task import Task, make_task
+from fedveil.study.terms import make_terms
+from fedveil.study.training import train
+
+__all__ = ["measure", "read_measurements", "signal_to_noise", "sweep"]
+
+RESULTS = "results.jsonl"
+SAMPLE_STREAM = 0x5ACE
+"""Apart from the streams that split patients into hospitals and test sets."""
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def sweep(
+    directory: Path,
+    study: Study,
+    grid: Grid,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Measurement]:
+    """Measure every setting of a grid, keep the results in ``directory``, and return them in the grid's order.
+
+    Args:
+        directory: new, or that of the same study's sweep with ``resume``; the grid may have grown since.
+        study: the resolved study; the grid overrides what it sweeps.
+        grid: the settings.
+        resume: go on with what is there.
+        workers: processes; default one a core. 1 works in this process.
+        progress: told of every finished setting.
+
+    Raises:
+        StudyError: the directory is in use, or the data names real hospitals.
+    """
+    listener = progress or Silent()
+    settings = grid.settings()
+    data = prepare(study)
+    refuse_real_hospitals(data, grid)
+    _open(directory, study, resume)
+    with RunDirectory(directory):
+        done = {one.setting: one for one in _cut(directory / RESULTS)}
+        left = [setting for setting in settings if setting not in done]
+        task = make_task(study, data.dataset, listener)
+        listener.stage("settings", len(settings), len(settings) - len(left))
+        with (directory / RESULTS).open("a", encoding="utf-8") as file:
+            for measurement in measure(task, left, workers=workers):
+                file.write(json_line(measurement.to_dict()))
+                file.flush()
+                os.fsync(file.fileno())
+                done[measurement.setting] = measurement
+                listener.advance(note=_note(measurement))
+    results = [done[setting] for setting in settings]
+    text = table(results)
+    write_atomic(directory / "results.csv", lambda out: out.write(text.encode()))
+    return results
+
+
+def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = None) -> Iterator[Measurement]:
+    """Train and judge each setting, in a repeatable mixed order, so that the time left can be told from the start.
+
+    Args:
+        task: the study's task with its features, which other processes take from the feature cache.
+        settings: what to measure.
+        workers: processes; default one a core. 1 works in this process.
+    """
+    mixed = sorted(settings, key=lambda s: hashlib.sha256(repr(s).encode()).digest())
+    count = min(workers or _cores(), len(mixed))
+    with tempfile.TemporaryDirectory(prefix="fedveil-sweep-", dir=_memory()) as folder:
+        scratch = Path(folder)
+        if count <= 1:
+            for setting in mixed:
+                yield _measure(task, setting, scratch)
+            return
+        with _one_thread_each():
+            pool = ProcessPoolExecutor(
+                count, multiprocessing.get_context("spawn"), _begin, (task.study.to_toml(), scratch)
+            )
+            with pool:
+                waiting = [pool.submit(_work, setting) for setting in mixed]
+                try:
+                    for future in as_completed(waiting):
+                        yield future.result()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+
+
+def signal_to_noise(terms: Terms, units: int) -> float:
+    """The ratio nu of training under these terms, if all sites take part; see `fedveil.study.rules`."""
+    mechanism = terms.release(TRAINING).mechanism
+    variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
+    return units * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
+
+
+def read_measurements(path: Path) -> list[Measurement]:
+    """The finished settings of a sweep's directory or results file; a torn last line is left out."""
+    file = path / RESULTS if path.is_dir() else path
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise StudyError(
+            f"{file} cannot be read", "a sweep's results are there", "make them with `fedveil sweep`"
+        ) from None
+    found = []
+    for line in lines:
+        try:
+            found.append(Measurement.from_dict(json.loads(line)))
+        except (ValueError, TypeError, KeyError):
+            break
+    return found
+
+
+def table(results: Iterable[Measurement]) -> str:
+    """The results as CSV, one row a setting; epsilon and alpha in words where they are infinite."""
+    text = io.StringIO()
+    writer: Any = None
+    for one in results:
+        values = one.to_dict()
+        row = values.pop("setting") | {
+            "training_" + k if k == "patients" else k: v for k, v in values.items()
+        }
+        row["epsilon"] = "none" if row["epsilon"] is None else row["epsilon"]
+        row["alpha"] = "iid" if row["alpha"] is None else row["alpha"]
+        row["patients"] = "all" if row["patients"] is None else row["patients"]
+        if writer is None:
+            writer = csv.DictWriter(text, row.keys(), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def refuse_real_hospitals(data: Prepared, grid: Grid) -> None:
+    """Every setting is a release of its own; on real hospitals' patients all of them would have to be paid for."""
+    if data.simulated:
+        return
+    delta = data.study.privacy.delta
+    settings = {replace(s, sites=len(data.sites), alpha=1.0) for s in grid.settings()}
+    if any(setting.trust == "none" for setting in settings):
+        cost = "without any bound, since it trains without privacy too"
+    else:
+        units: dict[Unit, list[Mechanism]] = {}
+        for one in settings:
+            target = Guarantee(one.epsilon, delta, one.unit, one.trust)
+            units.setdefault(one.unit, []).append(calibrate(target, steps=1))
+        cost = " and ".join(
+            f"epsilon {math.ceil(10 * epsilon(mechanisms, delta)) / 10:g} per {unit}"
+            for unit, mechanisms in sorted(units.items())
+        )
+    raise StudyError(
+        f"{data.dataset.name} names {len(data.sites)} real hospitals, and this sweep would cost their patients {cost} "
+        f"(delta {delta:g}, {len(settings)} models together)",
+        "a sweep runs on public or simulated data only",
+        'sweep with data.source = "phantom" or a public set, choose there, and pay for one run',
+    )
+
+
+def _open(directory: Path, study: Study, resume: bool) -> None:
+    if resume:
+        if not (directory / "study.toml").is_file():
+            raise StudyError(
+                f"{directory} holds no sweep", "only one that was begun goes on", "check the path"
+            )
+        if RunDirectory(directory).study() != study:
+            raise StudyError(
+                f"{directory} was begun with another study",
+                "a sweep keeps its study; its lists may grow",
+                f"use {directory / 'study.toml'}, or begin anew in another directory",
+            )
+        return
+    if directory.exists():
+        raise StudyError(
+            f"{directory} exists",
+            "a sweep never overwrites files",
+            "go on with --resume, or choose another --out",
+        )
+    directory.mkdir(parents=True)
+    write_atomic(directory / "study.toml", lambda file: file.write(study.to_toml().encode()))
+
+
+def _cut(path: Path) -> list[Measurement]:
+    """What is finished; the file loses a torn last line."""
+    if not path.exists():
+        return []
+    found = read_measurements(path)
+    text = "".join(json_line(one.to_dict()) for one in found)
+    write_atomic(path, lambda file: file.write(text.encode()))
+    return found
+
+
+def _measure(task: Task, setting: Setting, scratch: Path) -> Measurement:
+    """One training run at one setting, with ledgers in ``scratch``."""
+    started = time.process_time()
+    study = setting.study(task.study)
+    sites = _deal(task.dataset, study, setting)
+    task = replace(task, study=study)
+    terms = make_terms(study, sites=tuple(sites), model=task.model)
+    with (
+        tempfile.TemporaryDirectory(dir=scratch) as folder,
+        RunDirectory.create(Path(folder) / "run", study) as directory,
+        ExitStack() as stack,
+    ):
+        trained = train(
+            study,
+            terms,
+            task.model,
+            InProcess(_sites(task, sites, terms, directory, stack)),
+            directory,
+            evaluate=lambda _parameters, _statistics: None,
+            progress=Silent(),
+        )
+    point = TestSet(task).point(trained.parameters, trained.statistics) or {}
+    private = terms.trust != "none"
+    released = [release.mechanism for release in terms.releases] if private else []
+    spent = epsilon(released, terms.target.delta) if private else math.inf
+    risk = operational_risk(replace(terms.target, epsilon=spent), released)
+    data = Prepared(study=study, dataset=task.dataset, sites=sites, simulated=True)
+    units = sum(data.units.values())
+    return Measurement(
+        setting=setting,
+        units=units,
+        patients=sum(data.patients.values()),
+        ratio=signal_to_noise(terms, units),
+        epsilon_spent=spent,
+        true_positive_rate=risk.true_positive_rate,
+        advantage=risk.advantage,
+        auroc=point["auroc"],
+        balanced_accuracy=point["balanced_accuracy"],
+        seconds=time.process_time() - started,
+    )
+
+
+def _deal(dataset: Dataset, study: Study, setting: Setting) -> dict[str, npt.NDArray[np.int64]]:
+    """Training images of each simulated hospital; of a random choice of patients, where the setting asks for fewer."""
+    seed = study.study.seed + setting.seed
+    kept = np.arange(len(dataset))
+    patients = np.unique(dataset.patients[dataset.train])
+    if setting.patients is not None and setting.patients < len(patients):
+        generator = np.random.default_rng([seed, SAMPLE_STREAM])
+        chosen = generator.choice(patients, setting.patients, replace=False)
+        kept = dataset.train[np.isin(dataset.patients[dataset.train], chosen)]
+    where = study.data.sites
+    dealt = hospitals(dataset.subset(kept), where.count, where.scheme, where.alpha, seed)
+    return {f"site-{number}": kept[rows] for number, rows in enumerate(dealt, 1)}
+
+
+def _sites(
+    task: Task,
+    sites: dict[str, npt.NDArray[np.int64]],
+    terms: Terms,
+    directory: RunDirectory,
+    stack: ExitStack,
+) -> list[Site]:
+    """Sites that have admitted the terms, each with a ledger that holds just what they cost."""
+    keys = {name: Ed25519PrivateKey.generate() for name in sites}
+    pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
+    target, policy = terms.target, Policy(trusts=frozenset({terms.trust}))
+    found = []
+    for name, rows in sites.items():
+        ledger = None
+        if terms.trust != "none":
+            budget = Budget(target.epsilon, target.delta, target.unit)
+            ledger = stack.enter_context(Ledger(directory.ledger(name), budget))
+        site = Site(name, task.learner(rows), policy, ledger, Identity(keys[name], pinned))
+        site.admit(terms)
+        found.append(site)
+    return found
+
+
+def _note(measurement: Measurement) -> str:
+    return f"AUROC {measurement.auroc:.3f}"
+
+
+_worker: dict[str, Any] = {}
+"""In a worker process: its task and its scratch folder."""
+
+
+def _begin(study: str, scratch: Path) -> None:
+    """Make a worker ready, and make it end with the process that began it, whatever ends that."""
+    threading.Thread(target=_end_with_parent, args=(scratch,), daemon=True).start()
+    resolved = Study.parse(study)
+    _worker["task"] = make_task(resolved, prepare(resolved).dataset, Silent())
+    _worker["scratch"] = scratch
+
+
+def _end_with_parent(scratch: Path) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(1)
+
+
+def _work(setting: Setting) -> Measurement:
+    return _measure(_worker["task"], setting, _worker["scratch"])
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that are started here use one thread each: together they use the machine."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> str | None:
+    """A file system in memory, if there is one: ledgers are synced at every charge, and are thrown away here."""
+    folder = Path("/dev/shm")
+    return str(folder) if folder.is_dir() and os.access(folder, os.W_OK) else None

@@ -1,0 +1,225 @@
+import csv
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedveil.errors import InvalidValue, StudyError
+from fedveil.study import NO_PRIVACY, Grid, Measurement, Setting, read_measurements, run, sweep
+from fedveil.study.grid import EVEN
+from fedveil.study.rundir import RunDirectory
+from fedveil.study.sweep import table
+
+
+def grid(**changes):
+    lists = {
+        "epsilon": (5.0, NO_PRIVACY),
+        "trust": ("site", "server"),
+        "unit": ("patient",),
+        "sites": (3,),
+        "alpha": (EVEN,),
+    }
+    return Grid(**(lists | changes))
+
+
+def test_the_grid_is_the_product_without_duplicates():
+    settings = grid(trust=("site", "secure-aggregation", "server"), sites=(3, 5), seeds=2).settings()
+    assert len(settings) == len(set(settings)) == (3 + 1) * 2 * 2
+    bare = [one for one in settings if math.isinf(one.epsilon)]
+    assert {one.trust for one in bare} == {"none"}
+    assert len(bare) == 4
+
+
+def test_trust_none_is_the_same_as_epsilon_none():
+    assert grid(trust=("none",)).settings() == grid(epsilon=(NO_PRIVACY,), trust=("site",)).settings()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epsilon": ()},
+        {"epsilon": (0.0,)},
+        {"alpha": (-1.0,)},
+        {"seeds": 0},
+        {"trust": ("secure-aggregation",), "sites": (2,)},
+    ],
+)
+def test_an_impossible_grid_is_refused(changes):
+    with pytest.raises(InvalidValue):
+        grid(**changes)
+
+
+def test_a_setting_survives_json():
+    for setting in grid(alpha=(EVEN, 0.5), patients=(None, 40)).settings():
+        assert Setting.from_dict(json.loads(json.dumps(setting.to_dict()))) == setting
+
+
+def test_a_setting_changes_the_study_and_nothing_else(study):
+    base = study(federation={"min_sites": 4})
+    changed = Setting(epsilon=2.0, trust="site", unit="image", sites=3, alpha=0.3).study(base)
+    assert (changed.privacy.epsilon, changed.privacy.trust, changed.privacy.unit) == (2.0, "site", "image")
+    assert (changed.data.sites.count, changed.data.sites.alpha) == (3, 0.3)
+    assert changed.federation.min_sites is None
+    assert changed.training == base.training
+    assert changed.model == base.model
+
+
+def test_a_sweep_measures_every_setting(study, tmp_path):
+    wanted = grid(epsilon=(5.0, 20.0, NO_PRIVACY), unit=("patient", "image"))
+    results = sweep(tmp_path / "out", study(), wanted, workers=1)
+    assert [one.setting for one in results] == wanted.settings()
+    assert set(read_measurements(tmp_path / "out")) == set(results)
+    for one in results:
+        assert one.patients == 112
+        assert one.units == (224 if one.setting.unit == "image" else 112)
+        private = one.setting.trust != "none"
+        assert math.isfinite(one.ratio) == private
+        if private:
+            assert one.epsilon_spent == pytest.approx(one.setting.epsilon, rel=1e-3)
+            assert one.epsilon_spent <= one.setting.epsilon
+            assert 0.01 < one.true_positive_rate < 1
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "results.csv").read_text())))
+    assert [row["epsilon"] for row in rows] == [
+        "none" if math.isinf(one.setting.epsilon) else str(one.setting.epsilon) for one in results
+    ]
+    assert [float(row["auroc"]) for row in rows] == [one.auroc for one in results]
+
+
+def test_without_noise_a_setting_equals_the_run_of_its_study(study, tmp_path):
+    """The sweep trains what `fedveil run` trains: without noise, to the last digit."""
+    base = study(privacy={"trust": "none"})
+    measured = sweep(tmp_path / "sweep", base, grid(epsilon=(NO_PRIVACY,), sites=(5,)), workers=1)[0]
+    setting = measured.setting.study(base)
+    result = run(RunDirectory.create(tmp_path / "run", setting))
+    assert measured.auroc == result["metrics"]["test"]["auroc"]
+    assert measured.balanced_accuracy == result["metrics"]["test"]["balanced_accuracy"]
+
+
+def test_the_ratio_is_units_times_mu_over_the_factor_of_trust(study, tmp_path):
+    """nu = N mu / f, with f^2 = n for trust site and 1 for a trusted server."""
+    results = sweep(tmp_path / "out", study(), grid(epsilon=(5.0,), sites=(4,)), workers=1)
+    ratios = {one.setting.trust: one.ratio for one in results}
+    assert ratios["server"] / ratios["site"] == pytest.approx(2.0, rel=1e-6)
+
+
+def test_fewer_patients_are_a_subset_and_change_with_the_seed(study, tmp_path):
+    results = sweep(tmp_path / "out", study(), grid(epsilon=(5.0,), patients=(30, None), seeds=2), workers=1)
+    assert {one.setting.patients: one.patients for one in results} == {30: 30, None: 112}
+
+
+def test_a_sweep_goes_on_where_it_stopped(study, tmp_path):
+    out = tmp_path / "out"
+    first = sweep(out, study(), grid(), workers=1)
+    with pytest.raises(StudyError, match="--resume"):
+        sweep(out, study(), grid(), workers=1)
+    with (out / "results.jsonl").open("a") as file:
+        file.write('{"setting": {"eps')
+    again = sweep(out, study(), grid(sites=(3, 4)), resume=True, workers=1)
+    assert [one for one in again if one.setting.sites == 3] == first
+    assert len(read_measurements(out)) == len(again) == 6
+
+
+def test_a_resumed_sweep_keeps_its_study(study, tmp_path):
+    sweep(tmp_path / "out", study(), grid(epsilon=(NO_PRIVACY,)), workers=1)
+    with pytest.raises(StudyError, match="another study"):
+        sweep(tmp_path / "out", study(training={"rounds": 7}), grid(), resume=True, workers=1)
+    with pytest.raises(StudyError, match="holds no sweep"):
+        sweep(tmp_path / "nothing", study(), grid(), resume=True, workers=1)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from fedveil.study import Grid, Study, sweep
+
+if __name__ == "__main__":
+    lists = dict(trust=("site",), unit=("patient",), sites=(3,), alpha=(1.0,))
+    study = Study.load(Path(sys.argv[2]))
+    sweep(Path(sys.argv[1]), study, Grid(epsilon=tuple(range(1, 25)), **lists), workers=2)
+"""
+
+
+def test_killed_at_any_moment_no_finished_setting_is_lost(study, tmp_path):
+    """kill -9 while two workers are busy: what was finished stays, the workers end too, and the rest is done later."""
+    settings = study(training={"rounds": 30})
+    (tmp_path / "study.toml").write_text(settings.to_toml())
+    (tmp_path / "child.py").write_text(CHILD)
+    out = tmp_path / "out"
+    command = [sys.executable, str(tmp_path / "child.py"), str(out), str(tmp_path / "study.toml")]
+    child = subprocess.Popen(command, env=os.environ)
+    deadline = time.monotonic() + 120
+    while len(_lines(out)) < 3 and time.monotonic() < deadline:
+        assert child.poll() is None
+        time.sleep(0.01)
+    workers = _children(child.pid)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    finished = read_measurements(out)
+    assert 3 <= len(finished) < 24
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    wanted = grid(epsilon=tuple(range(1, 25)), trust=("site",), alpha=(1.0,))
+    after = sweep(out, settings, wanted, resume=True, workers=1)
+    assert len(after) == 24
+    assert set(finished) <= set(after)
+
+
+def _lines(out):
+    path = out / "results.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _children(pid):
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def test_data_that_names_hospitals_is_refused_with_the_price(study, tmp_path):
+    """Two models at mu each cost sqrt(2) mu: the price is that of all releases together, not of the dearest."""
+    source = study().data.source
+    with np.load(source) as file:
+        arrays = dict(file)
+    folder = tmp_path / "named"
+    folder.mkdir()
+    from PIL import Image
+
+    lines = ["path,label,patient,site,split"]
+    for row in range(40):
+        Image.fromarray(arrays["images"][row]).save(folder / f"{row}.png")
+        split = "test" if row >= 32 else "train"
+        lines.append(f"{row}.png,{'ab'[row % 2]},p{row},{'north' if row < 20 else 'south'},{split}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    settings = study(data={"source": str(folder / "manifest.csv")})
+    with pytest.raises(StudyError, match=r"2 real hospitals.*epsilon 7\.\d per patient.*2 models") as caught:
+        sweep(tmp_path / "out", settings, grid(epsilon=(5.0,)), workers=1)
+    assert "phantom" in str(caught.value)
+    with pytest.raises(StudyError, match="without any bound"):
+        sweep(tmp_path / "out", settings, grid(), workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_names_what_is_infinite():
+    measurement = Measurement(
+        setting=Setting(epsilon=NO_PRIVACY, trust="none", unit="patient", sites=3, alpha=EVEN),
+        units=10,
+        patients=10,
+        ratio=math.inf,
+        epsilon_spent=math.inf,
+        true_positive_rate=1.0,
+        advantage=1.0,
+        auroc=0.9,
+        balanced_accuracy=0.8,
+        seconds=0.1,
+    )
+    row = next(csv.DictReader(io.StringIO(table([measurement]))))
+    assert (row["epsilon"], row["alpha"], row["patients"]) == ("none", "iid", "all")
+    assert Measurement.from_dict(json.loads(json.dumps(measurement.to_dict()))) == measurement
