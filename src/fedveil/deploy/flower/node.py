@@ -71,6 +71,7 @@ _EAGER, _IDLE = 0.1, 2.0
 _EAGER_SECONDS = 60.0
 _LONGEST_PAUSE = 2.0
 _COMPLAIN_SECONDS = 60.0
+_UPLOAD_SECONDS = 20.0  # a sender that was killed never finishes; one that lives asks again
 _ONE_HOUR = 3600.0
 T = TypeVar("T")
 
@@ -258,7 +259,8 @@ class Node:
         pull = make_pull_object_fn_protobuf(
             lambda request: self._call(self._client.PullObject, request), self._node, run
         )
-        contents = pull_objects([item.object_id for item in iterate_object_tree(tree)], pull_object_fn=pull)
+        names = [item.object_id for item in iterate_object_tree(tree)]
+        contents = pull_objects(names, pull_object_fn=pull, max_time=_UPLOAD_SECONDS)
         confirm = ConfirmMessageReceivedRequest(node=self._node, run_id=run, message_object_id=name)
         self._call(self._client.ConfirmMessageReceived, confirm)
         whole = inflate_object_from_contents(name, contents)

@@ -1,0 +1,156 @@
+"""A whole federation as real programs on this machine: services, nodes, SuperLink, coordinator; all killable."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.deploy.hospital import SITES, edit, study_text, write_images
+
+from fedveil.deploy.kits import init_site, make_kits
+from fedveil.privacy import LedgerState, verify_ledger
+
+DEADLINE = 150.0
+_CLI = "from fedveil.cli import deploy; import typer; app = typer.Typer(); app.add_typer(deploy.site, name='site'); "
+_CLI += "app.command('coordinate')(deploy.coordinate); app()"
+
+
+def wait_until(happened: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
+    until = time.monotonic() + deadline
+    while not happened():
+        assert time.monotonic() < until, f"waited {deadline:.0f} s for {what}"
+        time.sleep(0.1)
+
+
+class Town:
+    """Three hospitals and a coordinator, each program a process of its own."""
+
+    def __init__(self, folder: Path, images: int = 60, **settings: object) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.kits = folder / "kits"
+        make_kits(self.kits, name="town", hospitals=SITES, hosts=["127.0.0.1"], port=self.port)
+        self.coordinator = self.kits / "coordinator"
+        edit(self.coordinator / "federation.toml", wait_for_absent=6, ask_again=3, wait_for_approval=100)
+        for number, name in enumerate(SITES):
+            site = self.kits / name / "site"
+            write_images(site / "images.npz", images, seed=number)
+            chosen = {"source": '"images.npz"', "epsilon": 30.0, "delta": 1e-3, "test_fraction": 0.0}
+            trust = '["site", "secure-aggregation", "none"]'
+            edit(site / "site.toml", **{**chosen, "trust": trust, **settings})
+            init_site(site)
+        write_images(folder / "test.npz", 60, seed=9)
+
+    def site(self, name: str) -> Path:
+        return self.kits / name / "site"
+
+    def start(self, key: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a program; its output goes to KEY.log."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        with (self.folder / f"{key}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )
+        self.processes[key] = process
+        return process
+
+    def serve(self, name: str) -> None:
+        self.start(f"{name}.service", [sys.executable, "-c", _CLI, "site", "serve", str(self.site(name))])
+
+    def connect(self, name: str, node: Path | None = None, key: str | None = None) -> None:
+        folder = node or self.kits / name / "node"
+        self.start(key or f"{name}.node", [sys.executable, "-m", "fedveil.deploy.flower.node", str(folder)])
+
+    def open(self, names: Sequence[str] = SITES) -> None:
+        """Start every hospital's two programs."""
+        for name in names:
+            self.serve(name)
+            self.connect(name)
+
+    def coordinate(self, run: str, *, resume: bool = False, **study: object) -> subprocess.Popen[bytes]:
+        path = self.folder / f"{run}.toml"
+        path.write_text(study_text(name=run, source=str(self.folder / "test.npz"), **study))
+        command = [sys.executable, "-c", _CLI, "coordinate", str(path), "--federation", str(self.coordinator)]
+        command += ["--out", str(self.folder / run), "--json", *(["--resume"] if resume else [])]
+        return self.start("coordinator", command)
+
+    def approve(self, run: str) -> None:
+        """Wait for the offer, and approve it at every hospital as a person would."""
+        for name in SITES:
+            assert not self.ended(), self.log("coordinator")
+            command = [sys.executable, "-c", _CLI, "site", "approve", run, str(self.site(name)), "--yes"]
+            wait_until(lambda name=name: self._offered(name, run), f"{run} to be offered to {name}")
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=DEADLINE)
+
+    def _offered(self, name: str, run: str) -> bool:
+        offers = (self.site(name) / "studies").glob("*.json")
+        assert not self.ended(), self.log("coordinator")
+        return any(f'name = "{run}"' in json.loads(path.read_text())["study"] for path in offers)
+
+    def rounds(self, run: str) -> list[dict[str, object]]:
+        path = self.folder / run / "rounds.jsonl"
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def after_round(self, run: str, number: int) -> None:
+        wait_until(lambda: len(self.rounds(run)) >= number or self.ended(), f"round {number} of {run}")
+        assert len(self.rounds(run)) >= number, self.log("coordinator")
+
+    def ended(self) -> bool:
+        return self.processes["coordinator"].poll() is not None
+
+    def finish(self, run: str) -> dict[str, object]:
+        """Wait for the coordinator; return the run's result."""
+        wait_until(self.ended, f"the coordinator to end:\n{self.log('coordinator')[-3000:]}")
+        assert self.processes["coordinator"].returncode == 0, self.log("coordinator")[-5000:]
+        return json.loads((self.folder / run / "result.json").read_text())
+
+    def log(self, key: str) -> str:
+        return (self.folder / f"{key}.log").read_text()
+
+    def ledger(self, name: str) -> LedgerState:
+        return verify_ledger(self.site(name) / "ledger.jsonl")
+
+    def charges(self, name: str, run: str) -> list[tuple[str, int | None]]:
+        """What a hospital was charged for a run: label without attempt, and round."""
+        found = [charge for charge in self.ledger(name).charges if charge.study.startswith(f"{run} ")]
+        return [(charge.label.split(" ")[0], charge.round) for charge in found]
+
+    def kill(self, key: str) -> None:
+        """kill -9."""
+        self.processes[key].kill()
+        self.processes[key].wait()
+
+    def superlink(self) -> int:
+        """The SuperLink's process id."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"fedveil.deploy.flower.superlink" in words and str(self.port).encode() in words:
+                return int(folder.name)
+        raise AssertionError("no SuperLink runs")
+
+    def kill_superlink(self) -> None:
+        os.kill(self.superlink(), signal.SIGKILL)
+
+    def close(self) -> None:
+        """Stop everything that was started."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
