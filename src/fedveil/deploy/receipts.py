@@ -97,8 +97,9 @@ class Receipts:
                 "have the hospital find out what happened to its ledger before it takes part again",
             )
         path = self._folder / f"{receipt.site}.jsonl"
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(receipt.to_dict(), sort_keys=True) + "\n")
+            file.write("\n" * torn + json.dumps(receipt.to_dict(), sort_keys=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._last[receipt.site] = receipt

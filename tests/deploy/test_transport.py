@@ -1,0 +1,209 @@
+"""The coordinator's end against hostile and broken hospitals, over a SuperLink that is a dictionary."""
+
+import hashlib
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedveil.deploy.flower.records import bytes_of, content_of
+from fedveil.deploy.flower.transport import FlowerTransport, Patience
+from fedveil.deploy.identity import FROM_SITE, Identity, unseal
+from fedveil.deploy.receipts import Receipt, Receipts
+from fedveil.errors import FederationError
+from fedveil.federation import Declined, Reply, Request
+from fedveil.federation.wire import Frame, encode, pack, unpack
+
+SITES = ("north", "south", "west")
+REQUEST = Request(
+    study="ab" * 32, release="training", round=1, attempt=1, participants=SITES, parameters=np.zeros(3)
+)
+QUICK = Patience(away=0.2, answer=1.5, again=0.5)
+
+
+class Message:
+    """As much of a Flower message as the transport looks at."""
+
+    def __init__(self, site: str, data: bytes | None, name: str = "", reply_to: str = "") -> None:
+        self.site, self.content = site, content_of(data) if data is not None else None
+        self.metadata = SimpleNamespace(message_id=name, reply_to_message_id=reply_to)
+        self.error = SimpleNamespace(reason="it broke")
+
+    def has_error(self) -> bool:
+        return self.content is None
+
+    def has_content(self) -> bool:
+        return self.content is not None
+
+
+class Link:
+    """Delivers at once; a site that is not in ``answer`` is not connected, one that answers None says nothing."""
+
+    def __init__(self, answer: dict[str, Callable[[bytes], bytes | None]]) -> None:
+        self.answer, self.replies, self.pushed = answer, {}, []
+        self.sessions = dict.fromkeys(answer, "first")
+
+    def call(self, action):
+        return action(self)
+
+    def get_nodes(self):
+        return [
+            SimpleNamespace(name=site, node_id=number, last_activated_at=self.sessions[site])
+            for number, site in enumerate(SITES)
+            if site in self.answer
+        ]
+
+    def push_messages(self, messages):
+        names = []
+        for message in messages:
+            site = SITES[message.metadata.dst_node_id]
+            names.append(f"m{len(self.pushed)}")
+            self.pushed.append(site)
+            data = self.answer[site](bytes_of(message))
+            if data is not None:
+                self.replies[names[-1]] = Message(site, data, reply_to=names[-1])
+        return names
+
+    def pull_messages(self, names):
+        return [self.replies.pop(name) for name in list(names) if name in self.replies]
+
+
+@pytest.fixture(autouse=True)
+def run_identity(monkeypatch):
+    """What Flower asks of a process that makes messages."""
+    for name in ("task_id", "run_id", "node_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1, raising=False)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Build a transport over hospitals; each is a function from a request to an answer, or one of the defaults."""
+    identities = {site: Identity.create(tmp_path / f"{site}.key") for site in (*SITES, "coordinator")}
+
+    def honest(site: str, /, *, seq: int = 1, **changes: object) -> Callable[[bytes], bytes]:
+        def answer(sealed: bytes) -> bytes:
+            body, _ = unseal(
+                sealed, signer=identities["coordinator"].public, purpose=b"fedveil coordinator to site 1"
+            )
+            request = unpack(body, Request)
+            ids = {"study": request.study, "release": request.release, "round": request.round}
+            values = {"site": site, **ids, "attempt": request.attempt, "vector": np.ones(3), **changes}
+            reply = Reply(**values)
+            raw = pack(reply)
+            receipt = Receipt(
+                site=site,
+                **ids,
+                attempt=request.attempt,
+                answer=hashlib.sha256(raw).hexdigest(),
+                cost={},
+                seq=seq,
+                hash="0" * 64,
+            )
+            frame = Frame("answer", {"site": site, "receipt": receipt.to_dict()}, {}, {"answer": raw})
+            return identities[site].seal(encode(frame), FROM_SITE)
+
+        return answer
+
+    def build(**answers):
+        chosen = {site: answers.get(site, honest(site)) for site in SITES if answers.get(site, True)}
+        link = Link(chosen)
+        keys = {site: identities[site].public for site in SITES}
+        receipts = Receipts(tmp_path / "receipts")
+        transport = FlowerTransport(
+            link, identities["coordinator"], keys, receipts, pin=lambda *_: None, patience=QUICK
+        )
+        return SimpleNamespace(transport=transport, link=link, receipts=receipts)
+
+    return SimpleNamespace(build=build, honest=honest, identities=identities)
+
+
+def exchange(town):
+    return town.transport.exchange(dict.fromkeys(SITES, REQUEST))
+
+
+def test_every_hospital_answers(make):
+    town = make.build()
+    answers = exchange(town)
+    assert {site: type(answer) for site, answer in answers.items()} == dict.fromkeys(SITES, Reply)
+    assert town.link.pushed == list(SITES)
+    assert [town.receipts.last(site).seq for site in SITES] == [1, 1, 1]
+
+
+def test_a_hospital_that_is_not_connected_is_absent(make):
+    assert set(exchange(make.build(west=False))) == {"north", "south"}
+
+
+def test_a_hospital_that_says_nothing_is_absent_and_asked_again(make):
+    town = make.build(west=lambda _: None)
+    assert set(exchange(town)) == {"north", "south"}
+    assert town.link.pushed.count("west") >= 2
+    assert town.link.pushed.count("north") == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda make: lambda _: b"garbage",
+        lambda make: lambda sealed: sealed,
+        lambda make: lambda _: make.identities["west"].seal(b"garbage", FROM_SITE),
+        lambda make: make.honest("north"),
+        lambda make: make.honest("west", site="north"),
+        lambda make: make.honest("west", round=2),
+        lambda make: make.honest("west", attempt=2),
+        lambda make: make.honest("west", study="cd" * 32),
+    ],
+)
+def test_a_hospital_that_breaks_the_protocol_is_left_out_and_others_are_not(make, answer, caplog):
+    answers = exchange(make.build(west=answer(make)))
+    assert set(answers) == {"north", "south"}
+    assert "west" in caplog.text
+
+
+def test_nan_and_wrong_shapes_reach_the_coordinators_own_check(make):
+    """The transport carries what is well formed; `Coordinator` excludes and names the site (tests/federation)."""
+    for vector in (np.full(3, np.nan), np.ones(5)):
+        answers = exchange(make.build(west=make.honest("west", seq=9 + len(vector), vector=vector)))
+        np.testing.assert_array_equal(answers["west"].vector, vector)
+
+
+def test_a_node_that_signs_on_anew_is_asked_again(make):
+    lost = []
+
+    def lose_the_first(sealed: bytes) -> bytes | None:
+        lost.append(sealed)
+        if len(lost) == 1:
+            town.link.sessions["west"] = "second"
+            return None
+        return make.honest("west")(sealed)
+
+    town = make.build(west=lose_the_first)
+    assert isinstance(exchange(town)["west"], Reply)
+    assert lost[0] == lost[1], "the very same bytes, so that the site can answer from its spool"
+
+
+def test_a_ledger_that_goes_back_is_caught(make, caplog):
+    town = make.build(west=make.honest("west", seq=5))
+    exchange(town)
+    town.link.answer["west"] = make.honest("west", seq=4)
+    for site in ("north", "south"):
+        town.link.answer[site] = make.honest(site, seq=2)
+    answers = exchange(town)
+    assert isinstance(answers["west"], Declined)
+    assert isinstance(answers["north"], Reply)
+    assert "a ledger only grows" in caplog.text
+
+
+def test_receipts_survive_a_restart_and_a_torn_line(tmp_path):
+    values = {"site": "a", "study": "s", "release": "r", "round": 1, "answer": "", "cost": {}, "hash": "h"}
+    receipts = Receipts(tmp_path)
+    receipts.keep(Receipt(**values, attempt=1, seq=3))
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"site": "a", "seq"')
+    again = Receipts(tmp_path)
+    assert again.last("a").seq == 3
+    with pytest.raises(FederationError):
+        again.keep(Receipt(**values, attempt=2, seq=3))
+    again.keep(Receipt(**values, attempt=2, seq=4))
+    assert Receipts(tmp_path).last("a").seq == 4
