@@ -98,7 +98,24 @@ def test_released_statistics_without_noise_are_the_class_means():
     scaled = unit_blocks(features, BLOCKS)
     for code in (0, 1):
         np.testing.assert_allclose(statistics.means[code], scaled[labels == code].mean(0), rtol=1e-5)
-    np.testing.assert_allclose(statistics.centre, statistics.means.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(statistics.centre(BLOCKS), statistics.means.mean(0), rtol=1e-9)
+
+
+def test_a_centre_that_is_mostly_noise_moves_nothing():
+    """Positive-part James-Stein: over many draws it is closer to the true centre than the released one, or the origin."""
+    generator = np.random.default_rng(5)
+    blocks, counts, variance = (40, 60), np.array([100.0, 300.0]), 40.0
+    truth = np.concatenate([generator.normal(0, 0.05, (2, 40)), np.zeros((2, 60))], axis=1)
+    spread = np.sqrt(variance / (1 - 0.3**2)) / counts[:, None]
+    errors = {"released": 0.0, "shrunk": 0.0, "origin": 0.0}
+    for _ in range(200):
+        means = truth + spread * generator.normal(size=truth.shape)
+        statistics = ClassStatistics(counts=counts, means=means, noise_variance=variance)
+        errors["released"] += np.square(means.mean(0) - truth.mean(0)).sum()
+        errors["shrunk"] += np.square(statistics.centre(blocks) - truth.mean(0)).sum()
+        errors["origin"] += np.square(truth.mean(0)).sum()
+    assert errors["shrunk"] < errors["released"]
+    assert errors["shrunk"] < 1.1 * errors["origin"]
 
 
 def test_gradients_are_those_of_the_linear_head_on_centred_features():

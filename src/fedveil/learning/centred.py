@@ -53,11 +53,37 @@ class CentredHead:
         """Length of the whole parameter vector."""
         return self.features + self.classes + self.head.logits + self.head.dimension
 
+    @property
+    def statistics_size(self) -> int:
+        """Length of the class statistics that are released before training."""
+        return ClassStatistics.size(self.classes, self.features)
+
+    @property
+    def calibration_size(self) -> int:
+        """Length of the class statistics of scores that are released after training."""
+        return ClassStatistics.size(self.classes, self.head.logits)
+
+    def initial(self) -> Vector:
+        """The trained part before training."""
+        return self.head.initial()
+
+    def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
+        """Class sizes and means of features."""
+        return ClassStatistics.from_released(released, self.classes, noise_variance)
+
+    def read_shift(
+        self, released: Vector, noise_variance: float, whole: Vector, statistics: ClassStatistics | None
+    ) -> Vector:
+        """The middle between the classes' mean logits; class sizes are those of the first release, if there was one."""
+        counts = None if statistics is None else statistics.counts
+        scores = ClassStatistics.from_released(released, self.classes, noise_variance, counts)
+        return scores.centre([self.head.logits]) * self.scale(whole)
+
     def join(
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
         """The whole parameter vector; without statistics the centre is the origin and the weights are 1."""
-        centre = np.zeros(self.features) if statistics is None else statistics.centre
+        centre = np.zeros(self.features) if statistics is None else statistics.centre(self.blocks)
         weights = np.ones(self.classes) if statistics is None else statistics.weights
         moved = np.zeros(self.head.logits) if shift is None else shift
         return np.concatenate([centre, weights, moved, trained])
@@ -83,14 +109,14 @@ class CentredHead:
         return result
 
     def scores(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
-        """Logits (n, logits) before any shift, divided by the weights' norm: rows of norm at most 1."""
+        """Logits (n, logits) before any shift, divided by half the weights' norm, which few of them exceed."""
         centre, _, _, trained = self.split(parameters)
         result: Vector = self.head.logits_of(trained, self.view(features, centre)) / self.scale(parameters)
         return result
 
     def scale(self, parameters: Vector) -> float:
-        """The norm of the trained weights, which bounds every logit of a unit vector; a public number."""
-        return max(float(np.linalg.norm(self.split(parameters)[3])), SMALLEST_SCALE)
+        """Half the norm of the trained weights, which bounds every logit of a unit vector; a public number."""
+        return max(float(np.linalg.norm(self.split(parameters)[3])) / 2, SMALLEST_SCALE)
 
     def view(self, features: npt.NDArray[Any], centre: Vector) -> npt.NDArray[np.float32]:
         """What the head sees: blocks of unit length, centred, and brought to unit length again."""
@@ -106,6 +132,7 @@ class CentredLearner:
         labels: (n,) class codes.
         patients: (n,) patient codes 0 .. P-1.
         unit: whom one contribution belongs to.
+        degraded: (n, d) raw features of the images' degraded views, for the last release; None for none.
     """
 
     def __init__(
@@ -116,9 +143,11 @@ class CentredLearner:
         patients: npt.NDArray[Any],
         *,
         unit: Unit = "patient",
+        degraded: npt.NDArray[Any] | None = None,
     ) -> None:
         self._model, self._labels, self._patients, self._unit = model, labels, patients, unit
         self._features = unit_blocks(features, model.blocks)
+        self._degraded = None if degraded is None else unit_blocks(degraded, model.blocks)
         self._centre, self._weights = np.zeros(model.features), np.ones(model.classes)
         self._learner = self._centred(self._centre, self._weights)
 
@@ -140,15 +169,26 @@ class CentredLearner:
             self._centre, self._weights = centre, weights
         return self._learner.contribution(trained, clip_norm=clip_norm, units=units)
 
-    def statistics(self, parameters: Vector) -> Vector:
+    def statistics(self, parameters: Vector, units: Indices | None = None) -> Vector:
         """Sum the units' class statistics: of their features, or of their scores where there is a model to score by."""
-        points = self._model.scores(parameters, self._features) if parameters.size else self._features
+        points = self._mean_scores(parameters) if parameters.size else self._features
         groups = np.arange(len(self._labels)) if self._unit == "image" else self._patients
         weights = 1 / np.bincount(groups)[groups]
+        if units is not None and self._unit != "site":
+            weights *= np.isin(groups, units)
         total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)
         if self._unit == "site":
             total = total / max(1.0, float(np.linalg.norm(total)))
+            total *= units is None or len(units) > 0
         return total
+
+    def _mean_scores(self, parameters: Vector) -> Vector:
+        """Each image's score, averaged with that of its degraded view; both are cut to length 1 first."""
+        views = [self._features] if self._degraded is None else [self._features, self._degraded]
+        scores = [self._model.scores(parameters, view) for view in views]
+        cut = [one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1.0) for one in scores]
+        result: Vector = np.mean(cut, axis=0)
+        return result
 
     def scores(self, parameters: Vector) -> Vector:
         """Class probabilities (n, classes) of the cohort's own images."""

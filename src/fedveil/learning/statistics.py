@@ -86,19 +86,20 @@ class ClassStatistics:
         result: Vector = self.counts.sum() / (len(self.counts) * self.counts)
         return result
 
-    @property
-    def centre(self) -> Vector:
+    def centre(self, blocks: Sequence[int]) -> Vector:
         """(d,) the middle between the classes' means, each class counting alike, with noise shrunk away.
 
-        Positive-part James-Stein: with middle m and noise of variance v in each coordinate it is
-        ``m max(0, 1 - d v / ||m||^2)``, so that a centre that is mostly noise moves nothing.
+        Positive-part James-Stein, block by block: where a block's middle is m, with noise of variance v in each of its
+        k coordinates, it is ``m max(0, 1 - k v / ||m||^2)``. A centre that is mostly noise moves nothing.
         """
         middle = self.means.mean(axis=0)
         variance = self.noise_variance / (1 - COUNT_WEIGHT**2) * float(np.mean(1 / self.counts**2))
-        noise = len(middle) * variance / len(self.counts)
-        kept = max(0.0, 1 - noise / max(float(middle @ middle), SMALLEST_NORM**2))
-        result: Vector = middle * kept
-        return result
+        variance /= len(self.counts)
+        shrunk = []
+        for block in np.split(middle, np.cumsum(blocks)[:-1]):
+            power = max(float(block @ block), SMALLEST_NORM**2)
+            shrunk.append(block * max(0.0, 1 - len(block) * variance / power))
+        return np.concatenate(shrunk)
 
     @staticmethod
     def size(classes: int, dimension: int) -> int:
@@ -131,9 +132,18 @@ class ClassStatistics:
         return total
 
     @classmethod
-    def from_released(cls, vector: Vector, classes: int, noise_variance: float) -> Self:
-        """Read the noisy sum over all sites, whose noise has this (public) variance in each number."""
+    def from_released(
+        cls, vector: Vector, classes: int, noise_variance: float, counts: Vector | None = None
+    ) -> Self:
+        """Read the noisy sum over all sites.
+
+        Args:
+            vector: as released.
+            classes: number of classes.
+            noise_variance: of the noise in each number, which is public.
+            counts: class sizes from an earlier, more precise release; None reads them here.
+        """
         rows = vector.reshape(classes, -1)
-        counts = np.maximum(rows[:, -1] / COUNT_WEIGHT, FEWEST)
-        means = rows[:, :-1] / (np.sqrt(1 - COUNT_WEIGHT**2) * counts[:, None])
-        return cls(counts=counts, means=means, noise_variance=noise_variance)
+        sizes = np.maximum(rows[:, -1] / COUNT_WEIGHT, FEWEST) if counts is None else counts
+        means = rows[:, :-1] / (np.sqrt(1 - COUNT_WEIGHT**2) * sizes[:, None])
+        return cls(counts=sizes, means=means, noise_variance=noise_variance)

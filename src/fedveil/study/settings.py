@@ -81,21 +81,32 @@ class ModelSettings(_Table):
 
     features: str = Field(
         default="efficientnet-lite0",
-        description='"efficientnet-lite0", "scattering", "pixels", joined by "+"',
+        description='"efficientnet-lite0", "scattering", "pixels", joined by "+"; "none" trains a network on pixels',
     )
-    network: Literal["linear"] = Field(default="linear", description="what is trained on the features")
+    network: str = Field(
+        default="linear",
+        pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80})$",
+        description='"linear", or on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0"; "timm:NAME"',
+    )
+    trained_blocks: int = Field(
+        default=1, ge=0, le=16, description="blocks of efficientnet-lite0 that are trained, from the last"
+    )
 
 
 class TrainingSettings(_Table):
     """Federated rounds and the server's optimiser."""
 
-    method: Literal["gradient"] = Field(default="gradient", description="what a contribution is")
+    method: Literal["gradient", "averaging"] = Field(
+        default="gradient",
+        description='"gradient": one step a round; "averaging": local steps, whose differences are averaged',
+    )
     rounds: int = Field(default=30, ge=1, le=100_000, description="rounds of training")
     learning_rate: float | None = Field(
         default=None,
         gt=0,
         description="server step size; default by rule from the noise and the number of units",
     )
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="the server's update rule")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="of the server's gradient descent")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 regularisation of the trained parameters")
     average_from: float = Field(
@@ -104,8 +115,35 @@ class TrainingSettings(_Table):
         le=1,
         description="release the mean of the rounds after this fraction; 1 the last one",
     )
+    average_decay: float | None = Field(
+        default=None, ge=0, lt=1, description="average with this decay a round; default all rounds alike"
+    )
     units: int | None = Field(
         default=None, ge=1, description="public number of units that sums are divided by; default as released"
+    )
+    sampling_rate: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="chance of each unit to take part in a step, each drawn by itself",
+    )
+    clipping: Literal["flat", "per-layer", "automatic"] = Field(
+        default="flat",
+        description="how a network's gradients are bounded; automatic brings all to one length",
+    )
+    views: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="shifted views of an image that a network averages before clipping",
+    )
+    flip: bool = Field(default=True, description="views are also mirrored left to right")
+    local_steps: int = Field(
+        default=5, ge=1, le=10_000, description="steps a round at a site, when averaging"
+    )
+    local_learning_rate: float = Field(default=0.2, gt=0, description="step size of local steps")
+    proximal: float = Field(
+        default=0.0, ge=0, description="pull of local steps towards the round's start, for sites that differ"
     )
 
 
@@ -125,8 +163,26 @@ class PrivacySettings(_Table):
         default=0.15, ge=0, lt=1, description="part of the budget for class sizes and means, released first"
     )
     calibration_share: float = Field(
-        default=0.03, ge=0, lt=1, description="part of the budget for the classes' mean scores, released last"
+        default=0.05, ge=0, lt=1, description="part of the budget for the classes' mean scores, released last"
     )
+
+
+NETWORK_DEFAULTS: dict[str, dict[str, object]] = {
+    "model": {"features": "none"},
+    "training": {
+        "rounds": 60,
+        "sampling_rate": 0.2,
+        "momentum": 0.9,
+        "average_from": 0.0,
+        "average_decay": 0.9,
+        "clipping": "automatic",
+    },
+    "privacy": {"clip_norm": 1.0, "statistics_share": 0.02, "calibration_share": 0.0},
+    "federation": {"max_units": 10_000},
+}
+"""What a study that trains a network means by what it leaves out."""
+SERVER_KEYS = ("momentum", "average_from", "average_decay")
+"""Of these, the ones that fit noisy gradients at the server, and not averages of what sites trained."""
 
 
 class FederationSettings(_Table):
@@ -167,6 +223,37 @@ class Study(_Table):
     federation: FederationSettings = FederationSettings()
     report: ReportSettings = ReportSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _network_defaults(cls, values: Any) -> Any:
+        """Fill in what networks want by default, where the study trains one."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("model", {}), Mapping):
+            return values
+        if values.get("model", {}).get("network", "linear") == "linear":
+            return values
+        filled = dict(values)
+        for table, defaults in NETWORK_DEFAULTS.items():
+            given = values.get(table, {})
+            if isinstance(given, Mapping):
+                left_out = SERVER_KEYS if given.get("method") == "averaging" else ()
+                filled[table] = {k: v for k, v in defaults.items() if k not in left_out} | dict(given)
+        return filled
+
+    @model_validator(mode="after")
+    def _fits_the_network(self) -> Self:
+        network, features, training = self.model.network, self.model.features, self.training
+        if network == "linear" and features == "none":
+            raise ValueError('model.features is "none", which only networks train on: name features')
+        if network != "linear" and features != "none":
+            raise ValueError(f'model.network "{network}" is trained on pixels: set model.features = "none"')
+        if network == "linear" and (training.views > 1 or training.clipping != "flat"):
+            raise ValueError("training.views and training.clipping are for networks")
+        if network.startswith("efficientnet-lite0") and training.views > 1:
+            raise ValueError(
+                "training.views must be 1 for efficientnet-lite0, whose frozen part runs only once"
+            )
+        return self
+
     @model_validator(mode="after")
     def _finite(self) -> Self:
         for table in (self.data.sites, self.training, self.privacy):
@@ -206,9 +293,9 @@ class Study(_Table):
 
     def with_changes(self, changes: Mapping[str, Mapping[str, object]]) -> Self:
         """The study with some keys changed, table by table, checked like a file."""
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json", exclude_unset=True)
         for table, keys in changes.items():
-            values[table].update(keys)
+            values.setdefault(table, {}).update(keys)
         try:
             return type(self).model_validate(values)
         except ValidationError as error:

@@ -1,6 +1,8 @@
 """What a study trains: the model, its view of the images, and what a trained one is kept as."""
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +13,21 @@ from fedveil.learning import (
     CentredHead,
     CentredLearner,
     ClassStatistics,
+    ImageSource,
     Learner,
+    Model,
+    NetworkLearner,
+    NetworkModel,
+    Views,
 )
+from fedveil.learning.degrade import VERSION as DEGRADED
+from fedveil.learning.degrade import degraded
 from fedveil.learning.features import FeatureExtractor, feature_extractor
 from fedveil.study.model_file import TrainedModel
 from fedveil.study.progress import Progress
 from fedveil.study.settings import Study
 
-__all__ = ["Task", "make_task", "model_of"]
+__all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of"]
 
 BATCH = 256
 """Images read and pushed through an extractor at a time, which bounds the memory that large sets need."""
@@ -28,33 +37,29 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Task:
-    """A linear head on frozen features of every image.
+class Task(ABC):
+    """What a study trains, and on which images.
 
     Attributes:
         study: the resolved study.
-        dataset: labels and patients of the images.
-        extractor: the frozen, public feature extractor.
-        model: what is trained on them.
-        features: (n, d) raw features, one row an image.
+        dataset: the images with labels and patients.
     """
 
     study: Study
     dataset: Dataset
-    extractor: FeatureExtractor
-    model: CentredHead
-    features: npt.NDArray[np.float32]
 
+    @property
+    @abstractmethod
+    def model(self) -> Model:
+        """What is trained: the public side of it."""
+
+    @abstractmethod
     def learner(self, rows: Indices) -> Learner:
         """One site's learner over these images."""
-        cohort = self.dataset.cohort("site", rows)
-        return CentredLearner(
-            self.model, self.features[rows], cohort.labels, cohort.patients, unit=self.study.privacy.unit
-        )
 
+    @abstractmethod
     def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
         """Class probabilities (k, classes) of these images."""
-        return self.model.probabilities(parameters, self.features[rows])
 
     def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
         """What `predict` needs."""
@@ -62,6 +67,8 @@ class Task:
         equal = np.full(len(classes), 1 / len(classes))
         return TrainedModel(
             features=self.study.model.features,
+            network=self.study.model.network,
+            trained_blocks=self.study.model.trained_blocks,
             image_size=self.study.data.image_size,
             channels=self.dataset.images.channels,
             classes=classes,
@@ -70,35 +77,194 @@ class Task:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LinearTask(Task):
+    """A linear head on frozen features of every image.
+
+    Attributes:
+        extractor: the frozen, public feature extractor.
+        head: what is trained on them.
+        features: (n, d) raw features, one row an image.
+        degraded: the same of the images' degraded views, for the calibration release; None where there is none.
+    """
+
+    extractor: FeatureExtractor
+    head: CentredHead
+    features: npt.NDArray[np.float32]
+    degraded: npt.NDArray[np.float32] | None = None
+
+    @property
+    def model(self) -> Model:
+        """The head."""
+        return self.head
+
+    def learner(self, rows: Indices) -> Learner:
+        """One site's learner over the features of these images."""
+        cohort = self.dataset.cohort("site", rows)
+        return CentredLearner(
+            self.head,
+            self.features[rows],
+            cohort.labels,
+            cohort.patients,
+            unit=self.study.privacy.unit,
+            degraded=None if self.degraded is None else self.degraded[rows],
+        )
+
+    def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
+        """Class probabilities (k, classes) of these images."""
+        return self.head.probabilities(parameters, self.features[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class NetworkTask(Task):
+    """A network trained on images, or on what its frozen part makes of them.
+
+    Attributes:
+        network: what is trained.
+        images: what the trained part takes, by row of the data set.
+    """
+
+    network: NetworkModel
+    images: ImageSource
+
+    @property
+    def model(self) -> Model:
+        """The network."""
+        return self.network
+
+    def learner(self, rows: Indices) -> Learner:
+        """One site's learner over these images."""
+        cohort, settings = self.dataset.cohort("site", rows), self.study.training
+        return NetworkLearner(
+            self.network,
+            _Rows(self.images, rows),
+            cohort.labels,
+            cohort.patients,
+            unit=self.study.privacy.unit,
+            clipping=settings.clipping,
+            views=Views(settings.views, flip=settings.flip),
+        )
+
+    def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
+        """Class probabilities (k, classes) of these images."""
+        return self.network.probabilities(parameters, _Rows(self.images, rows), len(rows))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Some of the images of a source."""
+
+    source: ImageSource
+    rows: Indices
+
+    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
+        return self.source.read(self.rows[indices])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """What the frozen part of a network made of every image."""
+
+    values: npt.NDArray[np.float32]
+
+    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
+        return self.values[indices]
+
+
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
     return feature_extractor(
         study.model.features, image_size=study.data.image_size, channels=dataset.images.channels
     )
 
 
-def model_of(study: Study, dataset: Dataset) -> CentredHead:
-    """The study's model for this data; its sizes need no image to be read."""
+def model_of(study: Study, dataset: Dataset) -> Model:
+    """The study's model for this data; its sizes need no image to be read.
+
+    Raises:
+        InvalidValue: there is no such model, or it cannot be trained privately. Nothing has been charged by then.
+    """
+    return _network(study, dataset) if study.model.network != "linear" else _head(study, dataset)
+
+
+def _head(study: Study, dataset: Dataset) -> CentredHead:
     return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes))
 
 
+def _network(study: Study, dataset: Dataset) -> NetworkModel:
+    return NetworkModel(
+        study.model.network,
+        classes=len(dataset.classes),
+        channels=dataset.images.channels,
+        image_size=study.data.image_size,
+        seed=study.study.seed,
+        trained_blocks=study.model.trained_blocks,
+    )
+
+
 def make_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    """Extract the features of every image of the study, or take them from the cache."""
+    """Build the study's model and compute once, or take from the cache, whatever does not change in training."""
+    make = _network_task if study.model.network != "linear" else _linear_task
+    return make(study, dataset, progress)
+
+
+def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
+    """Only a frozen part is run beforehand; a network that is trained whole reads its images as it needs them."""
+    network = _network(study, dataset)
+    images: ImageSource = dataset.images
+    if network.frozen is not None:
+        progress.stage("features", len(dataset))
+        shape = network.before(
+            np.zeros((1, dataset.images.channels, *(study.data.image_size,) * 2), np.float32)
+        ).shape
+
+        def compute(pixels: npt.NDArray[np.float32], _: list[str]) -> npt.NDArray[np.float32]:
+            return network.before(pixels).reshape(len(pixels), -1)
+
+        kept = _once(network.key, dataset, compute, progress)
+        images = _Kept(kept.reshape(-1, *shape[1:]))
+    return NetworkTask(study=study, dataset=dataset, network=network, images=images)
+
+
+def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
     extractor = _extractor(study, dataset)
-    progress.stage("features", len(dataset))
-
-    def compute(rows: Indices) -> npt.NDArray[np.float32]:
-        parts = []
-        for batch in np.array_split(rows, max(1, math.ceil(len(rows) / BATCH))):
-            parts.append(extractor(dataset.images.read(batch)))
-            progress.advance(len(batch))
-        return np.concatenate(parts)
-
-    digests = dataset.images.digest(np.arange(len(dataset)))
-    features = FeatureCache().get_or_compute(extractor.key, digests, compute)
-    return Task(
+    calibrated = study.privacy.calibration_share > 0
+    progress.stage("features", len(dataset) * (2 if calibrated else 1))
+    return LinearTask(
         study=study,
         dataset=dataset,
         extractor=extractor,
-        model=model_of(study, dataset),
-        features=features,
+        head=_head(study, dataset),
+        features=_features(dataset, extractor, progress),
+        degraded=_features(dataset, extractor, progress, degrade=True) if calibrated else None,
     )
+
+
+def _features(
+    dataset: Dataset, extractor: FeatureExtractor, progress: Progress, *, degrade: bool = False
+) -> npt.NDArray[np.float32]:
+    """(n, d) features of all images, or of their degraded views."""
+
+    def compute(images: npt.NDArray[np.float32], digests: list[str]) -> npt.NDArray[np.float32]:
+        return extractor(degraded(images, digests) if degrade else images)
+
+    key = f"{extractor.key} {DEGRADED}" if degrade else extractor.key
+    return _once(key, dataset, compute, progress)
+
+
+def _once(
+    key: str,
+    dataset: Dataset,
+    compute: Callable[[npt.NDArray[np.float32], list[str]], npt.NDArray[np.float32]],
+    progress: Progress,
+) -> npt.NDArray[np.float32]:
+    """One row an image, from the cache or from its pixels and their digest."""
+    digests = dataset.images.digest(np.arange(len(dataset)))
+
+    def rows_of(rows: Indices) -> npt.NDArray[np.float32]:
+        parts = []
+        for batch in np.array_split(rows, max(1, math.ceil(len(rows) / BATCH))):
+            parts.append(compute(dataset.images.read(batch), [digests[row] for row in batch]))
+            progress.advance(len(batch))
+        return np.concatenate(parts)
+
+    return FeatureCache().get_or_compute(key, digests, rows_of)

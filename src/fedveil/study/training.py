@@ -1,7 +1,8 @@
 """The rounds of a study, the same for every transport: collect a protected sum, step, checkpoint, tell.
 
-Everything here is post-processing of what `Coordinator.collect` returns. Sums are divided by the released (noisy)
-number of units, or by the public constant of the study file: never by a private count.
+Everything here is post-processing of what `Coordinator.collect` returns. Sums of gradients are divided by the released
+(noisy) number of units, or by the public constant of the study file: never by a private count. Sums of differences
+that sites' local steps made are divided by the number of sites.
 """
 
 import json
@@ -23,7 +24,7 @@ from fedveil.federation import (
     Terms,
     Transport,
 )
-from fedveil.learning import CentredHead, ClassStatistics, OptimizerState
+from fedveil.learning import ClassStatistics, Model, OptimizerState
 from fedveil.study.progress import Progress
 from fedveil.study.rules import Steps
 from fedveil.study.rundir import RunDirectory
@@ -76,7 +77,8 @@ class _Checkpoint:
             meta = json.loads(self.arrays.pop("meta").tobytes())
             self.round, self.coordinator.charged = meta["round"], meta["charged"]
             # The process that was killed may have asked for one more round than it could note.
-            self.coordinator.charged[TRAINING] = self.coordinator.charged.get(TRAINING, 0) + 1
+            lost = self.coordinator.terms.release(TRAINING).steps_per_round
+            self.coordinator.charged[TRAINING] = self.coordinator.charged.get(TRAINING, 0) + lost
         self.directory.cut_rounds(self.round)
 
     def save(self, finished: int, arrays: Arrays) -> None:
@@ -92,7 +94,7 @@ class _Loop:
 
     study: Study
     terms: Terms
-    model: CentredHead
+    model: Model
     coordinator: Coordinator
     checkpoint: _Checkpoint
     directory: RunDirectory
@@ -102,10 +104,10 @@ class _Loop:
 
     def run(self) -> Trained:
         self.checkpoint.load()
-        statistics = self._release(STATISTICS, 0, np.empty(0))
+        statistics = self._statistics()
         steps = Steps.plan(self.study, self.terms, statistics)
         state = self._start(steps)
-        planned = self.terms.release(TRAINING).mechanism.steps
+        planned = self.terms.release(TRAINING).rounds
         self.progress.stage(self.label, planned, state.round)
         try:
             while state.round < planned and self._affordable():
@@ -116,7 +118,7 @@ class _Loop:
         trained = steps.optimizer.released(state.optimizer)
         return Trained(
             parameters=self.model.join(
-                statistics, trained, self._shift(state, self._whole(trained, statistics))
+                statistics, trained, self._shift(state, self._whole(trained, statistics), statistics)
             ),
             statistics=statistics,
             rounds=state.round,
@@ -126,36 +128,38 @@ class _Loop:
     def _affordable(self) -> bool:
         """Whether another round leaves what comes after training its share of the budget."""
         release = self.terms.release(TRAINING)
-        return (
-            self.terms.trust == "none" or self.coordinator.charged.get(TRAINING, 0) < release.mechanism.steps
-        )
+        left = release.mechanism.steps - self.coordinator.charged.get(TRAINING, 0)
+        return self.terms.trust == "none" or left >= release.steps_per_round
 
-    def _release(self, name: str, state_round: int, parameters: Vector) -> ClassStatistics | None:
-        """What is released once: from the checkpoint, or from the sites; None where the terms hold no such thing."""
+    def _release(self, name: str, finished: int, parameters: Vector) -> tuple[Vector, float] | None:
+        """A sum that is made once, and its noise variance: from the checkpoint, or the sites; None if there is none."""
         release = next((one for one in self.terms.releases if one.name == name), None)
         if release is None:
             return None
         if name not in self.checkpoint.arrays:
             collected = self.coordinator.collect(release, 1, parameters)
             variance = self.terms.noise_variance(release.mechanism, len(collected.survivors))
-            arrays = {name: collected.total, f"{name}.variance": np.array(variance)}
-            self.checkpoint.save(state_round, arrays)
+            rate = release.mechanism.sampling_rate
+            arrays = {name: collected.total / rate, f"{name}.variance": np.array(variance / rate**2)}
+            self.checkpoint.save(finished, arrays)
         saved = self.checkpoint.arrays
-        return ClassStatistics.from_released(
-            saved[name], self.model.classes, float(saved[f"{name}.variance"])
-        )
+        return saved[name], float(saved[f"{name}.variance"])
 
-    def _shift(self, state: Progression, whole: Vector) -> Vector | None:
+    def _statistics(self) -> ClassStatistics | None:
+        released = self._release(STATISTICS, 0, np.empty(0))
+        return None if released is None else self.model.read_statistics(*released)
+
+    def _shift(self, state: Progression, whole: Vector, statistics: ClassStatistics | None) -> Vector | None:
         """The middle between the classes' mean logits, released last."""
         try:
-            scores = self._release(CALIBRATION, state.round, whole)
+            released = self._release(CALIBRATION, state.round, whole)
         except BudgetSpent:
             return None
-        return None if scores is None else scores.centre * self.model.scale(whole)
+        return None if released is None else self.model.read_shift(*released, whole, statistics)
 
     def _start(self, steps: Steps) -> Progression:
         if self.checkpoint.round == 0:
-            return Progression(round=0, optimizer=steps.optimizer.init(self.model.head.initial()))
+            return Progression(round=0, optimizer=steps.optimizer.init(self.model.initial()))
         return Progression(
             round=self.checkpoint.round, optimizer=steps.optimizer.from_arrays(self.checkpoint.arrays)
         )
@@ -165,13 +169,10 @@ class _Loop:
         release = self.terms.release(TRAINING)
         query = self._whole(steps.optimizer.query(state.optimizer), statistics)
         collected = self.coordinator.collect(release, state.round + 1, query)
-        gradient = collected.total / steps.normalizer
-        variance = self.terms.noise_variance(release.mechanism, len(collected.survivors))
+        gradient, variance = steps.gradient(collected, self.terms)
         after = Progression(
             round=state.round + 1,
-            optimizer=steps.optimizer.step(
-                state.optimizer, gradient, noise_variance=variance / steps.normalizer**2
-            ),
+            optimizer=steps.optimizer.step(state.optimizer, gradient, noise_variance=variance),
         )
         self.checkpoint.save(after.round, steps.optimizer.to_arrays(after.optimizer))
         point = self.evaluate(self._released(after, statistics, steps), statistics)
@@ -208,7 +209,7 @@ class _Loop:
 def train(
     study: Study,
     terms: Terms,
-    model: CentredHead,
+    model: Model,
     transport: Transport,
     directory: RunDirectory,
     *,

@@ -17,19 +17,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fedveil.learning.features.extractor import Features, Images, checked, in_batches, resized
 
-STAGES = (7, 10, 14)
-"""Blocks of the network, counted from 0, whose outputs are pooled: two at stride 16, one at stride 32."""
-CHANNELS = (80, 112, 192)
-"""Their numbers of channels."""
+LAST_BLOCK = 10
+"""Block of the network, counted from 0, whose output is pooled, at stride 16."""
+CHANNELS = 112
+"""Its number of channels."""
 SMALLEST = 16
 
 
 class EfficientNetLite0:
-    """Pooled activations from the middle of the network: 384 features an image, in three blocks.
+    """Pooled activations from the middle of the network: 224 features an image, in two blocks.
 
-    The mean over space of each channel that the blocks 7, 10 and 14 put out. These see texture rather
-    than objects, and tell medical images apart better than the last layer, which was trained to name
-    animals; the network behind them is cut off.
+    The mean and the standard deviation over space of each channel that block 10 puts out. These see texture rather
+    than objects, and tell medical images apart better than the last layer, which was trained to name animals; the
+    network behind them is cut off.
 
     A grey image is fed as three equal channels. Batch norm uses the published ImageNet statistics (evaluation
     mode) and is folded into the convolutions, which halves the time and changes features by rounding only.
@@ -37,22 +37,19 @@ class EfficientNetLite0:
 
     def __init__(self, name: str, channels: int, size: int) -> None:
         self.name, self.channels, self.size = name, channels, size
-        self.blocks: tuple[int, ...] = CHANNELS
+        self.blocks: tuple[int, ...] = (CHANNELS, CHANNELS)
         self.dimension = sum(self.blocks)
-        self.key = f"efficientnet-lite0-4@{self.size}x{channels}"
+        self.key = f"efficientnet-lite0-5@{self.size}x{channels}"
 
     def __call__(self, images: Images) -> Features:
-        """Map images (k, channels, h, w) in [0, 1] to features (k, 384)."""
-        stages = folded_network(self.size, self.channels)
+        """Map images (k, channels, h, w) in [0, 1] to features (k, 224): means, then deviations."""
+        network = folded_network(self.size, self.channels)
 
         def pooled(batch: torch.Tensor) -> torch.Tensor:
-            maps = resized(batch, self.size) * (255 / 128) - 127 / 128
-            maps = maps.contiguous(memory_format=torch.channels_last)
-            means: list[torch.Tensor] = []
-            for stage in stages:
-                maps = stage(maps)
-                means.append(maps.mean(dim=(2, 3)))
-            return torch.cat(means, dim=1)
+            pixels = resized(batch, self.size) * (255 / 128) - 127 / 128
+            maps = network(pixels.contiguous(memory_format=torch.channels_last))
+            deviations, means = torch.std_mean(maps, dim=(2, 3), correction=0)
+            return torch.cat([means, deviations], dim=1)
 
         return in_batches(pooled, checked(images, self.channels), self.dimension)
 
@@ -66,21 +63,18 @@ def pretrained(size: int) -> Any:
 
 
 @lru_cache(maxsize=4)
-def folded_network(size: int, channels: int) -> nn.ModuleList:
-    """Return the stages of :func:`pretrained` up to the last one pooled, with batch norm folded in, channels last.
+def folded_network(size: int, channels: int) -> nn.Sequential:
+    """Return :func:`pretrained` up to the block that is pooled, with batch norm folded in, channels last.
 
     The layers of one grey channel are the sums over the three equal colour channels they stand for.
     """
     network = pretrained(size)
-    stages: list[list[nn.Module]] = [[*_folded(network._conv_stem, network._bn0), nn.ReLU6(inplace=True)]]
-    for index, block in enumerate(network._blocks[: STAGES[-1] + 1]):
-        stages[-1].append(_folded_block(block))
-        if index in STAGES[:-1]:
-            stages.append([])
+    layers = [*_folded(network._conv_stem, network._bn0), nn.ReLU6(inplace=True)]
+    layers += [_folded_block(block) for block in network._blocks[: LAST_BLOCK + 1]]
     if channels == 1:
-        stem = next(layer for layer in stages[0] if isinstance(layer, nn.Conv2d))
+        stem = next(layer for layer in layers if isinstance(layer, nn.Conv2d))
         stem.weight = nn.Parameter(stem.weight.sum(1, keepdim=True), requires_grad=False)
-    folded = nn.ModuleList(nn.Sequential(*layers) for layers in stages).eval().requires_grad_(False)
+    folded: nn.Sequential = nn.Sequential(*layers).eval().requires_grad_(False)
     return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
