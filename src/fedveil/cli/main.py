@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from fedveil import __version__
-from fedveil.cli import data, ledger, studies
+from fedveil.cli import data, ledger, studies, sweep
 
 __all__ = ["app", "main"]
 
@@ -17,6 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 studies.register(app)
+sweep.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(ledger.app, name="ledger")
 

@@ -11,5 +11,6 @@ from fedveil.report.loader import load
 from fedveil.report.page import render, write_report
 from fedveil.report.records import RunRecord
 from fedveil.report.summary import figure_result
+from fedveil.report.sweep import figure_trade_off, write_sweep
 
-__all__ = ["RunRecord", "figure_result", "load", "render", "write_report"]
+__all__ = ["RunRecord", "figure_result", "figure_trade_off", "load", "render", "write_report", "write_sweep"]

@@ -1,0 +1,133 @@
+"""The verbs that come before a study: sweep its settings, and have one recommended."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast, get_args
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedveil.cli.console import console, errors, speak_plainly
+from fedveil.cli.progress import Bars
+from fedveil.cli.tables import format_epsilon
+from fedveil.errors import InvalidValue
+from fedveil.privacy import Trust, Unit
+from fedveil.report import write_sweep
+from fedveil.study import EVEN, NO_PRIVACY, Grid, Measurement, Study, resolve, sweep
+
+__all__ = ["register"]
+
+T = TypeVar("T")
+WORDS = {"none": NO_PRIVACY, "iid": EVEN, "all": None}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the program."""
+    app.command("sweep", rich_help_panel="Studies")(sweep_command)
+
+
+def sweep_command(
+    study: Annotated[Path, typer.Argument(help="The study file.")] = Path("study.toml"),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Directory; default sweeps/NAME.")] = None,
+    epsilon: Annotated[str, typer.Option(help='Values, "none" for no privacy.')] = "0.25,0.5,1,2,4,8,none",
+    trust: Annotated[str, typer.Option(help="Levels of trust.")] = "site,secure-aggregation,server",
+    unit: Annotated[str | None, typer.Option(help="Protected units; default as in the study.")] = None,
+    sites: Annotated[str | None, typer.Option(help="Numbers of hospitals; default as in the study.")] = None,
+    alpha: Annotated[
+        str | None,
+        typer.Option(help='How alike hospitals are, "iid" for all alike; default as in the study.'),
+    ] = None,
+    patients: Annotated[str, typer.Option(help='Numbers of training patients, or "all".')] = "all",
+    seeds: Annotated[int, typer.Option(help="Repeats of every setting.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep; its lists may grow.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Measure what each privacy setting costs in accuracy, on public or simulated data.
+
+    Example: fedveil sweep study.toml --epsilon 0.25,1,4,none --sites 3,10 --seeds 5
+    """
+    with speak_plainly():
+        resolved = resolve(Study.load(study), study.parent)
+        own = resolved.data.sites
+        grid = Grid(
+            epsilon=_list("epsilon", epsilon, float),
+            trust=cast(tuple[Trust, ...], _list("trust", trust, _one_of(Trust))),
+            unit=cast(tuple[Unit, ...], _list("unit", unit or resolved.privacy.unit, _one_of(Unit))),
+            sites=_list("sites", sites or str(own.count), int),
+            alpha=_list("alpha", alpha or ("iid" if own.scheme == "iid" else str(own.alpha)), float),
+            patients=_list("patients", patients, int),
+            seeds=seeds,
+        )
+        folder = out or Path("sweeps") / resolved.study.name.replace(" ", "-")
+        with _TimedBars(quiet=as_json) as bars:
+            results = sweep(folder, resolved, grid, resume=resume, workers=workers, progress=bars)
+        page = write_sweep(folder)
+        if as_json:
+            print(json.dumps({"settings": len(results), "page": str(page)}))
+        else:
+            _print_sweep(results)
+            errors.print(f"\npage: {page}")
+
+
+class _TimedBars(Bars):
+    """Progress with the time left, estimated over everything that was seen."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__()
+        self._progress = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left  {task.fields[note]}"),
+            console=errors,
+            disable=quiet or not errors.is_terminal,
+            speed_estimate_period=600.0,
+        )
+
+
+def _print_sweep(results: list[Measurement]) -> None:
+    """Mean AUROC by epsilon and trust over everything else that was swept."""
+    trusts = list(dict.fromkeys(one.setting.trust for one in results))
+    table = Table("epsilon", *trusts, box=None, pad_edge=False)
+    for epsilon in dict.fromkeys(one.setting.epsilon for one in results):
+        row = []
+        for trust in trusts:
+            found = [
+                one.auroc for one in results if (one.setting.epsilon, one.setting.trust) == (epsilon, trust)
+            ]
+            row.append(f"{sum(found) / len(found):.3f}" if found else "")
+        table.add_row("none" if math.isinf(epsilon) else format_epsilon(epsilon), *row)
+    console.print(f"mean AUROC over {len(results)} settings\n")
+    console.print(table)
+
+
+def _list(name: str, text: str, read: Callable[[str], T]) -> tuple[T, ...]:
+    """Values apart by commas; words stand for what is not a number."""
+    values = []
+    for part in text.split(","):
+        word = part.strip()
+        if word in WORDS and read in (float, int):
+            values.append(cast(T, WORDS[word]))
+            continue
+        try:
+            values.append(read(word))
+        except ValueError:
+            kind = {float: "numbers", int: "whole numbers"}.get(cast(Any, read), "known words")
+            raise InvalidValue(
+                f"--{name} holds {word!r}", f"it lists {kind}, apart by commas", f"see {name} in --help"
+            ) from None
+    return tuple(values)
+
+
+def _one_of(kind: Any) -> Callable[[str], str]:
+    def read(word: str) -> str:
+        if word not in get_args(kind):
+            raise ValueError(word)
+        return word
+
+    return read

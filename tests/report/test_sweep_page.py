@@ -1,0 +1,143 @@
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from fedveil.errors import StudyError
+from fedveil.report import figure_trade_off, write_sweep
+from fedveil.study import EVEN, NO_PRIVACY, Grid, Measurement, Study
+from fedveil.study.files import json_line
+
+
+def auroc(setting):
+    if math.isinf(setting.epsilon):
+        return 0.95
+    return 0.95 - 0.02 / setting.epsilon - 0.01 * (setting.trust == "site") + 0.002 * setting.seed
+
+
+def measured(setting):
+    private = setting.trust != "none"
+    return Measurement(
+        setting=setting,
+        units=1000,
+        patients=1000,
+        ratio=200 * setting.epsilon,
+        epsilon_spent=setting.epsilon,
+        true_positive_rate=min(1.0, 0.0123456 * setting.epsilon) if private else 1.0,
+        advantage=0.11 if private else 1.0,
+        auroc=auroc(setting),
+        balanced_accuracy=auroc(setting) - 0.1,
+        seconds=0.5,
+    )
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A sweep's directory with made-up results; returns a function of the grid's changes."""
+
+    def make(study=None, **changes):
+        lists = {
+            "epsilon": (0.5, 1.0, 4.0, NO_PRIVACY),
+            "trust": ("site", "secure-aggregation"),
+            "unit": ("patient",),
+            "sites": (5, 20),
+            "alpha": (0.5,),
+        }
+        out = tmp_path / "sweep"
+        out.mkdir()
+        (out / "study.toml").write_text((study or Study()).to_toml())
+        results = [measured(setting) for setting in Grid(**(lists | changes)).settings()]
+        (out / "results.jsonl").write_text("".join(json_line(one.to_dict()) for one in results))
+        return out
+
+    return make
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.seen, self.links = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href") and not value.startswith("#")]
+
+
+def text(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+def test_the_page_is_whole_and_loads_nothing(directory):
+    page = write_sweep(directory()).read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert not tags.links
+    assert "script" not in tags.seen
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert tags.seen.count("figure") == 4
+
+
+def test_the_page_states_the_smallest_epsilon_that_is_close(directory):
+    """Without privacy 0.95; at epsilon 4 secure aggregation is 0.005 below it, and site 0.015."""
+    words = text(write_sweep(directory()).read_text())
+    assert "Without privacy the AUROC is 0.950." in words
+    assert "Secure aggregation: the smallest epsilon within 0.01 of that is 4 (AUROC 0.945)." in words
+    assert (
+        "Each hospital adds all its noise: no epsilon comes within 0.01 of that; the best is 0.935 at 4."
+        in words
+    )
+
+
+def test_risk_is_rounded_up(directory):
+    words = text(write_sweep(directory()).read_text()).replace("\N{NARROW NO-BREAK SPACE}", " ")
+    assert "1.3 %" in words
+    assert "1.2 %" not in words
+
+
+def test_intervals_are_those_of_the_mean_over_repeats(directory):
+    """Five repeats, 0.002 apart: mean +0.004, half width t(0.975, 4) s / sqrt(5)."""
+    words = text(write_sweep(directory(seeds=5)).read_text())
+    half = 2.776445 * np.std(0.002 * np.arange(5), ddof=1) / np.sqrt(5)
+    middle = 0.95 - 0.02 + 0.004
+    assert f"{middle:.3f} ({middle - half:.3f}–{middle + half:.3f})" in words
+
+
+def test_figures_lie_beside_the_page(directory):
+    out = directory(alpha=(0.1, EVEN), unit=("patient", "image"))
+    write_sweep(out)
+    names = {path.name for path in (out / "figures").iterdir()}
+    assert names == {
+        "auroc-epsilon-trust.svg",
+        "auroc-epsilon-sites.svg",
+        "auroc-epsilon-alpha.svg",
+        "auroc-epsilon-unit.svg",
+        "balanced-accuracy-epsilon-trust.svg",
+        "auroc-risk-trust.svg",
+    }
+    path = figure_trade_off(out, out / "both.svg")
+    assert path.read_text().count("<svg") == 1
+
+
+def test_names_are_escaped(directory):
+    out = directory(Study().with_changes({"study": {"description": "<script>alert(1)</script>"}}))
+    page = write_sweep(out).read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_synthetic_images_are_marked(directory):
+    assert "images are synthetic" in write_sweep(directory()).read_text()
+
+
+def test_nothing_private_to_show_is_an_error(directory):
+    with pytest.raises(StudyError, match="no finished setting"):
+        write_sweep(directory(epsilon=(NO_PRIVACY,)))
+
+
+def test_one_line_only_still_makes_a_page(directory):
+    page = write_sweep(directory(epsilon=(1.0,), trust=("server",), sites=(7,))).read_text()
+    assert "7 hospitals" in page
+    assert "Add “none”" in page
