@@ -184,3 +184,19 @@ def test_a_private_site_needs_a_ledger(federate):
     federation = federate(make_terms(), admit=False)
     with pytest.raises(Refused, match="no ledger"):
         Site("site-1", federation.learners["site-1"], Policy(), None)
+
+
+def test_clip_bound_is_public(federate):
+    """The bound is a constant of the terms, the same in every round, whatever the cohort's norms are."""
+    terms = make_terms("none", noise=0.0, rounds=3)
+    federation = federate(terms)
+    site, learner = federation.sites["site-1"], federation.learners["site-1"]
+    used = []
+    original = learner.contribution
+    learner.contribution = lambda *a, clip_norm, units=None: (
+        used.append(clip_norm) or original(*a, clip_norm=clip_norm, units=units)
+    )
+    for round_number, scale in enumerate((1.0, 100.0, 0.01), 1):
+        learner.rows *= scale
+        site.handle(ask(terms, round=round_number, attempt=round_number))
+    assert used == [terms.release("training").mechanism.clip_norm] * 3

@@ -102,7 +102,7 @@ def test_released_statistics_without_noise_are_the_class_means():
 
 
 def test_a_centre_that_is_mostly_noise_moves_nothing():
-    """Positive-part James-Stein: over many draws it is closer to the true centre than the released one, or the origin."""
+    """Positive-part James-Stein: over many draws it is closer to the truth than what was released."""
     generator = np.random.default_rng(5)
     blocks, counts, variance = (40, 60), np.array([100.0, 300.0]), 40.0
     truth = np.concatenate([generator.normal(0, 0.05, (2, 40)), np.zeros((2, 60))], axis=1)

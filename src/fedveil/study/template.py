@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from fedveil.study.settings import Study, toml_value
 
-__all__ = ["schema_rows", "study_template"]
+__all__ = ["schema_rows", "study_page", "study_template"]
 
 
 def schema_rows() -> Iterator[tuple[str, str, str]]:
@@ -54,3 +54,26 @@ def _tables(model: BaseModel, path: str) -> Iterator[tuple[str, BaseModel]]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def study_page() -> str:
+    """The documentation of the study file, as Markdown."""
+    lines = [
+        "# The study file",
+        "",
+        "One TOML file describes one study. Every key has a default, so a study may be three lines long; a key that",
+        "is unknown, of the wrong type or out of range is refused with the rule and the remedy. `fedveil init` writes",
+        "a file with all of them. Between real hospitals the file's digest is what a hospital approves.",
+        "",
+        "| key | default | meaning |",
+        "|---|---|---|",
+        *(
+            f"| `{key}` | {f'`{default}`' if default else ''} | {meaning} |"
+            for key, default, meaning in schema_rows()
+        ),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(study_page())
