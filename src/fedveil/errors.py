@@ -27,8 +27,8 @@ __all__ = [
 class FedveilError(Exception):
     """A mistake or a refusal that a person can act on.
 
-    >>> print(InvalidValue("sampling_rate is 1.4", "it must lie in (0, 1]", "give the fraction of patients in one step"))
-    sampling_rate is 1.4; it must lie in (0, 1]: give the fraction of patients in one step.
+    >>> print(InvalidValue("rate is 1.4", "it must lie in (0, 1]", "give the fraction of patients in one step"))
+    rate is 1.4; it must lie in (0, 1]: give the fraction of patients in one step.
     """
 
     def __init__(self, found: str, rule: str, remedy: str) -> None:
