@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from tests.study.conftest import write_images
 from typer.testing import CliRunner
 
 from fedveil.cli import app
-from tests.study.conftest import write_images
 
 SMALL = """
 [study]
@@ -92,7 +92,9 @@ def test_a_study_from_its_file_to_its_report_and_predictions(tmp_path):
     predicted = fedveil("predict", "out", "new")
     rows = list(csv.DictReader(predicted.stdout.splitlines()))
     assert [row["image"] for row in rows] == [f"{number:02}.png" for number in range(12)]
-    hits = np.mean([row["predicted"] == ["left", "right"][label] for row, label in zip(rows, labels, strict=True)])
+    hits = np.mean(
+        [row["predicted"] == ["left", "right"][label] for row, label in zip(rows, labels, strict=True)]
+    )
     assert hits >= 0.75
 
 
