@@ -137,7 +137,10 @@ class StopAfter:
 
 @pytest.mark.parametrize(
     "training",
-    [{"optimizer": "adam", "views": 3}, AVERAGING | {"proximal": 0.1, "average_from": 0.0, "average_decay": 0.5}],
+    [
+        {"optimizer": "adam", "views": 3},
+        AVERAGING | {"proximal": 0.1, "average_from": 0.0, "average_decay": 0.5},
+    ],
     ids=["gradient", "averaging"],
 )
 def test_without_noise_a_resumed_run_equals_an_uninterrupted_one(networks, tmp_path, training):
@@ -167,9 +170,13 @@ def test_predict_gives_what_the_run_gave(networks, tmp_path):
     assert TrainedModel.load(tmp_path / "out").parameters.dtype == np.float64
 
 
-def test_a_network_that_mixes_patients_is_refused_before_any_budget_is_reserved(networks, tmp_path, monkeypatch):
+def test_a_network_that_mixes_patients_is_refused_before_any_budget_is_reserved(
+    networks, tmp_path, monkeypatch
+):
     def build(name, *, classes, channels, image_size, seed):
-        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(256, track_running_stats=False), nn.Linear(256, classes))
+        return nn.Sequential(
+            nn.Flatten(), nn.BatchNorm1d(256, track_running_stats=False), nn.Linear(256, classes)
+        )
 
     monkeypatch.setattr(network_learner, "network", build)
     with pytest.raises(InvalidValue, match="mixes patients"):

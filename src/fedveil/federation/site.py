@@ -293,18 +293,24 @@ class Site:
     def _contribution(self, request: Request, release: Release) -> Vector:
         """What the round is about, before it is protected: exact, so it stays here, unless local steps had noise."""
         if release.name in (STATISTICS, CALIBRATION):
-            return self._learner.statistics(request.parameters)
+            units = self._sample(release)
+            if units is None:
+                return self._learner.statistics(request.parameters)
+            return self._learner.statistics(request.parameters, units)
         if release.local is not None:
             return self._local_steps(request.parameters, release, release.local)
         return self._sum(request.parameters, release, release.mechanism.clip_norm)
 
     def _sum(self, parameters: Vector, release: Release, clip_norm: float) -> Vector:
         """The sum over the sampled units of their clipped contributions; each unit is drawn by itself."""
-        units = None
+        return self._learner.contribution(parameters, clip_norm=clip_norm, units=self._sample(release))
+
+    def _sample(self, release: Release) -> npt.NDArray[np.int64] | None:
+        """Each unit by itself, at the rate that is accounted; None for all of them."""
         rate = release.mechanism.sampling_rate
-        if rate < 1:
-            units = np.flatnonzero(self._generator.random(self._learner.units) < rate)
-        return self._learner.contribution(parameters, clip_norm=clip_norm, units=units)
+        if rate == 1:
+            return None
+        return np.flatnonzero(self._generator.random(self._learner.units) < rate)
 
     def _local_steps(self, start: Vector, release: Release, local: LocalSteps) -> Vector:
         """The difference that local steps make to the trained part, the end of the vector; see `LocalSteps`."""

@@ -17,7 +17,9 @@ from fedveil.learning.evaluation import (
 from fedveil.learning.features import FeatureExtractor, feature_extractor
 from fedveil.learning.learner import Learner
 from fedveil.learning.linear import LinearHead, LinearLearner
+from fedveil.learning.model import Model
 from fedveil.learning.model_file import TrainedModel, load_model, save_model
+from fedveil.learning.network_learner import ImageSource, NetworkLearner, NetworkModel, Views
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
 
@@ -29,14 +31,19 @@ __all__ = [
     "ClassMetrics",
     "ClassStatistics",
     "FeatureExtractor",
+    "ImageSource",
     "Learner",
     "LinearHead",
     "LinearLearner",
     "Metrics",
+    "Model",
+    "NetworkLearner",
+    "NetworkModel",
     "Optimizer",
     "OptimizerState",
     "Sgd",
     "TrainedModel",
+    "Views",
     "auroc",
     "decide",
     "evaluate",

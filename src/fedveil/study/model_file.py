@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,8 +16,8 @@ from safetensors.numpy import save as save_tensors
 
 from fedveil.data import Unlabelled, read_unlabelled
 from fedveil.errors import FedveilError, StudyError
-from fedveil.learning import CentredHead, decide
-from fedveil.learning.features import feature_extractor
+from fedveil.learning import CentredHead, NetworkModel, decide
+from fedveil.learning.features import FeatureExtractor, feature_extractor
 from fedveil.study.files import write_atomic, write_json
 
 __all__ = ["TrainedModel", "predict"]
@@ -26,12 +27,14 @@ VERSION = 1
 BATCH = 256
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TrainedModel:
     """All that prediction needs.
 
     Attributes:
-        features: name of the feature extractor.
+        features: name of the feature extractor; "none" for a network.
+        network: name of the network; "linear" for a head on features.
+        trained_blocks: of a pretrained network; the rest of it is as published.
         image_size: pixels along each side.
         channels: 1 or 3.
         classes: names of the classes.
@@ -41,6 +44,8 @@ class TrainedModel:
     """
 
     features: str
+    network: str = "linear"
+    trained_blocks: int = 0
     image_size: int
     channels: int
     classes: tuple[str, ...]
@@ -75,28 +80,51 @@ class TrainedModel:
         try:
             fields: dict[str, Any] = described | arrays | {"classes": tuple(described["classes"])}
             model = cls(**fields)
-            fits = model.parameters.shape == (model.head.parameters,)
+            fits = model.parameters.shape == (model.model.parameters,)
             fits = fits and model.frequencies.shape == (len(model.classes),)
-        except (KeyError, TypeError, FedveilError) as error:
+        except (KeyError, TypeError, AttributeError, FedveilError) as error:
             raise _damaged(folder, str(error)) from None
         if not fits:
             raise _damaged(folder, "its sizes do not agree")
         return model
 
-    @property
-    def head(self) -> CentredHead:
-        """The model that the parameters belong to."""
-        extractor = feature_extractor(self.features, image_size=self.image_size, channels=self.channels)
-        return CentredHead(extractor.blocks, len(self.classes))
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The frozen feature extractor of a linear head."""
+        return feature_extractor(self.features, image_size=self.image_size, channels=self.channels)
+
+    @cached_property
+    def model(self) -> CentredHead | NetworkModel:
+        """The model that the parameters belong to; a network's public weights come with fedveil, by its name."""
+        if self.network == "linear":
+            return CentredHead(self.extractor.blocks, len(self.classes))
+        return NetworkModel(
+            self.network,
+            classes=len(self.classes),
+            channels=self.channels,
+            image_size=self.image_size,
+            trained_blocks=self.trained_blocks,
+        )
 
     def probabilities(self, images: npt.NDArray[np.float32]) -> Vector:
         """Class probabilities (k, classes) of images (k, channels, size, size) in [0, 1]."""
-        extractor = feature_extractor(self.features, image_size=self.image_size, channels=self.channels)
-        return self.head.probabilities(self.parameters, extractor(images))
+        if isinstance(self.model, CentredHead):
+            return self.model.probabilities(self.parameters, self.extractor(images))
+        return self.model.probabilities(self.parameters, _Batch(self.model.before(images)), len(images))
 
     def decide(self, probabilities: Vector) -> npt.NDArray[np.int64]:
         """Predicted classes under equal class frequencies."""
         return decide(probabilities, self.frequencies)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Images that have been read."""
+
+    images: npt.NDArray[np.float32]
+
+    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return self.images[indices]
 
 
 def predict(model: Path, source: str, base: Path = Path()) -> str:

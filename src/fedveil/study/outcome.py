@@ -150,7 +150,7 @@ class Outcome:
         }
 
     def _notes(self) -> list[str]:
-        planned = self.terms.release(TRAINING).mechanism.steps
+        planned = self.terms.release(TRAINING).rounds
         if self.trained.rounds == planned:
             return []
         return [

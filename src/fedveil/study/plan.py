@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fedveil.federation import Terms, noise_share
+from fedveil.federation import Terms
 from fedveil.privacy import Guarantee, Risk, epsilon, operational_risk
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.settings import Study
@@ -46,7 +46,7 @@ class Plan:
                     "what": release.name,
                     "mechanism": release.mechanism.to_dict(),
                     "dimension": release.dimension,
-                    "site_noise_std": noise_share(self.terms.trust, release.mechanism, self.terms.honest),
+                    "site_noise_std": self.terms.noise_std(release),
                 }
                 for release in self.terms.releases
             ],

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from fedveil.errors import StudyError
-from fedveil.federation import TRAINING, Terms
-from fedveil.learning import Averaged, ClassStatistics, Optimizer, Sgd
+from fedveil.federation import TRAINING, RoundSum, Terms
+from fedveil.learning import Adam, Averaged, ClassStatistics, Optimizer, Sgd
+from fedveil.learning.learner import Vector
 from fedveil.study.settings import Study
 
 __all__ = ["Steps", "learning_rate"]
@@ -22,6 +23,8 @@ REACH = 0.75
 """eta T C / nu. Between 0.5 and 1 nothing changes: the noise then stays below the margin of the logistic loss."""
 LARGEST_RATIO = 1500.0
 """Larger signal-to-noise ratios are taken for this one, so that a study without noise also stops in time."""
+NETWORK_RATES = {"sgd": 0.5, "adam": 2e-3}
+"""Step sizes for networks, whose gradients are clipped to length 1."""
 
 
 def learning_rate(ratio: float, rounds: int, clip_norm: float) -> float:
@@ -38,37 +41,73 @@ class Steps:
     """The server's update rule and what it divides sums by.
 
     Attributes:
-        normalizer: number of units that a sum is divided by: released, or stated in the study file.
+        normalizer: number of units that a sum of gradients is divided by: released, or stated in the study file. None
+            where sites send differences, which are averaged with equal weights.
         optimizer: the update rule.
     """
 
-    normalizer: float
+    normalizer: float | None
     optimizer: Optimizer
+
+    def gradient(self, collected: RoundSum, terms: Terms) -> tuple[Vector, float]:
+        """What the update rule descends along in this round, and the variance of the noise in each coordinate.
+
+        An average of differences counts as a gradient with the sign turned (Reddi et al., 2003.00295). The noise that
+        local steps left in it has no known variance: 0 is stated, and nothing is corrected.
+        """
+        release, sites = terms.release(TRAINING), len(collected.survivors)
+        variance = 0.0 if release.local_noise else terms.noise_variance(release.mechanism, sites)
+        if release.local is not None:
+            return -collected.total / sites, variance / sites**2
+        if self.normalizer is None:
+            raise StudyError(
+                "there is no number of units", "sums of gradients are divided by one", "state it"
+            )
+        return collected.total / self.normalizer, variance / self.normalizer**2
 
     @classmethod
     def plan(cls, study: Study, terms: Terms, statistics: ClassStatistics | None) -> Self:
         """Fix the steps of a study from its settings and what it has released."""
-        training = study.training
-        if training.units is not None:
-            normalizer = float(training.units)
-        elif statistics is not None:
-            normalizer = float(statistics.counts.sum())
-        else:
-            raise StudyError(
-                "privacy.statistics_share is 0 and training.units is not set",
-                "sums are divided by a released or a public number of units",
-                "state roughly how many units take part in training.units",
-            )
-        mechanism = terms.release(TRAINING).mechanism
+        training, averaging = study.training, study.training.method == "averaging"
+        normalizer = None if averaging else _normalizer(study, terms, statistics)
         if training.learning_rate is not None:
             rate = training.learning_rate
+        elif normalizer is None:
+            rate = 1.0
+        elif study.model.network != "linear":
+            rate = NETWORK_RATES[training.optimizer]
         else:
+            mechanism = terms.release(TRAINING).mechanism
             variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
             ratio = normalizer * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
             rate = learning_rate(ratio, mechanism.steps, mechanism.clip_norm)
-        rule: Optimizer = Sgd(
-            learning_rate=rate, momentum=training.momentum, weight_decay=training.weight_decay
-        )
-        if training.average_from < 1:
-            rule = Averaged(optimizer=rule, skip=int(training.average_from * training.rounds))
-        return cls(normalizer=normalizer, optimizer=rule)
+        return cls(normalizer=normalizer, optimizer=_optimizer(study, rate))
+
+
+def _normalizer(study: Study, terms: Terms, statistics: ClassStatistics | None) -> float:
+    """Units that take part in a round on average, as far as the public knows."""
+    rate = study.training.sampling_rate
+    if study.training.units is not None:
+        return study.training.units * rate
+    if study.privacy.unit == "site":
+        return len(terms.sites) * rate
+    if statistics is not None:
+        return float(statistics.counts.sum()) * rate
+    raise StudyError(
+        "privacy.statistics_share is 0 and training.units is not set",
+        "sums are divided by a released or a public number of units",
+        "state roughly how many units take part in training.units",
+    )
+
+
+def _optimizer(study: Study, rate: float) -> Optimizer:
+    training = study.training
+    rule: Optimizer
+    if training.optimizer == "adam":
+        rule = Adam(learning_rate=rate, weight_decay=training.weight_decay)
+    else:
+        rule = Sgd(learning_rate=rate, momentum=training.momentum, weight_decay=training.weight_decay)
+    if training.average_from == 1:
+        return rule
+    skip = int(training.average_from * training.rounds)
+    return Averaged(optimizer=rule, skip=skip, decay=training.average_decay)

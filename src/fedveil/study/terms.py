@@ -2,23 +2,33 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fedveil.errors import InvalidValue
-from fedveil.federation import CALIBRATION, STATISTICS, TRAINING, Release, Terms, default_min_honest
-from fedveil.learning import CentredHead, ClassStatistics
+from fedveil.errors import InvalidValue, StudyError
+from fedveil.federation import (
+    CALIBRATION,
+    STATISTICS,
+    TRAINING,
+    LocalSteps,
+    Release,
+    Terms,
+    default_min_honest,
+)
+from fedveil.learning import Model
 from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, calibrate, calibrate_integer
 from fedveil.study.settings import Study
 
 __all__ = ["make_terms", "target_of"]
 
 
-def make_terms(study: Study, *, sites: Sequence[str], model: CentredHead) -> Terms:
+def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
     """Calibrate the study's releases to its target and fix everything that touches privacy.
 
     Statistics and calibration, if asked for, get fractions s of the budget: in the Gaussian mechanism's own measure,
     where a target allows mu in total and one release with noise multiplier z costs 1/z, theirs is
-    ``z = 1/(mu sqrt(s))``. Training is then calibrated to the target given what they spend.
+    ``z = 1/(mu sqrt(s))``. Training is then calibrated to the target given what they spend. The class counts that go
+    before a sampled network are one more step of its mechanism: a composition of unlike sampled mechanisms, chosen
+    adaptively, has no tight price.
 
     Args:
         study: the resolved study.
@@ -32,16 +42,23 @@ def make_terms(study: Study, *, sites: Sequence[str], model: CentredHead) -> Ter
     calibrator = _Calibrator(study=study, target=target, sites=len(sites), min_honest=min_honest)
     releases = []
     whole = calibrate(target, steps=1).noise_multiplier if private else 0.0
-    if privacy.statistics_share > 0:
-        size = ClassStatistics.size(model.classes, model.features)
+    alike = study.model.network != "linear" and study.training.sampling_rate < 1
+    if privacy.statistics_share > 0 and not alike:
+        size = model.statistics_size
         releases.append(calibrator.share(STATISTICS, whole, privacy.statistics_share, dimension=size))
     after = []
-    if privacy.calibration_share > 0:
-        size = ClassStatistics.size(model.classes, model.head.logits)
+    if privacy.calibration_share > 0 and model.calibration_size > 0:
+        size = model.calibration_size
         share = privacy.calibration_share
         after.append(calibrator.share(CALIBRATION, whole, share, dimension=size, parameters=model.parameters))
     spent = [one.mechanism for one in releases + after]
-    releases.append(calibrator.training(spent, dimension=model.trained, parameters=model.parameters))
+    more = 1 if alike and privacy.statistics_share > 0 else 0
+    training = calibrator.training(spent, dimension=model.trained, parameters=model.parameters, more=more)
+    if more:
+        step = training.mechanism
+        counts = Mechanism(step.noise_multiplier, 1.0, 1, step.sampling_rate, step.unit)
+        releases.append(calibrator.single(STATISTICS, counts, dimension=model.statistics_size))
+    releases.append(training)
     releases += after
     return Terms(
         name=study.study.name,
@@ -65,9 +82,11 @@ class _Calibrator:
 
     def share(self, name: str, whole: float, share: float, *, dimension: int, parameters: int = 0) -> Release:
         """One sum that takes this share of the budget; ``whole`` is the noise multiplier that would take all of it."""
-        mechanism = Mechanism(
-            noise_multiplier=whole / math.sqrt(share), clip_norm=1.0, steps=1, unit=self.target.unit
-        )
+        mechanism = Mechanism(whole / math.sqrt(share), 1.0, 1, unit=self.target.unit)
+        return self.single(name, mechanism, dimension=dimension, parameters=parameters)
+
+    def single(self, name: str, mechanism: Mechanism, *, dimension: int, parameters: int = 0) -> Release:
+        """One sum by this mechanism."""
         integer = None
         if self.target.trust == "secure-aggregation":
             integer = IntegerMechanism.fit(
@@ -82,19 +101,24 @@ class _Calibrator:
             name=name, mechanism=mechanism, dimension=dimension, parameters=parameters, integer=integer
         )
 
-    def training(self, spent: Sequence[Mechanism], *, dimension: int, parameters: int) -> Release:
-        """The rounds of training, with the least noise that meets the target given what is spent."""
-        rounds, clip_norm = self.study.training.rounds, self.study.privacy.clip_norm
+    def training(
+        self, spent: Sequence[Mechanism], *, dimension: int, parameters: int, more: int = 0
+    ) -> Release:
+        """The rounds of training, with the least noise that meets the target beside what is spent and more steps."""
+        settings, clip_norm = self.study.training, self.study.privacy.clip_norm
+        local = self.local_steps() if settings.method == "averaging" else None
+        local_noise = local is not None and self.target.unit != "site"
+        steps = settings.rounds * (settings.local_steps if local_noise else 1)
+        rate = settings.sampling_rate
         integer = None
         match self.target.trust:
             case "none":
-                mechanism = Mechanism(
-                    noise_multiplier=0.0, clip_norm=clip_norm, steps=rounds, unit=self.target.unit
-                )
-            case "secure-aggregation":
+                mechanism = Mechanism(0.0, clip_norm, steps, rate, self.target.unit)
+            case "secure-aggregation" if local is None or not local_noise:
                 integer = calibrate_integer(
                     self.target,
-                    steps=rounds,
+                    steps=steps + more,
+                    sampling_rate=rate,
                     dimension=dimension,
                     sites=self.sites,
                     shares=self.min_honest,
@@ -104,9 +128,63 @@ class _Calibrator:
                 )
                 mechanism = integer.mechanism
             case _:
-                mechanism = calibrate(self.target, steps=rounds, clip_norm=clip_norm, spent=spent)
+                mechanism = calibrate(
+                    self._less_slack(),
+                    steps=steps + more,
+                    sampling_rate=rate,
+                    clip_norm=clip_norm,
+                    spent=spent,
+                )
+        if self.target.trust == "secure-aggregation" and local is not None and local_noise:
+            integer = self.carrier(local, dimension)
         return Release(
-            name=TRAINING, mechanism=mechanism, dimension=dimension, parameters=parameters, integer=integer
+            name=TRAINING,
+            mechanism=mechanism.with_steps(steps),
+            dimension=dimension,
+            parameters=parameters,
+            integer=integer,
+            local=local,
+        )
+
+    def _less_slack(self) -> Guarantee:
+        """The target, less what rounding may cost a masked sum that accompanies local steps."""
+        if self.target.trust != "secure-aggregation":
+            return self.target
+        least = 1 - 1e-6
+        return replace(self.target, epsilon=self.target.epsilon * least, delta=self.target.delta * least)
+
+    def local_steps(self) -> LocalSteps:
+        """What sites do in a round of federated averaging."""
+        settings = self.study.training
+        if self.target.unit == "site":
+            units = 1.0
+        elif settings.units is not None:
+            units = settings.units * settings.sampling_rate / self.sites
+        else:
+            raise StudyError(
+                'training.method is "averaging" and training.units is not set',
+                "a site's local steps are divided by a public number, never by its own count",
+                "state roughly how many units take part, over all sites, in training.units",
+            )
+        return LocalSteps(
+            steps=settings.local_steps,
+            learning_rate=settings.local_learning_rate,
+            units=units,
+            proximal=settings.proximal,
+        )
+
+    def carrier(self, local: LocalSteps, dimension: int) -> IntegerMechanism:
+        """How differences that are private already are masked: whole numbers on a grid that is fine beside them.
+
+        A masked sum has to have some noise; this much is a hundred thousandth of the largest difference, and no part
+        of the price. What it carries is post-processing of private steps, cut off at a public bound.
+        """
+        return IntegerMechanism.fit(
+            Mechanism(1e-5, local.reach, 1, unit=self.target.unit),
+            dimension=dimension,
+            sites=self.sites,
+            shares=self.min_honest,
+            units=1,
         )
 
 

@@ -1,0 +1,52 @@
+"""What a study trains, as coordinator and sites see it alike: sizes, and how released numbers are put together."""
+
+from typing import Protocol
+
+from fedveil.learning.learner import Vector
+from fedveil.learning.statistics import ClassStatistics
+
+__all__ = ["Model"]
+
+
+class Model(Protocol):
+    """A model's public side. Its whole parameter vector ends with the trained part."""
+
+    @property
+    def trained(self) -> int:
+        """Length of the trained part, and so of a gradient."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """Length of the whole parameter vector."""
+        ...
+
+    @property
+    def statistics_size(self) -> int:
+        """Length of what is released before training."""
+        ...
+
+    @property
+    def calibration_size(self) -> int:
+        """Length of what is released after training; 0 for a model that takes nothing from it."""
+        ...
+
+    def initial(self) -> Vector:
+        """The trained part before training, (trained,); the same everywhere."""
+        ...
+
+    def join(
+        self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
+    ) -> Vector:
+        """The whole parameter vector from what was released before, in and after training."""
+        ...
+
+    def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
+        """What was released before training; its noise has this variance in each number."""
+        ...
+
+    def read_shift(
+        self, released: Vector, noise_variance: float, whole: Vector, statistics: ClassStatistics | None
+    ) -> Vector:
+        """The shift of the logits that was released after training, given what was released until then."""
+        ...

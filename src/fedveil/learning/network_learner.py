@@ -1,0 +1,340 @@
+"""A network trained in a hospital: clipped sums of its gradients, a patient at a time, over the images on disk.
+
+`NetworkModel` is public: the network's structure, its frozen pretrained part and its initial parameters follow from
+names and a seed. `NetworkLearner` holds one hospital's images behind it. Several views of an image (augmentation
+multiplicity, De et al., 2204.13650) count as one image of its patient: they are averaged before clipping.
+"""
+
+import functools
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.learner import Indices, Vector
+from fedveil.learning.linear import Unit
+from fedveil.learning.networks import efficientnet_lite0, network
+from fedveil.learning.private_gradients import (
+    Clipping,
+    PrivateGradients,
+    check_private,
+    dimension,
+    flatten_parameters,
+    load_flat,
+)
+from fedveil.learning.statistics import FEWEST, ClassStatistics
+
+__all__ = ["ImageSource", "NetworkLearner", "NetworkModel", "Views"]
+
+BATCH = 256
+"""Images that pass through a network at once, and that are read at once."""
+Images = npt.NDArray[np.float32]
+
+
+class ImageSource(Protocol):
+    """Images that are read when they are needed."""
+
+    def read(self, indices: Indices) -> Images:
+        """Images (k, channels, height, width) in [0, 1], or what the frozen part of a network makes of them."""
+        ...
+
+
+class NetworkModel:
+    """A network by name, its trained parameters as one vector; implements `fedveil.learning.Model`.
+
+    The leading layers that hold parameters none of which is trained are the *frozen part*: it is public, so what it
+    makes of an image is computed once, not once a round. The *body* is the rest.
+
+    Args:
+        name: as in the study file: "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:NAME".
+        classes: number of classes.
+        channels: of the images.
+        image_size: pixels along each side.
+        seed: public; of the initial parameters only.
+        trained_blocks: how many of EfficientNet-Lite0's blocks, from the last, are trained.
+
+    Raises:
+        InvalidValue: the network cannot be built, or no patient's share in its gradient can be bounded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        classes: int,
+        channels: int,
+        image_size: int,
+        seed: int = 0,
+        trained_blocks: int = 1,
+    ) -> None:
+        self.name, self.classes, self.image_size = name, classes, image_size
+        self.module = _build(name, classes, channels, image_size, seed, trained_blocks).eval()
+        self.notices = check_private(self.module, (channels, image_size, image_size))
+        self.frozen, self.body = _split(self.module)
+        self.key = f"{name} before its last {trained_blocks} blocks, {image_size}x{channels}, version 1"
+        self._initial = flatten_parameters(self.body).double().numpy()
+        self._lock = threading.RLock()
+
+    @property
+    def trained(self) -> int:
+        """Number of trained parameters."""
+        return dimension(self.body)
+
+    @property
+    def parameters(self) -> int:
+        """Length of the parameter vector: all of it is trained."""
+        return self.trained
+
+    @property
+    def statistics_size(self) -> int:
+        """One count a class."""
+        return self.classes
+
+    @property
+    def calibration_size(self) -> int:
+        """Nothing is released after training."""
+        return 0
+
+    def initial(self) -> Vector:
+        """The parameters that the seed gives, or the public weights that a pretrained network brings."""
+        return self._initial.copy()
+
+    def join(
+        self,
+        statistics: ClassStatistics | None,  # noqa: ARG002 - frequencies go into decisions, not into the network
+        trained: Vector,
+        shift: Vector | None = None,  # noqa: ARG002 - there is none
+    ) -> Vector:
+        """The trained part is the whole."""
+        return trained
+
+    def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
+        """Class counts; a network has no use for means."""
+        counts = np.maximum(released, FEWEST)
+        return ClassStatistics(
+            counts=counts, means=np.zeros((self.classes, 0)), noise_variance=noise_variance
+        )
+
+    def read_shift(
+        self,
+        released: Vector,  # noqa: ARG002 - nothing is released after training
+        noise_variance: float,  # noqa: ARG002
+        whole: Vector,  # noqa: ARG002
+        statistics: ClassStatistics | None,  # noqa: ARG002
+    ) -> Vector:
+        """No shift is ever released."""
+        return np.zeros(0)
+
+    @contextmanager
+    def loaded(self, parameters: Vector) -> Iterator[None]:
+        """Set the body's parameters, for one thread at a time."""
+        if parameters.shape != (self.parameters,) or not np.isfinite(parameters).all():
+            raise InvalidValue(
+                f"parameters have shape {parameters.shape}, or are not finite",
+                f"this network trains {self.parameters} numbers",
+                "use the model that the study describes",
+            )
+        with self._lock:
+            load_flat(self.body, parameters)
+            yield
+
+    def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
+        """Class probabilities (count, classes) of all images of a source that holds what the body takes."""
+        parts = [np.empty((0, self.classes))]
+        with self.loaded(parameters), torch.inference_mode():
+            for rows in _batches(count):
+                logits = self.body(torch.from_numpy(images.read(rows)))
+                parts.append(logits.double().softmax(1).numpy())
+        return np.concatenate(parts)
+
+    def before(self, images: Images) -> Images:
+        """What the frozen part makes of images (k, channels, size, size); the images themselves if there is none."""
+        if self.frozen is None:
+            return images
+        with self._lock, torch.inference_mode():
+            result: Images = self.frozen(torch.from_numpy(images)).numpy()
+        return result
+
+
+class Views:
+    """Several views of each image, the same for all images of a step: shifted by up to 1/16, and mirrored by chance.
+
+    They follow from the public parameters, so that a repeated step sees the same views, and no patient's view
+    depends on who else takes part. One view is the image itself.
+
+    Args:
+        count: views of an image.
+        flip: whether views are mirrored left to right.
+    """
+
+    def __init__(self, count: int = 1, *, flip: bool = True) -> None:
+        if count < 1:
+            raise InvalidValue(f"views is {count}", "it must be at least 1", "1 takes the images as they are")
+        self.count, self.flip = count, flip
+
+    def draw(self, parameters: Vector, size: int) -> list[tuple[bool, int, int]]:
+        """Mirrored or not, and the shift in pixels down and right, for each view of this step."""
+        if self.count == 1:
+            return [(False, 0, 0)]
+        digest = hashlib.sha256(np.ascontiguousarray(parameters).tobytes()).digest()
+        generator = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+        most = max(1, size // 16)
+        flips = generator.random(self.count) < (0.5 if self.flip else 0.0)
+        shifts = generator.integers(-most, most + 1, (self.count, 2))
+        return [(bool(flip), int(dy), int(dx)) for flip, (dy, dx) in zip(flips, shifts, strict=True)]
+
+    @staticmethod
+    def of(images: Tensor, view: tuple[bool, int, int]) -> Tensor:
+        """One view of images (k, channels, height, width); the edge is repeated where a shift leaves a gap."""
+        flip, dy, dx = view
+        seen = images.flip(3) if flip else images
+        if dy or dx:
+            reach = max(abs(dy), abs(dx))
+            height, width = images.shape[2:]
+            padded = functional.pad(seen, (reach,) * 4, mode="replicate")
+            seen = padded[:, :, reach - dy : reach - dy + height, reach - dx : reach - dx + width]
+        return seen
+
+
+class NetworkLearner:
+    """One cohort's images behind a network; implements `fedveil.learning.Learner`.
+
+    Args:
+        model: the network; may be shared between learners.
+        images: read as they are needed; what the body of the network takes.
+        labels: (n,) class codes.
+        patients: (n,) patient codes 0 .. P-1.
+        unit: whom one contribution belongs to. ``"site"`` takes the mean over all images and clips the whole.
+        clipping: how a unit's gradient is bounded; see `fedveil.learning.private_gradients.clip_factors`.
+        views: views of each image that are averaged before clipping.
+    """
+
+    def __init__(
+        self,
+        model: NetworkModel,
+        images: ImageSource,
+        labels: npt.NDArray[Any],
+        patients: npt.NDArray[Any],
+        *,
+        unit: Unit = "patient",
+        clipping: Clipping = "automatic",
+        views: Views | None = None,
+    ) -> None:
+        if len(labels) == 0 or len(labels) != len(patients):
+            raise InvalidValue(
+                f"{len(labels)} labels and {len(patients)} patient codes were given",
+                "every image needs one of each, and there must be an image",
+                "pass one column of each",
+            )
+        self._model, self._images, self._clipping = model, images, clipping
+        self._labels = np.asarray(labels, dtype=np.int64)
+        groups = {"image": np.arange(len(labels)), "site": np.zeros(len(labels)), "patient": patients}[unit]
+        self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+        self._views = views or Views()
+
+    @property
+    def dimension(self) -> int:
+        """Number of trained parameters."""
+        return self._model.trained
+
+    @property
+    def units(self) -> int:
+        """Number of protected units."""
+        return int(self._groups.max()) + 1
+
+    def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
+        """Sum the units' clipped gradients; see `Learner.contribution`."""
+        loss = functools.partial(functional.cross_entropy, reduction="none")
+        engine = PrivateGradients(
+            self._model.body, loss, clip_norm, clipping=self._clipping, micro_batch=BATCH
+        )
+        total = np.zeros(self.dimension)
+        with self._model.loaded(parameters):
+            views = self._views.draw(parameters, self._model.image_size)
+            for rows in self._chunks(units):
+                images = torch.from_numpy(self._images.read(rows))
+                seen = torch.cat([Views.of(images, view) for view in views])
+                labels = torch.from_numpy(self._labels[rows]).repeat(len(views))
+                members = torch.from_numpy(self._groups[rows]).repeat(len(views))
+                total += engine.sum(seen, labels, members).vector.double().numpy()
+        return total
+
+    def statistics(
+        self,
+        parameters: Vector,  # noqa: ARG002 - counts need no model
+        units: Indices | None = None,
+    ) -> Vector:
+        """Count the units of each class; a unit with images of several classes is shared among them."""
+        weights = 1 / np.bincount(self._groups)[self._groups]
+        if units is not None:
+            weights *= np.isin(self._groups, units)
+        total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)
+        return total
+
+    def scores(self, parameters: Vector) -> Vector:
+        """Class probabilities (n, classes) of the cohort's own images."""
+        return self._model.probabilities(parameters, self._images, len(self._labels))
+
+    def _chunks(self, units: Indices | None) -> Iterator[Indices]:
+        """Images of the units that take part, whole units at a time, about as many as are read at once."""
+        if units is None:
+            chosen = np.arange(self.units)
+        else:
+            chosen = np.sort(np.asarray(units, dtype=np.int64))
+            if len(np.unique(chosen)) != len(chosen) or ((chosen < 0) | (chosen >= self.units)).any():
+                raise InvalidValue(
+                    "units were drawn twice, or do not exist",
+                    f"each of 0 .. {self.units - 1} takes part at most once",
+                    "draw each unit by itself",
+                )
+        rows = np.flatnonzero(np.isin(self._groups, chosen))
+        rows = rows[np.argsort(self._groups[rows], kind="stable")]
+        starts = np.flatnonzero(np.diff(self._groups[rows], prepend=-1))
+        ends = np.append(starts[1:], len(rows))
+        limit = max(1, BATCH // self._views.count)
+        first = 0
+        for unit, end in enumerate(ends):
+            following = ends[unit + 1] if unit + 1 < len(ends) else end + limit + 1
+            if following - first > limit:
+                yield rows[first:end]
+                first = end
+
+
+def _batches(count: int) -> Iterator[Indices]:
+    return (np.arange(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
+
+
+def _build(
+    name: str, classes: int, channels: int, image_size: int, seed: int, trained_blocks: int
+) -> nn.Module:
+    base, _, resolution = name.partition("@")
+    module = network(name, classes=classes, channels=channels, image_size=image_size, seed=seed)
+    if base == "efficientnet-lite0":
+        size = int(resolution) if resolution else max(32, image_size)
+        module = efficientnet_lite0(classes, size, trained_blocks=trained_blocks)
+        head = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+        # Every class equally likely at first, so that the public weights below are not shaken by a random head.
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    return module
+
+
+def _split(module: nn.Module) -> tuple[nn.Sequential | None, nn.Module]:
+    """The frozen part, if there is one worth computing once, and the body."""
+    if not isinstance(module, nn.Sequential):
+        return None, module
+    layers = list(module)
+    first = next(
+        index for index, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())
+    )
+    if not any(True for layer in layers[:first] for _ in layer.parameters()):
+        return None, module
+    return nn.Sequential(*layers[:first]), nn.Sequential(*layers[first:])
