@@ -3,13 +3,16 @@ on.
 
 Eight programs on this machine: three site services, three nodes, the SuperLink, the coordinator. The images
 are tiny and the model is linear, so that what is measured is everything but the learner. Run from the
-project's root: ``python -m benchmarks.deployment``. Prints one JSON line a figure."""
+project's root: ``python benchmarks/deployment.py``. Prints one JSON line a figure."""
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.deploy.town import Town
 

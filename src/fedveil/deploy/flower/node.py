@@ -14,7 +14,6 @@ import time
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +58,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fedveil.deploy.flower.courier import LONGEST_ANSWER
 from fedveil.deploy.flower.records import bytes_of, content_of
+from fedveil.deploy.flower.refusals import refusal, wrong_certificate
 from fedveil.deploy.local import Address, LineError, ask
 from fedveil.errors import FederationError, FedveilError, InvalidValue
 
@@ -310,12 +310,12 @@ class Node:
                 return method(request)
             except httpx.HTTPStatusError as error:
                 if error.response.status_code == httpx.codes.UNAUTHORIZED:
-                    raise _refusal(error.response) from None
+                    raise refusal(error.response) from None
                 if error.response.status_code not in (502, 503, 504) or self._stop.is_set():
                     raise
             except httpx.TransportError as error:
                 if "CERTIFICATE" in str(error).upper():
-                    raise _wrong_certificate(self._settings.superlink, error) from None
+                    raise wrong_certificate(self._settings.superlink, error) from None
                 if self._stop.is_set():
                     raise _Stopped from None
                 self._complain("no line to %s (%s)", self._settings.superlink, error)
@@ -325,38 +325,6 @@ class Node:
 
 def _without_content(message: Message) -> Message:
     return message if message.has_error() else remove_content_from_message(message)
-
-
-def _wrong_certificate(superlink: str, error: Exception) -> FederationError:
-    return FederationError(
-        f"the certificate of {superlink} is not trusted ({error})",
-        "it must be signed by the kit's ca.pem and name this address",
-        "check the address; ask the coordinator for a certificate that names it",
-    )
-
-
-def _refusal(response: httpx.Response) -> FederationError:
-    """Why the SuperLink does not believe this node's signature: its clock, or its key."""
-    skew = _clock_skew(response)
-    if skew is not None and abs(skew) > 4:
-        return FederationError(
-            f"this machine's clock differs from the coordinator's by {skew:+.0f} s",
-            "signatures carry the time, and 5 s ahead or 5 minutes behind is refused",
-            "set both clocks by NTP",
-        )
-    return FederationError(
-        "the SuperLink does not know this node's key",
-        "only registered nodes may connect",
-        "give the coordinator this kit's node.pub, or use the kit that belongs to this hospital",
-    )
-
-
-def _clock_skew(response: httpx.Response) -> float | None:
-    """Seconds by which this machine's clock is ahead of the SuperLink's."""
-    try:
-        return time.time() - parsedate_to_datetime(response.headers["date"]).timestamp()
-    except (KeyError, ValueError, TypeError):
-        return None
 
 
 class _NodeFile(BaseModel):

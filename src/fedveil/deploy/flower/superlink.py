@@ -29,10 +29,14 @@ class FleetOnly:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a call on, or refuse it."""
-        if scope["type"] == "lifespan" or scope["path"].startswith("/v1/fleet/") or _is_local(scope):
+        if scope["type"] == "lifespan" or _is_fleet(scope["path"]) or _is_local(scope):
             await self._app(scope, receive, send)
         else:
             await PlainTextResponse("nodes only", status_code=403)(scope, receive, send)
+
+
+def _is_fleet(path: str) -> bool:
+    return path.startswith("/v1/fleet/") and ".." not in path
 
 
 def _is_local(scope: Any) -> bool:
