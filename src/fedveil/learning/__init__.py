@@ -18,7 +18,6 @@ from fedveil.learning.features import FeatureExtractor, feature_extractor
 from fedveil.learning.learner import Learner
 from fedveil.learning.linear import LinearHead, LinearLearner
 from fedveil.learning.model import Model
-from fedveil.learning.model_file import TrainedModel, load_model, save_model
 from fedveil.learning.network_learner import ImageSource, NetworkLearner, NetworkModel, Views
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
@@ -42,14 +41,11 @@ __all__ = [
     "Optimizer",
     "OptimizerState",
     "Sgd",
-    "TrainedModel",
     "Views",
     "auroc",
     "decide",
     "evaluate",
     "expected_calibration_error",
     "feature_extractor",
-    "load_model",
-    "save_model",
     "unit_blocks",
 ]
