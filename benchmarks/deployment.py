@@ -3,7 +3,8 @@ on.
 
 Eight programs on this machine: three site services, three nodes, the SuperLink, the coordinator. The images
 are tiny and the model is linear, so that what is measured is everything but the learner. Run from the
-project's root: ``python benchmarks/deployment.py``. Prints one JSON line a figure."""
+project's root: ``python benchmarks/deployment.py``. Prints one JSON line a figure.
+"""
 
 import json
 import statistics
