@@ -38,6 +38,7 @@ class Clock:
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Count the time that calls of the function take."""
+
         @functools.wraps(function)
         def timed(*arguments: Any, **options: Any) -> Any:
             started = time.perf_counter()

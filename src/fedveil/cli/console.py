@@ -42,7 +42,9 @@ def _operating_system(error: OSError) -> str:
     where = error.filename or "a file"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return f"no space is left for {where}; a run needs room for its files: free some, then use --resume."
+            return (
+                f"no space is left for {where}; a run needs room for its files: free some, then use --resume."
+            )
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"{where} may not be written or read; the program needs permission: choose another place."
         case _:

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from fedveil.cli.console import console, speak_plainly
 from fedveil.cli.tables import format_epsilon
+from fedveil.errors import LedgerError
 from fedveil.federation import release_of
-from fedveil.privacy import LedgerState, verify_ledger
+from fedveil.privacy import Budget, Ledger, LedgerState, verify_ledger
 
 __all__ = ["app"]
 
@@ -59,6 +60,33 @@ def verify(path: LedgerFile) -> None:
         console.print(
             f"{path} is sound: {len(state.charges)} charges, head {state.head.hash}", soft_wrap=True
         )
+
+
+@app.command()
+def amend(
+    path: LedgerFile,
+    reason: Annotated[str, typer.Option(help="Why; it is recorded in the ledger.")],
+    epsilon: Annotated[float, typer.Option(help="The new budget for everything ever charged.")],
+    delta: Annotated[float | None, typer.Option(help="The new delta; default as it is.")] = None,
+) -> None:
+    """Record a new budget, and why. What was spent stays spent. Stop the site's service first.
+
+    Example: fedveil ledger amend site/ledger.jsonl --epsilon 3 --reason "ethics board, 12 May"
+    """
+    with speak_plainly():
+        if not path.exists():
+            raise LedgerError(
+                f"{path} does not exist", "only an existing ledger is amended", "check the path"
+            )
+        _amend(path, epsilon, delta, reason)
+
+
+def _amend(path: Path, epsilon: float, delta: float | None, reason: str) -> None:
+    with Ledger(path) as ledger:
+        old = ledger.budget
+        budget = Budget(epsilon, old.delta if delta is None else delta, old.unit)
+        ledger.amend_budget(budget, reason)
+        console.print(f"the budget of {path} is now {budget} (it was {old})", soft_wrap=True)
 
 
 def _summary(state: LedgerState) -> dict[str, Any]:

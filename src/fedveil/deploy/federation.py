@@ -91,7 +91,7 @@ class Federation:
                 raise InvalidValue(
                     f"{path} does not exist",
                     "each hospital of the federation has a node with a key",
-                    f"add it with `fedveil federation add {site}`",
+                    f"put {site}'s public key there, as its node printed it",
                 )
             found[site] = path.read_bytes()
         return found
