@@ -7,8 +7,10 @@ is the round loop that simulation and deployment share.
 from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Setting
 from fedveil.study.model_file import TrainedModel, predict
 from fedveil.study.plan import Plan, make_plan
+from fedveil.study.planner import Recommendation, Wishes, recommend
 from fedveil.study.prepare import Prepared, prepare, resolve
 from fedveil.study.progress import Progress, Silent
+from fedveil.study.reference import Reference, references
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.settings import Study
 from fedveil.study.simulation import run
@@ -25,18 +27,23 @@ __all__ = [
     "Plan",
     "Prepared",
     "Progress",
+    "Recommendation",
+    "Reference",
     "RunDirectory",
     "Setting",
     "Silent",
     "Study",
     "Trained",
     "TrainedModel",
+    "Wishes",
     "make_plan",
     "make_terms",
     "measure",
     "predict",
     "prepare",
     "read_measurements",
+    "recommend",
+    "references",
     "resolve",
     "run",
     "study_template",

@@ -130,7 +130,8 @@ def signal_to_noise(terms: Terms, units: int) -> float:
     """The ratio nu of training under these terms, if all sites take part; see `fedveil.study.rules`."""
     mechanism = terms.release(TRAINING).mechanism
     variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
-    return units * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
+    taking_part = units * mechanism.sampling_rate
+    return taking_part * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
 
 
 def read_measurements(path: Path) -> list[Measurement]:
