@@ -13,6 +13,7 @@ def test_the_public_names():
         "PatientImages",
         "Problem",
         "Scheme",
+        "Unlabelled",
         "TEST",
         "TRAIN",
         "VALIDATION",
@@ -24,6 +25,7 @@ def test_the_public_names():
         "is_path",
         "load",
         "named_hospitals",
+        "read_unlabelled",
         "write_split",
     ]
     assert all(hasattr(fedveil.data, name) for name in fedveil.data.__all__)
