@@ -51,6 +51,11 @@ def cohort():
     return images, generator.integers(0, 2, 10), patients
 
 
+def whole(model):
+    """The parameter vector before training."""
+    return model.join(None, model.initial())
+
+
 def learner_of(model, cohort, **settings):
     images, labels, patients = cohort
     return NetworkLearner(model, Stack(images), labels, patients, **settings)
@@ -73,10 +78,10 @@ def test_a_contribution_is_the_sum_of_clipped_gradients(model, cohort, unit, cli
     groups = {"patient": patients, "image": np.arange(10), "site": np.zeros(10, dtype=int)}[unit]
     expected = np.zeros(model.trained)
     for group in np.unique(groups):
-        one = gradient(model, model.initial(), images[groups == group], labels[groups == group])
+        one = gradient(model, whole(model), images[groups == group], labels[groups == group])
         norm = np.linalg.norm(one)
         expected += one * (min(1, CLIP / norm) if clipping == "flat" else CLIP / (norm + 0.01))
-    found = learner.contribution(model.initial(), clip_norm=CLIP)
+    found = learner.contribution(whole(model), clip_norm=CLIP)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert learner.units == len(np.unique(groups))
 
@@ -92,10 +97,12 @@ def test_one_patient_moves_a_sum_by_no_more_than_the_clip_norm(kind, scale, seed
     images = generator.random((10, 1, SIZE, SIZE), dtype=np.float32)
     if kind == "linear":
         learner = LinearLearner(LinearHead(SIZE * SIZE, 2), images.reshape(10, -1), labels, patients)
+        length = learner.dimension
     else:
         model = NetworkModel("cnn", classes=2, channels=1, image_size=SIZE)
         learner = NetworkLearner(model, Stack(images), labels, patients, views=Views(2))
-    parameters = scale * generator.normal(size=learner.dimension)
+        length = model.parameters
+    parameters = scale * generator.normal(size=length)
     everyone = learner.contribution(parameters, clip_norm=CLIP)
     others = np.delete(np.arange(6), left_out)
     without = learner.contribution(parameters, clip_norm=CLIP, units=others)
@@ -110,46 +117,44 @@ def small_networks(monkeypatch):
 
 def test_a_sample_is_the_sum_over_those_units_alone(model, cohort):
     learner = learner_of(model, cohort)
-    alone = [learner.contribution(model.initial(), clip_norm=CLIP, units=np.array([u])) for u in (1, 4)]
-    both = learner.contribution(model.initial(), clip_norm=CLIP, units=np.array([4, 1]))
+    alone = [learner.contribution(whole(model), clip_norm=CLIP, units=np.array([u])) for u in (1, 4)]
+    both = learner.contribution(whole(model), clip_norm=CLIP, units=np.array([4, 1]))
     np.testing.assert_allclose(both, sum(alone), atol=1e-6)
-    nobody = learner.contribution(model.initial(), clip_norm=CLIP, units=np.empty(0, dtype=np.int64))
+    nobody = learner.contribution(whole(model), clip_norm=CLIP, units=np.empty(0, dtype=np.int64))
     assert not nobody.any()
 
 
 @pytest.mark.parametrize("units", [[1, 1], [6], [-1]])
 def test_units_that_are_repeated_or_do_not_exist_are_refused(model, cohort, units):
     with pytest.raises(InvalidValue, match="units"):
-        learner_of(model, cohort).contribution(model.initial(), clip_norm=CLIP, units=np.array(units))
+        learner_of(model, cohort).contribution(whole(model), clip_norm=CLIP, units=np.array(units))
 
 
 def test_the_size_of_a_batch_changes_nothing(model, cohort, monkeypatch):
     learner = learner_of(model, cohort, views=Views(3))
-    whole = learner.contribution(model.initial(), clip_norm=CLIP)
+    at_once = learner.contribution(whole(model), clip_norm=CLIP)
     for batch in (1, 2, 4, 7):
         monkeypatch.setattr(network_learner, "BATCH", batch)
-        found = learner.contribution(model.initial(), clip_norm=CLIP)
-        np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-6)
+        found = learner.contribution(whole(model), clip_norm=CLIP)
+        np.testing.assert_allclose(found, at_once, rtol=1e-4, atol=1e-6)
 
 
 def test_views_are_averaged_before_clipping(model, cohort):
     images, labels, patients = cohort
     views = Views(4)
-    drawn = views.draw(model.initial(), SIZE)
-    assert drawn == views.draw(model.initial(), SIZE), "a repeated step sees the same views"
-    assert drawn != views.draw(model.initial() + 1e-9, SIZE)
+    drawn = views.draw(whole(model), SIZE)
+    assert drawn == views.draw(whole(model), SIZE), "a repeated step sees the same views"
+    assert drawn != views.draw(whole(model) + 1e-9, SIZE)
     mine = patients == 2
     one = np.mean(
         [
-            gradient(
-                model, model.initial(), Views.of(torch.from_numpy(images[mine]), v).numpy(), labels[mine]
-            )
+            gradient(model, whole(model), Views.of(torch.from_numpy(images[mine]), v).numpy(), labels[mine])
             for v in drawn
         ],
         axis=0,
     )
     learner = learner_of(model, cohort, views=views, clipping="flat")
-    found = learner.contribution(model.initial(), clip_norm=1e6, units=np.array([2]))
+    found = learner.contribution(whole(model), clip_norm=1e6, units=np.array([2]))
     np.testing.assert_allclose(found, one, rtol=1e-4, atol=1e-6)
 
 
@@ -193,10 +198,36 @@ def test_a_frozen_part_is_run_beforehand_and_gives_the_same_probabilities():
     assert model.frozen is not None
     assert not any(p.requires_grad for p in model.frozen.parameters())
     np.testing.assert_array_equal(
-        model.probabilities(model.initial(), Stack(model.before(images)), 3), np.full((3, 2), 0.5)
+        model.probabilities(whole(model), Stack(model.before(images)), 3), np.full((3, 2), 0.5)
     )
-    parameters = model.initial() + 0.01 * np.random.default_rng(2).normal(size=model.trained)
+    parameters = whole(model) + 0.01 * np.random.default_rng(2).normal(size=model.parameters)
+    parameters[:2] = 0
     found = model.probabilities(parameters, Stack(model.before(images)), 3)
     with model.loaded(parameters), torch.inference_mode():
         expected = model.module(torch.from_numpy(images)).double().softmax(1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_threshold_lies_in_the_middle_between_the_classes(model, cohort):
+    """What is released last turns probabilities so that dividing by frequencies decides at the middle."""
+    images, _, patients = cohort
+    labels = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1])
+    parameters = whole(model) + np.random.default_rng(5).normal(size=model.parameters)
+    parameters[:2] = 0
+    learner = learner_of(model, (images, labels, patients), unit="image")
+    released = learner.statistics(parameters)
+    assert released.shape == (model.calibration_size,)
+    counts = model.read_statistics(learner.statistics(np.empty(0)) * 100, 0.0)
+    shift = model.read_shift(released * 100, 0.0, parameters, counts)
+    before = learner.scores(parameters)
+    middle = (before[labels == 0].mean(axis=0) + before[labels == 1].mean(axis=0)) / 2
+    after = model.probabilities(model.join(counts, parameters[2:], shift), Stack(images), 10)
+    decided = (after / counts.priors).argmax(axis=1)
+    np.testing.assert_array_equal(decided, (before[:, 1] > middle[1]).astype(int))
+
+
+def test_no_unit_adds_more_than_one_to_the_statistics(model, cohort):
+    learner = learner_of(model, cohort)
+    for unit in range(6):
+        for parameters in (np.empty(0), whole(model)):
+            assert np.linalg.norm(learner.statistics(parameters, np.array([unit]))) <= 1 + 1e-9

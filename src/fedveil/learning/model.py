@@ -28,7 +28,7 @@ class Model(Protocol):
 
     @property
     def calibration_size(self) -> int:
-        """Length of what is released after training; 0 for a model that takes nothing from it."""
+        """Length of what is released after training."""
         ...
 
     def initial(self) -> Vector:

@@ -36,6 +36,8 @@ __all__ = ["ImageSource", "NetworkLearner", "NetworkModel", "Views"]
 
 BATCH = 256
 """Images that pass through a network at once, and that are read at once."""
+LEAST_PROBABILITY = 1e-3
+"""A class's mean probability is taken to be at least this, so that noise cannot turn a threshold around."""
 Images = npt.NDArray[np.float32]
 
 
@@ -48,7 +50,12 @@ class ImageSource(Protocol):
 
 
 class NetworkModel:
-    """A network by name, its trained parameters as one vector; implements `fedveil.learning.Model`.
+    """A network by name; implements `fedveil.learning.Model`.
+
+    Parameters are one offset of the logits a class, 0 in training, then the trained part. Clipped gradients leave a
+    network's logits uncalibrated (each patient pulls alike, however sure the network is of them), so the offset is
+    released last: with m the mean over the classes of the mean probabilities of their images, and pi the class
+    frequencies, ``offset = log pi - log m``. Dividing by pi then puts the threshold in the middle between the classes.
 
     The leading layers that hold parameters none of which is trained are the *frozen part*: it is public, so what it
     makes of an image is computed once, not once a round. The *body* is the rest.
@@ -90,8 +97,8 @@ class NetworkModel:
 
     @property
     def parameters(self) -> int:
-        """Length of the parameter vector: all of it is trained."""
-        return self.trained
+        """Length of the whole parameter vector."""
+        return self.classes + self.trained
 
     @property
     def statistics_size(self) -> int:
@@ -100,8 +107,8 @@ class NetworkModel:
 
     @property
     def calibration_size(self) -> int:
-        """Nothing is released after training."""
-        return 0
+        """Class statistics of the predicted probabilities."""
+        return ClassStatistics.size(self.classes, self.classes)
 
     def initial(self) -> Vector:
         """The parameters that the seed gives, or the public weights that a pretrained network brings."""
@@ -109,12 +116,12 @@ class NetworkModel:
 
     def join(
         self,
-        statistics: ClassStatistics | None,  # noqa: ARG002 - frequencies go into decisions, not into the network
+        statistics: ClassStatistics | None,  # noqa: ARG002 - frequencies go into the shift, not into the network
         trained: Vector,
-        shift: Vector | None = None,  # noqa: ARG002 - there is none
+        shift: Vector | None = None,
     ) -> Vector:
-        """The trained part is the whole."""
-        return trained
+        """The offset, 0 where there is no shift, and the trained part."""
+        return np.concatenate([np.zeros(self.classes) if shift is None else shift, trained])
 
     def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
         """Class counts; a network has no use for means."""
@@ -125,13 +132,18 @@ class NetworkModel:
 
     def read_shift(
         self,
-        released: Vector,  # noqa: ARG002 - nothing is released after training
-        noise_variance: float,  # noqa: ARG002
-        whole: Vector,  # noqa: ARG002
-        statistics: ClassStatistics | None,  # noqa: ARG002
+        released: Vector,
+        noise_variance: float,
+        whole: Vector,  # noqa: ARG002 - probabilities need no scale
+        statistics: ClassStatistics | None,
     ) -> Vector:
-        """No shift is ever released."""
-        return np.zeros(0)
+        """The offset of the logits; see the class."""
+        counts = None if statistics is None else statistics.counts
+        found = ClassStatistics.from_released(released, self.classes, noise_variance, counts)
+        middle = np.clip(found.means.mean(axis=0), LEAST_PROBABILITY, 1.0)
+        priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
+        result: Vector = np.log(priors) - np.log(middle / middle.sum())
+        return result
 
     @contextmanager
     def loaded(self, parameters: Vector) -> Iterator[None]:
@@ -139,11 +151,11 @@ class NetworkModel:
         if parameters.shape != (self.parameters,) or not np.isfinite(parameters).all():
             raise InvalidValue(
                 f"parameters have shape {parameters.shape}, or are not finite",
-                f"this network trains {self.parameters} numbers",
+                f"this network has {self.parameters} of them",
                 "use the model that the study describes",
             )
         with self._lock:
-            load_flat(self.body, parameters)
+            load_flat(self.body, parameters[self.classes :])
             yield
 
     def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
@@ -151,8 +163,8 @@ class NetworkModel:
         parts = [np.empty((0, self.classes))]
         with self.loaded(parameters), torch.inference_mode():
             for rows in _batches(count):
-                logits = self.body(torch.from_numpy(images.read(rows)))
-                parts.append(logits.double().softmax(1).numpy())
+                logits = self.body(torch.from_numpy(images.read(rows))).double()
+                parts.append((logits + torch.from_numpy(parameters[: self.classes])).softmax(1).numpy())
         return np.concatenate(parts)
 
     def before(self, images: Images) -> Images:
@@ -269,13 +281,20 @@ class NetworkLearner:
 
     def statistics(
         self,
-        parameters: Vector,  # noqa: ARG002 - counts need no model
+        parameters: Vector,
         units: Indices | None = None,
     ) -> Vector:
-        """Count the units of each class; a unit with images of several classes is shared among them."""
+        """Count the units of each class; or, where there is a model, sum what it says of them as class statistics.
+
+        A unit with images of several classes is shared among them.
+        """
         weights = 1 / np.bincount(self._groups)[self._groups]
         if units is not None:
             weights *= np.isin(self._groups, units)
+        if parameters.size:
+            return ClassStatistics.contribution(
+                self.scores(parameters), self._labels, weights, self._model.classes
+            )
         total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)
         return total
 

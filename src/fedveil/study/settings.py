@@ -177,7 +177,7 @@ NETWORK_DEFAULTS: dict[str, dict[str, object]] = {
         "average_decay": 0.9,
         "clipping": "automatic",
     },
-    "privacy": {"clip_norm": 1.0, "statistics_share": 0.02, "calibration_share": 0.0},
+    "privacy": {"clip_norm": 1.0, "statistics_share": 0.02, "calibration_share": 0.02},
     "federation": {"max_units": 10_000},
 }
 """What a study that trains a network means by what it leaves out."""

@@ -26,9 +26,9 @@ def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
 
     Statistics and calibration, if asked for, get fractions s of the budget: in the Gaussian mechanism's own measure,
     where a target allows mu in total and one release with noise multiplier z costs 1/z, theirs is
-    ``z = 1/(mu sqrt(s))``. Training is then calibrated to the target given what they spend. The class counts that go
-    before a sampled network are one more step of its mechanism: a composition of unlike sampled mechanisms, chosen
-    adaptively, has no tight price.
+    ``z = 1/(mu sqrt(s))``. Training is then calibrated to the target given what they spend. For a network whose
+    units are sampled each of them is one more step of its mechanism instead: a composition of unlike sampled
+    mechanisms, chosen adaptively, has no tight price.
 
     Args:
         study: the resolved study.
@@ -47,17 +47,20 @@ def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
         size = model.statistics_size
         releases.append(calibrator.share(STATISTICS, whole, privacy.statistics_share, dimension=size))
     after = []
-    if privacy.calibration_share > 0 and model.calibration_size > 0:
+    if privacy.calibration_share > 0 and not alike:
         size = model.calibration_size
         share = privacy.calibration_share
         after.append(calibrator.share(CALIBRATION, whole, share, dimension=size, parameters=model.parameters))
     spent = [one.mechanism for one in releases + after]
-    more = 1 if alike and privacy.statistics_share > 0 else 0
+    more = (privacy.statistics_share > 0) + (privacy.calibration_share > 0) if alike else 0
     training = calibrator.training(spent, dimension=model.trained, parameters=model.parameters, more=more)
-    if more:
-        step = training.mechanism
-        counts = Mechanism(step.noise_multiplier, 1.0, 1, step.sampling_rate, step.unit)
-        releases.append(calibrator.single(STATISTICS, counts, dimension=model.statistics_size))
+    step = training.mechanism
+    once = Mechanism(step.noise_multiplier, 1.0, 1, step.sampling_rate, step.unit)
+    if alike and privacy.statistics_share > 0:
+        releases.append(calibrator.single(STATISTICS, once, dimension=model.statistics_size))
+    if alike and privacy.calibration_share > 0:
+        size = model.calibration_size
+        after.append(calibrator.single(CALIBRATION, once, dimension=size, parameters=model.parameters))
     releases.append(training)
     releases += after
     return Terms(
