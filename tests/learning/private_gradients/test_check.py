@@ -180,4 +180,6 @@ def test_trial_leaves_the_model_as_it_was() -> None:
 
 
 def test_dropout_does_not_spoil_the_trial() -> None:
-    check_private(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 2)), (1, 8, 8))
+    check_private(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 2)), (1, 8, 8)
+    )

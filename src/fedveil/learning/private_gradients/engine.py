@@ -213,9 +213,7 @@ class _Batch:
             )
         _, member, count = torch.unique(units.cpu(), return_inverse=True, return_counts=True)
         shares = 1 / count[member].double() if reduction == "mean" else torch.ones_like(member).double()
-        return cls(
-            images, labels, member, shares if weights is None else shares * weights.cpu(), len(count)
-        )
+        return cls(images, labels, member, shares if weights is None else shares * weights.cpu(), len(count))
 
 
 class _Total:
