@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm
 
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.study import NO_PRIVACY, Grid, Measurement, Setting, read_measurements, run, sweep
@@ -108,6 +110,17 @@ def test_the_ratio_is_units_times_mu_over_the_factor_of_trust(study, tmp_path):
     results = sweep(tmp_path / "out", study(), grid(epsilon=(5.0,), sites=(4,)), workers=1)
     ratios = {one.setting.trust: one.ratio for one in results}
     assert ratios["server"] / ratios["site"] == pytest.approx(2.0, rel=1e-6)
+
+
+def test_the_risk_is_that_of_the_releases_not_of_epsilon_alone(study, tmp_path):
+    """Together they are one Gaussian mechanism: TPR = Phi(Phi^-1(0.01) + mu), mu from its exact privacy curve."""
+    one = sweep(tmp_path / "out", study(), grid(epsilon=(5.0,), trust=("server",)), workers=1)[0]
+
+    def delta(mu):
+        return norm.cdf(mu / 2 - 5 / mu) - math.exp(5) * norm.cdf(-mu / 2 - 5 / mu)
+
+    mu = brentq(lambda value: delta(value) - 1e-3, 0.1, 10)
+    assert one.true_positive_rate == pytest.approx(norm.cdf(norm.ppf(0.01) + mu), rel=1e-4)
 
 
 def test_fewer_patients_are_a_subset_and_change_with_the_seed(study, tmp_path):
