@@ -25,7 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedveil.learning.networks import WeightStandardizedConv2d, cnn, densenet121, efficientnet_lite0, resnet18
+from fedveil.learning.networks import (
+    WeightStandardizedConv2d,
+    cnn,
+    densenet121,
+    efficientnet_lite0,
+    resnet18,
+)
 from fedveil.learning.networks.layers import FixedBatchNorm2d
 from fedveil.learning.private_gradients import PrivateGradients, trainable_parameters
 

@@ -17,10 +17,12 @@ from fedveil.learning.networks import (
     WeightStandardizedConv2d,
     densenet121,
     efficientnet_lite0,
+    efficientnet_lite0_maps,
     fix_batch_norm,
     network,
     replace_batch_norm,
     resnet18,
+    split_frozen,
 )
 from fedveil.learning.private_gradients import check_private, dimension, flatten_parameters
 
@@ -28,6 +30,7 @@ from fedveil.learning.private_gradients import check_private, dimension, flatten
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 64)])
 def test_network_can_be_trained_privately(name: str, channels: int, size: int) -> None:
+    name = f"{name}@{size}" if name.startswith("efficientnet") else name
     net = network(name, classes=3, channels=channels, image_size=size, seed=0)
     assert check_private(net, (channels, size, size)) == ()
     assert net(torch.rand(2, channels, size, size)).shape == (2, 3)
@@ -100,6 +103,27 @@ def test_pretrained_network_trains_only_its_last_blocks() -> None:
         efficientnet_lite0(2, 64, trained_blocks=17)
 
 
+def test_trained_convolution_sees_the_maps_of_two_stages() -> None:
+    net, images = efficientnet_lite0_maps(2, 64), torch.rand(2, 3, 64, 64)
+    assert dimension(net) == 2 * 432 + 432 * 64 * 9 + 2 * 64 + 64 * 2 + 2
+    source, maps = pretrained(64), {}
+    for index in (10, 15):
+        source._blocks[index].register_forward_hook(lambda m, x, y, i=index: maps.__setitem__(i, y))
+    source.extract_features((images * 255 - 127) / 128)
+    expected = torch.cat([functional.avg_pool2d(maps[10], 2), maps[15]], 1)
+    torch.testing.assert_close(net[:3](images), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cnn", "efficientnet-lite0-maps@64", "efficientnet-lite0@64"])
+def test_frozen_part_and_rest_make_the_network(name: str) -> None:
+    net, images = network(name, classes=2, channels=1, image_size=32, seed=0), torch.rand(2, 1, 32, 32)
+    frozen, rest = split_frozen(net)
+    torch.testing.assert_close(rest(frozen(images)), net(images))
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert all(p.requires_grad for p in rest.parameters())
+    assert (len(frozen) > 0) == name.startswith("efficientnet")
+
+
 def test_resolution_is_part_of_the_name() -> None:
     coarse = network("efficientnet-lite0@48", classes=2, channels=1, image_size=64, seed=0)
     assert coarse[0].size == 48
@@ -109,8 +133,8 @@ def test_resolution_is_part_of_the_name() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("resnet", {}, "it must be one of cnn, resnet18, densenet121, efficientnet-lite0, or timm:NAME"),
-        ("cnn@96", {}, "only efficientnet-lite0 takes a resolution"),
+        ("resnet", {}, "it must be one of cnn, .*, or timm:NAME"),
+        ("cnn@96", {}, "only the efficientnet-lite0 networks take a resolution"),
         ("efficientnet-lite0@big", {}, "whole number"),
         ("cnn", {"classes": 1}, "classes is 1"),
         ("cnn", {"channels": 0}, "channels is 0"),
