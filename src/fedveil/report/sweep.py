@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from scipy.stats import t as student
 
 from fedveil.errors import StudyError
@@ -169,8 +169,7 @@ def write_sweep(directory: Path) -> Path:
     (directory / "figures").mkdir(exist_ok=True)
     for panel in found.panels():
         _save([panel], found, directory / "figures" / f"{panel.key}.svg")
-    page = render(found).encode()
-    path = directory / "sweep.html"
+    path, page = directory / "sweep.html", render(found).encode()
     write_atomic(path, lambda file: file.write(page))
     return path
 
@@ -260,6 +259,7 @@ def _draw(axes: Axes, panel: Panel, palette: Palette) -> None:
     if math.isfinite(panel.bare):
         axes.axhline(panel.bare, color=palette.muted, linewidth=1, dashes=(1.5, 3))
     ticks = sorted({point.x for _, points in panel.lines for point in points})
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     if panel.risk:
@@ -278,8 +278,7 @@ def _chart(panel: Panel, found: Sweep) -> Chart:
         drawing = canvas()
         _draw(drawing.add_subplot(), panel, PAGE)
         svg = inline_svg(drawing, panel.key)
-    against = "risk" if panel.risk else "epsilon"
-    metric = METRICS[panel.metric]
+    against, metric = "risk" if panel.risk else "epsilon", METRICS[panel.metric]
     ends = "; ".join(
         f"{name} from {formatting.score(points[0].mean)} at the smallest to {formatting.score(points[-1].mean)} at the "
         f"largest {against}"

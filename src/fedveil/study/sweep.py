@@ -328,7 +328,12 @@ def _end_with_parent(scratch: Path) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        shutil.rmtree(scratch, ignore_errors=True)
+        # Other workers, and this one's own training, may still be writing: until the folder is gone, or a second.
+        for _ in range(100):
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not scratch.exists():
+                break
+            time.sleep(0.01)
         os._exit(1)
 
 
