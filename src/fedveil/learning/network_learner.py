@@ -21,7 +21,7 @@ from torch.nn import functional
 from fedveil.errors import InvalidValue
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import Unit
-from fedveil.learning.networks import efficientnet_lite0, network
+from fedveil.learning.networks import efficientnet_lite0, network, split_frozen
 from fedveil.learning.private_gradients import (
     Clipping,
     PrivateGradients,
@@ -85,7 +85,8 @@ class NetworkModel:
         self.name, self.classes, self.image_size = name, classes, image_size
         self.module = _build(name, classes, channels, image_size, seed, trained_blocks).eval()
         self.notices = check_private(self.module, (channels, image_size, image_size))
-        self.frozen, self.body = _split(self.module)
+        frozen, self.body = split_frozen(self.module)
+        self.frozen = frozen if len(frozen) else None
         self.key = f"{name} before its last {trained_blocks} blocks, {image_size}x{channels}, version 1"
         self._initial = flatten_parameters(self.body).double().numpy()
         self._lock = threading.RLock()
@@ -333,27 +334,17 @@ def _batches(count: int) -> Iterator[Indices]:
 
 def _build(
     name: str, classes: int, channels: int, image_size: int, seed: int, trained_blocks: int
-) -> nn.Module:
+) -> nn.Sequential:
     base, _, resolution = name.partition("@")
     module = network(name, classes=classes, channels=channels, image_size=image_size, seed=seed)
+    if not isinstance(module, nn.Sequential):
+        return nn.Sequential(module)
     if base == "efficientnet-lite0":
         size = int(resolution) if resolution else max(32, image_size)
         module = efficientnet_lite0(classes, size, trained_blocks=trained_blocks)
+    if base.startswith("efficientnet-lite0"):
         head = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
         # Every class equally likely at first, so that the public weights below are not shaken by a random head.
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     return module
-
-
-def _split(module: nn.Module) -> tuple[nn.Sequential | None, nn.Module]:
-    """The frozen part, if there is one worth computing once, and the body."""
-    if not isinstance(module, nn.Sequential):
-        return None, module
-    layers = list(module)
-    first = next(
-        index for index, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())
-    )
-    if not any(True for layer in layers[:first] for _ in layer.parameters()):
-        return None, module
-    return nn.Sequential(*layers[:first]), nn.Sequential(*layers[first:])

@@ -85,8 +85,8 @@ class ModelSettings(_Table):
     )
     network: str = Field(
         default="linear",
-        pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80})$",
-        description='"linear", or on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0"; "timm:NAME"',
+        pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(-maps)?(@[0-9]{2,3})?|timm:[\w./-]{1,80})$",
+        description='"linear", or on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:..."',
     )
     trained_blocks: int = Field(
         default=1, ge=0, le=16, description="blocks of efficientnet-lite0 that are trained, from the last"
