@@ -27,20 +27,20 @@ Tables = dict[str, dict[str, object]]
 CNN: Tables = {"data": {"image_size": 28}, "model": {"network": "cnn"}}
 FINETUNE: Tables = {
     "data": {"image_size": 64},
-    "model": {"network": "efficientnet-lite0@128", "trained_blocks": 1},
+    "model": {"network": "efficientnet-lite0-maps@96"},
 }
 AVERAGING = {
     "method": "averaging",
-    "rounds": 20,
+    "rounds": 24,
     "local_steps": 4,
-    "local_learning_rate": 0.5,
+    "local_learning_rate": 2.0,
     "units": PATIENTS,
 }
 FIGURES: dict[str, tuple[Tables, dict[str, object], str, float]] = {
     "cnn_none": (CNN, {}, "none", 8.0),
     "cnn_secagg_eps8": (CNN, {}, "secure-aggregation", 8.0),
     "cnn_averaging_site_eps8": (CNN, AVERAGING, "site", 8.0),
-    "finetune_secagg_eps3": (FINETUNE, {}, "secure-aggregation", 3.0),
+    "finetune_secagg_eps3": (FINETUNE, {"rounds": 40, "sampling_rate": 0.5}, "secure-aggregation", 3.0),
     "cnn_secagg_eps1": (CNN, {"learning_rate": 0.3}, "secure-aggregation", 1.0),
 }
 
