@@ -72,7 +72,8 @@ def one(scratch: Path, seed: int, trust: str, epsilon: float) -> dict[str, Any]:
     directory = RunDirectory.create(scratch / f"{trust}-{epsilon}-{seed}", study)
     CLOCK.seconds = 0.0
     result = run(directory)
-    elsewhere = result["seconds"]["training"] - CLOCK.seconds
+    rounds = [json.loads(line) for line in (directory.path / "rounds.jsonl").read_text().splitlines()]
+    elsewhere = sum(record["seconds"] for record in rounds) - CLOCK.seconds  # set-up is no part of a round
     result["seconds"]["overhead_per_site_round"] = elsewhere / (
         study.training.rounds * study.data.sites.count
     )

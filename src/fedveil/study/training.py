@@ -175,10 +175,9 @@ class _Loop:
             optimizer=steps.optimizer.step(state.optimizer, gradient, noise_variance=variance),
         )
         self.checkpoint.save(after.round, steps.optimizer.to_arrays(after.optimizer))
+        seconds = time.perf_counter() - started
         point = self.evaluate(self._released(after, statistics, steps), statistics)
-        self._tell(
-            after.round, collected, point, float(np.linalg.norm(gradient)), time.perf_counter() - started
-        )
+        self._tell(after.round, collected, point, float(np.linalg.norm(gradient)), seconds)
         return after
 
     def _whole(self, trained: Vector, statistics: ClassStatistics | None) -> Vector:
