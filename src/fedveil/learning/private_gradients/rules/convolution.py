@@ -26,8 +26,8 @@ __all__ = [
     "transposed_convolution_rule",
 ]
 
-# Below this many entries one grouped convolution makes the gradients of all units faster than a loop over units.
-_GROUPED_ENTRIES = 64 * 64 * 9
+# Units whose gradients one grouped convolution makes side by side: as many as keep about this many entries.
+_GROUPED_ENTRIES = 16 * 64 * 64 * 9
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -76,14 +76,12 @@ class Geometry:
 
     def unit_gradients(self, a: Tensor, g: Tensor) -> Tensor:
         """Each unit's gradient `(units, *weight.shape)`; `a` and `g` are `(units, images, channels, *spatial)`."""
-        units, shape = len(a), self.weight.shape
-        if shape.numel() <= _GROUPED_ENTRIES:
-            wide_a, wide_g = (x.transpose(0, 1).flatten(1, 2) for x in (a, g))
-            return self.weight_gradient(wide_a, wide_g, parallel=units).view(units, *shape)
-        gradients = a.new_empty(units, *shape)
-        for unit in range(units):
-            gradients[unit] = self.weight_gradient(a[unit], g[unit])
-        return gradients
+        at_once = max(1, _GROUPED_ENTRIES // self.weight.numel())
+        parts = []
+        for first in range(0, len(a), at_once):
+            wide_a, wide_g = (x[first : first + at_once].transpose(0, 1).flatten(1, 2) for x in (a, g))
+            parts.append(self.weight_gradient(wide_a, wide_g, parallel=min(at_once, len(a) - first)))
+        return torch.cat(parts).view(len(a), *self.weight.shape)
 
     def axes(self, wide: Tensor, narrow: Tensor) -> tuple[Axis, ...]:
         """The spatial axes of the sum that makes the weight gradient; its positions are those of `narrow`."""
