@@ -6,7 +6,15 @@ import scipy.stats
 from tests.federation.toy import DIMENSION, make_terms
 
 from fedveil.errors import FederationError, InvalidValue
-from fedveil.federation import BudgetSpent, Coordinator, InProcess, Reply, default_min_honest, noise_share
+from fedveil.federation import (
+    BudgetSpent,
+    Coordinator,
+    InProcess,
+    Reply,
+    Site,
+    default_min_honest,
+    noise_share,
+)
 from fedveil.privacy import epsilon
 
 ZERO = np.zeros(DIMENSION)
@@ -145,6 +153,40 @@ def test_a_site_that_recovers_is_asked_again(federate):
     federation.learners["site-2"].broken = False
     later = [coordinator.collect(release, number, ZERO).survivors for number in range(2, 8)]
     assert "site-2" in later[-1]
+
+
+class Restarting(InProcess):
+    """A transport to sites of which one is restarted, on its old ledger, before an exchange is answered."""
+
+    def __init__(self, federation, site, at):
+        super().__init__(list(federation.sites.values()))
+        self.federation, self.site, self.at = federation, site, at
+
+    def exchange(self, requests):
+        self.at -= 1
+        if self.at == 0:
+            old = self.federation.sites[self.site]
+            new = Site(old.name, old._learner, old._policy, old._ledger, old._identity)
+            new.admit(self.federation.terms)
+            self._sites[self.site] = new
+        return super().exchange(requests)
+
+
+@pytest.mark.parametrize("sites", [3, 5])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_site_restarted_at_any_moment_joins_another_session(federate, sites, at):
+    """With three hospitals none can be spared. Set-up is exchanges 1 to 3, round 1 is 4 and 5, round 2 is 6 and 7."""
+    terms = make_terms("secure-aggregation", sites=sites, rounds=9)
+    federation = federate(terms)
+    coordinator = Coordinator(terms, Restarting(federation, "site-2", at))
+    release = terms.release("training")
+    survivors = [coordinator.collect(release, number, ZERO).survivors for number in range(1, 9)]
+    assert all("site-2" in one for one in survivors[-2:])
+    assert coordinator.charged["training"] <= 9, "at most one round is charged twice"
+    charges = federation.ledgers["site-2"].state.charges
+    took_part = {number for number, one in enumerate(survivors, 1) if "site-2" in one}
+    assert took_part <= {charge.round for charge in charges}
+    assert len(charges) <= 9
 
 
 class Tampering(InProcess):

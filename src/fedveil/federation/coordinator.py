@@ -61,7 +61,7 @@ class Coordinator:
         transport: carries requests to the sites.
         attempt: counter that never repeats; a resumed run starts above the last one used.
         charged: steps of each release's mechanism that were asked for, abandoned attempts included.
-        benched: per site, how often it failed and the attempt before which it is not asked again.
+        benched: per site, how often it failed in a row and the attempt before which it is not asked again.
     """
 
     terms: Terms
@@ -101,12 +101,14 @@ class Coordinator:
             replies = self._ask(release, round_number, parameters, participants, dropped)
             total, survivors = self._total(release, replies)
             if total is not None:
+                for site in survivors:
+                    self.benched.pop(site, None)
                 return RoundSum(total=total, survivors=survivors, dropped=tuple(dropped))
         raise self._too_few(self._participants(dropped), dropped)
 
     def _participants(self, dropped: list[Dropped]) -> tuple[str, ...]:
         """The sites to ask next: all but those left out for failing, or that do not join a session."""
-        ready = tuple(s for s in self.terms.sites if self.benched.get(s, (0, 0))[1] <= self.attempt)
+        ready = self._ready()
         if self._secure is None:
             return ready
         while self._secure.enough(ready):
@@ -114,8 +116,11 @@ class Coordinator:
             if not missing:
                 return self._secure.members(ready)
             self._drop([Dropped(site, "unreachable") for site in missing], dropped)
-            ready = tuple(site for site in ready if site not in missing)
+            ready = self._ready()
         return ready
+
+    def _ready(self) -> tuple[str, ...]:
+        return tuple(site for site in self.terms.sites if self.benched.get(site, (0, 0))[1] <= self.attempt)
 
     def _enough(self, participants: tuple[str, ...]) -> bool:
         """Whether a round of these sites could be opened if all of them answered."""
@@ -123,10 +128,17 @@ class Coordinator:
             return False
         return self.terms.enough(len(participants))
 
+    def _needed(self, site: str) -> bool:
+        """Whether the study cannot go on without this site."""
+        others = tuple(other for other in self._ready() if other != site)
+        return self._secure is not None and not self._secure.enough(others)
+
     def _drop(self, failures: Sequence[Dropped], dropped: list[Dropped]) -> None:
         dropped += failures
         for failure in failures:
             self._bench(failure)
+            if self._secure is not None:
+                self._secure.lose(failure.site)
 
     def _ask(
         self,
@@ -196,9 +208,16 @@ class Coordinator:
         )
 
     def _bench(self, failure: Dropped) -> None:
-        """Leave a failing site out for 2, 4, 8, ... attempts; one whose budget is spent, for good."""
+        """Leave a failing site out for 2, 4, 8, ... attempts; one whose budget is spent, for good.
+
+        Under secure aggregation a site that was restarted has lost its session. One that the study cannot go on
+        without is asked at once to join another; that costs nothing.
+        """
         failures = self.benched.get(failure.site, (0, 0))[0] + 1
         pause = 2**62 if failure.reason == "over-budget" else 2 ** min(failures, 10)
+        lost_session = self._secure is not None and failure.reason in ("refused", "unreachable")
+        if lost_session and failures == 1 and self._needed(failure.site):
+            pause = 0
         self.benched[failure.site] = (failures, self.attempt + pause)
 
     def _too_few(self, participants: Sequence[str], dropped: Sequence[Dropped]) -> FederationError:

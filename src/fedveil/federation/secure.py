@@ -58,15 +58,17 @@ class SecureSite:
         """Answer a set-up or recovery message; raises `Refused` for what does not fit the terms."""
         if body.startswith(_SESSION_START):
             return self._open(Session.from_bytes(body))
+        return self.opened().reply(body)
+
+    def opened(self) -> SecureAggregationClient:
+        """The session at hand; `Refused` if there is none: a restarted site has lost its own, which is never stored."""
         if self._client is None:
             raise Refused("no session is open", "a session is set up before its rounds", "open a session")
-        return self._client.reply(body)
+        return self._client
 
     def mask(self, attempt: int, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         """Mask the words of an attempt that the site has charged for."""
-        if self._client is None:
-            raise Refused("no session is open", "a session is set up before its rounds", "open a session")
-        return self._client.masked_input(attempt, words).words
+        return self.opened().masked_input(attempt, words).words
 
     def _open(self, session: Session) -> bytes:
         terms = self._terms
@@ -120,19 +122,27 @@ class SecureRounds:
     def __init__(self, terms: Terms, transport: Transport) -> None:
         self._terms, self._transport = terms, transport
         self._server: SecureAggregationServer | None = None
+        self._lost: set[str] = set()
+
+    def lose(self, site: str) -> None:
+        """Count on a site no more in the present session: it failed, and may have been restarted without its keys."""
+        self._lost.add(site)
 
     def prepare(self, attempt: int, sites: tuple[str, ...]) -> tuple[str, ...]:
-        """Make sure that a session holds the attempt; return the sites that failed to join a new one.
+        """Make sure that a session holds the attempt and the sites; return those that failed to join a new one.
 
-        A session that has lost too many of its sites gives way to one of those that are left.
+        A session that has lost too many of its sites gives way to one of those that are left; and once they are back,
+        to one of all.
         """
         session = self._server.session if self._server else None
         if (
             session
             and session.first_round <= attempt < session.first_round + session.rounds
-            and len(self.members(sites)) >= session.min_survivors
+            and len(sites) >= session.min_survivors
+            and self.members(sites) == sites
         ):
             return ()
+        self._server = None  # whoever is asked to join another session gives up this one
         session = session_of(self._terms, sites, attempt, SESSION_ROUNDS)
         server, answered = SecureAggregationServer(session), set(sites)
 
@@ -149,6 +159,7 @@ class SecureRounds:
                 raise
             return missing
         self._server = server
+        self._lost.clear()
         return ()
 
     def enough(self, sites: tuple[str, ...]) -> bool:
@@ -167,8 +178,8 @@ class SecureRounds:
         return self._server is not None and len(self.members(survivors)) >= self._server.session.min_survivors
 
     def members(self, sites: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the sites that are in the present session."""
-        inside = self._server.session.sites if self._server else ()
+        """Those of the sites that are in the present session and were not lost from it."""
+        inside = set(self._server.session.sites) - self._lost if self._server else set()
         return tuple(site for site in sites if site in inside)
 
     def open(self, attempt: int) -> Aggregation:
@@ -185,7 +196,13 @@ class SecureRounds:
             raise FederationError(
                 "the release has no integer mechanism", "only whole numbers are masked", "calibrate it"
             )
-        return release.integer.decode(unmask(aggregation, self._exchange))
+
+        def exchange(messages: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            answers = self._exchange(messages)
+            self._lost.update(set(messages) - set(answers))
+            return answers
+
+        return release.integer.decode(unmask(aggregation, exchange))
 
     def _exchange(self, messages: Mapping[str, bytes]) -> Mapping[str, bytes]:
         requests = {

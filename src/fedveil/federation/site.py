@@ -266,6 +266,8 @@ class Site:
                 f"they must be {release.parameters} finite numbers",
                 "send the model that the study describes",
             )
+        if release.integer is not None:
+            self._secure[terms.digest].opened()
         if request.attempt <= self._served.get(request.study, 0):
             raise Refused(
                 f"attempt {request.attempt}, or a later one, was served before",
