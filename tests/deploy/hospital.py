@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedveil import __version__
 from fedveil.data import load
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.hosting import Cohorts
@@ -35,7 +36,7 @@ epsilon = {epsilon}
 delta = 1e-3
 trust = "{trust}"
 [federation]
-min_sites = 2
+min_sites = {min_sites}
 """
 
 
@@ -56,9 +57,16 @@ def write_images(path: Path, count: int, seed: int) -> Path:
 
 
 def study_text(
-    name: str = "toy", source: str = "test.npz", rounds: int = 4, trust: str = "site", epsilon: float = 2.0
+    name: str = "toy",
+    source: str = "test.npz",
+    rounds: int = 4,
+    trust: str = "site",
+    epsilon: float = 2.0,
+    min_sites: int = 2,
+    template: str = STUDY,
 ) -> str:
-    return STUDY.format(name=name, source=source, rounds=rounds, trust=trust, epsilon=epsilon)
+    values = {"rounds": rounds, "trust": trust, "epsilon": epsilon, "min_sites": min_sites}
+    return template.format(name=name, source=source, **values)
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -107,9 +115,8 @@ class Hospital:
         return Request(**{**values, **changes})
 
     def hello(self, nonce: str = "n", receipt: dict[str, object] | None = None) -> Frame:
-        return self.ask(
-            encode(Frame("hello", {"study": self.terms.digest, "nonce": nonce, "receipt": receipt}))
-        )
+        head = {"study": self.terms.digest, "nonce": nonce, "receipt": receipt, "version": __version__}
+        return self.ask(encode(Frame("hello", head)))
 
     @property
     def ledger(self) -> LedgerState:

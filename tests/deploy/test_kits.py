@@ -1,8 +1,12 @@
 """Identities, certificates, kits and their settings."""
 
+import configparser
+import shutil
 import ssl
 import stat
+import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -54,6 +58,47 @@ def test_a_kit_holds_what_a_hospital_needs_and_no_more(kits):
         )
         assert "User=fedveil-site" in site
         assert "User=fedveil-node" in node
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_finds_no_fault_with_the_units(kits):
+    """Nothing in the units is unknown to systemd, and they shut out what a service need not reach."""
+    folder = kits[0] / "north" / "systemd"
+    program = shutil.which("true")
+    for name, most in (("fedveil-site.service", 35), ("fedveil-node.service", 40)):
+        unit = folder / name
+        unit.write_text(unit.read_text().replace("/opt/fedveil/bin/fedveil", program))
+        for command in (
+            ["systemd-analyze", "verify", f"./{name}"],
+            ["systemd-analyze", "security", "--offline=true", f"--threshold={most}", f"./{name}"],
+        ):
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
+def unit(folder: Path, part: str) -> dict[str, str]:
+    """The [Service] table of a unit of the kit."""
+    parser = configparser.ConfigParser(strict=True, interpolation=None)
+    parser.optionxform = str
+    parser.read(folder / "north" / "systemd" / f"fedveil-{part}.service")
+    return dict(parser["Service"])
+
+
+def test_the_units_keep_the_node_away_from_the_images(kits):
+    site, node = unit(kits[0], "site"), unit(kits[0], "node")
+    assert site["User"] != node["User"]
+    assert site["ExecStart"].endswith("fedveil site serve /etc/fedveil/site")
+    assert node["ExecStart"].endswith("fedveil site connect /etc/fedveil/node")
+    assert (site["RestrictAddressFamilies"], site["PrivateNetwork"]) == ("AF_UNIX", "yes")
+    assert site["ReadWritePaths"] == node["InaccessiblePaths"] == "/etc/fedveil/site"
+    assert node["ReadWritePaths"] == "/etc/fedveil/node"
+    for settings in (site, node):
+        assert (settings["UMask"], settings["ProtectSystem"]) == ("0077", "strict")
+        assert (settings["NoNewPrivileges"], settings["CapabilityBoundingSet"]) == ("yes", "")
+        assert settings["SupplementaryGroups"] == "fedveil-line"
+    guide = (kits[0] / "north" / "README.md").read_text()
+    for settings in (site, node):
+        assert f"useradd --system --groups fedveil-line {settings['User']}" in guide
 
 
 def test_secrets_are_for_their_owner_only(kits):

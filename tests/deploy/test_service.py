@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedveil import __version__
 from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity
 from fedveil.federation import Declined, Reply
 from fedveil.federation.wire import Frame, encode, pack
@@ -218,6 +219,7 @@ def test_a_greeting_tells_how_a_study_stands(make_hospital):
         "nonce": "abc",
         "study": hospital.terms.digest,
         "status": "pending",
+        "version": __version__,
     }
     hospital.service.studies.approve(hospital.terms.digest)
     assert hospital.hello().head["status"] in ("loading", "ready")

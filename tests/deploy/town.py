@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.deploy.hospital import SITES, edit, study_text, write_images
+from tests.deploy.hospital import SITES, STUDY, edit, study_text, write_images
 
 from fedveil.deploy.kits import init_site, make_kits
 from fedveil.deploy.peers import Peers
@@ -30,26 +30,49 @@ def wait_until(happened: Callable[[], object], what: str, deadline: float = DEAD
 
 
 class Town:
-    """Three hospitals and a coordinator, each program a process of its own."""
+    """Hospitals and a coordinator, each program a process of its own.
 
-    def __init__(self, folder: Path, images: int = 60, **settings: object) -> None:
-        self.folder = folder
+    Args:
+        folder: where everything lies.
+        names: the hospitals that have kits; the first three take part in studies unless `enrol` says otherwise.
+        cohorts: a folder with an image file NAME.npz for each hospital and a test.npz; small drawn ones by default.
+        settings: lines of every site.toml.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str] = SITES,
+        cohorts: Path | None = None,
+        **settings: object,
+    ) -> None:
+        self.folder, self.enrolled = folder, tuple(names[:3])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.kits = folder / "kits"
-        make_kits(self.kits, name="town", hospitals=SITES, hosts=["127.0.0.1"], port=self.port)
+        make_kits(self.kits, name="town", hospitals=names, hosts=["127.0.0.1"], port=self.port)
         self.coordinator = self.kits / "coordinator"
         edit(self.coordinator / "federation.toml", wait_for_absent=6, ask_again=3, wait_for_approval=100)
-        for number, name in enumerate(SITES):
-            site = self.kits / name / "site"
-            write_images(site / "images.npz", images, seed=number)
-            chosen = {"source": '"images.npz"', "epsilon": 30.0, "delta": 1e-3, "test_fraction": 0.0}
+        self.enrol(self.enrolled)
+        self.cohorts = cohorts or folder
+        if cohorts is None:
+            write_images(folder / "test.npz", 60, seed=9)
+        for number, name in enumerate(names):
+            site = self.site(name)
+            if cohorts is None:
+                write_images(folder / f"{name}.npz", 60, seed=number)
+            source = f'"{self.cohorts / name}.npz"'
+            chosen = {"source": source, "epsilon": 30.0, "delta": 1e-3, "test_fraction": 0.0}
             trust = '["site", "secure-aggregation", "none"]'
             edit(site / "site.toml", **{**chosen, "trust": trust, **settings})
             init_site(site)
-        write_images(folder / "test.npz", 60, seed=9)
+
+    def enrol(self, names: Sequence[str]) -> None:
+        """Choose the hospitals of the studies that are started from now on."""
+        self.enrolled = tuple(names)
+        edit(self.coordinator / "federation.toml", sites=json.dumps(names))
 
     def site(self, name: str) -> Path:
         return self.kits / name / "site"
@@ -57,6 +80,7 @@ class Town:
     def start(self, key: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a program; its output goes to KEY.log."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment["FEDVEIL_CACHE"] = str(self.folder / "cache")
         with (self.folder / f"{key}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
@@ -64,29 +88,37 @@ class Town:
         self.processes[key] = process
         return process
 
-    def serve(self, name: str) -> None:
-        self.start(f"{name}.service", [sys.executable, "-c", _CLI, "site", "serve", str(self.site(name))])
+    def serve(self, name: str, before: str = "") -> None:
+        """Start a site service; ``before`` is run in its process first."""
+        command = [sys.executable, "-c", before + _CLI, "site", "serve", str(self.site(name))]
+        self.start(f"{name}.service", command)
 
     def connect(self, name: str, node: Path | None = None, key: str | None = None) -> None:
         folder = node or self.kits / name / "node"
         self.start(key or f"{name}.node", [sys.executable, "-m", "fedveil.deploy.flower.node", str(folder)])
 
-    def open(self, names: Sequence[str] = SITES) -> None:
-        """Start every hospital's two programs."""
-        for name in names:
+    def open(self, names: Sequence[str] | None = None) -> None:
+        """Start both programs of these hospitals, or of those that take part in studies."""
+        for name in names or self.enrolled:
             self.serve(name)
             self.connect(name)
 
-    def coordinate(self, run: str, *, resume: bool = False, **study: object) -> subprocess.Popen[bytes]:
+    def study(self, run: str, template: str = STUDY, **study: object) -> Path:
+        """A study file whose test set is the coordinator's."""
         path = self.folder / f"{run}.toml"
-        path.write_text(study_text(name=run, source=str(self.folder / "test.npz"), **study))
+        source = str(self.cohorts / "test.npz")
+        path.write_text(study_text(name=run, source=source, template=template, **study))
+        return path
+
+    def coordinate(self, run: str, *, resume: bool = False, **study: object) -> subprocess.Popen[bytes]:
+        path = self.study(run, **study)
         command = [sys.executable, "-c", _CLI, "coordinate", str(path), "--federation", str(self.coordinator)]
         command += ["--out", str(self.folder / run), "--json", *(["--resume"] if resume else [])]
         return self.start("coordinator", command)
 
     def approve(self, run: str, *, by_command: bool = False) -> None:
         """Wait for the offer and approve it everywhere; with the real command, or with what that command calls."""
-        for name in SITES:
+        for name in self.enrolled:
             wait_until(lambda name=name: self._offered(name, run), f"{run} to be offered to {name}")
             if by_command:
                 command = [sys.executable, "-c", _CLI, "site", "approve", run, str(self.site(name)), "--yes"]
@@ -112,6 +144,17 @@ class Town:
         wait_until(lambda: len(self.rounds(run)) >= number or self.ended(), f"round {number} of {run}")
         assert len(self.rounds(run)) >= number, self.log("coordinator")
 
+    def in_round(self, run: str, after: int, site: str = "north") -> None:
+        """Wait until a hospital is at work on a round behind that one: its charge is there, its answer is not."""
+        self.after_round(run, after)
+        ledger = self.site(site) / "ledger.jsonl"
+        before = ledger.stat().st_size
+        until = time.monotonic() + DEADLINE
+        while ledger.stat().st_size == before:
+            assert not self.ended(), self.log("coordinator")
+            assert time.monotonic() < until, f"{site} was not asked for a round"
+            time.sleep(0.002)
+
     def ended(self) -> bool:
         return self.processes["coordinator"].poll() is not None
 
@@ -120,6 +163,15 @@ class Town:
         wait_until(self.ended, f"the coordinator to end:\n{self.log('coordinator')[-3000:]}")
         assert self.processes["coordinator"].returncode == 0, self.log("coordinator")[-5000:]
         return json.loads((self.folder / run / "result.json").read_text())
+
+    def stopped(self, *words: str) -> None:
+        """Wait until the coordinator has given up, with one sentence that holds these words."""
+        wait_until(self.ended, "the coordinator to give up")
+        assert self.processes["coordinator"].returncode == 2, self.log("coordinator")[-5000:]
+        last = self.log("coordinator").splitlines()[-1]
+        assert last.startswith("error: "), last
+        assert all(word in last for word in words), last
+        assert "Traceback" not in self.log("coordinator")
 
     def log(self, key: str) -> str:
         return (self.folder / f"{key}.log").read_text()

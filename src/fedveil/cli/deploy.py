@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,20 @@ def _log_to_stderr() -> None:
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("fedveil").setLevel(logging.INFO)
     logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+def _need_flower() -> None:
+    """Refuse to begin where the program that carries the messages is missing, or is another than was tested."""
+    try:
+        found = version("flwr")
+    except PackageNotFoundError:
+        found = "not installed"
+    if not found.startswith("1.41."):
+        raise InvalidValue(
+            f"Flower is {found}",
+            "messages between hospitals are carried by Flower 1.41",
+            'pip install "fedveil[flower]"',
+        )
 
 
 @site.command("init")
@@ -122,6 +137,7 @@ def site_serve(folder: Folder = Path("site")) -> None:
     with speak_plainly():
         _log_to_stderr()
         config = SiteConfig.load(folder)
+        os.environ.setdefault("FEDVEIL_CACHE", str(folder.resolve() / "cache"))
         with Ledger(folder / "ledger.jsonl") as ledger:
             service = open_service(folder, ledger)
             listener = Listener(
@@ -144,6 +160,8 @@ def site_connect(
 
     Example: fedveil site connect node
     """
+    with speak_plainly():
+        _need_flower()
     os.execv(sys.executable, [sys.executable, "-m", "fedveil.deploy.flower.node", str(folder)])
 
 
@@ -251,6 +269,7 @@ def coordinate(
     """
     with speak_plainly():
         _log_to_stderr()
+        _need_flower()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         from fedveil.deploy.coordinate import RealHospitals
         from fedveil.deploy.federation import Federation

@@ -13,6 +13,7 @@ from typing import final
 
 import numpy as np
 
+from fedveil import __version__
 from fedveil.data import TEST, Dataset, load
 from fedveil.deploy.federation import Federation
 from fedveil.deploy.flower.link import Link
@@ -110,7 +111,7 @@ def wait_for_sites(
             say(status)
             told = status
         ready = sum(state == "ready" for state in status.values())
-        settled = all(state in ("ready", "refused") for state in status.values())
+        settled = all(state in ("ready", "refused") or state.startswith("on ") for state in status.values())
         if ready == len(status):
             return status
         if settled or time.monotonic() > until:
@@ -129,6 +130,8 @@ def _not_ready(status: Mapping[str, str], terms: Terms) -> FederationError:
         "loading": "is still reading its images",
         "refused": "refuses the study; its own log says why",
     }
+    other = f"; here runs fedveil {__version__}, and every hospital needs the same"
+    words |= {state: state + other for state in status.values() if state.startswith("on ")}
     missing = [f"{site} {words.get(state, state)}" for site, state in status.items() if state != "ready"]
     return FederationError(
         f"{len(status) - len(missing)} of {len(status)} hospitals are ready: {'; '.join(missing)}",

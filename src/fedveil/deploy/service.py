@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedveil import __version__
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
@@ -97,11 +98,18 @@ class SiteService:
     def _hello(self, head: Mapping[str, Any]) -> Frame:
         """Say who this is and how a study stands here; the nonce proves that the answer is fresh."""
         study, nonce, known = head.get("study"), head.get("nonce"), head.get("receipt")
+        if head.get("version") != __version__:
+            log.warning(
+                "the coordinator runs fedveil %.20s, this site %s: install the same version at both ends",
+                head.get("version"),
+                __version__,
+            )
         if not (isinstance(study, str) and _is_digest(study) and isinstance(nonce, str) and len(nonce) <= 64):
             raise WireError("a greeting without study and nonce arrived")
         if known is not None:
             self._check_not_rolled_back(Receipt.from_dict(known))
-        return self._frame("hello", nonce=nonce, study=study, status=self.status(study))
+        status = self.status(study)
+        return self._frame("hello", nonce=nonce, study=study, status=status, version=__version__)
 
     def _check_not_rolled_back(self, receipt: Receipt) -> None:
         """Look for the line that the coordinator's last receipt quotes; a restored old ledger lacks it."""

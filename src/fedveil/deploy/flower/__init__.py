@@ -2,8 +2,8 @@
 
 The only place that imports flwr, pinned to the versions that the tests ran with, telemetry off. `node` is
 the hospital's end: it speaks Flower's fleet protocol itself, so that no code that the coordinator ships is
-ever run there. `courier` is the same end for a stock `flower-supernode`. `link` starts and joins the
-coordinator's SuperLink; `transport` is the `fedveil.federation.Transport` over it.
+ever run there; a stock `flower-supernode` would fetch the run's app and start it for every message. `link`
+starts and joins the coordinator's SuperLink; `transport` is the `fedveil.federation.Transport` over it.
 """
 
 import os

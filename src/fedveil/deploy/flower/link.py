@@ -40,7 +40,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from fedveil.deploy.flower import PARENT
-from fedveil.deploy.flower.courier import app_files
+from fedveil.deploy.flower.app import app_files
+from fedveil.deploy.flower.refusals import is_certificate
 from fedveil.errors import FederationError, InvalidValue
 
 __all__ = ["Link", "LinkSettings", "flower_environment"]
@@ -118,8 +119,10 @@ class Link:
             self._start()
             self._register()
             self.grid = self._begin()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, httpx.TransportError):
+                raise self._stranger(error) from None
             raise
         threading.Thread(target=self._beat, daemon=True).start()
         return self
@@ -276,13 +279,18 @@ class Link:
                 "stop the program that holds the port, or choose another port in federation.toml",
             ) from None
         except httpx.TransportError as error:
-            if "CERTIFICATE" in str(error).upper() or "SSL" in str(error).upper():
-                raise FederationError(
-                    f"what answers at {self._settings.local} is not this federation's SuperLink ({error})",
-                    "its certificate must be signed by ca.pem",
-                    "stop the program that holds the port, or choose another port in federation.toml",
-                ) from None
+            if is_certificate(error) or "SSL" in str(error).upper():
+                raise self._stranger(error) from None
             raise
+
+    def _stranger(self, error: Exception) -> FederationError:
+        """What holds the port is not a SuperLink, or not this federation's."""
+        return FederationError(
+            f"what answers at {self._settings.local} is not this federation's SuperLink "
+            f"({str(error) or type(error).__name__})",
+            "the port must be free, or held by a SuperLink whose certificate ca.pem signed",
+            "stop the program that holds the port, or choose another port in federation.toml and in every node.toml",
+        )
 
     def _beat(self) -> None:
         """Hold the task, from a thread of its own, for as long as the study takes."""

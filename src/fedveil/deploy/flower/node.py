@@ -56,9 +56,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from pydantic import BaseModel, ConfigDict
 
-from fedveil.deploy.flower.courier import LONGEST_ANSWER
 from fedveil.deploy.flower.records import bytes_of, content_of
-from fedveil.deploy.flower.refusals import refusal, wrong_certificate
+from fedveil.deploy.flower.refusals import is_certificate, line_trouble, refusal, wrong_certificate
 from fedveil.deploy.local import Address, LineError, ask
 from fedveil.errors import FederationError, FedveilError, InvalidValue
 
@@ -73,6 +72,7 @@ _LONGEST_PAUSE = 2.0
 _COMPLAIN_SECONDS = 60.0
 _UPLOAD_SECONDS = 20.0  # a sender that was killed never finishes; one that lives asks again
 _ONE_HOUR = 3600.0
+_LONGEST_ANSWER = 2**31
 T = TypeVar("T")
 
 
@@ -205,7 +205,7 @@ class Node:
                 node_id = self._call(self._client.ActivateNode, request).node_id
             except httpx.HTTPStatusError as error:
                 self._complain(
-                    "the SuperLink at %s does not admit this node (%s); the coordinator must know its node.pub",
+                    "the SuperLink at %s does not admit this node (%s): the coordinator must know its node.pub",
                     self._settings.superlink,
                     error.response.status_code,
                 )
@@ -282,7 +282,7 @@ class Node:
                     log.error("the site service does not answer: %s", error)
                     reason = "the site service does not answer"
                     return Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)
-                self._complain("the site service does not answer (%s)", error)
+                self._complain("the site service does not answer (%s): start it, or correct node.toml", error)
                 self._stop.wait(0.5)
 
     def _send(self, reply: Message) -> None:
@@ -314,11 +314,11 @@ class Node:
                 if error.response.status_code not in (502, 503, 504) or self._stop.is_set():
                     raise
             except httpx.TransportError as error:
-                if "CERTIFICATE" in str(error).upper():
+                if is_certificate(error):
                     raise wrong_certificate(self._settings.superlink, error) from None
                 if self._stop.is_set():
                     raise _Stopped from None
-                self._complain("no line to %s (%s)", self._settings.superlink, error)
+                self._complain("%s", line_trouble(self._settings.superlink, error))
             self._stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -351,7 +351,7 @@ def run_node(folder: Path) -> None:
         ) from None
     node = Node(
         NodeSettings.load(folder, settings.superlink),
-        lambda data: ask(address, data, timeout=_ONE_HOUR, limit=LONGEST_ANSWER),
+        lambda data: ask(address, data, timeout=_ONE_HOUR, limit=_LONGEST_ANSWER),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: node.stop())

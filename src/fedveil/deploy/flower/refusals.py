@@ -7,15 +7,45 @@ import httpx
 
 from fedveil.errors import FederationError
 
-__all__ = ["refusal", "wrong_certificate"]
+__all__ = ["is_certificate", "line_trouble", "refusal", "wrong_certificate"]
+
+
+def is_certificate(error: Exception) -> bool:
+    """Whether a connection failed because the other end could not prove who it is: asking again will not help."""
+    return "CERTIFICATE" in str(error).upper()
 
 
 def wrong_certificate(superlink: str, error: Exception) -> FederationError:
-    """The SuperLink's certificate is not of the kit's authority, or names another address."""
+    """The SuperLink's certificate is not valid now, is not of the kit's authority, or names another address."""
+    reason, now = str(error), time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    if "not yet valid" in reason or "has expired" in reason:
+        expired = "has expired" in reason
+        return FederationError(
+            f"by this machine's clock ({now} UTC) the certificate of {superlink} "
+            + ("has expired" if expired else "is not valid yet"),
+            "a certificate holds between two dates",
+            "set the clock by NTP"
+            + ("; if it is right, have the coordinator renew superlink.pem" if expired else ""),
+        )
     return FederationError(
-        f"the certificate of {superlink} is not trusted ({error})",
+        f"the certificate of {superlink} is not trusted ({reason})",
         "it must be signed by the kit's ca.pem and name this address",
-        "check the address; ask the coordinator for a certificate that names it",
+        "check the address in node.toml; if it is right, ask the coordinator for the current ca.pem, or for a "
+        "certificate that names this address",
+    )
+
+
+def line_trouble(superlink: str, error: Exception) -> str:
+    """Why there is no line to the SuperLink, and what to look at; the node keeps trying."""
+    reason = str(error) or type(error).__name__
+    if "SSL" in reason.upper() or isinstance(error, httpx.RemoteProtocolError):
+        return (
+            f"something else than a SuperLink answers at {superlink} ({reason}): check the address in node.toml, "
+            "and for a proxy in between"
+        )
+    return (
+        f"no line to {superlink} ({reason}): the coordinator may not be running; otherwise check the address in "
+        "node.toml, and that the firewall lets this machine dial out to that port"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from flwr.app import Message as FlowerMessage
 
+from fedveil import __version__
 from fedveil.deploy.flower.link import Link
 from fedveil.deploy.flower.records import MESSAGE_TYPE, bytes_of, content_of
 from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
@@ -108,13 +109,15 @@ class FlowerTransport:
         With ``need_keys`` it is offered only once the keys of all sites are known.
 
         Returns:
-            by site: absent, unknown, pending, loading, ready or refused.
+            by site: absent, unknown, pending, loading, ready, refused, or ``on fedveil X`` for another version.
         """
         status = dict.fromkeys(sites, "absent")
         online = self._sessions()
         present = [site for site in sites if site in online]
         for site, frame in self._talk({site: self._hello(site, study) for site in present}).items():
             status[site] = str(frame.head.get("status", "refused"))
+            if frame.kind == "hello" and frame.head.get("version") != __version__:
+                status[site] = f"on fedveil {str(frame.head.get('version'))[:20]}"
         strangers = [site for site in present if status[site] == "unknown"]
         if need_keys and not all(site in self._keys for site in sites):
             return status
@@ -129,7 +132,8 @@ class FlowerTransport:
 
     def _hello(self, site: str, study: str) -> Frame:
         last = self._receipts.last(site)
-        return Frame("hello", {"study": study, "receipt": last.to_dict() if last else None})
+        receipt = last.to_dict() if last else None
+        return Frame("hello", {"study": study, "receipt": receipt, "version": __version__})
 
     def _talk(self, frames: Mapping[str, Frame]) -> dict[str, Frame]:
         """One short exchange with each site; each answer proves by a nonce that it is fresh."""

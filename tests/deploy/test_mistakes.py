@@ -1,0 +1,235 @@
+"""What people get wrong when they set a federation up: real programs say in one sentence what to do."""
+
+import datetime
+import http.server
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from tests.deploy.hospital import edit
+from tests.deploy.town import Town, wait_until
+
+from fedveil.deploy.certificates import Authority
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Iterator[Town]:
+    """A federation whose programs are all still to be started."""
+    town = Town(tmp_path)
+    try:
+        yield town
+    finally:
+        town.close()
+
+
+def refused_to_coordinate(town: Town, *words: str) -> None:
+    """The coordinator says so in one sentence, and leaves no run directory behind."""
+    town.coordinate("toy")
+    town.stopped(*words)
+    assert not (town.folder / "toy").exists()
+
+
+@contextmanager
+def listening(port: int, certificate: tuple[Path, Path] | None = None) -> Iterator[None]:
+    """A web server on the port: something else than a SuperLink."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), http.server.BaseHTTPRequestHandler)
+    server.RequestHandlerClass.log_message = lambda *_: None
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_another_program_on_the_port(town):
+    with listening(town.port):
+        refused_to_coordinate(
+            town,
+            "is not this federation's SuperLink",
+            "stop the program that holds the port",
+            "federation.toml",
+        )
+
+
+def test_another_federations_superlink_on_the_port(town):
+    write_certificate(town, Authority.create("other"))
+    certificate = town.folder / "server.pem", town.folder / "server.key"
+    with listening(town.port, certificate):
+        refused_to_coordinate(town, "is not this federation's SuperLink", "ca.pem signed")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("superlink.key", "put the start-up kit's file there"),
+        ("identity.key", "put the start-up kit's file there"),
+        ("superlink.pem", "use the folder that `fedveil federation init` wrote"),
+        ("nodes/west.pub", "put west's public key there"),
+    ],
+)
+def test_a_missing_key_of_the_coordinator(town, name, remedy):
+    (town.coordinator / name).unlink()
+    refused_to_coordinate(town, name, remedy)
+
+
+def test_a_superlink_that_cannot_start(town):
+    (town.coordinator / "superlink.pem").write_text("no certificate\n")
+    refused_to_coordinate(town, "the SuperLink did not start", "superlink.log")
+
+
+def test_hospitals_that_do_not_come(town):
+    edit(town.coordinator / "federation.toml", wait_for_approval=1)
+    refused_to_coordinate(town, "north not connected", "a round needs 2", "give the same command again")
+
+
+def test_a_hospital_with_another_version(town):
+    town.serve("north", "import fedveil; fedveil.__version__ = '9.9'; ")
+    town.connect("north")
+    edit(town.coordinator / "federation.toml", wait_for_approval=25)
+    town.enrol(["north"])
+    town.coordinate("toy", min_sites=1)
+    town.stopped("north on fedveil 9.9; here runs fedveil", "every hospital needs the same")
+    assert "this site 9.9: install the same version at both ends" in town.log("north.service")
+
+
+def node_says(town: Town, *words: str, ends: bool) -> None:
+    """A node says so in one line; it gives up only where trying again cannot help."""
+    town.connect("north")
+    wait_until(lambda: all(word in town.log("north.node") for word in words), f"{words} in the node's log")
+    if ends:
+        assert town.processes["north.node"].wait(20) == 1
+    else:
+        assert town.processes["north.node"].poll() is None
+    assert "Traceback" not in town.log("north.node")
+
+
+def test_an_address_where_nothing_listens(town):
+    node_says(town, "no line to", "check the address in node.toml", "firewall", ends=False)
+
+
+def test_an_address_that_does_not_exist(town):
+    edit(town.kits / "north" / "node" / "node.toml", superlink='"nowhere.invalid:9443"')
+    node_says(town, "no line to nowhere.invalid:9443", "check the address in node.toml", ends=False)
+
+
+def test_an_address_where_something_else_listens(town):
+    with listening(town.port):
+        node_says(
+            town, "something else than a SuperLink answers", "check the address in node.toml", ends=False
+        )
+        town.close()
+
+
+@pytest.mark.parametrize("name", ["node.key", "ca.pem"])
+def test_a_missing_key_of_a_node(town, name):
+    (town.kits / "north" / "node" / name).unlink()
+    node_says(town, name, "copy them from the kit", ends=True)
+
+
+def test_a_wrong_authority(town):
+    authority = write_certificate(town, Authority.create("other"))
+    assert authority != (town.coordinator / "ca.pem").read_bytes()
+    with listening(town.port, (town.folder / "server.pem", town.folder / "server.key")):
+        node_says(
+            town, "is not trusted", "must be signed by the kit's ca.pem", "check the address", ends=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "words"),
+    [
+        (1, 2, ["is not valid yet", "set the clock by NTP"]),
+        (-2, -1, ["has expired", "set the clock by NTP", "renew superlink.pem"]),
+    ],
+)
+def test_a_clock_that_is_wrong(town, begins, ends, words):
+    home = town.coordinator
+    authority = Authority.load((home / "ca.key").read_bytes(), (home / "ca.pem").read_bytes())
+    write_certificate(town, authority, begins, ends)
+    with listening(town.port, (town.folder / "server.pem", town.folder / "server.key")):
+        node_says(town, *words, ends=True)
+
+
+def write_certificate(town: Town, authority: Authority, begins: int = -1, ends: int = 1) -> bytes:
+    """A server's certificate that holds between these days from now; the authority's own is returned."""
+    key, plain = authority.certify(["127.0.0.1"])
+    certificate = x509.load_pem_x509_certificate(plain)
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(
+        issuer_name=certificate.issuer,
+        subject_name=certificate.subject,
+        public_key=certificate.public_key(),
+        serial_number=certificate.serial_number,
+        not_valid_before=now + datetime.timedelta(days=begins),
+        not_valid_after=now + datetime.timedelta(days=ends),
+        extensions=list(certificate.extensions),
+    )
+    signer = load_pem_private_key(authority.key, None)
+    signed = builder.sign(signer, hashes.SHA256()).public_bytes(x509.base.serialization.Encoding.PEM)
+    (town.folder / "server.key").write_bytes(key)
+    (town.folder / "server.pem").write_bytes(signed)
+    return authority.certificate
+
+
+def site_says(town: Town, *words: str) -> None:
+    town.serve("north")
+    assert town.processes["north.service"].wait(60) == 2
+    log = town.log("north.service")
+    assert "Traceback" not in log
+    assert all(word in log for word in words), log
+
+
+def test_a_site_without_its_key(town):
+    (town.site("north") / "identity.key").unlink()
+    site_says(town, "identity.key", "put the start-up kit's file there, or run the init command again")
+
+
+def test_a_site_without_its_ledger(town):
+    (town.site("north") / "ledger.jsonl").unlink()
+    site_says(town, "ledger.jsonl")
+
+
+def test_a_site_whose_port_is_taken(town):
+    site = town.site("north")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        edit(site / "site.toml", listen=f'"tcp:127.0.0.1:{other.getsockname()[1]}"')
+        (site / "token").write_text("a" * 64)
+        site_says(town, "cannot listen", "the address must be free", "change site.listen in site.toml")
+
+
+def test_without_flower(tmp_path):
+    """A site can be served without Flower; the two programs that speak it say what to install."""
+    program = (
+        "import importlib.metadata as m, sys; real = m.version\n"
+        "def version(name):\n"
+        "    if name == 'flwr': raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.version = version\n"
+        "from fedveil.cli.deploy import site; site(['connect', 'node'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+    )
+    assert done.returncode == 2
+    assert 'pip install "fedveil[flower]"' in done.stderr
