@@ -30,20 +30,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.data import Dataset, hospitals
 from fedveil.errors import StudyError
-from fedveil.federation import TRAINING, Identity, InProcess, Policy, Site, Terms
+from fedveil.federation import Identity, InProcess, Policy, Site, Terms
 from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism, Unit, calibrate, epsilon, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import json_line, write_atomic
 from fedveil.study.grid import Grid, Measurement, Setting
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Progress, Silent
+from fedveil.study.rules import signal_to_noise
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.settings import Study
 from fedveil.study.task import Task, make_task
 from fedveil.study.terms import make_terms
 from fedveil.study.training import train
 
-__all__ = ["measure", "read_measurements", "signal_to_noise", "sweep"]
+__all__ = ["measure", "read_measurements", "sweep"]
 
 RESULTS = "results.jsonl"
 SAMPLE_STREAM = 0x5ACE
@@ -124,14 +125,6 @@ def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = No
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-
-
-def signal_to_noise(terms: Terms, units: int) -> float:
-    """The ratio nu of training under these terms, if all sites take part; see `fedveil.study.rules`."""
-    mechanism = terms.release(TRAINING).mechanism
-    variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
-    taking_part = units * mechanism.sampling_rate
-    return taking_part * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
 
 
 def read_measurements(path: Path) -> list[Measurement]:
