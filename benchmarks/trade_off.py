@@ -101,7 +101,7 @@ def whole_sweep() -> None:
         results = sweep(Path(folder) / "sweep", study, grid)
         figure("seconds_sweep", time.perf_counter() - started, "s", settings=len(results))
     errors = [error for _, error in held_out_errors(results)]
-    figure("planner_mean_absolute_error", statistics.mean(errors), "AUROC", runs=len(errors))
+    figure("planner_mean_absolute_error", statistics.mean(errors), "AUROC", settings=len(errors))
 
 
 def main() -> None:

@@ -29,20 +29,20 @@ import numpy.typing as npt
 
 from fedveil.data import Dataset, hospitals
 from fedveil.errors import StudyError
-from fedveil.federation import TRAINING, Terms
 from fedveil.privacy import Guarantee, Mechanism, Unit, calibrate, epsilon, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import json_line, write_atomic
 from fedveil.study.grid import Grid, Measurement, Setting
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Progress, Silent
+from fedveil.study.rules import signal_to_noise
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.settings import Study
 from fedveil.study.simulation import Simulated
 from fedveil.study.task import Task, make_task
 from fedveil.study.training import train
 
-__all__ = ["measure", "read_measurements", "signal_to_noise", "sweep"]
+__all__ = ["measure", "read_measurements", "sweep"]
 
 RESULTS = "results.jsonl"
 SAMPLE_STREAM = 0x5ACE
@@ -123,14 +123,6 @@ def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = No
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-
-
-def signal_to_noise(terms: Terms, units: int) -> float:
-    """The ratio nu of training under these terms, if all sites take part; see `fedveil.study.rules`."""
-    mechanism = terms.release(TRAINING).mechanism
-    variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
-    taking_part = units * mechanism.sampling_rate
-    return taking_part * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
 
 
 def read_measurements(path: Path) -> list[Measurement]:
