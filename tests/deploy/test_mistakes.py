@@ -2,24 +2,29 @@
 
 import datetime
 import http.server
-import os
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from tests.deploy.hospital import edit
 from tests.deploy.town import Town, wait_until
+from typer.testing import CliRunner
 
+from fedveil.cli import deploy
 from fedveil.deploy.certificates import Authority
+from fedveil.deploy.federation import Federation
+from fedveil.deploy.flower.link import Link
+from fedveil.deploy.service import open_service
+from fedveil.errors import FedveilError
+from fedveil.privacy import Ledger
 
 
 @pytest.fixture
@@ -32,11 +37,17 @@ def town(tmp_path: Path) -> Iterator[Town]:
         town.close()
 
 
-def refused_to_coordinate(town: Town, *words: str) -> None:
-    """The coordinator says so in one sentence, and leaves no run directory behind."""
-    town.coordinate("toy")
-    town.stopped(*words)
-    assert not (town.folder / "toy").exists()
+def no_line(town: Town, *words: str) -> None:
+    """The coordinator's own end, with a real SuperLink or what is in its place, is refused with these words."""
+
+    def reach() -> None:
+        federation = Federation.load(town.coordinator)
+        with Link(federation.link, federation.nodes()):
+            pass
+
+    with pytest.raises(FedveilError) as refused:
+        reach()
+    assert all(word in str(refused.value) for word in words), str(refused.value)
 
 
 @contextmanager
@@ -60,7 +71,7 @@ def listening(port: int, certificate: tuple[Path, Path] | None = None) -> Iterat
 
 def test_another_program_on_the_port(town):
     with listening(town.port):
-        refused_to_coordinate(
+        no_line(
             town,
             "is not this federation's SuperLink",
             "stop the program that holds the port",
@@ -72,7 +83,7 @@ def test_another_federations_superlink_on_the_port(town):
     write_certificate(town, Authority.create("other"))
     certificate = town.folder / "server.pem", town.folder / "server.key"
     with listening(town.port, certificate):
-        refused_to_coordinate(town, "is not this federation's SuperLink", "ca.pem signed")
+        no_line(town, "is not this federation's SuperLink", "ca.pem signed")
 
 
 @pytest.mark.parametrize(
@@ -86,17 +97,20 @@ def test_another_federations_superlink_on_the_port(town):
 )
 def test_a_missing_key_of_the_coordinator(town, name, remedy):
     (town.coordinator / name).unlink()
-    refused_to_coordinate(town, name, remedy)
+    no_line(town, name, remedy)
 
 
 def test_a_superlink_that_cannot_start(town):
     (town.coordinator / "superlink.pem").write_text("no certificate\n")
-    refused_to_coordinate(town, "the SuperLink did not start", "superlink.log")
+    no_line(town, "the SuperLink did not start", "superlink.log")
 
 
 def test_hospitals_that_do_not_come(town):
+    """The coordinator says so in one sentence, and leaves no run directory behind."""
     edit(town.coordinator / "federation.toml", wait_for_approval=1)
-    refused_to_coordinate(town, "north not connected", "a round needs 2", "give the same command again")
+    town.coordinate("toy")
+    town.stopped("north not connected", "a round needs 2", "give the same command again")
+    assert not (town.folder / "toy").exists()
 
 
 def test_a_hospital_with_another_version(town):
@@ -182,28 +196,26 @@ def write_certificate(town: Town, authority: Authority, begins: int = -1, ends: 
         extensions=list(certificate.extensions),
     )
     signer = load_pem_private_key(authority.key, None)
-    signed = builder.sign(signer, hashes.SHA256()).public_bytes(x509.base.serialization.Encoding.PEM)
+    signed = builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM)
     (town.folder / "server.key").write_bytes(key)
     (town.folder / "server.pem").write_bytes(signed)
     return authority.certificate
 
 
-def site_says(town: Town, *words: str) -> None:
-    town.serve("north")
-    assert town.processes["north.service"].wait(60) == 2
-    log = town.log("north.service")
-    assert "Traceback" not in log
-    assert all(word in log for word in words), log
-
-
-def test_a_site_without_its_key(town):
-    (town.site("north") / "identity.key").unlink()
-    site_says(town, "identity.key", "put the start-up kit's file there, or run the init command again")
-
-
-def test_a_site_without_its_ledger(town):
-    (town.site("north") / "ledger.jsonl").unlink()
-    site_says(town, "ledger.jsonl")
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("identity.key", "put the start-up kit's file there, or run the init command again"),
+        ("ledger.jsonl", "restore the ledger from a backup"),
+    ],
+)
+def test_a_site_without_its_files(town, name, remedy):
+    site = town.site("north")
+    (site / name).unlink()
+    with pytest.raises(FedveilError) as refused, Ledger(site / "ledger.jsonl") as ledger:
+        open_service(site, ledger)
+    assert name in str(refused.value)
+    assert remedy in str(refused.value)
 
 
 def test_a_site_whose_port_is_taken(town):
@@ -211,25 +223,25 @@ def test_a_site_whose_port_is_taken(town):
     with socket.create_server(("127.0.0.1", 0)) as other:
         edit(site / "site.toml", listen=f'"tcp:127.0.0.1:{other.getsockname()[1]}"')
         (site / "token").write_text("a" * 64)
-        site_says(town, "cannot listen", "the address must be free", "change site.listen in site.toml")
+        town.serve("north")
+        assert town.processes["north.service"].wait(100) == 2
+    last = town.log("north.service").splitlines()[-1]
+    assert "cannot listen" in last
+    assert "the address must be free" in last
+    assert "change site.listen in site.toml" in last
 
 
-def test_without_flower(tmp_path):
-    """A site can be served without Flower; the two programs that speak it say what to install."""
-    program = (
-        "import importlib.metadata as m, sys; real = m.version\n"
-        "def version(name):\n"
-        "    if name == 'flwr': raise m.PackageNotFoundError(name)\n"
-        "    return real(name)\n"
-        "m.version = version\n"
-        "from fedveil.cli.deploy import site; site(['connect', 'node'])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
-    )
-    assert done.returncode == 2
-    assert 'pip install "fedveil[flower]"' in done.stderr
+@pytest.mark.parametrize("found", [None, "1.30.0"])
+def test_without_the_right_flower(monkeypatch, found):
+    """A site can be served without Flower; the programs that speak it say what to install."""
+
+    def version(_: str) -> str:
+        if found is None:
+            raise PackageNotFoundError
+        return found
+
+    monkeypatch.setattr(deploy, "version", version)
+    result = CliRunner().invoke(deploy.site, ["connect", "node"])
+    assert result.exit_code == 2
+    assert f"Flower is {found or 'not installed'}" in result.output
+    assert 'pip install "fedveil[flower]"' in result.output
