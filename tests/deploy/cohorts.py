@@ -1,5 +1,6 @@
 """The same images twice: as one file that names hospitals, for a study in one process, and as each hospital's own."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,22 @@ import numpy as np
 from fedveil.data import hospitals, load
 
 POSITIVE = ["bacteria", "virus"]
+LUNGS = """
+[study]
+name = "{name}"
+[data]
+source = "{source}"
+positive = {positive}
+[training]
+rounds = {rounds}
+[privacy]
+epsilon = {epsilon}
+trust = "{trust}"
+[federation]
+min_sites = {min_sites}
+[report]
+examples = 0
+""".replace("{positive}", json.dumps(POSITIVE))
 
 
 def deal_lungs(source: Path, folder: Path, names: tuple[str, ...], patients: int | None = None) -> None:

@@ -1,6 +1,5 @@
 """Three hospitals over Flower as real processes, TLS and node authentication on: training, kills, strangers."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tests.deploy.cohorts import POSITIVE, deal_lungs, join
+from tests.deploy.cohorts import LUNGS, deal_lungs, join
 from tests.deploy.hospital import SITES, edit
 from tests.deploy.town import Town, wait_until
 
@@ -53,6 +52,9 @@ def test_three_hospitals_train_and_strangers_stay_outside(town):
     result = town.finish("first")
     assert result["rounds"] == 4
     assert result["metrics"]["test"]["auroc"] > 0.7
+    assert "patients" not in result["sites"][0], "the coordinator cannot know"
+    page = (town.folder / "first" / "report.html").read_text()
+    assert all(name in page for name in SITES)
     receipts = Receipts(town.coordinator / "receipts")
     for name in SITES:
         charged = Counter(town.charges(name, "first"))
@@ -96,24 +98,6 @@ def test_the_wire_changes_nothing(town):
     town.finish("plain")
     _, folder = in_one_process(town, "plain", trust="none")
     same_model(town.folder / "plain", folder)
-
-
-LUNGS = """
-[study]
-name = "{name}"
-[data]
-source = "{source}"
-positive = {positive}
-[training]
-rounds = {rounds}
-[privacy]
-epsilon = {epsilon}
-trust = "{trust}"
-[federation]
-min_sites = {min_sites}
-[report]
-examples = 0
-""".replace("{positive}", json.dumps(POSITIVE))
 
 
 def test_chest_x_rays_are_learnt_as_well_over_the_wire(shared_data, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from fedveil.deploy.service import message_limit, open_service
 from fedveil.deploy.studies import Studies
 from fedveil.errors import FedveilError, InvalidValue, Refused
 from fedveil.privacy import Ledger, verify_ledger
+from fedveil.report import write_report
 from fedveil.study import RunDirectory, Study, resolve, run
 
 __all__ = ["coordinate", "federation", "site"]
@@ -289,12 +290,13 @@ def coordinate(
             if not resume:
                 directory.discard_unstarted()
             raise
+        page = write_report(directory.path)
         if as_json:
             print(json.dumps(result, indent=2))
         else:
             auroc = result["metrics"]["test"]["auroc"]
             console.print(
-                f"finished {result['rounds']} rounds, AUROC {auroc:.3f}; see {chosen}", soft_wrap=True
+                f"finished {result['rounds']} rounds, AUROC {auroc:.3f}; see {page}", soft_wrap=True
             )
 
 

@@ -49,8 +49,7 @@ class RealHospitals(Hospitals):
 
     def prepare(self, study: Study) -> Prepared:
         """The coordinator's own images, all for testing; of the hospitals' images nothing is known here."""
-        nothing = {site: np.empty(0, dtype=np.int64) for site in self.federation.table.sites}
-        return Prepared(study=study, dataset=load_test_set(study), sites=nothing, simulated=False)
+        return Prepared(study=study, dataset=load_test_set(study), sites={}, simulated=False)
 
     @contextmanager
     def join(self, prepared: Prepared, task: Task, directory: RunDirectory) -> Iterator[Joined]:

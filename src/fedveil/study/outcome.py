@@ -122,32 +122,42 @@ class Outcome:
         }
 
     def _site(self, name: str) -> dict[str, Any]:
+        """What is known of a site: of a real hospital's cohort nothing is known here."""
+        state = self.ledgers.get(name)
+        spent = {
+            "epsilon_spent": state.spent(self.terms.title) if state else None,
+            "epsilon_alone": state.spent_alone(self.terms.title) if state else None,
+        }
+        if name not in self.prepared.sites:
+            return {"name": name, **spent}
         dataset, rows = self.prepared.dataset, self.prepared.sites[name]
         labels = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))
-        state = self.ledgers.get(name)
         return {
             "name": name,
             "patients": self.prepared.patients[name],
             "images": len(rows),
             "class_counts": {label: int(count) for label, count in zip(dataset.classes, labels, strict=True)},
-            "epsilon_spent": state.spent(self.terms.title) if state else None,
-            "epsilon_alone": state.spent_alone(self.terms.title) if state else None,
+            **spent,
         }
 
     def _data(self) -> dict[str, Any]:
-        dataset = self.prepared.dataset
-        train = np.concatenate(list(self.prepared.sites.values()))
-        return {
+        dataset, sites = self.prepared.dataset, self.prepared.sites
+        facts = {
             "name": dataset.name,
             "description": dataset.description,
             "synthetic": dataset.synthetic,
             "patients_known": dataset.patients_known,
             "classes": list(dataset.classes),
-            "images_train": len(train),
             "images_test": len(dataset.test),
-            "patients_train": len(np.unique(dataset.patients[train])),
             "patients_test": len(np.unique(dataset.patients[dataset.test])),
         }
+        if sites:
+            train = np.concatenate(list(sites.values()))
+            facts |= {
+                "images_train": len(train),
+                "patients_train": len(np.unique(dataset.patients[train])),
+            }
+        return facts
 
     def _notes(self) -> list[str]:
         planned = self.terms.release(TRAINING).rounds

@@ -23,7 +23,7 @@ class Prepared:
     Attributes:
         study: the resolved study.
         dataset: every image.
-        sites: training images of each site, by name, in order.
+        sites: training images of each site, by name, in order; empty where they lie with real hospitals.
         simulated: whether the hospitals were made by splitting the data.
     """
 
