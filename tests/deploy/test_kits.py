@@ -16,7 +16,7 @@ from tests.deploy.hospital import edit
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.federation import Federation
 from fedveil.deploy.identity import FROM_SITE, Identity, check_private, unseal
-from fedveil.deploy.kits import init_site, make_kits
+from fedveil.deploy.kits import init_site, make_kits, renew
 from fedveil.deploy.peers import Peers
 from fedveil.errors import FederationError, InvalidValue, Refused
 from fedveil.privacy import verify_ledger
@@ -119,6 +119,28 @@ def test_the_certificate_names_every_address(kits):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(home / "superlink.pem", home / "superlink.key")
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate((home / "ca.pem").read_bytes()))
+
+
+def test_a_renewed_certificate_is_trusted_as_the_old_one_was(kits):
+    home = kits[0] / "coordinator"
+    before = x509.load_pem_x509_certificate((home / "superlink.pem").read_bytes())
+    assert renew(home)[:2] == ["fl.example.org", "10.0.0.7"]
+    after = x509.load_pem_x509_certificate((home / "superlink.pem").read_bytes())
+    assert after.public_key() != before.public_key()
+    assert after.not_valid_after_utc >= before.not_valid_after_utc
+    assert names(after) == names(before)
+    after.verify_directly_issued_by(x509.load_pem_x509_certificate((home / "ca.pem").read_bytes()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(home / "superlink.pem", home / "superlink.key")
+    assert stat.S_IMODE((home / "superlink.key").stat().st_mode) == 0o600
+    (home / "ca.key").unlink()
+    with pytest.raises(InvalidValue, match=r"ca\.key"):
+        renew(home)
+
+
+def names(certificate: x509.Certificate) -> list[str]:
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return sorted(str(name.value) for name in found)
 
 
 def test_the_coordinators_folder_is_read_back(kits):

@@ -170,7 +170,7 @@ def test_a_wrong_authority(town):
     ("begins", "ends", "words"),
     [
         (1, 2, ["is not valid yet", "set the clock by NTP"]),
-        (-2, -1, ["has expired", "set the clock by NTP", "renew superlink.pem"]),
+        (-2, -1, ["has expired", "set the clock by NTP", "fedveil federation renew"]),
     ],
 )
 def test_a_clock_that_is_wrong(town, begins, ends, words):

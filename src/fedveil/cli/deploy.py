@@ -17,7 +17,7 @@ from fedveil.cli.progress import Bars
 from fedveil.data import load
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity, fingerprint
-from fedveil.deploy.kits import init_site, make_kits, write_site_settings
+from fedveil.deploy.kits import init_site, make_kits, renew, write_site_settings
 from fedveil.deploy.listening import Listener
 from fedveil.deploy.peers import Peers
 from fedveil.deploy.review import Review, review
@@ -218,7 +218,8 @@ def site_approve(
             new = peers.unconfirmed(listed.terms.sites, listed.offer.keys, config.site.name)
         for hospital, key in new.items():
             console.print(
-                f"{hospital} has the fingerprint {fingerprint(key)}: compare it with theirs by telephone"
+                f"{hospital} has the fingerprint {fingerprint(key)}: compare it with theirs by telephone",
+                soft_wrap=True,
             )
         if not yes:
             typer.confirm("Approve it?", abort=True)
@@ -253,6 +254,19 @@ def federation_init(
         )
         console.print(f"fingerprint of the coordinator: {fingerprint(public)}")
         console.print(f"next: read {folder}/coordinator/README.md", soft_wrap=True)
+
+
+@federation.command("renew")
+def federation_renew(
+    folder: Annotated[Path, typer.Argument(help="The coordinator's folder.")] = Path("coordinator"),
+) -> None:
+    """Renew the SuperLink's certificate, which holds for 825 days; the hospitals need do nothing.
+
+    Example: fedveil federation renew lungs/coordinator
+    """
+    with speak_plainly():
+        hosts = renew(folder)
+        console.print(f"renewed {folder / 'superlink.pem'} for {', '.join(hosts)}", soft_wrap=True)
 
 
 def coordinate(

@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedveil.errors import InvalidValue
 
-__all__ = ["Authority", "node_keys"]
+__all__ = ["Authority", "names_of", "node_keys"]
 
 _AUTHORITY_DAYS, _SERVER_DAYS = 3650, 825
 
@@ -96,6 +96,20 @@ class Authority:
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = builder.add_extension(issuer, critical=False).sign(self._key, hashes.SHA256())
         return _private(key, PrivateFormat.PKCS8), certificate.public_bytes(Encoding.PEM)
+
+
+def names_of(certificate: bytes) -> list[str]:
+    """The host names and addresses that a certificate (PEM) stands for."""
+    try:
+        parsed = x509.load_pem_x509_certificate(certificate)
+        names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise InvalidValue(
+            f"the certificate cannot be read ({error})",
+            "it must be a PEM file that names addresses",
+            "restore it from a back-up",
+        ) from None
+    return [str(name.value) for name in names]
 
 
 def node_keys() -> tuple[bytes, bytes]:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from fedveil import __version__
 from fedveil.deploy import templates
-from fedveil.deploy.certificates import Authority, node_keys
+from fedveil.deploy.certificates import Authority, names_of, node_keys
 from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.identity import Identity, fingerprint, write_private
+from fedveil.deploy.identity import Identity, check_private, fingerprint, write_private
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Budget, Ledger
 from fedveil.study.settings import toml_value
 
-__all__ = ["init_site", "make_kits", "write_site_settings"]
+__all__ = ["init_site", "make_kits", "renew", "write_site_settings"]
 
 
 def make_kits(folder: Path, *, name: str, hospitals: Sequence[str], hosts: Sequence[str], port: int) -> str:
@@ -48,6 +48,26 @@ def make_kits(folder: Path, *, name: str, hospitals: Sequence[str], hosts: Seque
         (home / "nodes" / f"{hospital}.pub").write_bytes(public)
         _write_kit(folder / hospital, hospital, name, authority, identity.public, superlink, private, public)
     return identity.public
+
+
+def renew(home: Path) -> list[str]:
+    """Give the SuperLink a new key and certificate, for the addresses that the old one names; return them.
+
+    Nothing changes for the hospitals: they trust the authority, which stays.
+
+    Raises:
+        InvalidValue: the folder is no coordinator's, or its files are damaged.
+    """
+    check_private(home / "ca.key")
+    authority = Authority.load((home / "ca.key").read_bytes(), (home / "ca.pem").read_bytes())
+    hosts = names_of((home / "superlink.pem").read_bytes())
+    key, certificate = authority.certify(hosts)
+    fresh = home / "superlink.key.new"
+    fresh.unlink(missing_ok=True)
+    write_private(fresh, key)
+    fresh.replace(home / "superlink.key")
+    (home / "superlink.pem").write_bytes(certificate)
+    return hosts
 
 
 def _write_coordinator(

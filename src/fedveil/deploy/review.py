@@ -36,12 +36,13 @@ class Review:
     def sentences(self) -> list[str]:
         """The review as a person reads it."""
         terms, budget = self.listed.terms, self.state.budget
+        needed = next(count for count in range(1, len(terms.sites) + 1) if terms.enough(count))
         rounds = " and ".join(
             f"{r.mechanism.steps} x {r.name} ({r.dimension:,} numbers)" for r in terms.releases
         )
         lines = [
             f"study      {terms.name}, digest {self.listed.digest}",
-            f"hospitals  {', '.join(terms.sites)}; a round needs {terms.min_sites}",
+            f"hospitals  {', '.join(terms.sites)}; a round needs {needed}",
             f"releases   {rounds}",
         ]
         if self.guarantee is None:

@@ -25,7 +25,7 @@ def wrong_certificate(superlink: str, error: Exception) -> FederationError:
             + ("has expired" if expired else "is not valid yet"),
             "a certificate holds between two dates",
             "set the clock by NTP"
-            + ("; if it is right, have the coordinator renew superlink.pem" if expired else ""),
+            + ("; if it is right, have the coordinator run `fedveil federation renew`" if expired else ""),
         )
     return FederationError(
         f"the certificate of {superlink} is not trusted ({reason})",
