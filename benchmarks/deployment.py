@@ -22,8 +22,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.deploy import town as programs
 from tests.deploy.cohorts import LUNGS, deal_lungs
-from tests.deploy.hospital import SITES
+from tests.deploy.hospital import SITES, edit
 from tests.deploy.town import Town
 
 from fedveil.learning import CentredLearner
@@ -32,6 +33,7 @@ from fedveil.study import RunDirectory, Study, run
 DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ROUNDS = 20
 LOCAL_RUNS = 5
+PATIENCE = programs.DEADLINE = 1800
 
 
 def tell(figure: str, value: float, unit: str) -> None:
@@ -102,6 +104,7 @@ def lungs() -> None:
         folder = Path(name)
         deal_lungs(DATA / "kermany_cxr" / "kermany_cxr_64.npz", folder, SITES)
         town = Town(folder, cohorts=folder, delta=1e-5)
+        edit(town.coordinator / "federation.toml", wait_for_approval=PATIENCE)
         os.environ["FEDVEIL_CACHE"] = str(folder / "cache")
         try:
             town.open()

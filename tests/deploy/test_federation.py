@@ -150,7 +150,7 @@ def test_a_study_goes_on_through_every_kill(town, trust):
     town.kill("west.service")
     town.kill("west.node")  # unplugged
     if trust == "secure-aggregation":  # which takes three: it stops, and goes on once the hospital is back
-        town.stopped("west (unreachable)", "a round needs", "bring sites back and resume")
+        town.stopped("west (unreachable)", "needs 3", "bring sites back and resume")
         town.open(["west"])
         town.coordinate(run, rounds=rounds, trust=trust, resume=True)
     result = town.finish(run)

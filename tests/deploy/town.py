@@ -22,10 +22,10 @@ _CLI = "from fedveil.cli import deploy; import typer; app = typer.Typer(); app.a
 _CLI += "app.command('coordinate')(deploy.coordinate); app()"
 
 
-def wait_until(happened: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
-    until = time.monotonic() + deadline
+def wait_until(happened: Callable[[], object], what: str) -> None:
+    until = time.monotonic() + DEADLINE
     while not happened():
-        assert time.monotonic() < until, f"waited {deadline:.0f} s for {what}"
+        assert time.monotonic() < until, f"waited {DEADLINE:.0f} s for {what}"
         time.sleep(0.1)
 
 

@@ -221,15 +221,17 @@ class Coordinator:
         self.benched[failure.site] = (failures, self.attempt + pause)
 
     def _too_few(self, participants: Sequence[str], dropped: Sequence[Dropped]) -> FederationError:
-        absent = [f"{d.site} ({d.reason})" for d in dropped] or sorted(
+        absent = list({d.site: f"{d.site} ({d.reason})" for d in dropped}.values()) or sorted(
             set(self.terms.sites) - set(participants)
         )
-        found = f"{len(participants)} of {len(self.terms.sites)} sites are left; absent: {', '.join(absent)}"
+        count = len(self.terms.sites)
+        needed = next((some for some in range(1, count) if self.terms.enough(some)), count)
+        found = f"{len(participants)} of {count} sites are left; absent: {', '.join(absent)}"
         kind = BudgetSpent if any(d.reason == "over-budget" for d in dropped) else FederationError
         return kind(
             found,
-            f"a round needs {self.terms.min_sites} sites and enough honest noise among them",
-            "bring sites back and resume, or lower federation.min_sites in a new study",
+            f"a round of this study needs {needed}",
+            "bring sites back and resume, or begin a new study that goes on with fewer",
         )
 
     def _sum(self, release: Release, replies: Sequence[Reply]) -> Vector:

@@ -47,6 +47,7 @@ from fedveil.errors import FederationError, InvalidValue
 __all__ = ["Link", "LinkSettings", "flower_environment"]
 
 log = logging.getLogger("fedveil.coordinator")
+logging.getLogger("flwr").setLevel(logging.WARNING)  # which its import has set otherwise
 
 T = TypeVar("T")
 _START_SECONDS = 90.0
