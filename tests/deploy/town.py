@@ -126,8 +126,9 @@ class Town:
                 continue
             studies = Studies(self.site(name) / "studies")
             listed = studies.find(run)
-            peers = Peers(self.site(name) / "peers")
-            peers.confirm(peers.unconfirmed(listed.terms.sites, listed.offer.keys, name))
+            if listed.terms.trust == "secure-aggregation":
+                peers = Peers(self.site(name) / "peers")
+                peers.confirm(peers.unconfirmed(listed.terms.sites, listed.offer.keys, name))
             studies.approve(listed.digest)
 
     def _offered(self, name: str, run: str) -> bool:

@@ -16,7 +16,7 @@ from fedveil.cli.console import console, errors, speak_plainly
 from fedveil.cli.progress import Bars
 from fedveil.data import load
 from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.identity import Identity, fingerprint
+from fedveil.deploy.identity import Identity, fingerprint, private_files
 from fedveil.deploy.kits import init_site, make_kits, renew, write_site_settings
 from fedveil.deploy.listening import Listener
 from fedveil.deploy.peers import Peers
@@ -139,7 +139,7 @@ def site_serve(folder: Folder = Path("site")) -> None:
         _log_to_stderr()
         config = SiteConfig.load(folder)
         os.environ.setdefault("FEDVEIL_CACHE", str(folder.resolve() / "cache"))
-        with Ledger(folder / "ledger.jsonl") as ledger:
+        with private_files(), Ledger(folder / "ledger.jsonl") as ledger:
             service = open_service(folder, ledger)
             listener = Listener(
                 config.address(), service.answer, limit=message_limit(config) + 1024, group=config.site.group
@@ -223,8 +223,9 @@ def site_approve(
             )
         if not yes:
             typer.confirm("Approve it?", abort=True)
-        peers.confirm(new)
-        studies.approve(listed.digest)
+        with private_files():
+            peers.confirm(new)
+            studies.approve(listed.digest)
         console.print(f"approved {listed.digest}", soft_wrap=True)
 
 

@@ -7,6 +7,8 @@ write nor alter one."""
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ __all__ = [
     "check_private",
     "check_public_key",
     "fingerprint",
+    "private_files",
     "unseal",
     "write_private",
 ]
@@ -142,6 +145,16 @@ def write_private(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Whatever files this process makes inside are for its user only, whoever may enter their folder."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def check_private(path: Path) -> None:

@@ -8,7 +8,7 @@ from fedveil import __version__
 from fedveil.deploy import templates
 from fedveil.deploy.certificates import Authority, names_of, node_keys
 from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.identity import Identity, check_private, fingerprint, write_private
+from fedveil.deploy.identity import Identity, check_private, fingerprint, private_files, write_private
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Budget, Ledger
 from fedveil.study.settings import toml_value
@@ -164,7 +164,7 @@ def init_site(folder: Path) -> Identity:
     folder.chmod(0o700)
     identity = Identity.create(folder / "identity.key")
     budget = Budget(config.budget.epsilon, config.budget.delta, config.budget.unit)
-    with Ledger(folder / "ledger.jsonl", budget):
+    with private_files(), Ledger(folder / "ledger.jsonl", budget):
         pass
     return identity
 
