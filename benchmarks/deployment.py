@@ -22,6 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+from safetensors.numpy import load_file
 from tests.deploy import town as programs
 from tests.deploy.cohorts import LUNGS, deal_lungs
 from tests.deploy.hospital import SITES, edit
@@ -84,12 +86,20 @@ class Clock:
         return timed
 
 
-def in_one_process(town: Town, folder: Path, number: int) -> tuple[float, float]:
+def identical(one: Path, other: Path) -> bool:
+    """Whether two runs released the same model, bit for bit."""
+    first, second = (load_file(run / "model.safetensors") for run in (one, other))
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def in_one_process(
+    town: Town, folder: Path, number: object, trust: str = "secure-aggregation"
+) -> tuple[float, float]:
     """AUROC of the same study without a wire, and the learner's seconds in a round at the slowest hospital."""
     clock, plain = Clock(), CentredLearner.contribution
     CentredLearner.contribution = clock.around(plain)  # type: ignore[method-assign]
     try:
-        settings: dict[str, Any] = {"trust": "secure-aggregation", "rounds": ROUNDS, "epsilon": 1.0}
+        settings: dict[str, Any] = {"trust": trust, "rounds": ROUNDS, "epsilon": 1.0}
         study = Study.load(town.study(f"local-{number}", template=LUNGS, **settings))
         study = study.with_changes({"data": {"source": str(folder / "whole.npz")}})
         result = run(RunDirectory.create(folder / f"local-{number}", study))
@@ -110,14 +120,18 @@ def lungs() -> None:
             town.open()
             site, _ = on_the_wire(town, "site", template=LUNGS, epsilon=1.0)
             masked, auroc = on_the_wire(town, "secure-aggregation", template=LUNGS, epsilon=1.0)
+            on_the_wire(town, "none", template=LUNGS, epsilon=1.0)
         finally:
             town.close()
         local = [in_one_process(town, folder, number) for number in range(LOCAL_RUNS)]
+        in_one_process(town, folder, "none", "none")
+        same = identical(folder / "bench-none", folder / "local-none")
     learner = statistics.median(seconds for _, seconds in local)
     found = [auroc for auroc, _ in local]
     tell("auroc_wire", auroc, "AUROC")
     tell("auroc_in_process", statistics.mean(found), "AUROC")
     tell("auroc_in_process_std", statistics.stdev(found), "AUROC")
+    tell("model_identical_without_noise", float(same), "1 if bit for bit")
     tell("seconds_learner_a_round", learner, "s")
     tell("seconds_per_round_3_sites_lungs", site - learner, "s")
     tell("seconds_per_round_3_sites_lungs_secagg", masked - learner, "s")
