@@ -70,7 +70,12 @@ class Outcome:
         _write_predictions(directory, self.task, test, probabilities, predicted)
         _write_examples(directory, self.task, test, probabilities, predicted)
         directory.write_json("provenance.json", self._provenance())
-        result = self._result(test.metrics(probabilities, statistics))
+        metrics = {"test": test.metrics(probabilities, statistics)}
+        if self.trained.histogram is not None:
+            metrics["released"] = self.trained.histogram.metrics(
+                self.task.dataset.classes, self.task.trained(self.trained.parameters, statistics).frequencies
+            )
+        result = self._result(metrics)
         directory.finish(result)
         return result
 
@@ -96,7 +101,7 @@ class Outcome:
             "secure_aggregation": self._secure_aggregation(),
             "sites": [self._site(name) for name in terms.sites],
             "rounds": self.trained.rounds,
-            "metrics": {"test": metrics},
+            "metrics": metrics,
             "baselines": dict(self.baselines) or None,
             "data": self._data(),
             "notes": self.prepared.notes + self._notes(),

@@ -165,6 +165,21 @@ class PrivacySettings(_Table):
     calibration_share: float = Field(
         default=0.05, ge=0, lt=1, description="part of the budget for the classes' mean scores, released last"
     )
+    evaluation_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of the budget for a noisy histogram of scores on patients that the hospitals hold out",
+    )
+
+    @model_validator(mode="after")
+    def _leaves_something_for_training(self) -> Self:
+        shares = self.statistics_share + self.calibration_share + self.evaluation_share
+        if shares >= 1:
+            raise ValueError(
+                f"the shares of statistics, calibration and evaluation add up to {shares:g}: training needs the rest"
+            )
+        return self
 
 
 NETWORK_DEFAULTS: dict[str, dict[str, object]] = {

@@ -23,6 +23,8 @@ from fedveil.study.training import Trained, train
 
 __all__ = ["run"]
 
+NOTHING = np.empty(0, dtype=np.int64)
+
 
 @dataclass(slots=True)
 class Stopwatch:
@@ -147,7 +149,14 @@ def _sites(prepared: Prepared, task: Task, terms: Terms, ledgers: dict[str, Ledg
     keys = {name: Ed25519PrivateKey.generate() for name in terms.sites}
     pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
     sites = [
-        Site(name, task.learner(rows), policy, ledgers.get(name), Identity(keys[name], pinned))
+        Site(
+            name,
+            task.learner(rows),
+            policy,
+            ledgers.get(name),
+            Identity(keys[name], pinned),
+            held_out=task.held_out(prepared.held_out.get(name, NOTHING)),
+        )
         for name, rows in prepared.sites.items()
     ]
     for site in sites:

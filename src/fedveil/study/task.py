@@ -13,6 +13,7 @@ from fedveil.learning import (
     CentredHead,
     CentredLearner,
     ClassStatistics,
+    HeldOut,
     ImageSource,
     Learner,
     Model,
@@ -60,6 +61,19 @@ class Task(ABC):
     @abstractmethod
     def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
         """Class probabilities (k, classes) of these images."""
+
+    def held_out(self, rows: Indices) -> HeldOut | None:
+        """The images that one site tests on; None where there are none, or the study releases nothing of them."""
+        if not len(rows) or self.study.privacy.evaluation_share == 0:
+            return None
+        cohort = self.dataset.cohort("held-out", rows)
+        return HeldOut(
+            self.learner(rows),
+            cohort.labels,
+            cohort.patients,
+            classes=len(self.dataset.classes),
+            unit=self.study.privacy.unit,
+        )
 
     def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
         """What `predict` needs."""
