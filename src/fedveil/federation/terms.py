@@ -278,6 +278,11 @@ class Terms:
         """The study in a ledger: its name, and the start of its digest, since names repeat."""
         return f"{self.name} {self.digest[:12]}"
 
+    @property
+    def main(self) -> Release:
+        """The release that the model is made from: training, or the statistics of a study without it."""
+        return next((one for one in self.releases if one.name == TRAINING), self.releases[0])
+
     def release(self, name: str) -> Release:
         """The release of that name; `InvalidValue` if the terms hold none."""
         for release in self.releases:

@@ -89,7 +89,7 @@ class Outcome:
             "study": study.study.name,
             "description": study.study.description,
             "guarantee": guarantee.to_dict(),
-            "mechanism": terms.release(TRAINING).mechanism.to_dict(),
+            "mechanism": terms.main.mechanism.to_dict(),
             "releases": [
                 {"what": release.name, "mechanism": release.mechanism.to_dict()} for release in terms.releases
             ],
@@ -155,7 +155,7 @@ class Outcome:
         }
 
     def _notes(self) -> list[str]:
-        planned = self.terms.release(TRAINING).rounds
+        planned = self.terms.main.rounds if self.terms.main.name == TRAINING else 0
         if self.trained.rounds == planned:
             return []
         return [

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.data import Dataset, hospitals
 from fedveil.errors import StudyError
-from fedveil.federation import TRAINING, Identity, InProcess, Policy, Site, Terms
+from fedveil.federation import Identity, InProcess, Policy, Site, Terms
 from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism, Unit, calibrate, epsilon, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import json_line, write_atomic
@@ -128,7 +128,7 @@ def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = No
 
 def signal_to_noise(terms: Terms, units: int) -> float:
     """The ratio nu of training under these terms, if all sites take part; see `fedveil.study.rules`."""
-    mechanism = terms.release(TRAINING).mechanism
+    mechanism = terms.main.mechanism
     variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
     taking_part = units * mechanism.sampling_rate
     return taking_part * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf

@@ -201,7 +201,8 @@ def model_of(study: Study, dataset: Dataset) -> Model:
 
 
 def _head(study: Study, dataset: Dataset) -> CentredHead:
-    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes))
+    centred = study.training.method != "one-shot"
+    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
 
 
 def _network(study: Study, dataset: Dataset) -> NetworkModel:

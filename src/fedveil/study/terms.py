@@ -30,7 +30,8 @@ def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
     Gaussian mechanism's own measure, where a target allows mu in total and one release with noise multiplier z costs
     1/z, theirs is ``z = 1/(mu sqrt(s))``. Training is then calibrated to the target given what they spend. For a
     network whose units are sampled each of them is one more step of its mechanism instead: a composition of unlike
-    sampled mechanisms, chosen adaptively, has no tight price.
+    sampled mechanisms, chosen adaptively, has no tight price. With the method "one-shot" there is no training, and
+    statistics get all that is left.
 
     Args:
         study: the resolved study.
@@ -40,26 +41,33 @@ def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
     target = target_of(study)
     min_honest = study.federation.min_honest or default_min_honest(len(sites))
     calibrator = _Calibrator(study=study, target=target, sites=len(sites), min_honest=min_honest)
+    return Terms(
+        name=study.study.name,
+        settings=study.model_dump(mode="json"),
+        sites=tuple(sites),
+        target=target,
+        releases=tuple(_releases(study, calibrator, model)),
+        min_sites=_min_sites(study, len(sites)),
+        min_honest=study.federation.min_honest,
+    )
+
+
+def _releases(study: Study, calibrator: "_Calibrator", model: Model) -> list[Release]:
+    """All releases, in the order in which they are made."""
     single = _singles(study, model)
     if study.model.network != "linear" and study.training.sampling_rate < 1:
         training = calibrator.training((), model, more=len(single))
         step = training.mechanism
         once = Mechanism(step.noise_multiplier, 1.0, 1, step.sampling_rate, step.unit)
         made = [calibrator.single(one, once) for one in single]
+    elif study.training.method == "one-shot":
+        made = [calibrator.share(one) for one in single if one.name != STATISTICS]
+        return [calibrator.rest([one.mechanism for one in made], model), *made]
     else:
         made = [calibrator.share(one) for one in single]
         training = calibrator.training([one.mechanism for one in made], model)
     first = [one for one in made if one.name == STATISTICS]
-    releases = [*first, training, *(one for one in made if one not in first)]
-    return Terms(
-        name=study.study.name,
-        settings=study.model_dump(mode="json"),
-        sites=tuple(sites),
-        target=target,
-        releases=tuple(releases),
-        min_sites=_min_sites(study, len(sites)),
-        min_honest=study.federation.min_honest,
-    )
+    return [*first, training, *(one for one in made if one not in first)]
 
 
 class _Single(NamedTuple):
@@ -97,6 +105,32 @@ class _Calibrator:
         private = self.target.trust != "none"
         whole = calibrate(self.target, steps=1).noise_multiplier if private else 0.0
         return self.single(one, Mechanism(whole / math.sqrt(one.share), 1.0, 1, unit=self.target.unit))
+
+    def rest(self, spent: Sequence[Mechanism], model: Model) -> Release:
+        """The class statistics of a study without training, with the least noise that meets the target."""
+        one = _Single(STATISTICS, 1.0, model.statistics_size, 0)
+        match self.target.trust:
+            case "none":
+                return self.single(one, Mechanism(0.0, 1.0, 1, unit=self.target.unit))
+            case "secure-aggregation":
+                integer = calibrate_integer(
+                    self.target,
+                    steps=1,
+                    dimension=one.dimension,
+                    sites=self.sites,
+                    shares=self.min_honest,
+                    units=self.study.federation.max_units,
+                    spent=spent,
+                )
+                return Release(
+                    name=STATISTICS,
+                    mechanism=integer.mechanism,
+                    dimension=one.dimension,
+                    parameters=0,
+                    integer=integer,
+                )
+            case _:
+                return self.single(one, calibrate(self.target, steps=1, spent=spent))
 
     def single(self, one: _Single, mechanism: Mechanism) -> Release:
         """One sum by this mechanism."""

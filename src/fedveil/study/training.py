@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.errors import StudyError
 from fedveil.federation import (
     CALIBRATION,
     EVALUATION,
@@ -26,7 +27,7 @@ from fedveil.federation import (
     Terms,
     Transport,
 )
-from fedveil.learning import ClassStatistics, Model, OptimizerState, ScoreHistogram
+from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram
 from fedveil.privacy import epsilon
 from fedveil.study.progress import Progress
 from fedveil.study.rules import Steps
@@ -108,6 +109,8 @@ class _Loop:
     def run(self) -> Trained:
         self.checkpoint.load()
         statistics = self._statistics()
+        if self.study.training.method == "one-shot":
+            return self._one_shot(statistics)
         steps = Steps.plan(self.study, self.terms, statistics)
         state = self._start(steps)
         planned = self.terms.release(TRAINING).rounds
@@ -119,13 +122,33 @@ class _Loop:
             if state.round == 0:
                 raise
         trained = steps.optimizer.released(state.optimizer)
-        shift = self._shift(state, self._whole(trained, statistics), statistics)
+        shift = self._shift(state.round, self._whole(trained, statistics), statistics)
         parameters = self.model.join(statistics, trained, shift)
         return Trained(
             parameters=parameters,
             statistics=statistics,
-            histogram=self._histogram(state, parameters, statistics),
+            histogram=self._histogram(state.round, parameters, statistics),
             rounds=state.round,
+            coordinator=self.coordinator,
+        )
+
+    def _one_shot(self, statistics: ClassStatistics | None) -> Trained:
+        """The head that statistics alone give; its threshold may be released beside it."""
+        if statistics is None or not isinstance(self.model, CentredHead):
+            raise StudyError(
+                "there are no class statistics",
+                "one round is made of them",
+                "train a linear head on features",
+            )
+        self.progress.stage(self.label, 1, 1)
+        trained, shift = self.model.one_shot(statistics)
+        moved = self._shift(0, self._whole(trained, statistics), statistics)
+        parameters = self.model.join(statistics, trained, shift if moved is None else moved)
+        return Trained(
+            parameters=parameters,
+            statistics=statistics,
+            histogram=self._histogram(0, parameters, statistics),
+            rounds=0,
             coordinator=self.coordinator,
         )
 
@@ -174,22 +197,22 @@ class _Loop:
         released = self._release(STATISTICS, 0, np.empty(0))
         return None if released is None else self.model.read_statistics(*released)
 
-    def _shift(self, state: Progression, whole: Vector, statistics: ClassStatistics | None) -> Vector | None:
+    def _shift(self, finished: int, whole: Vector, statistics: ClassStatistics | None) -> Vector | None:
         """The middle between the classes' mean logits, released last."""
         try:
-            released = self._release(CALIBRATION, state.round, whole)
+            released = self._release(CALIBRATION, finished, whole)
         except BudgetSpent:
             return None
         return None if released is None else self.model.read_shift(*released, whole, statistics)
 
     def _histogram(
-        self, state: Progression, parameters: Vector, statistics: ClassStatistics | None
+        self, finished: int, parameters: Vector, statistics: ClassStatistics | None
     ) -> ScoreHistogram | None:
         """Scores of the hospitals' held-out units, by class."""
         classes = self.model.classes
         priors = np.full(classes, 1 / classes) if statistics is None else statistics.priors
         try:
-            released = self._release(EVALUATION, state.round, np.concatenate([priors, parameters]))
+            released = self._release(EVALUATION, finished, np.concatenate([priors, parameters]))
         except BudgetSpent:
             return None
         if released is None:
