@@ -2,10 +2,10 @@
 
     python benchmarks/references.py FOLDER        # sweeps are kept in FOLDER, and resumed from it
 
-Needs FEDVEIL_DATA (default ../shared/data). One run a setting on the three tasks; accuracies are those of the test
-images, so a prediction is no evidence about them. Prints one JSON line a task: the mean absolute error on settings of
-one level of trust at a time, predicted from the other two. Where nu is below b, chance decides a single run, and the
-error is mostly that of the run; it is given with and without those.
+Needs FEDVEIL_DATA (default ../shared/data). Three runs a setting on the three tasks; accuracies are those of the test
+images, so a prediction is no evidence about them. Prints one JSON line a task: the mean absolute error of the expected
+AUROC (the mean of a setting's runs) at settings of one level of trust at a time, predicted from the runs of the other
+two. Where nu is below b, chance decides a single run; the error is given with and without those.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedveil.study import EVEN, NO_PRIVACY, Grid, Measurement, Reference, Study, sweep
+from fedveil.study import EVEN, NO_PRIVACY, Grid, Measurement, Reference, Setting, Study, sweep
 from fedveil.study.files import write_json
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -33,18 +33,31 @@ TASKS = {
 TRUSTS = ("site", "secure-aggregation", "server")
 
 
+def expected(results: list[Measurement]) -> list[Measurement]:
+    """Each setting once, with the mean AUROC of its runs."""
+    runs: dict[Setting, list[Measurement]] = {}
+    for one in results:
+        runs.setdefault(replace(one.setting, seed=0), []).append(one)
+    return [replace(each[0], auroc=float(np.mean([m.auroc for m in each]))) for each in runs.values()]
+
+
 def held_out_errors(results: list[Measurement]) -> list[tuple[Measurement, float]]:
     """Absolute errors on each level of trust, predicted from the runs of all others."""
     errors = []
     for trust in TRUSTS:
         law = Reference.fit("", [m for m in results if m.setting.trust != trust])
         left = [m for m in results if m.setting.trust == trust]
-        errors += [(m, abs(law.auroc(m.patients, m.ratio) - m.auroc)) for m in left]
+        errors += [(m, abs(law.auroc(m.patients, m.ratio) - m.auroc)) for m in expected(left)]
     return errors
 
 
 def print_error(settings: str, task: str, errors: list[float]) -> None:
-    line = {"figure": "planner_mean_absolute_error", "task": task, "settings": settings, "runs": len(errors)}
+    line = {
+        "figure": "planner_mean_absolute_error",
+        "task": task,
+        "settings": settings,
+        "number": len(errors),
+    }
     print(json.dumps(line | {"value": round(float(np.mean(errors)), 5)}), flush=True)
 
 
@@ -59,6 +72,7 @@ def main() -> None:
         sites=(5, 20),
         alpha=(EVEN,),
         patients=(100, 250, 1000, None),
+        seeds=3,
     )
     fitted = {}
     for name, data in TASKS.items():

@@ -1,6 +1,8 @@
-"""What secure aggregation costs: seconds a round, bytes, and epsilon; one JSON line a figure.
+"""What secure aggregation costs: seconds a round, bytes, epsilon and accuracy; one JSON line a figure.
 
-    python benchmarks/secure_aggregation.py [--repeats 5] [--threads 2]
+    python benchmarks/secure_aggregation.py [--repeats 5] [--threads 2] [--runs 10]
+
+Accuracy needs the chest X-rays in FEDVEIL_DATA (default ../shared/data); `--runs 0` leaves it out.
 
 A round is everything between the sites' exact sums and the decoded noisy total: rounding, noise, masks, every message
 as bytes, recovery, unmasking, for all sites and the server on this machine. Each figure is the median over rounds,
@@ -9,10 +11,12 @@ after one to warm up. Sites work in `--threads` threads, the server in one.
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,13 +31,16 @@ from fedveil.federation.secure_aggregation import (
 )
 from fedveil.privacy import Guarantee, Mechanism, calibrate, epsilon, secure_generator
 from fedveil.privacy.integer import IntegerMechanism
+from fedveil.study import Setting, Silent, Study, measure, prepare
+from fedveil.study.task import make_task
 
+DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ROUNDS = 60
 TARGET = Guarantee(1.0, 1e-5, "patient", "secure-aggregation")
 
 
-def figure(name: str, value: float, unit: str) -> None:
-    print(json.dumps({"figure": name, "value": round(value, 7), "unit": unit}), flush=True)
+def figure(name: str, value: float, unit: str, **more: float) -> None:
+    print(json.dumps({"figure": name, "value": round(value, 7), "unit": unit} | more), flush=True)
 
 
 class Bench:
@@ -138,18 +145,43 @@ def epsilon_ratio() -> float:
     return epsilon([integer.mechanism], TARGET.delta) / epsilon([same], TARGET.delta)
 
 
+def accuracy(runs: int) -> None:
+    """Test AUROC of the main-job study at epsilon 1 under both trusts: masks and integer noise are those above."""
+    images = {"source": str(DATA / "kermany_cxr" / "kermany_cxr_64.npz"), "positive": ["bacteria", "virus"]}
+    study = Study().with_changes({"data": images, "training": {"rounds": ROUNDS}})
+    settings = [
+        Setting(epsilon=1.0, trust=trust, unit="patient", sites=5, alpha=0.5, seed=seed)
+        for trust in ("secure-aggregation", "server")
+        for seed in range(runs)
+    ]
+    found: dict[str, list[float]] = {}
+    for one in measure(make_task(study, prepare(study).dataset, Silent()), settings):
+        found.setdefault(one.setting.trust, []).append(one.auroc)
+    means = {trust: statistics.mean(values) for trust, values in found.items()}
+    for trust, values in found.items():
+        figure(
+            f"auroc_{trust.replace('-', '_')}", means[trust], "AUROC", sd=round(statistics.stdev(values), 5)
+        )
+    figure(
+        "auroc_difference_to_server_trust", means["secure-aggregation"] - means["server"], "AUROC", runs=runs
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=10)
     options = parser.parse_args()
     with ThreadPoolExecutor(options.threads) as pool:
-        measure(lambda *size, **how: Bench(pool, *size, **how), options.repeats)
+        costs(lambda *size, **how: Bench(pool, *size, **how), options.repeats)
+    if options.runs > 1:
+        accuracy(options.runs)
 
 
-def measure(bench: Callable[..., Bench], repeats: int) -> None:
+def costs(bench: Callable[..., Bench], repeats: int) -> None:
     large = bench(10, 1_000_000)
     figure("seconds_round_10_sites_1m", rounds(large, repeats), "s")
     figure("seconds_round_10_sites_1m_3_lost", rounds(large, repeats, lost=3), "s")

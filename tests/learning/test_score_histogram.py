@@ -12,12 +12,12 @@ from fedveil.learning.score_histogram import BINS
 
 
 class Scores:
-    """A learner that only scores: what it is sent after the class frequencies moves nothing."""
+    """A model that only scores: what it is sent after the class frequencies moves nothing."""
 
     def __init__(self, probabilities):
         self.probabilities = probabilities
 
-    def scores(self, parameters):
+    def __call__(self, parameters):
         return self.probabilities
 
 

@@ -202,7 +202,7 @@ def test_networks_have_defaults_of_their_own_and_say_what_does_not_fit():
     for text in (
         '[model]\nfeatures = "none"',
         '[model]\nnetwork = "cnn"\nfeatures = "pixels"',
-        "[training]\nviews = 2",
+        '[training]\nclipping = "automatic"',
         '[model]\nnetwork = "vgg"',
         '[model]\nnetwork = "efficientnet-lite0"\n[training]\nviews = 2',
     ):

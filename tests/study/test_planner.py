@@ -22,7 +22,7 @@ from fedveil.study import (
     recommend,
     references,
 )
-from fedveil.study.sweep import signal_to_noise
+from fedveil.study.rules import signal_to_noise
 
 TASK = Reference(
     name="made up",

@@ -59,6 +59,9 @@ def print_plan(plan: Plan) -> None:
             )
         if plan.risk:
             console.print(f"\n{plan.risk}", soft_wrap=True)
+    if plan.outlook and plan.outlook.auroc:
+        expected = ", ".join(f"{value:.2f} ({task})" for task, value in plan.outlook.auroc.items())
+        console.print(f"\nAUROC to expect if the images are as hard as: {expected}", soft_wrap=True)
     print_notes(values["notes"])
 
 

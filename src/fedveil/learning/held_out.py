@@ -1,6 +1,7 @@
 """The patients that one hospital tests on; they take part in nothing else."""
 
-from typing import Any, Protocol, final
+from collections.abc import Callable
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,18 +13,12 @@ from fedveil.learning.score_histogram import ScoreHistogram
 __all__ = ["HeldOut"]
 
 
-class _Scorer(Protocol):
-    """What `HeldOut` needs of a `Learner` over the held-out images."""
-
-    def scores(self, parameters: Vector) -> Vector: ...
-
-
 @final
 class HeldOut:
     """A hospital's held-out units behind a model; exact, so nothing of it may leave before noise is added.
 
     Args:
-        scorer: a learner over the held-out images; only its `Learner.scores` is used.
+        scores: from the model's whole parameter vector, the class probabilities (n, classes) of the images.
         labels: (n,) class codes.
         patients: (n,) patient codes 0 .. P-1.
         classes: number of classes.
@@ -32,14 +27,14 @@ class HeldOut:
 
     def __init__(
         self,
-        scorer: _Scorer,
+        scores: Callable[[Vector], Vector],
         labels: npt.NDArray[Any],
         patients: npt.NDArray[Any],
         *,
         classes: int,
         unit: Unit = "patient",
     ) -> None:
-        self._scorer, self._classes, self._unit = scorer, classes, unit
+        self._scores, self._classes, self._unit = scores, classes, unit
         self._labels = np.asarray(labels, dtype=np.int64)
         groups = np.arange(len(self._labels)) if unit == "image" else np.asarray(patients)
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
@@ -63,7 +58,7 @@ class HeldOut:
         weights = 1 / np.bincount(self._groups)[self._groups]
         if units is not None and self._unit != "site":
             weights *= np.isin(self._groups, units)
-        total = ScoreHistogram.contribution(self._scorer.scores(whole), self._labels, weights, priors)
+        total = ScoreHistogram.contribution(self._scores(whole), self._labels, weights, priors)
         if self._unit == "site":
             total = total / max(1.0, float(np.linalg.norm(total)))
             total *= units is None or len(units) > 0

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedveil.federation import Terms
 from fedveil.privacy import Guarantee, Risk, epsilon, operational_risk
+from fedveil.study.outlook import Outlook, make_outlook
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.settings import Study
 from fedveil.study.task import model_of
@@ -23,6 +24,7 @@ class Plan:
         guarantee: what the releases together earn, by the accountant; None without privacy.
         epsilon_alone: what a site's own noise earns if everyone else colludes.
         risk: what an attacker could do at most; None without privacy.
+        outlook: what accuracy to hope for; None where nothing is known.
     """
 
     prepared: Prepared
@@ -30,6 +32,7 @@ class Plan:
     guarantee: Guarantee | None
     epsilon_alone: float
     risk: Risk | None
+    outlook: Outlook | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None stands for infinite."""
@@ -56,7 +59,8 @@ class Plan:
             ],
             "min_sites": self.terms.min_sites,
             "min_honest": self.terms.honest if self.terms.trust == "secure-aggregation" else None,
-            "notes": self.prepared.notes,
+            "outlook": self.outlook.to_dict() if self.outlook else None,
+            "notes": self.prepared.notes + (self.outlook.notes if self.outlook else []),
         }
 
 
@@ -75,4 +79,5 @@ def make_plan(study: Study) -> Plan:
         guarantee=guarantee,
         epsilon_alone=terms.epsilon_alone(),
         risk=operational_risk(guarantee, mechanisms),
+        outlook=make_outlook(prepared, terms),
     )

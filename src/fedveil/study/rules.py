@@ -17,7 +17,7 @@ from fedveil.learning import Adam, Averaged, ClassStatistics, Optimizer, Sgd
 from fedveil.learning.learner import Vector
 from fedveil.study.settings import Study
 
-__all__ = ["Steps", "learning_rate"]
+__all__ = ["Steps", "learning_rate", "signal_to_noise"]
 
 REACH = 0.75
 """eta T C / nu. Between 0.5 and 1 nothing changes: the noise then stays below the margin of the logistic loss."""
@@ -34,6 +34,14 @@ def learning_rate(ratio: float, rounds: int, clip_norm: float) -> float:
     75.0
     """
     return REACH * min(ratio, LARGEST_RATIO) / (rounds * clip_norm)
+
+
+def signal_to_noise(terms: Terms, units: int) -> float:
+    """The ratio nu of training under these terms, if all sites take part."""
+    mechanism = terms.main.mechanism
+    variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
+    taking_part = units * mechanism.sampling_rate
+    return taking_part * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +85,7 @@ class Steps:
         elif study.model.network != "linear":
             rate = NETWORK_RATES[training.optimizer]
         else:
-            mechanism = terms.release(TRAINING).mechanism
+            mechanism = terms.main.mechanism
             variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
             ratio = normalizer * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
             rate = learning_rate(ratio, mechanism.steps, mechanism.clip_norm)

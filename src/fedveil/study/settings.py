@@ -135,7 +135,7 @@ class TrainingSettings(_Table):
         default=1,
         ge=1,
         le=64,
-        description="shifted views of an image that a network averages before clipping",
+        description="shifted or cropped views of an image that are averaged before clipping",
     )
     flip: bool = Field(default=True, description="views are also mirrored left to right")
     local_steps: int = Field(
@@ -286,8 +286,8 @@ class Study(_Table):
             raise ValueError('model.features is "none", which only networks train on: name features')
         if network != "linear" and features != "none":
             raise ValueError(f'model.network "{network}" is trained on pixels: set model.features = "none"')
-        if network == "linear" and (training.views > 1 or training.clipping != "flat"):
-            raise ValueError("training.views and training.clipping are for networks")
+        if network == "linear" and training.clipping != "flat":
+            raise ValueError("training.clipping is for networks")
         if network.startswith("efficientnet-lite0") and training.views > 1:
             raise ValueError(
                 "training.views must be 1 for efficientnet-lite0, whose frozen part runs only once"

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from fedveil.learning import (
     NetworkModel,
     Views,
 )
+from fedveil.learning.crops import crop, crop_version
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
 from fedveil.learning.features import FeatureExtractor, feature_extractor
@@ -35,6 +37,7 @@ BATCH = 256
 
 Vector = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Change = Callable[[npt.NDArray[np.float32], list[str]], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -68,7 +71,7 @@ class Task(ABC):
             return None
         cohort = self.dataset.cohort("held-out", rows)
         return HeldOut(
-            self.learner(rows),
+            lambda parameters: self.probabilities(parameters, rows),
             cohort.labels,
             cohort.patients,
             classes=len(self.dataset.classes),
@@ -100,12 +103,14 @@ class LinearTask(Task):
         head: what is trained on them.
         features: (n, d) raw features, one row an image.
         degraded: the same of the images' degraded views, for the calibration release; None where there is none.
+        crops: the same of further views, which a unit's gradient averages over.
     """
 
     extractor: FeatureExtractor
     head: CentredHead
     features: npt.NDArray[np.float32]
     degraded: npt.NDArray[np.float32] | None = None
+    crops: tuple[npt.NDArray[np.float32], ...] = ()
 
     @property
     def model(self) -> Model:
@@ -113,15 +118,18 @@ class LinearTask(Task):
         return self.head
 
     def learner(self, rows: Indices) -> Learner:
-        """One site's learner over the features of these images."""
-        cohort = self.dataset.cohort("site", rows)
+        """One site's learner over the features of these images, and of their crops as more images of the same unit."""
+        cohort, unit = self.dataset.cohort("site", rows), self.study.privacy.unit
+        of_image = unit == "image" and bool(self.crops)
+        owners = np.arange(len(rows)) if of_image else cohort.patients
+        views = 1 + len(self.crops)
         return CentredLearner(
             self.head,
-            self.features[rows],
-            cohort.labels,
-            cohort.patients,
-            unit=self.study.privacy.unit,
-            degraded=None if self.degraded is None else self.degraded[rows],
+            np.concatenate([one[rows] for one in (self.features, *self.crops)]),
+            np.tile(cohort.labels, views),
+            np.tile(owners, views),
+            unit="patient" if of_image else unit,
+            degraded=None if self.degraded is None else np.tile(self.degraded[rows], (views, 1)),
         )
 
     def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
@@ -241,35 +249,33 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
 
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    extractor = _extractor(study, dataset)
+    extractor, training = _extractor(study, dataset), study.training
     calibrated = study.privacy.calibration_share > 0
-    progress.stage("features", len(dataset) * (2 if calibrated else 1))
+    progress.stage("features", len(dataset) * (training.views + calibrated))
+
+    def features(view: str, change: Change) -> npt.NDArray[np.float32]:
+        key = f"{extractor.key} {view}".strip()
+        return _once(key, dataset, lambda images, digests: extractor(change(images, digests)), progress)
+
+    def cropped(number: int) -> npt.NDArray[np.float32]:
+        change = partial(crop, number=number, flip=training.flip)
+        return features(crop_version(number, training.flip), change)
+
     return LinearTask(
         study=study,
         dataset=dataset,
         extractor=extractor,
         head=_head(study, dataset),
-        features=_features(dataset, extractor, progress),
-        degraded=_features(dataset, extractor, progress, degrade=True) if calibrated else None,
+        features=features("", lambda images, _: images),
+        degraded=features(DEGRADED, degraded) if calibrated else None,
+        crops=tuple(cropped(number) for number in range(1, training.views)),
     )
-
-
-def _features(
-    dataset: Dataset, extractor: FeatureExtractor, progress: Progress, *, degrade: bool = False
-) -> npt.NDArray[np.float32]:
-    """(n, d) features of all images, or of their degraded views."""
-
-    def compute(images: npt.NDArray[np.float32], digests: list[str]) -> npt.NDArray[np.float32]:
-        return extractor(degraded(images, digests) if degrade else images)
-
-    key = f"{extractor.key} {DEGRADED}" if degrade else extractor.key
-    return _once(key, dataset, compute, progress)
 
 
 def _once(
     key: str,
     dataset: Dataset,
-    compute: Callable[[npt.NDArray[np.float32], list[str]], npt.NDArray[np.float32]],
+    compute: Change,
     progress: Progress,
 ) -> npt.NDArray[np.float32]:
     """One row an image, from the cache or from its pixels and their digest."""

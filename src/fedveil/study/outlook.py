@@ -1,0 +1,56 @@
+"""What accuracy a planned study may hope for, from its signal-to-noise ratio and the tasks that fedveil knows."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fedveil.federation import Terms
+from fedveil.study.prepare import Prepared
+from fedveil.study.reference import references
+from fedveil.study.rules import signal_to_noise
+
+__all__ = ["Outlook", "make_outlook"]
+
+FAINT, LOST = 120.0, 80.0
+"""Below the first ratio the threshold between the classes goes astray, below the second the ranking does too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is predicted before anything runs.
+
+    Attributes:
+        ratio: nu, the signal-to-noise ratio of training (`fedveil.study.rules`).
+        auroc: by known task, the AUROC that it would reach with as many patients at this ratio.
+    """
+
+    ratio: float
+    auroc: dict[str, float]
+
+    @property
+    def notes(self) -> list[str]:
+        """What speaks against running the study as it stands."""
+        if self.ratio >= FAINT:
+            return []
+        return [
+            f"The signal-to-noise ratio of training is {self.ratio:.0f}. Below about {FAINT:.0f} a model may rank "
+            f"images well and yet call nearly all of them the same; below about {LOST:.0f} chance decides what it "
+            "learns. A larger epsilon, more patients or another trust would help: see `fedveil recommend`."
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"signal_to_noise": self.ratio, "auroc_on_tasks_like": self.auroc}
+
+
+def make_outlook(prepared: Prepared, terms: Terms) -> Outlook | None:
+    """The outlook of a private linear head on patients or images; None for what the known tasks say nothing about."""
+    study = prepared.study
+    known = study.model.network == "linear" and study.training.method == "gradient"
+    if not known or terms.trust == "none" or study.privacy.unit == "site":
+        return None
+    ratio = signal_to_noise(terms, sum(prepared.units.values()))
+    patients = sum(prepared.patients.values())
+    binary = len(prepared.dataset.classes) == 2 and math.isfinite(ratio)
+    tasks = references() if binary else {}
+    return Outlook(ratio=ratio, auroc={name: task.auroc(patients, ratio) for name, task in tasks.items()})

@@ -1,0 +1,35 @@
+import pytest
+
+from fedveil.privacy import Guarantee, calibrate
+from fedveil.study import make_plan, references
+
+
+def test_a_plan_foretells_accuracy_from_patients_and_noise(study):
+    plan = make_plan(study(privacy={"epsilon": 20.0, "trust": "server"}))
+    patients = sum(plan.prepared.patients.values())
+    privacy = plan.prepared.study.privacy
+    mu = 1 / calibrate(Guarantee(20.0, 1e-3, "patient", "server"), steps=1).noise_multiplier
+    ratio = patients * mu * (1 - privacy.statistics_share - privacy.calibration_share) ** 0.5
+    assert plan.outlook.ratio == pytest.approx(ratio, rel=5e-3)
+    assert plan.outlook.auroc == {
+        name: pytest.approx(task.auroc(patients, plan.outlook.ratio)) for name, task in references().items()
+    }
+    assert plan.to_dict()["outlook"]["signal_to_noise"] == plan.outlook.ratio
+
+
+def test_a_plan_warns_where_noise_drowns_the_classes(study):
+    faint, loud = (make_plan(study(privacy={"epsilon": e})).to_dict()["notes"] for e in (1.0, 50.0))
+    assert [note for note in faint if note.startswith("The signal-to-noise ratio of training is")]
+    assert not [note for note in loud if "signal-to-noise" in note]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"privacy": {"trust": "none"}},
+        {"privacy": {"unit": "site"}},
+        {"model": {"network": "cnn", "features": "none"}, "training": {"rounds": 2}},
+    ],
+)
+def test_nothing_is_foretold_where_nothing_is_known(study, changes):
+    assert make_plan(study(**changes)).outlook is None
