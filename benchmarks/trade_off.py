@@ -46,9 +46,13 @@ def report(name: str, results: Sequence[Measurement], metric: str = "auroc") -> 
     figure(name, mean(results, metric), unit, sd=round(spread, 5), runs=len(values))
 
 
-def run_all(data: dict[str, object], settings: Sequence[Setting], runs: int, **model: object) -> Results:
+def run_all(
+    data: dict[str, object], settings: Sequence[Setting], runs: int, method: str = "gradient", **model: object
+) -> Results:
     """Every setting ``runs`` times; without privacy it comes out the same each time, so once."""
-    study = Study().with_changes({"study": {"name": "trade-off"}, "data": data, "model": model})
+    study = Study().with_changes(
+        {"study": {"name": "trade-off"}, "data": data, "model": model, "training": {"method": method}}
+    )
     wanted = [replace(s, seed=k) for s in settings for k in range(1 if s.trust == "none" else runs)]
     found: Results = {}
     for one in measure(make_task(study, prepare(study).dataset, Silent()), wanted):
@@ -76,6 +80,13 @@ def chest(runs: int) -> None:
         name = f"federation_tax_{sites}_hospitals_{'iid' if alpha == EVEN else 'dirichlet03'}"
         figure(name, mean(found[pooled]) - mean(found[setting]), "AUROC")
     figure("auroc_patient_minus_image", mean(found[BASE]) - mean(found[image]), "AUROC")
+
+
+def one_round(runs: int) -> None:
+    site = replace(BASE, trust="site")
+    found = run_all(CHEST, [BASE, site], runs, method="one-shot")
+    report("auroc_one_round_secagg_eps1", found[BASE])
+    report("auroc_one_round_site_eps1", found[site])
 
 
 def breast(runs: int) -> None:
@@ -109,6 +120,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10)
     runs = parser.parse_args().runs
     chest(runs)
+    one_round(runs)
     breast(runs)
     whole_sweep()
 

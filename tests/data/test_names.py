@@ -20,6 +20,7 @@ def test_the_public_names():
         "cache_folder",
         "check",
         "fetch",
+        "held_out_patients",
         "hospitals",
         "in_memory",
         "is_path",

@@ -9,7 +9,9 @@ from tests.federation.toy import DIMENSION, make_terms
 from fedveil.errors import BudgetExceeded, InvalidValue, Refused
 from fedveil.federation import Declined, Policy, Release, Reply, Request, SecureReply, Site
 from fedveil.federation.messages import CHARGED_FIELDS, PUBLIC_FIELDS
-from fedveil.privacy import Guarantee, Mechanism, epsilon
+from fedveil.learning import HeldOut
+from fedveil.learning.score_histogram import BINS
+from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, epsilon
 
 
 def ask(terms, **changes):
@@ -200,3 +202,102 @@ def test_clip_bound_is_public(federate):
         learner.rows *= scale
         site.handle(ask(terms, round=round_number, attempt=round_number))
     assert used == [terms.release("training").mechanism.clip_norm] * 3
+
+
+def evaluation_terms(trust="site", **changes):
+    """Terms with a training release and an evaluation on held-out units."""
+    terms = make_terms(trust, rounds=1)
+    mechanism = dataclasses.replace(Mechanism(noise_multiplier=5.0, clip_norm=1.0, steps=1), **changes)
+    integer = None
+    if trust == "secure-aggregation":
+        integer = IntegerMechanism.fit(
+            mechanism, dimension=2 * BINS, sites=5, shares=terms.honest, units=1000
+        )
+        mechanism = integer.mechanism
+    evaluation = Release(
+        name="evaluation",
+        mechanism=mechanism,
+        dimension=2 * BINS,
+        parameters=2 + DIMENSION,
+        integer=integer,
+    )
+    return dataclasses.replace(terms, releases=(*terms.releases, evaluation))
+
+
+class Scorer:
+    def __call__(self, parameters):
+        return np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+
+
+def held_out():
+    return HeldOut(Scorer(), np.array([0, 1, 1]), np.array([0, 1, 1]), classes=2)
+
+
+def with_held_out(federation, terms, held=None):
+    site = federation.sites["site-1"]
+    again = Site(
+        "site-1", federation.learners["site-1"], site._policy, federation.ledgers["site-1"], held_out=held
+    )
+    again.admit(terms)
+    return again
+
+
+def test_an_evaluation_is_charged_before_a_held_out_score_leaves(federate):
+    """The reply is the histogram with the whole noise of the mechanism, and the ledger holds the price."""
+    terms = evaluation_terms()
+    federation = federate(terms, admit=False)
+    site = with_held_out(federation, terms, held_out())
+    request = ask(terms, release="evaluation", parameters=np.concatenate([[1.0, 1.0], np.zeros(DIMENSION)]))
+    answer = site.handle(request)
+    assert isinstance(answer, Reply)
+    exact = held_out().histogram(request.parameters)
+    assert exact.sum() == pytest.approx(2), "two patients, one of them with two images"
+    assert 1.0 < np.std(answer.vector - exact) < 12.0
+    charge = federation.ledgers["site-1"].state.charges[-1]
+    assert charge.mechanism == terms.release("evaluation").mechanism
+    assert charge.label.startswith("evaluation")
+    assert federation.learners["site-1"].seen == [], "training patients take no part"
+    twice = site.handle(dataclasses.replace(request, round=2, attempt=2))
+    assert isinstance(twice, Declined), "the study evaluates once"
+
+
+def test_a_site_without_held_out_patients_answers_with_noise_alone(federate):
+    terms = evaluation_terms()
+    federation = federate(terms, admit=False)
+    site = with_held_out(federation, terms)
+    answer = site.handle(ask(terms, release="evaluation", parameters=np.ones(2 + DIMENSION)))
+    assert isinstance(answer, Reply)
+    assert answer.vector.shape == (2 * BINS,)
+    assert federation.ledgers["site-1"].spent() > 0, "whether it holds any is nobody's business"
+
+
+def test_hostile_class_frequencies_get_no_answer(federate):
+    terms = evaluation_terms()
+    federation = federate(terms, admit=False)
+    site = with_held_out(federation, terms, held_out())
+    answer = site.handle(ask(terms, release="evaluation", parameters=np.zeros(2 + DIMENSION)))
+    assert isinstance(answer, Declined)
+
+
+def test_held_out_patients_count_for_delta_and_for_room(federate):
+    terms = evaluation_terms()
+    federation = federate(terms, admit=False)
+    many = HeldOut(Scorer(), np.zeros(200_000, int), np.arange(200_000), classes=2)
+    with pytest.raises(InvalidValue, match=r"delta is 1e-05 for 200,?040 units"):
+        with_held_out(federation, terms, many)
+
+
+@pytest.mark.parametrize("name", ["statistics", "calibration", "evaluation"])
+def test_a_bounded_release_must_state_its_real_bound(name):
+    """Its contributions have norm up to 1, so a smaller clip norm would mean less noise than is charged."""
+    with pytest.raises(InvalidValue, match="clip norm"):
+        Release(name=name, mechanism=Mechanism(5.0, 0.5, 1), dimension=4, parameters=0)
+
+
+def test_whole_numbers_must_be_those_that_are_priced():
+    integer = IntegerMechanism.fit(Mechanism(5.0, 1.0, 1), dimension=4, sites=5, shares=3, units=10)
+    cheap = dataclasses.replace(integer.mechanism, noise_multiplier=500.0)
+    with pytest.raises(InvalidValue, match="executed"):
+        Release(name="training", mechanism=cheap, dimension=4, parameters=4, integer=integer)
+    with pytest.raises(InvalidValue, match="executed"):
+        Release(name="training", mechanism=integer.mechanism, dimension=5, parameters=4, integer=integer)

@@ -86,6 +86,13 @@ def print_result(result: dict[str, Any]) -> None:
         interval = test.get(f"{name}_interval")
         spread = f"  (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
         table.add_row(label, f"{test[name]:.3f}{spread}")
+    released = result["metrics"].get("released")
+    if released:
+        low, high = released["auroc_interval"]
+        table.add_row(
+            "AUROC, held out",
+            f"{released['auroc']:.3f}  (95 % interval {low:.3f} to {high:.3f}, released with noise)",
+        )
     table.add_row("tested on", f"{test['n']:,} images")
     table.add_row("time", f"{result['seconds']['total']:.1f} s")
     console.print(table)

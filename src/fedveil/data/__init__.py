@@ -10,7 +10,7 @@ from fedveil.data.check import CheckReport, check
 from fedveil.data.cohort import TEST, TRAIN, VALIDATION, Cohort, Dataset, PatientImages
 from fedveil.data.load import is_path, load
 from fedveil.data.medmnist import MEDMNIST, fetch
-from fedveil.data.partition import Scheme, hospitals, named_hospitals
+from fedveil.data.partition import Scheme, held_out_patients, hospitals, named_hospitals
 from fedveil.data.records import Problem
 from fedveil.data.stack import ArrayImages, ImageStack, in_memory
 from fedveil.data.unlabelled import Unlabelled, read_unlabelled
@@ -34,6 +34,7 @@ __all__ = [
     "Unlabelled",
     "check",
     "fetch",
+    "held_out_patients",
     "hospitals",
     "in_memory",
     "is_path",

@@ -7,7 +7,7 @@ __all__ = ["draw_test_patients", "patient_labels"]
 
 Codes = npt.NDArray[np.int64]
 
-HOLDOUT_STREAM, PARTITION_STREAM, PHANTOM_STREAM = 1, 2, 3
+HOLDOUT_STREAM, PARTITION_STREAM, PHANTOM_STREAM, TEST_STREAM = 1, 2, 3, 4
 """Keep what one study seed draws for different ends independent."""
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.cohort import Dataset
-from fedveil.data.holdout import PARTITION_STREAM, patient_labels
+from fedveil.data.holdout import PARTITION_STREAM, TEST_STREAM, patient_labels
 from fedveil.errors import DataError, InvalidValue
 
-__all__ = ["Scheme", "hospitals", "named_hospitals"]
+__all__ = ["Scheme", "hospitals", "named_hospitals", "held_out_patients"]
 
 Scheme = Literal["iid", "dirichlet", "quantity"]
 Codes = npt.NDArray[np.int64]
@@ -58,6 +58,23 @@ def named_hospitals(dataset: Dataset) -> dict[str, Codes]:
         )
     train = dataset.train
     return {name: train[dataset.sites[train] == code] for code, name in enumerate(dataset.site_names)}
+
+
+def held_out_patients(dataset: Dataset, names: tuple[str, ...], seed: int = 0) -> dict[str, Codes]:
+    """Test images of each hospital, as ascending indices into ``dataset``: its own, or patients dealt out evenly.
+
+    Where the source names no hospitals, the test patients go round the hospitals one by one, in an order drawn by the
+    seed.
+    """
+    test = dataset.test
+    if dataset.sites is not None:
+        codes = {name: dataset.site_names.index(name) for name in names}
+        return {name: test[dataset.sites[test] == code] for name, code in codes.items()}
+    present, local = np.unique(dataset.patients[test], return_inverse=True)
+    order = np.random.default_rng([seed, TEST_STREAM]).permutation(len(present))
+    site = np.empty(len(present), np.int64)
+    site[order] = np.arange(len(present)) % len(names)
+    return {name: test[site[local] == code] for code, name in enumerate(names)}
 
 
 def _deal(total: int, share: npt.NDArray[np.float64]) -> Codes:

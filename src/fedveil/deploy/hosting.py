@@ -47,10 +47,11 @@ class Cohorts:
         task = self.task(offer)
         site = Site(
             self.config.site.name,
-            task.learner(self._rows(task)),
+            task.learner(self._rows(task, task.dataset.train)),
             self.config.core_policy(),
             ledger,
             self._signer(),
+            held_out=task.held_out(self._rows(task, task.dataset.test)),
         )
         site.admit(terms)
         return site
@@ -87,11 +88,11 @@ class Cohorts:
             self.tasks[key] = make_task(study, dataset, Silent())
         return replace(self.tasks[key], study=study)
 
-    def _rows(self, task: Task) -> npt.NDArray[np.int64]:
-        """Training images of this hospital."""
+    def _rows(self, task: Task, part: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Images of this hospital among the training or the test images."""
         dataset, wanted = task.dataset, self.config.data.site
         if wanted is None:
-            return dataset.train
+            return part
         if dataset.sites is None or wanted not in dataset.site_names:
             raise DataError(
                 f"data.site is {wanted!r}",
@@ -99,7 +100,7 @@ class Cohorts:
                 "correct it in site.toml, or leave it out",
             )
         here = dataset.sites == dataset.site_names.index(wanted)
-        return np.intersect1d(dataset.train, np.flatnonzero(here))
+        return np.intersect1d(part, np.flatnonzero(here))
 
 
 def check_unit(config: SiteConfig, terms: Terms) -> None:

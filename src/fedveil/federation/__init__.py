@@ -11,6 +11,7 @@ from fedveil.federation.secure import Identity
 from fedveil.federation.site import Policy, Site, release_of
 from fedveil.federation.terms import (
     CALIBRATION,
+    EVALUATION,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -23,6 +24,7 @@ from fedveil.federation.transport import InProcess, Transport
 
 __all__ = [
     "CALIBRATION",
+    "EVALUATION",
     "STATISTICS",
     "TRAINING",
     "Answer",

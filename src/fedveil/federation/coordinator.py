@@ -6,7 +6,7 @@ stays, and the round is repeated.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,6 +61,7 @@ class Coordinator:
         transport: carries requests to the sites.
         attempt: counter that never repeats; a resumed run starts above the last one used.
         charged: steps of each release's mechanism that were asked for, abandoned attempts included.
+        note: told of ``charged`` before every request, to keep it where a killed process does not lose it.
         benched: per site, how often it failed in a row and the attempt before which it is not asked again.
     """
 
@@ -68,6 +69,7 @@ class Coordinator:
     transport: Transport
     attempt: int = 0
     charged: dict[str, int] = field(default_factory=dict)
+    note: Callable[[Mapping[str, int]], None] = lambda _: None
     benched: dict[str, tuple[int, int]] = field(default_factory=dict)
     _secure: SecureRounds | None = field(init=False, default=None)
 
@@ -151,6 +153,7 @@ class Coordinator:
         """One attempt: every participant is asked, and charged; those that fail are named and left out."""
         self.attempt += 1
         self.charged[release.name] = self.charged.get(release.name, 0) + release.steps_per_round
+        self.note(self.charged)
         request = Request(
             study=self.terms.digest,
             release=release.name,

@@ -19,8 +19,16 @@ from fedveil.federation.messages import (
     Vector,
 )
 from fedveil.federation.secure import Identity, SecureSite
-from fedveil.federation.terms import CALIBRATION, STATISTICS, LocalSteps, Release, Terms, noise_share
-from fedveil.learning import Learner
+from fedveil.federation.terms import (
+    CALIBRATION,
+    EVALUATION,
+    STATISTICS,
+    LocalSteps,
+    Release,
+    Terms,
+    noise_share,
+)
+from fedveil.learning import HeldOut, Learner
 from fedveil.privacy import Ledger, Trust, check_delta, secure_generator
 from fedveil.privacy import release as release_noisy
 
@@ -89,6 +97,7 @@ class Site:
         policy: what the hospital admits.
         ledger: the hospital's open ledger; None only for a site whose policy admits nothing but trust ``"none"``.
         identity: signature key and the other sites' public keys; needed for secure aggregation only.
+        held_out: the patients that the hospital tests on; None if it holds out none, which nobody else learns.
     """
 
     def __init__(
@@ -98,6 +107,7 @@ class Site:
         policy: Policy,
         ledger: Ledger | None,
         identity: Identity | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         if ledger is None and policy.trusts != {"none"}:
             raise Refused(
@@ -107,6 +117,7 @@ class Site:
             )
         self.name = name
         self._learner, self._policy, self._ledger, self._identity = learner, policy, ledger, identity
+        self._held_out = held_out
         self._admitted: dict[str, Terms] = {}
         self._secure: dict[str, SecureSite] = {}
         self._served: dict[str, int] = {}
@@ -129,7 +140,7 @@ class Site:
             )
         if terms.trust != "none" and self._ledger is not None:
             if terms.target.unit != "site":
-                check_delta(terms.target.delta, self._learner.units)
+                check_delta(terms.target.delta, self._learner.units + self._units_held_out)
             self._check_budget(terms, self._ledger)
         if terms.trust == "secure-aggregation":
             self._secure[terms.digest] = self._secure_site(terms)
@@ -146,15 +157,20 @@ class Site:
         largest = min(
             (one.integer.units for one in terms.releases if one.integer and not one.local), default=None
         )
-        if largest is not None and self._learner.units > largest:
+        units = max(self._learner.units, self._units_held_out)
+        if largest is not None and units > largest:
             raise Refused(
-                f"{self.name} holds {self._learner.units:,} units",
+                f"{self.name} holds {units:,} units",
                 f"the study leaves room for {largest:,} a site",
                 "raise federation.max_units in the study",
             )
         secure = SecureSite(self.name, terms, self._identity)
         secure.claimed(self._served.get(terms.digest, 0))
         return secure
+
+    @property
+    def _units_held_out(self) -> int:
+        return 0 if self._held_out is None else self._held_out.units
 
     def _check_budget(self, terms: Terms, ledger: Ledger) -> None:
         """Check that the whole study fits; one that has begun already is checked charge by charge."""
@@ -294,8 +310,13 @@ class Site:
 
     def _contribution(self, request: Request, release: Release) -> Vector:
         """What the round is about, before it is protected: exact, so it stays here, unless local steps had noise."""
+        if release.name == EVALUATION:
+            if self._held_out is None:
+                return np.zeros(release.dimension)
+            sample = self._sample(release, self._held_out.units)
+            return self._held_out.histogram(request.parameters, sample)
         if release.name in (STATISTICS, CALIBRATION):
-            units = self._sample(release)
+            units = self._sample(release, self._learner.units)
             if units is None:
                 return self._learner.statistics(request.parameters)
             return self._learner.statistics(request.parameters, units)
@@ -305,14 +326,16 @@ class Site:
 
     def _sum(self, parameters: Vector, release: Release, clip_norm: float) -> Vector:
         """The sum over the sampled units of their clipped contributions; each unit is drawn by itself."""
-        return self._learner.contribution(parameters, clip_norm=clip_norm, units=self._sample(release))
+        return self._learner.contribution(
+            parameters, clip_norm=clip_norm, units=self._sample(release, self._learner.units)
+        )
 
-    def _sample(self, release: Release) -> npt.NDArray[np.int64] | None:
+    def _sample(self, release: Release, units: int) -> npt.NDArray[np.int64] | None:
         """Each unit by itself, at the rate that is accounted; None for all of them."""
         rate = release.mechanism.sampling_rate
         if rate == 1:
             return None
-        return np.flatnonzero(self._generator.random(self._learner.units) < rate)
+        return np.flatnonzero(self._generator.random(units) < rate)
 
     def _local_steps(self, start: Vector, release: Release, local: LocalSteps) -> Vector:
         """The difference that local steps make to the trained part, the end of the vector; see `LocalSteps`."""

@@ -18,6 +18,7 @@ from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsil
 
 __all__ = [
     "CALIBRATION",
+    "EVALUATION",
     "STATISTICS",
     "TRAINING",
     "LocalSteps",
@@ -30,6 +31,9 @@ __all__ = [
 STATISTICS = "statistics"
 TRAINING = "training"
 CALIBRATION = "calibration"
+EVALUATION = "evaluation"
+BOUNDED = (STATISTICS, CALIBRATION, EVALUATION)
+"""Releases whose contributions have norm 1 at most by construction, whatever the mechanism's clip norm says."""
 
 
 def default_min_honest(sites: int) -> int:
@@ -113,7 +117,8 @@ class Release:
     """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
 
     Attributes:
-        name: what is released: `STATISTICS`, one sum before training; `TRAINING`; `CALIBRATION`, one sum after.
+        name: what is released: `STATISTICS`, one sum before training; `TRAINING`; `CALIBRATION`, one sum after;
+            `EVALUATION`, one sum over the patients that hospitals hold out.
         mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.
@@ -130,6 +135,7 @@ class Release:
     local: LocalSteps | None = None
 
     def __post_init__(self) -> None:
+        self._check_price()
         if self.local is None:
             return
         if self.mechanism.unit == "site" and self.mechanism.sampling_rate < 1:
@@ -143,6 +149,25 @@ class Release:
                 f"{self.mechanism.steps} steps are split into rounds of {self.steps_per_round}",
                 "every round takes all its local steps",
                 "choose a multiple",
+            )
+
+    def _check_price(self) -> None:
+        """The mechanism has to price what is executed."""
+        if self.name in BOUNDED and self.mechanism.clip_norm < 1:
+            raise InvalidValue(
+                f"{self.name} has a clip norm of {self.mechanism.clip_norm:g}",
+                "one unit's contribution to it may have norm 1, and noise is a multiple of the clip norm",
+                "state a clip norm of 1",
+            )
+        integer = self.integer
+        if integer is None:
+            return
+        priced = self.local_noise or integer.mechanism.with_steps(self.mechanism.steps) == self.mechanism
+        if not priced or integer.dimension != self.dimension:
+            raise InvalidValue(
+                f"{self.name} states a mechanism that is not that of its whole numbers",
+                "what is charged has to be what is executed",
+                "take both from calibrate_integer, or from IntegerMechanism.fit",
             )
 
     @property
@@ -252,6 +277,11 @@ class Terms:
     def title(self) -> str:
         """The study in a ledger: its name, and the start of its digest, since names repeat."""
         return f"{self.name} {self.digest[:12]}"
+
+    @property
+    def main(self) -> Release:
+        """The release that the model is made from: training, or the statistics of a study without it."""
+        return next((one for one in self.releases if one.name == TRAINING), self.releases[0])
 
     def release(self, name: str) -> Release:
         """The release of that name; `InvalidValue` if the terms hold none."""

@@ -15,11 +15,13 @@ from fedveil.learning.evaluation import (
     expected_calibration_error,
 )
 from fedveil.learning.features import FeatureExtractor, feature_extractor
+from fedveil.learning.held_out import HeldOut
 from fedveil.learning.learner import Learner
 from fedveil.learning.linear import LinearHead, LinearLearner
 from fedveil.learning.model import Model
 from fedveil.learning.network_learner import ImageSource, NetworkLearner, NetworkModel, Views
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
+from fedveil.learning.score_histogram import ScoreHistogram
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "ClassMetrics",
     "ClassStatistics",
     "FeatureExtractor",
+    "HeldOut",
     "ImageSource",
     "Learner",
     "LinearHead",
@@ -40,6 +43,7 @@ __all__ = [
     "NetworkModel",
     "Optimizer",
     "OptimizerState",
+    "ScoreHistogram",
     "Sgd",
     "Views",
     "auroc",

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fedveil.errors import InvalidValue
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import LinearHead, LinearLearner, Unit
+from fedveil.learning.one_shot import discriminant
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
 
 __all__ = ["CentredHead", "CentredLearner"]
@@ -27,10 +28,11 @@ class CentredHead:
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of classes.
+        centred: whether features are centred; a head from one round of statistics takes them as they are.
     """
 
-    def __init__(self, blocks: Sequence[int], classes: int) -> None:
-        self.blocks = tuple(blocks)
+    def __init__(self, blocks: Sequence[int], classes: int, *, centred: bool = True) -> None:
+        self.blocks, self.centred = tuple(blocks), centred
         self.head = LinearHead(sum(blocks), classes, intercept=False)
 
     @property
@@ -83,10 +85,19 @@ class CentredHead:
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
         """The whole parameter vector; without statistics the centre is the origin and the weights are 1."""
-        centre = np.zeros(self.features) if statistics is None else statistics.centre(self.blocks)
+        centre = np.zeros(self.features)
+        if statistics is not None and self.centred:
+            centre = statistics.centre(self.blocks)
         weights = np.ones(self.classes) if statistics is None else statistics.weights
         moved = np.zeros(self.head.logits) if shift is None else shift
         return np.concatenate([centre, weights, moved, trained])
+
+    def one_shot(self, statistics: ClassStatistics) -> tuple[Vector, Vector]:
+        """The trained part and the shift of the logits from statistics alone, for a head that does not centre."""
+        weights, thresholds = discriminant(statistics)
+        if self.classes == 2:
+            return weights[1] - weights[0], thresholds[1:] - thresholds[:1]
+        return weights.ravel(), thresholds
 
     def split(self, parameters: Vector) -> tuple[Vector, Vector, Vector, Vector]:
         """Centre, class weights, shift and trained part of a parameter vector."""

@@ -12,6 +12,11 @@ class Model(Protocol):
     """A model's public side. Its whole parameter vector ends with the trained part."""
 
     @property
+    def classes(self) -> int:
+        """Number of classes."""
+        ...
+
+    @property
     def trained(self) -> int:
         """Length of the trained part, and so of a gradient."""
         ...

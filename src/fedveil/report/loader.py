@@ -64,6 +64,7 @@ def load(path: Path) -> RunRecord:
         secure_aggregation=_secure_aggregation(result) if guarantee else None,
         sites=sites,
         test=test,
+        released=_test(result, "released"),
         baselines={name: _metrics(metrics) for name, metrics in result.named("baselines")},
         data=_data(result.child("data")) if result.has("data") else None,
         notes=result.texts("notes"),
@@ -105,10 +106,10 @@ def _secure_aggregation(result: Fields) -> SecureAggregation | None:
     )
 
 
-def _test(result: Fields) -> Metrics | None:
-    """None where the study had no test set."""
+def _test(result: Fields, name: str = "test") -> Metrics | None:
+    """None where the study had no test set, or released none."""
     metrics = result.child("metrics") if result.has("metrics") else Fields({}, "")
-    return _metrics(metrics.child("test")) if metrics.has("test") else None
+    return _metrics(metrics.child(name)) if metrics.has(name) else None
 
 
 def _seconds(result: Fields) -> dict[str, float]:

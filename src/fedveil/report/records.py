@@ -176,6 +176,7 @@ class RunRecord:
         releases: what was released, with its mechanism; empty without privacy.
         recomputed_epsilon: what the releases cost at the guarantee's delta; NaN without privacy.
         risk: what the releases allow an attacker, computed again; None without privacy.
+        released: metrics from a noisy histogram of the hospitals' own held-out patients; None without one.
         ledgers: the heads, in the order of `sites`; simulated sites only.
     """
 
@@ -190,6 +191,7 @@ class RunRecord:
     secure_aggregation: SecureAggregation | None
     sites: tuple[SiteResult, ...]
     test: Metrics | None
+    released: Metrics | None
     baselines: dict[str, Metrics]
     data: DataFacts | None
     notes: tuple[str, ...]

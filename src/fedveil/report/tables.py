@@ -84,6 +84,8 @@ def accuracy_table(record: RunRecord) -> Table | None:
     if record.test is None:
         return None
     rows = [_metric_row("This study", record.test)]
+    if record.released is not None:
+        rows.append(_metric_row("This study, on patients that hospitals hold out (noisy)", record.released))
     rows += [
         _metric_row(BASELINES.get(name, name.replace("_", " ")), metrics)
         for name, metrics in record.baselines.items()

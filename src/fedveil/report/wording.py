@@ -160,12 +160,17 @@ def not_protected(record: RunRecord) -> tuple[Statement, ...]:
 
 
 def _test_images(record: RunRecord) -> Statement:
+    noisy = (
+        " What hospitals released of the patients that they hold out is noisy, and within the guarantee."
+        if record.released
+        else ""
+    )
     which = f"the {formatting.count(record.test.n)} test images" if record.test else "any test images"
     shown = "the metrics, curves and example images" if record.examples else "the metrics and curves"
     return Statement(
         "The test images",
         f"Accuracy is measured without noise on {which}. Their patients are outside the guarantee, though "
-        f"{shown} on this page come from them.",
+        f"{shown} on this page come from them.{noisy}",
     )
 
 

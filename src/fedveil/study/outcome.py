@@ -70,7 +70,12 @@ class Outcome:
         _write_predictions(directory, self.task, test, probabilities, predicted)
         _write_examples(directory, self.task, test, probabilities, predicted)
         directory.write_json("provenance.json", self._provenance())
-        result = self._result(test.metrics(probabilities, statistics))
+        metrics = {"test": test.metrics(probabilities, statistics)}
+        if self.trained.histogram is not None:
+            metrics["released"] = self.trained.histogram.metrics(
+                self.task.dataset.classes, self.task.trained(self.trained.parameters, statistics).frequencies
+            )
+        result = self._result(metrics)
         directory.finish(result)
         return result
 
@@ -84,7 +89,7 @@ class Outcome:
             "study": study.study.name,
             "description": study.study.description,
             "guarantee": guarantee.to_dict(),
-            "mechanism": terms.release(TRAINING).mechanism.to_dict(),
+            "mechanism": terms.main.mechanism.to_dict(),
             "releases": [
                 {"what": release.name, "mechanism": release.mechanism.to_dict()} for release in terms.releases
             ],
@@ -96,7 +101,7 @@ class Outcome:
             "secure_aggregation": self._secure_aggregation(),
             "sites": [self._site(name) for name in terms.sites],
             "rounds": self.trained.rounds,
-            "metrics": {"test": metrics},
+            "metrics": metrics,
             "baselines": dict(self.baselines) or None,
             "data": self._data(),
             "notes": self.prepared.notes + self._notes(),
@@ -160,7 +165,7 @@ class Outcome:
         return facts
 
     def _notes(self) -> list[str]:
-        planned = self.terms.release(TRAINING).rounds
+        planned = self.terms.main.rounds if self.terms.main.name == TRAINING else 0
         if self.trained.rounds == planned:
             return []
         return [

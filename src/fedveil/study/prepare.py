@@ -1,12 +1,12 @@
 """From a study file to hospitals: reads the data, splits or names the sites, checks what the guarantee needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, hospitals, is_path, load, named_hospitals
+from fedveil.data import Dataset, held_out_patients, hospitals, is_path, load, named_hospitals
 from fedveil.errors import StudyError
 from fedveil.privacy import check_delta
 from fedveil.study.settings import Study
@@ -25,12 +25,14 @@ class Prepared:
         dataset: every image.
         sites: training images of each site, by name, in order; empty where they lie with real hospitals.
         simulated: whether the hospitals were made by splitting the data.
+        held_out: test images that each site holds, by name, if the study releases an evaluation on them.
     """
 
     study: Study
     dataset: Dataset
     sites: dict[str, Indices]
     simulated: bool
+    held_out: dict[str, Indices] = field(default_factory=dict)
 
     @property
     def patients(self) -> dict[str, int]:
@@ -63,6 +65,11 @@ class Prepared:
             )
         if self.simulated:
             notes.append("The hospitals are simulated by splitting the patients of one data set among them.")
+        if self.held_out and self.simulated:
+            notes.append(
+                "The test patients were dealt out evenly to the simulated hospitals, which released a noisy histogram "
+                "of their scores: metrics.released follows from it, metrics.test from the images themselves."
+            )
         return notes
 
 
@@ -105,7 +112,9 @@ def prepare(study: Study) -> Prepared:
         sites = {f"site-{number}": rows for number, rows in enumerate(dealt, 1)}
     else:
         sites = named_hospitals(dataset)
-    prepared = Prepared(study=study, dataset=dataset, sites=sites, simulated=simulated)
+    released = study.privacy.evaluation_share > 0
+    held_out = held_out_patients(dataset, tuple(sites), study.study.seed) if released else {}
+    prepared = Prepared(study=study, dataset=dataset, sites=sites, simulated=simulated, held_out=held_out)
     _check_delta(prepared)
     return prepared
 

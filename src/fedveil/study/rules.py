@@ -38,7 +38,7 @@ def learning_rate(ratio: float, rounds: int, clip_norm: float) -> float:
 
 def signal_to_noise(terms: Terms, units: int) -> float:
     """The ratio nu of training under these terms, if all sites take part."""
-    mechanism = terms.release(TRAINING).mechanism
+    mechanism = terms.main.mechanism
     variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
     taking_part = units * mechanism.sampling_rate
     return taking_part * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
@@ -85,7 +85,7 @@ class Steps:
         elif study.model.network != "linear":
             rate = NETWORK_RATES[training.optimizer]
         else:
-            mechanism = terms.release(TRAINING).mechanism
+            mechanism = terms.main.mechanism
             variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
             ratio = normalizer * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
             rate = learning_rate(ratio, mechanism.steps, mechanism.clip_norm)

@@ -7,6 +7,7 @@ the state after the last finished round, and ``rounds.jsonl`` is cut back to it 
 import fcntl
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,15 @@ class RunDirectory:
         write_atomic(path, lambda file: file.write(str(number).encode()))
         return number
 
+    def note_charged(self, charged: Mapping[str, int]) -> None:
+        """Keep how many steps of each release sites were asked for, durably and before they are."""
+        write_json(self.path / "charged.json", dict(charged))
+
+    def charged(self) -> dict[str, int]:
+        """What was noted last."""
+        path = self.path / "charged.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
     def save_checkpoint(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Replace the checkpoint."""
         write_atomic(self.path / "checkpoint.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
@@ -163,4 +173,5 @@ class RunDirectory:
         write_json(self.path / "result.json", result)
         (self.path / "checkpoint.npz").unlink(missing_ok=True)
         (self.path / "sessions").unlink(missing_ok=True)
+        (self.path / "charged.json").unlink(missing_ok=True)
         (self.path / ".lock").unlink(missing_ok=True)

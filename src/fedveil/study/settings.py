@@ -96,9 +96,9 @@ class ModelSettings(_Table):
 class TrainingSettings(_Table):
     """Federated rounds and the server's optimiser."""
 
-    method: Literal["gradient", "averaging"] = Field(
+    method: Literal["gradient", "averaging", "one-shot"] = Field(
         default="gradient",
-        description='"gradient": one step a round; "averaging": local steps, whose differences are averaged',
+        description='"gradient": one step a round; "averaging": local steps; "one-shot": one round of class means',
     )
     rounds: int = Field(default=30, ge=1, le=100_000, description="rounds of training")
     learning_rate: float | None = Field(
@@ -165,6 +165,21 @@ class PrivacySettings(_Table):
     calibration_share: float = Field(
         default=0.05, ge=0, lt=1, description="part of the budget for the classes' mean scores, released last"
     )
+    evaluation_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of the budget for a noisy histogram of scores on patients that the hospitals hold out",
+    )
+
+    @model_validator(mode="after")
+    def _leaves_something_for_training(self) -> Self:
+        shares = self.statistics_share + self.calibration_share + self.evaluation_share
+        if shares >= 1:
+            raise ValueError(
+                f"the shares of statistics, calibration and evaluation add up to {shares:g}: training needs the rest"
+            )
+        return self
 
 
 NETWORK_DEFAULTS: dict[str, dict[str, object]] = {
@@ -238,6 +253,31 @@ class Study(_Table):
                 left_out = SERVER_KEYS if given.get("method") == "averaging" else ()
                 filled[table] = {k: v for k, v in defaults.items() if k not in left_out} | dict(given)
         return filled
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_shot_defaults(cls, values: Any) -> Any:
+        """One round is one release: no second one for the threshold, unless it is asked for."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("training", {}), Mapping):
+            return values
+        privacy = values.get("privacy", {})
+        if values.get("training", {}).get("method") != "one-shot" or not isinstance(privacy, Mapping):
+            return values
+        return dict(values) | {"privacy": {"calibration_share": 0.0} | dict(privacy)}
+
+    @model_validator(mode="after")
+    def _fits_one_shot(self) -> Self:
+        if self.training.method != "one-shot":
+            return self
+        if self.model.network != "linear":
+            raise ValueError('training.method "one-shot" is for linear heads: leave model.network out')
+        if self.training.sampling_rate < 1:
+            raise ValueError('training.method "one-shot" takes all units once: leave sampling_rate out')
+        if self.privacy.unit == "site":
+            raise ValueError(
+                'training.method "one-shot" counts patients or images: set privacy.unit to one of them'
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_the_network(self) -> Self:

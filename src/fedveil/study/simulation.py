@@ -22,6 +22,8 @@ from fedveil.study.training import train
 
 __all__ = ["Simulated", "run"]
 
+NOTHING = np.empty(0, dtype=np.int64)
+
 
 def run(
     directory: RunDirectory, hospitals: Hospitals | None = None, *, progress: Progress | None = None
@@ -131,7 +133,14 @@ def _sites(prepared: Prepared, task: Task, terms: Terms, ledgers: dict[str, Ledg
     keys = {name: Ed25519PrivateKey.generate() for name in terms.sites}
     pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
     sites = [
-        Site(name, task.learner(rows), policy, ledgers.get(name), Identity(keys[name], pinned))
+        Site(
+            name,
+            task.learner(rows),
+            policy,
+            ledgers.get(name),
+            Identity(keys[name], pinned),
+            held_out=task.held_out(prepared.held_out.get(name, NOTHING)),
+        )
         for name, rows in prepared.sites.items()
     ]
     for site in sites:

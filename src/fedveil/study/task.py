@@ -14,6 +14,7 @@ from fedveil.learning import (
     CentredHead,
     CentredLearner,
     ClassStatistics,
+    HeldOut,
     ImageSource,
     Learner,
     Model,
@@ -63,6 +64,19 @@ class Task(ABC):
     @abstractmethod
     def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
         """Class probabilities (k, classes) of these images."""
+
+    def held_out(self, rows: Indices) -> HeldOut | None:
+        """The images that one site tests on; None where there are none, or the study releases nothing of them."""
+        if not len(rows) or self.study.privacy.evaluation_share == 0:
+            return None
+        cohort = self.dataset.cohort("held-out", rows)
+        return HeldOut(
+            lambda parameters: self.probabilities(parameters, rows),
+            cohort.labels,
+            cohort.patients,
+            classes=len(self.dataset.classes),
+            unit=self.study.privacy.unit,
+        )
 
     def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
         """What `predict` needs."""
@@ -195,7 +209,8 @@ def model_of(study: Study, dataset: Dataset) -> Model:
 
 
 def _head(study: Study, dataset: Dataset) -> CentredHead:
-    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes))
+    centred = study.training.method != "one-shot"
+    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
 
 
 def _network(study: Study, dataset: Dataset) -> NetworkModel:

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import (
     CALIBRATION,
+    EVALUATION,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -14,7 +16,7 @@ from fedveil.federation import (
     Terms,
     default_min_honest,
 )
-from fedveil.learning import Model
+from fedveil.learning import Model, ScoreHistogram
 from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, calibrate, calibrate_integer
 from fedveil.study.settings import Study
 
@@ -24,54 +26,69 @@ __all__ = ["make_terms", "target_of"]
 def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
     """Calibrate the study's releases to its target and fix everything that touches privacy.
 
-    Statistics and calibration, if asked for, get fractions s of the budget: in the Gaussian mechanism's own measure,
-    where a target allows mu in total and one release with noise multiplier z costs 1/z, theirs is
-    ``z = 1/(mu sqrt(s))``. Training is then calibrated to the target given what they spend. For a network whose
-    units are sampled each of them is one more step of its mechanism instead: a composition of unlike sampled
-    mechanisms, chosen adaptively, has no tight price.
+    Sums that are made once (statistics, calibration, evaluation), if asked for, get fractions s of the budget: in the
+    Gaussian mechanism's own measure, where a target allows mu in total and one release with noise multiplier z costs
+    1/z, theirs is ``z = 1/(mu sqrt(s))``. Training is then calibrated to the target given what they spend. For a
+    network whose units are sampled each of them is one more step of its mechanism instead: a composition of unlike
+    sampled mechanisms, chosen adaptively, has no tight price. With the method "one-shot" there is no training, and
+    statistics get all that is left.
 
     Args:
         study: the resolved study.
         sites: names of the sites, in order.
         model: the model; its sizes are public.
     """
-    privacy = study.privacy
     target = target_of(study)
-    private = privacy.trust != "none"
     min_honest = study.federation.min_honest or default_min_honest(len(sites))
     calibrator = _Calibrator(study=study, target=target, sites=len(sites), min_honest=min_honest)
-    releases = []
-    whole = calibrate(target, steps=1).noise_multiplier if private else 0.0
-    alike = study.model.network != "linear" and study.training.sampling_rate < 1
-    if privacy.statistics_share > 0 and not alike:
-        size = model.statistics_size
-        releases.append(calibrator.share(STATISTICS, whole, privacy.statistics_share, dimension=size))
-    after = []
-    if privacy.calibration_share > 0 and not alike:
-        size = model.calibration_size
-        share = privacy.calibration_share
-        after.append(calibrator.share(CALIBRATION, whole, share, dimension=size, parameters=model.parameters))
-    spent = [one.mechanism for one in releases + after]
-    more = (privacy.statistics_share > 0) + (privacy.calibration_share > 0) if alike else 0
-    training = calibrator.training(spent, dimension=model.trained, parameters=model.parameters, more=more)
-    step = training.mechanism
-    once = Mechanism(step.noise_multiplier, 1.0, 1, step.sampling_rate, step.unit)
-    if alike and privacy.statistics_share > 0:
-        releases.append(calibrator.single(STATISTICS, once, dimension=model.statistics_size))
-    if alike and privacy.calibration_share > 0:
-        size = model.calibration_size
-        after.append(calibrator.single(CALIBRATION, once, dimension=size, parameters=model.parameters))
-    releases.append(training)
-    releases += after
     return Terms(
         name=study.study.name,
         settings=study.model_dump(mode="json"),
         sites=tuple(sites),
         target=target,
-        releases=tuple(releases),
+        releases=tuple(_releases(study, calibrator, model)),
         min_sites=_min_sites(study, len(sites)),
         min_honest=study.federation.min_honest,
     )
+
+
+def _releases(study: Study, calibrator: "_Calibrator", model: Model) -> list[Release]:
+    """All releases, in the order in which they are made."""
+    single = _singles(study, model)
+    if study.model.network != "linear" and study.training.sampling_rate < 1:
+        training = calibrator.training((), model, more=len(single))
+        step = training.mechanism
+        once = Mechanism(step.noise_multiplier, 1.0, 1, step.sampling_rate, step.unit)
+        made = [calibrator.single(one, once) for one in single]
+    elif study.training.method == "one-shot":
+        made = [calibrator.share(one) for one in single if one.name != STATISTICS]
+        return [calibrator.rest([one.mechanism for one in made], model), *made]
+    else:
+        made = [calibrator.share(one) for one in single]
+        training = calibrator.training([one.mechanism for one in made], model)
+    first = [one for one in made if one.name == STATISTICS]
+    return [*first, training, *(one for one in made if one not in first)]
+
+
+class _Single(NamedTuple):
+    """A sum that is made once: its share of the budget, and the lengths of what is released and of what is sent."""
+
+    name: str
+    share: float
+    dimension: int
+    parameters: int
+
+
+def _singles(study: Study, model: Model) -> list[_Single]:
+    """The sums that are made once and that the study asks for, in order."""
+    privacy = study.privacy
+    histogram = ScoreHistogram.size(model.classes)
+    found = [
+        _Single(STATISTICS, privacy.statistics_share, model.statistics_size, 0),
+        _Single(CALIBRATION, privacy.calibration_share, model.calibration_size, model.parameters),
+        _Single(EVALUATION, privacy.evaluation_share, histogram, model.classes + model.parameters),
+    ]
+    return [one for one in found if one.share > 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,32 +100,61 @@ class _Calibrator:
     sites: int
     min_honest: int
 
-    def share(self, name: str, whole: float, share: float, *, dimension: int, parameters: int = 0) -> Release:
-        """One sum that takes this share of the budget; ``whole`` is the noise multiplier that would take all of it."""
-        mechanism = Mechanism(whole / math.sqrt(share), 1.0, 1, unit=self.target.unit)
-        return self.single(name, mechanism, dimension=dimension, parameters=parameters)
+    def share(self, one: _Single) -> Release:
+        """One sum that takes its share of the budget."""
+        private = self.target.trust != "none"
+        whole = calibrate(self.target, steps=1).noise_multiplier if private else 0.0
+        return self.single(one, Mechanism(whole / math.sqrt(one.share), 1.0, 1, unit=self.target.unit))
 
-    def single(self, name: str, mechanism: Mechanism, *, dimension: int, parameters: int = 0) -> Release:
+    def rest(self, spent: Sequence[Mechanism], model: Model) -> Release:
+        """The class statistics of a study without training, with the least noise that meets the target."""
+        one = _Single(STATISTICS, 1.0, model.statistics_size, 0)
+        match self.target.trust:
+            case "none":
+                return self.single(one, Mechanism(0.0, 1.0, 1, unit=self.target.unit))
+            case "secure-aggregation":
+                integer = calibrate_integer(
+                    self.target,
+                    steps=1,
+                    dimension=one.dimension,
+                    sites=self.sites,
+                    shares=self.min_honest,
+                    units=self.study.federation.max_units,
+                    spent=spent,
+                )
+                return Release(
+                    name=STATISTICS,
+                    mechanism=integer.mechanism,
+                    dimension=one.dimension,
+                    parameters=0,
+                    integer=integer,
+                )
+            case _:
+                return self.single(one, calibrate(self.target, steps=1, spent=spent))
+
+    def single(self, one: _Single, mechanism: Mechanism) -> Release:
         """One sum by this mechanism."""
         integer = None
         if self.target.trust == "secure-aggregation":
             integer = IntegerMechanism.fit(
                 mechanism,
-                dimension=dimension,
+                dimension=one.dimension,
                 sites=self.sites,
                 shares=self.min_honest,
                 units=self.study.federation.max_units,
             )
             mechanism = integer.mechanism
         return Release(
-            name=name, mechanism=mechanism, dimension=dimension, parameters=parameters, integer=integer
+            name=one.name,
+            mechanism=mechanism,
+            dimension=one.dimension,
+            parameters=one.parameters,
+            integer=integer,
         )
 
-    def training(
-        self, spent: Sequence[Mechanism], *, dimension: int, parameters: int, more: int = 0
-    ) -> Release:
+    def training(self, spent: Sequence[Mechanism], model: Model, *, more: int = 0) -> Release:
         """The rounds of training, with the least noise that meets the target beside what is spent and more steps."""
-        settings, clip_norm = self.study.training, self.study.privacy.clip_norm
+        settings, clip_norm, dimension = self.study.training, self.study.privacy.clip_norm, model.trained
         local = self.local_steps() if settings.method == "averaging" else None
         local_noise = local is not None and self.target.unit != "site"
         steps = settings.rounds * (settings.local_steps if local_noise else 1)
@@ -144,7 +190,7 @@ class _Calibrator:
             name=TRAINING,
             mechanism=mechanism.with_steps(steps),
             dimension=dimension,
-            parameters=parameters,
+            parameters=model.parameters,
             integer=integer,
             local=local,
         )

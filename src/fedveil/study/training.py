@@ -14,17 +14,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.errors import StudyError
 from fedveil.federation import (
     CALIBRATION,
+    EVALUATION,
     STATISTICS,
     TRAINING,
     BudgetSpent,
     Coordinator,
+    Release,
     RoundSum,
     Terms,
     Transport,
 )
-from fedveil.learning import ClassStatistics, Model, OptimizerState
+from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram
+from fedveil.privacy import epsilon
 from fedveil.study.progress import Progress
 from fedveil.study.rules import Steps
 from fedveil.study.rundir import RunDirectory
@@ -44,12 +48,14 @@ class Trained:
     Attributes:
         parameters: the released model, whole.
         statistics: what was released before training.
+        histogram: what was released of the hospitals' held-out units; None where nothing was.
         rounds: rounds that were finished; fewer than planned where interrupted ones used up budget.
         coordinator: who asked, with what was charged.
     """
 
     parameters: Vector
     statistics: ClassStatistics | None
+    histogram: ScoreHistogram | None
     rounds: int
     coordinator: Coordinator
 
@@ -75,16 +81,14 @@ class _Checkpoint:
         self.arrays = self.directory.load_checkpoint() or {}
         if "meta" in self.arrays:
             meta = json.loads(self.arrays.pop("meta").tobytes())
-            self.round, self.coordinator.charged = meta["round"], meta["charged"]
-            # The process that was killed may have asked for one more round than it could note.
-            lost = self.coordinator.terms.release(TRAINING).steps_per_round
-            self.coordinator.charged[TRAINING] = self.coordinator.charged.get(TRAINING, 0) + lost
+            self.round = meta["round"]
+        self.coordinator.charged = self.directory.charged()
         self.directory.cut_rounds(self.round)
 
     def save(self, finished: int, arrays: Arrays) -> None:
         self.round = finished
         self.arrays |= arrays
-        meta = json.dumps({"round": finished, "charged": self.coordinator.charged})
+        meta = json.dumps({"round": finished})
         self.directory.save_checkpoint(self.arrays | {"meta": np.frombuffer(meta.encode(), dtype=np.uint8)})
 
 
@@ -105,31 +109,69 @@ class _Loop:
     def run(self) -> Trained:
         self.checkpoint.load()
         statistics = self._statistics()
+        if self.study.training.method == "one-shot":
+            return self._one_shot(statistics)
         steps = Steps.plan(self.study, self.terms, statistics)
         state = self._start(steps)
         planned = self.terms.release(TRAINING).rounds
         self.progress.stage(self.label, planned, state.round)
         try:
-            while state.round < planned and self._affordable():
+            while state.round < planned and self._affordable(self.terms.release(TRAINING)):
                 state = self._round(state, statistics, steps)
         except BudgetSpent:
             if state.round == 0:
                 raise
         trained = steps.optimizer.released(state.optimizer)
+        shift = self._shift(state.round, self._whole(trained, statistics), statistics)
+        parameters = self.model.join(statistics, trained, shift)
         return Trained(
-            parameters=self.model.join(
-                statistics, trained, self._shift(state, self._whole(trained, statistics), statistics)
-            ),
+            parameters=parameters,
             statistics=statistics,
+            histogram=self._histogram(state.round, parameters, statistics),
             rounds=state.round,
             coordinator=self.coordinator,
         )
 
-    def _affordable(self) -> bool:
-        """Whether another round leaves what comes after training its share of the budget."""
-        release = self.terms.release(TRAINING)
-        left = release.mechanism.steps - self.coordinator.charged.get(TRAINING, 0)
-        return self.terms.trust == "none" or left >= release.steps_per_round
+    def _one_shot(self, statistics: ClassStatistics | None) -> Trained:
+        """The head that statistics alone give; its threshold may be released beside it."""
+        if statistics is None or not isinstance(self.model, CentredHead):
+            raise StudyError(
+                "there are no class statistics",
+                "one round is made of them",
+                "train a linear head on features",
+            )
+        self.progress.stage(self.label, 1, 1)
+        trained, shift = self.model.one_shot(statistics)
+        moved = self._shift(0, self._whole(trained, statistics), statistics)
+        parameters = self.model.join(statistics, trained, shift if moved is None else moved)
+        return Trained(
+            parameters=parameters,
+            statistics=statistics,
+            histogram=self._histogram(0, parameters, statistics),
+            rounds=0,
+            coordinator=self.coordinator,
+        )
+
+    def _affordable(self, wanted: Release) -> bool:
+        """Whether the target pays for one more of a release, beside what was asked for and what is still to come.
+
+        It always does where no more is asked for than was planned. Requests that were repeated, since a site or this
+        process failed, are paid for by rounds of training that are left out.
+        """
+        if self.terms.trust == "none":
+            return True
+        asked = self.coordinator.charged | {
+            wanted.name: self.coordinator.charged.get(wanted.name, 0) + wanted.steps_per_round
+        }
+        if all(asked.get(one.name, 0) <= one.mechanism.steps for one in self.terms.releases):
+            return True
+        mechanisms = []
+        for one in self.terms.releases:
+            open_yet = one.name != TRAINING and one.name not in self.checkpoint.arrays
+            steps = max(asked.get(one.name, 0), int(open_yet))
+            mechanisms += [one.mechanism.with_steps(steps)] if steps else []
+        target = self.terms.target
+        return epsilon(mechanisms, target.delta, adaptive=True) <= target.epsilon
 
     def _release(self, name: str, finished: int, parameters: Vector) -> tuple[Vector, float] | None:
         """A sum that is made once, and its noise variance: from the checkpoint, or the sites; None if there is none."""
@@ -137,6 +179,12 @@ class _Loop:
         if release is None:
             return None
         if name not in self.checkpoint.arrays:
+            if not self._affordable(release):
+                raise BudgetSpent(
+                    f"{name} was asked for {self.coordinator.charged.get(name, 0)} times without an answer",
+                    "each time was charged, and the study's target pays for no more",
+                    "start the study anew, with a budget of its own",
+                )
             collected = self.coordinator.collect(release, 1, parameters)
             variance = self.terms.noise_variance(release.mechanism, len(collected.survivors))
             rate = release.mechanism.sampling_rate
@@ -149,13 +197,28 @@ class _Loop:
         released = self._release(STATISTICS, 0, np.empty(0))
         return None if released is None else self.model.read_statistics(*released)
 
-    def _shift(self, state: Progression, whole: Vector, statistics: ClassStatistics | None) -> Vector | None:
+    def _shift(self, finished: int, whole: Vector, statistics: ClassStatistics | None) -> Vector | None:
         """The middle between the classes' mean logits, released last."""
         try:
-            released = self._release(CALIBRATION, state.round, whole)
+            released = self._release(CALIBRATION, finished, whole)
         except BudgetSpent:
             return None
         return None if released is None else self.model.read_shift(*released, whole, statistics)
+
+    def _histogram(
+        self, finished: int, parameters: Vector, statistics: ClassStatistics | None
+    ) -> ScoreHistogram | None:
+        """Scores of the hospitals' held-out units, by class."""
+        classes = self.model.classes
+        priors = np.full(classes, 1 / classes) if statistics is None else statistics.priors
+        try:
+            released = self._release(EVALUATION, finished, np.concatenate([priors, parameters]))
+        except BudgetSpent:
+            return None
+        if released is None:
+            return None
+        rate = self.terms.release(EVALUATION).mechanism.sampling_rate
+        return ScoreHistogram.from_released(released[0], classes, released[1], rate)
 
     def _start(self, steps: Steps) -> Progression:
         if self.checkpoint.round == 0:
@@ -231,7 +294,9 @@ def train(
     Raises:
         FederationError: too few sites are left; the run can be resumed.
     """
-    coordinator = Coordinator(terms, transport, attempt=directory.begin_session() << 32)
+    coordinator = Coordinator(
+        terms, transport, attempt=directory.begin_session() << 32, note=directory.note_charged
+    )
     return _Loop(
         study=study,
         terms=terms,

@@ -1,0 +1,44 @@
+"""A linear head from one round of sufficient statistics: a linear discriminant on noisy class means.
+
+The class means that `ClassStatistics` holds are all that Fisher's discriminant needs where features are whitened
+already, by public images (`fedveil.learning.features`): with class means m_k of features of length 1 and within-class
+covariance v I, the log odds at equal class frequencies are differences of
+
+    score_k(x) = m_k . x / v - |m_k|^2 / (2 v).
+
+That |x| = 1 gives v for nothing: ``d v = 1 - sum_k pi_k |m_k|^2``. Noise of variance s_k^2 in each of d coordinates
+adds d s_k^2 to |m_k|^2, which would move the threshold towards the rarer class, whose mean is noisier; it is
+subtracted. How steep the scores may be depends on how much of the difference between the means is noise, and on the
+covariance along what is left, see `ANISOTROPY`.
+"""
+
+import numpy as np
+
+from fedveil.learning.learner import Vector
+from fedveil.learning.statistics import COUNT_WEIGHT, ClassStatistics
+
+__all__ = ["discriminant"]
+
+ANISOTROPY = 8.0
+"""Within-class variance along the difference between class means, in units of its average over all directions.
+
+Features vary most where classes differ. 6 on the phantom set, 8 on chest X-rays and 13 on breast ultrasound, by
+cross-validation on training patients. It scales probabilities only: ranking and threshold do not depend on it.
+"""
+LEAST_SIGNAL = 0.05
+"""The part of the squared difference between means that is taken to be no noise, at least."""
+SMALLEST = 1e-4
+
+
+def discriminant(statistics: ClassStatistics) -> tuple[Vector, Vector]:
+    """Weights (classes, d) and thresholds (classes,) of scores ``weights x - thresholds``: log odds at equal priors."""
+    means = statistics.means
+    noise = statistics.noise_variance / (1 - COUNT_WEIGHT**2) / statistics.counts**2
+    classes, dimension = means.shape
+    lengths = np.square(means).sum(axis=1) - dimension * noise
+    variance = max(1 - float(statistics.priors @ np.maximum(lengths, 0.0)), SMALLEST) / dimension
+    power = max(float(np.square(means - means.mean(axis=0)).sum()), SMALLEST**2)
+    false = dimension * float(noise.sum()) * (1 - 1 / classes)
+    signal = max(1 - false / power, LEAST_SIGNAL)
+    slope = signal / (ANISOTROPY * signal + 1 - signal) / variance
+    return slope * means, slope * lengths / 2
