@@ -15,6 +15,7 @@ from fedveil.errors import StudyError
 from fedveil.federation import TRAINING, RoundSum, Terms
 from fedveil.learning import Adam, Averaged, ClassStatistics, Optimizer, Sgd
 from fedveil.learning.learner import Vector
+from fedveil.learning.networks import HEAD_LENGTH
 from fedveil.study.settings import Study
 
 __all__ = ["Steps", "learning_rate", "signal_to_noise"]
@@ -78,17 +79,18 @@ class Steps:
         """Fix the steps of a study from its settings and what it has released."""
         training, averaging = study.training, study.training.method == "averaging"
         normalizer = None if averaging else _normalizer(study, terms, statistics)
+        tuned = study.model.network.startswith("efficientnet-lite0")
         if training.learning_rate is not None:
             rate = training.learning_rate
         elif normalizer is None:
             rate = 1.0
-        elif study.model.network != "linear":
+        elif study.model.network != "linear" and not (tuned and training.optimizer == "sgd"):
             rate = NETWORK_RATES[training.optimizer]
         else:
             mechanism = terms.release(TRAINING).mechanism
             variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
             ratio = normalizer * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
-            rate = learning_rate(ratio, mechanism.steps, mechanism.clip_norm)
+            rate = learning_rate(ratio, mechanism.steps, mechanism.clip_norm) / (HEAD_LENGTH if tuned else 1)
         return cls(normalizer=normalizer, optimizer=_optimizer(study, rate))
 
 
