@@ -22,9 +22,9 @@ from fedveil.deploy.peers import Peers
 from fedveil.deploy.review import Review, review
 from fedveil.deploy.service import message_limit, open_service
 from fedveil.deploy.studies import Studies
-from fedveil.errors import InvalidValue, Refused
+from fedveil.errors import FedveilError, InvalidValue, Refused
 from fedveil.privacy import Ledger, verify_ledger
-from fedveil.study import RunDirectory, Study, resolve
+from fedveil.study import RunDirectory, Study, resolve, run
 
 __all__ = ["coordinate", "federation", "site"]
 
@@ -252,15 +252,24 @@ def coordinate(
     with speak_plainly():
         _log_to_stderr()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        from fedveil.deploy.coordinate import coordinate as run
+        from fedveil.deploy.coordinate import RealHospitals
         from fedveil.deploy.federation import Federation
 
         found = resolve(Study.load(study), study.parent)
         chosen = out or Path("runs") / found.study.name
         home = Federation.load(folder)
-        directory = RunDirectory.reopen(chosen, found) if resume else RunDirectory.create(chosen, found)
-        with Bars(quiet=as_json) as bars:
-            result = run(directory, home, progress=bars, say=_say)
+        directory = (
+            RunDirectory.reopen(chosen, found)
+            if resume
+            else RunDirectory.create(chosen, found, simulated=False)
+        )
+        try:
+            with Bars(quiet=as_json) as bars:
+                result = run(directory, RealHospitals(home, _say), progress=bars)
+        except (FedveilError, OSError):
+            if not resume:
+                directory.discard_unstarted()
+            raise
         if as_json:
             print(json.dumps(result, indent=2))
         else:

@@ -105,7 +105,9 @@ def _plain(found: Recommendation) -> dict[str, object]:
         "reason": found.no,
         "chosen": asdict(found.chosen),
         "unit": found.wishes.unit,
+        "method": found.wishes.study.training.method,
         "rounds": found.mechanism.steps,
+        "sampling_rate": found.mechanism.sampling_rate,
         "mechanism": found.mechanism.to_dict(),
         "site_noise_std": found.site_noise,
         "auroc_without_privacy": found.bare,
@@ -125,7 +127,8 @@ def _print(found: Recommendation, explain: bool) -> None:
     table.add_row("trust", one.trust)
     table.add_row("unit", found.wishes.unit)
     table.add_row("epsilon", f"{format_epsilon(one.epsilon)} at delta {found.wishes.study.privacy.delta:g}")
-    table.add_row("rounds", f"{mechanism.steps}, everyone takes part in each")
+    table.add_row("method", "a linear head on frozen public features, by gradient")
+    table.add_row("rounds", f"{mechanism.steps}, everyone takes part in each (no sampling)")
     table.add_row("clip norm", f"{mechanism.clip_norm:g}")
     table.add_row(
         "noise multiplier", f"{mechanism.noise_multiplier:.4g}; one hospital adds {found.site_noise:.3g}"

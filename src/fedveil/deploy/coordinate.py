@@ -1,4 +1,4 @@
-"""The coordinator's run: the rounds of `fedveil.study`, with hospitals at the other end of a wire.
+"""The coordinator's end of a study between real hospitals: `fedveil.study.run`, with hospitals at the end of a wire.
 
 The coordinator holds no training images. Its study file names a test set of its own; the model, the classes
 and the channels that the hospitals are offered are those of that set.
@@ -6,10 +6,10 @@ and the channels that the hospitals are offered are those of that set.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import final
 
 import numpy as np
 
@@ -21,12 +21,10 @@ from fedveil.deploy.offer import Offer
 from fedveil.errors import FederationError
 from fedveil.federation import Terms
 from fedveil.privacy import Budget, Charge, Head, LedgerState
-from fedveil.study import Prepared, Progress, RunDirectory, Silent, Study, Trained, train
-from fedveil.study.evaluation import TestSet
-from fedveil.study.outcome import Outcome
-from fedveil.study.task import make_task
+from fedveil.study import Hospitals, Joined, Prepared, RunDirectory, Study, Trained
+from fedveil.study.task import Task
 
-__all__ = ["coordinate", "wait_for_sites"]
+__all__ = ["RealHospitals", "load_test_set", "wait_for_sites"]
 
 log = logging.getLogger("fedveil.coordinator")
 
@@ -35,35 +33,35 @@ _LOOK = 2.0
 Say = Callable[[Mapping[str, str]], None]
 
 
-def coordinate(
-    directory: RunDirectory,
-    federation: Federation,
-    *,
-    progress: Progress | None = None,
-    say: Say | None = None,
-) -> dict[str, Any]:
-    """Run, or resume, a run directory's study with a federation's hospitals; return the result.
+@final
+@dataclass(frozen=True, slots=True)
+class RealHospitals(Hospitals):
+    """The hospitals of a federation, reached through its SuperLink.
 
-    Args:
-        directory: the run's directory.
+    Attributes:
         federation: the coordinator's folder.
-        progress: told of stages and rounds.
         say: told how the study stands at each hospital, whenever that changes.
-
-    Raises:
-        DataError, InvalidValue: the test set or the settings cannot be used; no hospital was asked.
-        FederationError: too few hospitals are left; the run can be resumed.
     """
-    started, seconds = datetime.now(UTC), {}
-    listener = progress or Silent()
-    with directory:
-        study = directory.study()
-        dataset = load_test_set(study)
-        sites = federation.table.sites
-        task = make_task(study, dataset, listener)
-        offer = Offer.make(study, sites, dataset)
+
+    federation: Federation
+    say: Say = lambda _: None
+
+    def prepare(self, study: Study) -> Prepared:
+        """The coordinator's own images, all for testing; of the hospitals' images nothing is known here."""
+        nothing = {site: np.empty(0, dtype=np.int64) for site in self.federation.table.sites}
+        return Prepared(study=study, dataset=load_test_set(study), sites=nothing, simulated=False)
+
+    @contextmanager
+    def join(self, prepared: Prepared, task: Task, directory: RunDirectory) -> Iterator[Joined]:
+        """Start or join the SuperLink, offer the study, and wait until enough hospitals have approved it.
+
+        Raises:
+            FederationError: there is no line, or too few hospitals are ready in time.
+        """
+        del task, directory
+        federation = self.federation
+        offer = Offer.make(prepared.study, federation.table.sites, prepared.dataset)
         terms = offer.terms()
-        seconds["features"] = (datetime.now(UTC) - started).total_seconds()
         with Link(federation.link, federation.nodes()) as link:
             transport = FlowerTransport(
                 link,
@@ -73,35 +71,9 @@ def coordinate(
                 pin=federation.pin,
                 patience=federation.patience,
             )
-            wait_for_sites(
-                transport,
-                offer,
-                terms,
-                patience=federation.table.wait_for_approval,
-                say=say or (lambda _: None),
-            )
-            began = time.perf_counter()
-            trained = train(
-                study,
-                terms,
-                task.model,
-                transport,
-                directory,
-                evaluate=TestSet(task).point,
-                progress=listener,
-            )
-            seconds["training"] = time.perf_counter() - began
-        nothing = {site: np.empty(0, dtype=np.int64) for site in sites}
-        return Outcome(
-            prepared=Prepared(study=study, dataset=dataset, sites=nothing, simulated=False),
-            task=task,
-            terms=terms,
-            trained=trained,
-            ledgers=asked(terms, trained),
-            baselines={},
-            seconds=seconds,
-            started=started,
-        ).write(directory)
+            patience = federation.table.wait_for_approval
+            wait_for_sites(transport, offer, terms, patience=patience, say=self.say)
+            yield Joined(terms=terms, transport=transport, ledgers=lambda trained: asked(terms, trained))
 
 
 def load_test_set(study: Study) -> Dataset:
@@ -161,7 +133,7 @@ def _not_ready(status: Mapping[str, str], terms: Terms) -> FederationError:
     return FederationError(
         f"{len(status) - len(missing)} of {len(status)} hospitals are ready: {'; '.join(missing)}",
         f"a round needs {terms.min_sites}",
-        "have the others connect, approve, or repair what their log names, then resume",
+        "have the others connect, approve, or repair what their log names, then give the same command again",
     )
 
 

@@ -1,7 +1,7 @@
 """One study: the file that describes it, what it would cost, its rounds, and the directory that it leaves.
 
-`Study` is the file, `make_plan` prices it, `run` carries it out with simulated hospitals in a `RunDirectory`; `train`
-is the round loop that simulation and deployment share.
+`Study` is the file, `make_plan` prices it, `run` carries it out in a `RunDirectory` with `Hospitals`: simulated ones,
+or real ones that `fedveil.deploy` reaches. There is one path from the file to the result, and one round loop, `train`.
 """
 
 from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Setting
@@ -12,6 +12,7 @@ from fedveil.study.prepare import Prepared, prepare, resolve
 from fedveil.study.progress import Progress, Silent
 from fedveil.study.reference import Reference, references
 from fedveil.study.rundir import RunDirectory
+from fedveil.study.session import Hospitals, Joined
 from fedveil.study.settings import Study
 from fedveil.study.simulation import run
 from fedveil.study.sweep import measure, read_measurements, sweep
@@ -23,6 +24,8 @@ __all__ = [
     "EVEN",
     "NO_PRIVACY",
     "Grid",
+    "Hospitals",
+    "Joined",
     "Measurement",
     "Plan",
     "Prepared",

@@ -28,8 +28,8 @@ class RunDirectory:
         self._lock: Any = None
 
     @classmethod
-    def create(cls, path: Path, study: Study) -> "RunDirectory":
-        """Make a new run directory; refuses a path that exists."""
+    def create(cls, path: Path, study: Study, *, simulated: bool = True) -> "RunDirectory":
+        """Make a new run directory; refuses a path that exists. Real hospitals keep their ledgers to themselves."""
         if path.exists():
             complete = (path / "result.json").exists()
             remedy = (
@@ -43,7 +43,8 @@ class RunDirectory:
                 remedy,
             )
         path.mkdir(parents=True)
-        (path / "ledgers").mkdir()
+        if simulated:
+            (path / "ledgers").mkdir()
         write_atomic(path / "study.toml", lambda file: file.write(study.to_toml().encode()))
         return cls(path)
 
@@ -84,11 +85,15 @@ class RunDirectory:
         self._lock.close()
 
     def discard_unstarted(self) -> None:
-        """Remove the directory if nothing was charged or computed in it, so that a mistake leaves nothing behind."""
-        started = (self.path / "checkpoint.npz").exists() or any(
-            file.read_bytes().count(b"\n") > 1 for file in self.path.glob("ledgers/*.jsonl")
-        )
-        if not started:
+        """Remove the directory if nothing was charged or computed in it, so that a mistake leaves nothing behind.
+
+        Where the ledgers lie with real hospitals, whoever began to ask may have been charged for.
+        """
+        if (self.path / "ledgers").exists():
+            charged = any(file.read_bytes().count(b"\n") > 1 for file in self.path.glob("ledgers/*.jsonl"))
+        else:
+            charged = (self.path / "sessions").exists()
+        if not (charged or (self.path / "checkpoint.npz").exists()):
             shutil.rmtree(self.path)
 
     def study(self) -> Study:

@@ -1,129 +1,113 @@
 """A whole study on one machine: every site in this process, every line of the protocol as between hospitals."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import replace
+from typing import Any, final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.federation import Identity, InProcess, Policy, Site, Terms
-from fedveil.privacy import Budget, Ledger, LedgerState
+from fedveil.privacy import Budget, Ledger
 from fedveil.study.evaluation import TestSet
-from fedveil.study.outcome import Outcome
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Progress, Silent
 from fedveil.study.rundir import RunDirectory
-from fedveil.study.task import Task, make_task
+from fedveil.study.session import Hospitals, Joined, carry_out
+from fedveil.study.settings import Study
+from fedveil.study.task import Task
 from fedveil.study.terms import make_terms
-from fedveil.study.training import Trained, train
+from fedveil.study.training import train
 
-__all__ = ["run"]
-
-
-@dataclass(slots=True)
-class Stopwatch:
-    """Seconds a stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+__all__ = ["Simulated", "run"]
 
 
-def run(directory: RunDirectory, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Run, or resume, the study of a run directory with simulated sites; return what ``result.json`` holds.
+def run(
+    directory: RunDirectory, hospitals: Hospitals | None = None, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run, or resume, the study of a run directory; return what ``result.json`` holds.
+
+    Args:
+        directory: the run's directory, which holds the study.
+        hospitals: the study's sites; default simulated ones.
+        progress: told of stages and rounds.
 
     Raises:
         DataError, InvalidValue: the data or the settings cannot be used; nothing was charged.
         FederationError: too few sites were left; the run can be resumed.
     """
-    listener = progress or Silent()
-    watch = Stopwatch()
-    started = datetime.now(UTC)
-    with directory:
-        study = directory.study()
-        with watch.stage("data"):
-            prepared = prepare(study)
-        with watch.stage("features"):
-            task = make_task(study, prepared.dataset, listener)
-        with watch.stage("training"):
-            terms, trained, ledgers = _train(prepared, task, directory, listener)
-        baselines = {}
-        if study.report.baselines:
-            with watch.stage("baselines"):
-                baselines = _baselines(prepared, task, directory, listener)
-        return Outcome(
-            prepared=prepared,
-            task=task,
-            terms=terms,
-            trained=trained,
-            ledgers=ledgers,
-            baselines=baselines,
-            seconds=watch.seconds,
-            started=started,
-        ).write(directory)
+    return carry_out(directory, hospitals or Simulated(), progress or Silent())
 
 
-def _train(
-    prepared: Prepared, task: Task, directory: RunDirectory, listener: Progress, label: str = "training"
-) -> tuple[Terms, Trained, dict[str, LedgerState]]:
-    """Open the simulated sites, train with them, and close their ledgers."""
-    terms = make_terms(prepared.study, sites=tuple(prepared.sites), model=task.model)
-    with ExitStack() as stack:
-        ledgers = _open_ledgers(stack, terms, directory)
-        trained = train(
-            prepared.study,
-            terms,
-            task.model,
-            InProcess(_sites(prepared, task, terms, ledgers)),
-            directory,
-            evaluate=TestSet(task).point,
-            progress=listener,
-            label=label,
-        )
-        return terms, trained, {name: ledger.state for name, ledger in ledgers.items()}
+@final
+class Simulated(Hospitals):
+    """Sites in this process, each over its share of one data set, with a ledger that holds just what a study costs."""
 
+    def prepare(self, study: Study) -> Prepared:
+        """Read the study's data and deal it out."""
+        return prepare(study)
 
-def _baselines(
-    prepared: Prepared, task: Task, directory: RunDirectory, listener: Progress
-) -> dict[str, dict[str, Any]]:
-    """Test metrics of the study's alternatives: the same training, other sites or another trust.
+    @contextmanager
+    def join(self, prepared: Prepared, task: Task, directory: RunDirectory) -> Iterator[Joined]:
+        """Open sites that have admitted the study; close their ledgers at the end."""
+        terms = make_terms(prepared.study, sites=tuple(prepared.sites), model=task.model)
+        with ExitStack() as stack:
+            ledgers = _open_ledgers(stack, terms, directory)
+            yield Joined(
+                terms=terms,
+                transport=InProcess(_sites(prepared, task, terms, ledgers)),
+                ledgers=lambda _: {name: ledger.state for name, ledger in ledgers.items()},
+            )
 
-    Pooling without privacy is left out: at full participation it takes the same steps as the federation does.
-    """
-    everyone = {"pooled": np.concatenate(list(prepared.sites.values()))}
-    alternatives = {
-        "no_privacy": [(prepared.sites, "none")],
-        "pooled": [(everyone, "server")],
-        "alone": [({name: rows}, "site") for name, rows in prepared.sites.items()],
-        "alone_no_privacy": [({name: rows}, "none") for name, rows in prepared.sites.items()],
-    }
-    results = {}
-    for name, runs in alternatives.items():
-        metrics = []
-        for number, (sites, trust) in enumerate(runs):
-            changes: dict[str, dict[str, object]] = {
-                "privacy": {"trust": trust},
-                "federation": {"min_sites": None, "min_honest": None},
-            }
-            study = prepared.study.with_changes(changes)
-            alternative = replace(prepared, study=study, sites=sites)
-            folder = directory.scratch(f"{name}-{number}", study)
-            _, trained, _ = _train(alternative, replace(task, study=study), folder, listener, name)
-            test = TestSet(task)
-            metrics.append(test.metrics(test.probabilities(trained.parameters), trained.statistics))
-        results[name] = metrics[0] if len(metrics) == 1 else _mean(metrics)
-    return results
+    def baselines(
+        self, prepared: Prepared, task: Task, directory: RunDirectory, progress: Progress
+    ) -> dict[str, dict[str, Any]]:
+        """Test metrics of the study's alternatives: the same training, other sites or another trust.
+
+        Pooling without privacy is left out: at full participation it takes the same steps as the federation does.
+        """
+        if not prepared.study.report.baselines:
+            return {}
+        everyone = {"pooled": np.concatenate(list(prepared.sites.values()))}
+        alternatives = {
+            "no_privacy": [(prepared.sites, "none")],
+            "pooled": [(everyone, "server")],
+            "alone": [({name: rows}, "site") for name, rows in prepared.sites.items()],
+            "alone_no_privacy": [({name: rows}, "none") for name, rows in prepared.sites.items()],
+        }
+        results = {}
+        for name, runs in alternatives.items():
+            metrics = []
+            for number, (sites, trust) in enumerate(runs):
+                changes: dict[str, dict[str, object]] = {
+                    "privacy": {"trust": trust},
+                    "federation": {"min_sites": None, "min_honest": None},
+                }
+                study = prepared.study.with_changes(changes)
+                alternative = replace(prepared, study=study, sites=sites)
+                folder = directory.scratch(f"{name}-{number}", study)
+                metrics.append(self._metrics(alternative, replace(task, study=study), folder, progress, name))
+            results[name] = metrics[0] if len(metrics) == 1 else _mean(metrics)
+        return results
+
+    def _metrics(
+        self, prepared: Prepared, task: Task, directory: RunDirectory, progress: Progress, label: str
+    ) -> dict[str, Any]:
+        """Train one alternative and judge it."""
+        test = TestSet(task)
+        with self.join(prepared, task, directory) as joined:
+            trained = train(
+                prepared.study,
+                joined.terms,
+                task.model,
+                joined.transport,
+                directory,
+                evaluate=test.point,
+                progress=progress,
+                label=label,
+            )
+        return test.metrics(test.probabilities(trained.parameters), trained.statistics)
 
 
 def _mean(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:

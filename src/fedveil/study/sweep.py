@@ -19,19 +19,17 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.data import Dataset, hospitals
 from fedveil.errors import StudyError
-from fedveil.federation import Identity, InProcess, Policy, Site, Terms
-from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism, Unit, calibrate, epsilon, operational_risk
+from fedveil.privacy import Guarantee, Mechanism, Unit, calibrate, epsilon, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import json_line, write_atomic
 from fedveil.study.grid import Grid, Measurement, Setting
@@ -40,8 +38,8 @@ from fedveil.study.progress import Progress, Silent
 from fedveil.study.rules import signal_to_noise
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.settings import Study
+from fedveil.study.simulation import Simulated
 from fedveil.study.task import Task, make_task
-from fedveil.study.terms import make_terms
 from fedveil.study.training import train
 
 __all__ = ["measure", "read_measurements", "sweep"]
@@ -228,27 +226,27 @@ def _measure(task: Task, setting: Setting, scratch: Path) -> Measurement:
     study = setting.study(task.study)
     sites = _deal(task.dataset, study, setting)
     task = replace(task, study=study)
-    terms = make_terms(study, sites=tuple(sites), model=task.model)
+    data = Prepared(study=study, dataset=task.dataset, sites=sites, simulated=True)
     with (
         tempfile.TemporaryDirectory(dir=scratch) as folder,
         RunDirectory.create(Path(folder) / "run", study) as directory,
-        ExitStack() as stack,
+        Simulated().join(data, task, directory) as joined,
     ):
         trained = train(
             study,
-            terms,
+            joined.terms,
             task.model,
-            InProcess(_sites(task, sites, terms, directory, stack)),
+            joined.transport,
             directory,
             evaluate=lambda _parameters, _statistics: None,
             progress=Silent(),
         )
+    terms = joined.terms
     point = TestSet(task).point(trained.parameters, trained.statistics) or {}
     private = terms.trust != "none"
     released = [release.mechanism for release in terms.releases] if private else []
     spent = epsilon(released, terms.target.delta) if private else math.inf
     risk = operational_risk(replace(terms.target, epsilon=spent), released)
-    data = Prepared(study=study, dataset=task.dataset, sites=sites, simulated=True)
     units = sum(data.units.values())
     return Measurement(
         setting=setting,
@@ -276,29 +274,6 @@ def _deal(dataset: Dataset, study: Study, setting: Setting) -> dict[str, npt.NDA
     where = study.data.sites
     dealt = hospitals(dataset.subset(kept), where.count, where.scheme, where.alpha, seed)
     return {f"site-{number}": kept[rows] for number, rows in enumerate(dealt, 1)}
-
-
-def _sites(
-    task: Task,
-    sites: dict[str, npt.NDArray[np.int64]],
-    terms: Terms,
-    directory: RunDirectory,
-    stack: ExitStack,
-) -> list[Site]:
-    """Sites that have admitted the terms, each with a ledger that holds just what they cost."""
-    keys = {name: Ed25519PrivateKey.generate() for name in sites}
-    pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
-    target, policy = terms.target, Policy(trusts=frozenset({terms.trust}))
-    found = []
-    for name, rows in sites.items():
-        ledger = None
-        if terms.trust != "none":
-            budget = Budget(target.epsilon, target.delta, target.unit)
-            ledger = stack.enter_context(Ledger(directory.ledger(name), budget))
-        site = Site(name, task.learner(rows), policy, ledger, Identity(keys[name], pinned))
-        site.admit(terms)
-        found.append(site)
-    return found
 
 
 def _note(measurement: Measurement) -> str:
