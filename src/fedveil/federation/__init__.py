@@ -11,6 +11,7 @@ from fedveil.federation.secure import Identity
 from fedveil.federation.site import Policy, Site, release_of
 from fedveil.federation.terms import (
     CALIBRATION,
+    PERSONAL,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -33,6 +34,7 @@ __all__ = [
     "Identity",
     "InProcess",
     "LocalSteps",
+    "PERSONAL",
     "Message",
     "Policy",
     "Release",

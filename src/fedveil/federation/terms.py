@@ -18,6 +18,7 @@ from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsil
 
 __all__ = [
     "CALIBRATION",
+    "PERSONAL",
     "STATISTICS",
     "TRAINING",
     "LocalSteps",
@@ -30,6 +31,8 @@ __all__ = [
 STATISTICS = "statistics"
 TRAINING = "training"
 CALIBRATION = "calibration"
+PERSONAL = "personal"
+"""Local steps that a hospital takes from the finished model, for a model of its own: nobody asks for them."""
 
 
 def default_min_honest(sites: int) -> int:
@@ -113,7 +116,8 @@ class Release:
     """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
 
     Attributes:
-        name: what is released: `STATISTICS`, one sum before training; `TRAINING`; `CALIBRATION`, one sum after.
+        name: what is released: `STATISTICS`, one sum before training; `TRAINING`; `CALIBRATION`, one sum after;
+            `PERSONAL`, a site's own steps from the finished model, which leave it only as it pleases.
         mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.
@@ -206,7 +210,7 @@ class Terms:
                 "secure aggregation needs 3 or more: with fewer, a site learns the other's sum from the total",
                 'add sites, or set privacy.trust to "site"',
             )
-        if not all(release.integer for release in self.releases):
+        if not all(release.integer for release in self.releases if release.name != PERSONAL):
             raise InvalidValue(
                 "a release under secure aggregation has no integer mechanism",
                 "only whole numbers can be masked",

@@ -145,6 +145,12 @@ class TrainingSettings(_Table):
     proximal: float = Field(
         default=0.0, ge=0, description="pull of local steps towards the round's start, for sites that differ"
     )
+    personal_pull: float = Field(
+        default=1.0,
+        ge=0,
+        le=20,
+        description="how strongly a hospital's own model is held to the common one, where it has one",
+    )
 
 
 class PrivacySettings(_Table):
@@ -164,6 +170,12 @@ class PrivacySettings(_Table):
     )
     calibration_share: float = Field(
         default=0.05, ge=0, lt=1, description="part of the budget for the classes' mean scores, released last"
+    )
+    personal_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of the budget for a model of each simulated hospital's own, trained on from the common one",
     )
 
 
@@ -270,6 +282,10 @@ class Study(_Table):
         if network.startswith("efficientnet-lite0") and training.views > 1:
             raise ValueError(
                 "training.views must be 1 for efficientnet-lite0, whose frozen part runs only once"
+            )
+        if self.privacy.personal_share > 0 and (training.sampling_rate < 1 or self.privacy.unit == "site"):
+            raise ValueError(
+                "privacy.personal_share needs training.sampling_rate 1 and a patient or an image as privacy.unit"
             )
         return self
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import (
     CALIBRATION,
+    PERSONAL,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -16,9 +17,15 @@ from fedveil.federation import (
 )
 from fedveil.learning import Model
 from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, calibrate, calibrate_integer
+from fedveil.study.rules import head_length, learning_rate
 from fedveil.study.settings import Study
 
 __all__ = ["make_terms", "target_of"]
+
+PERSONAL_STEPS = 30
+"""Steps from the common model to a hospital's own; their number changes neither price nor reach."""
+UNBOUNDED = 1e9
+"""Where a difference is not masked, its size needs no bound."""
 
 
 def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
@@ -51,6 +58,8 @@ def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
         size = model.calibration_size
         share = privacy.calibration_share
         after.append(calibrator.share(CALIBRATION, whole, share, dimension=size, parameters=model.parameters))
+    if privacy.personal_share > 0:
+        after.append(calibrator.personal(whole, model))
     spent = [one.mechanism for one in releases + after]
     more = (privacy.statistics_share > 0) + (privacy.calibration_share > 0) if alike else 0
     training = calibrator.training(spent, dimension=model.trained, parameters=model.parameters, more=more)
@@ -102,6 +111,40 @@ class _Calibrator:
             mechanism = integer.mechanism
         return Release(
             name=name, mechanism=mechanism, dimension=dimension, parameters=parameters, integer=integer
+        )
+
+    def personal(self, whole: float, model: Model) -> Release:
+        """A hospital's own steps from the finished model; ``whole`` as in `share`.
+
+        How far they go follows from the hospital's signal-to-noise ratio as in `fedveil.study.rules`. With the pull p
+        and T steps of size eta the proximal weight is ``p / (eta T)``: after T steps without a gradient a hospital's
+        difference to the common model has shrunk to about ``exp(-p)`` of itself.
+        """
+        settings, clip_norm = self.study.training, self.study.privacy.clip_norm
+        if settings.units is None:
+            raise StudyError(
+                "privacy.personal_share is set and training.units is not",
+                "a hospital's own steps are divided by a public number, never by its own count",
+                "state roughly how many units take part, over all sites, in training.units",
+            )
+        units = settings.units / self.sites
+        single = whole / math.sqrt(self.study.privacy.personal_share)
+        ratio = units / single if single > 0 else math.inf
+        rate = learning_rate(ratio, PERSONAL_STEPS, clip_norm) / head_length(self.study)
+        return Release(
+            name=PERSONAL,
+            mechanism=Mechanism(
+                single * math.sqrt(PERSONAL_STEPS), clip_norm, PERSONAL_STEPS, unit=self.target.unit
+            ),
+            dimension=model.trained,
+            parameters=model.parameters,
+            local=LocalSteps(
+                steps=PERSONAL_STEPS,
+                learning_rate=rate,
+                units=units,
+                proximal=settings.personal_pull / (rate * PERSONAL_STEPS),
+                reach=UNBOUNDED,
+            ),
         )
 
     def training(
