@@ -48,6 +48,14 @@ def test_every_hospital_gets_its_own_model_within_the_same_budget(personal, tmp_
     assert mine.to_dict() in [one["mechanism"] for one in result["releases"]]
 
 
+def test_a_tuned_network_is_trained_on_too_and_one_from_scratch_is_not(personal, tmp_path):
+    tuned = personal(model={"network": "efficientnet-lite0@32", "features": "none"})
+    result = run(RunDirectory.create(tmp_path / "out", tuned))
+    assert all(site["personal"]["auroc"] > 0.5 for site in result["sites"])
+    with pytest.raises(StudyError, match="personal_share"):
+        personal(model={"network": "cnn", "features": "none"})
+
+
 def test_the_pull_holds_own_models_to_the_common_one(personal, tmp_path):
     distances = []
     for pull in (0.0, 15.0):

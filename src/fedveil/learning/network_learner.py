@@ -53,10 +53,10 @@ class NetworkModel:
     """A network by name; implements `fedveil.learning.Model`.
 
     Parameters are one offset of the logits a class, 0 in training, the centre of the features where the network has
-    one (see `Centred`), then the trained part. Clipped gradients leave a
-    network's logits uncalibrated (each patient pulls alike, however sure the network is of them), so the offset is
-    released last: with m the mean over the classes of the mean probabilities of their images, and pi the class
-    frequencies, ``offset = log pi - log m``. Dividing by pi then puts the threshold in the middle between the classes.
+    one (see `Centred`), then the trained part. Clipped gradients leave a network's logits uncalibrated (each patient
+    pulls alike, however sure the network is of them), so the offset is released last: with m the mean over the classes
+    of the mean probabilities of their images, and pi the class frequencies, ``offset = log pi - log m``. Dividing by
+    pi then puts the threshold in the middle between the classes.
 
     The leading layers that hold parameters none of which is trained are the *frozen part*: it is public, so what it
     makes of an image is computed once, not once a round. The *body* is the rest.
