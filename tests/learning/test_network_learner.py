@@ -9,15 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-from fedveil.learning import (
-    ClassStatistics,
-    LinearHead,
-    LinearLearner,
-    NetworkLearner,
-    NetworkModel,
-    Views,
-    network_learner,
-)
+from fedveil.learning import LinearHead, LinearLearner, NetworkLearner, NetworkModel, Views, network_learner
 from fedveil.learning.networks import Centred
 
 SIZE = 16
@@ -283,20 +275,6 @@ def test_the_threshold_lies_in_the_middle_between_the_classes(model, cohort):
     after = model.probabilities(model.join(counts, parameters[2:], shift), Stack(images), 10)
     decided = (after / counts.priors).argmax(axis=1)
     np.testing.assert_array_equal(decided, (before[:, 1] > middle[1]).astype(int))
-
-
-def test_the_last_release_averages_each_image_with_its_degraded_view(model, cohort):
-    images, labels, patients = cohort
-    other = images[::-1].copy()
-    parameters = whole(model) + np.random.default_rng(5).normal(size=model.parameters)
-    clean, worse = (
-        learner_of(model, (stack, labels, patients)).scores(parameters) for stack in (images, other)
-    )
-    both = learner_of(model, cohort, degraded=Stack(other))
-    shares = 1 / np.bincount(patients)[patients]
-    expected = ClassStatistics.contribution((clean + worse) / 2, labels, shares, 2)
-    np.testing.assert_allclose(both.statistics(parameters), expected, rtol=1e-6)
-    np.testing.assert_allclose(both.scores(parameters), clean)
 
 
 def test_no_unit_adds_more_than_one_to_the_statistics(model, cohort):

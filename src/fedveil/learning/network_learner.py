@@ -255,7 +255,6 @@ class NetworkLearner:
         unit: whom one contribution belongs to. ``"site"`` takes the mean over all images and clips the whole.
         clipping: how a unit's gradient is bounded; see `fedveil.learning.private_gradients.clip_factors`.
         views: views of each image that are averaged before clipping.
-        degraded: the same images' degraded views, for the last release; None for none.
     """
 
     def __init__(
@@ -268,7 +267,6 @@ class NetworkLearner:
         unit: Unit = "patient",
         clipping: Clipping = "automatic",
         views: Views | None = None,
-        degraded: ImageSource | None = None,
     ) -> None:
         if len(labels) == 0 or len(labels) != len(patients):
             raise InvalidValue(
@@ -280,7 +278,7 @@ class NetworkLearner:
         self._labels = np.asarray(labels, dtype=np.int64)
         groups = {"image": np.arange(len(labels)), "site": np.zeros(len(labels)), "patient": patients}[unit]
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
-        self._views, self._degraded = views or Views(), degraded
+        self._views = views or Views()
 
     @property
     def dimension(self) -> int:
@@ -322,20 +320,13 @@ class NetworkLearner:
         if units is not None:
             weights *= np.isin(self._groups, units)
         if parameters.size:
-            values: Vector | None = self._mean_scores(parameters)
+            values: Vector | None = self.scores(parameters)
         else:
             values = self._model.features(self._images, len(self._labels))
         if values is not None:
             return ClassStatistics.contribution(values, self._labels, weights, self._model.classes)
         total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)
         return total
-
-    def _mean_scores(self, parameters: Vector) -> Vector:
-        """Each image's class probabilities, averaged with those of its degraded view."""
-        views = [self._images] if self._degraded is None else [self._images, self._degraded]
-        scores = [self._model.probabilities(parameters, view, len(self._labels)) for view in views]
-        result: Vector = np.mean(scores, axis=0)
-        return result
 
     def scores(self, parameters: Vector) -> Vector:
         """Class probabilities (n, classes) of the cohort's own images."""

@@ -130,12 +130,10 @@ class NetworkTask(Task):
     Attributes:
         network: what is trained.
         images: what the trained part takes, by row of the data set.
-        degraded: the same of the images' degraded views, for the calibration release; None where there is none.
     """
 
     network: NetworkModel
     images: ImageSource
-    degraded: ImageSource | None = None
 
     @property
     def model(self) -> Model:
@@ -153,7 +151,6 @@ class NetworkTask(Task):
             unit=self.study.privacy.unit,
             clipping=settings.clipping,
             views=Views(settings.views, flip=settings.flip),
-            degraded=None if self.degraded is None else _Rows(self.degraded, rows),
         )
 
     def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
@@ -170,17 +167,6 @@ class _Rows:
 
     def read(self, indices: Indices) -> npt.NDArray[np.float32]:
         return self.source.read(self.rows[indices])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Degraded:
-    """The degraded views of a set's images, made when they are needed."""
-
-    dataset: Dataset
-
-    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
-        images = self.dataset.images
-        return degraded(images.read(indices), images.digest(indices))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,30 +218,19 @@ def make_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
 def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
     """Only a frozen part is run beforehand; a network that is trained whole reads its images as it needs them."""
     network = _network(study, dataset)
-    calibrated = study.privacy.calibration_share > 0
-    if network.frozen is None:
-        views = _Degraded(dataset) if calibrated else None
-        return NetworkTask(
-            study=study, dataset=dataset, network=network, images=dataset.images, degraded=views
-        )
-    progress.stage("features", len(dataset) * (1 + calibrated))
-    size, channels = study.data.image_size, dataset.images.channels
-    shape = network.before(np.zeros((1, channels, size, size), np.float32)).shape[1:]
+    images: ImageSource = dataset.images
+    if network.frozen is not None:
+        progress.stage("features", len(dataset))
+        shape = network.before(
+            np.zeros((1, dataset.images.channels, *(study.data.image_size,) * 2), np.float32)
+        ).shape
 
-    def kept(view: str, change: Change) -> _Kept:
-        def compute(images: npt.NDArray[np.float32], digests: list[str]) -> npt.NDArray[np.float32]:
-            return network.before(change(images, digests)).reshape(len(images), -1)
+        def compute(pixels: npt.NDArray[np.float32], _: list[str]) -> npt.NDArray[np.float32]:
+            return network.before(pixels).reshape(len(pixels), -1)
 
-        values = _once(f"{network.key} {view}".strip(), dataset, compute, progress)
-        return _Kept(values.reshape(-1, *shape))
-
-    return NetworkTask(
-        study=study,
-        dataset=dataset,
-        network=network,
-        images=kept("", lambda images, _: images),
-        degraded=kept(DEGRADED, degraded) if calibrated else None,
-    )
+        kept = _once(network.key, dataset, compute, progress)
+        images = _Kept(kept.reshape(-1, *shape[1:]))
+    return NetworkTask(study=study, dataset=dataset, network=network, images=images)
 
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
