@@ -270,11 +270,22 @@ def test_the_threshold_lies_in_the_middle_between_the_classes(model, cohort):
     assert released.shape == (model.calibration_size,)
     counts = model.read_statistics(learner.statistics(np.empty(0)) * 100, 0.0)
     shift = model.read_shift(released * 100, 0.0, parameters, counts)
-    before = learner.scores(parameters)
-    middle = (before[labels == 0].mean(axis=0) + before[labels == 1].mean(axis=0)) / 2
+    logits = model.logits(parameters, Stack(images), 10)
+    margin = logits[:, 1] - logits[:, 0]
+    middle = (margin[labels == 0].mean() + margin[labels == 1].mean()) / 2
     after = model.probabilities(model.join(counts, parameters[2:], shift), Stack(images), 10)
     decided = (after / counts.priors).argmax(axis=1)
-    np.testing.assert_array_equal(decided, (before[:, 1] > middle[1]).astype(int))
+    np.testing.assert_array_equal(decided, (margin > middle).astype(int))
+    np.testing.assert_allclose(shift - np.log(counts.priors), [middle / 2, -middle / 2], rtol=1e-9)
+
+
+def test_no_image_moves_a_threshold_by_more_than_its_bound(model, cohort):
+    """However sure a network is, one unit's logits add a vector of norm 1 at most to what is released."""
+    parameters = whole(model) + 1e3 * np.random.default_rng(5).normal(size=model.parameters)
+    learner = learner_of(model, cohort)
+    assert np.abs(model.logits(parameters, Stack(cohort[0]), 10)).max() > 1e3
+    for unit in range(6):
+        assert np.linalg.norm(learner.statistics(parameters, np.array([unit]))) <= 1 + 1e-9
 
 
 def test_no_unit_adds_more_than_one_to_the_statistics(model, cohort):

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,8 +37,8 @@ __all__ = ["ImageSource", "NetworkLearner", "NetworkModel", "Views"]
 
 BATCH = 256
 """Images that pass through a network at once, and that are read at once."""
-LEAST_PROBABILITY = 1e-3
-"""A class's mean probability is taken to be at least this, so that noise cannot turn a threshold around."""
+LONGEST_LOGITS = 10.0
+"""Norm of an image's logits, less their mean, beyond which thresholds count them as no longer: a public bound."""
 Images = npt.NDArray[np.float32]
 
 
@@ -55,8 +56,9 @@ class NetworkModel:
     Parameters are one offset of the logits a class, 0 in training, the centre of the features where the network has
     one (see `Centred`), then the trained part. Clipped gradients leave a network's logits uncalibrated (each patient
     pulls alike, however sure the network is of them), so the offset is released last: with m the mean over the classes
-    of the mean probabilities of their images, and pi the class frequencies, ``offset = log pi - log m``. Dividing by
-    pi then puts the threshold in the middle between the classes.
+    of the mean logits of their images, and pi the class frequencies, ``offset = log pi - m``. Dividing by pi then puts
+    the threshold in the middle between the classes. Mean probabilities would not do: they saturate, so that their
+    middle lies close to the class that the network is less sure of.
 
     The leading layers that hold parameters none of which is trained are the *frozen part*: it is public, so what it
     makes of an image is computed once, not once a round. The *body* is the rest.
@@ -118,7 +120,7 @@ class NetworkModel:
 
     @property
     def calibration_size(self) -> int:
-        """Class statistics of the predicted probabilities."""
+        """Class statistics of the logits."""
         return ClassStatistics.size(self.classes, self.classes)
 
     def initial(self) -> Vector:
@@ -148,15 +150,15 @@ class NetworkModel:
         self,
         released: Vector,
         noise_variance: float,
-        whole: Vector,  # noqa: ARG002 - probabilities need no scale
+        whole: Vector,  # noqa: ARG002 - the bound on logits is a constant
         statistics: ClassStatistics | None,
     ) -> Vector:
         """The offset of the logits; see the class."""
         counts = None if statistics is None else statistics.counts
         found = ClassStatistics.from_released(released, self.classes, noise_variance, counts)
-        middle = np.clip(found.means.mean(axis=0), LEAST_PROBABILITY, 1.0)
+        middle = found.centre([self.classes]) * LONGEST_LOGITS
         priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
-        result: Vector = np.log(priors) - np.log(middle / middle.sum())
+        result: Vector = np.log(priors) - middle
         return result
 
     @contextmanager
@@ -175,14 +177,19 @@ class NetworkModel:
                 self._centred.centre.copy_(torch.from_numpy(centre))
             yield
 
-    def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
-        """Class probabilities (count, classes) of all images of a source that holds what the body takes."""
+    def logits(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
+        """Logits (count, classes) of all images of a source that holds what the body takes."""
         parts = [np.empty((0, self.classes))]
         with self.loaded(parameters), torch.inference_mode():
             for rows in _batches(count):
                 logits = self.body(torch.from_numpy(images.read(rows))).double()
-                parts.append((logits + torch.from_numpy(parameters[: self.classes])).softmax(1).numpy())
+                parts.append((logits + torch.from_numpy(parameters[: self.classes])).numpy())
         return np.concatenate(parts)
+
+    def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
+        """Class probabilities (count, classes); see `logits`."""
+        result: Vector = special.softmax(self.logits(parameters, images, count), axis=1)
+        return result
 
     def features(self, images: ImageSource, count: int) -> Vector | None:
         """Features (count, d) of norm 1 that the untrained network is going to centre; None where it centres none."""
@@ -320,7 +327,8 @@ class NetworkLearner:
         if units is not None:
             weights *= np.isin(self._groups, units)
         if parameters.size:
-            values: Vector | None = self.scores(parameters)
+            logits = self._model.logits(parameters, self._images, len(self._labels))
+            values: Vector | None = (logits - logits.mean(axis=1, keepdims=True)) / LONGEST_LOGITS
         else:
             values = self._model.features(self._images, len(self._labels))
         if values is not None:
