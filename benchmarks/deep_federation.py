@@ -25,23 +25,14 @@ PATIENTS = 2800  # roughly how many take part: a public constant, for local step
 Tables = dict[str, dict[str, object]]
 
 CNN: Tables = {"data": {"image_size": 28}, "model": {"network": "cnn"}}
-FINETUNE: Tables = {
-    "data": {"image_size": 64},
-    "model": {"network": "efficientnet-lite0-maps@96"},
-}
-AVERAGING = {
-    "method": "averaging",
-    "rounds": 24,
-    "local_steps": 4,
-    "local_learning_rate": 2.0,
-    "units": PATIENTS,
-}
+FINETUNE: Tables = {"data": {"image_size": 64}, "model": {"network": "efficientnet-lite0"}}
+AVERAGING = {"method": "averaging", "units": PATIENTS}
 FIGURES: dict[str, tuple[Tables, dict[str, object], str, float]] = {
     "cnn_none": (CNN, {}, "none", 8.0),
     "cnn_secagg_eps8": (CNN, {}, "secure-aggregation", 8.0),
     "cnn_averaging_site_eps8": (CNN, AVERAGING, "site", 8.0),
-    "finetune_secagg_eps3": (FINETUNE, {"rounds": 40, "sampling_rate": 0.5}, "secure-aggregation", 3.0),
-    "cnn_secagg_eps1": (CNN, {"learning_rate": 0.3}, "secure-aggregation", 1.0),
+    "finetune_secagg_eps3": (FINETUNE, {}, "secure-aggregation", 3.0),
+    "cnn_secagg_eps1": (CNN, {}, "secure-aggregation", 1.0),
 }
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fedveil.errors import InvalidValue
 from fedveil.learning import LinearHead, LinearLearner, NetworkLearner, NetworkModel, Views, network_learner
+from fedveil.learning.networks import Centred
 
 SIZE = 16
 CLIP = 0.7
@@ -208,6 +209,56 @@ def test_a_frozen_part_is_run_beforehand_and_gives_the_same_probabilities():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.fixture
+def pretrained(cohort):
+    """EfficientNet-Lite0, and a cohort of what its frozen part makes of images."""
+    images, labels, patients = cohort
+    model = NetworkModel("efficientnet-lite0@32", classes=2, channels=1, image_size=SIZE)
+    return model, (model.before(images), labels, patients)
+
+
+def test_features_are_centred_in_the_middle_between_the_classes(pretrained):
+    model, (maps, labels, _) = pretrained
+    learner = learner_of(model, (maps, labels, np.arange(10)))
+    released = learner.statistics(np.empty(0))
+    assert released.shape == (model.statistics_size,)
+    statistics = model.read_statistics(50 * released, 0.0)
+    np.testing.assert_allclose(statistics.counts, 50 * np.bincount(labels), rtol=1e-9)
+    parameters = model.join(statistics, model.initial())
+    assert parameters.shape == (model.parameters,)
+    layers = list(model.body)
+    at = next(i for i, layer in enumerate(layers) if isinstance(layer, Centred))
+    with model.loaded(parameters), torch.inference_mode():
+        units = layers[at].unit(nn.Sequential(*layers[:at])(torch.from_numpy(maps))).numpy()
+        middle = (units[labels == 0].mean(0) + units[labels == 1].mean(0)) / 2
+        np.testing.assert_allclose(layers[at].centre.numpy(), middle, atol=1e-5)
+    with model.loaded(model.join(None, model.initial())):
+        assert not layers[at].centre.any()
+
+
+def test_no_unit_adds_more_than_one_to_the_statistics_of_features(pretrained):
+    model, cohort = pretrained
+    learner = learner_of(model, cohort)
+    for unit in range(6):
+        assert np.linalg.norm(learner.statistics(np.empty(0), np.array([unit]))) <= 1 + 1e-9
+    whole_site = learner_of(model, cohort, unit="site").statistics(np.empty(0))
+    assert np.linalg.norm(whole_site) <= 1 + 1e-9
+
+
+def test_tuned_gradients_are_clipped_sums_over_patients(pretrained):
+    model, (maps, labels, patients) = pretrained
+    parameters = whole(model)
+    parameters[-model.trained :] += 0.1 * np.random.default_rng(3).normal(size=model.trained)
+    expected = np.zeros(model.trained)
+    for patient in np.unique(patients):
+        one = gradient(model, parameters, maps[patients == patient], labels[patients == patient])
+        expected += one * min(1, CLIP / np.linalg.norm(one))
+    found = learner_of(model, (maps, labels, patients), clipping="flat").contribution(
+        parameters, clip_norm=CLIP
+    )
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5)
+
+
 def test_the_threshold_lies_in_the_middle_between_the_classes(model, cohort):
     """What is released last turns probabilities so that dividing by frequencies decides at the middle."""
     images, _, patients = cohort
@@ -219,11 +270,22 @@ def test_the_threshold_lies_in_the_middle_between_the_classes(model, cohort):
     assert released.shape == (model.calibration_size,)
     counts = model.read_statistics(learner.statistics(np.empty(0)) * 100, 0.0)
     shift = model.read_shift(released * 100, 0.0, parameters, counts)
-    before = learner.scores(parameters)
-    middle = (before[labels == 0].mean(axis=0) + before[labels == 1].mean(axis=0)) / 2
+    logits = model.logits(parameters, Stack(images), 10)
+    margin = logits[:, 1] - logits[:, 0]
+    middle = (margin[labels == 0].mean() + margin[labels == 1].mean()) / 2
     after = model.probabilities(model.join(counts, parameters[2:], shift), Stack(images), 10)
     decided = (after / counts.priors).argmax(axis=1)
-    np.testing.assert_array_equal(decided, (before[:, 1] > middle[1]).astype(int))
+    np.testing.assert_array_equal(decided, (margin > middle).astype(int))
+    np.testing.assert_allclose(shift - np.log(counts.priors), [middle / 2, -middle / 2], rtol=1e-9)
+
+
+def test_no_image_moves_a_threshold_by_more_than_its_bound(model, cohort):
+    """However sure a network is, one unit's logits add a vector of norm 1 at most to what is released."""
+    parameters = whole(model) + 1e3 * np.random.default_rng(5).normal(size=model.parameters)
+    learner = learner_of(model, cohort)
+    assert np.abs(model.logits(parameters, Stack(cohort[0]), 10)).max() > 1e3
+    for unit in range(6):
+        assert np.linalg.norm(learner.statistics(parameters, np.array([unit]))) <= 1 + 1e-9
 
 
 def test_no_unit_adds_more_than_one_to_the_statistics(model, cohort):

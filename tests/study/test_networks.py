@@ -197,8 +197,17 @@ def test_networks_have_defaults_of_their_own_and_say_what_does_not_fit():
     assert Study.parse('[model]\nnetwork = "cnn"\n[training]\nrounds = 7').training.rounds == 7
     assert Study.parse("").training.sampling_rate == 1.0
     averaging = Study.parse('[model]\nnetwork = "cnn"\n[training]\nmethod = "averaging"')
-    assert averaging.training.momentum == 0.0
+    assert averaging.training.momentum == 0.8
+    assert averaging.training.local_learning_rate == 1.0
     assert Study.parse(averaging.to_toml()) == averaging
+    site = Study().with_changes(
+        {"model": {"network": "cnn"}, "training": {"method": "averaging"}, "privacy": {"unit": "site"}}
+    )
+    assert (site.training.local_learning_rate, site.training.rounds) == (0.2, 40)
+    tuned = Study.parse('[model]\nnetwork = "efficientnet-lite0@96"')
+    assert tuned.training == Study().training
+    assert tuned.privacy == Study().privacy
+    assert tuned.model.features == "none"
     for text in (
         '[model]\nfeatures = "none"',
         '[model]\nnetwork = "cnn"\nfeatures = "pixels"',

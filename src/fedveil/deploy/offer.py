@@ -58,6 +58,12 @@ class Offer:
         Raises:
             FedveilError: the study asks for something impossible.
         """
+        if self.study.privacy.personal_share > 0:
+            raise Refused(
+                f"privacy.personal_share is {self.study.privacy.personal_share:g}",
+                "only simulated hospitals train models of their own so far, and real ones would pay for nothing",
+                "set it to 0",
+            )
         terms = make_terms(self.study, sites=self.sites, model=model_of(self.study, self._empty()))
         meaning = {"classes": list(self.classes), "channels": self.channels}
         return replace(terms, settings={**terms.settings, "offer": meaning})

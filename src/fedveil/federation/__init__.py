@@ -12,6 +12,7 @@ from fedveil.federation.site import Policy, Site, release_of
 from fedveil.federation.terms import (
     CALIBRATION,
     EVALUATION,
+    PERSONAL,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -35,6 +36,7 @@ __all__ = [
     "Identity",
     "InProcess",
     "LocalSteps",
+    "PERSONAL",
     "Message",
     "Policy",
     "Release",

@@ -22,6 +22,7 @@ from fedveil.federation.secure import Identity, SecureSite
 from fedveil.federation.terms import (
     CALIBRATION,
     EVALUATION,
+    PERSONAL,
     STATISTICS,
     LocalSteps,
     Release,
@@ -213,6 +214,12 @@ class Site:
 
     def _handle_round(self, request: Request) -> Reply:
         terms = self._terms_of(request.study)
+        if request.release == PERSONAL:
+            raise Refused(
+                "the request is for the hospital's own model",
+                "a hospital makes it for itself, and shows it to whom it likes",
+                "ask for the releases of the study",
+            )
         release = self._check(request, terms)
         self._reserve(request, terms, release)
         total = self._contribution(request, release)
@@ -224,6 +231,41 @@ class Site:
             attempt=request.attempt,
             vector=self._protect(request, terms, release, total),
         )
+
+    def personalise(self, study: str, parameters: Vector) -> Vector:
+        """The hospital's own model: private steps from the finished one, pulled back to it; charged like a round.
+
+        Mean-regularised personalisation (Liu et al., 2206.07902). Every step has the whole noise of its mechanism, so
+        what comes out is private by itself, whoever sees it.
+
+        Args:
+            study: digest of admitted terms, which hold a `PERSONAL` release.
+            parameters: the finished model.
+
+        Returns:
+            The parameters of the hospital's own model.
+
+        Raises:
+            BudgetExceeded: the ledger has no room, for instance since this was done before.
+        """
+        terms = self._terms_of(study)
+        request = Request(
+            study=study,
+            release=PERSONAL,
+            round=1,
+            attempt=self._served.get(study, 0) + 1,
+            participants=terms.sites,
+            parameters=parameters,
+        )
+        release = self._check(request, terms)
+        if release.local is None:
+            raise Refused(
+                "the study states no personal steps", "a site takes those that it admitted", "plan them"
+            )
+        self._reserve(request, terms, release)
+        own = parameters.copy()
+        own[-release.dimension :] += self._local_steps(parameters, release, release.local)
+        return own
 
     def _protect(
         self, request: Request, terms: Terms, release: Release, total: Vector

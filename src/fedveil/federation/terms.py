@@ -19,6 +19,7 @@ from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsil
 __all__ = [
     "CALIBRATION",
     "EVALUATION",
+    "PERSONAL",
     "STATISTICS",
     "TRAINING",
     "LocalSteps",
@@ -34,6 +35,8 @@ CALIBRATION = "calibration"
 EVALUATION = "evaluation"
 BOUNDED = (STATISTICS, CALIBRATION, EVALUATION)
 """Releases whose contributions have norm 1 at most by construction, whatever the mechanism's clip norm says."""
+PERSONAL = "personal"
+"""Local steps that a hospital takes from the finished model, for a model of its own: nobody asks for them."""
 
 
 def default_min_honest(sites: int) -> int:
@@ -118,7 +121,8 @@ class Release:
 
     Attributes:
         name: what is released: `STATISTICS`, one sum before training; `TRAINING`; `CALIBRATION`, one sum after;
-            `EVALUATION`, one sum over the patients that hospitals hold out.
+            `EVALUATION`, one sum over the patients that hospitals hold out;
+            `PERSONAL`, a site's own steps from the finished model, which leave it only as it pleases.
         mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.
@@ -231,7 +235,7 @@ class Terms:
                 "secure aggregation needs 3 or more: with fewer, a site learns the other's sum from the total",
                 'add sites, or set privacy.trust to "site"',
             )
-        if not all(release.integer for release in self.releases):
+        if not all(release.integer for release in self.releases if release.name != PERSONAL):
             raise InvalidValue(
                 "a release under secure aggregation has no integer mechanism",
                 "only whole numbers can be masked",

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import Unit
-from fedveil.learning.networks import efficientnet_lite0, network, split_frozen
+from fedveil.learning.networks import Centred, efficientnet_lite0, network, split_frozen
 from fedveil.learning.private_gradients import (
     Clipping,
     PrivateGradients,
@@ -36,8 +37,8 @@ __all__ = ["ImageSource", "NetworkLearner", "NetworkModel", "Views"]
 
 BATCH = 256
 """Images that pass through a network at once, and that are read at once."""
-LEAST_PROBABILITY = 1e-3
-"""A class's mean probability is taken to be at least this, so that noise cannot turn a threshold around."""
+LONGEST_LOGITS = 10.0
+"""Norm of an image's logits, less their mean, beyond which thresholds count them as no longer: a public bound."""
 Images = npt.NDArray[np.float32]
 
 
@@ -52,10 +53,12 @@ class ImageSource(Protocol):
 class NetworkModel:
     """A network by name; implements `fedveil.learning.Model`.
 
-    Parameters are one offset of the logits a class, 0 in training, then the trained part. Clipped gradients leave a
-    network's logits uncalibrated (each patient pulls alike, however sure the network is of them), so the offset is
-    released last: with m the mean over the classes of the mean probabilities of their images, and pi the class
-    frequencies, ``offset = log pi - log m``. Dividing by pi then puts the threshold in the middle between the classes.
+    Parameters are one offset of the logits a class, 0 in training, the centre of the features where the network has
+    one (see `Centred`), then the trained part. Clipped gradients leave a network's logits uncalibrated (each patient
+    pulls alike, however sure the network is of them), so the offset is released last: with m the mean over the classes
+    of the mean logits of their images, and pi the class frequencies, ``offset = log pi - m``. Dividing by pi then puts
+    the threshold in the middle between the classes. Mean probabilities would not do: they saturate, so that their
+    middle lies close to the class that the network is less sure of.
 
     The leading layers that hold parameters none of which is trained are the *frozen part*: it is public, so what it
     makes of an image is computed once, not once a round. The *body* is the rest.
@@ -87,7 +90,11 @@ class NetworkModel:
         self.notices = check_private(self.module, (channels, image_size, image_size))
         frozen, self.body = split_frozen(self.module)
         self.frozen = frozen if len(frozen) else None
-        self.key = f"{name} before its last {trained_blocks} blocks, {image_size}x{channels}, version 1"
+        self.key = f"{name} before its last {trained_blocks} blocks, {image_size}x{channels}, version 2"
+        layers = list(self.body)
+        self._centred = next((layer for layer in layers if isinstance(layer, Centred)), None)
+        self._below = nn.Sequential(*layers[: layers.index(self._centred)]) if self._centred else None
+        self._blocks = self._centred.blocks if self._centred else ()
         self._initial = flatten_parameters(self.body).double().numpy()
         self._lock = threading.RLock()
 
@@ -99,16 +106,21 @@ class NetworkModel:
     @property
     def parameters(self) -> int:
         """Length of the whole parameter vector."""
-        return self.classes + self.trained
+        return self.classes + self._centre + self.trained
+
+    @property
+    def _centre(self) -> int:
+        """Length of the centre."""
+        return sum(self._blocks)
 
     @property
     def statistics_size(self) -> int:
-        """One count a class."""
-        return self.classes
+        """One count a class, or class statistics of the features that are centred."""
+        return ClassStatistics.size(self.classes, self._centre) if self._blocks else self.classes
 
     @property
     def calibration_size(self) -> int:
-        """Class statistics of the predicted probabilities."""
+        """Class statistics of the logits."""
         return ClassStatistics.size(self.classes, self.classes)
 
     def initial(self) -> Vector:
@@ -116,16 +128,19 @@ class NetworkModel:
         return self._initial.copy()
 
     def join(
-        self,
-        statistics: ClassStatistics | None,  # noqa: ARG002 - frequencies go into the shift, not into the network
-        trained: Vector,
-        shift: Vector | None = None,
+        self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
-        """The offset, 0 where there is no shift, and the trained part."""
-        return np.concatenate([np.zeros(self.classes) if shift is None else shift, trained])
+        """The offset, 0 where there is no shift; the centre, 0 where there are no statistics; and the trained part."""
+        offset = np.zeros(self.classes) if shift is None else shift
+        centre = np.zeros(self._centre)
+        if self._blocks and statistics is not None:
+            centre = statistics.centre(self._blocks)
+        return np.concatenate([offset, centre, trained])
 
     def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
-        """Class counts; a network has no use for means."""
+        """Class counts, and the means of features that are centred; other networks have no use for means."""
+        if self._blocks:
+            return ClassStatistics.from_released(released, self.classes, noise_variance)
         counts = np.maximum(released, FEWEST)
         return ClassStatistics(
             counts=counts, means=np.zeros((self.classes, 0)), noise_variance=noise_variance
@@ -135,15 +150,15 @@ class NetworkModel:
         self,
         released: Vector,
         noise_variance: float,
-        whole: Vector,  # noqa: ARG002 - probabilities need no scale
+        whole: Vector,  # noqa: ARG002 - the bound on logits is a constant
         statistics: ClassStatistics | None,
     ) -> Vector:
         """The offset of the logits; see the class."""
         counts = None if statistics is None else statistics.counts
         found = ClassStatistics.from_released(released, self.classes, noise_variance, counts)
-        middle = np.clip(found.means.mean(axis=0), LEAST_PROBABILITY, 1.0)
+        middle = found.centre([self.classes]) * LONGEST_LOGITS
         priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
-        result: Vector = np.log(priors) - np.log(middle / middle.sum())
+        result: Vector = np.log(priors) - middle
         return result
 
     @contextmanager
@@ -155,17 +170,36 @@ class NetworkModel:
                 f"this network has {self.parameters} of them",
                 "use the model that the study describes",
             )
+        centre, trained = np.split(parameters[self.classes :], [self._centre])
         with self._lock:
-            load_flat(self.body, parameters[self.classes :])
+            load_flat(self.body, trained)
+            if self._centred is not None:
+                self._centred.centre.copy_(torch.from_numpy(centre))
             yield
 
-    def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
-        """Class probabilities (count, classes) of all images of a source that holds what the body takes."""
+    def logits(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
+        """Logits (count, classes) of all images of a source that holds what the body takes."""
         parts = [np.empty((0, self.classes))]
         with self.loaded(parameters), torch.inference_mode():
             for rows in _batches(count):
                 logits = self.body(torch.from_numpy(images.read(rows))).double()
-                parts.append((logits + torch.from_numpy(parameters[: self.classes])).softmax(1).numpy())
+                parts.append((logits + torch.from_numpy(parameters[: self.classes])).numpy())
+        return np.concatenate(parts)
+
+    def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
+        """Class probabilities (count, classes); see `logits`."""
+        result: Vector = special.softmax(self.logits(parameters, images, count), axis=1)
+        return result
+
+    def features(self, images: ImageSource, count: int) -> Vector | None:
+        """Features (count, d) of norm 1 that the untrained network is going to centre; None where it centres none."""
+        if self._centred is None or self._below is None:
+            return None
+        parts = [np.empty((0, self._centre))]
+        with self.loaded(self.join(None, self.initial())), torch.inference_mode():
+            for rows in _batches(count):
+                found = self._centred.unit(self._below(torch.from_numpy(images.read(rows))))
+                parts.append(found.double().numpy())
         return np.concatenate(parts)
 
     def before(self, images: Images) -> Images:
@@ -285,7 +319,7 @@ class NetworkLearner:
         parameters: Vector,
         units: Indices | None = None,
     ) -> Vector:
-        """Count the units of each class; or, where there is a model, sum what it says of them as class statistics.
+        """Count the units of each class; or sum class statistics of what a network centres, or a trained one says.
 
         A unit with images of several classes is shared among them.
         """
@@ -293,9 +327,12 @@ class NetworkLearner:
         if units is not None:
             weights *= np.isin(self._groups, units)
         if parameters.size:
-            return ClassStatistics.contribution(
-                self.scores(parameters), self._labels, weights, self._model.classes
-            )
+            logits = self._model.logits(parameters, self._images, len(self._labels))
+            values: Vector | None = (logits - logits.mean(axis=1, keepdims=True)) / LONGEST_LOGITS
+        else:
+            values = self._model.features(self._images, len(self._labels))
+        if values is not None:
+            return ClassStatistics.contribution(values, self._labels, weights, self._model.classes)
         total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)
         return total
 
@@ -342,9 +379,4 @@ def _build(
     if base == "efficientnet-lite0":
         size = int(resolution) if resolution else max(32, image_size)
         module = efficientnet_lite0(classes, size, trained_blocks=trained_blocks)
-    if base.startswith("efficientnet-lite0"):
-        head = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
-        # Every class equally likely at first, so that the public weights below are not shaken by a random head.
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
     return module

@@ -119,6 +119,7 @@ def _seconds(result: Fields) -> dict[str, float]:
 
 def _site(fields: Fields) -> SiteResult:
     counts = fields.child("class_counts") if fields.has("class_counts") else Fields({}, "")
+    own = fields.child("personal") if fields.has("personal") else Fields({}, "")
     return SiteResult(
         name=fields.text("name"),
         epsilon_spent=fields.number("epsilon_spent", math.inf),
@@ -126,6 +127,8 @@ def _site(fields: Fields) -> SiteResult:
         patients=fields.integer("patients") if fields.has("patients") else None,
         images=fields.integer("images") if fields.has("images") else None,
         class_counts={name: counts.integer(name) for name in counts.values},
+        personal_auroc=own.number("auroc", math.nan),
+        personal_balanced_accuracy=own.number("balanced_accuracy", math.nan),
     )
 
 

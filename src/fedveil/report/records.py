@@ -47,7 +47,7 @@ class SecureAggregation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteResult:
-    """One hospital. Cohort sizes are private: only simulated hospitals have them here."""
+    """One hospital. Cohort sizes are private: only simulated hospitals have them here, or models of their own."""
 
     name: str
     epsilon_spent: float
@@ -55,6 +55,8 @@ class SiteResult:
     patients: int | None
     images: int | None
     class_counts: dict[str, int]
+    personal_auroc: float
+    personal_balanced_accuracy: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,6 +162,14 @@ def site_table(record: RunRecord) -> Table | None:
         ("ε if all others collude", [formatting.at_most(site.epsilon_alone) for site in record.sites]),
         ("Rounds missed", [formatting.count(missed[site.name]) for site in record.sites]),
     ]
+    if not all(math.isnan(site.personal_auroc) for site in record.sites):
+        columns += [
+            ("AUROC of its own model", [formatting.score(site.personal_auroc) for site in record.sites]),
+            (
+                "Balanced accuracy of its own model",
+                [formatting.percent(site.personal_balanced_accuracy) for site in record.sites],
+            ),
+        ]
     return Table(
         "What each hospital spent",
         tuple(title for title, _ in columns),

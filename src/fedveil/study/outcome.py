@@ -46,6 +46,7 @@ class Outcome:
         terms: what was agreed.
         trained: what training gave.
         ledgers: the sites' ledgers as they stand; empty without privacy.
+        personal: the hospitals' own models, by name; empty where there are none.
         baselines: metrics of the alternatives, by name.
         seconds: time by stage so far.
         started: when this process began.
@@ -56,6 +57,7 @@ class Outcome:
     terms: Terms
     trained: Trained
     ledgers: Mapping[str, LedgerState]
+    personal: Mapping[str, Vector]
     baselines: Mapping[str, Any]
     seconds: dict[str, float]
     started: datetime
@@ -75,11 +77,12 @@ class Outcome:
             metrics["released"] = self.trained.histogram.metrics(
                 self.task.dataset.classes, self.task.trained(self.trained.parameters, statistics).frequencies
             )
-        result = self._result(metrics)
+        own = {name: test.point(one, statistics) for name, one in self.personal.items()}
+        result = self._result(metrics, own)
         directory.finish(result)
         return result
 
-    def _result(self, metrics: dict[str, Any]) -> dict[str, Any]:
+    def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         terms, guarantee = self.terms, self._guarantee()
         released = [release.mechanism for release in terms.releases]
         risk = operational_risk(guarantee, released if terms.trust != "none" else ())
@@ -99,7 +102,7 @@ class Outcome:
                 "sentence": str(risk),
             },
             "secure_aggregation": self._secure_aggregation(),
-            "sites": [self._site(name) for name in terms.sites],
+            "sites": [self._site(name) | {"personal": own.get(name)} for name in terms.sites],
             "rounds": self.trained.rounds,
             "metrics": metrics,
             "baselines": dict(self.baselines) or None,

@@ -15,9 +15,10 @@ from fedveil.errors import StudyError
 from fedveil.federation import TRAINING, RoundSum, Terms
 from fedveil.learning import Adam, Averaged, ClassStatistics, Optimizer, Sgd
 from fedveil.learning.learner import Vector
+from fedveil.learning.networks import HEAD_LENGTH
 from fedveil.study.settings import Study
 
-__all__ = ["Steps", "learning_rate", "signal_to_noise"]
+__all__ = ["Steps", "head_length", "learning_rate", "signal_to_noise"]
 
 REACH = 0.75
 """eta T C / nu. Between 0.5 and 1 nothing changes: the noise then stays below the margin of the logistic loss."""
@@ -34,6 +35,17 @@ def learning_rate(ratio: float, rounds: int, clip_norm: float) -> float:
     75.0
     """
     return REACH * min(ratio, LARGEST_RATIO) / (rounds * clip_norm)
+
+
+def head_length(study: Study) -> float:
+    """Norm of the features under a study's linear head, which step sizes are divided by."""
+    return 1.0 if study.model.network == "linear" else HEAD_LENGTH
+
+
+def _trains_a_head(study: Study) -> bool:
+    """Whether the rule holds: for a linear head, and for public weights that are tuned a little under one."""
+    tuned = study.model.network.startswith("efficientnet-lite0") and study.training.optimizer == "sgd"
+    return study.model.network == "linear" or tuned
 
 
 def signal_to_noise(terms: Terms, units: int) -> float:
@@ -82,13 +94,13 @@ class Steps:
             rate = training.learning_rate
         elif normalizer is None:
             rate = 1.0
-        elif study.model.network != "linear":
+        elif not _trains_a_head(study):
             rate = NETWORK_RATES[training.optimizer]
         else:
             mechanism = terms.main.mechanism
             variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
             ratio = normalizer * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
-            rate = learning_rate(ratio, mechanism.steps, mechanism.clip_norm)
+            rate = learning_rate(ratio, mechanism.steps, mechanism.clip_norm) / head_length(study)
         return cls(normalizer=normalizer, optimizer=_optimizer(study, rate))
 
 

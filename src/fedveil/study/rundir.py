@@ -105,6 +105,10 @@ class RunDirectory:
         """Where a simulated site's ledger lies."""
         return self.path / "ledgers" / f"{site}.jsonl"
 
+    def personal(self, site: str) -> Path:
+        """Where a simulated site's own model lies, if the study has them."""
+        return self.path / "personal" / site
+
     def scratch(self, name: str, study: Study) -> "RunDirectory":
         """A directory inside this one for an alternative that is trained to compare with; begun or resumed."""
         path = self.path / "baselines" / name

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from fedveil.federation import Terms, Transport
 from fedveil.privacy import LedgerState
 from fedveil.study.evaluation import TestSet
@@ -25,6 +28,8 @@ from fedveil.study.training import Trained, train
 
 __all__ = ["Hospitals", "Joined", "carry_out"]
 
+Vector = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
@@ -34,11 +39,13 @@ class Joined:
         terms: what coordinator and sites agreed on.
         transport: reaches the sites.
         ledgers: what the sites' ledgers hold of the study at most, once it is trained; empty without privacy.
+        personal: each site's own model made from the finished one, by name; none where hospitals keep them.
     """
 
     terms: Terms
     transport: Transport
     ledgers: Callable[[Trained], Mapping[str, LedgerState]]
+    personal: Callable[[Trained], Mapping[str, Vector]] = lambda _: {}
 
 
 class Hospitals(ABC):
@@ -103,6 +110,7 @@ def carry_out(directory: RunDirectory, hospitals: Hospitals, progress: Progress)
                 evaluate=TestSet(task).point,
                 progress=progress,
             )
+            personal = joined.personal(trained)
             ledgers = joined.ledgers(trained)
         watch.begin("baselines")
         baselines = hospitals.baselines(prepared, task, directory, progress)
@@ -113,6 +121,7 @@ def carry_out(directory: RunDirectory, hospitals: Hospitals, progress: Progress)
             terms=joined.terms,
             trained=trained,
             ledgers=ledgers,
+            personal=personal,
             baselines=baselines,
             seconds=watch.seconds,
             started=started,

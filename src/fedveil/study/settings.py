@@ -85,11 +85,11 @@ class ModelSettings(_Table):
     )
     network: str = Field(
         default="linear",
-        pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(-maps)?(@[0-9]{2,3})?|timm:[\w./-]{1,80})$",
+        pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80})$",
         description='"linear", or on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:..."',
     )
     trained_blocks: int = Field(
-        default=1, ge=0, le=16, description="blocks of efficientnet-lite0 that are trained, from the last"
+        default=1, ge=0, le=11, description="blocks of efficientnet-lite0 that are tuned, from the last used"
     )
 
 
@@ -141,9 +141,15 @@ class TrainingSettings(_Table):
     local_steps: int = Field(
         default=5, ge=1, le=10_000, description="steps a round at a site, when averaging"
     )
-    local_learning_rate: float = Field(default=0.2, gt=0, description="step size of local steps")
+    local_learning_rate: float = Field(default=5.0, gt=0, description="step size of local steps")
     proximal: float = Field(
         default=0.0, ge=0, description="pull of local steps towards the round's start, for sites that differ"
+    )
+    personal_pull: float = Field(
+        default=1.0,
+        ge=0,
+        le=20,
+        description="how strongly a hospital's own model is held to the common one, where it has one",
     )
 
 
@@ -171,13 +177,19 @@ class PrivacySettings(_Table):
         lt=1,
         description="part of the budget for a noisy histogram of scores on patients that the hospitals hold out",
     )
+    personal_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of the budget for a model of each simulated hospital's own, trained on from the common one",
+    )
 
     @model_validator(mode="after")
     def _leaves_something_for_training(self) -> Self:
-        shares = self.statistics_share + self.calibration_share + self.evaluation_share
+        shares = self.statistics_share + self.calibration_share + self.evaluation_share + self.personal_share
         if shares >= 1:
             raise ValueError(
-                f"the shares of statistics, calibration and evaluation add up to {shares:g}: training needs the rest"
+                f"the shares of the budget beside training add up to {shares:g}: training needs the rest"
             )
         return self
 
@@ -196,8 +208,21 @@ NETWORK_DEFAULTS: dict[str, dict[str, object]] = {
     "federation": {"max_units": 10_000},
 }
 """What a study that trains a network means by what it leaves out."""
-SERVER_KEYS = ("momentum", "average_from", "average_decay")
-"""Of these, the ones that fit noisy gradients at the server, and not averages of what sites trained."""
+TUNING_DEFAULTS: dict[str, dict[str, object]] = {
+    key: NETWORK_DEFAULTS[key] for key in ("model", "federation")
+}
+"""The same for one that tunes a pretrained network, and is trained as a linear head is."""
+AVERAGING_DEFAULTS: dict[str, object] = {
+    "rounds": 40,
+    "local_steps": 3,
+    "local_learning_rate": 1.0,
+    "momentum": 0.8,
+    "average_from": 0.0,
+    "average_decay": 0.85,
+}
+"""The same for a network trained from scratch whose sites take private steps by themselves."""
+WHOLE_SITE_DEFAULTS: dict[str, object] = {"local_learning_rate": 0.2}
+"""The same where the unit is the site: a step has length 1 then, and the whole difference at most `clip_norm`."""
 
 
 class FederationSettings(_Table):
@@ -244,14 +269,20 @@ class Study(_Table):
         """Fill in what networks want by default, where the study trains one."""
         if not isinstance(values, Mapping) or not isinstance(values.get("model", {}), Mapping):
             return values
-        if values.get("model", {}).get("network", "linear") == "linear":
+        network = values.get("model", {}).get("network", "linear")
+        if network == "linear":
             return values
         filled = dict(values)
-        for table, defaults in NETWORK_DEFAULTS.items():
+        tuned = str(network).startswith("efficientnet-lite0")
+        for table, defaults in (TUNING_DEFAULTS if tuned else NETWORK_DEFAULTS).items():
             given = values.get(table, {})
             if isinstance(given, Mapping):
-                left_out = SERVER_KEYS if given.get("method") == "averaging" else ()
-                filled[table] = {k: v for k, v in defaults.items() if k not in left_out} | dict(given)
+                filled[table] = defaults | dict(given)
+        training, privacy = filled.get("training", {}), filled.get("privacy", {})
+        if isinstance(training, Mapping) and training.get("method") == "averaging" and not tuned:
+            whole = isinstance(privacy, Mapping) and privacy.get("unit") == "site"
+            defaults = AVERAGING_DEFAULTS | (WHOLE_SITE_DEFAULTS if whole else {})
+            filled["training"] = NETWORK_DEFAULTS["training"] | defaults | dict(values["training"])
         return filled
 
     @model_validator(mode="before")
@@ -277,6 +308,8 @@ class Study(_Table):
             raise ValueError(
                 'training.method "one-shot" counts patients or images: set privacy.unit to one of them'
             )
+        if self.privacy.personal_share > 0:
+            raise ValueError('training.method "one-shot" has no own models: leave privacy.personal_share out')
         return self
 
     @model_validator(mode="after")
@@ -291,6 +324,10 @@ class Study(_Table):
         if network.startswith("efficientnet-lite0") and training.views > 1:
             raise ValueError(
                 "training.views must be 1 for efficientnet-lite0, whose frozen part runs only once"
+            )
+        if self.privacy.personal_share > 0 and (training.sampling_rate < 1 or self.privacy.unit == "site"):
+            raise ValueError(
+                "privacy.personal_share needs training.sampling_rate 1 and a patient or an image as privacy.unit"
             )
         return self
 

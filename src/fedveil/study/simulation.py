@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedveil.federation import Identity, InProcess, Policy, Site, Terms
+from fedveil.errors import BudgetExceeded
+from fedveil.federation import PERSONAL, Identity, InProcess, Policy, Site, Terms
 from fedveil.privacy import Budget, Ledger
 from fedveil.study.evaluation import TestSet
+from fedveil.study.model_file import TrainedModel
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Progress, Silent
 from fedveil.study.rundir import RunDirectory
@@ -18,11 +21,12 @@ from fedveil.study.session import Hospitals, Joined, carry_out
 from fedveil.study.settings import Study
 from fedveil.study.task import Task
 from fedveil.study.terms import make_terms
-from fedveil.study.training import train
+from fedveil.study.training import Trained, train
 
 __all__ = ["Simulated", "run"]
 
 NOTHING = np.empty(0, dtype=np.int64)
+Vector = npt.NDArray[np.float64]
 
 
 def run(
@@ -56,9 +60,11 @@ class Simulated(Hospitals):
         terms = make_terms(prepared.study, sites=tuple(prepared.sites), model=task.model)
         with ExitStack() as stack:
             ledgers = _open_ledgers(stack, terms, directory)
+            sites = _sites(prepared, task, terms, ledgers)
             yield Joined(
                 terms=terms,
-                transport=InProcess(_sites(prepared, task, terms, ledgers)),
+                transport=InProcess(sites),
+                personal=lambda trained: _personal(sites, task, terms, directory, trained),
                 ledgers=lambda _: {name: ledger.state for name, ledger in ledgers.items()},
             )
 
@@ -83,7 +89,7 @@ class Simulated(Hospitals):
             metrics = []
             for number, (sites, trust) in enumerate(runs):
                 changes: dict[str, dict[str, object]] = {
-                    "privacy": {"trust": trust},
+                    "privacy": {"trust": trust, "personal_share": 0.0},
                     "federation": {"min_sites": None, "min_honest": None},
                 }
                 study = prepared.study.with_changes(changes)
@@ -125,6 +131,30 @@ def _open_ledgers(stack: ExitStack, terms: Terms, directory: RunDirectory) -> di
     target = terms.target
     budget = Budget(target.epsilon, target.delta, target.unit)
     return {name: stack.enter_context(Ledger(directory.ledger(name), budget)) for name in terms.sites}
+
+
+def _personal(
+    sites: Sequence[Site], task: Task, terms: Terms, directory: RunDirectory, trained: Trained
+) -> dict[str, Vector]:
+    """Each site's own model, if the study has them; what a resumed run finds in the directory is not made again.
+
+    A site that was charged for its own model, and stopped before it was on disk, goes without: to make it again would
+    cost its share of the budget again.
+    """
+    if not any(release.name == PERSONAL for release in terms.releases):
+        return {}
+    made = {}
+    for site in sites:
+        folder = directory.personal(site.name)
+        if not (folder / "model.json").exists():
+            try:
+                own = site.personalise(terms.digest, trained.parameters)
+            except BudgetExceeded:
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            task.trained(own, trained.statistics).save(folder)
+        made[site.name] = TrainedModel.load(folder).parameters
+    return made
 
 
 def _sites(prepared: Prepared, task: Task, terms: Terms, ledgers: dict[str, Ledger]) -> list[Site]:

@@ -9,6 +9,7 @@ from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import (
     CALIBRATION,
     EVALUATION,
+    PERSONAL,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -18,9 +19,15 @@ from fedveil.federation import (
 )
 from fedveil.learning import Model, ScoreHistogram
 from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, calibrate, calibrate_integer
+from fedveil.study.rules import head_length, learning_rate
 from fedveil.study.settings import Study
 
 __all__ = ["make_terms", "target_of"]
+
+PERSONAL_STEPS = 30
+"""Steps from the common model to a hospital's own; their number changes neither price nor reach."""
+UNBOUNDED = 1e9
+"""Where a difference is not masked, its size needs no bound."""
 
 
 def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
@@ -65,6 +72,8 @@ def _releases(study: Study, calibrator: "_Calibrator", model: Model) -> list[Rel
         return [calibrator.rest([one.mechanism for one in made], model), *made]
     else:
         made = [calibrator.share(one) for one in single]
+        if study.privacy.personal_share > 0:
+            made.append(calibrator.personal(model))
         training = calibrator.training([one.mechanism for one in made], model)
     first = [one for one in made if one.name == STATISTICS]
     return [*first, training, *(one for one in made if one not in first)]
@@ -150,6 +159,42 @@ class _Calibrator:
             dimension=one.dimension,
             parameters=one.parameters,
             integer=integer,
+        )
+
+    def personal(self, model: Model) -> Release:
+        """A hospital's own steps from the finished model, which take their share of the budget.
+
+        How far they go follows from the hospital's signal-to-noise ratio as in `fedveil.study.rules`. With the pull p
+        and T steps of size eta the proximal weight is ``p / (eta T)``: after T steps without a gradient a hospital's
+        difference to the common model has shrunk to about ``exp(-p)`` of itself.
+        """
+        settings, clip_norm = self.study.training, self.study.privacy.clip_norm
+        if settings.units is None:
+            raise StudyError(
+                "privacy.personal_share is set and training.units is not",
+                "a hospital's own steps are divided by a public number, never by its own count",
+                "state roughly how many units take part, over all sites, in training.units",
+            )
+        units = settings.units / self.sites
+        private = self.target.trust != "none"
+        whole = calibrate(self.target, steps=1).noise_multiplier if private else 0.0
+        single = whole / math.sqrt(self.study.privacy.personal_share)
+        ratio = units / single if single > 0 else math.inf
+        rate = learning_rate(ratio, PERSONAL_STEPS, clip_norm) / head_length(self.study)
+        return Release(
+            name=PERSONAL,
+            mechanism=Mechanism(
+                single * math.sqrt(PERSONAL_STEPS), clip_norm, PERSONAL_STEPS, unit=self.target.unit
+            ),
+            dimension=model.trained,
+            parameters=model.parameters,
+            local=LocalSteps(
+                steps=PERSONAL_STEPS,
+                learning_rate=rate,
+                units=units,
+                proximal=settings.personal_pull / (rate * PERSONAL_STEPS),
+                reach=UNBOUNDED,
+            ),
         )
 
     def training(self, spent: Sequence[Mechanism], model: Model, *, more: int = 0) -> Release:

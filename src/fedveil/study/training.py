@@ -6,6 +6,7 @@ that sites' local steps made are divided by the number of sites.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ __all__ = ["Trained", "train"]
 
 Vector = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
+POINTS = 20
+"""Most points on a network's learning curve."""
 Evaluate = Callable[[Vector, ClassStatistics | None], Mapping[str, float] | None]
 
 
@@ -239,9 +242,14 @@ class _Loop:
         )
         self.checkpoint.save(after.round, steps.optimizer.to_arrays(after.optimizer))
         seconds = time.perf_counter() - started
-        point = self.evaluate(self._released(after, statistics, steps), statistics)
+        judged = after.round % self._every(planned=release.rounds) == 0 or after.round == release.rounds
+        point = self.evaluate(self._released(after, statistics, steps), statistics) if judged else None
         self._tell(after.round, collected, point, float(np.linalg.norm(gradient)), seconds)
         return after
+
+    def _every(self, planned: int) -> int:
+        """Rounds between two points of the learning curve: to judge a network takes a tenth of a round's time."""
+        return 1 if self.study.model.network == "linear" else math.ceil(planned / POINTS)
 
     def _whole(self, trained: Vector, statistics: ClassStatistics | None) -> Vector:
         return self.model.join(statistics, trained)

@@ -1,14 +1,19 @@
 """Layers that PyTorch lacks: weight-standardised convolution, batch norm with fixed statistics, public scaling."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 __all__ = [
+    "Centred",
     "FixedBatchNorm1d",
     "FixedBatchNorm2d",
     "FixedBatchNorm3d",
+    "MeanAndDeviation",
     "Residual",
     "Scale",
     "WeightStandardizedConv2d",
@@ -59,6 +64,45 @@ class FixedBatchNorm2d(_Fixed, nn.BatchNorm2d):
 
 class FixedBatchNorm3d(_Fixed, nn.BatchNorm3d):
     """Batch norm that always uses its stored, public statistics: it never looks at the batch."""
+
+
+class MeanAndDeviation(nn.Module):
+    """Mean and standard deviation over space of each channel, `(images, 2 * channels)`."""
+
+    eps = 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All means, then all deviations; eps keeps the gradient finite where a channel is constant."""
+        variance, mean = torch.var_mean(x, (2, 3), correction=0)
+        return torch.cat([mean, (variance + self.eps).sqrt()], 1)
+
+
+class Centred(nn.Module):
+    """Blocks of features scaled to unit length, a public centre subtracted, and brought to one length again.
+
+    Medical images share one large mean, in which the directions where classes differ drown. The centre is 0 until
+    what a study releases about its classes sets it; see `fedveil.learning.statistics`.
+
+    Attributes:
+        blocks: lengths of consecutive blocks of features.
+        length: of what comes out.
+    """
+
+    centre: Tensor
+
+    def __init__(self, blocks: Sequence[int], length: float) -> None:
+        super().__init__()
+        self.blocks, self.length = list(blocks), length
+        self.register_buffer("centre", torch.zeros(sum(self.blocks)))
+
+    def unit(self, x: Tensor) -> Tensor:
+        """Features `(images, features)` with all blocks of one length, 1 in total."""
+        parts = [functional.normalize(part, dim=1) for part in torch.split(x, self.blocks, 1)]
+        return torch.cat(parts, 1) / math.sqrt(len(parts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale, centre, and scale again."""
+        return self.length * self.unit(self.unit(x) - self.centre)
 
 
 class Residual(nn.Module):

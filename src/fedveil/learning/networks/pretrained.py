@@ -4,78 +4,53 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.features.efficientnet import pretrained
-from fedveil.learning.networks.batch_norm import fix_batch_norm, group_count, replace_batch_norm
-from fedveil.learning.networks.layers import Residual, Scale, WeightStandardizedConv2d
+from fedveil.learning.networks.batch_norm import fix_batch_norm
+from fedveil.learning.networks.layers import Centred, MeanAndDeviation, Residual, Scale
 
-__all__ = ["efficientnet_lite0_maps", "efficientnet_lite0", "split_frozen", "timm_network"]
-
-
-_MIDDLE_BLOCKS = 11
-"""Blocks up to the end of the stage with 112 channels, at a sixteenth of the resolution."""
+__all__ = ["HEAD_LENGTH", "efficientnet_lite0", "split_frozen", "timm_network"]
 
 
-def efficientnet_lite0_maps(classes: int, resolution: int, *, width: int = 64) -> nn.Sequential:
-    """A small trained convolution on frozen maps of EfficientNet-Lite0: few parameters, so little noise.
+_BLOCKS = 11
+"""Blocks that are used: up to the end of the stage with 112 channels, at a sixteenth of the resolution."""
+HEAD_LENGTH = 2.0
+"""Norm of the features under the head, which weighs its training against that of the blocks below."""
 
-    Images are resized to `resolution`. The maps are the last block's 320 channels and, averaged to the same
-    size, the 112 channels of the stage before the last but one, whose textures tell radiographs apart. On
-    them are trained a normalisation, a 3 x 3 convolution to `width` channels, and a linear head: 253,000
-    numbers for two classes. All before is frozen, public, and the same for every image: see `split_frozen`.
+
+def efficientnet_lite0(classes: int, resolution: int, *, trained_blocks: int = 1) -> nn.Sequential:
+    """EfficientNet-Lite0 with ImageNet weights up to its 11th block, and a linear head: few parameters are tuned.
+
+    Images are resized to `resolution`. The blocks behind, which were trained to name animals, are left out. In the
+    last `trained_blocks` blocks the convolutions keep their weights, and batch norm its published statistics: what is
+    tuned is each channel's scale and shift, 2,912 numbers a block, since noise grows with their number (Bu et
+    al., arXiv 2210.00036). The head takes mean and deviation over space of each channel, `Centred` in the middle
+    between the classes. Batch norm of the frozen part is folded into its convolutions.
     """
     source: Any = pretrained(resolution)
-    units = [_unit(source._conv_stem, source._bn0), *(_block(block) for block in source._blocks)]
-    maps = _Maps(nn.Sequential(*units[: 1 + _MIDDLE_BLOCKS]), nn.Sequential(*units[1 + _MIDDLE_BLOCKS :]))
-    _fold(maps.eval())
-    maps.requires_grad_(False)
-    channels = sum(source._blocks[i]._project_conv.out_channels for i in (_MIDDLE_BLOCKS - 1, -1))
-    return nn.Sequential(
-        *_input(resolution),
-        maps,
-        _group_norm(channels),
-        WeightStandardizedConv2d(channels, width, 3, padding=1, bias=False),
-        _group_norm(width),
-        nn.ReLU(),
-        *_head(width, classes),
-    )
-
-
-def efficientnet_lite0(
-    classes: int, resolution: int, *, trained_blocks: int = 2, group_norm: bool = False
-) -> nn.Sequential:
-    """EfficientNet-Lite0 with ImageNet weights: the last blocks, the last convolution and the head are trained.
-
-    Images are resized to `resolution`. The frozen part has its batch norm folded into its convolutions. In the
-    trained part batch norm keeps its published statistics as constants, or gives way to group norm.
-    """
-    source: Any = pretrained(resolution)
-    blocks = list(source._blocks)
-    if not 0 <= trained_blocks <= len(blocks):
+    if not 0 <= trained_blocks <= _BLOCKS:
         raise InvalidValue(
             f"trained_blocks is {trained_blocks}",
-            f"EfficientNet-Lite0 has {len(blocks)} blocks",
-            "give how many of them, from the last, are trained",
+            f"{_BLOCKS} of EfficientNet-Lite0's blocks are used",
+            "give how many of them, from the last, are tuned",
         )
-    first = len(blocks) - trained_blocks
-    frozen = nn.Sequential(
-        _unit(source._conv_stem, source._bn0), *(_block(block) for block in blocks[:first])
-    )
-    trained = nn.Sequential(
-        *(_block(block) for block in blocks[first:]), _unit(source._conv_head, source._bn1)
-    )
+    blocks = [_block(block) for block in source._blocks[:_BLOCKS]]
+    first = _BLOCKS - trained_blocks
+    frozen = nn.Sequential(_unit(source._conv_stem, source._bn0), *blocks[:first])
     _fold(frozen.eval())
-    (replace_batch_norm if group_norm else fix_batch_norm)(trained)
-    frozen.requires_grad_(False)
-    trained.requires_grad_(True)
-    return nn.Sequential(
-        *_input(resolution), frozen, trained, *_head(source._conv_head.out_channels, classes)
-    )
+    tuned = fix_batch_norm(nn.Sequential(*blocks[first:]))
+    for module in [*frozen.modules(), *tuned.modules()]:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(isinstance(module, nn.BatchNorm2d))
+    channels = source._blocks[_BLOCKS - 1]._project_conv.out_channels
+    head = nn.Linear(2 * channels, classes, bias=False)
+    nn.init.zeros_(head.weight)  # every class equally likely: no random head shakes the public weights below
+    centred = Centred((channels, channels), HEAD_LENGTH)
+    return nn.Sequential(*_input(resolution), frozen, tuned, MeanAndDeviation(), centred, head)
 
 
 def split_frozen(network: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
@@ -93,31 +68,9 @@ def split_frozen(network: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
     return nn.Sequential(*layers[:first]).eval(), nn.Sequential(*layers[first:])
 
 
-class _Maps(nn.Module):
-    """Maps of a middle stage, averaged to the size of the last ones, and the last ones."""
-
-    def __init__(self, middle: nn.Module, last: nn.Module) -> None:
-        super().__init__()
-        self.middle, self.last = middle, last
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Both kinds of maps, side by side."""
-        middle = self.middle(x)
-        last = self.last(middle)
-        return torch.cat([functional.adaptive_avg_pool2d(middle, last.shape[2:]), last], 1)
-
-
 def _input(resolution: int) -> list[nn.Module]:
     """What the published weights expect."""
     return [_Resize(resolution), Scale(127 / 255, 128 / 255, 3)]
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(group_count(channels), channels)
-
-
-def _head(channels: int, classes: int) -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
 
 
 class _Resize(nn.Module):

@@ -5,13 +5,13 @@ from torch import nn
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
-from fedveil.learning.networks.pretrained import efficientnet_lite0, efficientnet_lite0_maps, timm_network
+from fedveil.learning.networks.pretrained import efficientnet_lite0, timm_network
 
 __all__ = ["NETWORKS", "network"]
 
-NETWORKS = ("cnn", "resnet18", "densenet121", "efficientnet-lite0", "efficientnet-lite0-maps")
-"""Names that always work. `efficientnet-lite0@96` sets the resolution that the network sees (by default that of the
-images, for `efficientnet-lite0-maps` at least 96); `timm:NAME` works where timm is installed."""
+NETWORKS = ("cnn", "resnet18", "densenet121", "efficientnet-lite0")
+"""Names that always work. `efficientnet-lite0@96` sets the resolution that the network sees; by default that
+of the images. `timm:NAME` works where timm is installed."""
 
 
 def network(name: str, *, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
@@ -30,10 +30,10 @@ def network(name: str, *, classes: int, channels: int, image_size: int, seed: in
                 f"{key} is {value}", f"it must be at least {least}", "give what the images have"
             )
     base, _, setting = name.partition("@")
-    if setting and (not base.startswith("efficientnet-lite0") or not setting.isdigit() or int(setting) < 32):
+    if setting and (base != "efficientnet-lite0" or not setting.isdigit() or int(setting) < 32):
         raise InvalidValue(
             f"network is {name!r}",
-            "only the efficientnet-lite0 networks take a resolution, a whole number of at least 32",
+            "only efficientnet-lite0 takes a resolution, a whole number of at least 32",
             'write for example "efficientnet-lite0@96"',
         )
     resolution = int(setting) if setting else None
@@ -51,8 +51,6 @@ def network(name: str, *, classes: int, channels: int, image_size: int, seed: in
                 return densenet121(classes, channels, image_size)
             case "efficientnet-lite0":
                 return efficientnet_lite0(classes, resolution or max(32, image_size))
-            case "efficientnet-lite0-maps":
-                return efficientnet_lite0_maps(classes, resolution or max(96, image_size))
     raise InvalidValue(
         f"network is {name!r}",
         f"it must be one of {', '.join(NETWORKS)}, or timm:NAME",

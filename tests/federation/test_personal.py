@@ -1,0 +1,83 @@
+"""A hospital's own model: private steps from the common one, charged to its ledger, and nobody else's business."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.federation.toy import DIMENSION, make_terms
+
+from fedveil.errors import BudgetExceeded
+from fedveil.federation import PERSONAL, Declined, LocalSteps, Release, Request
+from fedveil.privacy import Mechanism, epsilon
+
+OWN = LocalSteps(steps=6, learning_rate=0.5, units=20.0, proximal=0.3, reach=1e9)
+
+
+def personal(trust, noise=100.0):
+    terms = make_terms(trust)
+    own = Release(
+        name=PERSONAL,
+        mechanism=Mechanism(noise, 1.0, OWN.steps),
+        dimension=DIMENSION,
+        parameters=DIMENSION,
+        local=OWN,
+    )
+    return replace(terms, releases=(*terms.releases, own))
+
+
+def by_hand(rows, start):
+    norms = np.maximum(1, np.linalg.norm(rows, axis=1, keepdims=True))
+    total, x = (rows / norms).sum(axis=0), start.copy()
+    for _ in range(OWN.steps):
+        x = x - OWN.learning_rate * (total / OWN.units + OWN.proximal * (x - start))
+    return x
+
+
+def test_without_noise_it_is_what_the_steps_come_to(federate):
+    terms = personal("none", noise=0.0)
+    federation, start = federate(terms), np.arange(DIMENSION, dtype=float)
+    own = federation.sites["site-1"].personalise(terms.digest, start)
+    np.testing.assert_allclose(own, by_hand(federation.learners["site-1"].rows, start), rtol=1e-12)
+
+
+@pytest.mark.parametrize("trust", ["site", "server", "secure-aggregation"])
+def test_it_has_the_whole_noise_and_is_charged_once_whatever_the_trust(federate, trust):
+    terms = personal(trust)
+    federation = federate(terms)
+    start = np.zeros(DIMENSION)
+    own = federation.sites["site-2"].personalise(terms.digest, start)
+    moved = own - by_hand(federation.learners["site-2"].rows, start)
+    # The noise of step s is damped by the pull in the steps after it.
+    damped = (1 - OWN.learning_rate * OWN.proximal) ** (2 * np.arange(OWN.steps))
+    std = 100.0 * OWN.learning_rate / OWN.units * np.sqrt(damped.sum())
+    assert 0.5 * std < np.sqrt(np.mean(moved**2)) < 2 * std
+    (charge,) = federation.ledgers["site-2"].state.charges
+    assert charge.mechanism == Mechanism(100.0, 1.0, OWN.steps)
+    assert charge.label.startswith(PERSONAL)
+
+
+def test_it_is_made_once(federate):
+    terms = personal("site", noise=8.0)
+    spent = epsilon([one.mechanism for one in terms.releases], 1e-5)
+    federation = federate(terms, epsilon=spent)
+    site = federation.sites["site-1"]
+    site.personalise(terms.digest, np.zeros(DIMENSION))
+    with pytest.raises(BudgetExceeded):
+        site.personalise(terms.digest, np.zeros(DIMENSION))
+
+
+def test_a_coordinator_cannot_ask_for_it(federate):
+    terms = personal("site")
+    federation = federate(terms)
+    request = Request(
+        study=terms.digest,
+        release=PERSONAL,
+        round=1,
+        attempt=1,
+        participants=terms.sites,
+        parameters=np.zeros(DIMENSION),
+    )
+    answer = federation.sites["site-1"].handle(request)
+    assert isinstance(answer, Declined)
+    assert answer.code == "refused"
+    assert not federation.ledgers["site-1"].state.charges
