@@ -50,7 +50,7 @@ def test_it_has_the_whole_noise_and_is_charged_once_whatever_the_trust(federate,
     # The noise of step s is damped by the pull in the steps after it.
     damped = (1 - OWN.learning_rate * OWN.proximal) ** (2 * np.arange(OWN.steps))
     std = 100.0 * OWN.learning_rate / OWN.units * np.sqrt(damped.sum())
-    assert 0.5 * std < np.sqrt(np.mean(moved**2)) < 2 * std
+    assert 0.15 * std < np.sqrt(np.mean(moved**2)) < 2.6 * std  # six numbers only: wrong once in 20,000 runs
     (charge,) = federation.ledgers["site-2"].state.charges
     assert charge.mechanism == Mechanism(100.0, 1.0, OWN.steps)
     assert charge.label.startswith(PERSONAL)
