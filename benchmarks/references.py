@@ -71,6 +71,7 @@ def main() -> None:
         unit=("patient",),
         sites=(5, 20),
         alpha=(EVEN,),
+        method=("gradient", "one-shot"),
         patients=(100, 250, 1000, None),
         seeds=3,
     )

@@ -61,7 +61,7 @@ def test_noise_makes_scores_flatter_and_never_turns_them_round():
 
 
 def test_means_that_noise_drowns_still_rank():
-    """Noise of length 40 in means of length 1 at most: a probability rounded to 0 or 1 would tell no two images apart."""
+    """Noise of length 40 in means of length 1: probabilities that round to 0 or 1 would tell no two images apart."""
     generator = np.random.default_rng(4)
     means = 0.3 * np.eye(2, 1600) + generator.standard_normal((2, 1600))
     variance = float((1 - 0.3**2) * 50**2)

@@ -77,7 +77,7 @@ def test_the_page_is_whole_and_loads_nothing(directory):
     assert "script" not in tags.seen
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert tags.seen.count("figure") == 4
+    assert tags.seen.count("figure") == 5
 
 
 def test_the_page_states_the_smallest_epsilon_that_is_close(directory):
@@ -116,9 +116,19 @@ def test_figures_lie_beside_the_page(directory):
         "auroc-epsilon-unit.svg",
         "balanced-accuracy-epsilon-trust.svg",
         "auroc-risk-trust.svg",
+        "auroc-risk-sites.svg",
+        "auroc-risk-alpha.svg",
+        "auroc-risk-unit.svg",
     }
     path = figure_trade_off(out, out / "both.svg")
     assert path.read_text().count("<svg") == 1
+
+
+def test_methods_are_compared_in_words(directory):
+    words = text(write_sweep(directory(method=("gradient", "one-shot"))).read_text())
+    assert "AUROC against epsilon, by how the model is trained" in words
+    assert "one round of class means" in words
+    assert "Thin grey line: without privacy (rounds of gradients), 0.950." in words
 
 
 def test_names_are_escaped(directory):
