@@ -1,7 +1,7 @@
 """From a sweep to what people read: accuracy against privacy, as figures, a table and one self-contained page.
 
 Every figure varies epsilon and one more thing; the rest is held at the study's own setting, or near it, and the caption
-says where. Bands are 95 % intervals of the mean over repeats (Student's t), where there are repeats.
+says where. Bands are 95 % intervals of the mean over repeats (Student's t), where there are three or more.
 """
 
 import itertools

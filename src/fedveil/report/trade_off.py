@@ -32,6 +32,10 @@ METHODS = {
     "one-shot": "one round of class means",
 }
 METRICS = {"auroc": "AUROC", "balanced_accuracy": "Balanced accuracy"}
+FEWEST = 3
+"""Repeats that an interval takes: from two alone it would fill the figure and tell nothing."""
+APART = 0.13
+"""Ticks of risk that are nearer than this part of the axis would overlap; the first of them is labelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +67,7 @@ AXES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """The mean over repeats at one x, with its interval; low and high are NaN for a single run."""
+    """The mean over repeats at one x, with its interval; low and high are NaN for fewer repeats than `FEWEST`."""
 
     x: float
     mean: float
@@ -106,8 +110,11 @@ class Sweep:
     def _private(self) -> list[Measurement]:
         return [m for m in self.results if m.setting.trust != "none"]
 
-    def held(self) -> dict[str, Any]:
-        """Where each axis is held while another varies: at the study's own value, or the middle of what was swept."""
+    def held(self, varied: str = "") -> dict[str, Any]:
+        """Where each axis is held while another varies: at the study's own value, or the middle of what was swept.
+
+        How many hospitals there are matters most where one trusts them least, so trust is held there then.
+        """
         sites = self.study.data.sites
         own = {
             "trust": self.study.privacy.trust,
@@ -121,6 +128,8 @@ class Sweep:
         for name, value in own.items():
             found = self.values(name)
             held[name] = value if value in found else found[len(found) // 2]
+        if varied == "sites":
+            held["trust"] = self.values("trust")[0]
         return held
 
     def at(self, **wanted: Any) -> list[Measurement]:
@@ -136,7 +145,7 @@ class Sweep:
 
     def panel(self, axis: Axis, metric: str, *, risk: bool = False) -> Panel:
         """The lines of one figure."""
-        held = self.held()
+        held = self.held(axis.name)
         values = self.values(axis.name)[:SERIES]
         lines = []
         for value in values:
@@ -161,7 +170,7 @@ class Sweep:
 
     def held_words(self, varied: str = "") -> str:
         """What is held where, in words; what a figure varies is left out."""
-        held = self.held()
+        held = self.held(varied)
         return ", ".join(axis.label(held[axis.name]) for axis in AXES if axis.name != varied)
 
 
@@ -194,7 +203,7 @@ def _points(results: Iterable[Measurement], metric: str, risk: bool) -> tuple[Po
 
 def _mean(x: float, values: Sequence[float]) -> Point:
     mean, n = float(np.mean(values)), len(values)
-    if n < 2:
+    if n < FEWEST:
         return Point(x=x, mean=mean, low=math.nan, high=math.nan)
     half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
     return Point(x=x, mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half))
@@ -226,7 +235,9 @@ def draw(axes: Axes, panel: Panel, palette: Palette) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     if panel.risk:
-        kept = [x for k, x in enumerate(ticks) if k == 0 or x > 1.3 * ticks[k - 1]]
+        kept, gap = ticks[:1], APART * math.log(ticks[-1] / ticks[0])
+        for x in ticks[1:]:
+            kept += [x] if math.log(x / kept[-1]) > gap else []
         axes.set_xticks(kept, [formatting.percent(x, bound=True) for x in kept])
     else:
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
