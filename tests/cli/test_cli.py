@@ -138,7 +138,7 @@ def test_plan_recommends_a_setting_that_runs(tmp_path):
 
 def test_plan_says_no_honestly():
     found = fedveil("plan", "--cohorts", "700,600,500,400,300", "--unit", "site", "--epsilon", "1")
-    assert "5 hospitals hide one of them" in found.stdout
+    assert "one of 5 hospitals cannot be hidden" in found.stdout
     assert "[privacy]" not in found.stdout, "nothing to paste"
 
 

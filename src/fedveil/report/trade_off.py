@@ -236,9 +236,9 @@ def draw(axes: Axes, panel: Panel, palette: Palette) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     if panel.risk:
         kept, gap = ticks[:1], APART * math.log(ticks[-1] / ticks[0])
-        for x in ticks[1:]:
-            kept += [x] if math.log(x / kept[-1]) > gap else []
-        axes.set_xticks(kept, [formatting.percent(x, bound=True) for x in kept])
+        for tick in ticks[1:]:
+            kept += [tick] if math.log(tick / kept[-1]) > gap else []
+        axes.set_xticks(kept, [formatting.percent(tick, bound=True) for tick in kept])
     else:
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     lowest = min(point.mean for _, points in panel.lines for point in points)

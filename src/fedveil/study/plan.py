@@ -76,7 +76,7 @@ class Plan:
         else:
             mu = math.sqrt(sum(one.steps / one.noise_multiplier**2 for one in mechanisms))
             rounded = any(one.epsilon_slack > 0 for one in mechanisms)
-            beside = " and noise in whole numbers," * rounded
+            beside = ", with noise in whole numbers," * rounded
             whole = f"a Gaussian mechanism with mu = sqrt(sum of mu^2) = {mu:.4f}{beside}"
         lines.append(
             f"together: {whole} costs epsilon {self.guarantee.epsilon:.6f} at delta {terms.target.delta:g}"

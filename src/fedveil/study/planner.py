@@ -230,7 +230,11 @@ def _no(wishes: Wishes, law: Reference, chosen: Candidate, bare: float) -> str:
         return f"at epsilon {wishes.limit:.3g} the best is {chosen.auroc:.3f}, with trust {chosen.way.trust}{more}"
     if chosen.auroc - 0.5 < (bare - 0.5) / 2:
         site = chosen.way.unit == "site"
-        why = f"{len(wishes.cohorts)} hospitals hide one of them" if site else "there are too few patients"
+        why = (
+            f"one of {len(wishes.cohorts)} hospitals cannot be hidden"
+            if site
+            else "there are too few patients"
+        )
         return f"noise would take more than half of what the images allow: {why}"
     return ""
 
