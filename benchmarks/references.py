@@ -4,10 +4,10 @@
 
 Needs FEDVEIL_DATA (default ../shared/data). Six runs a setting on three tasks by two methods; accuracies are those of
 the test images, so a prediction is no evidence about them. Prints JSON lines for each task and method: the mean
-absolute error of the expected AUROC (the mean of a setting's runs) at settings of one level of trust at a time, predicted from
-the runs of the other two. Where nu is below b, chance decides a single run and the mean of a few is itself uncertain;
-the error is given with and without those settings, and beside it what a perfect prediction would show: the mean of n
-runs with standard deviation s differs from their expectation by s sqrt(2 / (pi n)) on average.
+absolute error of the expected AUROC (the mean of a setting's runs) at settings of one level of trust at a time,
+predicted from the runs of the other two. Where nu is below b, chance decides a single run and the mean of a few is
+itself uncertain; the error is given with and without those settings, and beside it what a perfect prediction would
+show: the mean of n runs with standard deviation s differs from their expectation by s sqrt(2 / (pi n)) on average.
 """
 
 import argparse
