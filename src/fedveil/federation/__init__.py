@@ -13,6 +13,7 @@ from fedveil.federation.terms import (
     CALIBRATION,
     EVALUATION,
     PERSONAL,
+    PROGRESS,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -20,6 +21,7 @@ from fedveil.federation.terms import (
     Terms,
     default_min_honest,
     noise_share,
+    phase_name,
 )
 from fedveil.federation.transport import InProcess, Transport
 
@@ -37,6 +39,7 @@ __all__ = [
     "InProcess",
     "LocalSteps",
     "PERSONAL",
+    "PROGRESS",
     "Message",
     "Policy",
     "Release",
@@ -50,5 +53,6 @@ __all__ = [
     "Transport",
     "default_min_honest",
     "noise_share",
+    "phase_name",
     "release_of",
 ]
