@@ -84,6 +84,9 @@ class ModelSettings(_Table):
         default="efficientnet-lite0",
         description='"efficientnet-lite0", "scattering", "pixels", joined by "+"; "none" trains a network on pixels',
     )
+    whitened: bool = Field(
+        default=True, description="centre and whiten features by what synthetic images show, at no cost"
+    )
     network: str = Field(
         default="linear",
         pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80})$",

@@ -84,6 +84,7 @@ class Task(ABC):
         equal = np.full(len(classes), 1 / len(classes))
         return TrainedModel(
             features=self.study.model.features,
+            whitened=self.study.model.whitened,
             network=self.study.model.network,
             trained_blocks=self.study.model.trained_blocks,
             image_size=self.study.data.image_size,
@@ -195,7 +196,10 @@ class _Kept:
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
     return feature_extractor(
-        study.model.features, image_size=study.data.image_size, channels=dataset.images.channels
+        study.model.features,
+        image_size=study.data.image_size,
+        channels=dataset.images.channels,
+        whitened=study.model.whitened,
     )
 
 
