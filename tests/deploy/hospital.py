@@ -9,7 +9,6 @@ import numpy as np
 from fedveil import __version__
 from fedveil.data import load
 from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
 from fedveil.deploy.kits import init_site, write_site_settings
 from fedveil.deploy.offer import Offer
@@ -124,6 +123,7 @@ class Hospital:
 
     def restart(self) -> None:
         """A new service on the same folder, as after a kill."""
+        self.service.finish()
         self.service.ledger.close()
         self.service = start_service(self.folder)
 
@@ -131,7 +131,7 @@ class Hospital:
 def start_service(folder: Path) -> SiteService:
     config = SiteConfig.load(folder)
     identity = Identity.load(folder / "identity.key")
-    return SiteService(config, identity, Ledger(folder / "ledger.jsonl"), Cohorts(config, identity).open)
+    return SiteService(config, identity, Ledger(folder / "ledger.jsonl"))
 
 
 def set_up(base: Path, coordinator: Identity, name: str = "north", **changes: object) -> Path:

@@ -38,7 +38,8 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExec
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid import HttpGrid, http_grid
+from flwr.superlink.grid import HttpGrid
+from flwr.superlink.grid import http_grid as flower_grid
 
 from fedveil.deploy.flower import PARENT, SOON
 from fedveil.deploy.flower.app import app_files
@@ -50,7 +51,9 @@ __all__ = ["Link", "LinkSettings", "flower_environment"]
 log = logging.getLogger("fedveil.coordinator")
 logging.getLogger("flwr").setLevel(logging.WARNING)  # which its import has set otherwise
 # Flower would wait for a second before it looks again for a part of an answer that is still on its way.
-http_grid.pull_objects = functools.partial(pull_objects, initial_backoff=SOON, backoff_cap=1.0)
+flower_grid.pull_objects = functools.partial(  # type: ignore[attr-defined]
+    pull_objects, initial_backoff=SOON, backoff_cap=1.0
+)
 
 T = TypeVar("T")
 _START_SECONDS = 90.0
