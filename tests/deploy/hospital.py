@@ -39,6 +39,15 @@ min_sites = {min_sites}
 """
 
 
+IMAGES = 'source = "{source}"', 'source = "none"\nclasses = ["normal", "ill"]\nchannels = 1'
+NO_IMAGES = STUDY.replace(*IMAGES)
+"""The same by a coordinator who has no images at all."""
+OWN_MODELS = STUDY.replace("[training]", "[training]\nunits = 150").replace(
+    "[privacy]", "[privacy]\npersonal_share = 0.3"
+)
+"""The same with a model of each hospital's own."""
+
+
 def write_images(path: Path, count: int, seed: int) -> Path:
     """Grey images of two classes; the ill ones have a bright square."""
     generator = np.random.default_rng(seed)
@@ -142,7 +151,7 @@ def set_up(base: Path, coordinator: Identity, name: str = "north", **changes: ob
     write_site_settings(
         folder, name=name, coordinator=coordinator.public, source="images.npz", epsilon=20.0, delta=1e-3
     )
-    edit(folder / "site.toml", test_fraction=0.0, **changes)
+    edit(folder / "site.toml", **{"test_fraction": 0.0, **changes})
     init_site(folder)
     return folder
 

@@ -22,7 +22,7 @@ from fedveil.deploy.offer import Offer
 from fedveil.deploy.receipts import Receipt
 from fedveil.deploy.spool import Spool
 from fedveil.deploy.studies import Studies
-from fedveil.errors import BudgetExceeded, FederationError, FedveilError, Refused
+from fedveil.errors import FederationError, FedveilError, Refused
 from fedveil.federation import PERSONAL, Declined, Reply, Request, Site, Terms
 from fedveil.federation.messages import Answer, SecureRequest
 from fedveil.federation.wire import Frame, WireError, decode, encode, pack, unpack
@@ -171,7 +171,7 @@ class SiteService:
         """This hospital's own model, charged once; a kill between charge and file costs the model."""
         try:
             kept.keep_own(site.personalise(digest, kept.common().parameters))
-        except BudgetExceeded as error:
+        except FedveilError as error:
             log.warning("study %s: no own model: %s", digest[:12], error)
 
     def finish(self) -> None:
