@@ -14,6 +14,7 @@ import typer
 
 from fedveil.cli.console import console, errors, speak_plainly
 from fedveil.cli.progress import Bars
+from fedveil.cli.tables import accuracy_words
 from fedveil.data import load
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity, fingerprint, private_files
@@ -149,7 +150,9 @@ def site_serve(folder: Folder = Path("site")) -> None:
             log.info("%s listens at %s", config.site.name, config.address().where)
             for study in service.studies.all():
                 service.status(study.digest)
+                service.conclude(study.digest)
             listener.serve()
+            service.finish()
             log.info("stopped")
 
 
@@ -270,8 +273,34 @@ def federation_renew(
         console.print(f"renewed {folder / 'superlink.pem'} for {', '.join(hosts)}", soft_wrap=True)
 
 
+@federation.command("send")
+def federation_send(
+    run_directory: Annotated[Path, typer.Argument(help="A finished run of `fedveil coordinate`.")],
+    folder: Annotated[Path, typer.Option("--federation", help="The coordinator's folder.")] = Path(
+        "coordinator"
+    ),
+) -> None:
+    """Give the hospitals the model of a finished run, if they could not be reached when it ended.
+
+    Example: fedveil federation send runs/pneumonia --federation lungs/coordinator
+    """
+    with speak_plainly():
+        _log_to_stderr()
+        _need_flower()
+        from fedveil.deploy.coordinate import send_again
+        from fedveil.deploy.federation import Federation
+
+        found = send_again(Federation.load(folder), run_directory)
+        for hospital, received in found.items():
+            console.print(f"{hospital} {'keeps the model' if received else 'was not reached, or refuses it'}")
+        if not all(found.values()):
+            raise typer.Exit(1)
+
+
 def coordinate(
-    study: Annotated[Path, typer.Argument(help="The study file; its data source is a test set of your own.")],
+    study: Annotated[
+        Path, typer.Argument(help='The study file; its data source is a test set of your own, or "none".')
+    ],
     folder: Annotated[Path, typer.Option("--federation", help="The coordinator's folder.")] = Path(
         "coordinator"
     ),
@@ -309,10 +338,10 @@ def coordinate(
         if as_json:
             print(json.dumps(result, indent=2))
         else:
-            auroc = result["metrics"]["test"]["auroc"]
-            console.print(
-                f"finished {result['rounds']} rounds, AUROC {auroc:.3f}; see {page}", soft_wrap=True
-            )
+            accuracy = accuracy_words(result["metrics"])
+            console.print(f"finished {result['rounds']} rounds, {accuracy}; see {page}", soft_wrap=True)
+            for note in result["notes"]:
+                errors.print(f"note: {note}", soft_wrap=True)
 
 
 def _say(status: Mapping[str, str]) -> None:

@@ -57,6 +57,7 @@ class PolicyTable(_Table):
     methods: tuple[Literal["gradient", "averaging", "one-shot"], ...] = Field(
         default=("gradient",), strict=False
     )
+    own_models: bool = True
 
 
 class SiteConfig(_Table):

@@ -27,6 +27,7 @@ min_sites = 2                   # fewest hospitals of a round
 #max_honest = 2                 # most hospitals that a study's guarantee may count on; default two thirds
 max_dimension = 5000000         # longest vector that leaves this hospital in a round
 methods = ["gradient"]          # also "averaging", "one-shot"
+own_models = true               # pay for a model of this hospital's own where a study provides for one
 """
 
 NODE = """# The node carries sealed messages between the coordinator and the site service. It reads no images.

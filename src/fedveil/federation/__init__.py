@@ -7,8 +7,9 @@ up what comes back. The same code serves sites in this process and sites across 
 
 from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum
 from fedveil.federation.messages import Answer, Declined, Message, Reply, Request, SecureReply, SecureRequest
+from fedveil.federation.policy import Policy
 from fedveil.federation.secure import Identity
-from fedveil.federation.site import Policy, Site, release_of
+from fedveil.federation.site import Site, release_of
 from fedveil.federation.terms import (
     CALIBRATION,
     EVALUATION,

@@ -131,20 +131,21 @@ def _test_charts(record: RunRecord) -> tuple[Chart, ...]:
 
 def _cards(record: RunRecord) -> tuple[Card, ...]:
     cards = [_guarantee_card(record)]
-    if record.test:
-        test = record.test
+    test = record.test or record.released
+    if test:
+        noisy = "" if record.test else "\nby released histograms"
         cards.append(
             Card(
                 "AUROC",
                 formatting.score(test.auroc),
-                _interval_note(formatting.interval(test.auroc_interval)),
+                _interval_note(formatting.interval(test.auroc_interval)) + noisy,
             )
         )
         cards.append(
             Card(
                 "Balanced accuracy",
                 formatting.percent(test.balanced_accuracy),
-                _interval_note(formatting.interval(test.balanced_accuracy_interval, as_percent=True)),
+                _interval_note(formatting.interval(test.balanced_accuracy_interval, as_percent=True)) + noisy,
             )
         )
     total = record.seconds.get("total", math.nan)

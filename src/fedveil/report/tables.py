@@ -34,6 +34,9 @@ BASELINES = {
 }
 
 
+ACCURACY = ("Model", "AUROC", "Balanced accuracy", "Accuracy", "Brier score")
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A caption, column heads and rows named by their first column; `text` columns are set flush left."""
@@ -82,11 +85,14 @@ def _metric_row(name: str, metrics: Metrics) -> tuple[str, ...]:
 
 def accuracy_table(record: RunRecord) -> Table | None:
     """This study against its baselines and against always saying the most frequent class."""
+    noisy = "This study, on patients that hospitals hold out (noisy)"
+    released = [] if record.released is None else [_metric_row(noisy, record.released)]
     if record.test is None:
-        return None
-    rows = [_metric_row("This study", record.test)]
-    if record.released is not None:
-        rows.append(_metric_row("This study, on patients that hospitals hold out (noisy)", record.released))
+        caption = (
+            f"Accuracy by released histograms; 95{formatting.PERCENT} intervals in brackets, noise included"
+        )
+        return Table(caption, ACCURACY, tuple(released)) if released else None
+    rows = [_metric_row("This study", record.test), *released]
     rows += [
         _metric_row(BASELINES.get(name, name.replace("_", " ")), metrics)
         for name, metrics in record.baselines.items()
@@ -104,7 +110,7 @@ def accuracy_table(record: RunRecord) -> Table | None:
         )
     return Table(
         f"Accuracy on {_test_size(record.test, record)}; 95{formatting.PERCENT} intervals in brackets",
-        ("Model", "AUROC", "Balanced accuracy", "Accuracy", "Brier score"),
+        ACCURACY,
         tuple(rows),
     )
 

@@ -19,6 +19,7 @@ from fedveil.errors import FedveilError, StudyError
 from fedveil.learning import CentredHead, NetworkModel, decide
 from fedveil.learning.features import FeatureExtractor, feature_extractor
 from fedveil.study.files import write_atomic, write_json
+from fedveil.study.settings import Study
 
 __all__ = ["TrainedModel", "predict"]
 
@@ -54,6 +55,35 @@ class TrainedModel:
     frequencies: Vector
     parameters: Vector
 
+    @classmethod
+    def of(
+        cls,
+        study: Study,
+        *,
+        classes: tuple[str, ...],
+        channels: int,
+        parameters: Vector,
+        frequencies: Vector | None = None,
+    ) -> Self:
+        """A study's model for images of these channels, and classes of these frequencies: equal ones if None."""
+        return cls(
+            features=study.model.features,
+            whitened=study.model.whitened,
+            network=study.model.network,
+            trained_blocks=study.model.trained_blocks,
+            image_size=study.data.image_size,
+            channels=channels,
+            classes=classes,
+            frequencies=np.full(len(classes), 1 / len(classes)) if frequencies is None else frequencies,
+            parameters=parameters,
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether there are as many parameters and frequencies as the model takes."""
+        shapes = self.parameters.shape, self.frequencies.shape
+        return shapes == ((self.model.parameters,), (len(self.classes),))
+
     def save(self, folder: Path) -> None:
         """Write both files, each whole or not at all."""
         arrays = {"parameters": self.parameters, "frequencies": self.frequencies}
@@ -83,8 +113,7 @@ class TrainedModel:
         try:
             fields: dict[str, Any] = described | arrays | {"classes": tuple(described["classes"])}
             model = cls(**fields)
-            fits = model.parameters.shape == (model.model.parameters,)
-            fits = fits and model.frequencies.shape == (len(model.classes),)
+            fits = model.fits
             same = key == model._key
         except (KeyError, TypeError, AttributeError, FedveilError) as error:
             raise _damaged(folder, str(error)) from None

@@ -25,6 +25,9 @@ __all__ = [
     "toml_value",
 ]
 
+NOTHING = "none"
+"""The data source of a coordinator who has no images, not even for testing."""
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -62,7 +65,13 @@ class DataSettings(_Table):
 
     source: str = Field(
         default="phantom",
-        description='"phantom", "medmnist:NAME", a manifest .csv, a folder, or an .npz file',
+        description='"phantom", "medmnist:NAME", a manifest .csv, a folder, an .npz file, or for a coordinator "none"',
+    )
+    classes: tuple[str, ...] = Field(
+        default=(), strict=False, description='names of the classes in order, where the source is "none"'
+    )
+    channels: Literal[1, 3] | None = Field(
+        default=None, description='1 for grey images, 3 for colour, where the source is "none"'
     )
     image_size: int = Field(default=64, ge=8, le=1024, description="pixels along each side after resizing")
     positive: tuple[str, ...] = Field(
@@ -75,6 +84,27 @@ class DataSettings(_Table):
         default=False, description="accept a patient in two sites, or in training and test"
     )
     sites: SiteSettings = SiteSettings()
+
+    @model_validator(mode="after")
+    def _tells_the_task(self) -> Self:
+        """Classes and channels come from images, or from the file where there are none."""
+        if self.source != NOTHING:
+            if self.classes or self.channels is not None:
+                raise ValueError(
+                    f'classes and channels are for the source "{NOTHING}": other sources have them'
+                )
+            return self
+        if self.channels is None:
+            raise ValueError(f'the source "{NOTHING}" needs channels: 1 for grey images, 3 for colour')
+        if not all(self.classes) or not 2 <= len(set(self.classes)) == len(self.classes):
+            raise ValueError(
+                f'the source "{NOTHING}" needs classes: two different names or more, as hospitals use'
+            )
+        if self.positive and len(self.classes) != 2:
+            raise ValueError(
+                "with positive there are two classes: name the rest first, then the positive one"
+            )
+        return self
 
 
 class ModelSettings(_Table):
@@ -185,7 +215,7 @@ class PrivacySettings(_Table):
         default=0.0,
         ge=0,
         lt=1,
-        description="part of the budget for a model of each simulated hospital's own, trained on from the common one",
+        description="part of the budget for a model of each hospital's own, trained on from the common one",
     )
     progress_share: float = Field(
         default=0.0,

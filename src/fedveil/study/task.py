@@ -80,18 +80,12 @@ class Task(ABC):
 
     def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
         """What `predict` needs."""
-        classes = self.dataset.classes
-        equal = np.full(len(classes), 1 / len(classes))
-        return TrainedModel(
-            features=self.study.model.features,
-            whitened=self.study.model.whitened,
-            network=self.study.model.network,
-            trained_blocks=self.study.model.trained_blocks,
-            image_size=self.study.data.image_size,
+        return TrainedModel.of(
+            self.study,
+            classes=self.dataset.classes,
             channels=self.dataset.images.channels,
-            classes=classes,
-            frequencies=equal if statistics is None else statistics.priors,
             parameters=parameters,
+            frequencies=None if statistics is None else statistics.priors,
         )
 
 

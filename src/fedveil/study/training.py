@@ -184,7 +184,7 @@ class _Loop:
         training = {one.name for one in self.terms.phases} | {PROGRESS}
         for one in self.terms.releases:
             open_yet = one.name not in training and one.name not in self.checkpoint.arrays
-            steps = max(asked.get(one.name, 0), int(open_yet))
+            steps = max(asked.get(one.name, 0), one.mechanism.steps if open_yet else 0)
             mechanisms += [one.mechanism.with_steps(steps)] if steps else []
         target = self.terms.target
         return epsilon(mechanisms, target.delta, adaptive=True) <= target.epsilon

@@ -44,7 +44,9 @@ def test_synthetic_images_come_out_without_a_mean_and_less_stretched():
     plain, extractor = feature_extractor("pixels", 16, 1), feature_extractor("pixels", 16, 1, whitened=True)
     features = extractor(public)
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-4)
-    spectra = [np.linalg.eigvalsh(np.cov(one.T)) for one in (unit_blocks(plain(public), plain.blocks), features)]
+    spectra = [
+        np.linalg.eigvalsh(np.cov(one.T)) for one in (unit_blocks(plain(public), plain.blocks), features)
+    ]
     stretched = [spectrum.max() / spectrum.mean() for spectrum in spectra]
     assert stretched[1] < stretched[0] / 5
 

@@ -1,4 +1,4 @@
-"""Features centred and whitened by synthetic images: public numbers in place of what would have to be learned privately.
+"""Features centred and whitened by synthetic images: public numbers for what would have to be learned privately.
 
 Frozen features of any medical images share a large mean and a few directions in which they vary most, such as
 exposure; both swamp what tells classes apart. To learn them from patients costs budget. The built-in phantom shows
