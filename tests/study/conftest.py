@@ -15,14 +15,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FEDVEIL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def write_images(path: Path, patients: int = 150, seed: int = 3) -> Path:
+def write_images(path: Path, patients: int = 150, seed: int = 3, contrast: int = 60) -> Path:
     """Blobs on a noisy ground, left for class 0 and right for class 1, two images a patient."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 2, patients).repeat(2)
     images = generator.normal(90, 12, (2 * patients, 16, 16))
     columns = np.where(labels == 0, 3, 9)
     for image, column in zip(images, columns, strict=True):
-        image[4:11, column : column + 4] += 60
+        image[4:11, column : column + 4] += contrast
     np.savez(
         path,
         images=np.clip(images, 0, 255).astype(np.uint8),

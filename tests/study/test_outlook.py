@@ -12,9 +12,21 @@ def test_a_plan_foretells_accuracy_from_patients_and_noise(study):
     ratio = patients * mu * (1 - privacy.statistics_share - privacy.calibration_share) ** 0.5
     assert plan.outlook.ratio == pytest.approx(ratio, rel=5e-3)
     assert plan.outlook.auroc == {
-        name: pytest.approx(task.auroc(patients, plan.outlook.ratio)) for name, task in references().items()
+        name: pytest.approx(by["gradient"].auroc(patients, plan.outlook.ratio))
+        for name, by in references().items()
     }
     assert plan.to_dict()["outlook"]["signal_to_noise"] == plan.outlook.ratio
+
+
+def test_one_round_is_foretold_by_a_law_of_its_own(study):
+    """It gets all of the budget, so its ratio is larger at the same epsilon."""
+    rounds, once = (
+        make_plan(study(privacy={"epsilon": 20.0}, training={"method": method})).outlook
+        for method in ("gradient", "one-shot")
+    )
+    assert once.ratio == pytest.approx(rounds.ratio / 0.8**0.5, rel=5e-3)
+    assert {law.method for law in once.laws} == {"one-shot"}
+    assert set(once.auroc) == set(rounds.auroc)
 
 
 def test_a_plan_warns_where_noise_drowns_the_classes(study):
@@ -28,6 +40,7 @@ def test_a_plan_warns_where_noise_drowns_the_classes(study):
     [
         {"privacy": {"trust": "none"}},
         {"privacy": {"unit": "site"}},
+        {"training": {"method": "averaging", "units": 112}},
         {"model": {"network": "cnn", "features": "none"}, "training": {"rounds": 2}},
     ],
 )

@@ -286,8 +286,13 @@ def test_advice_is_the_cheapest_change_that_helps():
     assert found.advice is not None
     assert "secure aggregation" in found.advice.what
     assert found.advice.gain > 0.01
-    full = recommend(Wishes(cohorts=(100_000,) * 5, epsilon=8.0), LAWS)
+    full = recommend(Wishes(cohorts=(19_000,) * 5, epsilon=8.0), LAWS)
     assert full.advice is None
+
+
+def test_a_delta_that_would_let_a_patient_be_published_is_refused():
+    with pytest.raises(InvalidValue, match="delta is 1e-05"):
+        recommend(Wishes(cohorts=(60_000, 60_000)), LAWS)
 
 
 def test_the_arithmetic_is_shown():

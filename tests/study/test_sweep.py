@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
+from tests.study.conftest import write_images
 
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.study import NO_PRIVACY, Grid, Measurement, Setting, read_measurements, run, sweep
@@ -95,14 +96,23 @@ def test_a_sweep_measures_every_setting(study, tmp_path):
     assert [float(row["auroc"]) for row in rows] == [one.auroc for one in results]
 
 
-def test_without_noise_a_setting_equals_the_run_of_its_study(study, tmp_path):
-    """The sweep trains what `fedveil run` trains: without noise, to the last digit."""
-    base = study(privacy={"trust": "none"})
-    measured = sweep(tmp_path / "sweep", base, grid(epsilon=(NO_PRIVACY,), sites=(5,)), workers=1)[0]
-    setting = measured.setting.study(base)
-    result = run(RunDirectory.create(tmp_path / "run", setting))
-    assert measured.auroc == result["metrics"]["test"]["auroc"]
-    assert measured.balanced_accuracy == result["metrics"]["test"]["balanced_accuracy"]
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("own", ["gradient", "one-shot"])
+def test_without_noise_a_setting_equals_the_run_of_its_study(study, tmp_path, own, workers):
+    """The sweep trains what `fedveil run` trains: without noise, to the last digit, whatever the study's own method."""
+    hard = {"source": str(write_images(tmp_path / "hard.npz", contrast=4))}
+    base = study(privacy={"trust": "none"}, training={"method": own}, data=hard)
+    lists = {"epsilon": (NO_PRIVACY,), "sites": (5,), "method": ("gradient", "one-shot")}
+    results = sweep(tmp_path / "sweep", base, grid(**lists), workers=workers)
+    for measured in results:
+        method = measured.setting.method
+        setting = study(
+            privacy={"trust": "none"}, training={"method": method}, data=hard | {"sites": {"scheme": "iid"}}
+        )
+        result = run(RunDirectory.create(tmp_path / method, setting))
+        assert measured.auroc == result["metrics"]["test"]["auroc"]
+        assert measured.balanced_accuracy == result["metrics"]["test"]["balanced_accuracy"]
+    assert results[0].auroc != results[1].auroc
 
 
 def test_the_ratio_is_units_times_mu_over_the_factor_of_trust(study, tmp_path):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from scipy.optimize import brentq
 
 from fedveil.errors import InvalidValue
-from fedveil.privacy import Mechanism
+from fedveil.privacy import Mechanism, check_delta
 from fedveil.study.grid import Method
 from fedveil.study.reference import Reference
 from fedveil.study.settings import toml_value
@@ -135,9 +135,12 @@ def recommend(wishes: Wishes, laws: Laws) -> Recommendation:
         laws: how accuracy depends on noise, for each method that is known.
 
     Raises:
-        InvalidValue: no accepted method is known.
+        InvalidValue: no accepted method is known, or delta is larger than one over the number of units.
     """
     wishes = _with_known(wishes, laws)
+    for unit in wishes.units:
+        if unit != "site":
+            check_delta(wishes.study.privacy.delta, math.ceil(wishes.count(unit)))
     candidates = tuple(_candidate(wishes, laws[way.method], way) for way in wishes.ways())
     chosen = _choose(wishes, candidates)
     law = laws[chosen.way.method]

@@ -105,11 +105,14 @@ def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = No
     """
     mixed = sorted(settings, key=lambda s: hashlib.sha256(repr(s).encode()).digest())
     count = min(workers or _cores(), len(mixed))
+    tasks = _Tasks(task)
+    for setting in mixed:
+        tasks.at(setting)  # whatever features a method needs are in the cache before workers look for them
     with tempfile.TemporaryDirectory(prefix="fedveil-sweep-", dir=_memory()) as folder:
         scratch = Path(folder)
         if count <= 1:
             for setting in mixed:
-                yield _measure(task, setting, scratch)
+                yield _measure(tasks.at(setting), setting, scratch)
             return
         with _one_thread_each():
             pool = ProcessPoolExecutor(
@@ -220,12 +223,25 @@ def _cut(path: Path) -> list[Measurement]:
     return found
 
 
+class _Tasks:
+    """A study's task by each method that is swept: methods differ in the head and in the views that they need."""
+
+    def __init__(self, task: Task) -> None:
+        self._study = task.study
+        self._by = {task.study.training.method: task}
+
+    def at(self, setting: Setting) -> Task:
+        """The task of the study at this setting."""
+        study, method = setting.study(self._study), setting.method
+        if method not in self._by:
+            self._by[method] = make_task(study, self._by[self._study.training.method].dataset, Silent())
+        return replace(self._by[method], study=study)
+
+
 def _measure(task: Task, setting: Setting, scratch: Path) -> Measurement:
     """One training run at one setting, with ledgers in ``scratch``."""
-    started = time.process_time()
-    study = setting.study(task.study)
+    started, study = time.process_time(), task.study
     sites = _deal(task.dataset, study, setting)
-    task = replace(task, study=study)
     data = Prepared(study=study, dataset=task.dataset, sites=sites, simulated=True)
     with (
         tempfile.TemporaryDirectory(dir=scratch) as folder,
@@ -281,14 +297,14 @@ def _note(measurement: Measurement) -> str:
 
 
 _worker: dict[str, Any] = {}
-"""In a worker process: its task and its scratch folder."""
+"""In a worker process: its tasks and its scratch folder."""
 
 
 def _begin(study: str, scratch: Path) -> None:
     """Make a worker ready, and make it end with the process that began it, whatever ends that."""
     threading.Thread(target=_end_with_parent, args=(scratch,), daemon=True).start()
     resolved = Study.parse(study)
-    _worker["task"] = make_task(resolved, prepare(resolved).dataset, Silent())
+    _worker["tasks"] = _Tasks(make_task(resolved, prepare(resolved).dataset, Silent()))
     _worker["scratch"] = scratch
 
 
@@ -306,7 +322,7 @@ def _end_with_parent(scratch: Path) -> None:
 
 
 def _work(setting: Setting) -> Measurement:
-    return _measure(_worker["task"], setting, _worker["scratch"])
+    return _measure(_worker["tasks"].at(setting), setting, _worker["scratch"])
 
 
 @contextmanager
