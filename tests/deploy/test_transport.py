@@ -215,9 +215,9 @@ def test_a_finished_model_reaches_those_who_confirm_it(make):
     town = make.build(**answers, west=answering("west", "kept", nonce="old"))
     assert town.transport.deliver(SITES, "ab" * 32, arrays) == ("south", "west")
     assert set(map(str, seen)) == {str(("model", "ab" * 32, [0.0, 1.0, 2.0]))}
-    assert make.build(
-        north=False, south=answering("south", "kept"), west=lambda _: None
-    ).transport.deliver(SITES, "ab" * 32, arrays) == ("north", "west")
+    assert make.build(north=False, south=answering("south", "kept"), west=lambda _: None).transport.deliver(
+        SITES, "ab" * 32, arrays
+    ) == ("north", "west")
 
 
 def test_receipts_survive_a_restart_and_a_torn_line(tmp_path):
