@@ -124,7 +124,7 @@ class Town:
         command += ["--federation", str(self.coordinator)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return done.stdout + done.stderr
 
     def approve(self, run: str, *, by_command: bool = False) -> None:
         """Wait for the offer and approve it everywhere; with the real command, or with what that command calls."""

@@ -20,6 +20,7 @@ from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity, fingerprint, private_files
 from fedveil.deploy.kits import init_site, make_kits, renew, write_site_settings
 from fedveil.deploy.listening import Listener
+from fedveil.deploy.models import Models
 from fedveil.deploy.peers import Peers
 from fedveil.deploy.review import Review, review
 from fedveil.deploy.service import message_limit, open_service
@@ -119,9 +120,7 @@ def site_check(folder: Folder = Path("site")) -> None:
         console.print(
             f"budget       {budget}; epsilon {spent:.4g} spent, {max(0, budget.epsilon - spent):.4g} left"
         )
-        console.print(
-            f"policy       trust {', '.join(config.policy.trust)}; {config.policy.min_sites} sites or more"
-        )
+        console.print(f"policy       {config.policy}", soft_wrap=True)
         if budget.unit == "patient" and budget.delta * patients >= 1:
             raise InvalidValue(
                 f"delta is {budget.delta:g} with {patients:,} patients",
@@ -177,6 +176,7 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
     """
     with speak_plainly():
         config = SiteConfig.load(folder)
+        models = Models(folder / "models")
         reviews = [review(config, listed) for listed in Studies(folder / "studies").all()]
         if as_json:
             print(json.dumps([one.to_dict() for one in reviews], indent=2))
@@ -185,7 +185,11 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
             console.print("no study was offered yet")
         for one in reviews:
             _show(one)
-            console.print(f"approved   {one.listed.approved or 'no'}\n")
+            console.print(f"approved   {one.listed.approved or 'no'}")
+            kept = models.of(one.listed.digest)
+            if kept.exists():
+                console.print(f"model      {kept.folder}", soft_wrap=True)
+            console.print()
 
 
 @site.command("approve")
