@@ -235,6 +235,16 @@ def test_a_damaged_model_is_named(tmp_path):
     refused(fedveil("predict", "out", "new"), "the model in out is damaged")
 
 
+def test_a_model_of_other_features_is_not_used(tmp_path):
+    """What another version makes of an image is another feature, even if there are as many of them."""
+    fedveil("run", "--out", "out")
+    described = tmp_path / "out" / "model.json"
+    described.write_text(described.read_text().replace("whitened-1 ", "whitened-0 "))
+    (tmp_path / "new").mkdir()
+    Image.new("L", (16, 16)).save(tmp_path / "new" / "a.png")
+    refused(fedveil("predict", "out", "new"), "which are others")
+
+
 def test_data_check_lists_problems_and_fails(tmp_path):
     Image.new("L", (16, 16)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")

@@ -33,7 +33,7 @@ def test_the_public_names():
 
 
 def test_which_sources_are_paths():
-    assert [fedveil.data.is_path(source) for source in ("phantom", "phantom:5", "medmnist:pathmnist")] == [
-        False
-    ] * 3
+    assert [
+        fedveil.data.is_path(source) for source in ("phantom", "phantom:5", "medmnist:pathmnist", "none")
+    ] == [False] * 4
     assert [fedveil.data.is_path(source) for source in ("set.csv", "folder/", "phantom.npz")] == [True] * 3

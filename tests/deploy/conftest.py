@@ -39,6 +39,7 @@ def make_hospital(tmp_path: Path) -> Iterator[MakeHospital]:
 
     yield make
     for hospital in made:
+        hospital.service.finish()
         hospital.service.ledger.close()
 
 

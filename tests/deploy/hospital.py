@@ -9,7 +9,6 @@ import numpy as np
 from fedveil import __version__
 from fedveil.data import load
 from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
 from fedveil.deploy.kits import init_site, write_site_settings
 from fedveil.deploy.offer import Offer
@@ -38,6 +37,15 @@ trust = "{trust}"
 [federation]
 min_sites = {min_sites}
 """
+
+
+IMAGES = 'source = "{source}"', 'source = "none"\nclasses = ["normal", "ill"]\nchannels = 1'
+NO_IMAGES = STUDY.replace(*IMAGES)
+"""The same by a coordinator who has no images at all."""
+OWN_MODELS = STUDY.replace("[training]", "[training]\nunits = 150").replace(
+    "[privacy]", "[privacy]\npersonal_share = 0.3"
+)
+"""The same with a model of each hospital's own."""
 
 
 def write_images(path: Path, count: int, seed: int) -> Path:
@@ -124,6 +132,7 @@ class Hospital:
 
     def restart(self) -> None:
         """A new service on the same folder, as after a kill."""
+        self.service.finish()
         self.service.ledger.close()
         self.service = start_service(self.folder)
 
@@ -131,7 +140,7 @@ class Hospital:
 def start_service(folder: Path) -> SiteService:
     config = SiteConfig.load(folder)
     identity = Identity.load(folder / "identity.key")
-    return SiteService(config, identity, Ledger(folder / "ledger.jsonl"), Cohorts(config, identity).open)
+    return SiteService(config, identity, Ledger(folder / "ledger.jsonl"))
 
 
 def set_up(base: Path, coordinator: Identity, name: str = "north", **changes: object) -> Path:
@@ -142,7 +151,7 @@ def set_up(base: Path, coordinator: Identity, name: str = "north", **changes: ob
     write_site_settings(
         folder, name=name, coordinator=coordinator.public, source="images.npz", epsilon=20.0, delta=1e-3
     )
-    edit(folder / "site.toml", test_fraction=0.0, **changes)
+    edit(folder / "site.toml", **{"test_fraction": 0.0, **changes})
     init_site(folder)
     return folder
 

@@ -1,5 +1,6 @@
 """Three hospitals over Flower as real processes, TLS and node authentication on: training, kills, strangers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,13 +13,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tests.deploy.cohorts import LUNGS, deal_lungs, join
-from tests.deploy.hospital import SITES, edit
+from tests.deploy.hospital import IMAGES, NO_IMAGES, OWN_MODELS, SITES, edit
 from tests.deploy.town import Town, wait_until
 
 from fedveil.deploy.certificates import Authority, node_keys
+from fedveil.deploy.federation import Federation
+from fedveil.deploy.flower.link import Link
 from fedveil.deploy.receipts import Receipts
 from fedveil.privacy import Head, verify_ledger
-from fedveil.study import RunDirectory, Study, run
+from fedveil.study import RunDirectory, Study, TrainedModel, run
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 
@@ -91,6 +94,36 @@ def same_model(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(tensor, second[name])
 
 
+def test_hospitals_judge_the_model_at_home_and_make_their_own(town):
+    """Nothing judges at the coordinator; at home the own model is charged once, within what the result states."""
+    edit(town.site("north") / "site.toml", test_fraction=0.3)
+    town.kill("north.service")
+    town.serve("north")
+    template = OWN_MODELS.replace(*IMAGES)
+    town.coordinate("own", rounds=2, template=template)
+    town.approve("own")
+    result = town.finish("own")
+    assert result["metrics"] == {}
+    assert any("Nothing was judged" in note for note in result["notes"])
+    assert "Accuracy is unknown" in (town.folder / "own" / "report.html").read_text()
+    for name in SITES:
+        wait_until(lambda name=name: town.models(name, "own"), f"{name} to judge the model")
+        (kept,) = town.models(name, "own")
+        same_model(town.folder / "own", kept)
+        found = json.loads((kept / "evaluation.json").read_text())
+        assert (found["common"] is None) is (name != "north")
+        own = TrainedModel.load(kept / "personal")
+        assert not np.array_equal(own.parameters, TrainedModel.load(kept).parameters)
+        assert town.charges(name, "own").count(("personal", 1)) == 1
+        ledger = town.ledger(name)
+        (title,) = {charge.study for charge in ledger.charges if charge.study.startswith("own ")}
+        assert ledger.spent(title, delta=1e-3) == pytest.approx(result["guarantee"]["epsilon"])
+    assert result["guarantee"]["epsilon"] <= 2.0 + 1e-9
+    edit(town.site("north") / "site.toml", test_fraction=0.0)
+    town.kill("north.service")
+    town.serve("north")
+
+
 def test_the_wire_changes_nothing(town):
     """Without noise a federation releases the very model of the same study in one process."""
     town.coordinate("plain", trust="none")
@@ -160,10 +193,12 @@ def check_charges(town: Town, run: str, result: dict[str, object], rounds: int) 
         assert sum(charged.values()) - len(charged) <= 6, "each kill may have one round charged twice"
 
 
-def test_secure_aggregation_goes_on_without_a_hospital_that_can_be_spared(town):
+def test_without_a_hospital_that_can_be_spared_and_without_images_of_the_coordinators(town):
+    """The rounds go on; hospitals' own results, with noise, are all that judges; the model is sent again later."""
     town.enrol((*SITES, "east"))
     town.open(["east"])
-    town.coordinate("four", rounds=4, trust="secure-aggregation", min_sites=3)
+    template = NO_IMAGES.replace("[privacy]", "[privacy]\nevaluation_share = 0.2")
+    town.coordinate("four", rounds=4, trust="secure-aggregation", min_sites=3, template=template)
     town.approve("four")
     town.in_round("four", 1, "east")
     town.kill("east.service")
@@ -175,6 +210,22 @@ def test_secure_aggregation_goes_on_without_a_hospital_that_can_be_spared(town):
     assert log[-1]["sites"] == list(SITES)
     assert result["guarantee"]["epsilon"] <= 2.0 + 1e-9
     assert ("training", 1) in town.charges("east", "four")
+    assert set(result["metrics"]) == {"released"}
+    assert all(entry["test"] is None for entry in log)
+    assert not (town.folder / "four" / "predictions.csv").exists()
+    assert "released histograms" in (town.folder / "four" / "report.html").read_text()
+    assert any("east did not receive the finished model" in note for note in result["notes"])
+    town.open(["east"])
+    edit(town.coordinator / "federation.toml", wait_for_absent=60)
+    federation = Federation.load(town.coordinator)
+    with Link(federation.link, federation.nodes()):  # a SuperLink that runs already is joined
+        said = town.send("four")
+    assert "joining the SuperLink" in said
+    assert said.count("keeps the model") == 4
+    edit(town.coordinator / "federation.toml", wait_for_absent=4)
+    for name in (*SITES, "east"):
+        (kept,) = town.models(name, "four")
+        same_model(town.folder / "four", kept)
 
 
 AS_ANOTHER_USER = """
@@ -202,14 +253,15 @@ def opened_by_another_user(paths: Iterable[Path]) -> set[Path]:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can try as another user")
 def test_a_second_user_of_the_machine_gets_nothing(town):
-    """Neither images, ledger, keys, answers and features on disk, nor the running service."""
+    """Neither images, ledger, keys, answers, models and features on disk, nor the running service."""
     town.coordinate("before", rounds=1)
     town.approve("before")
     town.finish("before")
     site, node = town.site("north"), town.kits / "north" / "node"
+    wait_until(lambda: list(site.glob("models/*/evaluation.json")), "a finished model to be judged")
     (site / "images.npz").write_bytes((town.cohorts / "north.npz").read_bytes())
     inside = {path.name for path in site.iterdir()}
-    assert {"site.sock", "ledger.jsonl", "identity.key", "spool", "studies", "images.npz"} <= inside
+    assert {"site.sock", "ledger.jsonl", "identity.key", "spool", "studies", "models", "images.npz"} <= inside
     found = [*site.rglob("*"), *node.rglob("*"), *town.coordinator.rglob("*.key"), site, node]
     assert opened_by_another_user(found) == set()
     features = [path for path in (town.folder / "cache").rglob("*") if path.is_file()]

@@ -1,38 +1,26 @@
-"""What a coordinator cannot offer to hospitals."""
+"""What a coordinator offers: the same terms whether it has test images or none."""
 
-import numpy as np
-import pytest
+from tests.deploy.hospital import IMAGES, OWN_MODELS, SITES, STUDY, study_text, write_images
 
-from fedveil.data import ArrayImages, Dataset
+from fedveil.deploy.coordinate import load_test_set
 from fedveil.deploy.offer import Offer
-from fedveil.errors import Refused
+from fedveil.federation import PERSONAL
 from fedveil.study import Study
 
 
-def test_hospitals_are_not_charged_for_own_models_that_nobody_makes():
-    nobody = np.empty(0, dtype=np.int64)
-    dataset = Dataset(
-        name="empty",
-        images=ArrayImages(np.empty((0, 64, 64, 1), dtype=np.float32), 64),
-        labels=nobody,
-        patients=nobody,
-        patient_names=(),
-        image_names=(),
-        classes=("left", "right"),
-        sites=None,
-        site_names=(),
-        split=np.empty(0, dtype=np.int8),
-        synthetic=False,
-        patients_known=True,
-        description="",
-    )
-    for share, refused in ((0.0, False), (0.3, True)):
-        study = Study().with_changes(
-            {"training": {"units": 300}, "privacy": {"trust": "site", "personal_share": share}}
-        )
-        offer = Offer.make(study, ("north", "south"), dataset)
-        if refused:
-            with pytest.raises(Refused, match="personal_share"):
-                offer.terms()
-        else:
-            assert offer.terms().sites == ("north", "south")
+def offer(text: str) -> Offer:
+    study = Study.parse(text)
+    return Offer.make(study, SITES, load_test_set(study))
+
+
+def test_hospitals_cannot_tell_whether_the_coordinator_has_images(tmp_path):
+    source = str(write_images(tmp_path / "test.npz", 40, seed=9))
+    sighted, blind = offer(study_text(source=source)), offer(study_text(template=STUDY.replace(*IMAGES)))
+    assert sighted == blind
+    assert sighted.terms().digest == blind.terms().digest
+    assert Offer.from_dict(blind.to_dict()).terms().digest == blind.terms().digest
+
+
+def test_own_models_are_part_of_what_is_offered():
+    terms = offer(study_text(template=OWN_MODELS.replace(*IMAGES))).terms()
+    assert terms.release(PERSONAL).mechanism.steps > 1

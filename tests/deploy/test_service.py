@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedveil import __version__
 from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity
+from fedveil.errors import Refused
 from fedveil.federation import Declined, Reply
 from fedveil.federation.wire import Frame, encode, pack
 
@@ -152,6 +153,34 @@ def test_policy_holds_even_for_an_approved_study(make_hospital, settings, study)
     hospital = make_hospital(settings=settings, **study)
     assert isinstance(hospital.round(), Declined)
     assert not hospital.ledger.charges
+
+
+def test_policy_says_how_many_hospitals_a_guarantee_may_count_on(make_hospital):
+    hospital = make_hospital(settings={"max_honest": 1}, trust="secure-aggregation", min_sites=3)
+    with pytest.raises(Refused, match="counts on 2 honest hospitals among 3"):
+        hospital.service.config.check(hospital.terms)
+    assert isinstance(hospital.round(), Declined)
+
+
+def test_two_studies_at_once_share_one_ledger(make_hospital):
+    """Rounds of both are answered in any order; what is spent on one is missing to the other."""
+    hospital = make_hospital(rounds=2, epsilon=12.0)
+    changed = hospital.offer.study.with_changes({"study": {"name": "other"}})
+    other = replace(hospital.offer, study=changed)
+    hospital.ask(encode(Frame("offer", {**other.to_dict(), "nonce": "n"})))
+    digest = other.terms().digest
+    hospital.service.studies.approve(digest)
+    answers = [
+        hospital.round(1, 1),
+        hospital.round(1, 1, study=digest),
+        hospital.round(2, 2),
+        hospital.round(2, 2, study=digest),
+    ]
+    assert [type(answer) for answer in answers[:2]] == [Reply, Reply]
+    assert {charge.study.split()[0] for charge in hospital.ledger.charges} == {"toy", "other"}
+    more = [hospital.round(1 + attempt % 2, attempt, study=digest) for attempt in range(3, 9)]
+    assert more[-1].code == "over-budget"
+    assert hospital.ledger.spent() <= 20.0
 
 
 def test_site_refuses_over_budget_request(make_hospital):

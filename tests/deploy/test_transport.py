@@ -10,11 +10,11 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.deploy.flower.records import bytes_of, content_of
 from fedveil.deploy.flower.transport import FlowerTransport, Patience
-from fedveil.deploy.identity import FROM_SITE, Identity, unseal
+from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
 from fedveil.deploy.receipts import Receipt, Receipts
 from fedveil.errors import FederationError
 from fedveil.federation import Declined, Reply, Request
-from fedveil.federation.wire import Frame, encode, pack, unpack
+from fedveil.federation.wire import Frame, decode, encode, pack, unpack
 
 SITES = ("north", "south", "west")
 REQUEST = Request(
@@ -193,6 +193,31 @@ def test_a_ledger_that_goes_back_is_caught(make, caplog):
     assert isinstance(answers["west"], Declined)
     assert isinstance(answers["north"], Reply)
     assert "a ledger only grows" in caplog.text
+
+
+def test_a_finished_model_reaches_those_who_confirm_it(make):
+    """Old confirmations, other words and silence do not count; the others are not disturbed."""
+    arrays = {"parameters": np.arange(3.0), "frequencies": np.array([0.5, 0.5])}
+    seen = []
+
+    def answering(site: str, kind: str, nonce: str | None = None) -> Callable[[bytes], bytes]:
+        def answer(sealed: bytes) -> bytes:
+            frame = decode(
+                unseal(sealed, signer=make.identities["coordinator"].public, purpose=FROM_COORDINATOR)[0]
+            )
+            seen.append((frame.kind, frame.head["study"], frame.arrays["parameters"].tolist()))
+            head = {"site": site, "nonce": nonce or frame.head["nonce"]}
+            return make.identities[site].seal(encode(Frame(kind, head)), FROM_SITE)
+
+        return answer
+
+    answers = {"north": answering("north", "kept"), "south": answering("south", "refused")}
+    town = make.build(**answers, west=answering("west", "kept", nonce="old"))
+    assert town.transport.deliver(SITES, "ab" * 32, arrays) == ("south", "west")
+    assert set(map(str, seen)) == {str(("model", "ab" * 32, [0.0, 1.0, 2.0]))}
+    assert make.build(north=False, south=answering("south", "kept"), west=lambda _: None).transport.deliver(
+        SITES, "ab" * 32, arrays
+    ) == ("north", "west")
 
 
 def test_receipts_survive_a_restart_and_a_torn_line(tmp_path):

@@ -19,7 +19,9 @@ from fedveil.privacy import LedgerState, verify_ledger
 
 DEADLINE = 150.0
 _CLI = "from fedveil.cli import deploy; import typer; app = typer.Typer(); app.add_typer(deploy.site, name='site'); "
-_CLI += "app.command('coordinate')(deploy.coordinate); app()"
+_CLI += (
+    "app.add_typer(deploy.federation, name='federation'); app.command('coordinate')(deploy.coordinate); app()"
+)
 
 
 def wait_until(happened: Callable[[], object], what: str) -> None:
@@ -116,6 +118,14 @@ class Town:
         command += ["--out", str(self.folder / run), "--json", *(["--resume"] if resume else [])]
         return self.start("coordinator", command)
 
+    def send(self, run: str) -> str:
+        """Send a finished run's model again; return what the command says."""
+        command = [sys.executable, "-c", _CLI, "federation", "send", str(self.folder / run)]
+        command += ["--federation", str(self.coordinator)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
     def approve(self, run: str, *, by_command: bool = False) -> None:
         """Wait for the offer and approve it everywhere; with the real command, or with what that command calls."""
         for name in self.enrolled:
@@ -184,6 +194,11 @@ class Town:
         """What a hospital was charged for a run: label without attempt, and round."""
         found = [charge for charge in self.ledger(name).charges if charge.study.startswith(f"{run} ")]
         return [(charge.label.split(" ")[0], charge.round) for charge in found]
+
+    def models(self, name: str, run: str) -> list[Path]:
+        """The folder of a study's finished model at a hospital, once all that follows is done."""
+        done = [path.parent for path in self.site(name).glob("models/*/evaluation.json")]
+        return [path for path in done if f'name = "{run}"' in (path / "study.toml").read_text()]
 
     def kill(self, key: str) -> None:
         """kill -9."""

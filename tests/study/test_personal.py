@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedveil.errors import StudyError
+from fedveil.federation import InProcess
 from fedveil.privacy import epsilon, verify_ledger
 from fedveil.report import load
 from fedveil.study import RunDirectory, Study, TrainedModel, run
@@ -89,6 +90,28 @@ def test_an_own_model_is_made_once_also_by_a_run_that_is_resumed(personal, tmp_p
     assert len(charges(tmp_path / "out")) == charged
     assert result["sites"][1]["personal"] is not None
     assert result["sites"][2]["personal"] is None
+    assert result["guarantee"]["epsilon"] <= 20
+
+
+def test_rounds_that_were_repeated_leave_an_own_model_its_price(personal, tmp_path, monkeypatch):
+    """Interrupted rounds are paid for by rounds of training, not by what own models were to cost."""
+    settings = personal(privacy={"trust": "site"})
+    plain, calls = InProcess.exchange, []
+
+    def interrupted(self, requests):
+        calls.append(plain(self, requests))
+        if len(calls) in (3, 5):
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(InProcess, "exchange", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(RunDirectory.create(tmp_path / "out", settings))
+    with pytest.raises(KeyboardInterrupt):
+        run(RunDirectory.reopen(tmp_path / "out", settings))
+    result = run(RunDirectory.reopen(tmp_path / "out", settings))
+    assert result["rounds"] < settings.training.rounds
+    assert all(site["personal"] is not None for site in result["sites"])
     assert result["guarantee"]["epsilon"] <= 20
 
 

@@ -47,6 +47,15 @@ def test_the_template_is_a_valid_study_that_names_every_key():
         ("[training]\nrounds = 2.5", ["training.rounds is 2.5", "integer"]),
         ("[study]\nseed = -1", ["study.seed is -1"]),
         ("[study", ["TOML"]),
+        ('[data]\nsource = "none"\nclasses = ["a", "b"]', ["needs channels", "1 for grey"]),
+        ('[data]\nsource = "none"\nchannels = 1', ["needs classes", "two different names"]),
+        ('[data]\nsource = "none"\nchannels = 1\nclasses = ["a", "a"]', ["two different names"]),
+        ('[data]\nsource = "none"\nchannels = 2\nclasses = ["a", "b"]', ["data.channels is 2"]),
+        (
+            '[data]\nsource = "none"\nchannels = 1\nclasses = ["a", "b", "c"]\npositive = ["c"]',
+            ["two classes"],
+        ),
+        ('[data]\nclasses = ["a", "b"]', ["are for the source", "other sources have them"]),
     ],
 )
 def test_a_mistake_is_named_with_its_rule(text, words):

@@ -14,11 +14,13 @@ import typer
 
 from fedveil.cli.console import console, errors, speak_plainly
 from fedveil.cli.progress import Bars
+from fedveil.cli.tables import accuracy_words
 from fedveil.data import load
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity, fingerprint, private_files
 from fedveil.deploy.kits import init_site, make_kits, renew, write_site_settings
 from fedveil.deploy.listening import Listener
+from fedveil.deploy.models import Models
 from fedveil.deploy.peers import Peers
 from fedveil.deploy.review import Review, review
 from fedveil.deploy.service import message_limit, open_service
@@ -118,9 +120,7 @@ def site_check(folder: Folder = Path("site")) -> None:
         console.print(
             f"budget       {budget}; epsilon {spent:.4g} spent, {max(0, budget.epsilon - spent):.4g} left"
         )
-        console.print(
-            f"policy       trust {', '.join(config.policy.trust)}; {config.policy.min_sites} sites or more"
-        )
+        console.print(f"policy       {config.policy}", soft_wrap=True)
         if budget.unit == "patient" and budget.delta * patients >= 1:
             raise InvalidValue(
                 f"delta is {budget.delta:g} with {patients:,} patients",
@@ -149,7 +149,9 @@ def site_serve(folder: Folder = Path("site")) -> None:
             log.info("%s listens at %s", config.site.name, config.address().where)
             for study in service.studies.all():
                 service.status(study.digest)
+                service.conclude(study.digest)
             listener.serve()
+            service.finish()
             log.info("stopped")
 
 
@@ -174,6 +176,7 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
     """
     with speak_plainly():
         config = SiteConfig.load(folder)
+        models = Models(folder / "models")
         reviews = [review(config, listed) for listed in Studies(folder / "studies").all()]
         if as_json:
             print(json.dumps([one.to_dict() for one in reviews], indent=2))
@@ -182,7 +185,11 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
             console.print("no study was offered yet")
         for one in reviews:
             _show(one)
-            console.print(f"approved   {one.listed.approved or 'no'}\n")
+            console.print(f"approved   {one.listed.approved or 'no'}")
+            kept = models.of(one.listed.digest)
+            if kept.exists():
+                console.print(f"model      {kept.folder}", soft_wrap=True)
+            console.print()
 
 
 @site.command("approve")
@@ -270,8 +277,34 @@ def federation_renew(
         console.print(f"renewed {folder / 'superlink.pem'} for {', '.join(hosts)}", soft_wrap=True)
 
 
+@federation.command("send")
+def federation_send(
+    run_directory: Annotated[Path, typer.Argument(help="A finished run of `fedveil coordinate`.")],
+    folder: Annotated[Path, typer.Option("--federation", help="The coordinator's folder.")] = Path(
+        "coordinator"
+    ),
+) -> None:
+    """Give the hospitals the model of a finished run, if they could not be reached when it ended.
+
+    Example: fedveil federation send runs/pneumonia --federation lungs/coordinator
+    """
+    with speak_plainly():
+        _log_to_stderr()
+        _need_flower()
+        from fedveil.deploy.coordinate import send_again
+        from fedveil.deploy.federation import Federation
+
+        found = send_again(Federation.load(folder), run_directory)
+        for hospital, received in found.items():
+            console.print(f"{hospital} {'keeps the model' if received else 'was not reached, or refuses it'}")
+        if not all(found.values()):
+            raise typer.Exit(1)
+
+
 def coordinate(
-    study: Annotated[Path, typer.Argument(help="The study file; its data source is a test set of your own.")],
+    study: Annotated[
+        Path, typer.Argument(help='The study file; its data source is a test set of your own, or "none".')
+    ],
     folder: Annotated[Path, typer.Option("--federation", help="The coordinator's folder.")] = Path(
         "coordinator"
     ),
@@ -309,10 +342,10 @@ def coordinate(
         if as_json:
             print(json.dumps(result, indent=2))
         else:
-            auroc = result["metrics"]["test"]["auroc"]
-            console.print(
-                f"finished {result['rounds']} rounds, AUROC {auroc:.3f}; see {page}", soft_wrap=True
-            )
+            accuracy = accuracy_words(result["metrics"])
+            console.print(f"finished {result['rounds']} rounds, {accuracy}; see {page}", soft_wrap=True)
+            for note in result["notes"]:
+                errors.print(f"note: {note}", soft_wrap=True)
 
 
 def _say(status: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Plans and results as a person reads them in a terminal."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -8,7 +9,7 @@ from rich.table import Table
 from fedveil.cli.console import console
 from fedveil.study import Plan, Recommendation
 
-__all__ = ["format_epsilon", "print_plan", "print_recommendation", "print_result"]
+__all__ = ["accuracy_words", "format_epsilon", "print_plan", "print_recommendation", "print_result"]
 
 METHODS = {
     "gradient": "gradient: a linear head on frozen public features",
@@ -70,6 +71,20 @@ def print_plan(plan: Plan, explain: bool = False) -> None:
     if explain:
         console.print("\n" + "\n".join(plan.explain()), soft_wrap=True, markup=False)
     print_notes(values["notes"])
+
+
+def accuracy_words(metrics: Mapping[str, Any]) -> str:
+    """What is known of a model's accuracy, in a few words.
+
+    >>> accuracy_words({"test": {"auroc": 0.9661}}), accuracy_words({})
+    ('AUROC 0.966', 'nothing was judged')
+    """
+    if "test" in metrics:
+        return f"AUROC {metrics['test']['auroc']:.3f}"
+    if "released" in metrics:
+        low, high = metrics["released"]["auroc_interval"]
+        return f"AUROC {metrics['released']['auroc']:.3f} ({low:.3f} to {high:.3f}) on held-out patients, with noise"
+    return "nothing was judged"
 
 
 def print_recommendation(found: Recommendation, explain: bool = False) -> None:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data.stack import ImageStack, Indices
+from fedveil.data.stack import ArrayImages, ImageStack, Indices
 from fedveil.errors import DataError
 
 __all__ = ["TEST", "TRAIN", "VALIDATION", "Cohort", "Dataset", "PatientImages"]
@@ -53,6 +53,21 @@ class Dataset:
         _check_codes(self.name, "split", self.split, 3)
         if self.sites is not None:
             _check_codes(self.name, "site", self.sites, len(self.site_names))
+
+    @classmethod
+    def empty(cls, classes: tuple[str, ...], *, channels: int, image_size: int) -> Self:
+        """No image at all: what somebody has who knows of the data nothing but classes and channels."""
+        nothing = np.empty(0, dtype=np.int64)
+        return cls(
+            name="none",
+            images=ArrayImages(np.empty((0, image_size, image_size, channels), dtype=np.float32), image_size),
+            labels=nothing,
+            patients=nothing,
+            patient_names=(),
+            image_names=(),
+            classes=classes,
+            split=nothing.astype(np.int8),
+        )
 
     def __len__(self) -> int:
         return len(self.images)

@@ -64,7 +64,7 @@ def read_records(source: str, options: Options, base: Path) -> Records:
 
 def is_path(source: str) -> bool:
     """Whether the source is a file or folder, and so relative to the study that names it."""
-    return source.partition(":")[0] not in ("phantom", "medmnist")
+    return source.partition(":")[0] not in ("phantom", "medmnist", "none")
 
 
 def _phantom(source: str, options: Options) -> Records:

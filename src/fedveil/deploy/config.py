@@ -57,6 +57,19 @@ class PolicyTable(_Table):
     methods: tuple[Literal["gradient", "averaging", "one-shot"], ...] = Field(
         default=("gradient",), strict=False
     )
+    own_models: bool = True
+
+    def __str__(self) -> str:
+        """The policy on one line.
+
+        >>> print(PolicyTable(trust=("site",), max_honest=3))
+        trust site; 2 sites or more, 3 honest at most; by gradient; 5,000,000 numbers a round; own models
+        """
+        honest = f", {self.max_honest} honest at most" if self.max_honest else ""
+        return (
+            f"trust {', '.join(self.trust)}; {self.min_sites} sites or more{honest}; by {', '.join(self.methods)}; "
+            f"{self.max_dimension:,} numbers a round; {'own' if self.own_models else 'no own'} models"
+        )
 
 
 class SiteConfig(_Table):

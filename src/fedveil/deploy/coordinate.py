@@ -1,14 +1,16 @@
 """The coordinator's end of a study between real hospitals: `fedveil.study.run`, with hospitals at the end of a wire.
 
-The coordinator holds no training images. Its study file names a test set of its own; the model, the classes
-and the channels that the hospitals are offered are those of that set.
+The coordinator holds no training images. Its study file names a test set of its own, and the classes and the
+channels that the hospitals are offered are those of that set; or it names none, and says them itself.
 """
 
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -19,13 +21,14 @@ from fedveil.deploy.federation import Federation
 from fedveil.deploy.flower.link import Link
 from fedveil.deploy.flower.transport import FlowerTransport
 from fedveil.deploy.offer import Offer
-from fedveil.errors import FederationError
-from fedveil.federation import Terms
+from fedveil.errors import FederationError, StudyError
+from fedveil.federation import PERSONAL, Terms
 from fedveil.privacy import Budget, Charge, Head, LedgerState
-from fedveil.study import Hospitals, Joined, Prepared, RunDirectory, Study, Trained
+from fedveil.study import HandedOver, Hospitals, Joined, Prepared, RunDirectory, Study, Trained, TrainedModel
+from fedveil.study.settings import NOTHING
 from fedveil.study.task import Task
 
-__all__ = ["RealHospitals", "load_test_set", "wait_for_sites"]
+__all__ = ["RealHospitals", "load_test_set", "send_again", "wait_for_sites"]
 
 log = logging.getLogger("fedveil.coordinator")
 
@@ -58,27 +61,79 @@ class RealHospitals(Hospitals):
         Raises:
             FederationError: there is no line, or too few hospitals are ready in time.
         """
-        del task, directory
-        federation = self.federation
-        offer = Offer.make(prepared.study, federation.table.sites, prepared.dataset)
+        del directory
+        table = self.federation.table
+        offer = Offer.make(prepared.study, table.sites, prepared.dataset)
         terms = offer.terms()
-        with Link(federation.link, federation.nodes()) as link:
-            transport = FlowerTransport(
-                link,
-                federation.identity,
-                federation.keys(),
-                federation.receipts(),
-                pin=federation.pin,
-                patience=federation.patience,
+
+        def hand_over(trained: Trained) -> HandedOver:
+            model = task.trained(trained.parameters, trained.statistics)
+            return HandedOver(missing=deliver(transport, terms.sites, terms.digest, model))
+
+        with reach(self.federation) as transport:
+            wait_for_sites(transport, offer, terms, patience=table.wait_for_approval, say=self.say)
+            yield Joined(
+                terms=terms,
+                transport=transport,
+                ledgers=lambda trained: asked(terms, trained),
+                hand_over=hand_over,
             )
-            patience = federation.table.wait_for_approval
-            wait_for_sites(transport, offer, terms, patience=patience, say=self.say)
-            yield Joined(terms=terms, transport=transport, ledgers=lambda trained: asked(terms, trained))
+
+
+@contextmanager
+def reach(federation: Federation) -> Iterator[FlowerTransport]:
+    """Start or join the SuperLink; a line to the hospitals for as long as the context is open."""
+    with Link(federation.link, federation.nodes()) as link:
+        yield FlowerTransport(
+            link,
+            federation.identity,
+            federation.keys(),
+            federation.receipts(),
+            pin=federation.pin,
+            patience=federation.patience,
+        )
+
+
+def deliver(
+    transport: FlowerTransport, sites: Sequence[str], study: str, model: TrainedModel
+) -> tuple[str, ...]:
+    """Give each hospital the finished model of a study; return those that could not be given it."""
+    arrays = {"parameters": model.parameters, "frequencies": model.frequencies}
+    return transport.deliver(sites, study, arrays)
+
+
+def send_again(federation: Federation, run: Path) -> dict[str, bool]:
+    """Send the model of a finished run to every hospital of its study; one that keeps it already just says so again.
+
+    Returns:
+        whether each hospital keeps it now, by name.
+
+    Raises:
+        StudyError: the folder holds no finished run.
+    """
+    try:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+        sites, study = [str(site["name"]) for site in result["sites"]], str(provenance["study_digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StudyError(
+            f"{run} holds no finished run",
+            "a model is sent from the run that made it",
+            "give the directory that `fedveil coordinate` wrote",
+        ) from None
+    model = TrainedModel.load(run)
+    with reach(federation) as transport:
+        missing = deliver(transport, sites, study, model)
+    return {site: site not in missing for site in sites}
 
 
 def load_test_set(study: Study) -> Dataset:
     """The coordinator's images, all of them for testing unless the data has a test split of its own."""
     settings = study.data
+    if settings.source == NOTHING:
+        return Dataset.empty(
+            settings.classes, channels=settings.channels or 1, image_size=settings.image_size
+        )
     dataset = load(
         settings.source,
         image_size=settings.image_size,
@@ -142,11 +197,15 @@ def _not_ready(status: Mapping[str, str], terms: Terms) -> FederationError:
 def asked(terms: Terms, trained: Trained) -> dict[str, LedgerState]:
     """What each hospital's ledger holds of this study at most: one charge for every time that it was asked.
 
-    The ledgers themselves stay with the hospitals; an attempt that one missed counts here all the same.
+    The ledgers themselves stay with the hospitals; an attempt that one missed counts here all the same, and so does a
+    model of its own that it did not make.
     """
     if terms.trust == "none":
         return {}
     target = terms.target
+    charged = trained.coordinator.charged | {
+        own.name: own.mechanism.steps for own in terms.releases if own.name == PERSONAL
+    }
     charges = tuple(
         Charge(
             seq=number,
@@ -160,7 +219,7 @@ def asked(terms: Terms, trained: Trained) -> dict[str, LedgerState]:
             previous="",
             hash="",
         )
-        for number, (name, count) in enumerate(trained.coordinator.charged.items(), 1)
+        for number, (name, count) in enumerate(charged.items(), 1)
         if count
     )
     budget = Budget(target.epsilon, target.delta, target.unit)

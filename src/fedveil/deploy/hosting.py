@@ -16,6 +16,8 @@ from fedveil.errors import DataError, Refused
 from fedveil.federation import Site, Terms
 from fedveil.federation.secure import Identity as Signer
 from fedveil.privacy import Ledger
+from fedveil.study import TrainedModel
+from fedveil.study.evaluation import TestSet
 from fedveil.study.progress import Silent
 from fedveil.study.task import Task, make_task
 
@@ -55,6 +57,14 @@ class Cohorts:
         )
         site.admit(terms)
         return site
+
+    def judge(self, offer: Offer, model: TrainedModel) -> dict[str, Any] | None:
+        """How good a model is on the images that the hospital tests on; exact, so nothing of it may leave."""
+        task = self.task(offer)
+        test = TestSet(task, self._rows(task, task.dataset.test))
+        if not len(test.rows):
+            return None
+        return test.metrics(test.probabilities(model.parameters), model.frequencies)
 
     def _signer(self) -> Signer:
         """The hospital's own key, and the keys of the others that its people confirmed."""

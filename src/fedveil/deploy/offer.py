@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from fedveil.data import ArrayImages, Dataset
+from fedveil.data import Dataset
 from fedveil.errors import Refused
 from fedveil.federation import Terms
 from fedveil.study.settings import Study
@@ -43,8 +41,8 @@ class Offer:
 
     @classmethod
     def make(cls, study: Study, sites: tuple[str, ...], dataset: Dataset) -> "Offer":
-        """Offer a study whose task, classes and channels are those of the coordinator's test images."""
-        data = study.data.model_copy(update={"source": SOURCE})
+        """Offer a study whose classes and channels are those of the coordinator's data set, be it empty."""
+        data = study.data.model_copy(update={"source": SOURCE, "classes": (), "channels": None})
         return cls(
             study=study.model_copy(update={"data": data}),
             sites=sites,
@@ -58,13 +56,8 @@ class Offer:
         Raises:
             FedveilError: the study asks for something impossible.
         """
-        if self.study.privacy.personal_share > 0:
-            raise Refused(
-                f"privacy.personal_share is {self.study.privacy.personal_share:g}",
-                "only simulated hospitals train models of their own so far, and real ones would pay for nothing",
-                "set it to 0",
-            )
-        terms = make_terms(self.study, sites=self.sites, model=model_of(self.study, self._empty()))
+        empty = Dataset.empty(self.classes, channels=self.channels, image_size=self.study.data.image_size)
+        terms = make_terms(self.study, sites=self.sites, model=model_of(self.study, empty))
         meaning = {"classes": list(self.classes), "channels": self.channels}
         return replace(terms, settings={**terms.settings, "offer": meaning})
 
@@ -103,21 +96,6 @@ class Offer:
             classes=tuple(values["classes"]),
             channels=values["channels"],
             keys=values["keys"],
-        )
-
-    def _empty(self) -> Dataset:
-        """A data set without images, for what depends on classes and channels only."""
-        size = self.study.data.image_size
-        nothing = np.empty(0, dtype=np.int64)
-        return Dataset(
-            name="empty",
-            images=ArrayImages(np.empty((0, size, size, self.channels), dtype=np.float32), size),
-            labels=nothing,
-            patients=nothing,
-            patient_names=(),
-            image_names=(),
-            classes=self.classes,
-            split=np.empty(0, dtype=np.int8),
         )
 
 

@@ -7,6 +7,7 @@ from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.hosting import check_unit
 from fedveil.deploy.studies import Listed
 from fedveil.errors import FedveilError
+from fedveil.federation import PERSONAL, Terms
 from fedveil.privacy import Guarantee, LedgerState, Mechanism, epsilon, operational_risk, verify_ledger
 
 __all__ = ["Review", "review"]
@@ -23,6 +24,7 @@ class Review:
         alone: epsilon of this hospital's own noise if everyone else colludes.
         after: epsilon of everything in the ledger and the whole study together, at the budget's delta.
         objection: why the hospital's policy refuses it; None if it does not.
+        own_model: what a model of the hospital's own takes of the cost; None where the study provides for none.
     """
 
     listed: Listed
@@ -31,6 +33,7 @@ class Review:
     alone: float
     after: float
     objection: str | None
+    own_model: str | None = None
 
     @property
     def sentences(self) -> list[str]:
@@ -55,6 +58,8 @@ class Review:
                 f"budget     epsilon {self.state.spent():.4g} of {budget.epsilon:.4g} is spent; "
                 f"with this study {self.after:.4g}",
             ]
+        if self.own_model is not None:
+            lines.append(f"own model  {self.own_model}")
         if self.objection:
             lines.append(f"policy     {self.objection}")
         return lines
@@ -110,4 +115,16 @@ def review(config: SiteConfig, listed: Listed) -> Review:
         alone=terms.epsilon_alone(),
         after=after,
         objection=objection,
+        own_model=_own_model(config, terms),
     )
+
+
+def _own_model(config: SiteConfig, terms: Terms) -> str | None:
+    """What the hospital's own model costs, or that its policy makes none."""
+    own = [release.mechanism for release in terms.releases if release.name == PERSONAL]
+    if not own:
+        return None
+    if not config.policy.own_models:
+        return "none is made or charged here, by this site's policy"
+    cost = epsilon(own, terms.target.delta)
+    return f"made here from the finished one, and kept here; by itself it would cost epsilon {cost:.4g}"

@@ -3,13 +3,13 @@
 It answers sealed messages on a local socket. What is not signed by the hospital's coordinator, is
 malformed, or asks for anything that nobody here approved is refused, with one line in the log and nothing
 charged. Requests of all studies are answered one at a time under one ledger; greetings are answered at any
-time."""
+time. A study's finished model comes in and is kept; that it was kept is all that is said of it."""
 
 import hashlib
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from fedveil import __version__
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
+from fedveil.deploy.models import Kept, Models
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.receipts import Receipt
 from fedveil.deploy.spool import Spool
 from fedveil.deploy.studies import Studies
 from fedveil.errors import FederationError, FedveilError, Refused
-from fedveil.federation import Declined, Reply, Request, Site, Terms
+from fedveil.federation import PERSONAL, Declined, Reply, Request, Site, Terms
 from fedveil.federation.messages import Answer, SecureRequest
 from fedveil.federation.wire import Frame, WireError, decode, encode, pack, unpack
 from fedveil.privacy import Head, Ledger, verify_ledger
@@ -47,26 +48,21 @@ class SiteService:
         config: the hospital's settings.
         identity: the hospital's signing key.
         ledger: the hospital's open ledger.
-        opener: makes an approved study answerable; replaced in tests.
     """
 
-    def __init__(
-        self,
-        config: SiteConfig,
-        identity: Identity,
-        ledger: Ledger,
-        opener: Callable[..., Site] | None = None,
-    ) -> None:
+    def __init__(self, config: SiteConfig, identity: Identity, ledger: Ledger) -> None:
         self.config, self.identity, self.ledger = config, identity, ledger
         self.studies = Studies(config.folder / "studies")
+        self.models = Models(config.folder / "models")
         self._spool = Spool(config.folder / "spool")
-        self._open = opener or Cohorts(config, identity).open
+        self._cohorts = Cohorts(config, identity)
+        self._concluding: list[threading.Thread] = []
         self._limit = message_limit(config)
         self._sites: dict[str, Site] = {}
         self._terms: dict[str, Terms] = {}
         self._secure_answers: dict[bytes, bytes] = {}
         self._opening: dict[str, threading.Thread] = {}
-        self._busy = threading.Lock()
+        self._busy, self._keeping = threading.Lock(), threading.Lock()
 
     def answer(self, sealed: bytes) -> bytes:
         """The sealed answer to a sealed message. Never raises for anything that a message holds."""
@@ -82,6 +78,8 @@ class SiteService:
                     reply = self._hello(frame.head)
                 case "offer":
                     reply = self._offer(frame.head)
+                case "model":
+                    reply = self._model(frame)
                 case other:
                     raise WireError(f"a message of kind {other!r} arrived")
         except FedveilError as error:
@@ -130,6 +128,57 @@ class SiteService:
             log.info("study %s (%s) waits for approval", offer.study.study.name, digest[:12])
         return self._frame("offered", study=digest, status=status, nonce=str(head.get("nonce", ""))[:64])
 
+    def _model(self, frame: Frame) -> Frame:
+        """Keep a finished model. The answer is the same whatever this hospital then makes of it."""
+        study = str(frame.head.get("study"))
+        if not (_is_digest(study) and self.studies.is_approved(study)):
+            raise Refused(
+                f"a finished model of study {study[:12]!r} arrived",
+                "nobody here approved it",
+                "see `fedveil site studies`",
+            )
+        offer = self.studies.read(study).offer
+        with self._keeping:
+            new = self.models.keep(study, offer, frame.arrays)
+        if new:
+            log.info("the finished model of study %s is kept in %s", study[:12], self.models.of(study).folder)
+            self.conclude(study)
+        return self._frame("kept", study=study, nonce=str(frame.head.get("nonce", ""))[:64])
+
+    def conclude(self, digest: str) -> None:
+        """Do, in the background, what is left to do once a study's model has arrived; nothing of it is sent."""
+        kept = self.models.of(digest)
+        if self.studies.is_approved(digest) and kept.exists() and not kept.is_done:
+            thread = threading.Thread(target=self._conclude, args=(digest, kept))
+            self._concluding.append(thread)
+            thread.start()
+
+    def _conclude(self, digest: str, kept: Kept) -> None:
+        try:
+            site, listed = self._approved(digest), self.studies.read(digest)
+            if site is None:
+                return
+            with self._busy:
+                wanted = self.config.policy.own_models and _has_own(listed.terms)
+                if wanted and kept.own() is None:
+                    self._make_own(site, digest, kept)
+                kept.judge(listed.offer, self._cohorts.judge)
+            log.info("study %s is finished; %s holds what became of it here", digest[:12], kept.folder)
+        except Exception as error:  # noqa: BLE001 - a service goes on; at its next start it tries again
+            log.error("what follows study %s cannot be done: %s", digest[:12], error)
+
+    def _make_own(self, site: Site, digest: str, kept: Kept) -> None:
+        """This hospital's own model, charged once; a kill between charge and file costs the model."""
+        try:
+            kept.keep_own(site.personalise(digest, kept.common().parameters))
+        except FedveilError as error:
+            log.warning("study %s: no own model: %s", digest[:12], error)
+
+    def finish(self) -> None:
+        """Wait until what was begun in the background is done."""
+        for thread in self._concluding:
+            thread.join()
+
     def status(self, digest: str) -> str:
         """How a study stands here: unknown, pending, loading, ready or refused."""
         if not self.studies.is_known(digest):
@@ -154,7 +203,7 @@ class SiteService:
                 return self._sites[digest]
             try:
                 listed = self.studies.read(digest)
-                site = self._open(listed.offer, listed.terms, self.ledger)
+                site = self._cohorts.open(listed.offer, listed.terms, self.ledger)
             except Exception as error:  # noqa: BLE001 - the cohort's trouble stays in the cohort's log
                 log.error("study %s cannot be opened: %s", digest[:12], error)
                 return None
@@ -252,6 +301,11 @@ class SiteService:
     def _seal(self, answer: Answer, receipt: Receipt | None) -> bytes:
         head = {"site": answer.site, "receipt": receipt.to_dict() if receipt else None}
         return self.identity.seal(encode(Frame("answer", head, {}, {"answer": pack(answer)})), FROM_SITE)
+
+
+def _has_own(terms: Terms) -> bool:
+    """Whether a study pays for a model of each hospital's own."""
+    return any(release.name == PERSONAL for release in terms.releases)
 
 
 def _is_digest(value: str) -> bool:

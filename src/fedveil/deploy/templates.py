@@ -27,6 +27,7 @@ min_sites = 2                   # fewest hospitals of a round
 #max_honest = 2                 # most hospitals that a study's guarantee may count on; default two thirds
 max_dimension = 5000000         # longest vector that leaves this hospital in a round
 methods = ["gradient"]          # also "averaging", "one-shot"
+own_models = true               # pay for a model of this hospital's own where a study provides for one
 """
 
 NODE = """# The node carries sealed messages between the coordinator and the site service. It reads no images.
@@ -137,6 +138,8 @@ messages between the two; this hospital needs no open port.
 5. `fedveil site serve site`, and as another user `fedveil site connect node`
 6. When a study is offered: `fedveil site studies site`, read what it would cost, then
    `fedveil site approve STUDY site`
+7. A finished study leaves its model in `site/models/STUDY`, for `fedveil predict`, and in `evaluation.json` there
+   how good it is on the patients that are held out here. That file is as private as the images.
 
 As services, under separate users (once, as root):
 
@@ -159,12 +162,14 @@ COORDINATOR_GUIDE = """# The coordinator of the federation "{federation}"
 
 1. Give each hospital its folder ({kits}) over a channel that only they can read, then delete it here.
 2. Open TCP port {port} of {hosts} in the firewall. Hospitals only dial out; nobody else needs to connect.
-3. Write a study whose `data.source` is a test set of your own, then
+3. Write a study whose `data.source` is a test set of your own, or "none" with `data.classes` and `data.channels`,
+   then
 
        fedveil coordinate study.toml --federation .
 
-   It starts the SuperLink, offers the study, waits until the hospitals have approved it, trains, and writes a
-   run directory. After an interruption: the same command with `--resume`.
+   It starts the SuperLink, offers the study, waits until the hospitals have approved it, trains, writes a run
+   directory and gives every hospital the model. After an interruption: the same command with `--resume`. A hospital
+   that was away at the end gets the model by `fedveil federation send RUN --federation .`
 
 Your fingerprint, to read to the hospitals by telephone: {fingerprint}
 `ca.key`, `identity.key` and `superlink.secret` stay on this machine. `receipts/` is the hospitals' proof and

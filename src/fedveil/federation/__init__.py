@@ -7,12 +7,14 @@ up what comes back. The same code serves sites in this process and sites across 
 
 from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum
 from fedveil.federation.messages import Answer, Declined, Message, Reply, Request, SecureReply, SecureRequest
+from fedveil.federation.policy import Policy
 from fedveil.federation.secure import Identity
-from fedveil.federation.site import Policy, Site, release_of
+from fedveil.federation.site import Site, release_of
 from fedveil.federation.terms import (
     CALIBRATION,
     EVALUATION,
     PERSONAL,
+    PROGRESS,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -20,6 +22,7 @@ from fedveil.federation.terms import (
     Terms,
     default_min_honest,
     noise_share,
+    phase_name,
 )
 from fedveil.federation.transport import InProcess, Transport
 
@@ -37,6 +40,7 @@ __all__ = [
     "InProcess",
     "LocalSteps",
     "PERSONAL",
+    "PROGRESS",
     "Message",
     "Policy",
     "Release",
@@ -50,5 +54,6 @@ __all__ = [
     "Transport",
     "default_min_honest",
     "noise_share",
+    "phase_name",
     "release_of",
 ]

@@ -1,7 +1,6 @@
 """One hospital: its cohort behind a learner, its policy, its ledger. The only place where a charge meets a pixel."""
 
 import logging
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +17,13 @@ from fedveil.federation.messages import (
     SecureRequest,
     Vector,
 )
+from fedveil.federation.policy import Policy
 from fedveil.federation.secure import Identity, SecureSite
 from fedveil.federation.terms import (
     CALIBRATION,
     EVALUATION,
     PERSONAL,
+    PROGRESS,
     STATISTICS,
     LocalSteps,
     Release,
@@ -30,10 +31,10 @@ from fedveil.federation.terms import (
     noise_share,
 )
 from fedveil.learning import HeldOut, Learner
-from fedveil.privacy import Ledger, Trust, check_delta, secure_generator
+from fedveil.privacy import Ledger, check_delta, secure_generator
 from fedveil.privacy import release as release_noisy
 
-__all__ = ["Policy", "Site", "release_of"]
+__all__ = ["Site", "release_of"]
 
 ATTEMPT = " attempt "
 """Between a release's name and the attempt in the label of a charge: what a restarted site reads its place from."""
@@ -47,43 +48,6 @@ def release_of(label: str) -> str:
     'training'
     """
     return label.partition(ATTEMPT)[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What a hospital admits, set by the hospital. Its budget is in its ledger.
-
-    Attributes:
-        trusts: the levels of trust it accepts; ``"none"`` lets un-noised sums out and is never a default.
-        min_sites: fewest participants of a round that it joins.
-        max_dimension: longest vector that it releases.
-    """
-
-    trusts: frozenset[Trust] = frozenset({"site", "secure-aggregation"})
-    min_sites: int = 1
-    max_dimension: int = 50_000_000
-
-    def check(self, terms: Terms) -> None:
-        """Raise `Refused` if the hospital's policy does not admit the terms."""
-        if terms.trust not in self.trusts:
-            raise Refused(
-                f'the study asks for trust "{terms.trust}"',
-                f"this site's policy accepts only {', '.join(sorted(self.trusts))}",
-                "change the study's privacy.trust, or the site's policy",
-            )
-        if terms.min_sites < self.min_sites:
-            raise Refused(
-                f"the study goes on with {terms.min_sites} sites",
-                f"this site's policy asks for {self.min_sites} or more",
-                "raise federation.min_sites in the study",
-            )
-        largest = max(release.dimension for release in terms.releases)
-        if largest > self.max_dimension:
-            raise Refused(
-                f"the study releases vectors of length {largest:,}",
-                f"this site's policy allows {self.max_dimension:,} at most",
-                "choose a smaller model, or raise the site's limit",
-            )
 
 
 class Site:
@@ -246,9 +210,15 @@ class Site:
             The parameters of the hospital's own model.
 
         Raises:
-            BudgetExceeded: the ledger has no room, for instance since this was done before.
+            BudgetExceeded: the ledger has no room, or this was paid for before, whatever became of the model.
         """
         terms = self._terms_of(study)
+        if self._ledger is not None and _has_own(self._ledger, terms):
+            raise BudgetExceeded(
+                f"{self.name}'s own model of study {terms.name} was charged before",
+                "a study pays for one",
+                "use it, or the common model if it was lost",
+            )
         request = Request(
             study=study,
             release=PERSONAL,
@@ -357,6 +327,8 @@ class Site:
                 return np.zeros(release.dimension)
             sample = self._sample(release, self._held_out.units)
             return self._held_out.histogram(request.parameters, sample)
+        if release.name == PROGRESS:
+            return self._learner.hits(request.parameters, self._sample(release, self._learner.units))
         if release.name in (STATISTICS, CALIBRATION):
             units = self._sample(release, self._learner.units)
             if units is None:
@@ -392,6 +364,12 @@ class Site:
             trained -= local.learning_rate * (total / local.units + local.proximal * (trained - origin))
         bound = local.reach if release.local_noise else release.mechanism.clip_norm
         return _clipped(trained - origin, bound)
+
+
+def _has_own(ledger: Ledger, terms: Terms) -> bool:
+    """Whether the site's own model was charged, by this process or one before it."""
+    made = (charge.label for charge in ledger.state.charges if charge.study == terms.title)
+    return any(release_of(label) == PERSONAL for label in made)
 
 
 def _clipped(vector: Vector, bound: float) -> Vector:

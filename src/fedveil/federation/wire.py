@@ -24,7 +24,18 @@ import numpy.typing as npt
 from fedveil.errors import FederationError
 from fedveil.federation.messages import Declined, Reply, Request, SecureReply, SecureRequest
 
-__all__ = ["KINDS", "MAX_FRAME", "VERSION", "Frame", "WireError", "decode", "encode", "pack", "unpack"]
+__all__ = [
+    "KINDS",
+    "MAX_FRAME",
+    "VERSION",
+    "Array",
+    "Frame",
+    "WireError",
+    "decode",
+    "encode",
+    "pack",
+    "unpack",
+]
 
 VERSION = 1
 MAX_FRAME = 2**31

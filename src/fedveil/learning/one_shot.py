@@ -1,8 +1,8 @@
 """A linear head from one round of sufficient statistics: a linear discriminant on noisy class means.
 
 The class means that `ClassStatistics` holds are all that Fisher's discriminant needs where features are whitened
-already, by public images (`fedveil.learning.features`): with class means m_k of features of length 1 and within-class
-covariance v I, the log odds at equal class frequencies are differences of
+already, by public images (`fedveil.learning.features.Whitened`): with class means m_k of features of length 1 and
+within-class covariance v I, the log odds at equal class frequencies are differences of
 
     score_k(x) = m_k . x / v - |m_k|^2 / (2 v).
 
@@ -23,8 +23,8 @@ __all__ = ["discriminant"]
 ANISOTROPY = 8.0
 """Within-class variance along the difference between class means, in units of its average over all directions.
 
-Features vary most where classes differ. 6 on the phantom set, 8 on chest X-rays and 13 on breast ultrasound, by
-cross-validation on training patients. It scales probabilities only: ranking and threshold do not depend on it.
+Features vary most where classes differ. 2 on the phantom set, 10 on chest X-rays and 10 on breast ultrasound, as
+measured on training patients. It scales probabilities only: ranking and threshold do not depend on it.
 """
 LEAST_SIGNAL = 0.05
 """The part of the squared difference between means that is taken to be no noise, at least; less where means of length 1

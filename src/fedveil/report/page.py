@@ -88,6 +88,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "charts": _test_charts(record),
         "learning": learning.learning_chart(record.rounds),
         "drops": tables.drop_table(record),
+        "progress": tables.progress_table(record),
         "sites": tables.site_table(record),
         "class_shares": tables.class_shares(record),
         "ledgers": tables.ledger_table(record.ledgers),
@@ -130,20 +131,21 @@ def _test_charts(record: RunRecord) -> tuple[Chart, ...]:
 
 def _cards(record: RunRecord) -> tuple[Card, ...]:
     cards = [_guarantee_card(record)]
-    if record.test:
-        test = record.test
+    test = record.test or record.released
+    if test:
+        noisy = "" if record.test else "\nby released histograms"
         cards.append(
             Card(
                 "AUROC",
                 formatting.score(test.auroc),
-                _interval_note(formatting.interval(test.auroc_interval)),
+                _interval_note(formatting.interval(test.auroc_interval)) + noisy,
             )
         )
         cards.append(
             Card(
                 "Balanced accuracy",
                 formatting.percent(test.balanced_accuracy),
-                _interval_note(formatting.interval(test.balanced_accuracy_interval, as_percent=True)),
+                _interval_note(formatting.interval(test.balanced_accuracy_interval, as_percent=True)) + noisy,
             )
         )
     total = record.seconds.get("total", math.nan)

@@ -20,6 +20,7 @@ __all__ = [
     "confusion_table",
     "drop_table",
     "ledger_table",
+    "progress_table",
     "release_table",
     "site_table",
 ]
@@ -31,6 +32,9 @@ BASELINES = {
     "alone": "Each hospital alone, same guarantee (mean)",
     "alone_no_privacy": "Each hospital alone, without privacy (mean)",
 }
+
+
+ACCURACY = ("Model", "AUROC", "Balanced accuracy", "Accuracy", "Brier score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +85,14 @@ def _metric_row(name: str, metrics: Metrics) -> tuple[str, ...]:
 
 def accuracy_table(record: RunRecord) -> Table | None:
     """This study against its baselines and against always saying the most frequent class."""
+    noisy = "This study, on patients that hospitals hold out (noisy)"
+    released = [] if record.released is None else [_metric_row(noisy, record.released)]
     if record.test is None:
-        return None
-    rows = [_metric_row("This study", record.test)]
-    if record.released is not None:
-        rows.append(_metric_row("This study, on patients that hospitals hold out (noisy)", record.released))
+        caption = (
+            f"Accuracy by released histograms; 95{formatting.PERCENT} intervals in brackets, noise included"
+        )
+        return Table(caption, ACCURACY, tuple(released)) if released else None
+    rows = [_metric_row("This study", record.test), *released]
     rows += [
         _metric_row(BASELINES.get(name, name.replace("_", " ")), metrics)
         for name, metrics in record.baselines.items()
@@ -103,7 +110,7 @@ def accuracy_table(record: RunRecord) -> Table | None:
         )
     return Table(
         f"Accuracy on {_test_size(record.test, record)}; 95{formatting.PERCENT} intervals in brackets",
-        ("Model", "AUROC", "Balanced accuracy", "Accuracy", "Brier score"),
+        ACCURACY,
         tuple(rows),
     )
 
@@ -231,3 +238,13 @@ def drop_table(record: RunRecord) -> Table | None:
         (formatting.count(r.number), site, reason) for r in record.rounds for site, reason in r.dropped
     )
     return Table("Drop-outs", ("Round", "Hospital", "Reason"), rows, text=3) if rows else None
+
+
+def progress_table(record: RunRecord) -> Table | None:
+    """The noisy checks after which training might have stopped."""
+    rows = tuple(
+        (formatting.count(one.round), formatting.percent(one.accuracy), formatting.percent(one.std))
+        for one in record.progress
+    )
+    header = ("Rounds finished", "Training units right", "Standard deviation of the noise")
+    return Table("Checks of progress, released with noise", header, rows) if rows else None

@@ -165,12 +165,15 @@ def _test_images(record: RunRecord) -> Statement:
         if record.released
         else ""
     )
-    which = f"the {formatting.count(record.test.n)} test images" if record.test else "any test images"
+    if record.test is None:
+        return Statement(
+            "Test images", f"This study has none, so no image was shown or measured without noise.{noisy}"
+        )
     shown = "the metrics, curves and example images" if record.examples else "the metrics and curves"
     return Statement(
         "The test images",
-        f"Accuracy is measured without noise on {which}. Their patients are outside the guarantee, though "
-        f"{shown} on this page come from them.{noisy}",
+        f"Accuracy is measured without noise on the {formatting.count(record.test.n)} test images. Their patients are "
+        f"outside the guarantee, though {shown} on this page come from them.{noisy}",
     )
 
 
@@ -188,6 +191,7 @@ def notices(record: RunRecord) -> tuple[Notice, ...]:
     found = (
         _privacy_notice(record),
         _mask_notice(record),
+        _accuracy_notice(record),
         _patient_notice(record),
         _synthetic_notice(record),
     )
@@ -223,6 +227,17 @@ def _mask_notice(record: RunRecord) -> Notice | None:
         "In this run the noise was shared among the hospitals as secure aggregation requires, but no masks "
         "were exchanged: all sums were computed on one machine. The guarantee is the one that the real "
         "protocol would give; here it holds only against those who see nothing but the totals.",
+    )
+
+
+def _accuracy_notice(record: RunRecord) -> Notice | None:
+    if record.test or record.released:
+        return None
+    return Notice(
+        "caution",
+        "Accuracy is unknown",
+        "This study has no test images, and the hospitals released no results of their own: nothing on this page says "
+        "how good the model is. Find out before it is used.",
     )
 
 

@@ -6,6 +6,7 @@ or real ones that `fedveil.deploy` reaches. There is one path from the file to t
 
 from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Method, Setting
 from fedveil.study.model_file import TrainedModel, predict
+from fedveil.study.outcome import HandedOver
 from fedveil.study.plan import Plan, make_plan
 from fedveil.study.planner import Recommendation, recommend
 from fedveil.study.prepare import Prepared, prepare, resolve
@@ -25,6 +26,7 @@ __all__ = [
     "EVEN",
     "NO_PRIVACY",
     "Grid",
+    "HandedOver",
     "Hospitals",
     "Joined",
     "Measurement",

@@ -1,4 +1,7 @@
-"""How a study's model is judged: on the test images, which nothing was trained on and nothing is chosen by."""
+"""How a study's model is judged: on the test images, which nothing was trained on and nothing is chosen by.
+
+A coordinator may have none; then there is nothing to judge by here.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +19,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class TestSet:
-    """The test images of a study's task.
+    """The test images of a study's task, or those of them that one hospital holds.
 
     Predictions are those under equal class frequencies: a screening test that calls everyone ill is no use in a
     cohort where most are. The frequencies of training that this takes were released with noise.
@@ -24,9 +27,9 @@ class TestSet:
 
     __test__ = False  # not a test case, whatever pytest thinks of its name
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, rows: Indices | None = None) -> None:
         self._task = task
-        self.rows: Indices = task.dataset.test
+        self.rows: Indices = task.dataset.test if rows is None else rows
         self.labels = task.dataset.labels[self.rows]
 
     def probabilities(self, parameters: Vector) -> Vector:
@@ -34,18 +37,20 @@ class TestSet:
         return self._task.probabilities(parameters, self.rows)
 
     def point(self, parameters: Vector, statistics: ClassStatistics | None) -> Mapping[str, float] | None:
-        """Two metrics for the learning curve."""
+        """Two metrics for the learning curve; None where there is nothing to test on."""
+        if not len(self.rows):
+            return None
         probabilities = self.probabilities(parameters)
         predicted = decide(probabilities, None if statistics is None else statistics.priors)
         hits = [(predicted[self.labels == code] == code).mean() for code in np.unique(self.labels)]
         return {"auroc": auroc(self.labels, probabilities), "balanced_accuracy": float(np.mean(hits))}
 
-    def metrics(self, probabilities: Vector, statistics: ClassStatistics | None) -> dict[str, Any]:
+    def metrics(self, probabilities: Vector, priors: Vector | None) -> dict[str, Any]:
         """All metrics with intervals over patients, as ``result.json`` holds them."""
         return evaluate(
             self.labels,
             probabilities,
             classes=self._task.dataset.classes,
             patients=self._task.dataset.patients[self.rows],
-            priors=None if statistics is None else statistics.priors,
+            priors=priors,
         ).to_dict()

@@ -4,7 +4,7 @@ import csv
 import io
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.federation import TRAINING, Terms
+from fedveil.federation import Terms
 from fedveil.learning import decide
-from fedveil.privacy import Guarantee, LedgerState, operational_risk
+from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import write_atomic
 from fedveil.study.prepare import Prepared
@@ -22,9 +22,15 @@ from fedveil.study.rundir import RunDirectory
 from fedveil.study.task import Task
 from fedveil.study.training import Trained
 
-__all__ = ["Outcome"]
+__all__ = ["HandedOver", "Outcome"]
 
 Vector = npt.NDArray[np.float64]
+NOT_TESTED = "This study has no test images and no learning curve. "
+NOISY_ONLY = (
+    "What is known of the model's accuracy follows from noisy histograms of its scores on patients that the "
+    "hospitals hold out (metrics.released)."
+)
+NOT_JUDGED = "Nothing was judged: how good the model is has to be found out before it is used."
 PACKAGES = (
     "numpy",
     "scipy",
@@ -37,6 +43,19 @@ PACKAGES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOver:
+    """What became of the finished model.
+
+    Attributes:
+        personal: each hospital's own model made from it, by name; none where real hospitals keep theirs.
+        missing: the hospitals that could not be given it.
+    """
+
+    personal: Mapping[str, Vector] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """A finished study, ready to be written down.
 
@@ -46,7 +65,7 @@ class Outcome:
         terms: what was agreed.
         trained: what training gave.
         ledgers: the sites' ledgers as they stand; empty without privacy.
-        personal: the hospitals' own models, by name; empty where there are none.
+        handed_over: the hospitals' own models, and who lacks the common one.
         baselines: metrics of the alternatives, by name.
         seconds: time by stage so far.
         started: when this process began.
@@ -57,30 +76,36 @@ class Outcome:
     terms: Terms
     trained: Trained
     ledgers: Mapping[str, LedgerState]
-    personal: Mapping[str, Vector]
+    handed_over: HandedOver
     baselines: Mapping[str, Any]
     seconds: dict[str, float]
     started: datetime
 
     def write(self, directory: RunDirectory) -> dict[str, Any]:
         """Write every file of the run, the result last; return the result."""
-        test = TestSet(self.task)
-        probabilities = test.probabilities(self.trained.parameters)
-        statistics = self.trained.statistics
-        predicted = decide(probabilities, None if statistics is None else statistics.priors)
-        self.task.trained(self.trained.parameters, statistics).save(directory.path)
-        _write_predictions(directory, self.task, test, probabilities, predicted)
-        _write_examples(directory, self.task, test, probabilities, predicted)
-        directory.write_json("provenance.json", self._provenance())
-        metrics = {"test": test.metrics(probabilities, statistics)}
+        test, statistics = TestSet(self.task), self.trained.statistics
+        model = self.task.trained(self.trained.parameters, statistics)
+        model.save(directory.path)
+        metrics = {}
+        if len(test.rows):
+            metrics["test"] = self._judged(directory, test)
         if self.trained.histogram is not None:
-            metrics["released"] = self.trained.histogram.metrics(
-                self.task.dataset.classes, self.task.trained(self.trained.parameters, statistics).frequencies
-            )
-        own = {name: test.point(one, statistics) for name, one in self.personal.items()}
+            metrics["released"] = self.trained.histogram.metrics(model.classes, model.frequencies)
+        directory.write_json("provenance.json", self._provenance())
+        own = {name: test.point(one, statistics) for name, one in self.handed_over.personal.items()}
         result = self._result(metrics, own)
         directory.finish(result)
         return result
+
+    def _judged(self, directory: RunDirectory, test: TestSet) -> dict[str, Any]:
+        """Write down what the model says of the test images; return how good that is."""
+        statistics = self.trained.statistics
+        priors = None if statistics is None else statistics.priors
+        probabilities = test.probabilities(self.trained.parameters)
+        predicted = decide(probabilities, priors)
+        _write_predictions(directory, self.task, test, probabilities, predicted)
+        _write_examples(directory, self.task, test, probabilities, predicted)
+        return test.metrics(probabilities, priors)
 
     def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         terms, guarantee = self.terms, self._guarantee()
@@ -104,6 +129,7 @@ class Outcome:
             "secure_aggregation": self._secure_aggregation(),
             "sites": [self._site(name) | {"personal": own.get(name)} for name in terms.sites],
             "rounds": self.trained.rounds,
+            "progress": [asdict(check) for check in self.trained.checks] or None,
             "metrics": metrics,
             "baselines": dict(self.baselines) or None,
             "data": self._data(),
@@ -112,11 +138,18 @@ class Outcome:
         }
 
     def _guarantee(self) -> Guarantee:
-        """What the charges earn: the largest total over the sites, by the accountant."""
+        """What the charges earn: the largest total over the sites, by the accountant.
+
+        Where training stopped early it is that of the whole plan: no smaller one was promised before it was known,
+        from releases, when to stop.
+        """
         target = self.terms.target
         if self.terms.trust == "none":
             return target
         spent = max(state.spent(self.terms.title) for state in self.ledgers.values())
+        if self.trained.stopped:
+            planned = [release.mechanism for release in self.terms.releases]
+            spent = max(spent, epsilon(planned, target.delta, adaptive=True))
         return Guarantee(spent, target.delta, target.unit, target.trust)
 
     def _secure_aggregation(self) -> dict[str, Any] | None:
@@ -156,9 +189,12 @@ class Outcome:
             "synthetic": dataset.synthetic,
             "patients_known": dataset.patients_known,
             "classes": list(dataset.classes),
-            "images_test": len(dataset.test),
-            "patients_test": len(np.unique(dataset.patients[dataset.test])),
         }
+        if len(dataset.test):
+            facts |= {
+                "images_test": len(dataset.test),
+                "patients_test": len(np.unique(dataset.patients[dataset.test])),
+            }
         if sites:
             train = np.concatenate(list(sites.values()))
             facts |= {
@@ -168,13 +204,27 @@ class Outcome:
         return facts
 
     def _notes(self) -> list[str]:
-        planned = self.terms.main.rounds if self.terms.main.name == TRAINING else 0
-        if self.trained.rounds == planned:
-            return []
-        return [
-            f"Training ended after {self.trained.rounds} of {planned} rounds: rounds that were interrupted were "
-            "charged too, and the budget paid for no more."
-        ]
+        notes = []
+        planned = sum(phase.rounds for phase in self.terms.phases)
+        if self.trained.stopped:
+            notes.append(
+                f"Training stopped after {self.trained.rounds} of {planned} rounds, since the last check found no "
+                "progress. The guarantee is that of the whole plan; what was not charged stays in the hospitals' "
+                "budgets."
+            )
+        elif self.trained.rounds != planned:
+            notes.append(
+                f"Training ended after {self.trained.rounds} of {planned} rounds: rounds that were interrupted were "
+                "charged too, and the budget paid for no more."
+            )
+        if not len(self.task.dataset.test):
+            notes.append(NOT_TESTED + (NOT_JUDGED if self.trained.histogram is None else NOISY_ONLY))
+        if self.handed_over.missing:
+            notes.append(
+                f"{', '.join(self.handed_over.missing)} did not receive the finished model when the study ended: "
+                "`fedveil federation send` gives it to them."
+            )
+        return notes
 
     def _provenance(self) -> dict[str, Any]:
         return {
@@ -183,7 +233,7 @@ class Outcome:
             "platform": platform.platform(),
             "device": platform.processor() or platform.machine(),
             "packages": {name: version(name) for name in PACKAGES},
-            "data_digest": self.prepared.dataset.digest(),
+            "data_digest": self.prepared.dataset.digest() if len(self.prepared.dataset) else None,
             "study_digest": self.terms.digest,
             "started": self.started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedveil.federation import Release, Terms
 from fedveil.privacy import Guarantee, Risk, epsilon, operational_risk
+from fedveil.study import phases
 from fedveil.study.outlook import Outlook, make_outlook
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.settings import Study
@@ -61,7 +62,11 @@ class Plan:
             "min_sites": self.terms.min_sites,
             "min_honest": self.terms.honest if self.terms.trust == "secure-aggregation" else None,
             "outlook": self.outlook.to_dict() if self.outlook else None,
-            "notes": self.prepared.notes + (self.outlook.notes if self.outlook else []),
+            "notes": [
+                *self.prepared.notes,
+                *(self.outlook.notes if self.outlook else []),
+                *phases.notes(self.terms, sum(self.prepared.units.values())),
+            ],
         }
 
     def explain(self) -> list[str]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from fedveil.data import Dataset, held_out_patients, hospitals, is_path, load, named_hospitals
 from fedveil.errors import StudyError
 from fedveil.privacy import check_delta
-from fedveil.study.settings import Study
+from fedveil.study.settings import NOTHING, Study
 
 __all__ = ["Prepared", "prepare", "resolve"]
 
@@ -90,6 +90,12 @@ def prepare(study: Study) -> Prepared:
         InvalidValue: delta is larger than one over the number of units.
     """
     settings = study.data
+    if settings.source == NOTHING:
+        raise StudyError(
+            f'data.source is "{NOTHING}"',
+            "that is for the coordinator of real hospitals, who hold the images; on one machine there are none",
+            "name a data source, or start the study with `fedveil coordinate`",
+        )
     dataset = load(
         settings.source,
         image_size=settings.image_size,

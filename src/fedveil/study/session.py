@@ -12,13 +12,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fedveil.federation import Terms, Transport
 from fedveil.privacy import LedgerState
 from fedveil.study.evaluation import TestSet
-from fedveil.study.outcome import Outcome
+from fedveil.study.outcome import HandedOver, Outcome
 from fedveil.study.prepare import Prepared
 from fedveil.study.progress import Progress
 from fedveil.study.rundir import RunDirectory
@@ -27,8 +24,6 @@ from fedveil.study.task import Task, make_task
 from fedveil.study.training import Trained, train
 
 __all__ = ["Hospitals", "Joined", "carry_out"]
-
-Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +34,13 @@ class Joined:
         terms: what coordinator and sites agreed on.
         transport: reaches the sites.
         ledgers: what the sites' ledgers hold of the study at most, once it is trained; empty without privacy.
-        personal: each site's own model made from the finished one, by name; none where hospitals keep them.
+        hand_over: give every site the finished model.
     """
 
     terms: Terms
     transport: Transport
     ledgers: Callable[[Trained], Mapping[str, LedgerState]]
-    personal: Callable[[Trained], Mapping[str, Vector]] = lambda _: {}
+    hand_over: Callable[[Trained], HandedOver]
 
 
 class Hospitals(ABC):
@@ -110,7 +105,7 @@ def carry_out(directory: RunDirectory, hospitals: Hospitals, progress: Progress)
                 evaluate=TestSet(task).point,
                 progress=progress,
             )
-            personal = joined.personal(trained)
+            handed_over = joined.hand_over(trained)
             ledgers = joined.ledgers(trained)
         watch.begin("baselines")
         baselines = hospitals.baselines(prepared, task, directory, progress)
@@ -121,7 +116,7 @@ def carry_out(directory: RunDirectory, hospitals: Hospitals, progress: Progress)
             terms=joined.terms,
             trained=trained,
             ledgers=ledgers,
-            personal=personal,
+            handed_over=handed_over,
             baselines=baselines,
             seconds=watch.seconds,
             started=started,

@@ -14,6 +14,7 @@ from fedveil.federation import PERSONAL, Identity, InProcess, Policy, Site, Term
 from fedveil.privacy import Budget, Ledger
 from fedveil.study.evaluation import TestSet
 from fedveil.study.model_file import TrainedModel
+from fedveil.study.outcome import HandedOver
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Progress, Silent
 from fedveil.study.rundir import RunDirectory
@@ -64,7 +65,9 @@ class Simulated(Hospitals):
             yield Joined(
                 terms=terms,
                 transport=InProcess(sites),
-                personal=lambda trained: _personal(sites, task, terms, directory, trained),
+                hand_over=lambda trained: HandedOver(
+                    personal=_personal(sites, task, terms, directory, trained)
+                ),
                 ledgers=lambda _: {name: ledger.state for name, ledger in ledgers.items()},
             )
 
@@ -115,7 +118,8 @@ class Simulated(Hospitals):
                 progress=progress,
                 label=label,
             )
-        return test.metrics(test.probabilities(trained.parameters), trained.statistics)
+        priors = None if trained.statistics is None else trained.statistics.priors
+        return test.metrics(test.probabilities(trained.parameters), priors)
 
 
 def _mean(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -80,17 +80,12 @@ class Task(ABC):
 
     def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
         """What `predict` needs."""
-        classes = self.dataset.classes
-        equal = np.full(len(classes), 1 / len(classes))
-        return TrainedModel(
-            features=self.study.model.features,
-            network=self.study.model.network,
-            trained_blocks=self.study.model.trained_blocks,
-            image_size=self.study.data.image_size,
+        return TrainedModel.of(
+            self.study,
+            classes=self.dataset.classes,
             channels=self.dataset.images.channels,
-            classes=classes,
-            frequencies=equal if statistics is None else statistics.priors,
             parameters=parameters,
+            frequencies=None if statistics is None else statistics.priors,
         )
 
 
@@ -195,7 +190,10 @@ class _Kept:
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
     return feature_extractor(
-        study.model.features, image_size=study.data.image_size, channels=dataset.images.channels
+        study.model.features,
+        image_size=study.data.image_size,
+        channels=dataset.images.channels,
+        whitened=study.model.whitened,
     )
 
 

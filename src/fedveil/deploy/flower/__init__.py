@@ -8,10 +8,13 @@ starts and joins the coordinator's SuperLink; `transport` is the `fedveil.federa
 
 import os
 
-__all__ = ["PARENT"]
+__all__ = ["PARENT", "SOON"]
 
 PARENT = "FEDVEIL_PARENT"
 """Environment variable: the process that a SuperLink ends with, so that none is left behind."""
+
+SOON = 0.05
+"""Seconds after which a part of a message that is still being sent is looked for again; doubles each time."""
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

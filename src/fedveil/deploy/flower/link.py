@@ -6,6 +6,7 @@ SuperLink, and holds it by heartbeats. So progress, Ctrl-C and ``--resume`` work
 machine."""
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -32,14 +33,15 @@ from flwr.proto.runtime_pb2 import (
 )
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, pull_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
+from flwr.superlink.grid import http_grid as flower_grid
 
-from fedveil.deploy.flower import PARENT
+from fedveil.deploy.flower import PARENT, SOON
 from fedveil.deploy.flower.app import app_files
 from fedveil.deploy.flower.refusals import is_certificate
 from fedveil.errors import FederationError, InvalidValue
@@ -48,6 +50,10 @@ __all__ = ["Link", "LinkSettings", "flower_environment"]
 
 log = logging.getLogger("fedveil.coordinator")
 logging.getLogger("flwr").setLevel(logging.WARNING)  # which its import has set otherwise
+# Flower would wait for a second before it looks again for a part of an answer that is still on its way.
+flower_grid.pull_objects = functools.partial(  # type: ignore[attr-defined]
+    pull_objects, initial_backoff=SOON, backoff_cap=1.0
+)
 
 T = TypeVar("T")
 _START_SECONDS = 90.0

@@ -56,6 +56,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from pydantic import BaseModel, ConfigDict
 
+from fedveil.deploy.flower import SOON
 from fedveil.deploy.flower.records import bytes_of, content_of
 from fedveil.deploy.flower.refusals import is_certificate, line_trouble, refusal, wrong_certificate
 from fedveil.deploy.local import Address, LineError, ask
@@ -260,7 +261,7 @@ class Node:
             lambda request: self._call(self._client.PullObject, request), self._node, run
         )
         names = [item.object_id for item in iterate_object_tree(tree)]
-        contents = pull_objects(names, pull_object_fn=pull, max_time=_UPLOAD_SECONDS)
+        contents = pull_objects(names, pull_object_fn=pull, max_time=_UPLOAD_SECONDS, initial_backoff=SOON)
         confirm = ConfirmMessageReceivedRequest(node=self._node, run_id=run, message_object_id=name)
         self._call(self._client.ConfirmMessageReceived, confirm)
         whole = inflate_object_from_contents(name, contents)

@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.app import Message as FlowerMessage
@@ -22,7 +22,7 @@ from fedveil.deploy.receipts import Receipt, Receipts
 from fedveil.errors import FederationError, FedveilError
 from fedveil.federation import Declined, Reply, Request
 from fedveil.federation.messages import Answer, Message, SecureReply
-from fedveil.federation.wire import Frame, WireError, decode, encode, pack, unpack
+from fedveil.federation.wire import Array, Frame, WireError, decode, encode, pack, unpack
 
 __all__ = ["FlowerTransport", "Patience"]
 
@@ -47,6 +47,9 @@ class Patience:
     away: float = 120.0
     answer: float = 3600.0
     again: float = 15.0
+
+
+BRIEF = Patience(away=5.0, answer=30.0, again=10.0)
 
 
 @dataclass(slots=True)
@@ -130,17 +133,23 @@ class FlowerTransport:
                 status[site] = str(frame.head.get("status", "refused"))
         return status
 
+    def deliver(self, sites: Sequence[str], study: str, arrays: Mapping[str, Array]) -> tuple[str, ...]:
+        """Send each site the finished model of a study; return the sites that did not confirm that they keep it."""
+        frame = Frame("model", {"study": study}, arrays)
+        answers = self._talk(dict.fromkeys(sites, frame), self._patience)
+        return tuple(site for site in sites if site not in answers or answers[site].kind != "kept")
+
     def _hello(self, site: str, study: str) -> Frame:
         last = self._receipts.last(site)
         receipt = last.to_dict() if last else None
         return Frame("hello", {"study": study, "receipt": receipt, "version": __version__})
 
-    def _talk(self, frames: Mapping[str, Frame]) -> dict[str, Frame]:
+    def _talk(self, frames: Mapping[str, Frame], patience: Patience = BRIEF) -> dict[str, Frame]:
         """One short exchange with each site; each answer proves by a nonce that it is fresh."""
         nonces = {site: secrets.token_hex(16) for site in frames}
         sealed = {
             site: self._identity.seal(
-                encode(Frame(frame.kind, {**frame.head, "nonce": nonces[site]})), FROM_COORDINATOR
+                encode(replace(frame, head={**frame.head, "nonce": nonces[site]})), FROM_COORDINATOR
             )
             for site, frame in frames.items()
         }
@@ -156,8 +165,7 @@ class FlowerTransport:
                 raise WireError(f"{site} answered an older greeting")
             answers[site] = frame
 
-        brief = Patience(away=5.0, answer=30.0, again=10.0)
-        self._ask(sealed, accept, brief)
+        self._ask(sealed, accept, patience)
         return answers
 
     def _accept(self, request: Message, site: str, body: bytes) -> Answer:

@@ -1,0 +1,46 @@
+"""What a hospital admits, whoever asks."""
+
+from dataclasses import dataclass
+
+from fedveil.errors import Refused
+from fedveil.federation.terms import Terms
+from fedveil.privacy import Trust
+
+__all__ = ["Policy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What a hospital admits, set by the hospital. Its budget is in its ledger.
+
+    Attributes:
+        trusts: the levels of trust it accepts; ``"none"`` lets un-noised sums out and is never a default.
+        min_sites: fewest participants of a round that it joins.
+        max_dimension: longest vector that it releases.
+    """
+
+    trusts: frozenset[Trust] = frozenset({"site", "secure-aggregation"})
+    min_sites: int = 1
+    max_dimension: int = 50_000_000
+
+    def check(self, terms: Terms) -> None:
+        """Raise `Refused` if the hospital's policy does not admit the terms."""
+        if terms.trust not in self.trusts:
+            raise Refused(
+                f'the study asks for trust "{terms.trust}"',
+                f"this site's policy accepts only {', '.join(sorted(self.trusts))}",
+                "change the study's privacy.trust, or the site's policy",
+            )
+        if terms.min_sites < self.min_sites:
+            raise Refused(
+                f"the study goes on with {terms.min_sites} sites",
+                f"this site's policy asks for {self.min_sites} or more",
+                "raise federation.min_sites in the study",
+            )
+        largest = max(release.dimension for release in terms.releases)
+        if largest > self.max_dimension:
+            raise Refused(
+                f"the study releases vectors of length {largest:,}",
+                f"this site's policy allows {self.max_dimension:,} at most",
+                "choose a smaller model, or raise the site's limit",
+            )

@@ -1,0 +1,195 @@
+"""A study's finished model at a hospital: it comes in, is kept and judged; only that it was kept goes out."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.deploy.hospital import OWN_MODELS, Hospital
+
+from fedveil.data import Dataset
+from fedveil.deploy.review import review
+from fedveil.federation import PERSONAL, Reply, release_of
+from fedveil.federation.wire import Frame, encode
+from fedveil.study import TrainedModel, predict
+from fedveil.study.task import model_of
+
+FREQUENCIES = np.array([0.4, 0.6])
+
+
+def model_for(hospital: Hospital, seed: int = 0) -> dict[str, np.ndarray]:
+    """A model of the hospital's study, whatever it is worth."""
+    model = model_of(hospital.offer.study, Dataset.empty(("normal", "ill"), channels=1, image_size=8))
+    trained = np.random.default_rng(seed).normal(size=model.trained)
+    return {"parameters": model.join(None, trained), "frequencies": FREQUENCIES}
+
+
+def send(hospital: Hospital, arrays: dict[str, np.ndarray], **head: object) -> Frame:
+    values = {"study": hospital.terms.digest, "nonce": "n", **head}
+    return hospital.ask(encode(Frame("model", values, arrays)))
+
+
+def kept(hospital: Hospital):
+    """What the hospital has of the study once it has done all that follows."""
+    hospital.service.finish()
+    return hospital.service.models.of(hospital.terms.digest)
+
+
+def own_charges(hospital: Hospital) -> int:
+    return [release_of(charge.label) for charge in hospital.ledger.charges].count(PERSONAL)
+
+
+def test_a_finished_model_is_kept_for_predictions_and_costs_nothing(hospital, tmp_path):
+    arrays = model_for(hospital)
+    assert send(hospital, arrays).kind == "kept"
+    found = kept(hospital)
+    np.testing.assert_array_equal(found.common().parameters, arrays["parameters"])
+    np.testing.assert_array_equal(found.common().frequencies, FREQUENCIES)
+    assert found.common().classes == ("normal", "ill")
+    assert not hospital.ledger.charges
+    folder = tmp_path / "new scans"
+    folder.mkdir()
+    Image.fromarray(np.full((8, 8), 90, dtype=np.uint8)).save(folder / "one.png")
+    assert predict(found.folder, str(folder)).startswith("image,predicted,prob:normal,prob:ill\none.png,")
+    assert found.folder.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3])
+def test_the_answer_is_the_same_whatever_the_hospital_makes_of_the_model(make_hospital, fraction):
+    hospital = make_hospital(settings={"test_fraction": fraction}, template=OWN_MODELS)
+    answer = send(hospital, model_for(hospital), nonce="abc")
+    assert answer.head == {"site": "north", "study": hospital.terms.digest, "nonce": "abc"}
+    assert (answer.kind, dict(answer.arrays), dict(answer.blobs)) == ("kept", {}, {})
+    found = json.loads((kept(hospital).folder / "evaluation.json").read_text())
+    assert (found["common"] is None) is (fraction == 0.0)
+    if fraction:
+        assert found["common"]["n"] == 18
+        assert 0 <= found["own"]["auroc"] <= 1
+
+
+def test_a_model_that_comes_again_changes_nothing(hospital):
+    arrays = model_for(hospital)
+    for _ in range(2):
+        assert send(hospital, arrays).kind == "kept"
+    before = {path: path.stat().st_mtime_ns for path in kept(hospital).folder.rglob("*")}
+    hospital.restart()
+    assert send(hospital, arrays).kind == "kept"
+    assert {path: path.stat().st_mtime_ns for path in kept(hospital).folder.rglob("*")} == before
+
+
+def test_another_model_never_takes_the_place_of_the_one_that_is_kept(hospital, caplog):
+    first = model_for(hospital)
+    send(hospital, first)
+    assert send(hospital, model_for(hospital, seed=1)).kind == "refused"
+    np.testing.assert_array_equal(kept(hospital).common().parameters, first["parameters"])
+    assert "holds the one that came first" in caplog.text
+
+
+def short(arrays):
+    return {**arrays, "parameters": arrays["parameters"][1:]}
+
+
+def not_finite(arrays):
+    return {**arrays, "parameters": np.full_like(arrays["parameters"], np.inf)}
+
+
+def single(arrays):
+    return {**arrays, "parameters": arrays["parameters"].astype(np.float32)}
+
+
+def no_frequency(arrays):
+    return {**arrays, "frequencies": np.array([0.0, 1.0])}
+
+
+def three_classes(arrays):
+    return {**arrays, "frequencies": np.full(3, 1 / 3)}
+
+
+def unnamed(arrays):
+    return {"parameters": arrays["parameters"]}
+
+
+@pytest.mark.parametrize("spoil", [short, not_finite, single, no_frequency, three_classes, unnamed])
+def test_what_is_no_model_of_the_study_is_refused(hospital, spoil, caplog):
+    assert send(hospital, spoil(model_for(hospital))).kind == "refused"
+    assert not kept(hospital).exists()
+    assert "the study cannot have" in caplog.text
+    assert isinstance(hospital.round(), Reply)
+
+
+@pytest.mark.parametrize("study", ["0" * 64, "../../../../tmp/x", None])
+def test_a_model_of_a_study_that_nobody_approved_is_refused(hospital, study):
+    assert send(hospital, model_for(hospital), study=study).kind == "refused"
+    assert not (hospital.folder / "models").exists()
+
+
+def test_a_model_of_a_study_whose_approval_was_withdrawn_is_refused(hospital):
+    hospital.service.studies.withdraw(hospital.terms.digest)
+    assert send(hospital, model_for(hospital)).kind == "refused"
+    assert not (hospital.folder / "models").exists()
+
+
+def test_what_a_kill_left_half_written_is_no_model(hospital):
+    unfinished = hospital.folder / "models" / f".{hospital.terms.digest[:12]}.tmp"
+    unfinished.mkdir(parents=True)
+    (unfinished / "model.json").write_text("{")
+    assert not kept(hospital).exists()
+    assert send(hospital, model_for(hospital)).kind == "kept"
+    assert not unfinished.exists()
+    assert kept(hospital).common().fits
+
+
+def test_an_own_model_is_made_and_charged_once(make_hospital, caplog):
+    hospital = make_hospital(template=OWN_MODELS)
+    send(hospital, model_for(hospital))
+    own = kept(hospital).own()
+    assert not np.array_equal(own.parameters, kept(hospital).common().parameters)
+    assert own_charges(hospital) == 1
+    assert hospital.ledger.charges[-1].mechanism == hospital.terms.release(PERSONAL).mechanism
+    hospital.restart()
+    hospital.service.conclude(hospital.terms.digest)
+    np.testing.assert_array_equal(kept(hospital).own().parameters, own.parameters)
+    # As if the service was killed between charge and file: to make it again would cost its price again.
+    for name in ("evaluation.json", "personal/model.json"):
+        (kept(hospital).folder / name).unlink()
+    hospital.restart()
+    hospital.service.conclude(hospital.terms.digest)
+    assert kept(hospital).own() is None
+    assert kept(hospital).is_done
+    assert own_charges(hospital) == 1
+    assert "a study pays for one" in caplog.text
+
+
+def test_an_own_model_that_was_not_begun_before_a_kill_is_made_afterwards(make_hospital, monkeypatch):
+    hospital = make_hospital(template=OWN_MODELS)
+    with monkeypatch.context() as killed:
+        killed.setattr(hospital.service, "conclude", lambda _: None)
+        assert send(hospital, model_for(hospital)).kind == "kept"
+    assert not kept(hospital).is_done
+    hospital.restart()
+    hospital.service.conclude(hospital.terms.digest)
+    assert kept(hospital).own() is not None
+    assert own_charges(hospital) == 1
+
+
+def test_a_hospital_may_do_without_a_model_of_its_own(make_hospital):
+    hospital = make_hospital(settings={"own_models": "false"}, template=OWN_MODELS)
+    send(hospital, model_for(hospital))
+    assert kept(hospital).is_done
+    assert kept(hospital).own() is None
+    assert not hospital.ledger.charges
+
+
+def test_the_review_names_the_price_of_an_own_model(make_hospital):
+    hospital = make_hospital(template=OWN_MODELS)
+    found = review(hospital.service.config, hospital.service.studies.read(hospital.terms.digest))
+    assert any(line.startswith("own model") and "epsilon" in line for line in found.sentences)
+    assert "personal" in "".join(found.sentences)
+
+
+def test_trouble_with_the_images_stays_in_the_hospital(hospital, caplog):
+    (hospital.folder / "images.npz").unlink()
+    assert send(hospital, model_for(hospital)).kind == "kept"
+    assert not kept(hospital).is_done
+    assert "images.npz" in caplog.text
+    assert isinstance(TrainedModel.load(kept(hospital).folder), TrainedModel)
