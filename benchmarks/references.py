@@ -87,7 +87,7 @@ def main() -> None:
         alpha=(EVEN,),
         method=("gradient", "one-shot"),
         patients=(100, 250, 1000, None),
-        seeds=6,
+        seeds=3,
     )
     shipped = {}
     for name, data in TASKS.items():

@@ -98,6 +98,18 @@ def test_a_study_from_its_file_to_its_report_and_predictions(tmp_path):
     assert hits >= 0.75
 
 
+def test_one_round_makes_a_model_and_a_report(tmp_path):
+    """What `plan` may recommend, with the alternatives that a report may ask for."""
+    (tmp_path / "once.toml").write_text(SMALL.replace("rounds = 4", 'method = "one-shot"'))
+    run = fedveil("run", "once.toml", "--out", "out", "--baselines", "--json")
+    assert run.exit_code == 0, run.output
+    result = json.loads(run.stdout)
+    assert set(result["baselines"]) == {"no_privacy", "pooled", "alone", "alone_no_privacy"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "One round made the model" in page
+    assert "5 hospitals, 1 round" in page
+
+
 def test_plan_and_run_state_the_same_guarantee():
     planned = json.loads(fedveil("plan", "--json").stdout)
     result = json.loads(fedveil("run", "--out", "out", "--json").stdout)
