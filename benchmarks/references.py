@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     grid = Grid(
-        epsilon=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, NO_PRIVACY),
+        epsilon=(0.25, 1.0, 4.0, NO_PRIVACY),
         trust=TRUSTS,
         unit=("patient",),
         sites=(3, 10),

@@ -166,6 +166,7 @@ def test_plan_says_no_honestly():
         (("--cohorts", "5;6"), ("--cohorts is '5;6'", "whole numbers")),
         (("--cohorts", "5,6,7", "--trust", "nobody"), ("--trust holds 'nobody'", "secure-aggregation")),
         (("--cohorts", "5,6", "--trust", "secure-aggregation"), ("do not go together", "3 or more")),
+        (("--cohorts", "5,6,7", "--unit", "patient,image"), ("cohorts count patients", "add --images")),
         (("--cohorts", "5,6,7", "--method", "averaging"), ("--method holds 'averaging'", "one-shot")),
     ],
 )
@@ -184,11 +185,13 @@ def test_a_sweep_of_ones_own_is_what_a_plan_predicts_from(tmp_path):
         "--method",
         "gradient,one-shot",
     )
-    swept = fedveil("sweep", "--out", "swept", *lists, "--json")
+    swept = fedveil("sweep", "--out", "swept", *lists, "--workers", "1", "--json")
     assert swept.exit_code == 0, swept.output
     rows = list(csv.DictReader((tmp_path / "swept" / "results.csv").read_text().splitlines()))
     assert {row["method"] for row in rows} == {"gradient", "one-shot"}
-    again = fedveil("sweep", "--out", "swept", *lists, "--patients", "30,all", "--resume", "--json")
+    again = fedveil(
+        "sweep", "--out", "swept", *lists, "--patients", "30,all", "--resume", "--workers", "1", "--json"
+    )
     assert again.exit_code == 0, again.output
     found = json.loads(
         fedveil("plan", "--cohorts", "60,60", "--fit", "swept", "--epsilon", "8", "--json").stdout
