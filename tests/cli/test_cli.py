@@ -124,9 +124,10 @@ def test_plan_shows_the_arithmetic_of_the_noise():
     squares = {name: one["steps"] / one["noise_multiplier"] ** 2 for name, one in by.items()}
     text = fedveil("plan", "--explain").stdout
     assert text.count(" = ") > fedveil("plan").stdout.count(" = ")
-    assert f"4 steps cost mu = sqrt(4) / {by['training']['noise_multiplier']:.4g}" in text
+    assert f"mu = sqrt(4 steps) / {by['training']['noise_multiplier']:.4g}" in text
     assert f"{sum(squares.values()) ** 0.5:.4f}" in text
     assert "1 / sqrt(3)" in text
+    assert "so each adds 1 / sqrt(3)" not in fedveil("plan", "--trust", "server", "--explain").stdout
     assert (
         f"nu = units x mu / what trust makes of the noise = {planned['outlook']['signal_to_noise']:.1f}"
         in text
