@@ -1,5 +1,6 @@
 """Sites in process, with real ledgers on disk, that have admitted a study's terms."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def federate(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
         pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
         for name in terms.sites:
             learners[name] = VectorLearner(generator.normal(size=(units, DIMENSION)))
-            ledgers[name] = Ledger(tmp_path / f"{name}.jsonl", Budget(epsilon, 1e-5))
+            budget = Budget(math.inf if terms.trust == "none" else epsilon, 1e-5)
+            ledgers[name] = Ledger(tmp_path / f"{name}.jsonl", budget)
             opened.append(ledgers[name])
             policy = Policy(trusts=frozenset({"site", "secure-aggregation", "server", "none"}))
             sites[name] = Site(name, learners[name], policy, ledgers[name], Identity(keys[name], pinned))

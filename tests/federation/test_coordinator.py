@@ -53,7 +53,7 @@ def test_noise_holds_under_dropout(federate):
     rounds = 400
     terms = make_terms("secure-aggregation", rounds=rounds, noise=100.0)
     federation = federate(terms, epsilon=100.0)
-    federation.learners["site-3"].broken = True
+    federation.silent.add("site-3")
     coordinator = Coordinator(terms, federation.transport)
     release = terms.release("training")
     collected = [coordinator.collect(release, r, ZERO) for r in range(1, rounds + 1)]
@@ -88,7 +88,7 @@ def test_masked_replies_hide_the_contribution(federate):
 def test_an_abandoned_attempt_is_charged_and_not_opened(federate):
     terms = make_terms("secure-aggregation", min_sites=5)
     federation = federate(terms)
-    federation.learners["site-3"].broken = True
+    federation.silent.add("site-3")
     coordinator = Coordinator(terms, federation.transport)
     with pytest.raises(FederationError, match=r"site-3 \(failed\)"):
         coordinator.collect(terms.release("training"), 1, ZERO)
@@ -138,7 +138,7 @@ def test_too_few_sites_end_the_run_with_their_names(federate):
     terms = make_terms("site", min_sites=4)
     federation = federate(terms)
     for name in ("site-1", "site-2"):
-        federation.learners[name].broken = True
+        federation.silent.add(name)
     with pytest.raises(FederationError, match=r"site-1 \(failed\), site-2 \(failed\)"):
         Coordinator(terms, federation.transport).collect(terms.release("training"), 1, ZERO)
 
@@ -148,9 +148,9 @@ def test_a_site_that_recovers_is_asked_again(federate):
     federation = federate(terms)
     coordinator = Coordinator(terms, federation.transport)
     release = terms.release("training")
-    federation.learners["site-2"].broken = True
+    federation.silent.add("site-2")
     assert "site-2" not in coordinator.collect(release, 1, ZERO).survivors
-    federation.learners["site-2"].broken = False
+    federation.silent.discard("site-2")
     later = [coordinator.collect(release, number, ZERO).survivors for number in range(2, 8)]
     assert "site-2" in later[-1]
 

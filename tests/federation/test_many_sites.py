@@ -23,7 +23,7 @@ def test_a_smaller_session_is_opened_when_a_sparse_one_has_lost_too_many(federat
     assert terms.enough(SITES - left), "the terms alone would let this round begin"
     federation = federate(terms, epsilon=100.0)
     for name in terms.sites[:left]:
-        federation.learners[name].broken = True
+        federation.silent.add(name)
     coordinator = Coordinator(terms, federation.transport)
     collected = coordinator.collect(terms.release("training"), 1, np.zeros(DIMENSION))
     assert len(collected.survivors) == SITES - left

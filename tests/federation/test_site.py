@@ -7,11 +7,11 @@ import pytest
 from tests.federation.toy import DIMENSION, make_terms
 
 from fedveil.errors import BudgetExceeded, InvalidValue, Refused
-from fedveil.federation import Declined, Policy, Release, Reply, Request, SecureReply, Site
+from fedveil.federation import Declined, LocalSteps, Policy, Release, Reply, Request, SecureReply, Site
 from fedveil.federation.messages import CHARGED_FIELDS, PUBLIC_FIELDS
 from fedveil.learning import HeldOut
 from fedveil.learning.score_histogram import BINS
-from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, epsilon
+from fedveil.privacy import Budget, Guarantee, IntegerMechanism, Ledger, Mechanism, epsilon
 
 
 def ask(terms, **changes):
@@ -33,14 +33,95 @@ def test_reply_fields_are_charged_or_public():
     assert not PUBLIC_FIELDS & CHARGED_FIELDS
 
 
-def test_a_failing_learner_tells_nothing_about_its_cohort(federate, caplog):
+@pytest.mark.parametrize("trouble", ["raises", "nan", "shape"])
+def test_a_failing_learner_tells_nothing_about_its_cohort(federate, caplog, monkeypatch, trouble):
+    """Whether a file can be read, or a number overflows, depends on who is there: the answer is noise, as always."""
     federation = federate(make_terms())
+    learner, site = federation.learners["site-1"], federation.sites["site-1"]
+    if trouble == "raises":
+        learner.broken = True
+    else:
+        wrong = np.full(DIMENSION, np.nan) if trouble == "nan" else np.ones(DIMENSION + 1)
+        monkeypatch.setattr(learner, "contribution", lambda *_, **__: wrong)
+    answers = [site.handle(ask(federation.terms, attempt=k)) for k in range(1, 5)]
+    assert all(isinstance(one, Reply) for one in answers)
+    noise = np.concatenate([one.vector for one in answers])
+    assert 3 < noise.std() < 16, "the noise of the mechanism, 8, and nothing else"
+    assert len(federation.ledgers["site-1"].state.charges) == 4
+    assert "Jane Doe" not in repr(answers)
+    assert "nothing but noise" in caplog.text
+    assert ("Jane Doe" in caplog.text) == (trouble == "raises"), "the hospital's own log has the details"
+
+
+def test_without_privacy_a_failing_learner_is_told(federate):
+    federation = federate(make_terms("none", noise=0.0))
     federation.learners["site-1"].broken = True
     answer = federation.sites["site-1"].handle(ask(federation.terms))
     assert isinstance(answer, Declined)
     assert answer.code == "failed"
     assert "Jane Doe" not in repr(answer)
-    assert "Jane Doe" in caplog.text, "the hospital's own log has the details"
+
+
+def test_one_bad_local_step_is_noise_and_the_next_ones_go_on(federate, monkeypatch):
+    """Each step has its own noise, so a step that fails must be noise too, not the end of the round."""
+    local = LocalSteps(steps=3, learning_rate=0.1, units=40.0)
+    release = Release(
+        name="training",
+        mechanism=Mechanism(8.0, 1.0, 12),
+        dimension=DIMENSION,
+        parameters=DIMENSION,
+        local=local,
+    )
+    federation = federate(make_terms(releases=(release,)))
+    federation.learners["site-1"].broken = True
+    answer = federation.sites["site-1"].handle(ask(federation.terms))
+    assert isinstance(answer, Reply)
+    assert np.linalg.norm(answer.vector) > 0
+
+
+def test_an_admitted_study_costs_what_was_admitted_at_most(federate):
+    """Whatever a coordinator asks for again, and however much of the hospital's budget is left."""
+    terms = make_terms(rounds=4, noise=8.0)
+    planned = epsilon([terms.release("training").mechanism], 1e-5)
+    terms = dataclasses.replace(terms, target=dataclasses.replace(terms.target, epsilon=planned * 1.0001))
+    federation = federate(terms, epsilon=60.0)
+    site, ledger = federation.sites["site-1"], federation.ledgers["site-1"]
+    answers = [site.handle(ask(terms, attempt=k)) for k in range(1, 30)]
+    assert sum(isinstance(one, Reply) for one in answers) == 4
+    assert {one.code for one in answers[4:]} == {"over-budget"}
+    assert ledger.spent_on(terms.title) <= terms.target.epsilon
+    again = Site("site-1", federation.learners["site-1"], Policy(), ledger)
+    again.admit(terms)
+    assert isinstance(again.handle(ask(terms, attempt=99)), Declined), "a restart forgets nothing of it"
+
+
+def test_releases_that_cost_more_than_the_target_are_not_admitted(federate):
+    terms = make_terms(rounds=400, noise=2.0)
+    terms = dataclasses.replace(terms, target=dataclasses.replace(terms.target, epsilon=1.0))
+    federation = federate(terms, admit=False)
+    with pytest.raises(Refused, match="cost more than its target"):
+        federation.sites["site-1"].admit(terms)
+
+
+def test_a_study_without_privacy_needs_a_budget_without_end(federate, tmp_path):
+    """Exact sums are in the ledger too, which then says that nothing bounds what was revealed."""
+    terms = make_terms("none", noise=0.0)
+    federation = federate(terms)
+    assert isinstance(federation.sites["site-1"].handle(ask(terms)), Reply)
+    assert federation.ledgers["site-1"].spent() == float("inf")
+    with Ledger(tmp_path / "finite.jsonl", Budget(8.0, 1e-5)) as ledger:
+        site = Site("site-1", federation.learners["site-1"], Policy(trusts=frozenset({"none"})), ledger)
+        with pytest.raises(BudgetExceeded):
+            site.admit(terms)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e7])
+def test_parameters_that_make_numbers_overflow_are_refused(federate, value):
+    terms = make_terms()
+    federation = federate(terms)
+    answer = federation.sites["site-1"].handle(ask(terms, parameters=np.full(DIMENSION, value)))
+    assert isinstance(answer, Declined)
+    assert not federation.ledgers["site-1"].state.charges
 
 
 def test_no_unclipped_state_leaves_a_site(federate):
@@ -271,12 +352,13 @@ def test_a_site_without_held_out_patients_answers_with_noise_alone(federate):
     assert federation.ledgers["site-1"].spent() > 0, "whether it holds any is nobody's business"
 
 
-def test_hostile_class_frequencies_get_no_answer(federate):
+def test_hostile_class_frequencies_get_noise(federate):
     terms = evaluation_terms()
     federation = federate(terms, admit=False)
     site = with_held_out(federation, terms, held_out())
     answer = site.handle(ask(terms, release="evaluation", parameters=np.zeros(2 + DIMENSION)))
-    assert isinstance(answer, Declined)
+    assert isinstance(answer, Reply)
+    assert answer.vector.std() > 0
 
 
 def test_held_out_patients_count_for_delta_and_for_room(federate):

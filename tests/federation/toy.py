@@ -1,10 +1,21 @@
 """A small real federation for tests: a learner over plain vectors, ledgers on disk, sites in process."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedveil.federation import InProcess, Release, Site, Terms, default_min_honest
+from fedveil.federation import (
+    Answer,
+    Declined,
+    InProcess,
+    Message,
+    Release,
+    Request,
+    Site,
+    Terms,
+    default_min_honest,
+)
 from fedveil.privacy import Guarantee, IntegerMechanism, Ledger, Mechanism, Trust
 
 DIMENSION = 6
@@ -82,6 +93,26 @@ class Federation:
     learners: dict[str, VectorLearner]
     ledgers: dict[str, Ledger]
 
+    silent: set[str] = field(default_factory=set)
+
     @property
-    def transport(self) -> InProcess:
-        return InProcess(list(self.sites.values()))
+    def transport(self) -> "Line":
+        return Line(list(self.sites.values()), self.silent)
+
+
+class Line(InProcess):
+    """A transport on which the sites in ``silent`` decline every round, whoever is in it at the time."""
+
+    def __init__(self, sites: list[Site], silent: set[str]) -> None:
+        super().__init__(sites)
+        self._silent = silent
+
+    def exchange(self, requests: Mapping[str, Message]) -> Mapping[str, Answer]:
+        answers: dict[str, Answer] = {}
+        for site, one in requests.items():
+            if site in self._silent and isinstance(one, Request):
+                asked = {name: getattr(one, name) for name in ("study", "release", "round", "attempt")}
+                answers[site] = Declined(site=site, code="failed", **asked)
+            else:
+                answers |= super().exchange({site: one})
+        return answers

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fedveil.errors import InvalidValue
 from fedveil.learning import LinearHead, LinearLearner, NetworkLearner, NetworkModel, Views, network_learner
+from fedveil.learning.network_learner import ROUNDING
 from fedveil.learning.networks import Centred
 
 SIZE = 16
@@ -81,7 +82,8 @@ def test_a_contribution_is_the_sum_of_clipped_gradients(model, cohort, unit, cli
     for group in np.unique(groups):
         one = gradient(model, whole(model), images[groups == group], labels[groups == group])
         norm = np.linalg.norm(one)
-        expected += one * (min(1, CLIP / norm) if clipping == "flat" else CLIP / (norm + 0.01))
+        bound = CLIP / (1 + ROUNDING)
+        expected += one * (min(1, bound / norm) if clipping == "flat" else bound / (norm + 0.01))
     found = learner.contribution(whole(model), clip_norm=CLIP)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert learner.units == len(np.unique(groups))
@@ -252,7 +254,7 @@ def test_tuned_gradients_are_clipped_sums_over_patients(pretrained):
     expected = np.zeros(model.trained)
     for patient in np.unique(patients):
         one = gradient(model, parameters, maps[patients == patient], labels[patients == patient])
-        expected += one * min(1, CLIP / np.linalg.norm(one))
+        expected += one * min(1, CLIP / (1 + ROUNDING) / np.linalg.norm(one))
     found = learner_of(model, (maps, labels, patients), clipping="flat").contribution(
         parameters, clip_norm=CLIP
     )

@@ -128,10 +128,17 @@ def test_hostile_frequencies_are_refused(priors):
         held_out(cohort(0, 2), 2).histogram(np.array([*priors, 0.0]))
 
 
-def test_scores_that_are_no_probabilities_are_refused():
-    _, labels, codes = cohort(0, 2)
-    with pytest.raises(InvalidValue, match="finite"):
-        held_out((np.full((60, 2), np.nan), labels, codes), 2).histogram(np.array([1.0, 1.0, 0.0]))
+@pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 0.0], [-1.0, 2.0], [0.0, 0.0]])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_an_image_without_a_score_counts_nothing_and_disturbs_no_other(bad, classes):
+    """To refuse, or to answer NaN, would tell that the image is there."""
+    scores, labels, codes = cohort(0, classes)
+    sent = np.append(np.ones(classes), 0.0)
+    spoilt = scores.copy()
+    spoilt[codes == 4] = np.resize(bad, classes) if bad != [0.0, 0.0] else 0.0
+    found = held_out((spoilt, labels, codes), classes).histogram(sent)
+    others = np.setdiff1d(np.arange(codes.max() + 1), [4])
+    np.testing.assert_allclose(found, held_out((scores, labels, codes), classes).histogram(sent, others))
 
 
 def test_only_sampled_units_count():

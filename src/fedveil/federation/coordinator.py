@@ -174,7 +174,7 @@ class Coordinator:
             return None, ()
         if self._secure is None:
             return self._sum(release, replies), survivors
-        aggregation = self._secure.open(self.attempt)
+        aggregation = self._secure.open(self.attempt, release.name)
         for reply in replies:
             add_masked(aggregation, reply.site, reply.vector, self.attempt)
         try:

@@ -66,9 +66,9 @@ class SecureSite:
             raise Refused("no session is open", "a session is set up before its rounds", "open a session")
         return self._client
 
-    def mask(self, attempt: int, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        """Mask the words of an attempt that the site has charged for."""
-        return self.opened().masked_input(attempt, words).words
+    def mask(self, attempt: int, words: npt.NDArray[np.uint32], release: str) -> npt.NDArray[np.uint32]:
+        """Mask the words of an attempt that the site has charged for, as words of that release."""
+        return self.opened().masked_input(attempt, words, release).words
 
     def _open(self, session: Session) -> bytes:
         terms = self._terms
@@ -182,13 +182,13 @@ class SecureRounds:
         inside = set(self._server.session.sites) - self._lost if self._server else set()
         return tuple(site for site in sites if site in inside)
 
-    def open(self, attempt: int) -> Aggregation:
-        """Begin to collect an attempt's masked words."""
+    def open(self, attempt: int, release: str) -> Aggregation:
+        """Begin to collect an attempt's masked words of a release."""
         if self._server is None:
             raise FederationError(
                 "no session is open", "a session is set up before its rounds", "call prepare"
             )
-        return self._server.open(attempt)
+        return self._server.open(attempt, release)
 
     def total(self, aggregation: Aggregation, release: Release) -> Vector:
         """Unmask the sum of the survivors' words and decode it; raises `RoundAbandoned` if too few are left."""

@@ -1,6 +1,9 @@
 """One hospital: its cohort behind a learner, its policy, its ledger. The only place where a charge meets a pixel."""
 
 import logging
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +39,8 @@ from fedveil.privacy import release as release_noisy
 
 __all__ = ["Site", "release_of"]
 
+LARGEST = 1e6
+"""No parameter of a model that learns anything is larger; larger ones make numbers overflow, for some images only."""
 ATTEMPT = " attempt "
 """Between a release's name and the attempt in the label of a charge: what a restarted site reads its place from."""
 log = logging.getLogger("fedveil.site")
@@ -86,6 +91,7 @@ class Site:
         self._admitted: dict[str, Terms] = {}
         self._secure: dict[str, SecureSite] = {}
         self._served: dict[str, int] = {}
+        self._asked: dict[str, Counter[str]] = {}
         self._generator = secure_generator()
 
     def admit(self, terms: Terms) -> str:
@@ -103,9 +109,15 @@ class Site:
                 f"{self.name} is not among them",
                 "add it to the study's sites",
             )
-        if terms.trust != "none" and self._ledger is not None:
-            if terms.target.unit != "site":
-                check_delta(terms.target.delta, self._learner.units + self._units_held_out)
+        if terms.trust != "none" and terms.target.unit != "site":
+            check_delta(terms.target.delta, self._learner.units + self._units_held_out)
+        if not terms.holds:
+            raise Refused(
+                f"the releases of {terms.name} cost more than its target",
+                f"together they may cost epsilon {terms.target.epsilon:g} at delta {terms.target.delta:g}",
+                "calibrate them to the target",
+            )
+        if self._ledger is not None:
             self._check_budget(terms, self._ledger)
         if terms.trust == "secure-aggregation":
             self._secure[terms.digest] = self._secure_site(terms)
@@ -139,9 +151,13 @@ class Site:
 
     def _check_budget(self, terms: Terms, ledger: Ledger) -> None:
         """Check that the whole study fits; one that has begun already is checked charge by charge."""
-        labels = [charge.label for charge in ledger.state.charges if charge.study == terms.title]
-        self._served[terms.digest] = max((int(label.split(ATTEMPT)[1]) for label in labels), default=0)
-        if not labels:
+        charges = [charge for charge in ledger.state.charges if charge.study == terms.title]
+        asked, served = Counter[str](), 0
+        for charge in charges:
+            asked[release_of(charge.label)] += charge.mechanism.steps
+            served = max(served, int(charge.label.split(ATTEMPT)[1]))
+        self._asked[terms.digest], self._served[terms.digest] = asked, served
+        if not charges:
             ledger.admit(*(release.mechanism for release in terms.releases))
 
     def handle(self, message: Message) -> Answer:
@@ -186,7 +202,7 @@ class Site:
             )
         release = self._check(request, terms)
         self._reserve(request, terms, release)
-        total = self._contribution(request, release)
+        total = self._shielded(partial(self._contribution, request, terms, release), terms, release)
         return Reply(
             site=self.name,
             study=request.study,
@@ -234,7 +250,7 @@ class Site:
             )
         self._reserve(request, terms, release)
         own = parameters.copy()
-        own[-release.dimension :] += self._local_steps(parameters, release, release.local)
+        own[-release.dimension :] += self._local_steps(parameters, terms, release, release.local)
         return own
 
     def _protect(
@@ -243,7 +259,7 @@ class Site:
         """The sum as it may leave: with noise, or with its share of the noise and masked."""
         if release.integer is not None:
             words = release.integer.encode(total, self._generator)
-            return self._secure[terms.digest].mask(request.attempt, words)
+            return self._secure[terms.digest].mask(request.attempt, words, release.name)
         if release.local_noise:
             return total
         std = noise_share(terms.trust, release.mechanism, terms.honest)
@@ -288,11 +304,12 @@ class Site:
                 "wait until more sites are back",
             )
         parameters = request.parameters
-        if parameters.shape != (release.parameters,) or not np.isfinite(parameters).all():
+        fits = parameters.shape == (release.parameters,)
+        if not (fits and np.isfinite(parameters).all() and np.abs(parameters).max(initial=0.0) <= LARGEST):
             raise Refused(
-                f"the parameters have shape {parameters.shape}",
-                f"they must be {release.parameters} finite numbers",
-                "send the model that the study describes",
+                f"the parameters have shape {parameters.shape}, or are not of this world",
+                f"they must be {release.parameters} finite numbers, none larger than {LARGEST:g}",
+                "send the model that the study describes; lower the learning rate if it has diverged",
             )
         if release.integer is not None:
             self._secure[terms.digest].opened()
@@ -305,12 +322,23 @@ class Site:
         return release
 
     def _reserve(self, request: Request, terms: Terms, release: Release) -> None:
+        """Charge the ledger, which has to hold it beside all other studies, and the study's own target beside itself.
+
+        So an approved study costs what was approved at most, however often a coordinator asks.
+        """
         self._served[request.study] = request.attempt
-        if terms.trust == "none":
-            return
         if self._ledger is None:
-            raise Refused("this site has no ledger", "a noisy release must be charged", "open a ledger")
+            if terms.trust != "none":
+                raise Refused("this site has no ledger", "a noisy release must be charged", "open a ledger")
+            return
         charge = release.mechanism.with_steps(release.steps_per_round)
+        asked = self._asked[terms.digest] + Counter({release.name: charge.steps})
+        if not terms.affords(asked):
+            raise BudgetExceeded(
+                f"{release.name} is asked for once more than the target of {terms.name} pays for",
+                f"the study was admitted at epsilon {terms.target.epsilon:g}, repeated rounds included",
+                "end it with fewer rounds, or begin another study",
+            )
         self._ledger.reserve(
             charge,
             study=terms.title,
@@ -319,8 +347,28 @@ class Site:
             trust=terms.trust,
             alone=terms.alone(charge),
         )
+        self._asked[terms.digest] = asked
 
-    def _contribution(self, request: Request, release: Release) -> Vector:
+    def _shielded(self, compute: Callable[[], Vector], terms: Terms, release: Release) -> Vector:
+        """What ``compute`` gives; zero if it fails or is no vector of finite numbers, which only the site's log tells.
+
+        Whether images can be read, or a number overflows, depends on who is in the cohort. To decline, or to reply
+        NaN, would tell the coordinator, and no noise is on that. Learners bound each unit by itself whatever its
+        images are, so that this is for what nobody foresaw; without privacy it is told, as everything is.
+        """
+        try:
+            total = compute()
+        except Exception as error:
+            if terms.trust == "none":
+                raise
+            log.error("%s: %s contributes nothing but noise: %s", self.name, release.name, error)
+            return np.zeros(release.dimension)
+        if terms.trust != "none" and not (total.shape == (release.dimension,) and np.isfinite(total).all()):
+            log.error("%s: %s contributes nothing but noise: it is not finite", self.name, release.name)
+            return np.zeros(release.dimension)
+        return total
+
+    def _contribution(self, request: Request, terms: Terms, release: Release) -> Vector:
         """What the round is about, before it is protected: exact, so it stays here, unless local steps had noise."""
         if release.name == EVALUATION:
             if self._held_out is None:
@@ -335,7 +383,7 @@ class Site:
                 return self._learner.statistics(request.parameters)
             return self._learner.statistics(request.parameters, units)
         if release.local is not None:
-            return self._local_steps(request.parameters, release, release.local)
+            return self._local_steps(request.parameters, terms, release, release.local)
         return self._sum(request.parameters, release, release.mechanism.clip_norm)
 
     def _sum(self, parameters: Vector, release: Release, clip_norm: float) -> Vector:
@@ -351,14 +399,15 @@ class Site:
             return None
         return np.flatnonzero(self._generator.random(units) < rate)
 
-    def _local_steps(self, start: Vector, release: Release, local: LocalSteps) -> Vector:
+    def _local_steps(self, start: Vector, terms: Terms, release: Release, local: LocalSteps) -> Vector:
         """The difference that local steps make to the trained part, the end of the vector; see `LocalSteps`."""
         std = release.mechanism.noise_std if release.local_noise else 0.0
         clip_norm = release.mechanism.clip_norm if release.local_noise else local.clip_norm
         parameters = start.copy()
         trained, origin = parameters[-release.dimension :], start[-release.dimension :]
         for _ in range(local.steps):
-            total = self._sum(parameters, release, clip_norm)
+            step = partial(self._sum, parameters.copy(), release, clip_norm)
+            total = self._shielded(step, terms, release)
             if std > 0:
                 total = release_noisy(total, std, self._generator)
             trained -= local.learning_rate * (total / local.units + local.proximal * (trained - origin))

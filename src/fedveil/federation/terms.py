@@ -8,7 +8,7 @@ site has not admitted.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -318,6 +318,27 @@ class Terms:
     def honest(self) -> int:
         """Fewest honest noise shares under secure aggregation; what one share is sized by."""
         return default_min_honest(len(self.sites)) if self.min_honest is None else self.min_honest
+
+    @property
+    def holds(self) -> bool:
+        """Whether all releases together meet the target."""
+        return self._meets(one.mechanism for one in self.releases)
+
+    def affords(self, asked: Mapping[str, int]) -> bool:
+        """Whether the target, which holds, pays for so many steps of each release, by name.
+
+        It does for as many as were planned. More of one, since requests were repeated, are paid for by fewer of others.
+        """
+        if all(asked.get(one.name, 0) <= one.mechanism.steps for one in self.releases):
+            return True
+        return self._meets(
+            one.mechanism.with_steps(asked[one.name]) for one in self.releases if asked.get(one.name)
+        )
+
+    def _meets(self, mechanisms: Iterable[Mechanism]) -> bool:
+        if self.trust == "none":
+            return True
+        return epsilon(mechanisms, self.target.delta, adaptive=True) <= self.target.epsilon
 
     def enough(self, survivors: int) -> bool:
         """Whether a round that so many sites completed may be opened.

@@ -60,15 +60,17 @@ class ScoreHistogram:
         """Sum the units' contributions; exact, so it stays in the hospital.
 
         Args:
-            probabilities: (n, classes).
+            probabilities: (n, classes). An image whose probabilities are none, since a number overflowed, counts
+                nothing: to refuse it would tell that it is there.
             labels: (n,) class codes.
             weights: (n,) each image's share in its unit; they sum to 1 within a unit.
             priors: (classes,) positive; public.
 
         Raises:
-            InvalidValue: priors or probabilities that are none.
+            InvalidValue: priors that are none.
         """
-        balanced = _balanced(probabilities, priors)
+        balanced, proper = _balanced(probabilities, priors)
+        weights = weights * proper
         classes = balanced.shape[1]
         bins = np.minimum((balanced * BINS).astype(np.int64), BINS - 1)
         told = range(1, 2) if classes == 2 else range(classes)
@@ -171,8 +173,8 @@ def _entry(name: str, estimate: Estimate) -> dict[str, Any]:
     return {name: estimate.clipped, f"{name}_std": estimate.std, f"{name}_interval": estimate.interval()}
 
 
-def _balanced(probabilities: Vector, priors: Vector) -> Vector:
-    """Probabilities under equal class frequencies."""
+def _balanced(probabilities: Vector, priors: Vector) -> tuple[Vector, npt.NDArray[np.bool_]]:
+    """Probabilities under equal class frequencies, and which rows had any; the others are even."""
     fits = priors.shape == probabilities.shape[1:]
     if not fits or not (np.isfinite(priors) & (priors >= 1e-9) & (priors <= 1e9)).all():
         raise InvalidValue(
@@ -181,15 +183,10 @@ def _balanced(probabilities: Vector, priors: Vector) -> Vector:
             "send the class frequencies that were released",
         )
     weighted = probabilities / priors
-    total = weighted.sum(axis=1, keepdims=True)
-    if not np.isfinite(weighted).all() or not (weighted >= 0).all() or not (total > 0).all():
-        raise InvalidValue(
-            "probabilities are negative or not finite",
-            "each image needs a distribution over the classes",
-            "send the parameters of a model that was trained",
-        )
-    result: Vector = weighted / total
-    return result
+    proper = (np.isfinite(weighted) & (weighted >= 0)).all(axis=1) & (weighted.sum(axis=1) > 0)
+    even = np.where(proper[:, None], weighted, 1.0)
+    result: Vector = even / even.sum(axis=1, keepdims=True)
+    return result, proper
 
 
 def _at_middles(priors: Vector, code: int) -> Vector:

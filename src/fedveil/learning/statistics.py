@@ -113,19 +113,17 @@ class ClassStatistics:
         """Sum the units' contributions; exact, so it stays in the hospital.
 
         Args:
-            features: (n, d), rows of norm at most 1, as `unit_blocks` makes them; longer ones are scaled down.
+            features: (n, d), rows of norm at most 1, as `unit_blocks` makes them; longer ones are scaled down, and
+                rows that are not finite count as zero.
             labels: (n,) class codes.
             weights: (n,) each image's share in its unit; they sum to 1 within a unit.
             classes: number of classes.
         """
-        norms = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1.0)
+        finite = np.isfinite(features).all(axis=1, keepdims=True)
+        points = np.where(finite, features, 0.0).astype(np.float64)
+        norms = np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1.0)
         extended = np.concatenate(
-            [
-                features * (np.sqrt(1 - COUNT_WEIGHT**2) / norms),
-                np.full((len(features), 1), COUNT_WEIGHT),
-            ],
-            axis=1,
-            dtype=np.float64,
+            [points * (np.sqrt(1 - COUNT_WEIGHT**2) / norms), np.full((len(points), 1), COUNT_WEIGHT)], axis=1
         )
         onehot = np.eye(classes)[labels] * weights[:, None]
         total: Vector = (onehot.T @ extended).ravel()

@@ -29,7 +29,6 @@ from fedveil.federation import (
     Transport,
 )
 from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram
-from fedveil.privacy import epsilon
 from fedveil.study.phases import Check, Phase, checks, make_phases, stops
 from fedveil.study.progress import Progress
 from fedveil.study.rules import Steps, units_per_round
@@ -173,21 +172,13 @@ class _Loop:
         It always does where no more is asked for than was planned. Requests that were repeated, since a site or this
         process failed, are paid for by rounds of training that are left out.
         """
-        if self.terms.trust == "none":
-            return True
-        asked = self.coordinator.charged | {
-            wanted.name: self.coordinator.charged.get(wanted.name, 0) + wanted.steps_per_round
-        }
-        if all(asked.get(one.name, 0) <= one.mechanism.steps for one in self.terms.releases):
-            return True
-        mechanisms = []
-        training = {one.name for one in self.terms.phases} | {PROGRESS}
+        asked = dict(self.coordinator.charged)
+        asked[wanted.name] = asked.get(wanted.name, 0) + wanted.steps_per_round
+        optional = {one.name for one in self.terms.phases} | {PROGRESS}
         for one in self.terms.releases:
-            open_yet = one.name not in training and one.name not in self.checkpoint.arrays
-            steps = max(asked.get(one.name, 0), one.mechanism.steps if open_yet else 0)
-            mechanisms += [one.mechanism.with_steps(steps)] if steps else []
-        target = self.terms.target
-        return epsilon(mechanisms, target.delta, adaptive=True) <= target.epsilon
+            if one.name not in optional and one.name not in self.checkpoint.arrays:
+                asked[one.name] = max(asked.get(one.name, 0), one.mechanism.steps)
+        return self.terms.affords(asked)
 
     def _release(
         self, name: str, finished: int, parameters: Vector, number: int = 1

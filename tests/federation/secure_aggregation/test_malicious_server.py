@@ -16,6 +16,7 @@ from fedveil.federation.secure_aggregation import (
     RoundAbandoned,
     SecureAggregationClient,
     SharesDelivered,
+    unmask,
 )
 from fedveil.federation.secure_aggregation.keys import agree, private_key, public_bytes, sign
 from fedveil.federation.secure_aggregation.masks import apply_masks, pair_mask_key, self_mask_key
@@ -337,3 +338,21 @@ def test_refusals_happen_over_bytes_too(federation, words):
     box.collect(1, words(box.sites))
     with pytest.raises(Refused, match="nothing is revealed"):
         box.clients["site-1"].reply(RecoveryRequest(1, box.sites[:2]).to_bytes())
+
+
+def test_sites_that_are_asked_for_different_things_sum_to_noise(federation, words):
+    """One site is asked for one release, the others for another, whose noise shares are smaller: nothing opens."""
+    box = federation(5)
+    own = words(box.sites, length=4000)
+    honest = sum(own[site].astype(np.uint64) for site in box.sites).astype(np.uint32)
+    for round_number, mixed in ((1, True), (2, False)):
+        aggregation = box.server.open(round_number, "training")
+        for number, site in enumerate(box.sites):
+            purpose = "statistics" if mixed and number else "training"
+            aggregation.add(box.clients[site].masked_input(round_number, own[site].copy(), purpose))
+        off = unmask(aggregation, box.exchange) - honest
+        if mixed:
+            assert len(np.unique(off)) > 3990
+            assert stats.kstest(off / 2**32, "uniform").pvalue > 1e-6
+        else:
+            assert not off.any()

@@ -30,11 +30,12 @@ def aes_counter_words(key, count):
 def test_masks_come_from_a_cryptographic_generator():
     """Keys by HKDF-SHA256 over secret, session, purpose, round and direction; streams by AES-256."""
     secret, roster = bytes(range(32)), bytes(range(32, 64))
-    pair = pair_mask_key(secret, roster, "site-1", "site-2", 17)
-    own = self_mask_key(secret, roster, "site-1", 17)
-    info = field("pair mask") + field("site-1") + field("site-2") + field(17)
+    pair = pair_mask_key(secret, roster, "site-1", "site-2", 17, "training")
+    own = self_mask_key(secret, roster, "site-1", 17, "training")
+    info = field("pair mask") + field("site-1") + field("site-2") + field(17) + field("training")
     assert pair == hkdf_sha256(secret, roster, info)
-    assert own == hkdf_sha256(secret, roster, field("self mask") + field("site-1") + field(17))
+    info = field("self mask") + field("site-1") + field(17) + field("training")
+    assert own == hkdf_sha256(secret, roster, info)
     words = np.zeros(200_001, dtype=np.uint32)
     apply_masks(words, [own], [pair])
     expected = aes_counter_words(own, words.size) - aes_counter_words(pair, words.size)
@@ -47,11 +48,13 @@ def test_every_purpose_has_its_own_key():
         pair_mask_key(secret, roster, "a", "b", 1),
         pair_mask_key(secret, roster, "b", "a", 1),
         pair_mask_key(secret, roster, "a", "b", 2),
+        pair_mask_key(secret, roster, "a", "b", 1, "training"),
         pair_mask_key(secret, other, "a", "b", 1),
         pair_mask_key(other, roster, "a", "b", 1),
         pair_mask_key(secret, roster, "ab", "", 1),
         self_mask_key(secret, roster, "a", 1),
         self_mask_key(secret, roster, "b", 1),
+        self_mask_key(secret, roster, "a", 1, "training"),
     ]
     assert len(set(keys)) == len(keys)
 

@@ -64,9 +64,9 @@ def one_key_for_all_sites(monkeypatch):
 def one_key_for_all_rounds(monkeypatch):
     right_pair, right_self = masks.pair_mask_key, masks.self_mask_key
     monkeypatch.setattr(client_module, "agree", lambda private, public: bytes(32))
-    monkeypatch.setattr(client_module, "pair_mask_key", lambda *context: right_pair(*context[:-1], 0))
+    monkeypatch.setattr(client_module, "pair_mask_key", lambda *context: right_pair(*context[:-2], 0))
     monkeypatch.setattr(
-        client_module, "self_mask_key", lambda seed, *context: right_self(bytes(32), *context[:-1], 0)
+        client_module, "self_mask_key", lambda seed, *context: right_self(bytes(32), *context[:-2], 0)
     )
 
 

@@ -151,10 +151,12 @@ class SecureAggregationClient:
 
     # A round
 
-    def masked_input(self, round_number: int, words: Words) -> MaskedInput:
+    def masked_input(self, round_number: int, words: Words, purpose: str = "") -> MaskedInput:
         """Mask `words`, in place, for a round later than any before; the round is claimed first, durably.
 
-        `words` are a contiguous vector of uint32; nothing unmasked is left in them.
+        `words` are a contiguous vector of uint32; nothing unmasked is left in them. `purpose` says what is summed, as
+        this site was asked: among sites that were asked for different things masks do not cancel, so that nothing but
+        random words comes out. Otherwise a server could have noise shares of different sizes added up.
         """
         first = self._session.first_round if self._round is None else self._round + 1
         end = self._session.first_round + self._session.rounds
@@ -174,7 +176,7 @@ class SecureAggregationClient:
         self._claim(round_number)
         self._forget_before(round_number)
         self._round, self._revealed = round_number, None
-        apply_masks(words, *self._mask_keys(round_number))
+        apply_masks(words, *self._mask_keys(round_number, purpose))
         return MaskedInput(self._site, round_number, words)
 
     def recover(self, request: RecoveryRequest) -> Recovery:
@@ -291,18 +293,19 @@ class SecureAggregationClient:
         index, rounds = round_number - self._session.first_round, self._session.rounds
         return _slot(index), _slot(rounds + index)
 
-    def _mask_keys(self, round_number: int) -> tuple[list[bytes], list[bytes]]:
+    def _mask_keys(self, round_number: int, purpose: str) -> tuple[list[bytes], list[bytes]]:
         """The keys of a round's masks: to add, and to subtract."""
         seed, key = (bytes(self._secrets[slot]) for slot in self._slots(round_number))
         private = private_key(key)
-        add, subtract = [self_mask_key(seed, self._roster, self._site, round_number)], list[bytes]()
+        own = self_mask_key(seed, self._roster, self._site, round_number, purpose)
+        add, subtract = [own], list[bytes]()
         for name in self._neighbours:
             public = self._round_keys[name][round_number - self._session.first_round]
             secret = agree(private, public)
             if secret is None:
                 raise _bad_key(name)
             adds, subtracts = sorted((self._site, name), key=self._numbers.__getitem__)
-            mask_key = pair_mask_key(secret, self._roster, adds, subtracts, round_number)
+            mask_key = pair_mask_key(secret, self._roster, adds, subtracts, round_number, purpose)
             (add if adds == self._site else subtract).append(mask_key)
         return add, subtract
 

@@ -20,14 +20,19 @@ _CHUNK = 1 << 16  # words at a time: sum, stream and zeros stay in the processor
 _BLOCK = 16
 
 
-def self_mask_key(seed: bytes, roster: bytes, site: str, round_number: int) -> bytes:
+def self_mask_key(seed: bytes, roster: bytes, site: str, round_number: int, purpose: str = "") -> bytes:
     """The key of a site's own mask in a round; the server learns its seed if the site survives."""
-    return derive(seed, roster, "self mask", site, round_number)
+    return derive(seed, roster, "self mask", site, round_number, purpose)
 
 
-def pair_mask_key(secret: bytes, roster: bytes, adds: str, subtracts: str, round_number: int) -> bytes:
-    """The key of the mask that one site adds and the other subtracts, from their agreement for this round."""
-    return derive(secret, roster, "pair mask", adds, subtracts, round_number)
+def pair_mask_key(
+    secret: bytes, roster: bytes, adds: str, subtracts: str, round_number: int, purpose: str = ""
+) -> bytes:
+    """The key of the mask that one site adds and the other subtracts, from their agreement for this round.
+
+    It depends on what each of the two was asked for, so that masks cancel only between sites that sum the same.
+    """
+    return derive(secret, roster, "pair mask", adds, subtracts, round_number, purpose)
 
 
 def apply_masks(words: Words, add: Iterable[bytes], subtract: Iterable[bytes]) -> None:

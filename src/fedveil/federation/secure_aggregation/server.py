@@ -74,8 +74,8 @@ class SecureAggregationServer:
             for site, neighbours in self._neighbours.items()
         }
 
-    def open(self, round_number: int) -> "Aggregation":
-        """A round, to which masked words are added as they arrive."""
+    def open(self, round_number: int, purpose: str = "") -> "Aggregation":
+        """A round, to which masked words are added as they arrive; `purpose` says what the sites were asked for."""
         index = round_number - self.session.first_round
         if not self._neighbours or not 0 <= index < self.session.rounds:
             raise FederationError(
@@ -84,7 +84,7 @@ class SecureAggregationServer:
                 "run the set-up, or open a new session",
             )
         keys = {site: keys[index] for site, keys in self._keys.items()}
-        return Aggregation(self.session, self._roster, keys, self._neighbours, round_number)
+        return Aggregation(self.session, self._roster, keys, self._neighbours, round_number, purpose)
 
     def _signed(self, one: Announcement) -> bool:
         if len(one.round_keys) != self.session.rounds:
@@ -108,8 +108,10 @@ class Aggregation:
         keys: Mapping[str, bytes],
         neighbours: Mapping[str, tuple[str, ...]],
         round_number: int,
+        purpose: str = "",
     ) -> None:
         self._session, self._roster, self._keys, self._neighbours = session, roster, keys, neighbours
+        self._purpose = purpose
         self._numbers = {name: number for number, name in enumerate(session.sites, start=1)}
         self.round_number = round_number
         self._arrived: set[str] = set()
@@ -184,7 +186,8 @@ class Aggregation:
         for site in self._session.sites:
             secret = self._secret(site, opened)
             if site in self._arrived:
-                subtract.append(self_mask_key(secret, self._roster, site, self.round_number))
+                key = self_mask_key(secret, self._roster, site, self.round_number, self._purpose)
+                subtract.append(key)
             else:
                 self._cancel(site, secret, add, subtract)
         total = self._sum.copy()
@@ -225,7 +228,7 @@ class Aggregation:
                 if shared is None:
                     raise self._abandoned(f"the key of {name} cannot be used")
                 adds, subtracts = sorted((lost, name), key=self._numbers.__getitem__)
-                key = pair_mask_key(shared, self._roster, adds, subtracts, self.round_number)
+                key = pair_mask_key(shared, self._roster, adds, subtracts, self.round_number, self._purpose)
                 (subtract if adds == name else add).append(key)
 
     def _abandoned(self, why: str) -> RoundAbandoned:

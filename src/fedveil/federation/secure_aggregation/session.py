@@ -155,7 +155,7 @@ class Session:
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of everything above."""
-        return hashlib.sha256(b"fedveil secure aggregation 1\n" + self.to_bytes()).digest()
+        return hashlib.sha256(b"fedveil secure aggregation 2\n" + self.to_bytes()).digest()
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the opening message of a session."""
