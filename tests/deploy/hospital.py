@@ -38,6 +38,8 @@ trust = "{trust}"
 [federation]
 min_sites = {min_sites}
 """
+NETWORK = STUDY.replace('features = "pixels"', 'network = "cnn"')
+"""The same study, which trains a network."""
 
 
 def write_images(path: Path, count: int, seed: int) -> Path:

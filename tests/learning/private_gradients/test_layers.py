@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -14,6 +16,7 @@ from fedveil.learning.private_gradients.rules import arithmetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 UNITS = torch.tensor([7, 2, 2, 5, 7, 7, 1])
 
 
@@ -251,6 +254,47 @@ def test_layer_agrees_with_a_loop_over_patients(
     assert oracle.error(found.vector, expected) < tolerance
     assert (found.norms >= norms * (1 - 1e-5)).all()  # rounding makes a norm too large, never too small
     assert found.vector.dtype == dtype
+
+
+AXIS = st.tuples(
+    st.integers(1, 3), st.integers(1, 3), st.integers(0, 3), st.integers(1, 2), st.integers(3, 6)
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    axes=st.lists(AXIS, min_size=1, max_size=3),
+    transposed=st.booleans(),
+    groups=st.integers(1, 3),
+    width=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    bias=st.booleans(),
+    counts=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    gram=st.booleans(),
+)
+def test_convolution_of_any_shape_agrees_with_a_loop(
+    axes: Any, transposed: bool, groups: int, width: Any, bias: bool, counts: Any, gram: bool, oracle: Any
+) -> None:
+    """Stride, padding, dilation, groups up to depthwise, one to three axes, patients with several images."""
+    kernel, stride, padding, dilation, size = zip(*axes, strict=True)
+    assume(all(n + 2 * p > d * (k - 1) for k, _, p, d, n in axes) or transposed)
+    assume(not transposed or all((n - 1) * s - 2 * p + d * (k - 1) >= 0 for k, s, p, d, n in axes))
+    torch.manual_seed(0)
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d) if transposed else CONVOLUTIONS
+    inputs, outputs = (groups * w for w in width)
+    layer = kinds[len(axes) - 1](
+        inputs, outputs, kernel, stride, padding, groups=groups, bias=bias, dilation=dilation
+    ).double()
+    units = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    images = torch.randn(len(units), inputs, *size, dtype=torch.float64)
+    labels = torch.randn(len(units), dtype=torch.float64)
+    norms = oracle.sum(layer, images, labels, units, oracle.flat(1e30), loss=squared)[1]
+    clip_norm = norms.median().item() or 1.0
+    expected, _ = oracle.sum(layer, images, labels, units, oracle.flat(clip_norm), loss=squared)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(arithmetic.Cost, "deferred", lambda self, batch: batch.buckets if gram else ())
+        found = PrivateGradients(layer, squared, clip_norm).sum(images, labels, units)
+    torch.testing.assert_close(found.norms, norms, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.vector, expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
