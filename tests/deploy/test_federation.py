@@ -29,7 +29,7 @@ def town() -> Iterator[Town]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        town = Town(folder, names=(*SITES, "east"))
+        town = Town(folder, names=(*SITES, "east"), methods='["gradient", "averaging"]')
         try:
             town.open()
             yield town
