@@ -37,6 +37,8 @@ trust = "{trust}"
 [federation]
 min_sites = {min_sites}
 """
+NETWORK = STUDY.replace('features = "pixels"', 'network = "cnn"')
+"""The same study, which trains a network."""
 
 
 IMAGES = 'source = "{source}"', 'source = "none"\nclasses = ["normal", "ill"]\nchannels = 1'
