@@ -98,6 +98,18 @@ def test_a_study_from_its_file_to_its_report_and_predictions(tmp_path):
     assert hits >= 0.75
 
 
+def test_one_round_makes_a_model_and_a_report(tmp_path):
+    """What `plan` may recommend, with the alternatives that a report may ask for."""
+    (tmp_path / "once.toml").write_text(SMALL.replace("rounds = 4", 'method = "one-shot"'))
+    run = fedveil("run", "once.toml", "--out", "out", "--baselines", "--json")
+    assert run.exit_code == 0, run.output
+    result = json.loads(run.stdout)
+    assert set(result["baselines"]) == {"no_privacy", "pooled", "alone", "alone_no_privacy"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "One round made the model" in page
+    assert "5 hospitals, 1 round" in page
+
+
 def test_plan_and_run_state_the_same_guarantee():
     planned = json.loads(fedveil("plan", "--json").stdout)
     result = json.loads(fedveil("run", "--out", "out", "--json").stdout)
@@ -112,9 +124,10 @@ def test_plan_shows_the_arithmetic_of_the_noise():
     squares = {name: one["steps"] / one["noise_multiplier"] ** 2 for name, one in by.items()}
     text = fedveil("plan", "--explain").stdout
     assert text.count(" = ") > fedveil("plan").stdout.count(" = ")
-    assert f"4 steps cost mu = sqrt(4) / {by['training']['noise_multiplier']:.4g}" in text
+    assert f"mu = sqrt(4 steps) / {by['training']['noise_multiplier']:.4g}" in text
     assert f"{sum(squares.values()) ** 0.5:.4f}" in text
     assert "1 / sqrt(3)" in text
+    assert "so each adds 1 / sqrt(3)" not in fedveil("plan", "--trust", "server", "--explain").stdout
     assert (
         f"nu = units x mu / what trust makes of the noise = {planned['outlook']['signal_to_noise']:.1f}"
         in text
@@ -154,6 +167,7 @@ def test_plan_says_no_honestly():
         (("--cohorts", "5;6"), ("--cohorts is '5;6'", "whole numbers")),
         (("--cohorts", "5,6,7", "--trust", "nobody"), ("--trust holds 'nobody'", "secure-aggregation")),
         (("--cohorts", "5,6", "--trust", "secure-aggregation"), ("do not go together", "3 or more")),
+        (("--cohorts", "5,6,7", "--unit", "patient,image"), ("cohorts count patients", "add --images")),
         (("--cohorts", "5,6,7", "--method", "averaging"), ("--method holds 'averaging'", "one-shot")),
     ],
 )
@@ -172,11 +186,13 @@ def test_a_sweep_of_ones_own_is_what_a_plan_predicts_from(tmp_path):
         "--method",
         "gradient,one-shot",
     )
-    swept = fedveil("sweep", "--out", "swept", *lists, "--json")
+    swept = fedveil("sweep", "--out", "swept", *lists, "--workers", "1", "--json")
     assert swept.exit_code == 0, swept.output
     rows = list(csv.DictReader((tmp_path / "swept" / "results.csv").read_text().splitlines()))
     assert {row["method"] for row in rows} == {"gradient", "one-shot"}
-    again = fedveil("sweep", "--out", "swept", *lists, "--patients", "30,all", "--resume", "--json")
+    again = fedveil(
+        "sweep", "--out", "swept", *lists, "--patients", "30,all", "--resume", "--workers", "1", "--json"
+    )
     assert again.exit_code == 0, again.output
     found = json.loads(
         fedveil("plan", "--cohorts", "60,60", "--fit", "swept", "--epsilon", "8", "--json").stdout

@@ -159,9 +159,16 @@ def test_shipped_references_survive_json(tmp_path):
 
 @pytest.mark.parametrize("trust", ["site", "secure-aggregation", "server"])
 @pytest.mark.parametrize(
-    ("unit", "method"), [("patient", "gradient"), ("site", "gradient"), ("patient", "one-shot")]
+    ("unit", "method", "shares"),
+    [
+        ("patient", "gradient", {}),
+        ("patient", "gradient", {"evaluation_share": 0.1, "calibration_share": 0.02}),
+        ("patient", "gradient", {"progress_share": 0.1}),
+        ("site", "gradient", {}),
+        ("patient", "one-shot", {}),
+        ("patient", "one-shot", {"evaluation_share": 0.1, "calibration_share": 0.02}),
+    ],
 )
-@pytest.mark.parametrize("shares", [{}, {"evaluation_share": 0.1, "calibration_share": 0.02}])
 def test_the_ratio_and_the_noise_are_those_of_the_study_that_would_run(trust, unit, method, shares):
     """The closed form against the terms that a run's sites would admit; whole numbers cost next to nothing."""
     wishes = Wishes(

@@ -96,11 +96,14 @@ def plan(
         _refuse({"data": data}, "does not go with --cohorts, which need no images", "leave one of them out")
         if like is not None and fit is not None:
             _refuse({"like": like}, "does not go with --fit, which names the task too", "leave one out")
+        units = _words("unit", unit or "patient", get_args(Unit))
+        if "image" in units and images is None:
+            _refuse({"unit": unit}, "counts images, and cohorts count patients", "add --images, such as 1.8")
         found = recommend(
             Wishes(
                 cohorts=_sizes(cohorts),
                 images=1.0 if images is None else images,
-                units=_words("unit", unit or "patient", get_args(Unit)),
+                units=units,
                 trusts=_words("trust", trust or ",".join(TRUSTS), TRUSTS),
                 methods=_words("method", method or ",".join(METHODS), METHODS),
                 epsilon=epsilon,

@@ -70,7 +70,7 @@ def load(path: Path) -> RunRecord:
         data=_data(result.child("data")) if result.has("data") else None,
         notes=result.texts("notes"),
         seconds=_seconds(result),
-        rounds=tuple(_round(line) for line in read_json_lines(path / "rounds.jsonl")),
+        rounds=_rounds(path, result),
         progress=tuple(
             ProgressCheck(one.integer("round"), one.number("accuracy"), one.number("std"))
             for one in result.children("progress")
@@ -80,6 +80,13 @@ def load(path: Path) -> RunRecord:
         provenance=_provenance(read_json(path / "provenance.json")),
         examples=_examples(path / "examples.npz"),
     )
+
+
+def _rounds(path: Path, result: Fields) -> tuple[Round, ...]:
+    """The rounds of training; a model that is made from statistics alone had none, and logged none."""
+    if result.has("rounds") and result.integer("rounds") == 0:
+        return ()
+    return tuple(_round(line) for line in read_json_lines(path / "rounds.jsonl"))
 
 
 def _guarantee(result: Fields) -> Guarantee | None:

@@ -149,7 +149,8 @@ def _cards(record: RunRecord) -> tuple[Card, ...]:
             )
         )
     total = record.seconds.get("total", math.nan)
-    rounds = f"{formatting.count(len(record.rounds))} round{'s' if len(record.rounds) != 1 else ''}"
+    made = max(len(record.rounds), 1)
+    rounds = f"{formatting.count(made)} round{'s' if made != 1 else ''}"
     hospitals = f"{formatting.count(len(record.sites))} hospital{'s' if len(record.sites) != 1 else ''}"
     cards.append(Card("Time taken", formatting.duration(total), f"{hospitals}, {rounds}"))
     return tuple(cards)

@@ -102,11 +102,11 @@ class Plan:
 
     def _explain(self, release: Release) -> str:
         one, z = release.mechanism, release.mechanism.noise_multiplier
+        steps = f"{one.steps} step{'s' * (one.steps > 1)}"
         if one.sampling_rate < 1:
-            cost = f"{one.steps} steps, in each of which a unit takes part with chance {one.sampling_rate:g}"
+            cost = f"{steps}, where a unit takes part with chance {one.sampling_rate:g}"
         else:
-            steps = "1 step costs" if one.steps == 1 else f"{one.steps} steps cost"
-            cost = f"{steps} mu = sqrt({one.steps}) / {z:.4g} = {math.sqrt(one.steps) / z:.4f}"
+            cost = f"mu = sqrt({steps}) / {z:.4g} = {math.sqrt(one.steps) / z:.4f}"
         return (
             f"{release.name}: noise multiplier {z:.4g}; {cost}; clip norm "
             f"{one.clip_norm:g} makes noise of {one.noise_std:.4g}, a hospital adds {self.terms.noise_std(release):.4g}"

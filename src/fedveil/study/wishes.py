@@ -82,11 +82,12 @@ class Wishes:
                 raise InvalidValue(
                     f"{name} is {value:g}", f"it must lie between {low:g} and {high:g}", "choose another"
                 )
-        if self.study.model.network != "linear" or self.study.training.sampling_rate < 1:
+        uneven = self.study.training.sampling_rate < 1 or self.study.privacy.spending != 1
+        if self.study.model.network != "linear" or uneven:
             raise InvalidValue(
-                "the study trains a network or samples",
-                "the planner knows linear heads that everyone's data trains in every round",
-                "leave model.network and training.sampling_rate out",
+                "the study trains a network, samples, or spends unevenly",
+                "the planner knows linear heads that everyone's data trains in rounds that are all alike",
+                "leave model.network, training.sampling_rate and privacy.spending out",
             )
         if not any(True for _ in self.ways()):
             raise InvalidValue(
@@ -143,10 +144,11 @@ class Wishes:
 
     def shares(self, way: Way) -> tuple[float, ...]:
         """Parts of mu squared for what is released beside the sums that the model is made from."""
-        privacy = self.study.privacy
-        statistics = 0.0 if way.method == "one-shot" else privacy.statistics_share
-        beside = (calibration_share(self.study, way.method), privacy.evaluation_share, privacy.personal_share)
-        return tuple(share for share in (statistics, *beside) if share > 0)
+        found = {key: value for key, value in self.study.privacy if key.endswith("_share")}
+        found["calibration_share"] = calibration_share(self.study, way.method)
+        if way.method == "one-shot":
+            del found["statistics_share"]
+        return tuple(share for share in found.values() if share > 0)
 
     def ratio(self, way: Way, target: float) -> float:
         """nu at a target epsilon: see `fedveil.study.reference`."""
