@@ -1,18 +1,22 @@
-"""Measure the tasks that `fedveil recommend` predicts from, and write them into the package.
+"""Measure the tasks that `fedveil plan --cohorts` predicts from, and write them into the package.
 
     python benchmarks/references.py FOLDER        # sweeps are kept in FOLDER, and resumed from it
 
-Needs FEDVEIL_DATA (default ../shared/data). Three runs a setting on the three tasks; accuracies are those of the test
-images, so a prediction is no evidence about them. Prints one JSON line a task: the mean absolute error of the expected
-AUROC (the mean of a setting's runs) at settings of one level of trust at a time, predicted from the runs of the other
-two. Where nu is below b, chance decides a single run; the error is given with and without those.
+Needs FEDVEIL_DATA (default ../shared/data). Six runs a setting on three tasks by two methods; accuracies are those of
+the test images, so a prediction is no evidence about them. Prints JSON lines for each task and method: the mean
+absolute error of the expected AUROC (the mean of a setting's runs) at settings of one level of trust at a time,
+predicted from the runs of the other two. Where nu is below b, chance decides a single run and the mean of a few is
+itself uncertain; the error is given with and without those settings, and beside it what a perfect prediction would
+show: the mean of n runs with standard deviation s differs from their expectation by s sqrt(2 / (pi n)) on average.
 """
 
 import argparse
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,32 +37,41 @@ TASKS = {
 TRUSTS = ("site", "secure-aggregation", "server")
 
 
-def expected(results: list[Measurement]) -> list[Measurement]:
-    """Each setting once, with the mean AUROC of its runs."""
-    runs: dict[Setting, list[Measurement]] = {}
-    for one in results:
-        runs.setdefault(replace(one.setting, seed=0), []).append(one)
-    return [replace(each[0], auroc=float(np.mean([m.auroc for m in each]))) for each in runs.values()]
+class HeldOut(NamedTuple):
+    """A setting that a prediction had not seen, with its error, and the error of a perfect one."""
+
+    measured: Measurement
+    error: float
+    perfect: float
 
 
-def held_out_errors(results: list[Measurement]) -> list[tuple[Measurement, float]]:
-    """Absolute errors on each level of trust, predicted from the runs of all others."""
+def held_out_errors(results: list[Measurement]) -> list[HeldOut]:
+    """Absolute errors on each level of trust, predicted from the runs of all others; of one method."""
     errors = []
     for trust in TRUSTS:
         law = Reference.fit("", [m for m in results if m.setting.trust != trust])
-        left = [m for m in results if m.setting.trust == trust]
-        errors += [(m, abs(law.auroc(m.patients, m.ratio) - m.auroc)) for m in expected(left)]
+        runs: dict[Setting, list[Measurement]] = {}
+        for one in (m for m in results if m.setting.trust == trust):
+            runs.setdefault(replace(one.setting, seed=0), []).append(one)
+        for one, *more in runs.values():
+            auroc = [m.auroc for m in (one, *more)]
+            spread = float(np.std(auroc, ddof=1)) if more else math.nan
+            error = abs(law.auroc(one.patients, one.ratio) - float(np.mean(auroc)))
+            errors.append(HeldOut(one, error, spread * math.sqrt(2 / (math.pi * len(auroc)))))
     return errors
 
 
-def print_error(settings: str, task: str, errors: list[float]) -> None:
+def print_errors(settings: str, law: Reference, errors: list[HeldOut]) -> None:
     line = {
         "figure": "planner_mean_absolute_error",
-        "task": task,
+        "task": law.name,
+        "method": law.method,
         "settings": settings,
         "number": len(errors),
+        "value": round(float(np.mean([one.error for one in errors])), 5),
+        "of_a_perfect_prediction": round(float(np.mean([one.perfect for one in errors])), 5),
     }
-    print(json.dumps(line | {"value": round(float(np.mean(errors)), 5)}), flush=True)
+    print(json.dumps(line), flush=True)
 
 
 def main() -> None:
@@ -69,23 +82,24 @@ def main() -> None:
         epsilon=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, NO_PRIVACY),
         trust=TRUSTS,
         unit=("patient",),
-        sites=(5, 20),
+        sites=(3, 10),
         alpha=(EVEN,),
+        method=("gradient", "one-shot"),
         patients=(100, 250, 1000, None),
-        seeds=3,
+        seeds=6,
     )
-    fitted = {}
+    shipped = {}
     for name, data in TASKS.items():
         sizes = (100, 250, None) if name == "breast-ultrasound" else grid.patients
         study = Study().with_changes({"study": {"name": name}, "data": data})
         results = sweep(folder / name, study, replace(grid, patients=sizes), resume=(folder / name).exists())
-        fitted[name] = Reference.fit(name, results)
-        errors = held_out_errors(results)
-        noise = fitted[name].noise
-        print_error("all", name, [error for _, error in errors])
-        print_error("ratio_above_b", name, [error for m, error in errors if m.ratio > noise])
-    command = "python benchmarks/references.py FOLDER"
-    write_json(SHIPPED, {"made_by": command, "references": {k: v.to_dict() for k, v in fitted.items()}})
+        laws = Reference.fit_each(name, results)
+        for method, law in laws.items():
+            errors = held_out_errors([m for m in results if m.setting.method == method])
+            print_errors("all", law, errors)
+            print_errors("ratio_above_b", law, [one for one in errors if one.measured.ratio > law.noise])
+        shipped[name] = {method: law.to_dict() for method, law in laws.items()}
+    write_json(SHIPPED, {"made_by": "python benchmarks/references.py FOLDER", "references": shipped})
 
 
 if __name__ == "__main__":

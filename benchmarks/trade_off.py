@@ -46,13 +46,9 @@ def report(name: str, results: Sequence[Measurement], metric: str = "auroc") -> 
     figure(name, mean(results, metric), unit, sd=round(spread, 5), runs=len(values))
 
 
-def run_all(
-    data: dict[str, object], settings: Sequence[Setting], runs: int, method: str = "gradient", **model: object
-) -> Results:
+def run_all(data: dict[str, object], settings: Sequence[Setting], runs: int, **model: object) -> Results:
     """Every setting ``runs`` times; without privacy it comes out the same each time, so once."""
-    study = Study().with_changes(
-        {"study": {"name": "trade-off"}, "data": data, "model": model, "training": {"method": method}}
-    )
+    study = Study().with_changes({"study": {"name": "trade-off"}, "data": data, "model": model})
     wanted = [replace(s, seed=k) for s in settings for k in range(1 if s.trust == "none" else runs)]
     found: Results = {}
     for one in measure(make_task(study, prepare(study).dataset, Silent()), wanted):
@@ -83,9 +79,10 @@ def chest(runs: int) -> None:
 
 
 def one_round(runs: int) -> None:
-    site = replace(BASE, trust="site")
-    found = run_all(CHEST, [BASE, site], runs, method="one-shot")
-    report("auroc_one_round_secagg_eps1", found[BASE])
+    masked = replace(BASE, method="one-shot")
+    site = replace(masked, trust="site")
+    found = run_all(CHEST, [masked, site], runs)
+    report("auroc_one_round_secagg_eps1", found[masked])
     report("auroc_one_round_site_eps1", found[site])
 
 
@@ -111,7 +108,7 @@ def whole_sweep() -> None:
         started = time.perf_counter()
         results = sweep(Path(folder) / "sweep", study, grid)
         figure("seconds_sweep", time.perf_counter() - started, "s", settings=len(results))
-    errors = [error for _, error in held_out_errors(results)]
+    errors = [one.error for one in held_out_errors(results)]
     figure("planner_mean_absolute_error", statistics.mean(errors), "AUROC", settings=len(errors))
 
 

@@ -105,6 +105,86 @@ def test_plan_and_run_state_the_same_guarantee():
     assert planned["epsilon_alone"] == pytest.approx(result["sites"][0]["epsilon_alone"], rel=1e-6)
 
 
+def test_plan_shows_the_arithmetic_of_the_noise():
+    """Release by release mu is sqrt(steps) / z, and their squares add up to that of the whole."""
+    planned = json.loads(fedveil("plan", "--json").stdout)
+    by = {one["what"]: one["mechanism"] for one in planned["releases"]}
+    squares = {name: one["steps"] / one["noise_multiplier"] ** 2 for name, one in by.items()}
+    text = fedveil("plan", "--explain").stdout
+    assert text.count(" = ") > fedveil("plan").stdout.count(" = ")
+    assert f"4 steps cost mu = sqrt(4) / {by['training']['noise_multiplier']:.4g}" in text
+    assert f"{sum(squares.values()) ** 0.5:.4f}" in text
+    assert "1 / sqrt(3)" in text
+    assert (
+        f"nu = units x mu / what trust makes of the noise = {planned['outlook']['signal_to_noise']:.1f}"
+        in text
+    )
+
+
+def test_plan_recommends_a_setting_that_runs(tmp_path):
+    """The lines at the end are a study file, and what `plan` says of it is what was promised."""
+    text = fedveil("plan", "--cohorts", "700,600,500", "--epsilon", "1", "--explain").stdout
+    assert "recommended" in text
+    assert "nu = N mu / f = 1,800 x" in text
+    found = json.loads(fedveil("plan", "--cohorts", "700,600,500", "--epsilon", "1", "--json").stdout)
+    assert found["answer"] == "yes"
+    assert found["study"] in text
+    source = SMALL.split("[training]")[0]
+    (tmp_path / "wanted.toml").write_text(source + found["study"].replace("delta = 1e-05", "delta = 1e-3"))
+    planned = json.loads(fedveil("plan", "wanted.toml", "--json").stdout)
+    assert planned["guarantee"]["trust"] == found["chosen"]["way"]["trust"]
+    assert planned["guarantee"]["epsilon"] == pytest.approx(1.0, rel=1e-3)
+
+
+def test_plan_says_no_honestly():
+    found = fedveil("plan", "--cohorts", "700,600,500,400,300", "--unit", "site", "--epsilon", "1")
+    assert "one of 5 hospitals cannot be hidden" in found.stdout
+    assert "[privacy]" not in found.stdout, "nothing to paste"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--auroc", "0.9"), ("--auroc is 0.9", "add --cohorts")),
+        (("study.toml", "--unit", "image"), ("--unit is image", "add --cohorts")),
+        (("--fit", "sweep"), ("--fit is sweep", "add --cohorts")),
+        (("--cohorts", "5,6,7", "--data", "phantom"), ("--data is phantom", "need no images")),
+        (("--cohorts", "5,6,7", "--like", "phantom", "--fit", "x"), ("--like is phantom", "--fit")),
+        (("--cohorts", "5,6,7", "--like", "brains"), ("--like is 'brains'", "chest-x-rays")),
+        (("--cohorts", "5;6"), ("--cohorts is '5;6'", "whole numbers")),
+        (("--cohorts", "5,6,7", "--trust", "nobody"), ("--trust holds 'nobody'", "secure-aggregation")),
+        (("--cohorts", "5,6", "--trust", "secure-aggregation"), ("do not go together", "3 or more")),
+        (("--cohorts", "5,6,7", "--method", "averaging"), ("--method holds 'averaging'", "one-shot")),
+    ],
+)
+def test_plan_refuses_what_does_not_fit_the_call(arguments, words):
+    refused(fedveil("plan", *arguments), *words)
+
+
+def test_a_sweep_of_ones_own_is_what_a_plan_predicts_from(tmp_path):
+    lists = (
+        "--epsilon",
+        "4,8,16,none",
+        "--sites",
+        "3",
+        "--trust",
+        "site,server",
+        "--method",
+        "gradient,one-shot",
+    )
+    swept = fedveil("sweep", "--out", "swept", *lists, "--json")
+    assert swept.exit_code == 0, swept.output
+    rows = list(csv.DictReader((tmp_path / "swept" / "results.csv").read_text().splitlines()))
+    assert {row["method"] for row in rows} == {"gradient", "one-shot"}
+    again = fedveil("sweep", "--out", "swept", *lists, "--patients", "30,all", "--resume", "--json")
+    assert again.exit_code == 0, again.output
+    found = json.loads(
+        fedveil("plan", "--cohorts", "60,60", "--fit", "swept", "--epsilon", "8", "--json").stdout
+    )
+    assert found["like"] == "swept"
+    assert {one["way"]["method"] for one in found["candidates"]} == {"gradient", "one-shot"}
+
+
 def test_init_writes_a_study_that_runs(tmp_path):
     assert fedveil("init", "mine.toml", "--data", "images.npz").exit_code == 0
     refused(fedveil("init", "mine.toml"), "mine.toml exists", "never overwrites")
@@ -153,6 +233,16 @@ def test_a_damaged_model_is_named(tmp_path):
     (tmp_path / "new").mkdir()
     Image.new("L", (16, 16)).save(tmp_path / "new" / "a.png")
     refused(fedveil("predict", "out", "new"), "the model in out is damaged")
+
+
+def test_a_model_of_other_features_is_not_used(tmp_path):
+    """What another version makes of an image is another feature, even if there are as many of them."""
+    fedveil("run", "--out", "out")
+    described = tmp_path / "out" / "model.json"
+    described.write_text(described.read_text().replace("whitened-1 ", "whitened-0 "))
+    (tmp_path / "new").mkdir()
+    Image.new("L", (16, 16)).save(tmp_path / "new" / "a.png")
+    refused(fedveil("predict", "out", "new"), "which are others")
 
 
 def test_data_check_lists_problems_and_fails(tmp_path):

@@ -60,6 +60,20 @@ def test_noise_makes_scores_flatter_and_never_turns_them_round():
     assert steep > drowned > 0
 
 
+def test_means_that_noise_drowns_still_rank():
+    """Noise of length 40 in means of length 1: probabilities that round to 0 or 1 would tell no two images apart."""
+    generator = np.random.default_rng(4)
+    means = 0.3 * np.eye(2, 1600) + generator.standard_normal((2, 1600))
+    variance = float((1 - 0.3**2) * 50**2)
+    head = CentredHead((1600,), 2, centred=False)
+    found = statistics(means, [50, 50], variance)
+    whole = head.join(found, *head.one_shot(found))
+    features = generator.normal(size=(200, 1600))
+    probabilities = head.probabilities(whole, features)[:, 1]
+    assert len(np.unique(probabilities)) == 200
+    assert 0.1 < probabilities.mean() < 0.9, "nor do drowned lengths call all images the same"
+
+
 def test_the_head_takes_features_as_they_are():
     head = CentredHead((3, 2), 2, centred=False)
     generator = np.random.default_rng(2)

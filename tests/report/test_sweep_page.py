@@ -77,7 +77,7 @@ def test_the_page_is_whole_and_loads_nothing(directory):
     assert "script" not in tags.seen
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert tags.seen.count("figure") == 4
+    assert tags.seen.count("figure") == 5
 
 
 def test_the_page_states_the_smallest_epsilon_that_is_close(directory):
@@ -105,6 +105,19 @@ def test_intervals_are_those_of_the_mean_over_repeats(directory):
     assert f"{middle:.3f} ({middle - half:.3f}–{middle + half:.3f})" in words
 
 
+def test_two_repeats_are_too_few_for_an_interval(directory):
+    words = text(write_sweep(directory(seeds=2)).read_text())
+    assert "Each setting was run twice, which is too little for an interval." in words
+    assert "–" not in words.split("Numbers")[-1].split("What was swept")[0]
+
+
+def test_the_number_of_hospitals_is_shown_where_it_matters(directory):
+    """The study trusts secure aggregation; what 20 hospitals cost shows where each of them adds all its noise."""
+    words = text(write_sweep(directory()).read_text())
+    figure = words.split("AUROC against epsilon, by number of hospitals")[1]
+    assert figure.split("Held: ")[1].startswith("each hospital adds all its noise, Dirichlet 0.5")
+
+
 def test_figures_lie_beside_the_page(directory):
     out = directory(alpha=(0.1, EVEN), unit=("patient", "image"))
     write_sweep(out)
@@ -116,9 +129,19 @@ def test_figures_lie_beside_the_page(directory):
         "auroc-epsilon-unit.svg",
         "balanced-accuracy-epsilon-trust.svg",
         "auroc-risk-trust.svg",
+        "auroc-risk-sites.svg",
+        "auroc-risk-alpha.svg",
+        "auroc-risk-unit.svg",
     }
     path = figure_trade_off(out, out / "both.svg")
     assert path.read_text().count("<svg") == 1
+
+
+def test_methods_are_compared_in_words(directory):
+    words = text(write_sweep(directory(method=("gradient", "one-shot"))).read_text())
+    assert "AUROC against epsilon, by how the model is trained" in words
+    assert "one round of class means" in words
+    assert "Thin grey line: without privacy (rounds of gradients), 0.950." in words
 
 
 def test_names_are_escaped(directory):

@@ -26,6 +26,7 @@ from fedveil.study.rules import signal_to_noise
 
 TASK = Reference(
     name="made up",
+    method="gradient",
     separation=2.8,
     patients=40.0,
     noise=80.0,
@@ -36,6 +37,9 @@ TASK = Reference(
     sizes=(100.0, 3000.0),
     runs=100,
 )
+ONCE = replace(TASK, method="one-shot", noise=200.0)
+LAWS = {"gradient": TASK}
+BOTH = {"gradient": TASK, "one-shot": ONCE}
 FIVE = (700, 600, 500, 400, 300)
 
 
@@ -99,6 +103,30 @@ def test_chance_decides_where_noise_is_all_there_is(runs):
     assert high - low < 0.05
 
 
+def test_the_law_predicts_the_mean_over_runs_where_chance_decides():
+    """Separations scatter normally around d, so AUROC has the mean Phi(d / sqrt(2 (1 + s^2)))."""
+    wide = replace(TASK, scatter=1.5)
+    generator = np.random.default_rng(5)
+    for ratio in (40.0, 120.0):
+        score = 2.8 / math.sqrt(2 * (1 + 40 / 1000 + (80 / ratio) ** 1.5))
+        s = math.sqrt(0.05**2 + 1.5**2 / (1 + (ratio / 80) ** 2))
+        mean = ndtr(score + s * generator.standard_normal(200_000)).mean()
+        assert wide.auroc(1000, ratio) == pytest.approx(mean, abs=0.003)
+
+
+def test_each_method_has_a_law_of_its_own(runs):
+    once = [
+        replace(m, setting=replace(m.setting, method="one-shot"), auroc=0.5 + (m.auroc - 0.5) / 2)
+        for m in runs
+    ]
+    laws = Reference.fit_each("task", runs + once)
+    assert set(laws) == {"gradient", "one-shot"}
+    assert laws["gradient"] == Reference.fit("task", runs)
+    assert laws["one-shot"].auroc(1000, 500) < laws["gradient"].auroc(1000, 500)
+    with pytest.raises(InvalidValue, match="by one method"):
+        Reference.fit("task", runs + once)
+
+
 def test_too_few_runs_are_refused(runs):
     with pytest.raises(InvalidValue, match="8 or more"):
         Reference.fit("task", runs[:7])
@@ -116,8 +144,12 @@ def test_more_noise_or_fewer_patients_never_help():
 
 def test_shipped_references_survive_json(tmp_path):
     known = references()
-    assert "chest-x-rays" in known
-    text = json.dumps({"references": {name: one.to_dict() for name, one in known.items()}})
+    assert all(
+        set(known[name]) == {"gradient", "one-shot"}
+        for name in ("chest-x-rays", "breast-ultrasound", "phantom")
+    )
+    plain = {name: {method: one.to_dict() for method, one in by.items()} for name, by in known.items()}
+    text = json.dumps({"references": plain})
     (tmp_path / "mine.json").write_text(text)
     assert references(tmp_path / "mine.json") == known
     (tmp_path / "mine.json").write_text("{}")
@@ -126,28 +158,40 @@ def test_shipped_references_survive_json(tmp_path):
 
 
 @pytest.mark.parametrize("trust", ["site", "secure-aggregation", "server"])
-@pytest.mark.parametrize("unit", ["patient", "site"])
-def test_the_ratio_and_the_noise_are_those_of_the_study_that_would_run(trust, unit):
+@pytest.mark.parametrize(
+    ("unit", "method"), [("patient", "gradient"), ("site", "gradient"), ("patient", "one-shot")]
+)
+@pytest.mark.parametrize("shares", [{}, {"evaluation_share": 0.1, "calibration_share": 0.02}])
+def test_the_ratio_and_the_noise_are_those_of_the_study_that_would_run(trust, unit, method, shares):
     """The closed form against the terms that a run's sites would admit; whole numbers cost next to nothing."""
-    study = Study().with_changes({"privacy": {"trust": trust, "unit": unit, "epsilon": 2.0}})
-    terms = make_terms(study, sites=[f"s{k}" for k in range(5)], model=CentredHead((64,), 2))
-    wishes = Wishes(cohorts=FIVE, unit=unit, trusts=(trust,), epsilon=2.0)
-    found = recommend(wishes, TASK)
-    assert found.chosen.ratio == pytest.approx(signal_to_noise(terms, wishes.units), rel=5e-3)
-    mechanism = terms.release("training").mechanism
+    wishes = Wishes(
+        cohorts=FIVE,
+        units=(unit,),
+        trusts=(trust,),
+        methods=(method,),
+        epsilon=2.0,
+        study=Study().with_changes({"privacy": shares, "training": {"method": method}}),
+    )
+    found = recommend(wishes, BOTH)
+    study = Study.parse(found.study_lines()).with_changes({"privacy": shares})
+    terms = make_terms(
+        study, sites=[f"s{k}" for k in range(5)], model=CentredHead((64,), 2, centred=method == "gradient")
+    )
+    assert found.chosen.ratio == pytest.approx(signal_to_noise(terms, int(wishes.count(unit))), rel=5e-3)
+    mechanism = terms.main.mechanism
     assert found.mechanism.noise_multiplier == pytest.approx(mechanism.noise_multiplier, rel=5e-3)
-    assert found.mechanism.steps == mechanism.steps
+    assert (found.mechanism.steps, found.mechanism.clip_norm) == (mechanism.steps, mechanism.clip_norm)
     variance = terms.noise_variance(mechanism, 5)
     sites = 0.0 if trust == "server" else variance / 5
     assert found.site_noise**2 == pytest.approx(sites, rel=1e-2)
 
 
 def test_the_least_trust_that_reaches_the_target_is_chosen():
-    found = recommend(Wishes(cohorts=FIVE, auroc=0.95), TASK)
+    found = recommend(Wishes(cohorts=FIVE, auroc=0.95), LAWS)
     assert not found.no
-    assert found.chosen.trust == "site"
+    assert found.chosen.way.trust == "site"
     assert found.chosen.auroc >= 0.95
-    smaller = found.wishes.ratio("site", 0.9 * found.chosen.epsilon)
+    smaller = found.wishes.ratio(found.chosen.way, 0.9 * found.chosen.epsilon)
     assert TASK.auroc(found.wishes.patients, smaller) < 0.95
     needed = [one.epsilon for one in found.candidates]
     assert needed == sorted(needed, reverse=True)
@@ -155,35 +199,76 @@ def test_the_least_trust_that_reaches_the_target_is_chosen():
 
 def test_a_limit_on_epsilon_brings_in_more_trust():
     """At epsilon 0.4 hospitals that add all their noise fall short of what a sum alone still reaches."""
-    free = recommend(Wishes(cohorts=FIVE, auroc=0.95), TASK)
+    free = recommend(Wishes(cohorts=FIVE, auroc=0.95), LAWS)
     limit = (free.candidates[0].epsilon + free.candidates[1].epsilon) / 2
-    found = recommend(Wishes(cohorts=FIVE, auroc=0.95, epsilon=limit), TASK)
-    assert found.chosen.trust == "secure-aggregation"
+    found = recommend(Wishes(cohorts=FIVE, auroc=0.95, epsilon=limit), LAWS)
+    assert found.chosen.way.trust == "secure-aggregation"
     assert found.chosen.epsilon <= limit
 
 
 def test_little_is_lost_by_trusting_less():
-    rich = recommend(Wishes(cohorts=FIVE, epsilon=8.0), TASK)
-    assert rich.chosen.trust == "site"
-    poor = recommend(Wishes(cohorts=FIVE, epsilon=0.5), TASK)
-    assert poor.chosen.trust != "site"
+    rich = recommend(Wishes(cohorts=FIVE, epsilon=8.0), LAWS)
+    assert rich.chosen.way.trust == "site"
+    poor = recommend(Wishes(cohorts=FIVE, epsilon=0.5), LAWS)
+    assert poor.chosen.way.trust != "site"
 
 
 def test_a_hospital_among_five_cannot_be_hidden():
-    found = recommend(Wishes(cohorts=FIVE, unit="site", epsilon=1.0), TASK)
-    assert "5 hospitals hide one of them" in found.no
+    found = recommend(Wishes(cohorts=FIVE, units=("site",), epsilon=1.0), LAWS)
+    assert "one of 5 hospitals cannot be hidden" in found.no
     assert found.chosen.auroc < 0.6
     assert found.advice is not None
     assert "patients instead of whole hospitals" in found.advice.what
 
 
+def test_the_method_that_loses_less_to_noise_is_chosen():
+    """One round gets all of the budget, which rounds of training share with statistics and calibration."""
+    better, worse = replace(ONCE, noise=20.0), replace(ONCE, noise=500.0)
+    wishes = Wishes(cohorts=FIVE, epsilon=0.5)
+    once = recommend(wishes, {"gradient": TASK, "one-shot": better})
+    assert once.chosen.way.method == once.reference.method == "one-shot"
+    assert once.mechanism.steps == 1
+    assert recommend(wishes, {"gradient": TASK, "one-shot": worse}).chosen.way.method == "gradient"
+    needed = recommend(Wishes(cohorts=FIVE, auroc=0.95), {"gradient": TASK, "one-shot": better})
+    assert needed.chosen.way.method == "one-shot"
+    only = recommend(replace(wishes, methods=("gradient",)), {"gradient": TASK, "one-shot": better})
+    assert only.chosen.way.method == "gradient"
+
+
+def test_a_method_that_nobody_measured_is_left_out_or_refused():
+    found = recommend(Wishes(cohorts=FIVE), LAWS)
+    assert {one.way.method for one in found.candidates} == {"gradient"}
+    with pytest.raises(InvalidValue, match="measured by gradient"):
+        recommend(Wishes(cohorts=FIVE, methods=("one-shot",)), LAWS)
+
+
+def test_more_protection_is_preferred_unless_it_costs_noticeably():
+    units = {"units": ("patient", "image", "site"), "trusts": ("server",)}
+    rich = recommend(Wishes(cohorts=FIVE, images=1.8, epsilon=2.0, **units), LAWS)
+    assert rich.chosen.way.unit == "patient"
+    poor = recommend(Wishes(cohorts=(100, 80, 60), images=4.0, epsilon=1.0, **units), LAWS)
+    assert poor.chosen.way.unit == "image"
+    by = {one.way.unit: one for one in poor.candidates}
+    assert by["image"].ratio == pytest.approx(4 * by["patient"].ratio)
+    assert by["image"].auroc > by["patient"].auroc > by["site"].auroc
+
+
+def test_the_lines_of_a_study_file_choose_what_was_recommended():
+    for laws, wanted in ((LAWS, "gradient"), ({"one-shot": ONCE}, "one-shot")):
+        found = recommend(Wishes(cohorts=FIVE, auroc=0.9), laws)
+        study = Study.parse(found.study_lines())
+        assert study.training.method == wanted
+        assert study.privacy.trust == found.chosen.way.trust
+        assert study.privacy.epsilon == found.chosen.epsilon
+
+
 def test_an_unreachable_target_is_a_no_with_what_it_would_take():
-    found = recommend(Wishes(cohorts=(100, 100, 100), auroc=0.96, epsilon=0.5), TASK)
+    found = recommend(Wishes(cohorts=(100, 100, 100), auroc=0.96, epsilon=0.5), LAWS)
     assert "it would take about" in found.no
     needed = int(found.no.split("about ")[1].split(" ")[0].replace(",", ""))
-    scaled = recommend(Wishes(cohorts=(math.ceil(needed / 3),) * 3, auroc=0.96, epsilon=0.5), TASK)
+    scaled = recommend(Wishes(cohorts=(math.ceil(needed / 3),) * 3, auroc=0.96, epsilon=0.5), LAWS)
     assert not scaled.no
-    beyond = recommend(Wishes(cohorts=FIVE, auroc=0.999), TASK)
+    beyond = recommend(Wishes(cohorts=FIVE, auroc=0.999), LAWS)
     assert "at most, with any number of patients" in beyond.no
 
 
@@ -197,18 +282,19 @@ def test_an_acceptable_risk_becomes_an_epsilon():
 
 
 def test_advice_is_the_cheapest_change_that_helps():
-    found = recommend(Wishes(cohorts=FIVE, epsilon=0.2, trusts=("site",)), TASK)
+    found = recommend(Wishes(cohorts=FIVE, epsilon=0.2, trusts=("site",)), LAWS)
     assert found.advice is not None
     assert "secure aggregation" in found.advice.what
     assert found.advice.gain > 0.01
-    full = recommend(Wishes(cohorts=(100_000,) * 5, epsilon=8.0), TASK)
+    full = recommend(Wishes(cohorts=(100_000,) * 5, epsilon=8.0), LAWS)
     assert full.advice is None
 
 
 def test_the_arithmetic_is_shown():
-    lines = "\n".join(recommend(Wishes(cohorts=FIVE, epsilon=1.0, trusts=("server",)), TASK).explain())
+    lines = "\n".join(recommend(Wishes(cohorts=FIVE, epsilon=1.0, trusts=("server",)), LAWS).explain())
     assert "mu = 0.2680" in lines or "mu = 0.2681" in lines
     assert "nu = N mu / f = 2,500 x " in lines
+    assert "D = 2.800" in lines
 
 
 @pytest.mark.parametrize(
@@ -220,6 +306,9 @@ def test_the_arithmetic_is_shown():
         ({"cohorts": FIVE, "auroc": 0.4}, "auroc is 0.4"),
         ({"cohorts": FIVE, "risk": 0.005}, "risk is 0.005"),
         ({"cohorts": (5, 5), "trusts": ("secure-aggregation",)}, "3 or more"),
+        ({"cohorts": FIVE, "units": ("site",), "methods": ("one-shot",)}, "protects patients or images"),
+        ({"cohorts": FIVE, "images": 0.5}, "images is 0.5"),
+        ({"cohorts": FIVE, "study": Study.parse('[model]\nnetwork = "cnn"')}, "trains a network"),
     ],
 )
 def test_impossible_wishes_are_refused(wishes, words):

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from fedveil import __version__
-from fedveil.cli import data, deploy, ledger, recommend, studies, sweep
+from fedveil.cli import data, deploy, ledger, studies, sweep
 
 __all__ = ["app", "main"]
 
@@ -18,7 +18,6 @@ app = typer.Typer(
 )
 studies.register(app)
 sweep.register(app)
-recommend.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(deploy.site, name="site")

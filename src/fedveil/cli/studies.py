@@ -7,21 +7,18 @@ from typing import Annotated
 import typer
 
 from fedveil.cli.console import console, errors, speak_plainly
+from fedveil.cli.plan import plan
 from fedveil.cli.progress import Bars
-from fedveil.cli.tables import print_plan, print_result
+from fedveil.cli.study_file import AsJson, Data, Epsilon, StudyFile, Trust, read_study
+from fedveil.cli.tables import print_result
 from fedveil.errors import FedveilError, StudyError
 from fedveil.report import write_report
-from fedveil.study import RunDirectory, Study, make_plan, predict, resolve, run, study_template
+from fedveil.study import RunDirectory, Study, predict, run, study_template
 from fedveil.study.files import write_atomic
 
 __all__ = ["register"]
 
-StudyFile = Annotated[Path, typer.Argument(help="The study file.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/NAME.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Data = Annotated[str | None, typer.Option("--data", help="Data source; overrides the study's data.source.")]
-Epsilon = Annotated[float | None, typer.Option("--epsilon", help="Overrides privacy.epsilon.")]
-Trust = Annotated[str | None, typer.Option("--trust", help="Overrides privacy.trust.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -51,25 +48,6 @@ def init(
         console.print(f"wrote {path}; look at what it would cost with: fedveil plan {path}")
 
 
-def plan(
-    study: StudyFile = Path("study.toml"),
-    data: Data = None,
-    epsilon: Epsilon = None,
-    trust: Trust = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what a study would cost, before anything runs.
-
-    Example: fedveil plan study.toml --epsilon 3
-    """
-    with speak_plainly():
-        planned = make_plan(_read(study, data, epsilon, trust))
-        if as_json:
-            print(json.dumps(planned.to_dict(), indent=2))
-        else:
-            print_plan(planned)
-
-
 def run_command(
     study: StudyFile = Path("study.toml"),
     out: Out = None,
@@ -87,7 +65,7 @@ def run_command(
     Example: fedveil run study.toml --out runs/first
     """
     with speak_plainly():
-        resolved = _read(study, data, epsilon, trust, baselines)
+        resolved = read_study(study, data, epsilon, trust, baselines)
         _run(resolved, out or Path("runs") / resolved.study.name.replace(" ", "-"), resume, as_json)
 
 
@@ -137,23 +115,6 @@ def report(
     """
     with speak_plainly():
         console.print(f"wrote {write_report(directory)}")
-
-
-def _read(
-    path: Path, data: str | None, epsilon: float | None, trust: str | None, baselines: bool = False
-) -> Study:
-    """The study with the command line's overrides, checked as if they stood in the file."""
-    study = resolve(Study.load(path), path.parent)
-    changes: dict[str, dict[str, object]] = {"data": {}, "privacy": {}, "report": {}}
-    if data is not None:
-        changes["data"]["source"] = data
-    if epsilon is not None:
-        changes["privacy"]["epsilon"] = epsilon
-    if trust is not None:
-        changes["privacy"]["trust"] = trust
-    if baselines:
-        changes["report"]["baselines"] = True
-    return resolve(study.with_changes(changes), Path())
 
 
 def _fresh(path: Path) -> Path:

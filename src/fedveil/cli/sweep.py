@@ -1,4 +1,4 @@
-"""The verbs that come before a study: sweep its settings, and have one recommended."""
+"""The verb that measures what each privacy setting costs in accuracy."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from fedveil.cli.tables import format_epsilon
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Trust, Unit
 from fedveil.report import write_sweep
-from fedveil.study import EVEN, NO_PRIVACY, Grid, Measurement, Study, resolve, sweep
+from fedveil.study import EVEN, NO_PRIVACY, Grid, Measurement, Method, Study, resolve, sweep
 
 __all__ = ["register"]
 
@@ -40,6 +40,10 @@ def sweep_command(
         str | None,
         typer.Option(help='How alike hospitals are, "iid" for all alike; default as in the study.'),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="How models are trained, such as gradient,one-shot; default as in the study."),
+    ] = None,
     patients: Annotated[str, typer.Option(help='Numbers of training patients, or "all".')] = "all",
     seeds: Annotated[int, typer.Option(help="Repeats of every setting.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep; its lists may grow.")] = False,
@@ -59,6 +63,9 @@ def sweep_command(
             unit=cast(tuple[Unit, ...], _list("unit", unit or resolved.privacy.unit, _one_of(Unit))),
             sites=_list("sites", sites or str(own.count), int),
             alpha=_list("alpha", alpha or ("iid" if own.scheme == "iid" else str(own.alpha)), float),
+            method=cast(
+                tuple[Method, ...], _list("method", method or resolved.training.method, _one_of(Method))
+            ),
             patients=_list("patients", patients, int),
             seeds=seeds,
         )

@@ -14,6 +14,7 @@ from fedveil.federation.terms import (
     CALIBRATION,
     EVALUATION,
     PERSONAL,
+    PROGRESS,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -21,6 +22,7 @@ from fedveil.federation.terms import (
     Terms,
     default_min_honest,
     noise_share,
+    phase_name,
 )
 from fedveil.federation.transport import InProcess, Transport
 
@@ -38,6 +40,7 @@ __all__ = [
     "InProcess",
     "LocalSteps",
     "PERSONAL",
+    "PROGRESS",
     "Message",
     "Policy",
     "Release",
@@ -51,5 +54,6 @@ __all__ = [
     "Transport",
     "default_min_honest",
     "noise_share",
+    "phase_name",
     "release_of",
 ]

@@ -23,6 +23,7 @@ from fedveil.federation.terms import (
     CALIBRATION,
     EVALUATION,
     PERSONAL,
+    PROGRESS,
     STATISTICS,
     LocalSteps,
     Release,
@@ -326,6 +327,8 @@ class Site:
                 return np.zeros(release.dimension)
             sample = self._sample(release, self._held_out.units)
             return self._held_out.histogram(request.parameters, sample)
+        if release.name == PROGRESS:
+            return self._learner.hits(request.parameters, self._sample(release, self._learner.units))
         if release.name in (STATISTICS, CALIBRATION):
             units = self._sample(release, self._learner.units)
             if units is None:

@@ -20,6 +20,7 @@ __all__ = [
     "CALIBRATION",
     "EVALUATION",
     "PERSONAL",
+    "PROGRESS",
     "STATISTICS",
     "TRAINING",
     "LocalSteps",
@@ -27,16 +28,27 @@ __all__ = [
     "Terms",
     "default_min_honest",
     "noise_share",
+    "phase_name",
 ]
 
 STATISTICS = "statistics"
 TRAINING = "training"
 CALIBRATION = "calibration"
+PROGRESS = "progress"
 EVALUATION = "evaluation"
-BOUNDED = (STATISTICS, CALIBRATION, EVALUATION)
+BOUNDED = (STATISTICS, PROGRESS, CALIBRATION, EVALUATION)
 """Releases whose contributions have norm 1 at most by construction, whatever the mechanism's clip norm says."""
 PERSONAL = "personal"
 """Local steps that a hospital takes from the finished model, for a model of its own: nobody asks for them."""
+
+
+def phase_name(number: int) -> str:
+    """The release of a phase of training, counted from 1, where training spends unevenly over its rounds.
+
+    >>> phase_name(1), phase_name(2)
+    ('training', 'training-2')
+    """
+    return TRAINING if number == 1 else f"{TRAINING}-{number}"
 
 
 def default_min_honest(sites: int) -> int:
@@ -120,7 +132,8 @@ class Release:
     """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
 
     Attributes:
-        name: what is released: `STATISTICS`, one sum before training; `TRAINING`; `CALIBRATION`, one sum after;
+        name: what is released: `STATISTICS`, one sum before training; `TRAINING`, and further phases of it (see
+            `phase_name`); `PROGRESS`, how many units the model has right so far; `CALIBRATION`, one sum after;
             `EVALUATION`, one sum over the patients that hospitals hold out;
             `PERSONAL`, a site's own steps from the finished model, which leave it only as it pleases.
         mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
@@ -284,8 +297,13 @@ class Terms:
 
     @property
     def main(self) -> Release:
-        """The release that the model is made from: training, or the statistics of a study without it."""
-        return next((one for one in self.releases if one.name == TRAINING), self.releases[0])
+        """The release that the model is made from: training's first, or the statistics of a study without it."""
+        return next(iter(self.phases), self.releases[0])
+
+    @property
+    def phases(self) -> tuple[Release, ...]:
+        """The releases that training consists of, in order: one, unless it spends unevenly over its rounds."""
+        return tuple(one for one in self.releases if one.name.partition("-")[0] == TRAINING)
 
     def release(self, name: str) -> Release:
         """The release of that name; `InvalidValue` if the terms hold none."""

@@ -10,6 +10,7 @@ from fedveil.errors import InvalidValue
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import LinearHead, LinearLearner, Unit
 from fedveil.learning.one_shot import discriminant
+from fedveil.learning.shares import hits, image_shares
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
 
 __all__ = ["CentredHead", "CentredLearner"]
@@ -157,6 +158,7 @@ class CentredLearner:
         degraded: npt.NDArray[Any] | None = None,
     ) -> None:
         self._model, self._labels, self._patients, self._unit = model, labels, patients, unit
+        self._groups: Indices = np.arange(len(labels)) if unit == "image" else np.asarray(patients)
         self._features = unit_blocks(features, model.blocks)
         self._degraded = None if degraded is None else unit_blocks(degraded, model.blocks)
         self._centre, self._weights = np.zeros(model.features), np.ones(model.classes)
@@ -183,10 +185,7 @@ class CentredLearner:
     def statistics(self, parameters: Vector, units: Indices | None = None) -> Vector:
         """Sum the units' class statistics: of their features, or of their scores where there is a model to score by."""
         points = self._mean_scores(parameters) if parameters.size else self._features
-        groups = np.arange(len(self._labels)) if self._unit == "image" else self._patients
-        weights = 1 / np.bincount(groups)[groups]
-        if units is not None and self._unit != "site":
-            weights *= np.isin(groups, units)
+        weights = image_shares(self._groups, None if self._unit == "site" else units)
         total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)
         if self._unit == "site":
             total = total / max(1.0, float(np.linalg.norm(total)))
@@ -201,9 +200,14 @@ class CentredLearner:
         result: Vector = np.mean(cut, axis=0)
         return result
 
-    def scores(self, parameters: Vector) -> Vector:
-        """Class probabilities (n, classes) of the cohort's own images."""
-        return self._model.probabilities(parameters, self._features)
+    def hits(self, parameters: Vector, units: Indices | None = None) -> Vector:
+        """Sum over the units the share of its images that a model has right; see `Learner.hits`."""
+        priors, whole = np.split(parameters, [self._model.classes])
+        probabilities = self._model.probabilities(whole, self._features)
+        if self._unit == "site":
+            share = hits(probabilities, self._labels, np.zeros_like(self._groups), priors)
+            return share * (units is None or len(units) > 0)
+        return hits(probabilities, self._labels, self._groups, priors, units)
 
     def _centred(self, centre: Vector, weights: Vector) -> LinearLearner:
         return LinearLearner(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import Unit
 from fedveil.learning.score_histogram import ScoreHistogram
+from fedveil.learning.shares import image_shares
 
 __all__ = ["HeldOut"]
 
@@ -55,9 +56,7 @@ class HeldOut:
             InvalidValue: frequencies or parameters that no model has.
         """
         priors, whole = np.split(parameters, [self._classes])
-        weights = 1 / np.bincount(self._groups)[self._groups]
-        if units is not None and self._unit != "site":
-            weights *= np.isin(self._groups, units)
+        weights = image_shares(self._groups, None if self._unit == "site" else units)
         total = ScoreHistogram.contribution(self._scores(whole), self._labels, weights, priors)
         if self._unit == "site":
             total = total / max(1.0, float(np.linalg.norm(total)))

@@ -31,6 +31,7 @@ from fedveil.learning.private_gradients import (
     flatten_parameters,
     load_flat,
 )
+from fedveil.learning.shares import hits, image_shares
 from fedveil.learning.statistics import FEWEST, ClassStatistics
 
 __all__ = ["ImageSource", "NetworkLearner", "NetworkModel", "Views"]
@@ -323,9 +324,7 @@ class NetworkLearner:
 
         A unit with images of several classes is shared among them.
         """
-        weights = 1 / np.bincount(self._groups)[self._groups]
-        if units is not None:
-            weights *= np.isin(self._groups, units)
+        weights = image_shares(self._groups, units)
         if parameters.size:
             logits = self._model.logits(parameters, self._images, len(self._labels))
             values: Vector | None = (logits - logits.mean(axis=1, keepdims=True)) / LONGEST_LOGITS
@@ -336,9 +335,11 @@ class NetworkLearner:
         total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)
         return total
 
-    def scores(self, parameters: Vector) -> Vector:
-        """Class probabilities (n, classes) of the cohort's own images."""
-        return self._model.probabilities(parameters, self._images, len(self._labels))
+    def hits(self, parameters: Vector, units: Indices | None = None) -> Vector:
+        """Sum over the units the share of its images that a model has right; see `Learner.hits`."""
+        priors, whole = np.split(parameters, [self._model.classes])
+        probabilities = self._model.probabilities(whole, self._images, len(self._labels))
+        return hits(probabilities, self._labels, self._groups, priors, units)
 
     def _chunks(self, units: Indices | None) -> Iterator[Indices]:
         """Images of the units that take part, whole units at a time, about as many as are read at once."""

@@ -8,8 +8,9 @@ covariance v I, the log odds at equal class frequencies are differences of
 
 That |x| = 1 gives v for nothing: ``d v = 1 - sum_k pi_k |m_k|^2``. Noise of variance s_k^2 in each of d coordinates
 adds d s_k^2 to |m_k|^2, which would move the threshold towards the rarer class, whose mean is noisier; it is
-subtracted. How steep the scores may be depends on how much of the difference between the means is noise, and on the
-covariance along what is left, see `ANISOTROPY`.
+subtracted. What is left varies by 2 d s_k^4, whereas |m_k|^2 lies between 0 and 1, so it is divided by 1 + 2 d s_k^4:
+lengths that noise drowns decide nothing. How steep the scores may be depends on how much of the difference between the
+means is noise, and on the covariance along what is left, see `ANISOTROPY`.
 """
 
 import numpy as np
@@ -26,8 +27,9 @@ Features vary most where classes differ. 6 on the phantom set, 8 on chest X-rays
 cross-validation on training patients. It scales probabilities only: ranking and threshold do not depend on it.
 """
 LEAST_SIGNAL = 0.05
-"""The part of the squared difference between means that is taken to be no noise, at least."""
-SMALLEST = 1e-4
+"""The part of the squared difference between means that is taken to be no noise, at least; less where means of length 1
+cannot differ by so much. Steeper scores would round to probabilities of 0 and 1, which rank nothing."""
+SMALLEST = 1e-2
 
 
 def discriminant(statistics: ClassStatistics) -> tuple[Vector, Vector]:
@@ -35,10 +37,10 @@ def discriminant(statistics: ClassStatistics) -> tuple[Vector, Vector]:
     means = statistics.means
     noise = statistics.noise_variance / (1 - COUNT_WEIGHT**2) / statistics.counts**2
     classes, dimension = means.shape
-    lengths = np.square(means).sum(axis=1) - dimension * noise
+    lengths = (np.square(means).sum(axis=1) - dimension * noise) / (1 + 2 * dimension * noise**2)
     variance = max(1 - float(statistics.priors @ np.maximum(lengths, 0.0)), SMALLEST) / dimension
     power = max(float(np.square(means - means.mean(axis=0)).sum()), SMALLEST**2)
     false = dimension * float(noise.sum()) * (1 - 1 / classes)
-    signal = max(1 - false / power, LEAST_SIGNAL)
+    signal = min(max(1 - false / power, LEAST_SIGNAL), classes / power)
     slope = signal / (ANISOTROPY * signal + 1 - signal) / variance
     return slope * means, slope * lengths / 2

@@ -19,6 +19,7 @@ from fedveil.report.records import (
     LedgerHead,
     Metrics,
     Predictions,
+    ProgressCheck,
     Provenance,
     Release,
     Round,
@@ -70,6 +71,10 @@ def load(path: Path) -> RunRecord:
         notes=result.texts("notes"),
         seconds=_seconds(result),
         rounds=tuple(_round(line) for line in read_json_lines(path / "rounds.jsonl")),
+        progress=tuple(
+            ProgressCheck(one.integer("round"), one.number("accuracy"), one.number("std"))
+            for one in result.children("progress")
+        ),
         predictions=_predictions(path / "predictions.csv", test) if test else None,
         ledgers=_ledgers(path / "ledgers", sites),
         provenance=_provenance(read_json(path / "provenance.json")),

@@ -4,11 +4,11 @@
 or real ones that `fedveil.deploy` reaches. There is one path from the file to the result, and one round loop, `train`.
 """
 
-from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Setting
+from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Method, Setting
 from fedveil.study.model_file import TrainedModel, predict
 from fedveil.study.outcome import HandedOver
 from fedveil.study.plan import Plan, make_plan
-from fedveil.study.planner import Recommendation, Wishes, recommend
+from fedveil.study.planner import Recommendation, recommend
 from fedveil.study.prepare import Prepared, prepare, resolve
 from fedveil.study.progress import Progress, Silent
 from fedveil.study.reference import Reference, references
@@ -20,6 +20,7 @@ from fedveil.study.sweep import measure, read_measurements, sweep
 from fedveil.study.template import study_template
 from fedveil.study.terms import make_terms
 from fedveil.study.training import Trained, train
+from fedveil.study.wishes import Way, Wishes
 
 __all__ = [
     "EVEN",
@@ -29,6 +30,7 @@ __all__ = [
     "Hospitals",
     "Joined",
     "Measurement",
+    "Method",
     "Plan",
     "Prepared",
     "Progress",
@@ -40,6 +42,7 @@ __all__ = [
     "Study",
     "Trained",
     "TrainedModel",
+    "Way",
     "Wishes",
     "make_plan",
     "make_terms",

@@ -8,14 +8,16 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Trust, Unit
 from fedveil.study.settings import Study
 
-__all__ = ["EVEN", "NO_PRIVACY", "Grid", "Measurement", "Setting"]
+__all__ = ["EVEN", "NO_PRIVACY", "Grid", "Measurement", "Method", "Setting", "calibration_share"]
 
+Method = Literal["gradient", "averaging", "one-shot"]
+"""How a model is trained, see `fedveil.study.settings.TrainingSettings`."""
 NO_PRIVACY = math.inf
 """The epsilon of a study without privacy."""
 EVEN = math.inf
@@ -32,6 +34,7 @@ class Setting:
         unit: whom the guarantee protects.
         sites: number of simulated hospitals.
         alpha: how alike they are; `EVEN` deals patients out evenly.
+        method: how the model is trained.
         patients: training patients that are used, drawn at random; None for all.
         seed: of that draw and of the split into hospitals, added to the study's; never of noise.
     """
@@ -41,6 +44,7 @@ class Setting:
     unit: Unit
     sites: int
     alpha: float
+    method: Method = "gradient"
     patients: int | None = None
     seed: int = 0
 
@@ -52,10 +56,15 @@ class Setting:
         sites: dict[str, object] = {"count": self.sites, "scheme": skewed}
         if not math.isinf(self.alpha):
             sites["alpha"] = self.alpha
-        privacy: dict[str, object] = {"trust": self.trust, "unit": self.unit}
+        privacy: dict[str, object] = {
+            "trust": self.trust,
+            "unit": self.unit,
+            "calibration_share": calibration_share(base, self.method),
+        }
         return base.with_changes(
             {
                 "data": {"sites": base.data.sites.model_dump() | sites},
+                "training": {"method": self.method},
                 "privacy": privacy | ({"epsilon": self.epsilon} if private else {}),
                 "federation": {"min_sites": None, "min_honest": None},
             }
@@ -86,6 +95,7 @@ class Grid:
     unit: tuple[Unit, ...]
     sites: tuple[int, ...]
     alpha: tuple[float, ...]
+    method: tuple[Method, ...] = ("gradient",)
     patients: tuple[int | None, ...] = (None,)
     seeds: int = 1
 
@@ -117,18 +127,11 @@ class Grid:
         return list(dict.fromkeys(self._product()))
 
     def _product(self) -> Iterator[Setting]:
-        axes = (self.epsilon, self.trust, self.unit, self.sites, self.alpha, self.patients, range(self.seeds))
-        for epsilon, trust, unit, sites, alpha, patients, seed in itertools.product(*axes):
-            setting = Setting(
-                epsilon=epsilon,
-                trust=trust,
-                unit=unit,
-                sites=sites,
-                alpha=alpha,
-                patients=patients,
-                seed=seed,
-            )
-            private = trust != "none" and not math.isinf(epsilon)
+        names = [field.name for field in fields(Setting)]
+        axes = [range(self.seeds) if name == "seed" else getattr(self, name) for name in names]
+        for values in itertools.product(*axes):
+            setting = Setting(**dict(zip(names, values, strict=True)))
+            private = setting.trust != "none" and not math.isinf(setting.epsilon)
             yield setting if private else replace(setting, epsilon=NO_PRIVACY, trust="none")
 
 
@@ -170,6 +173,13 @@ class Measurement:
         """The inverse of `to_dict`."""
         infinite = {name: math.inf for name in ("ratio", "epsilon_spent") if values[name] is None}
         return cls(**(values | infinite | {"setting": Setting.from_dict(values["setting"])}))
+
+
+def calibration_share(study: Study, method: Method) -> float:
+    """A study's by this method: its own, or the method's default where the study itself uses another."""
+    if method == study.training.method:
+        return study.privacy.calibration_share
+    return Study().with_changes({"training": {"method": method}}).privacy.calibration_share
 
 
 def _plain(value: float) -> float | None:

@@ -34,6 +34,7 @@ class TrainedModel:
 
     Attributes:
         features: name of the feature extractor; "none" for a network.
+        whitened: whether its features are whitened by synthetic images.
         network: name of the network; "linear" for a head on features.
         trained_blocks: of a pretrained network; the rest of it is as published.
         image_size: pixels along each side.
@@ -45,6 +46,7 @@ class TrainedModel:
     """
 
     features: str
+    whitened: bool = False
     network: str = "linear"
     trained_blocks: int = 0
     image_size: int
@@ -66,6 +68,7 @@ class TrainedModel:
         """A study's model for images of these channels, and classes of these frequencies: equal ones if None."""
         return cls(
             features=study.model.features,
+            whitened=study.model.whitened,
             network=study.model.network,
             trained_blocks=study.model.trained_blocks,
             image_size=study.data.image_size,
@@ -86,7 +89,7 @@ class TrainedModel:
         arrays = {"parameters": self.parameters, "frequencies": self.frequencies}
         write_atomic(folder / "model.safetensors", lambda file: file.write(save_tensors(arrays)))
         described = {k: v for k, v in asdict(self).items() if k not in arrays}
-        write_json(folder / "model.json", {"version": VERSION, **described})
+        write_json(folder / "model.json", {"version": VERSION, "extractor": self._key, **described})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -106,20 +109,35 @@ class TrainedModel:
                 f"this fedveil reads version {VERSION}",
                 "use the fedveil that wrote it",
             )
+        key = described.pop("extractor", None)
         try:
             fields: dict[str, Any] = described | arrays | {"classes": tuple(described["classes"])}
             model = cls(**fields)
             fits = model.fits
+            same = key == model._key
         except (KeyError, TypeError, AttributeError, FedveilError) as error:
             raise _damaged(folder, str(error)) from None
         if not fits:
             raise _damaged(folder, "its sizes do not agree")
+        if not same:
+            raise StudyError(
+                f"the model in {folder} was trained on features {key!r}",
+                f"this fedveil makes {model._key!r}, which are others",
+                "use the fedveil that wrote it",
+            )
         return model
+
+    @property
+    def _key(self) -> str | None:
+        """What tells one version of the features from another; None for a network."""
+        return self.extractor.key if self.network == "linear" else None
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
         """The frozen feature extractor of a linear head."""
-        return feature_extractor(self.features, image_size=self.image_size, channels=self.channels)
+        return feature_extractor(
+            self.features, image_size=self.image_size, channels=self.channels, whitened=self.whitened
+        )
 
     @cached_property
     def model(self) -> CentredHead | NetworkModel:

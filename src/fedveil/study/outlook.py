@@ -6,7 +6,7 @@ from typing import Any
 
 from fedveil.federation import Terms
 from fedveil.study.prepare import Prepared
-from fedveil.study.reference import references
+from fedveil.study.reference import Reference, references
 from fedveil.study.rules import signal_to_noise
 
 __all__ = ["Outlook", "make_outlook"]
@@ -21,11 +21,18 @@ class Outlook:
 
     Attributes:
         ratio: nu, the signal-to-noise ratio of training (`fedveil.study.rules`).
-        auroc: by known task, the AUROC that it would reach with as many patients at this ratio.
+        patients: training patients over all sites.
+        laws: by known task, how accuracy depends on both, by the study's method.
     """
 
     ratio: float
-    auroc: dict[str, float]
+    patients: int
+    laws: tuple[Reference, ...]
+
+    @property
+    def auroc(self) -> dict[str, float]:
+        """By known task, the AUROC that it would reach with as many patients at this ratio."""
+        return {law.name: law.auroc(self.patients, self.ratio) for law in self.laws}
 
     @property
     def notes(self) -> list[str]:
@@ -35,8 +42,13 @@ class Outlook:
         return [
             f"The signal-to-noise ratio of training is {self.ratio:.0f}. Below about {FAINT:.0f} a model may rank "
             f"images well and yet call nearly all of them the same; below about {LOST:.0f} chance decides what it "
-            "learns. A larger epsilon, more patients or another trust would help: see `fedveil recommend`."
+            "learns. A larger epsilon, more patients or another trust would help: see `fedveil plan --cohorts`."
         ]
+
+    def explain(self) -> list[str]:
+        """The arithmetic, line by line."""
+        found = [f"signal-to-noise ratio nu = units x mu / what trust makes of the noise = {self.ratio:.1f}"]
+        return found + [line for law in self.laws for line in law.explain(self.patients, self.ratio)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -46,11 +58,10 @@ class Outlook:
 def make_outlook(prepared: Prepared, terms: Terms) -> Outlook | None:
     """The outlook of a private linear head on patients or images; None for what the known tasks say nothing about."""
     study = prepared.study
-    known = study.model.network == "linear" and study.training.method == "gradient"
+    known = study.model.network == "linear" and study.training.method != "averaging"
     if not known or terms.trust == "none" or study.privacy.unit == "site":
         return None
     ratio = signal_to_noise(terms, sum(prepared.units.values()))
-    patients = sum(prepared.patients.values())
     binary = len(prepared.dataset.classes) == 2 and math.isfinite(ratio)
-    tasks = references() if binary else {}
-    return Outlook(ratio=ratio, auroc={name: task.auroc(patients, ratio) for name, task in tasks.items()})
+    laws = [by[study.training.method] for by in references().values() if study.training.method in by]
+    return Outlook(ratio=ratio, patients=sum(prepared.patients.values()), laws=tuple(laws) if binary else ())

@@ -1,10 +1,12 @@
 """What a study would cost, worked out before anything runs or is charged."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from fedveil.federation import Terms
+from fedveil.federation import Release, Terms
 from fedveil.privacy import Guarantee, Risk, epsilon, operational_risk
+from fedveil.study import phases
 from fedveil.study.outlook import Outlook, make_outlook
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.settings import Study
@@ -60,8 +62,55 @@ class Plan:
             "min_sites": self.terms.min_sites,
             "min_honest": self.terms.honest if self.terms.trust == "secure-aggregation" else None,
             "outlook": self.outlook.to_dict() if self.outlook else None,
-            "notes": self.prepared.notes + (self.outlook.notes if self.outlook else []),
+            "notes": [
+                *self.prepared.notes,
+                *(self.outlook.notes if self.outlook else []),
+                *phases.notes(self.terms, sum(self.prepared.units.values())),
+            ],
         }
+
+    def explain(self) -> list[str]:
+        """The arithmetic of the noise, line by line: what each release takes of the budget, and how it is hidden."""
+        if self.guarantee is None:
+            return ["without privacy no noise is added, and nothing is spent"]
+        terms, n = self.terms, len(self.terms.sites)
+        lines = [self._explain(release) for release in terms.releases]
+        mechanisms = [release.mechanism for release in terms.releases]
+        if any(one.sampling_rate < 1 for one in mechanisms):
+            whole = "a composition of sampled steps, priced by its privacy loss distribution,"
+        else:
+            mu = math.sqrt(sum(one.steps / one.noise_multiplier**2 for one in mechanisms))
+            rounded = any(one.epsilon_slack > 0 for one in mechanisms)
+            beside = ", with noise in whole numbers," * rounded
+            whole = f"a Gaussian mechanism with mu = sqrt(sum of mu^2) = {mu:.4f}{beside}"
+        lines.append(
+            f"together: {whole} costs epsilon {self.guarantee.epsilon:.6f} at delta {terms.target.delta:g}"
+        )
+        match terms.trust:
+            case "site":
+                lines.append(
+                    f"trust site: each of {n} hospitals adds all the noise; a sum holds {n} times its variance"
+                )
+            case "secure-aggregation":
+                lines.append(
+                    f"trust secure-aggregation: any {terms.honest} of {n} hospitals hold enough noise, so each adds "
+                    f"1 / sqrt({terms.honest}) of it; a sum of all holds {n} / {terms.honest} of its variance"
+                )
+            case _:
+                lines.append("trust server: the server adds the noise, hospitals add none")
+        return lines + (self.outlook.explain() if self.outlook else [])
+
+    def _explain(self, release: Release) -> str:
+        one, z = release.mechanism, release.mechanism.noise_multiplier
+        if one.sampling_rate < 1:
+            cost = f"{one.steps} steps, in each of which a unit takes part with chance {one.sampling_rate:g}"
+        else:
+            steps = "1 step costs" if one.steps == 1 else f"{one.steps} steps cost"
+            cost = f"{steps} mu = sqrt({one.steps}) / {z:.4g} = {math.sqrt(one.steps) / z:.4f}"
+        return (
+            f"{release.name}: noise multiplier {z:.4g}; {cost}; clip norm "
+            f"{one.clip_norm:g} makes noise of {one.noise_std:.4g}, a hospital adds {self.terms.noise_std(release):.4g}"
+        )
 
 
 def make_plan(study: Study) -> Plan:

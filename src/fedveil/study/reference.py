@@ -1,14 +1,21 @@
-"""How accuracy depends on privacy for one task, as a law with four numbers that a sweep fixes.
+"""How accuracy depends on privacy for one task and method, as a law with a few numbers that a sweep fixes.
 
 Under a rule that steps as far as the noise allows (`fedveil.study.rules`), accuracy depends on privacy through one
-number, ``nu = N mu / f``: N units, mu what the budget leaves for training in Gaussian-DP's measure, f the factor by
+number, ``nu = N mu / f``: N units, mu what the budget leaves for the model in Gaussian-DP's measure, f the factor by
 which trust enlarges the noise in a sum (1 for a trusted server, sqrt(n) where each of n hospitals adds all of it,
 sqrt(n / h) where any h of them together do). A linear score whose weights carry noise keeps the part
 1 / (1 + (b / nu)^p) of its squared separation; that the weights are learned from N patients costs it a / N more:
 
-    d^2 = D^2 / (1 + a / N + (b / nu)^p),    AUROC = Phi(d / sqrt 2).
+    d^2 = D^2 / (1 + a / N + (b / nu)^p).
 
-D, a, b and p belong to a task: its images, classes and features.
+Noise also has a part along the very direction in which classes differ, for which chance decides; over runs the
+separation is about normal around d, with variance 2 s^2, ``s^2 = s_0^2 + s_1^2 / (1 + (nu / b)^2)``: s_0 where patients
+decide, s_1 where noise is all there is. A run's AUROC is Phi(separation / sqrt 2); the mean over runs is not that of
+the mean separation but, for a normal separation,
+
+    AUROC = E Phi(d / sqrt 2 + s g) = Phi(d / sqrt(2 (1 + s^2))),    g standard normal.
+
+D, a, b, p, s_0 and s_1 belong to a task and a method: images, classes, features, and how noise enters.
 """
 
 import json
@@ -25,31 +32,38 @@ from scipy.optimize import least_squares
 from scipy.special import ndtr, ndtri
 
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.study.grid import Measurement
+from fedveil.study.grid import Measurement, Method
 
 __all__ = ["Reference", "references"]
 
+
 Vector = npt.NDArray[np.float64]
+PASSES = 3
+"""Of the fit: how much runs vary is known once there is a law, and weighs them in the next."""
+COARSE = 0.004
+"""The least standard deviation of an AUROC that a run is weighed by: no test set is finer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """How accuracy depends on patients and noise for one task; see the module's text for the law.
+    """How accuracy depends on patients and noise for one task and method; see the module's text for the law.
 
     Attributes:
         name: of the task.
+        method: how the models were trained.
         separation: D, in standard deviations of the score.
         patients: a.
         noise: b, the nu at which noise takes as much as everything else.
         power: p.
-        spread: standard deviation of single runs around the law where noise is small, in units of d / sqrt 2.
-        scatter: what adds to it where noise is all there is: then chance decides which way the weights point.
+        spread: s_0.
+        scatter: s_1.
         ratios: smallest and largest nu that it was fitted on.
         sizes: smallest and largest number of patients that it was fitted on.
         runs: how many runs.
     """
 
     name: str
+    method: Method
     separation: float
     patients: float
     noise: float
@@ -61,57 +75,83 @@ class Reference:
     runs: int
 
     def auroc(self, patients: float, ratio: float) -> float:
-        """The expected AUROC."""
-        return float(ndtr(self._score(np.array([patients]), np.array([ratio]))[0]))
+        """The expected AUROC: the mean over runs."""
+        return float(ndtr(self._score(patients, ratio) / math.sqrt(1 + self._variance(ratio))))
 
     def interval(self, patients: float, ratio: float) -> tuple[float, float]:
         """Where 95 % of single runs on this task are expected."""
-        middle = float(self._score(np.array([patients]), np.array([ratio]))[0])
-        half = 1.96 * math.sqrt(self.spread**2 + self.scatter**2 / (1 + (ratio / self.noise) ** 2))
+        middle, half = self._score(patients, ratio), 1.96 * math.sqrt(self._variance(ratio))
         return float(ndtr(middle - half)), float(ndtr(middle + half))
+
+    def explain(self, patients: float, ratio: float) -> list[str]:
+        """The arithmetic of a prediction, line by line."""
+        score, variance = self._score(patients, ratio), self._variance(ratio)
+        low, high = self.interval(patients, ratio)
+        return [
+            f"{self.name} by {self.method}, {self.runs} runs: D = {self.separation:.3f}, a = {self.patients:.3g}, "
+            f"b = {self.noise:.3g}, p = {self.power:.2f}, s = {self.spread:.2f} and {self.scatter:.2f}",
+            f"d = D / sqrt(1 + a / {patients:,.0f} + (b / {ratio:.1f})^p) = {math.sqrt(2) * score:.3f}",
+            f"AUROC = Phi(d / sqrt(2 (1 + {variance:.3f}))) = {self.auroc(patients, ratio):.3f}; "
+            f"95 % of runs between {low:.3f} and {high:.3f}",
+        ]
 
     def covers(self, patients: float, ratio: float) -> bool:
         """Whether a prediction lies within what the law was fitted on; more privacy than that is less certain."""
         return self.ratios[0] <= ratio and self.sizes[0] <= patients <= self.sizes[1]
 
-    def _score(self, patients: Vector, ratio: Vector) -> Vector:
-        return _law(np.log([self.separation, self.patients, self.noise, self.power]), patients, ratio)
+    def _score(self, patients: float, ratio: float) -> float:
+        """d / sqrt 2."""
+        logs = np.log([self.separation, self.patients, self.noise, self.power])
+        return float(_law(logs, np.array([patients]), np.array([ratio]))[0])
+
+    def _variance(self, ratio: float) -> float:
+        """s squared."""
+        return self.spread**2 + self.scatter**2 / (1 + (ratio / self.noise) ** 2)
 
     @classmethod
     def fit(cls, name: str, results: Iterable[Measurement]) -> Self:
-        """Least squares on the AUROC of a sweep with several epsilons, and best with several numbers of patients."""
+        """Weighted least squares on the AUROC of a sweep by one method.
+
+        It takes several epsilons, and is best with several numbers of patients. A run weighs as much as its AUROC is
+        certain: its standard deviation follows from s and the slope of Phi.
+
+        Raises:
+            InvalidValue: fewer than 8 settings were measured, or more than one method.
+        """
         found = list(results)
-        if len(found) < 8:
+        methods = {m.setting.method for m in found}
+        if len(found) < 8 or len(methods) > 1:
             raise InvalidValue(
-                f"{len(found)} settings were measured",
-                "four numbers are fitted to them, which needs 8 or more",
+                f"{len(found)} settings were measured by {', '.join(sorted(methods)) or 'no method'}",
+                "four numbers are fitted to them, which needs 8 or more, by one method",
                 "sweep more epsilons and numbers of patients",
             )
         patients = np.array([m.patients for m in found], dtype=float)
         ratio, auroc = np.array([m.ratio for m in found]), np.array([m.auroc for m in found])
-
-        def residuals(logs: Vector) -> Vector:
-            result: Vector = ndtr(_law(logs, patients, ratio)) - auroc
-            return result
-
-        start = np.log([max(2 * float(ndtri(auroc.max())), 0.5), 30.0, 100.0, 1.5])
-        low, high = np.log([0.05, 1e-3, 1e-3, 0.3]), np.log([20.0, 1e4, 1e5, 4.0])
-        fitted = least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=0.02).x
-        off = ndtri(np.clip(auroc, 0.01, 0.9999)) - _law(fitted, patients, ratio)
-        spread, scatter = _scatter(off, ratio, float(np.exp(fitted[2])))
+        logs, spread, scatter = _fit(patients, ratio, auroc)
+        separation, lack, noise, power = (float(value) for value in np.exp(logs))
         finite = ratio[np.isfinite(ratio)]
         return cls(
             name=name,
-            separation=float(np.exp(fitted[0])),
-            patients=float(np.exp(fitted[1])),
-            noise=float(np.exp(fitted[2])),
-            power=float(np.exp(fitted[3])),
+            method=methods.pop(),
+            separation=separation,
+            patients=lack,
+            noise=noise,
+            power=power,
             spread=spread,
             scatter=scatter,
             ratios=(float(finite.min()), float(finite.max())),
             sizes=(float(patients.min()), float(patients.max())),
             runs=len(found),
         )
+
+    @classmethod
+    def fit_each(cls, name: str, results: Iterable[Measurement]) -> dict[Method, Self]:
+        """A law for every method that was swept."""
+        by: dict[Method, list[Measurement]] = {}
+        for one in results:
+            by.setdefault(one.setting.method, []).append(one)
+        return {method: cls.fit(name, group) for method, group in by.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -123,11 +163,35 @@ class Reference:
         return cls(**(values | {"ratios": tuple(values["ratios"]), "sizes": tuple(values["sizes"])}))
 
 
+def _fit(patients: Vector, ratio: Vector, auroc: Vector) -> tuple[Vector, float, float]:
+    """Logarithms of D, a, b and p, with s_0 and s_1; see `Reference.fit`."""
+    logs = np.log([max(2 * float(ndtri(min(auroc.max(), 0.9999))), 0.5), 30.0, 100.0, 1.5])
+    low, high = np.log([0.05, 1e-3, 1e-3, 0.3]), np.log([20.0, 1e4, 1e5, 4.0])
+    spread, scatter = 0.05, 0.3
+    for _ in range(PASSES):
+        variance = spread**2 + scatter**2 / (1 + (ratio / math.exp(logs[2])) ** 2)
+        slope = np.exp(-np.square(_law(logs, patients, ratio)) / 2) / math.sqrt(2 * math.pi)
+        doubt = np.sqrt(variance * slope**2 + COARSE**2)
+        known = (patients, ratio, auroc, np.sqrt(1 + variance), doubt)
+        logs = least_squares(_residuals, logs, bounds=(low, high), args=known).x
+        off = ndtri(np.clip(auroc, 0.01, 0.9999)) - _law(logs, patients, ratio)
+        spread, scatter = _scatter(off, ratio, math.exp(logs[2]))
+    return logs, spread, scatter
+
+
 def _law(logs: Vector, patients: Vector, ratio: Vector) -> Vector:
     """d / sqrt 2 for the logarithms of D, a, b and p."""
     separation, lack, noise, power = np.exp(logs)
     lost = 1 + lack / patients + (noise / np.maximum(ratio, 1e-9)) ** power
     result: Vector = separation / np.sqrt(2 * lost)
+    return result
+
+
+def _residuals(
+    logs: Vector, patients: Vector, ratio: Vector, auroc: Vector, widened: Vector, doubt: Vector
+) -> Vector:
+    """Distances to the law, in standard deviations of a run."""
+    result: Vector = (ndtr(_law(logs, patients, ratio) / widened) - auroc) / doubt
     return result
 
 
@@ -140,15 +204,18 @@ def _scatter(off: Vector, ratio: Vector, noise: float) -> tuple[float, float]:
     return math.sqrt(floor), math.sqrt(max(rest, 0.0))
 
 
-def references(path: Path | None = None) -> dict[str, Reference]:
-    """The tasks that fedveil knows, or those of another file, by name."""
+def references(path: Path | None = None) -> dict[str, dict[Method, Reference]]:
+    """The tasks that fedveil knows, or those of another file, by name and method."""
     source = path or files("fedveil.study").joinpath("references.json")
     try:
-        values = json.loads(source.read_text(encoding="utf-8"))
-        return {name: Reference.from_dict(one) for name, one in values["references"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = json.loads(source.read_text(encoding="utf-8"))["references"]
+        return {
+            name: {method: Reference.from_dict(one) for method, one in by.items()}
+            for name, by in values.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(
             f"{source} cannot be read ({type(error).__name__})",
-            "it holds tasks as `fedveil recommend --fit` writes them",
+            "it holds tasks as `python benchmarks/references.py` writes them",
             "write it again",
         ) from None

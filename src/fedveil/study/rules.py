@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Self
 
 from fedveil.errors import StudyError
-from fedveil.federation import TRAINING, RoundSum, Terms
+from fedveil.federation import Release, RoundSum, Terms
 from fedveil.learning import Adam, Averaged, ClassStatistics, Optimizer, Sgd
 from fedveil.learning.learner import Vector
 from fedveil.learning.networks import HEAD_LENGTH
 from fedveil.study.settings import Study
 
-__all__ = ["Steps", "head_length", "learning_rate", "signal_to_noise"]
+__all__ = ["Steps", "head_length", "learning_rate", "signal_to_noise", "units_per_round"]
 
 REACH = 0.75
 """eta T C / nu. Between 0.5 and 1 nothing changes: the noise then stays below the margin of the logistic loss."""
@@ -50,10 +50,17 @@ def _trains_a_head(study: Study) -> bool:
 
 def signal_to_noise(terms: Terms, units: int) -> float:
     """The ratio nu of training under these terms, if all sites take part."""
-    mechanism = terms.main.mechanism
-    variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
-    taking_part = units * mechanism.sampling_rate
-    return taking_part * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
+    return units * terms.main.mechanism.sampling_rate * _strength(terms)
+
+
+def _strength(terms: Terms) -> float:
+    """mu / f: the root of the sum over rounds of (clip norm / standard deviation of the noise) squared."""
+    total = 0.0
+    for release in terms.phases or (terms.main,):
+        mechanism = release.mechanism
+        variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
+        total += mechanism.steps / variance if variance > 0 else math.inf
+    return math.sqrt(total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +76,17 @@ class Steps:
     normalizer: float | None
     optimizer: Optimizer
 
-    def gradient(self, collected: RoundSum, terms: Terms) -> tuple[Vector, float]:
+    def gradient(
+        self, collected: RoundSum, terms: Terms, release: Release, weight: float
+    ) -> tuple[Vector, float]:
         """What the update rule descends along in this round, and the variance of the noise in each coordinate.
+
+        Steps are longer by the round's weight, see `fedveil.study.phases`.
 
         An average of differences counts as a gradient with the sign turned (Reddi et al., 2003.00295). The noise that
         local steps left in it has no known variance: 0 is stated, and nothing is corrected.
         """
-        release, sites = terms.release(TRAINING), len(collected.survivors)
+        sites = len(collected.survivors)
         variance = 0.0 if release.local_noise else terms.noise_variance(release.mechanism, sites)
         if release.local is not None:
             return -collected.total / sites, variance / sites**2
@@ -83,13 +94,14 @@ class Steps:
             raise StudyError(
                 "there is no number of units", "sums of gradients are divided by one", "state it"
             )
-        return collected.total / self.normalizer, variance / self.normalizer**2
+        scale = weight / self.normalizer
+        return collected.total * scale, variance * scale**2
 
     @classmethod
     def plan(cls, study: Study, terms: Terms, statistics: ClassStatistics | None) -> Self:
         """Fix the steps of a study from its settings and what it has released."""
         training, averaging = study.training, study.training.method == "averaging"
-        normalizer = None if averaging else _normalizer(study, terms, statistics)
+        normalizer = None if averaging else units_per_round(study, terms, statistics)
         if training.learning_rate is not None:
             rate = training.learning_rate
         elif normalizer is None:
@@ -97,14 +109,13 @@ class Steps:
         elif not _trains_a_head(study):
             rate = NETWORK_RATES[training.optimizer]
         else:
-            mechanism = terms.main.mechanism
-            variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
-            ratio = normalizer * math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
-            rate = learning_rate(ratio, mechanism.steps, mechanism.clip_norm) / head_length(study)
+            steps = sum(one.mechanism.steps for one in terms.phases)
+            clip_norm = terms.main.mechanism.clip_norm
+            rate = learning_rate(normalizer * _strength(terms), steps, clip_norm) / head_length(study)
         return cls(normalizer=normalizer, optimizer=_optimizer(study, rate))
 
 
-def _normalizer(study: Study, terms: Terms, statistics: ClassStatistics | None) -> float:
+def units_per_round(study: Study, terms: Terms, statistics: ClassStatistics | None) -> float:
     """Units that take part in a round on average, as far as the public knows."""
     rate = study.training.sampling_rate
     if study.training.units is not None:

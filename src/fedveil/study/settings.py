@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedveil.errors import StudyError
+from fedveil.study.defaults import with_defaults
 
 __all__ = [
     "DataSettings",
@@ -113,6 +114,9 @@ class ModelSettings(_Table):
         default="efficientnet-lite0",
         description='"efficientnet-lite0", "scattering", "pixels", joined by "+"; "none" trains a network on pixels',
     )
+    whitened: bool = Field(
+        default=True, description="centre and whiten features by what synthetic images show, at no cost"
+    )
     network: str = Field(
         default="linear",
         pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80})$",
@@ -213,46 +217,27 @@ class PrivacySettings(_Table):
         lt=1,
         description="part of the budget for a model of each hospital's own, trained on from the common one",
     )
+    progress_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of the budget for checks of progress, after which training may stop early",
+    )
+    spending: float = Field(
+        default=1.0,
+        ge=0.01,
+        le=100,
+        description="budget of the last rounds of training over that of the first; 1 spends alike on all",
+    )
 
     @model_validator(mode="after")
     def _leaves_something_for_training(self) -> Self:
-        shares = self.statistics_share + self.calibration_share + self.evaluation_share + self.personal_share
+        shares = sum(value for key, value in self if key.endswith("_share"))
         if shares >= 1:
             raise ValueError(
                 f"the shares of the budget beside training add up to {shares:g}: training needs the rest"
             )
         return self
-
-
-NETWORK_DEFAULTS: dict[str, dict[str, object]] = {
-    "model": {"features": "none"},
-    "training": {
-        "rounds": 60,
-        "sampling_rate": 0.2,
-        "momentum": 0.9,
-        "average_from": 0.0,
-        "average_decay": 0.9,
-        "clipping": "automatic",
-    },
-    "privacy": {"clip_norm": 1.0, "statistics_share": 0.02, "calibration_share": 0.02},
-    "federation": {"max_units": 10_000},
-}
-"""What a study that trains a network means by what it leaves out."""
-TUNING_DEFAULTS: dict[str, dict[str, object]] = {
-    key: NETWORK_DEFAULTS[key] for key in ("model", "federation")
-}
-"""The same for one that tunes a pretrained network, and is trained as a linear head is."""
-AVERAGING_DEFAULTS: dict[str, object] = {
-    "rounds": 40,
-    "local_steps": 3,
-    "local_learning_rate": 1.0,
-    "momentum": 0.8,
-    "average_from": 0.0,
-    "average_decay": 0.85,
-}
-"""The same for a network trained from scratch whose sites take private steps by themselves."""
-WHOLE_SITE_DEFAULTS: dict[str, object] = {"local_learning_rate": 0.2}
-"""The same where the unit is the site: a step has length 1 then, and the whole difference at most `clip_norm`."""
 
 
 class FederationSettings(_Table):
@@ -295,36 +280,9 @@ class Study(_Table):
 
     @model_validator(mode="before")
     @classmethod
-    def _network_defaults(cls, values: Any) -> Any:
-        """Fill in what networks want by default, where the study trains one."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("model", {}), Mapping):
-            return values
-        network = values.get("model", {}).get("network", "linear")
-        if network == "linear":
-            return values
-        filled = dict(values)
-        tuned = str(network).startswith("efficientnet-lite0")
-        for table, defaults in (TUNING_DEFAULTS if tuned else NETWORK_DEFAULTS).items():
-            given = values.get(table, {})
-            if isinstance(given, Mapping):
-                filled[table] = defaults | dict(given)
-        training, privacy = filled.get("training", {}), filled.get("privacy", {})
-        if isinstance(training, Mapping) and training.get("method") == "averaging" and not tuned:
-            whole = isinstance(privacy, Mapping) and privacy.get("unit") == "site"
-            defaults = AVERAGING_DEFAULTS | (WHOLE_SITE_DEFAULTS if whole else {})
-            filled["training"] = NETWORK_DEFAULTS["training"] | defaults | dict(values["training"])
-        return filled
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_shot_defaults(cls, values: Any) -> Any:
-        """One round is one release: no second one for the threshold, unless it is asked for."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("training", {}), Mapping):
-            return values
-        privacy = values.get("privacy", {})
-        if values.get("training", {}).get("method") != "one-shot" or not isinstance(privacy, Mapping):
-            return values
-        return dict(values) | {"privacy": {"calibration_share": 0.0} | dict(privacy)}
+    def _defaults(cls, values: Any) -> Any:
+        """Fill in what the kind of study means by what it leaves out."""
+        return with_defaults(values)
 
     @model_validator(mode="after")
     def _fits_one_shot(self) -> Self:
@@ -340,6 +298,27 @@ class Study(_Table):
             )
         if self.privacy.personal_share > 0:
             raise ValueError('training.method "one-shot" has no own models: leave privacy.personal_share out')
+        if self.privacy.progress_share > 0 or self.privacy.spending != 1:
+            raise ValueError(
+                'training.method "one-shot" has one round: leave privacy.progress_share and spending out'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_spending(self) -> Self:
+        training = self.training
+        if self.privacy.spending == 1:
+            return self
+        if training.sampling_rate < 1:
+            raise ValueError(
+                "privacy.spending must be 1 where training.sampling_rate is below 1: unlike sampled steps have no "
+                "tight price together"
+            )
+        if training.method != "gradient" or training.optimizer != "sgd":
+            raise ValueError(
+                'privacy.spending other than 1 needs training.method "gradient" and training.optimizer "sgd", whose '
+                "steps grow and shrink with the budget"
+            )
         return self
 
     @model_validator(mode="after")

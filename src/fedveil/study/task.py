@@ -190,7 +190,10 @@ class _Kept:
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
     return feature_extractor(
-        study.model.features, image_size=study.data.image_size, channels=dataset.images.channels
+        study.model.features,
+        image_size=study.data.image_size,
+        channels=dataset.images.channels,
+        whitened=study.model.whitened,
     )
 
 

@@ -1,10 +1,12 @@
 """Feature extractors: fixed, public functions from an image to a vector, and its public scaling.
 
 ``feature_extractor("efficientnet-lite0@96+scattering", image_size=64, channels=1)`` builds any of them from
-the name in a study file: ``+`` puts extractors side by side, ``@SIZE`` sets the resolution that one sees.
+the name in a study file: ``+`` puts extractors side by side, ``@SIZE`` sets the resolution that one sees. `Whitened`
+takes out of their features what synthetic images show already.
 """
 
 from fedveil.learning.features.extractor import Concatenation, FeatureExtractor
 from fedveil.learning.features.registry import EXTRACTORS, feature_extractor
+from fedveil.learning.features.whitened import Whitened
 
-__all__ = ["EXTRACTORS", "Concatenation", "FeatureExtractor", "feature_extractor"]
+__all__ = ["EXTRACTORS", "Concatenation", "FeatureExtractor", "Whitened", "feature_extractor"]

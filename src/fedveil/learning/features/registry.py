@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.features.extractor import Concatenation, FeatureExtractor
+from fedveil.learning.features.whitened import Whitened
 
 LARGEST = 1024
 CHANNELS = (1, 3)
@@ -41,13 +42,16 @@ EXTRACTORS: dict[str, Callable[[str, int, int, int | None], FeatureExtractor]] =
 _PART = re.compile(r"(?P<base>[a-z0-9-]+)(?:@(?P<size>[0-9]{1,4}))?")
 
 
-def feature_extractor(name: str, image_size: int, channels: int) -> FeatureExtractor:
+def feature_extractor(
+    name: str, image_size: int, channels: int, *, whitened: bool = False
+) -> FeatureExtractor:
     """Build the extractor that a study file names.
 
     Args:
         name: extractors joined by ``+``, each with an optional resolution ``@SIZE`` in pixels.
         image_size: pixels a side of the images it will be given.
         channels: 1 for grey images, 3 for colour.
+        whitened: whether features are centred and whitened by synthetic images, see `Whitened`.
 
     Raises:
         InvalidValue: an unknown name, a size out of range, or another number of channels.
@@ -64,7 +68,8 @@ def feature_extractor(name: str, image_size: int, channels: int) -> FeatureExtra
             f"image_size is {image_size}", f"it must lie in [1, {LARGEST}]", "give the side in pixels"
         )
     parts = tuple(_part(text, image_size, channels) for text in name.split("+"))
-    return parts[0] if len(parts) == 1 else Concatenation(parts)
+    plain = parts[0] if len(parts) == 1 else Concatenation(parts)
+    return Whitened(plain, image_size, channels) if whitened else plain
 
 
 def _part(text: str, image_size: int, channels: int) -> FeatureExtractor:

@@ -1,0 +1,74 @@
+"""What a study means by what it leaves out, where that depends on what it trains and how."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["with_defaults"]
+
+NETWORK_DEFAULTS: dict[str, dict[str, object]] = {
+    "model": {"features": "none"},
+    "training": {
+        "rounds": 60,
+        "sampling_rate": 0.2,
+        "momentum": 0.9,
+        "average_from": 0.0,
+        "average_decay": 0.9,
+        "clipping": "automatic",
+    },
+    "privacy": {"clip_norm": 1.0, "statistics_share": 0.02, "calibration_share": 0.02},
+    "federation": {"max_units": 10_000},
+}
+"""What a study that trains a network means by what it leaves out."""
+TUNING_DEFAULTS: dict[str, dict[str, object]] = {
+    key: NETWORK_DEFAULTS[key] for key in ("model", "federation")
+}
+"""The same for one that tunes a pretrained network, and is trained as a linear head is."""
+AVERAGING_DEFAULTS: dict[str, object] = {
+    "rounds": 40,
+    "local_steps": 3,
+    "local_learning_rate": 1.0,
+    "momentum": 0.8,
+    "average_from": 0.0,
+    "average_decay": 0.85,
+}
+"""The same for a network trained from scratch whose sites take private steps by themselves."""
+WHOLE_SITE_DEFAULTS: dict[str, object] = {"local_learning_rate": 0.2}
+"""The same where the unit is the site: a step has length 1 then, and the whole difference at most `clip_norm`."""
+
+
+def with_defaults(values: Any) -> Any:
+    """The tables of a study file, with the defaults of its network and method filled in; others are left as they are.
+
+    What is no mapping is returned as it is: whoever validates it finds the words.
+    """
+    if not isinstance(values, Mapping) or not all(
+        isinstance(values.get(table, {}), Mapping) for table in ("model", "training", "privacy")
+    ):
+        return values
+    return _of_one_shot(_of_network(values))
+
+
+def _of_network(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    network = values.get("model", {}).get("network", "linear")
+    if network == "linear":
+        return values
+    filled = dict(values)
+    tuned = str(network).startswith("efficientnet-lite0")
+    for table, defaults in (TUNING_DEFAULTS if tuned else NETWORK_DEFAULTS).items():
+        given = values.get(table, {})
+        if isinstance(given, Mapping):
+            filled[table] = defaults | dict(given)
+    training, privacy = filled.get("training", {}), filled.get("privacy", {})
+    if training.get("method") == "averaging" and not tuned:
+        whole = WHOLE_SITE_DEFAULTS if privacy.get("unit") == "site" else {}
+        filled["training"] = (
+            NETWORK_DEFAULTS["training"] | AVERAGING_DEFAULTS | whole | dict(values["training"])
+        )
+    return filled
+
+
+def _of_one_shot(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """One round is one release: no second one for the threshold, unless it is asked for."""
+    if values.get("training", {}).get("method") != "one-shot":
+        return values
+    return dict(values) | {"privacy": {"calibration_share": 0.0} | dict(values.get("privacy", {}))}
