@@ -187,6 +187,18 @@ def test_the_review_names_the_price_of_an_own_model(make_hospital):
     assert "personal" in "".join(found.sentences)
 
 
+def test_the_review_counts_what_was_charged_for_a_study_once(make_hospital):
+    hospital = make_hospital(template=OWN_MODELS)
+    listed = hospital.service.studies.read(hospital.terms.digest)
+    before = review(hospital.service.config, listed)
+    hospital.round(1, 1)
+    send(hospital, model_for(hospital))
+    hospital.service.finish()
+    after = review(hospital.service.config, listed)
+    assert after.state.spent() > 0
+    assert after.after == pytest.approx(before.after)
+
+
 def test_trouble_with_the_images_stays_in_the_hospital(hospital, caplog):
     (hospital.folder / "images.npz").unlink()
     assert send(hospital, model_for(hospital)).kind == "kept"

@@ -27,7 +27,6 @@ from fedveil.deploy.service import message_limit, open_service
 from fedveil.deploy.studies import Studies
 from fedveil.errors import FedveilError, InvalidValue, Refused
 from fedveil.privacy import Ledger, verify_ledger
-from fedveil.report import write_report
 from fedveil.study import RunDirectory, Study, resolve, run
 
 __all__ = ["coordinate", "federation", "site"]
@@ -322,6 +321,7 @@ def coordinate(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         from fedveil.deploy.coordinate import RealHospitals
         from fedveil.deploy.federation import Federation
+        from fedveil.report import write_report
 
         found = resolve(Study.load(study), study.parent)
         chosen = out or Path("runs") / found.study.name
