@@ -71,7 +71,7 @@ def site_init(
     coordinator: Annotated[str, typer.Option(help="The coordinator's public key.")] = "",
     epsilon: Annotated[float, typer.Option(help="Budget for all studies together.")] = 1.0,
     delta: Annotated[float, typer.Option(help="At most one over --max-units.")] = 1e-5,
-    max_units: Annotated[int, typer.Option(help="The most patients there will ever be; public.")] = 100_000,
+    max_units: Annotated[int, typer.Option(help="The most patients there will ever be; public.")] = 10_000,
 ) -> None:
     """Make a site's signing key and ledger; with --name, a commented site.toml first.
 

@@ -46,7 +46,7 @@ class BudgetTable(_Table):
     epsilon: Number = Field(gt=0)
     delta: Number = Field(gt=0, lt=1)
     unit: Unit = "patient"
-    max_units: int = Field(default=100_000, ge=1)
+    max_units: int = Field(default=10_000, ge=1)
 
 
 class PolicyTable(_Table):

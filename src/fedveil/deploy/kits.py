@@ -134,7 +134,7 @@ def write_site_settings(
     source: str = "images/manifest.csv",
     epsilon: float = 1.0,
     delta: float = 1e-5,
-    max_units: int = 100_000,
+    max_units: int = 10_000,
 ) -> None:
     """Write a commented ``site.toml``."""
     text = templates.SITE.format(

@@ -65,7 +65,7 @@ class Prepared:
             )
         if self.simulated:
             notes.append(
-                "The hospitals are simulated by splitting the patients of one data set among them. The guarantee is for "
+                "The hospitals are simulated by splitting one data set's patients among them. The guarantee is for "
                 "patients who stay where they were dealt: without one of them, others might have been dealt elsewhere."
             )
         if self.sites and not self.dataset.synthetic:
