@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.hosting import check_unit
 from fedveil.deploy.studies import Listed
 from fedveil.errors import FedveilError
 from fedveil.federation import PERSONAL, Terms
@@ -91,7 +90,7 @@ def review(config: SiteConfig, listed: Listed) -> Review:
     objection = None
     try:
         config.check(terms)
-        check_unit(config, terms)
+        config.check_delta(state.budget.delta)
     except FedveilError as error:
         objection = str(error)
     if terms.trust == "none":
