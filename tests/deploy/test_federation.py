@@ -1,6 +1,7 @@
 """Three hospitals over Flower as real processes, TLS and node authentication on: training, kills, strangers."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,7 +33,8 @@ def town() -> Iterator[Town]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        town = Town(folder, names=(*SITES, "east"), methods='["gradient", "averaging"]')
+        # An infinite budget: studies without privacy fit into no other.
+        town = Town(folder, names=(*SITES, "east"), methods='["gradient", "averaging"]', epsilon=math.inf)
         try:
             town.open()
             yield town
