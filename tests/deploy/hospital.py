@@ -37,6 +37,8 @@ trust = "{trust}"
 [federation]
 min_sites = {min_sites}
 """
+NETWORK = STUDY.replace('features = "pixels"', 'network = "cnn"')
+"""The same study, which trains a network."""
 
 
 IMAGES = 'source = "{source}"', 'source = "none"\nclasses = ["normal", "ill"]\nchannels = 1'
@@ -149,7 +151,13 @@ def set_up(base: Path, coordinator: Identity, name: str = "north", **changes: ob
     folder.mkdir()
     write_images(folder / "images.npz", 60, seed=SITES.index(name))
     write_site_settings(
-        folder, name=name, coordinator=coordinator.public, source="images.npz", epsilon=20.0, delta=1e-3
+        folder,
+        name=name,
+        coordinator=coordinator.public,
+        source="images.npz",
+        epsilon=20.0,
+        delta=1e-3,
+        max_units=1000,
     )
     edit(folder / "site.toml", **{"test_fraction": 0.0, **changes})
     init_site(folder)

@@ -1,6 +1,7 @@
 """Three hospitals over Flower as real processes, TLS and node authentication on: training, kills, strangers."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tests.deploy.cohorts import LUNGS, deal_lungs, join
-from tests.deploy.hospital import IMAGES, NO_IMAGES, OWN_MODELS, SITES, edit
+from tests.deploy.hospital import IMAGES, NETWORK, NO_IMAGES, OWN_MODELS, SITES, edit
 from tests.deploy.town import Town, wait_until
 
 from fedveil.deploy.certificates import Authority, node_keys
@@ -32,7 +33,8 @@ def town() -> Iterator[Town]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        town = Town(folder, names=(*SITES, "east"))
+        # An infinite budget: studies without privacy fit into no other.
+        town = Town(folder, names=(*SITES, "east"), methods='["gradient", "averaging"]', epsilon=math.inf)
         try:
             town.open()
             yield town
@@ -131,6 +133,41 @@ def test_the_wire_changes_nothing(town):
     town.finish("plain")
     _, folder = in_one_process(town, "plain", trust="none")
     same_model(town.folder / "plain", folder)
+
+
+NETWORKS = {
+    "gradient": NETWORK.replace("[privacy]", "sampling_rate = 1\n[privacy]"),
+    "averaging": NETWORK.replace(
+        "[privacy]", 'method = "averaging"\nlocal_steps = 2\nunits = 180\nsampling_rate = 1\n[privacy]'
+    ),
+}
+
+
+@pytest.mark.parametrize("method", NETWORKS)
+def test_the_wire_changes_nothing_about_a_network(town, method):
+    """Its parameters, and what sites make of them, are the same; threads may sum in another order."""
+    settings = {"template": NETWORKS[method], "trust": "none", "rounds": 3}
+    town.coordinate(method, **settings)
+    town.approve(method)
+    town.finish(method)
+    _, folder = in_one_process(town, method, **settings)
+    first, second = (load_file(path / "model.safetensors") for path in (town.folder / method, folder))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        np.testing.assert_allclose(tensor, second[name], atol=1e-4)
+
+
+def test_a_network_is_trained_over_the_wire_under_secure_aggregation(town):
+    settings = {"template": NETWORK, "trust": "secure-aggregation", "rounds": 2, "epsilon": 4.0}
+    town.coordinate("network", **settings)
+    town.approve("network")
+    result = town.finish("network")
+    assert result["rounds"] == 2
+    assert 0 < result["guarantee"]["epsilon"] <= 4
+    for name in SITES:
+        charged = Counter(town.charges(name, "network"))
+        assert {number for label, number in charged if label == "training"} == {1, 2}
+        assert set(charged.values()) == {1}
 
 
 def test_chest_x_rays_are_learnt_as_well_over_the_wire(shared_data, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from PIL import Image
 from tests.deploy.hospital import OWN_MODELS, Hospital
 
 from fedveil.data import Dataset
+from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.review import review
 from fedveil.federation import PERSONAL, Reply, release_of
 from fedveil.federation.wire import Frame, encode
@@ -63,7 +64,8 @@ def test_the_answer_is_the_same_whatever_the_hospital_makes_of_the_model(make_ho
     found = json.loads((kept(hospital).folder / "evaluation.json").read_text())
     assert (found["common"] is None) is (fraction == 0.0)
     if fraction:
-        assert found["common"]["n"] == 18
+        cohorts = Cohorts(hospital.service.config, hospital.service.identity)
+        assert found["common"]["n"] == len(cohorts.dataset(hospital.offer).test)
         assert 0 <= found["own"]["auroc"] <= 1
 
 
@@ -185,6 +187,18 @@ def test_the_review_names_the_price_of_an_own_model(make_hospital):
     found = review(hospital.service.config, hospital.service.studies.read(hospital.terms.digest))
     assert any(line.startswith("own model") and "epsilon" in line for line in found.sentences)
     assert "personal" in "".join(found.sentences)
+
+
+def test_the_review_counts_what_was_charged_for_a_study_once(make_hospital):
+    hospital = make_hospital(template=OWN_MODELS)
+    listed = hospital.service.studies.read(hospital.terms.digest)
+    before = review(hospital.service.config, listed)
+    hospital.round(1, 1)
+    send(hospital, model_for(hospital))
+    hospital.service.finish()
+    after = review(hospital.service.config, listed)
+    assert after.state.spent() > 0
+    assert after.after == pytest.approx(before.after)
 
 
 def test_trouble_with_the_images_stays_in_the_hospital(hospital, caplog):

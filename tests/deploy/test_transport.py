@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.deploy.flower.records import bytes_of, content_of
@@ -218,6 +219,27 @@ def test_a_finished_model_reaches_those_who_confirm_it(make):
     assert make.build(north=False, south=answering("south", "kept"), west=lambda _: None).transport.deliver(
         SITES, "ab" * 32, arrays
     ) == ("north", "west")
+
+
+@pytest.mark.parametrize("size", [0, 10, 2**20, 2**20 + 1])
+def test_bytes_travel_in_flowers_messages_however_many(size):
+    data = np.random.default_rng(0).bytes(size)
+    assert bytes_of(Message("north", data)) == data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"fedveil": ConfigRecord({"bytes": "text"})}),
+        RecordDict({"fedveil": ConfigRecord({"other": b"bytes"})}),
+        RecordDict({"fedveil": MetricRecord({"bytes": 1})}),
+    ],
+)
+def test_a_message_without_bytes_carries_none(content):
+    message = Message("north", b"")
+    message.content = content
+    assert bytes_of(message) is None
 
 
 def test_receipts_survive_a_restart_and_a_torn_line(tmp_path):

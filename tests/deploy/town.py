@@ -66,7 +66,13 @@ class Town:
             if cohorts is None:
                 write_images(folder / f"{name}.npz", 60, seed=number)
             source = f'"{self.cohorts / name}.npz"'
-            chosen = {"source": source, "epsilon": 30.0, "delta": 1e-3, "test_fraction": 0.0}
+            chosen = {
+                "source": source,
+                "epsilon": 30.0,
+                "delta": 1e-3,
+                "max_units": 1000,
+                "test_fraction": 0.0,
+            }
             trust = '["site", "secure-aggregation", "none"]'
             edit(site / "site.toml", **{**chosen, "trust": trust, **settings})
             init_site(site)

@@ -11,6 +11,7 @@ import torch
 from tests.study.conftest import write_images
 from torch import nn
 
+from fedveil.errors import InvalidValue
 from fedveil.study import RunDirectory, Study, TrainedModel, run
 
 
@@ -56,11 +57,13 @@ def test_a_pretrained_network_is_tuned_and_tells_classes_apart(tmp_path, study):
     assert result["metrics"]["test"]["auroc"] > 0.9
 
 
-def test_a_network_from_timm_is_trained_whole(few, tmp_path, monkeypatch):
-    """Its batch norm is fixed. The package itself is no part of the tests: it would fetch weights."""
+@pytest.fixture
+def timm(monkeypatch):
+    """A package with the manners of timm. The package itself is no part of the tests: it would fetch weights."""
 
     def create_model(name: str, pretrained: bool, num_classes: int, in_chans: int) -> nn.Module:
-        assert (name, pretrained) == ("tiny", True)
+        if pretrained and name == "far":
+            raise OSError("the hub cannot be reached")
         torch.manual_seed(0)
         return nn.Sequential(
             nn.Conv2d(in_chans, 4, 3, 2, bias=False),
@@ -70,11 +73,35 @@ def test_a_network_from_timm_is_trained_whole(few, tmp_path, monkeypatch):
             nn.Linear(4 * 49, num_classes),
         )
 
-    timm = ModuleType("timm")
-    timm.create_model = create_model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "timm", timm)
-    result = run(RunDirectory.create(tmp_path / "out", study_of("timm:tiny", few)))
+    package = ModuleType("timm")
+    package.create_model = create_model  # type: ignore[attr-defined]
+    package.is_model = lambda name: True  # type: ignore[attr-defined]
+    package.get_pretrained_cfg = lambda name: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", package)
+
+
+@pytest.mark.usefixtures("timm")
+@pytest.mark.parametrize("network", ["timm:tiny", "timm:far@scratch"])
+def test_a_network_from_timm_is_trained_whole(network, few, tmp_path):
+    """With public weights its batch norm is fixed, from random ones it is replaced."""
+    result = run(RunDirectory.create(tmp_path / "out", study_of(network, few)))
     check(result, tmp_path / "out")
+
+
+@pytest.mark.usefixtures("timm")
+def test_weights_that_are_elsewhere_stop_a_study_before_any_budget_is_reserved(few, tmp_path):
+    with pytest.raises(InvalidValue, match=r"the hub cannot be reached.*far@scratch"):
+        run(RunDirectory.create(tmp_path / "out", study_of("timm:far", few)))
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_model_whose_package_is_missing_says_so(few, tmp_path, monkeypatch):
+    run(RunDirectory.create(tmp_path / "out", study_of("cnn", few)))
+    described = json.loads((tmp_path / "out" / "model.json").read_text())
+    (tmp_path / "out" / "model.json").write_text(json.dumps(described | {"network": "timm:tiny"}))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InvalidValue, match="timm is not installed"):
+        TrainedModel.load(tmp_path / "out")
 
 
 def test_the_learning_curve_of_a_network_has_few_points(few, tmp_path):

@@ -106,16 +106,20 @@ def test_charge_matches_steps_executed(networks, tmp_path, monkeypatch, trust, t
     assert whole <= 20.0
 
 
+@pytest.mark.parametrize("trust", TRUSTS)
 @pytest.mark.parametrize("method", ["gradient", "averaging"])
-def test_a_whole_hospital_may_be_the_unit(networks, tmp_path, method):
+def test_a_whole_hospital_may_be_the_unit(networks, tmp_path, method, trust):
     training = {"method": method, "sampling_rate": 1.0, "rounds": 3, "local_steps": 2}
-    for trust in ("server", "secure-aggregation"):
-        settings = networks(privacy={"unit": "site", "trust": trust}, training=training)
-        run(RunDirectory.create(tmp_path / trust, settings))
-        state = verify_ledger(tmp_path / trust / "ledgers" / "site-1.jsonl")
-        charged = [c.mechanism for c in state.charges if c.label.startswith("training")]
-        assert [mechanism.steps for mechanism in charged] == [1, 1, 1]
-        assert {mechanism.unit for mechanism in charged} == {"site"}
+    settings = networks(privacy={"unit": "site", "trust": trust}, training=training)
+    result = run(RunDirectory.create(tmp_path / "out", settings))
+    assert result["rounds"] == 3
+    assert result["guarantee"]["trust"] == trust
+    if trust == "none":
+        return
+    state = verify_ledger(tmp_path / "out" / "ledgers" / "site-1.jsonl")
+    charged = [c.mechanism for c in state.charges if c.label.startswith("training")]
+    assert [mechanism.steps for mechanism in charged] == [1, 1, 1]
+    assert {mechanism.unit for mechanism in charged} == {"site"}
 
 
 class Stop(Exception):

@@ -11,7 +11,7 @@ import pytest
 
 from fedveil.errors import BudgetExceeded, InvalidValue, StudyError
 from fedveil.privacy import Ledger, Mechanism, epsilon, verify_ledger
-from fedveil.study import RunDirectory, Study, run
+from fedveil.study import RunDirectory, Study, prepare, run
 
 FILES = {
     "study.toml",
@@ -234,3 +234,30 @@ def test_a_damaged_checkpoint_is_named(study, tmp_path):
 
 def test_the_default_study_is_private():
     assert Study().privacy.trust != "none"
+
+
+def named(study, tmp_path):
+    """The same study where the data itself names three hospitals."""
+    arrays = dict(np.load(study().data.source))
+    path = tmp_path / "named.npz"
+    np.savez(path, **arrays, site=arrays["patient"] % 3, site_names=np.array(["a", "b", "c"]))
+    return study(data={"source": str(path)})
+
+
+def test_baselines_are_never_trained_on_named_hospitals(study, tmp_path):
+    asked = named(study, tmp_path).with_changes({"report": {"baselines": True}})
+    with pytest.raises(StudyError, match="no ledger pays for it"):
+        prepare(asked)
+    assert prepare(study(report={"baselines": True})).simulated
+    synthetic = study(data={"source": "phantom:3"}, report={"baselines": True}, privacy={"delta": 1e-4})
+    assert len(prepare(synthetic).sites) == 3
+
+
+def test_a_result_says_that_it_is_private_and_what_simulated_hospitals_promise(study, tmp_path):
+    real, dealt = prepare(named(study, tmp_path)).notes, prepare(study()).notes
+    drawn = prepare(study(data={"source": "phantom"}, privacy={"delta": 1e-4})).notes
+    counts, fixed = "as private as the images", "stay where they were dealt"
+    said = [
+        [any(text in note for note in notes) for text in (counts, fixed)] for notes in (real, dealt, drawn)
+    ]
+    assert said == [[True, False], [True, True], [False, True]]

@@ -15,8 +15,9 @@ import typer
 from fedveil.cli.console import console, errors, speak_plainly
 from fedveil.cli.progress import Bars
 from fedveil.cli.tables import accuracy_words
-from fedveil.data import load
+from fedveil.data import check
 from fedveil.deploy.config import SiteConfig
+from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import Identity, fingerprint, private_files
 from fedveil.deploy.kits import init_site, make_kits, renew, write_site_settings
 from fedveil.deploy.listening import Listener
@@ -25,9 +26,8 @@ from fedveil.deploy.peers import Peers
 from fedveil.deploy.review import Review, review
 from fedveil.deploy.service import message_limit, open_service
 from fedveil.deploy.studies import Studies
-from fedveil.errors import FedveilError, InvalidValue, Refused
+from fedveil.errors import DataError, FedveilError, InvalidValue, Refused
 from fedveil.privacy import Ledger, verify_ledger
-from fedveil.report import write_report
 from fedveil.study import RunDirectory, Study, resolve, run
 
 __all__ = ["coordinate", "federation", "site"]
@@ -69,7 +69,8 @@ def site_init(
     data: Annotated[str, typer.Option(help="Where its images are.")] = "images/manifest.csv",
     coordinator: Annotated[str, typer.Option(help="The coordinator's public key.")] = "",
     epsilon: Annotated[float, typer.Option(help="Budget for all studies together.")] = 1.0,
-    delta: Annotated[float, typer.Option(help="Must be below one over the number of patients.")] = 1e-5,
+    delta: Annotated[float, typer.Option(help="At most one over --max-units.")] = 1e-5,
+    max_units: Annotated[int, typer.Option(help="The most patients there will ever be; public.")] = 10_000,
 ) -> None:
     """Make a site's signing key and ledger; with --name, a commented site.toml first.
 
@@ -85,7 +86,13 @@ def site_init(
                 )
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_site_settings(
-                folder, name=name, coordinator=coordinator, source=data, epsilon=epsilon, delta=delta
+                folder,
+                name=name,
+                coordinator=coordinator,
+                source=data,
+                epsilon=epsilon,
+                delta=delta,
+                max_units=max_units,
             )
         identity = init_site(folder)
         config = SiteConfig.load(folder)
@@ -104,29 +111,44 @@ def site_check(folder: Folder = Path("site")) -> None:
         config = SiteConfig.load(folder)
         identity = Identity.load(folder / "identity.key")
         state = verify_ledger(folder / "ledger.jsonl")
-        dataset = load(
-            config.data.source,
-            base=folder,
-            test_fraction=config.data.test_fraction,
-            allow_patient_overlap=config.data.allow_patient_overlap,
-        )
-        patients = len(set(dataset.patients[dataset.train].tolist()))
+        config.check_delta(state.budget.delta)
         budget, spent = state.budget, state.spent()
         console.print(f"site         {config.site.name}, fingerprint {fingerprint(identity.public)}")
         known = fingerprint(config.site.coordinator) if config.site.coordinator else "not set"
         console.print(f"coordinator  fingerprint {known}")
-        console.print(f"cohort       {len(dataset.train):,} training images of {patients:,} patients")
-        console.print(f"classes      {', '.join(dataset.classes)}", soft_wrap=True)
+        _check_images(config, Cohorts(config, identity))
         console.print(
             f"budget       {budget}; epsilon {spent:.4g} spent, {max(0, budget.epsilon - spent):.4g} left"
         )
         console.print(f"policy       {config.policy}", soft_wrap=True)
-        if budget.unit == "patient" and budget.delta * patients >= 1:
-            raise InvalidValue(
-                f"delta is {budget.delta:g} with {patients:,} patients",
-                "it must be below one over the number of patients",
-                "begin a new ledger with a smaller delta",
-            )
+
+
+def _check_images(config: SiteConfig, cohorts: Cohorts) -> None:
+    """Say what the images are, every problem that they have, and which offered studies cannot use them as they are."""
+    report = check(
+        config.data.source, base=config.folder, allow_patient_overlap=config.data.allow_patient_overlap
+    )
+    for problem in report.problems:
+        console.print(f"problem      {problem}", soft_wrap=True, markup=False)
+    dataset = cohorts.dataset()
+    train, test = (cohorts.own(dataset, part) for part in (dataset.train, dataset.test))
+    patients = [len(set(dataset.patients[rows].tolist())) for rows in (train, test)]
+    console.print(
+        f"cohort       {len(train):,} training images of {patients[0]:,} patients; {patients[1]:,} are held out"
+    )
+    console.print(f"images       {', '.join(f'{kind} ({count:,})' for kind, count in report.modes)}")
+    console.print(f"classes      {', '.join(dataset.classes)}", soft_wrap=True)
+    for listed in Studies(config.folder / "studies").all():
+        try:
+            cohorts.dataset(listed.offer)
+        except FedveilError as error:
+            console.print(f"problem      study {listed.terms.name}: {error}", soft_wrap=True, markup=False)
+    if report.problems:
+        raise DataError(
+            f"{config.data.source} has {len(report.problems)} problems",
+            "a study is not opened before they are mended",
+            "correct what is named above, or leave those rows out",
+        )
 
 
 @site.command("serve")
@@ -322,6 +344,7 @@ def coordinate(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         from fedveil.deploy.coordinate import RealHospitals
         from fedveil.deploy.federation import Federation
+        from fedveil.report import write_report
 
         found = resolve(Study.load(study), study.parent)
         chosen = out or Path("runs") / found.study.name

@@ -1,5 +1,8 @@
 """Draws the patients to test on where a source has no split, and says which label stands for a patient."""
 
+from collections.abc import Sequence
+from hashlib import blake2b
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,25 +32,26 @@ def patient_labels(patients: Codes, labels: Codes) -> Codes:
 
 
 def draw_test_patients(
-    patients: Codes, labels: Codes, sites: Codes | None, fraction: float, seed: int
+    names: Sequence[str], fraction: float, seed: int, secret: bytes = b""
 ) -> npt.NDArray[np.bool_]:
-    """Marks the images of a random ``fraction`` of the patients, drawn alike from every site and label.
+    """Marks the patients whose keyed hash falls below ``fraction``: each by their own name, whoever else is there.
 
-    In each stratum at least one patient stays for training, so that no site and no class is lost to the test.
+    That is what a guarantee for one patient needs. Were the split drawn among all patients, by ranks, strata or
+    counts, one patient more would move others between training and test, and a sum over the training patients by
+    more than one patient's bound. So the fraction is met on average only, and no class is sure to be on both sides.
+
+    Args:
+        names: what the data calls each patient; equal names are marked alike.
+        fraction: chance of each patient to be held out, in [0, 1).
+        seed: of the study; public.
+        secret: at most 64 bytes; who lacks it cannot tell who is held out.
     """
-    label = patient_labels(patients, labels)
-    site = np.zeros(len(label), np.int64)
-    if sites is not None:
-        site[patients] = sites
-    strata = np.unique(np.stack([site, label]), axis=1, return_inverse=True)[1].ravel()
-    order = np.random.default_rng([seed, HOLDOUT_STREAM]).permutation(len(label))
-    chosen = np.zeros(len(label), bool)
-    wanted, seen = 0, 0
-    for stratum in range(int(strata.max()) + 1):
-        members = order[strata[order] == stratum]
-        seen += len(members)
-        # Rounding is carried from stratum to stratum, so that many small ones still give the fraction.
-        take = min(max(round(fraction * seen) - wanted, 0), len(members) - 1)
-        chosen[members[:take]] = True
-        wanted += take
-    return chosen[patients]
+    below = int(fraction * 2**64)
+    start = blake2b(f"fedveil held out {seed} ".encode(), digest_size=8, key=secret)
+
+    def drawn(name: str) -> bool:
+        own = start.copy()
+        own.update(name.encode())
+        return int.from_bytes(own.digest()) < below
+
+    return np.fromiter((drawn(name) for name in names), bool, len(names))

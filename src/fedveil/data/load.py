@@ -23,6 +23,7 @@ def load(
     classes: Sequence[str] | None = None,
     base: Path | None = None,
     seed: int = 0,
+    secret: bytes = b"",
     test_fraction: float = 0.2,
     allow_patient_overlap: bool = False,
 ) -> Dataset:
@@ -36,6 +37,7 @@ def load(
         positive=None if positive is None else tuple(positive),
         classes=None if classes is None else tuple(classes),
         seed=seed,
+        secret=secret,
         test_fraction=test_fraction,
         allow_patient_overlap=allow_patient_overlap,
     )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fedveil.data.anatomy import OPACITIES, Anatomy, Lesions, attenuation
 from fedveil.data.cohort import TEST, TRAIN
-from fedveil.data.holdout import PHANTOM_STREAM, draw_test_patients
+from fedveil.data.holdout import HOLDOUT_STREAM, PHANTOM_STREAM, patient_labels
 from fedveil.data.records import Records
 from fedveil.data.stack import ArrayImages, check_size
 from fedveil.errors import InvalidValue
@@ -91,7 +91,7 @@ def phantom(
         rows = np.arange(start, min(start + BATCH, len(owner)))
         drawn = _draw(generator, image_size, anatomy.of(owner[rows]), _rows(lesions, rows))
         pixels[rows] = _expose(generator, drawn, [scanner[row] for row in rows])
-    held_out = draw_test_patients(owner, labels, site[owner], 0.2, seed)
+    held_out = _hold_out(patient_labels(owner, labels), site, seed)[owner]
     return Records(
         name="phantom",
         images=ArrayImages(pixels, image_size),
@@ -114,6 +114,22 @@ def _check(hospitals: int | None, patients: int) -> None:
             f"it can name between 1 and {patients // 10}, to have some ten patients each",
             "write phantom:5",
         )
+
+
+def _hold_out(label: Codes, site: Codes, seed: int) -> npt.NDArray[np.bool_]:
+    """A fifth of the patients, alike from every hospital and label: a part of the set, like its images."""
+    strata = np.unique(np.stack([site, label]), axis=1, return_inverse=True)[1].ravel()
+    order = np.random.default_rng([seed, HOLDOUT_STREAM]).permutation(len(label))
+    chosen = np.zeros(len(label), bool)
+    wanted, seen = 0, 0
+    for stratum in range(int(strata.max()) + 1):
+        members = order[strata[order] == stratum]
+        seen += len(members)
+        # Rounding is carried from stratum to stratum, so that many small ones still give the fraction.
+        take = min(max(round(0.2 * seen) - wanted, 0), len(members) - 1)
+        chosen[members[:take]] = True
+        wanted += take
+    return chosen
 
 
 def _draw_lesions(generator: np.random.Generator, owner: Codes, labels: Codes) -> Lesions:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.cohort import TEST, TRAIN, VALIDATION, Dataset
+from fedveil.data.files import FileImages
 from fedveil.data.holdout import draw_test_patients
 from fedveil.data.stack import ImageStack
 from fedveil.errors import DataError, InvalidValue
@@ -51,14 +52,15 @@ class Options:
     """What the study says about its data; the same for every kind of source.
 
     ``classes`` fixes the classes and their order, for a hospital that may not hold all of them. ``positive``
-    makes the task binary: the named classes against the rest. ``test_fraction`` of the patients, stratified
-    by label and site and drawn with ``seed``, are held out where the source has no split.
+    makes the task binary: the named classes against the rest. Where the source has no split, each patient is
+    held out with the chance ``test_fraction``, by a hash of ``seed`` and their name that is keyed with ``secret``.
     """
 
     image_size: int = 64
     positive: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     seed: int = 0
+    secret: bytes = b""
     test_fraction: float = 0.2
     allow_patient_overlap: bool = False
 
@@ -187,7 +189,8 @@ def assemble(records: Records, options: Options, source: str) -> Dataset:
         sites, site_names = codes.astype(np.int64), tuple(str(site) for site in unique_sites)
     split = records.splits
     if split is None:
-        held_out = draw_test_patients(patients, labels, sites, options.test_fraction, options.seed)
+        own = records.patients or _image_keys(records)
+        held_out = draw_test_patients(own, options.test_fraction, options.seed, options.secret)
         split = np.where(held_out, TEST, TRAIN)
     return Dataset(
         name=records.name,
@@ -204,6 +207,13 @@ def assemble(records: Records, options: Options, source: str) -> Dataset:
         synthetic=records.synthetic,
         description=records.description,
     )
+
+
+def _image_keys(records: Records) -> Sequence[str]:
+    """What tells each image from the others wherever it stands among them: its file, or in an array its content."""
+    if isinstance(records.images, FileImages):
+        return records.image_names
+    return records.images.digest(np.arange(len(records.images)))
 
 
 def study_labels(records: Records, options: Options) -> tuple[Codes, tuple[str, ...]]:

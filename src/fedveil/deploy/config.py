@@ -36,15 +36,17 @@ class CohortTable(_Table):
     source: str
     site: str | None = None
     allow_patient_overlap: bool = False
+    one_image_a_patient: bool = False
     test_fraction: Number = Field(default=0.2, ge=0, lt=1)
 
 
 class BudgetTable(_Table):
-    """The most that all studies together may reveal, ever."""
+    """The most that all studies together may reveal, ever, and a public bound on the units that it is kept for."""
 
     epsilon: Number = Field(gt=0)
     delta: Number = Field(gt=0, lt=1)
     unit: Unit = "patient"
+    max_units: int = Field(default=10_000, ge=1)
 
 
 class PolicyTable(_Table):
@@ -105,6 +107,7 @@ class SiteConfig(_Table):
         if config.site.coordinator:
             check_public_key(config.site.coordinator)
         config.address()
+        config.check_delta(config.budget.delta)
         return config
 
     def address(self) -> Address:
@@ -131,8 +134,9 @@ class SiteConfig(_Table):
         )
 
     def check(self, terms: Terms) -> None:
-        """Refuse terms that the hospital's policy does not admit."""
+        """Refuse terms that the hospital's policy, or the bound on its units, does not admit; no image is asked."""
         self.core_policy().check(terms)
+        self._check_units(terms)
         method = _setting(terms, "training", "method")
         if method not in self.policy.methods:
             raise Refused(
@@ -146,6 +150,35 @@ class SiteConfig(_Table):
                 f"the guarantee counts on {terms.honest} honest hospitals among {len(terms.sites)}",
                 f"this site's policy counts on {allowed} at most",
                 "lower federation.min_honest in the study, or raise the site's policy.max_honest",
+            )
+
+    def check_delta(self, delta: float) -> None:
+        """Refuse a delta, of a budget or a study, above one over the most units that there may be."""
+        if self.budget.unit != "site" and delta * self.budget.max_units > 1:
+            raise InvalidValue(
+                f"delta is {delta:g} where budget.max_units is {self.budget.max_units:,}",
+                "above one over the units it would allow to publish somebody's data outright",
+                "lower delta, or budget.max_units in site.toml if there will never be so many",
+            )
+
+    def _check_units(self, terms: Terms) -> None:
+        """Refuse what would depend on how many units there are, by the public bound instead of their number."""
+        if terms.trust == "none":
+            return
+        unit = terms.target.unit
+        if unit != self.budget.unit:
+            raise Refused(
+                f"the study protects each {unit}",
+                f"this site's budget is kept for each {self.budget.unit}",
+                "change privacy.unit in the study, or keep a second site folder for that unit",
+            )
+        self.check_delta(terms.target.delta)
+        room = [one.integer.units for one in terms.releases if one.integer and not one.local]
+        if unit != "site" and room and min(room) < self.budget.max_units:
+            raise Refused(
+                f"the study leaves room for {min(room):,} units a site",
+                f"this site may hold {self.budget.max_units:,}",
+                "raise federation.max_units in the study, or lower budget.max_units in site.toml",
             )
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import load
+from fedveil.data import Dataset, load
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.peers import Peers
-from fedveil.errors import DataError, Refused
+from fedveil.errors import DataError
 from fedveil.federation import Site, Terms
 from fedveil.federation.secure import Identity as Signer
 from fedveil.privacy import Ledger
@@ -21,7 +21,10 @@ from fedveil.study.evaluation import TestSet
 from fedveil.study.progress import Silent
 from fedveil.study.task import Task, make_task
 
-__all__ = ["Cohorts", "check_unit"]
+__all__ = ["Cohorts"]
+
+HELD_OUT = b"fedveil patients held out 1"
+"""What the hospital's secret is for that decides who is held out."""
 
 
 @dataclass(slots=True)
@@ -38,22 +41,32 @@ class Cohorts:
     identity: Identity
     tasks: dict[str, Task] = field(default_factory=dict)
 
-    def open(self, offer: Offer, terms: Terms, ledger: Ledger | None) -> Site:
+    def agree(self, terms: Terms, ledger: Ledger) -> None:
+        """Refuse terms by what is public or decided here: policy, bounds, budget. No image is asked, none tells.
+
+        Raises:
+            FedveilError: the policy or the budget does not allow the study.
+        """
+        self.config.check(terms)
+        begun = any(charge.study == terms.title for charge in ledger.state.charges)
+        if terms.trust != "none" and not begun:
+            ledger.admit(*(release.mechanism for release in terms.releases))
+
+    def open(self, offer: Offer, terms: Terms, ledger: Ledger) -> Site:
         """A site that has admitted the terms; everything that could refuse them has been asked.
 
         Raises:
-            FedveilError: the images, the policy or the budget do not allow the study. Nothing is charged.
+            FedveilError: the policy, the budget or the images do not allow the study. Nothing is charged.
         """
-        self.config.check(terms)
-        check_unit(self.config, terms)
+        self.agree(terms, ledger)
         task = self.task(offer)
         site = Site(
             self.config.site.name,
-            task.learner(self._rows(task, task.dataset.train)),
+            task.learner(self.own(task.dataset, task.dataset.train)),
             self.config.core_policy(),
             ledger,
             self._signer(),
-            held_out=task.held_out(self._rows(task, task.dataset.test)),
+            held_out=task.held_out(self.own(task.dataset, task.dataset.test)),
         )
         site.admit(terms)
         return site
@@ -61,7 +74,7 @@ class Cohorts:
     def judge(self, offer: Offer, model: TrainedModel) -> dict[str, Any] | None:
         """How good a model is on the images that the hospital tests on; exact, so nothing of it may leave."""
         task = self.task(offer)
-        test = TestSet(task, self._rows(task, task.dataset.test))
+        test = TestSet(task, self.own(task.dataset, task.dataset.test))
         if not len(test.rows):
             return None
         return test.metrics(test.probabilities(model.parameters), model.frequencies)
@@ -78,29 +91,43 @@ class Cohorts:
         """The hospital's images and their features for a study."""
         study = offer.study
         values: dict[str, Any] = study.model_dump(mode="json")
-        key = json.dumps([values["data"], values["model"], offer.classes, offer.channels], sort_keys=True)
+        calibrated = study.privacy.calibration_share > 0
+        seen = [values["data"], values["model"], values["training"], study.study.seed, calibrated]
+        key = json.dumps([seen, offer.classes, offer.channels], sort_keys=True)
         if key not in self.tasks:
-            dataset = load(
-                self.config.data.source,
-                image_size=study.data.image_size,
-                positive=study.data.positive or None,
-                classes=offer.classes,
-                base=self.config.folder,
-                test_fraction=self.config.data.test_fraction,
-                allow_patient_overlap=self.config.data.allow_patient_overlap,
-            )
-            if dataset.images.channels != offer.channels:
-                raise DataError(
-                    f"the images here have {dataset.images.channels} channels",
-                    f"the study's have {offer.channels}",
-                    "convert them, or leave the study",
-                )
-            self.tasks[key] = make_task(study, dataset, Silent())
+            self.tasks[key] = make_task(study, self.dataset(offer), Silent())
         return replace(self.tasks[key], study=study)
 
-    def _rows(self, task: Task, part: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Images of this hospital among the training or the test images."""
-        dataset, wanted = task.dataset, self.config.data.site
+    def dataset(self, offer: Offer | None = None) -> Dataset:
+        """The hospital's images as a study sees them, or as they are; no pixel is read.
+
+        Raises:
+            DataError: they cannot be used, or this budget's words do not fit them.
+        """
+        settings = self.config.data
+        size: dict[str, Any] = {"image_size": offer.study.data.image_size} if offer else {}
+        dataset = load(
+            settings.source,
+            **size,
+            positive=(offer.study.data.positive or None) if offer else None,
+            classes=offer.classes if offer else None,
+            base=self.config.folder,
+            secret=self.identity.secret(HELD_OUT),
+            test_fraction=settings.test_fraction,
+            allow_patient_overlap=settings.allow_patient_overlap,
+        )
+        if offer and dataset.images.channels != offer.channels:
+            raise DataError(
+                f"the images here have {dataset.images.channels} channels",
+                f"the study's have {offer.channels}",
+                "convert them, or leave the study",
+            )
+        self._check_units(dataset)
+        return dataset
+
+    def own(self, dataset: Dataset, part: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Images of this hospital among some of the data set's."""
+        wanted = self.config.data.site
         if wanted is None:
             return part
         if dataset.sites is None or wanted not in dataset.site_names:
@@ -112,13 +139,22 @@ class Cohorts:
         here = dataset.sites == dataset.site_names.index(wanted)
         return np.intersect1d(part, np.flatnonzero(here))
 
-
-def check_unit(config: SiteConfig, terms: Terms) -> None:
-    """Refuse a study whose guarantee protects something else than the hospital's budget counts."""
-    unit = terms.target.unit
-    if terms.trust != "none" and unit != config.budget.unit:
-        raise Refused(
-            f"the study protects each {unit}",
-            f"this site's budget is kept for each {config.budget.unit}",
-            "change privacy.unit in the study, or keep a second site folder for that unit",
-        )
+    def _check_units(self, dataset: Dataset) -> None:
+        """Refuse images whose patients nobody names where the budget is theirs, and more units than it is kept for."""
+        unit, most = self.config.budget.unit, self.config.budget.max_units
+        if unit == "site":
+            return
+        if unit == "patient" and not (dataset.patients_known or self.config.data.one_image_a_patient):
+            raise DataError(
+                f"{self.config.data.source} names no patients",
+                "this site's budget is kept for each patient, with all of their images",
+                "add a patient column; if no two images show the same patient, set data.one_image_a_patient = true",
+            )
+        rows = self.own(dataset, np.arange(len(dataset)))
+        units = len(rows) if unit == "image" else len(np.unique(dataset.patients[rows]))
+        if units > most:
+            raise DataError(
+                f"there are {units:,} {unit}s",
+                f"budget.max_units says {most:,} at most, and studies are checked against that",
+                "raise it in site.toml if the budget's delta allows, or leave images out",
+            )

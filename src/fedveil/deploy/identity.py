@@ -14,6 +14,8 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedveil.errors import FederationError, InvalidValue
 
@@ -68,6 +70,10 @@ class Identity:
     def public(self) -> str:
         """The public key as 64 hexadecimal digits."""
         return self.key.public_key().public_bytes_raw().hex()
+
+    def secret(self, purpose: bytes) -> bytes:
+        """32 bytes for one purpose that only this key's owner can work out, by HKDF-SHA256 (RFC 5869)."""
+        return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self.key.private_bytes_raw())
 
     def seal(self, body: bytes, purpose: bytes) -> bytes:
         """The body with this identity's public key and signature before it."""

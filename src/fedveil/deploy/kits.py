@@ -134,6 +134,7 @@ def write_site_settings(
     source: str = "images/manifest.csv",
     epsilon: float = 1.0,
     delta: float = 1e-5,
+    max_units: int = 10_000,
 ) -> None:
     """Write a commented ``site.toml``."""
     text = templates.SITE.format(
@@ -144,6 +145,7 @@ def write_site_settings(
         source=source,
         epsilon=toml_value(epsilon),
         delta=toml_value(delta),
+        max_units=max_units,
     )
     (folder / "site.toml").write_text(text, encoding="utf-8")
 

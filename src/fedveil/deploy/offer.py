@@ -1,7 +1,7 @@
 """The study that a coordinator offers to hospitals, from which each side derives the same terms by itself."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,9 @@ __all__ = ["SOURCE", "Offer"]
 
 SOURCE = "each hospital's own images"
 """What stands in an offered study for its data source, which differs at every hospital."""
+
+SITE_NAME = re.compile(r"[\w.-]{1,80}")
+"""What a hospital may be called, as in its own settings."""
 
 _FIELDS = {"study", "sites", "classes", "channels", "keys"}
 
@@ -43,8 +46,9 @@ class Offer:
     def make(cls, study: Study, sites: tuple[str, ...], dataset: Dataset) -> "Offer":
         """Offer a study whose classes and channels are those of the coordinator's data set, be it empty."""
         data = study.data.model_copy(update={"source": SOURCE, "classes": (), "channels": None})
+        described = study.study.model_copy(update={"description": " ".join(study.study.description.split())})
         return cls(
-            study=study.model_copy(update={"data": data}),
+            study=study.model_copy(update={"data": data, "study": described}),
             sites=sites,
             classes=dataset.classes,
             channels=dataset.images.channels,
@@ -79,19 +83,26 @@ class Offer:
             set(values) == _FIELDS
             and isinstance(values["study"], str)
             and len(values["study"]) < 100_000
-            and _is_names(sites)
-            and _is_names(classes)
+            and _are(_is_site, sites)
+            and _are(_is_class, classes)
             and values["channels"] in (1, 3)
             and _is_keys(values["keys"])
         )
         if not ok:
             raise Refused(
-                f"an offer with the fields {', '.join(sorted(values))[:100]} arrived",
-                "it must hold a study, sites, classes, channels and keys",
-                "install the same fedveil version at the coordinator and at every site",
+                f"an offer with the fields {sorted(values)!s:.100} arrived",
+                "it must hold a study, sites, classes, channels and keys, with names on one line of plain text",
+                "correct the names, and install the same fedveil version at the coordinator and at every site",
+            )
+        study = Study.parse(values["study"], "the offered study")
+        if not _printable(study.model_dump(mode="json")):
+            raise Refused(
+                "the text of an offered study holds line breaks or control characters",
+                "what a person reads before approving is printed as it is",
+                "take them out of the study file",
             )
         return cls(
-            study=Study.parse(values["study"], "the offered study"),
+            study=study,
             sites=tuple(values["sites"]),
             classes=tuple(values["classes"]),
             channels=values["channels"],
@@ -99,16 +110,33 @@ class Offer:
         )
 
 
-def _is_names(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and 0 < len(value) <= 1000
-        and all(isinstance(name, str) and 0 < len(name) <= 200 for name in value)
-    )
+def _are(fits: Callable[[object], bool], value: object) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= 1000 and all(fits(one) for one in value)
+
+
+def _is_site(name: object) -> bool:
+    return isinstance(name, str) and SITE_NAME.fullmatch(name) is not None
+
+
+def _is_class(name: object) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= 200 and name.isprintable()
 
 
 def _is_keys(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key)
+        _is_site(name) and isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key)
         for name, key in value.items()
     )
+
+
+def _printable(value: object) -> bool:
+    """Whether no text in plain values could end a line, or steer a terminal, where a person reads what to approve."""
+    match value:
+        case str():
+            return value.isprintable()
+        case list():
+            return all(_printable(one) for one in value)
+        case dict():
+            return all(_printable(one) for one in value.values())
+        case _:
+            return True

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.hosting import check_unit
 from fedveil.deploy.studies import Listed
 from fedveil.errors import FedveilError
 from fedveil.federation import PERSONAL, Terms
@@ -22,7 +21,8 @@ class Review:
         state: the hospital's ledger as it stands.
         guarantee: what the whole study earns, by the accountant; None where it has no privacy.
         alone: epsilon of this hospital's own noise if everyone else colludes.
-        after: epsilon of everything in the ledger and the whole study together, at the budget's delta.
+        after: epsilon of everything in the ledger and the whole study together, at the budget's delta; what was charged
+            for the study already counts once.
         objection: why the hospital's policy refuses it; None if it does not.
         own_model: what a model of the hospital's own takes of the cost; None where the study provides for none.
     """
@@ -90,7 +90,7 @@ def review(config: SiteConfig, listed: Listed) -> Review:
     objection = None
     try:
         config.check(terms)
-        check_unit(config, terms)
+        config.check_delta(state.budget.delta)
     except FedveilError as error:
         objection = str(error)
     if terms.trust == "none":
@@ -104,8 +104,8 @@ def review(config: SiteConfig, listed: Listed) -> Review:
         )
     target = terms.target
     guarantee = Guarantee(epsilon(mechanisms, target.delta), target.delta, target.unit, target.trust)
-    spent = [charge.mechanism for charge in state.charges]
-    after = epsilon([*spent, *mechanisms], state.budget.delta, adaptive=True)
+    others = [charge.mechanism for charge in state.charges if charge.study != terms.title]
+    after = max(state.spent(), epsilon([*others, *mechanisms], state.budget.delta, adaptive=True))
     if objection is None and after > state.budget.epsilon * (1 + 1e-9):
         objection = f"the budget of epsilon {state.budget.epsilon:.4g} does not pay for it"
     return Review(

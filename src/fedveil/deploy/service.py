@@ -62,6 +62,7 @@ class SiteService:
         self._terms: dict[str, Terms] = {}
         self._secure_answers: dict[bytes, bytes] = {}
         self._opening: dict[str, threading.Thread] = {}
+        self._refused: set[str] = set()
         self._busy, self._keeping = threading.Lock(), threading.Lock()
 
     def answer(self, sealed: bytes) -> bytes:
@@ -180,7 +181,11 @@ class SiteService:
             thread.join()
 
     def status(self, digest: str) -> str:
-        """How a study stands here: unknown, pending, loading, ready or refused."""
+        """How a study stands here: unknown, pending, loading, ready or refused.
+
+        Refused follows from policy and budget alone. Whatever is wrong with the images is pending, as if nobody had
+        approved: a person has to look.
+        """
         if not self.studies.is_known(digest):
             return "unknown"
         if not self.studies.is_approved(digest):
@@ -189,7 +194,7 @@ class SiteService:
             return "ready"
         thread = self._opening.get(digest)
         if thread is not None and not thread.is_alive():
-            return "refused"
+            return "refused" if digest in self._refused else "pending"
         if thread is None:
             thread = threading.Thread(target=self._host, args=(digest,), daemon=True)
             self._opening[digest] = thread
@@ -197,15 +202,21 @@ class SiteService:
         return "loading"
 
     def _host(self, digest: str) -> Site | None:
-        """Make an approved study answerable: read images, check policy and budget."""
+        """Make an approved study answerable: check policy and budget, and then read images."""
         with self._busy:
             if digest in self._sites:
                 return self._sites[digest]
             try:
                 listed = self.studies.read(digest)
+                self._cohorts.agree(listed.terms, self.ledger)
+            except FedveilError as error:
+                log.error("study %s is refused: %s", digest[:12], error)
+                self._refused.add(digest)
+                return None
+            try:
                 site = self._cohorts.open(listed.offer, listed.terms, self.ledger)
             except Exception as error:  # noqa: BLE001 - the cohort's trouble stays in the cohort's log
-                log.error("study %s cannot be opened: %s", digest[:12], error)
+                log.error("study %s cannot be opened here, until this is mended: %s", digest[:12], error)
                 return None
             self._sites[digest], self._terms[digest] = site, listed.terms
             log.info("study %s (%s) is ready", listed.terms.name, digest[:12])
@@ -214,15 +225,15 @@ class SiteService:
     def _request(self, request: Request, sealed: bytes) -> bytes:
         if not _is_digest(request.study):
             raise WireError("a request names no study")
+        if not self.studies.is_approved(request.study):
+            return self._decline(request, f"study {request.study[:12]} is not approved here")
         with self._busy:
             stored = self._stored(request, sealed)
         if stored is not None:
             return stored
         site = self._approved(request.study)
         if site is None:
-            return self._decline(
-                request, f"study {request.study[:12]} is not approved, or cannot be opened here"
-            )
+            return self._decline(request, f"study {request.study[:12]} cannot be opened here")
         with self._busy:
             stored = self._stored(request, sealed)
             if stored is not None:
@@ -283,7 +294,9 @@ class SiteService:
 
     def _receipt(self, reply: Reply) -> Receipt:
         head = self.ledger.head
-        private = self._terms[reply.study].trust != "none"
+        terms = self._terms[reply.study]
+        release = terms.release(reply.release)
+        cost = release.mechanism.with_steps(release.steps_per_round)
         return Receipt(
             site=reply.site,
             study=reply.study,
@@ -291,9 +304,7 @@ class SiteService:
             round=reply.round,
             attempt=reply.attempt,
             answer=hashlib.sha256(pack(reply)).hexdigest(),
-            cost=self._terms[reply.study].release(reply.release).mechanism.with_steps(1).to_dict()
-            if private
-            else None,
+            cost=None if terms.trust == "none" else cost.to_dict(),
             seq=head.seq,
             hash=head.hash,
         )
@@ -313,7 +324,7 @@ def _is_digest(value: str) -> bool:
 
 
 def open_service(folder: Path, ledger: Ledger) -> SiteService:
-    """The service of a site's folder, with its ledger already open."""
+    """The service of a site's folder, with its ledger already open; refuses one whose delta means nothing."""
     config = SiteConfig.load(folder)
     if not config.site.coordinator:
         raise FederationError(
@@ -321,4 +332,5 @@ def open_service(folder: Path, ledger: Ledger) -> SiteService:
             "a site answers one coordinator, by its public key",
             "copy the coordinator's public key into site.toml",
         )
+    config.check_delta(ledger.state.budget.delta)
     return SiteService(config, Identity.load(folder / "identity.key"), ledger)

@@ -13,13 +13,15 @@ listen = "{listen}"             # or "tcp:127.0.0.1:PORT", with 64 random charac
 [data]
 source = "{source}"             # a manifest .csv, a folder of images, or an .npz file
 #site = "{name}"                # where the data names several hospitals: the one that this is
-test_fraction = 0.2             # patients that are never trained on, where the data has no split of its own
+test_fraction = 0.2             # chance of a patient to be held out for tests, where the data has no split
 allow_patient_overlap = false
+#one_image_a_patient = true     # where the data names no patients: no two images show the same one
 
 [budget]                        # the most that all studies together may ever reveal about one patient
 epsilon = {epsilon}             # 1 is strict, 8 is loose
-delta = {delta}                 # must be below one over the number of patients
+delta = {delta}                 # at most one over max_units
 unit = "patient"                # "patient", "image" or "site"
+max_units = {max_units}               # the most patients (or images, if they are the unit) there will ever be; public
 
 [policy]                        # studies outside these limits are refused, whoever approved them
 trust = ["site", "secure-aggregation"]   # "server" trusts the coordinator, "none" gives no privacy

@@ -2,13 +2,12 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import BudgetExceeded, FedveilError, Refused
+from fedveil.federation.contributions import Contributions
 from fedveil.federation.messages import (
     Answer,
     DeclineCode,
@@ -23,12 +22,7 @@ from fedveil.federation.messages import (
 from fedveil.federation.policy import Policy
 from fedveil.federation.secure import Identity, SecureSite
 from fedveil.federation.terms import (
-    CALIBRATION,
-    EVALUATION,
     PERSONAL,
-    PROGRESS,
-    STATISTICS,
-    LocalSteps,
     Release,
     Terms,
     noise_share,
@@ -86,13 +80,13 @@ class Site:
                 "open a ledger, or admit trust none only",
             )
         self.name = name
-        self._learner, self._policy, self._ledger, self._identity = learner, policy, ledger, identity
-        self._held_out = held_out
+        self._policy, self._ledger, self._identity = policy, ledger, identity
         self._admitted: dict[str, Terms] = {}
         self._secure: dict[str, SecureSite] = {}
         self._served: dict[str, int] = {}
         self._asked: dict[str, Counter[str]] = {}
         self._generator = secure_generator()
+        self._contributions = Contributions(name, learner, held_out, self._generator)
 
     def admit(self, terms: Terms) -> str:
         """Admit a study after checking it against the policy, the cohort and the budget; return its digest.
@@ -110,7 +104,7 @@ class Site:
                 "add it to the study's sites",
             )
         if terms.trust != "none" and terms.target.unit != "site":
-            check_delta(terms.target.delta, self._learner.units + self._units_held_out)
+            check_delta(terms.target.delta, self._contributions.units + self._contributions.units_held_out)
         if not terms.holds:
             raise Refused(
                 f"the releases of {terms.name} cost more than its target",
@@ -134,7 +128,7 @@ class Site:
         largest = min(
             (one.integer.units for one in terms.releases if one.integer and not one.local), default=None
         )
-        units = max(self._learner.units, self._units_held_out)
+        units = max(self._contributions.units, self._contributions.units_held_out)
         if largest is not None and units > largest:
             raise Refused(
                 f"{self.name} holds {units:,} units",
@@ -144,10 +138,6 @@ class Site:
         secure = SecureSite(self.name, terms, self._identity)
         secure.claimed(self._served.get(terms.digest, 0))
         return secure
-
-    @property
-    def _units_held_out(self) -> int:
-        return 0 if self._held_out is None else self._held_out.units
 
     def _check_budget(self, terms: Terms, ledger: Ledger) -> None:
         """Check that the whole study fits; one that has begun already is checked charge by charge."""
@@ -202,7 +192,7 @@ class Site:
             )
         release = self._check(request, terms)
         self._reserve(request, terms, release)
-        total = self._shielded(partial(self._contribution, request, terms, release), terms, release)
+        total = self._contributions.of(release, request.parameters, private=terms.trust != "none")
         return Reply(
             site=self.name,
             study=request.study,
@@ -250,7 +240,9 @@ class Site:
             )
         self._reserve(request, terms, release)
         own = parameters.copy()
-        own[-release.dimension :] += self._local_steps(parameters, terms, release, release.local)
+        own[-release.dimension :] += self._contributions.local_steps(
+            release, release.local, parameters, private=terms.trust != "none"
+        )
         return own
 
     def _protect(
@@ -349,81 +341,8 @@ class Site:
         )
         self._asked[terms.digest] = asked
 
-    def _shielded(self, compute: Callable[[], Vector], terms: Terms, release: Release) -> Vector:
-        """What ``compute`` gives; zero if it fails or is no vector of finite numbers, which only the site's log tells.
-
-        Whether images can be read, or a number overflows, depends on who is in the cohort. To decline, or to reply
-        NaN, would tell the coordinator, and no noise is on that. Learners bound each unit by itself whatever its
-        images are, so that this is for what nobody foresaw; without privacy it is told, as everything is.
-        """
-        try:
-            total = compute()
-        except Exception as error:
-            if terms.trust == "none":
-                raise
-            log.error("%s: %s contributes nothing but noise: %s", self.name, release.name, error)
-            return np.zeros(release.dimension)
-        if terms.trust != "none" and not (total.shape == (release.dimension,) and np.isfinite(total).all()):
-            log.error("%s: %s contributes nothing but noise: it is not finite", self.name, release.name)
-            return np.zeros(release.dimension)
-        return total
-
-    def _contribution(self, request: Request, terms: Terms, release: Release) -> Vector:
-        """What the round is about, before it is protected: exact, so it stays here, unless local steps had noise."""
-        if release.name == EVALUATION:
-            if self._held_out is None:
-                return np.zeros(release.dimension)
-            sample = self._sample(release, self._held_out.units)
-            return self._held_out.histogram(request.parameters, sample)
-        if release.name == PROGRESS:
-            return self._learner.hits(request.parameters, self._sample(release, self._learner.units))
-        if release.name in (STATISTICS, CALIBRATION):
-            units = self._sample(release, self._learner.units)
-            if units is None:
-                return self._learner.statistics(request.parameters)
-            return self._learner.statistics(request.parameters, units)
-        if release.local is not None:
-            return self._local_steps(request.parameters, terms, release, release.local)
-        return self._sum(request.parameters, release, release.mechanism.clip_norm)
-
-    def _sum(self, parameters: Vector, release: Release, clip_norm: float) -> Vector:
-        """The sum over the sampled units of their clipped contributions; each unit is drawn by itself."""
-        return self._learner.contribution(
-            parameters, clip_norm=clip_norm, units=self._sample(release, self._learner.units)
-        )
-
-    def _sample(self, release: Release, units: int) -> npt.NDArray[np.int64] | None:
-        """Each unit by itself, at the rate that is accounted; None for all of them."""
-        rate = release.mechanism.sampling_rate
-        if rate == 1:
-            return None
-        return np.flatnonzero(self._generator.random(units) < rate)
-
-    def _local_steps(self, start: Vector, terms: Terms, release: Release, local: LocalSteps) -> Vector:
-        """The difference that local steps make to the trained part, the end of the vector; see `LocalSteps`."""
-        std = release.mechanism.noise_std if release.local_noise else 0.0
-        clip_norm = release.mechanism.clip_norm if release.local_noise else local.clip_norm
-        parameters = start.copy()
-        trained, origin = parameters[-release.dimension :], start[-release.dimension :]
-        for _ in range(local.steps):
-            step = partial(self._sum, parameters.copy(), release, clip_norm)
-            total = self._shielded(step, terms, release)
-            if std > 0:
-                total = release_noisy(total, std, self._generator)
-            trained -= local.learning_rate * (total / local.units + local.proximal * (trained - origin))
-        bound = local.reach if release.local_noise else release.mechanism.clip_norm
-        return _clipped(trained - origin, bound)
-
 
 def _has_own(ledger: Ledger, terms: Terms) -> bool:
     """Whether the site's own model was charged, by this process or one before it."""
     made = (charge.label for charge in ledger.state.charges if charge.study == terms.title)
     return any(release_of(label) == PERSONAL for label in made)
-
-
-def _clipped(vector: Vector, bound: float) -> Vector:
-    """The vector, scaled down to the bound if it is longer; zero if it is not finite."""
-    norm = float(np.linalg.norm(vector))
-    if not np.isfinite(norm):
-        return np.zeros_like(vector)
-    return vector if norm <= bound else vector * (bound / norm)

@@ -64,7 +64,15 @@ class Prepared:
                 "images, the guarantee covers one of them, not the patient."
             )
         if self.simulated:
-            notes.append("The hospitals are simulated by splitting the patients of one data set among them.")
+            notes.append(
+                "The hospitals are simulated by splitting one data set's patients among them. The guarantee is for "
+                "patients who stay where they were dealt: without one of them, others might have been dealt elsewhere."
+            )
+        if self.sites and not self.dataset.synthetic:
+            notes.append(
+                "Exact counts of each hospital's patients and classes, and what the model says of test patients, are "
+                "in this directory: it is as private as the images."
+            )
         if self.held_out and self.simulated:
             notes.append(
                 "The test patients were dealt out evenly to the simulated hospitals, which released a noisy histogram "
@@ -122,7 +130,18 @@ def prepare(study: Study) -> Prepared:
     held_out = held_out_patients(dataset, tuple(sites), study.study.seed) if released else {}
     prepared = Prepared(study=study, dataset=dataset, sites=sites, simulated=simulated, held_out=held_out)
     _check_delta(prepared)
+    _check_baselines(prepared)
     return prepared
+
+
+def _check_baselines(prepared: Prepared) -> None:
+    """Refuse to train real hospitals' patients without privacy, or once more at no charge, just to compare."""
+    if prepared.study.report.baselines and not (prepared.simulated or prepared.dataset.synthetic):
+        raise StudyError(
+            f"{prepared.dataset.name} names {len(prepared.sites)} real hospitals, and report.baselines is set",
+            "baselines train on the same patients again, without privacy too, and no ledger pays for it",
+            "leave report.baselines out, or compare on a public or simulated set",
+        )
 
 
 def _check_delta(prepared: Prepared) -> None:

@@ -1,7 +1,5 @@
 """Networks by name: shapes, seeds, fitness for private training, public weights."""
 
-import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -142,6 +140,8 @@ def test_resolution_is_part_of_the_name() -> None:
     [
         ("resnet", {}, "it must be one of cnn, .*, or timm:NAME"),
         ("cnn@96", {}, "only efficientnet-lite0 takes a resolution"),
+        ("cnn@scratch", {}, "only timm:NAME @scratch"),
+        ("timm:resnet18@96", {}, "only efficientnet-lite0 takes a resolution"),
         ("efficientnet-lite0@big", {}, "whole number"),
         ("cnn", {"classes": 1}, "classes is 1"),
         ("cnn", {"channels": 0}, "channels is 0"),
@@ -151,26 +151,6 @@ def test_resolution_is_part_of_the_name() -> None:
 def test_impossible_networks_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidValue, match=message):
         network(name, **{"classes": 2, "channels": 1, "image_size": 32, "seed": 0, **settings})
-
-
-def test_timm_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InvalidValue, match=r"timm is not installed.*fedveil\[timm\]"):
-        network("timm:resnet10t", classes=2, channels=1, image_size=32, seed=0)
-
-    def create_model(name: str, **settings: Any) -> nn.Module:
-        if name != "tiny":
-            raise RuntimeError(f"Unknown model ({name})")
-        assert settings == {"pretrained": True, "num_classes": 2, "in_chans": 1}
-        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
-
-    timm = ModuleType("timm")
-    timm.create_model = create_model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "timm", timm)
-    net = network("timm:tiny", classes=2, channels=1, image_size=8, seed=0)
-    assert check_private(net, (1, 8, 8)) == ()
-    with pytest.raises(InvalidValue, match="could not build it"):
-        network("timm:unknown", classes=2, channels=1, image_size=8, seed=0)
 
 
 def test_standardised_filters_have_no_mean_and_unit_variance() -> None:
@@ -209,3 +189,39 @@ def test_group_norm_takes_over_scale_and_shift(channels: int, groups: int) -> No
     assert not replaced.bias.requires_grad
     plain = replace_batch_norm(nn.BatchNorm2d(channels, affine=False))
     assert list(plain.parameters()) == []
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """A batch norm with an activation of its own, as timm builds them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.Hardswish(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise, then activate."""
+        return self.act(self.drop(super().forward(x)))
+
+
+def test_an_activation_inside_a_batch_norm_survives_its_replacement() -> None:
+    images = torch.rand(3, 4, 5, 5)
+    norm = NormAndActivation(4).eval()
+    norm.running_mean.normal_()
+    expected = norm(images)
+    assert torch.equal(fix_batch_norm(nn.Sequential(norm)).train()(images), expected)
+    grouped = replace_batch_norm(nn.Sequential(NormAndActivation(4)))
+    torch.testing.assert_close(grouped(images), functional.hardswish(nn.GroupNorm(4, 4)(images)))
+
+
+@pytest.mark.parametrize("remedy", [fix_batch_norm, replace_batch_norm])
+def test_a_batch_norm_that_does_more_is_not_replaced_by_one_that_does_less(remedy: Any) -> None:
+    class Gated(nn.BatchNorm2d):
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.gate = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.gate(x).sigmoid()
+
+    with pytest.raises(InvalidValue, match="Gated, which does more than batch norm"):
+        remedy(nn.Sequential(Gated()))

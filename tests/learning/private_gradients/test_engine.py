@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.networks import WeightStandardizedConv2d
 from fedveil.learning.private_gradients import PrivateGradients
+from fedveil.learning.private_gradients.rules import arithmetic
 
 
 def small(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -178,6 +180,72 @@ def test_half_precision_model_still_keeps_the_bound(oracle: Any) -> None:
     for unit in units.unique():
         mine = units == unit
         assert engine.sum(images[mine], labels[mine], units[mine]).vector.norm() <= 0.1 * (1 + 1e-5)
+
+
+class Steep(nn.Module):
+    """One layer whose input has a large common part, and whose output gradients add up to zero over positions."""
+
+    def __init__(self, layer: nn.Module, common: float) -> None:
+        super().__init__()
+        self.layer, self.common = layer, common
+        generator = torch.Generator().manual_seed(1)
+        self.register_buffer("slopes", torch.randn(64, 25, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(images, 64, 7, 7)` to one number an image."""
+        x = x + self.common
+        linear = isinstance(self.layer, nn.Linear)
+        y = self.layer(x.flatten(2).mT).mT[..., :25] if linear else self.layer(x).flatten(2)
+        return (y * (self.slopes - self.slopes.mean(1, keepdim=True))).sum((1, 2))
+
+
+@pytest.mark.parametrize("common", [0.0, 10.0, 1e3, 1e5])
+@pytest.mark.parametrize("clipping", ["flat", "per-layer", "automatic"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.Linear(64, 64),
+        lambda: nn.Conv2d(64, 64, 3),
+        lambda: nn.Conv2d(64, 64, 3, groups=4, bias=False),
+        lambda: WeightStandardizedConv2d(64, 64, 3, bias=False),
+    ],
+    ids=["linear", "convolution", "grouped", "standardised"],
+)
+def test_no_cancellation_takes_a_patient_past_the_bound(
+    layer: Any, clipping: Any, common: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator may send any parameters, so that rounding must not decide how far a patient is clipped."""
+    monkeypatch.setattr(arithmetic.Cost, "deferred", lambda self, batch: batch.buckets)
+    torch.manual_seed(0)
+    engine = PrivateGradients(Steep(layer(), common), lambda outputs, _: outputs, 1.0, clipping=clipping)
+    contribution = engine.sum(torch.rand(2, 64, 7, 7), torch.zeros(2), torch.zeros(2, dtype=torch.long))
+    assert 0 < contribution.vector.double().norm() <= 1 + 1e-5
+    if common == 0:
+        assert contribution.vector.double().norm() > 0.9
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_arithmetic_that_the_caller_has_set_does_not_touch_the_bound(
+    precision: torch.dtype | None, oracle: Any
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3, stride=2), nn.Flatten(), nn.LazyLinear(3)
+    )
+    images, labels, units = torch.rand(2, 1, 16, 16), torch.tensor([0, 2]), torch.zeros(2, dtype=torch.long)
+    model(images)
+    engine = PrivateGradients(model, oracle.cross_entropy, 1e-3, precision=precision)
+    expected = engine.sum(images, labels, units).vector
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = engine.sum(images, labels, units).vector
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    assert found.double().norm() <= 1e-3 * (1 + 1e-5)
 
 
 def test_channels_last_images_and_weights(oracle: Any) -> None:

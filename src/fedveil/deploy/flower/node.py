@@ -67,7 +67,7 @@ __all__ = ["Node", "NodeSettings", "run_node"]
 log = logging.getLogger("fedveil.node")
 
 _HEARTBEAT = 10.0
-_EAGER, _IDLE = 0.1, 2.0
+_EAGER, _IDLE = 0.2, 2.0
 _EAGER_SECONDS = 60.0
 _LONGEST_PAUSE = 2.0
 _COMPLAIN_SECONDS = 60.0

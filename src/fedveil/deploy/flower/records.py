@@ -1,17 +1,22 @@
-"""Opaque bytes in Flower's messages: one uint8 array in one record, whatever they mean."""
+"""Opaque bytes in Flower's messages, whatever they mean: one value of one record, or an array where they are many."""
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 __all__ = ["MESSAGE_TYPE", "bytes_of", "content_of"]
 
 MESSAGE_TYPE = "query"
-_RECORD, _ARRAY = "fedveil", "bytes"
+_RECORD, _KEY = "fedveil", "bytes"
+_ONE_PIECE = 2**20
+"""Up to so many bytes travel as one value. The SuperLink handles every object inside a message by itself, four times,
+and its work is what limits a round; an array is three objects where a value is one, but is sent in chunks."""
 
 
 def content_of(data: bytes) -> RecordDict:
     """The content of a Flower message that carries the bytes."""
+    if len(data) <= _ONE_PIECE:
+        return RecordDict({_RECORD: ConfigRecord({_KEY: data})})
     array = Array(dtype="uint8", shape=(len(data),), stype="fedveil.bytes", data=data)
-    return RecordDict({_RECORD: ArrayRecord({_ARRAY: array})})
+    return RecordDict({_RECORD: ArrayRecord({_KEY: array})})
 
 
 def bytes_of(message: Message) -> bytes | None:
@@ -19,6 +24,9 @@ def bytes_of(message: Message) -> bytes | None:
     if message.has_error() or not message.has_content():
         return None
     record = message.content.get(_RECORD)
-    if not isinstance(record, ArrayRecord) or _ARRAY not in record:
+    if not isinstance(record, ArrayRecord | ConfigRecord) or _KEY not in record:
         return None
-    return bytes(record[_ARRAY].data)
+    value = record[_KEY]
+    if isinstance(value, Array):
+        return bytes(value.data)
+    return value if isinstance(value, bytes) else None

@@ -3,19 +3,19 @@
 `network("resnet18", classes=2, channels=1, image_size=28, seed=0)` takes images with values in [0, 1] to logits;
 input scaling is part of it and public. From scratch: `cnn`, `resnet18`, `densenet121`, with group norm and
 weight standardisation. From public weights: `efficientnet-lite0`, of which few parameters are
-trained; `timm:NAME` where timm is installed.
+trained; `timm:NAME` where timm is installed, `timm:NAME@scratch` with random weights.
 `split_frozen` parts what never changes, and need be computed once, from what is trained. `replace_batch_norm`
 and `fix_batch_norm` make other people's networks fit.
 """
 
 from fedveil.learning.networks.batch_norm import fix_batch_norm, replace_batch_norm
 from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
+from fedveil.learning.networks.foreign import timm_network
 from fedveil.learning.networks.layers import Centred, FixedBatchNorm2d, WeightStandardizedConv2d
 from fedveil.learning.networks.pretrained import (
     HEAD_LENGTH,
     efficientnet_lite0,
     split_frozen,
-    timm_network,
 )
 from fedveil.learning.networks.registry import NETWORKS, network
 

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedveil.errors import InvalidValue
 from fedveil.learning.networks.layers import FixedBatchNorm1d, FixedBatchNorm2d, FixedBatchNorm3d
 
 __all__ = ["fix_batch_norm", "group_count", "replace_batch_norm"]
+
+_FORWARD = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+"""What normalises and does nothing else."""
 
 
 def group_count(channels: int) -> int:
@@ -35,12 +39,29 @@ def fix_batch_norm(model: nn.Module) -> nn.Module:
 
 def _replace(module: nn.Module, build: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
     if isinstance(module, _BatchNorm):
-        return build(module)
+        return _followed(build(module), module)
     for name, child in module.named_children():
         replacement = _replace(child, build)
         if replacement is not child:
             setattr(module, name, replacement)
     return module
+
+
+def _followed(replacement: nn.Module, norm: _BatchNorm) -> nn.Module:
+    """The replacement, followed by what a batch norm of another library does after normalising.
+
+    timm's has an activation of its own: modules `drop` and `act`, in this order.
+    """
+    own = dict(norm.named_children())
+    if type(norm).forward in _FORWARD and not own:
+        return replacement
+    if own.keys() != {"drop", "act"}:
+        raise InvalidValue(
+            f"the network has a {type(norm).__name__}, which does more than batch norm does",
+            "only what it normalises can be replaced",
+            "put another layer in its place yourself",
+        )
+    return nn.Sequential(replacement, own["drop"], own["act"])
 
 
 def _group_norm(norm: _BatchNorm) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Networks that start from public weights: EfficientNet-Lite0 from its package, anything from timm."""
+"""EfficientNet-Lite0 from its package: a network that starts from public weights."""
 
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ from fedveil.learning.features.efficientnet import pretrained
 from fedveil.learning.networks.batch_norm import fix_batch_norm
 from fedveil.learning.networks.layers import Centred, MeanAndDeviation, Residual, Scale
 
-__all__ = ["HEAD_LENGTH", "efficientnet_lite0", "split_frozen", "timm_network"]
+__all__ = ["HEAD_LENGTH", "efficientnet_lite0", "split_frozen"]
 
 
 _BLOCKS = 11
@@ -130,22 +130,3 @@ def _fold(module: nn.Module) -> None:
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
                 setattr(parent, norm_name, nn.Identity())
-
-
-def timm_network(name: str, classes: int, channels: int) -> nn.Module:
-    """A network from timm with its public weights, batch norm fixed, all parameters trained."""
-    try:
-        import timm
-    except ImportError:
-        raise InvalidValue(
-            f"network is timm:{name}", "timm is not installed", 'install it: pip install "fedveil[timm]"'
-        ) from None
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=classes, in_chans=channels)
-    except Exception as error:  # noqa: BLE001 - timm and its hub raise many kinds
-        raise InvalidValue(
-            f"network is timm:{name}",
-            f"timm could not build it with its public weights ({error})",
-            "check the name with timm.list_models(pretrained=True), and that the weights are on this machine",
-        ) from None
-    return nn.Sequential(Scale(0.5, 0.25, channels), fix_batch_norm(model))

@@ -5,7 +5,8 @@ from torch import nn
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
-from fedveil.learning.networks.pretrained import efficientnet_lite0, timm_network
+from fedveil.learning.networks.foreign import SCRATCH, timm_network
+from fedveil.learning.networks.pretrained import efficientnet_lite0
 
 __all__ = ["NETWORKS", "network"]
 
@@ -30,18 +31,22 @@ def network(name: str, *, classes: int, channels: int, image_size: int, seed: in
                 f"{key} is {value}", f"it must be at least {least}", "give what the images have"
             )
     base, _, setting = name.partition("@")
-    if setting and (base != "efficientnet-lite0" or not setting.isdigit() or int(setting) < 32):
+    foreign = base.startswith("timm:") and setting in {"", SCRATCH}
+    if (
+        setting
+        and not foreign
+        and (base != "efficientnet-lite0" or not setting.isdigit() or int(setting) < 32)
+    ):
         raise InvalidValue(
             f"network is {name!r}",
-            "only efficientnet-lite0 takes a resolution, a whole number of at least 32",
+            "only efficientnet-lite0 takes a resolution, a whole number of at least 32, and only timm:NAME @scratch",
             'write for example "efficientnet-lite0@96"',
         )
-    resolution = int(setting) if setting else None
     # Layers draw their initial values from the global generator: it is seeded for them, and restored.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if base.startswith("timm:"):
-            return timm_network(base.removeprefix("timm:"), classes, channels)
+        if foreign:
+            return timm_network(name.removeprefix("timm:"), classes, channels, image_size)
         match base:
             case "cnn":
                 return cnn(classes, channels)
@@ -50,7 +55,7 @@ def network(name: str, *, classes: int, channels: int, image_size: int, seed: in
             case "densenet121":
                 return densenet121(classes, channels, image_size)
             case "efficientnet-lite0":
-                return efficientnet_lite0(classes, resolution or max(32, image_size))
+                return efficientnet_lite0(classes, int(setting or max(32, image_size)))
     raise InvalidValue(
         f"network is {name!r}",
         f"it must be one of {', '.join(NETWORKS)}, or timm:NAME",

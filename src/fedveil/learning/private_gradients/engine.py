@@ -19,6 +19,7 @@ from fedveil.learning.private_gradients.clipping import Clipping, check_clipping
 from fedveil.learning.private_gradients.contributions import merge_shared
 from fedveil.learning.private_gradients.parameters import Layout, Target
 from fedveil.learning.private_gradients.rules import Plan
+from fedveil.learning.private_gradients.rules.arithmetic import exact_products
 from fedveil.learning.private_gradients.tape import Tape, recording
 from fedveil.learning.private_gradients.units import UnitBatch, micro_batches
 
@@ -53,7 +54,8 @@ class PrivateGradients:
     """Computes sums of clipped gradients of a model.
 
     Adding or removing one unit with all its images changes `sum(...).vector` by at most `clip_norm` in L2 norm
-    (to rounding), whatever the images are: that is the promise that noise is calibrated to.
+    (to rounding: 1e-4 of it), whatever the images are: that is the promise that noise is calibrated to. Norms are
+    rounded up to keep it (`gram`), and neither autocast around the caller nor TF32 touches them.
 
     Parameters:
         model: any module whose outputs have the images as first axis and that treats each image by itself.
@@ -109,7 +111,7 @@ class PrivateGradients:
         plan = check_layers(self._model)
         batch = _Batch.of(images, labels, units, weights, self._reduction)
         total = _Total(Layout(self._model), batch.units)
-        with state_guard(self._model):
+        with state_guard(self._model), exact_products(total.vector.device):
             for part in micro_batches(batch.member, self._micro_batch):
                 if self._micro_batch is not None and len(part) > self._micro_batch:
                     self._add_large_unit(total, batch, torch.split(part, self._micro_batch))

@@ -7,6 +7,12 @@ activations: the Gram matrix of patches is sum_d A[p + d, q + d] with A the Gram
 On a grid with row pitch Q the shift by d is a shift of A's flat memory by (d_1 Q + d_2)(N + 1): a contiguous
 slice. Sums over the axes' offsets separate, as in a box filter. One zero band an axis serves as the padding
 of both sides, since a shift off one side wraps into it. Strides split the activations into phases.
+
+Terms may cancel, and what rounding leaves is then out of all proportion to the norm, which would let a unit past
+the clip bound. Norms are therefore rounded *up*, by what the additions may have lost (Higham, Accuracy and
+Stability of Numerical Algorithms, section 3.1): an error of at most n u S^2 with n additions in a row, u the unit
+roundoff and S = sum_p |g_p| |a_p|, and S^2 <= sum_p |g_p|^2 sum_p |a_p|^2. Where S is large beside the norm, the
+factor that follows is small enough to also cover what rounding does to the weighted product.
 """
 
 import itertools
@@ -17,10 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Axis", "matrix_norms", "patch_norms"]
+__all__ = ["Axis", "lost", "matrix_norms", "patch_norms"]
 
 # Gram matrices are made for few units at a time, so that they stay in the processor's cache.
 _CHUNK_ENTRIES = {"cpu": 400_000, "cuda": 1 << 26}
+# Additions in a row in PyTorch's sum over all pairs of positions, which adds up parts: with room to spare.
+_SUM = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +59,45 @@ class Axis:
         return pitch
 
 
-def matrix_norms(a: Tensor, g: Tensor) -> Tensor:
-    """Squared norms of sum_p g_p a_p^T: `a` is `(units, positions, inputs)`, `g` `(units, positions, outputs)`."""
-    if a.shape[1] == 1:
-        return a.square().sum((1, 2)) * g.square().sum((1, 2))
-    return torch.cat(
-        [
-            (torch.bmm(x, x.mT).mul_(torch.bmm(y, y.mT))).sum((1, 2))
-            for x, y in _chunks((a, g), a.shape[1] ** 2)
-        ]
-    )
+def matrix_norms(a: Tensor, g: Tensor, more: int = 0) -> Tensor:
+    """Squared norms of sum_p g_p a_p^T, rounded up.
+
+    `a` is `(units, positions, inputs)`, `g` `(units, positions, outputs)`. `more` is the longest run of additions
+    behind what the caller is going to subtract.
+    """
+    (_, positions, inputs), outputs = a.shape, g.shape[2]
+    if positions == 1 and not more:
+        return a.square().sum((1, 2)) * g.square().sum((1, 2))  # one product: nothing cancels
+    norms = [
+        (torch.bmm(x, x.mT).mul_(torch.bmm(y, y.mT))).sum((1, 2)) for x, y in _chunks((a, g), positions**2)
+    ]
+    return torch.cat(norms) + lost(a, g, inputs + outputs + positions + more)
 
 
-def patch_norms(a: Tensor, g: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-    """Squared norms of units' convolution weight gradients.
+def patch_norms(a: Tensor, g: Tensor, axes: tuple[Axis, ...], more: int = 0) -> Tensor:
+    """Squared norms of units' convolution weight gradients, rounded up.
 
     `a`: `(units, images, in_channels, *inputs)`, `g`: `(units, images, out_channels, *outputs)`, one group of
-    channels. A unit's images are more positions of the same sum.
+    channels. A unit's images are more positions of the same sum. `more` is as in `matrix_norms`.
     """
     if all(axis.taps == 1 and axis.padding == 0 for axis in axes):
         read = _at(a, [slice(0, axis.outputs * axis.stride, axis.stride) for axis in axes])
-        return matrix_norms(_positions_last(read).mT, _positions_last(g).mT)
+        return matrix_norms(_positions_last(read).mT, _positions_last(g).mT, more)
     pitches = tuple(axis.pitch() for axis in axes)
     positions = a.shape[1] * math.prod(pitches)
-    return torch.cat([_patch_norms(x, y, axes, pitches) for x, y in _chunks((a, g), positions**2)])
+    norms = [_patch_norms(x, y, axes, pitches) for x, y in _chunks((a, g), positions**2)]
+    additions = a.shape[2] + g.shape[2] + math.prod(axis.taps for axis in axes) + g[0, :, 0].numel()
+    reads = math.prod(max(len(offsets) for offsets in axis.phases().values()) for axis in axes)
+    return torch.cat(norms) + reads * lost(a, g, additions + more)
+
+
+def lost(a: Tensor, g: Tensor, additions: int) -> Tensor:
+    """What rounding may have taken from squared norms with so many `additions` in a row.
+
+    `a` and `g` are `(units, ...)`, whatever the order of their entries.
+    """
+    scale = torch.finfo(a.dtype).eps / 2 * (additions + _SUM)
+    return scale * a.flatten(1).square().sum(1) * g.flatten(1).square().sum(1)
 
 
 def _patch_norms(a: Tensor, g: Tensor, axes: tuple[Axis, ...], pitches: tuple[int, ...]) -> Tensor:

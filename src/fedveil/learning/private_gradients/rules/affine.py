@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedveil.learning.private_gradients.contributions import Deferred, Kept
-from fedveil.learning.private_gradients.gram import matrix_norms
+from fedveil.learning.private_gradients.gram import lost, matrix_norms
 from fedveil.learning.private_gradients.parameters import Target
 from fedveil.learning.private_gradients.rules.arithmetic import Cost, exact
 from fedveil.learning.private_gradients.rules.products import record_weight
@@ -87,7 +87,8 @@ def embedding_rule(module: nn.Embedding, tape: Tape, indices: Tensor) -> Tensor:
         def norms(bucket: Bucket) -> Tensor:
             i, y = bucket.rows(index).flatten(1), bucket.rows(g).flatten(1, 2)
             same_row = i[:, :, None] == i[:, None, :]
-            return (torch.bmm(y, y.mT) * same_row).sum((1, 2))
+            norms = (torch.bmm(y, y.mT) * same_row).sum((1, 2))
+            return norms + lost(torch.ones_like(i, dtype=y.dtype), y, i.shape[1] + width)
 
         def gradients(bucket: Bucket) -> Tensor:
             i, y = bucket.rows(index).flatten(1), bucket.rows(g).flatten(1, 2)

@@ -1,13 +1,16 @@
 """What rules share: exact arithmetic, and the choice between Gram matrices and instantiated gradients."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.backends import cudnn
 
 from fedveil.learning.private_gradients.units import Bucket, UnitBatch
 
-__all__ = ["Cost", "exact"]
+__all__ = ["Cost", "exact", "exact_products"]
 
 # What touching one entry costs, of a Gram matrix or of a unit's gradient (written once, read twice), in
 # multiply-adds of a matrix product; measured on an AVX-512 core. Speed depends on them, results do not.
@@ -21,6 +24,28 @@ def exact(x: Tensor) -> Tensor:
     Norms computed from half-precision products could be off by more than the clip bound tolerates.
     """
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Products of single-precision numbers are made in single precision, whatever the caller has set.
+
+    Autocast around the caller, TF32 (what cuDNN does unless told otherwise) or bfloat16 would make a norm and the
+    product that it bounds differ in the third digit. The settings belong to the process, and are restored.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    convolutions = cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
+    try:
+        with torch.autocast(device.type, enabled=False), convolutions:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,13 @@ class Geometry:
 
 
 class PlainWeight:
-    """The chain rule from the weight that a convolution uses to the parameter that is trained: here the same."""
+    """The chain rule from the weight that a convolution uses to the parameter that is trained: here the same.
+
+    Attributes:
+        additions: longest run of additions behind `excess`, whose rounding errors the norms make up for.
+    """
+
+    additions = 0
 
     def scale_outputs(self, g: Tensor) -> Tensor:
         """Output gradients as the Gram matrices take them."""
@@ -182,7 +188,7 @@ def record_convolution(
 
     def norms(bucket: Bucket) -> Tensor:
         x, y = bucket.rows(wide), chain.scale_outputs(bucket.rows(narrow))
-        by_group = patch_norms(_by_group(x, groups), _by_group(y, groups), axes)
+        by_group = patch_norms(_by_group(x, groups), _by_group(y, groups), axes, chain.additions)
         total = by_group.view(bucket.units, groups).sum(1)
         return total - chain.excess(bucket.first_unit, bucket.last_unit)
 

@@ -63,6 +63,10 @@ class _Standardised(PlainWeight):
     ) -> None:
         self._filters, self._scale = geometry.weight, scale
         self._fan_in = geometry.weight[0].numel()
+        positions = int(tape.batch.counts[-1]) * g[0, 0].numel()
+        self.additions = 2 * (
+            self._fan_in + a.shape[1] + 2 * positions
+        )  # a relative error of a square is doubled
         g, groups = g.flatten(2), geometry.groups
         channels = _grouped(a, groups).sum(2)
         box = a.new_ones(groups, 1, *geometry.weight.shape[2:])
