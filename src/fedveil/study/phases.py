@@ -67,7 +67,7 @@ def make_phases(study: Study) -> tuple[Phase, ...]:
 
     >>> study = Study.parse("[privacy]\\nspending = 0.25")
     >>> [(phase.rounds, round(phase.weight, 2), phase.release) for phase in make_phases(study)][::2]
-    [(6, 1.84, 'training'), (6, 0.92, 'training-3'), (6, 0.46, 'training-5')]
+    [(6, 1.78, 'training'), (6, 0.89, 'training-3'), (6, 0.44, 'training-5')]
     """
     rounds, spending = study.training.rounds, study.privacy.spending
     count = min(PHASES, rounds)
