@@ -230,6 +230,9 @@ def check_charges(town: Town, run: str, result: dict[str, object], rounds: int) 
         assert sum(charged.values()) - len(charged) <= 6, "each kill may have one round charged twice"
 
 
+@pytest.mark.filterwarnings(
+    "ignore:GitWildMatchPattern:DeprecationWarning"
+)  # Flower's own, of a link in here
 def test_without_a_hospital_that_can_be_spared_and_without_images_of_the_coordinators(town):
     """The rounds go on; hospitals' own results, with noise, are all that judges; the model is sent again later."""
     town.enrol((*SITES, "east"))
