@@ -114,7 +114,9 @@ def lungs() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         deal_lungs(DATA / "kermany_cxr" / "kermany_cxr_64.npz", folder, SITES)
-        town = Town(folder, cohorts=folder, delta=1e-5, max_units=5000, epsilon=math.inf)  # one study has no privacy
+        town = Town(
+            folder, cohorts=folder, delta=1e-5, max_units=5000, epsilon=math.inf
+        )  # one study has no privacy
         edit(town.coordinator / "federation.toml", wait_for_approval=PATIENCE)
         os.environ["FEDVEIL_CACHE"] = str(folder / "cache")
         try:

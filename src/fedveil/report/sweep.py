@@ -6,6 +6,7 @@ says where. Bands are 95 % intervals of the mean over repeats (Student's t), whe
 
 import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +25,8 @@ __all__ = ["figure_trade_off", "write_sweep"]
 
 NEAR = 0.01
 """Of the AUROC without privacy: what the page calls close to it."""
+TITLE = 60
+"""Letters in a line above a figure for use outside the page."""
 
 
 def write_sweep(directory: Path) -> Path:
@@ -112,7 +115,8 @@ def _save(panels: Sequence[Panel], found: Sweep, path: Path) -> None:
         for number, panel in enumerate(panels, 1):
             axes = drawing.add_subplot(1, len(panels), number)
             draw(axes, panel, PAPER)
-            axes.set_title(found.held_words(panel.axis.name), color=PAPER.muted, fontsize=9, loc="left")
+            held = textwrap.fill(found.held_words(panel.axis.name), TITLE)
+            axes.set_title(held, color=PAPER.muted, fontsize=9, loc="left")
             axes.legend(
                 axes.get_lines()[: len(panel.lines)],
                 [name for name, _ in panel.lines],
