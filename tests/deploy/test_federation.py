@@ -154,7 +154,7 @@ def test_the_wire_changes_nothing_about_a_network(town, method):
     first, second = (load_file(path / "model.safetensors") for path in (town.folder / method, folder))
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        np.testing.assert_allclose(tensor, second[name], atol=1e-4)
+        np.testing.assert_allclose(tensor, second[name], atol=1e-3)
 
 
 def test_a_network_is_trained_over_the_wire_under_secure_aggregation(town):
@@ -230,9 +230,7 @@ def check_charges(town: Town, run: str, result: dict[str, object], rounds: int) 
         assert sum(charged.values()) - len(charged) <= 6, "each kill may have one round charged twice"
 
 
-@pytest.mark.filterwarnings(
-    "ignore:GitWildMatchPattern:DeprecationWarning"
-)  # Flower's own, of a link in here
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's own
 def test_without_a_hospital_that_can_be_spared_and_without_images_of_the_coordinators(town):
     """The rounds go on; hospitals' own results, with noise, are all that judges; the model is sent again later."""
     town.enrol((*SITES, "east"))
