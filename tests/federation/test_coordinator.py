@@ -166,7 +166,7 @@ class Restarting(InProcess):
         self.at -= 1
         if self.at == 0:
             old = self.federation.sites[self.site]
-            learner = federation.learners[old.name]
+            learner = self.federation.learners[old.name]
             new = Site(old.name, learner, old._policy, old._ledger, old._identity)
             new.admit(self.federation.terms)
             self._sites[self.site] = new
