@@ -35,6 +35,16 @@ def test_a_plan_warns_where_noise_drowns_the_classes(study):
     assert not [note for note in loud if "signal-to-noise" in note]
 
 
+def test_a_plan_says_where_its_forecast_is_of_other_features(study):
+    others = make_plan(study(privacy={"epsilon": 50.0})).outlook.notes
+    default = make_plan(
+        study(privacy={"epsilon": 50.0}, model={"features": "efficientnet-lite0"}, data={"image_size": 32})
+    ).outlook.notes
+    assert len(others) == 1
+    assert "default features" in others[0]
+    assert default == []
+
+
 @pytest.mark.parametrize(
     "changes",
     [

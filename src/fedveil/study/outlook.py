@@ -8,6 +8,7 @@ from fedveil.federation import Terms
 from fedveil.study.prepare import Prepared
 from fedveil.study.reference import Reference, references
 from fedveil.study.rules import signal_to_noise
+from fedveil.study.settings import Study
 
 __all__ = ["Outlook", "make_outlook"]
 
@@ -27,11 +28,13 @@ class Outlook:
         ratio: nu, the signal-to-noise ratio of training (`fedveil.study.rules`).
         patients: training patients over all sites.
         laws: by known task, how accuracy depends on both, by the study's method.
+        other_features: whether the study's features are others than those that the laws were measured on.
     """
 
     ratio: float
     patients: int
     laws: tuple[Reference, ...]
+    other_features: bool = False
 
     @property
     def auroc(self) -> dict[str, float]:
@@ -41,12 +44,19 @@ class Outlook:
     @property
     def notes(self) -> list[str]:
         """What speaks against running the study as it stands."""
+        found = []
+        if self.laws and self.other_features:
+            found.append(
+                "The AUROC to expect was measured on the default features; the study's are others, and may give more "
+                "or less."
+            )
         if self.ratio >= FAINT:
-            return []
+            return found
         return [
+            *found,
             f"The signal-to-noise ratio of training is {self.ratio:.0f}. Below about {FAINT:.0f} a model may rank "
             f"images well and yet call nearly all of them the same; below about {LOST:.0f} chance decides what it "
-            "learns. A larger epsilon, more patients or another trust would help: see `fedveil plan --cohorts`."
+            "learns. A larger epsilon, more patients or another trust would help: see `fedveil plan --cohorts`.",
         ]
 
     def explain(self) -> list[str]:
@@ -68,4 +78,10 @@ def make_outlook(prepared: Prepared, terms: Terms) -> Outlook | None:
     ratio = signal_to_noise(terms, sum(prepared.units.values()))
     binary = len(prepared.dataset.classes) == 2 and math.isfinite(ratio)
     laws = [by[study.training.method] for by in references().values() if study.training.method in by]
-    return Outlook(ratio=ratio, patients=sum(prepared.patients.values()), laws=tuple(laws) if binary else ())
+    default = Study().model
+    return Outlook(
+        ratio=ratio,
+        patients=sum(prepared.patients.values()),
+        laws=tuple(laws) if binary else (),
+        other_features=(study.model.features, study.model.whitened) != (default.features, default.whitened),
+    )
