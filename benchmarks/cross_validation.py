@@ -1,7 +1,7 @@
 """What settings are chosen by: two-fold cross-validation on *training* patients; one JSON line a figure.
 
     python benchmarks/cross_validation.py                    # needs FEDVEIL_DATA, default ../shared/data
-    python benchmarks/cross_validation.py whitening --runs 1
+    python benchmarks/cross_validation.py --only whitening --runs 1
 
 The test splits are not touched. A linear head at the program's defaults, five hospitals and secure aggregation unless
 the figure says otherwise. "whitening": features as they are against features whitened by synthetic images. "spending":
@@ -120,7 +120,7 @@ PARTS = {"whitening": whitening, "spending": spending}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--runs", type=int, default=4)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fedveil-bench-") as name:
@@ -131,7 +131,7 @@ def main() -> None:
         def measure(data: str, figure_name: str, tables: Tables) -> None:
             figure(figure_name, list(results(sources[data], arguments.runs, scratch, tables)))
 
-        for part in arguments.parts:
+        for part in arguments.only:
             PARTS[part](measure)
 
 
