@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -312,3 +313,44 @@ def test_a_second_user_of_the_machine_gets_nothing(town):
         assert opened_by_another_user(found) <= {site, site / "site.toml", site / "identity.pub"}
     finally:
         site.chmod(0o700)
+
+
+HOSTILE = """
+from dataclasses import replace
+from fedveil.federation import Reply, Site
+honest = Site.handle
+def handle(self, message):
+    reply = honest(self, message)
+    if not isinstance(reply, Reply):
+        return reply
+    nonsense = reply.vector[:-1] if reply.release == "statistics" else reply.vector * float("nan")
+    return replace(reply, vector=nonsense)
+Site.handle = handle
+"""
+
+
+def test_a_hospital_that_sends_nonsense_is_left_out_and_named(town):
+    """Statistics of a wrong shape, gradients of NaN, well signed; and at another hospital garbage on the socket."""
+    for key in ("east.service", "east.node"):
+        if key in town.processes and town.processes[key].poll() is None:
+            town.kill(key)
+    town.enrol((*SITES, "east"))
+    town.serve("east", HOSTILE)
+    town.connect("east")
+    wait_until((town.site("north") / "site.sock").exists, "north to listen")
+    for rubbish in (os.urandom(5000), b"\xff" * 64, b"\x00" * 8 + b"{}", b""):
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(str(town.site("north") / "site.sock"))
+            line.sendall(rubbish)
+    town.coordinate("nonsense", rounds=6, trust="site", min_sites=3)
+    town.approve("nonsense")
+    result = town.finish("nonsense")
+    town.enrol(SITES)
+    log = town.rounds("nonsense")
+    assert [entry["sites"] for entry in log] == [list(SITES)] * 6
+    dropped = [one for entry in log for one in entry["dropped"]]
+    assert {(one["site"], one["reason"]) for one in dropped} == {("east", "failed")}
+    assert town.charges("east", "nonsense")[0][0] == "statistics", "it is charged for what it was asked"
+    assert result["metrics"]["test"]["auroc"] > 0.7
+    assert town.processes["north.service"].poll() is None
+    assert "Traceback" not in town.log("north.service")
