@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.study.stopping import Stop, StopAfter
 from torch import nn
 
 from fedveil.errors import InvalidValue, StudyError
@@ -120,23 +121,6 @@ def test_a_whole_hospital_may_be_the_unit(networks, tmp_path, method, trust):
     charged = [c.mechanism for c in state.charges if c.label.startswith("training")]
     assert [mechanism.steps for mechanism in charged] == [1, 1, 1]
     assert {mechanism.unit for mechanism in charged} == {"site"}
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAfter:
-    def __init__(self, rounds):
-        self.left, self.training = rounds, False
-
-    def stage(self, name, total, done=0):
-        self.training = name == "training"
-
-    def advance(self, count=1, note=""):
-        self.left -= self.training
-        if self.left == 0:
-            raise Stop
 
 
 @pytest.mark.parametrize(

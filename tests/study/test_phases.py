@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.study.stopping import Stop, StopAfter
 from torch import nn
 
 from fedveil.errors import StudyError
@@ -150,25 +151,6 @@ def test_progress_is_no_better_where_it_is_the_same():
     assert not stops(checks(0.8, 0.9))
     assert stops(checks(0.9, 0.9))
     assert stops(checks(0.8, 0.9, 0.85))
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAfter:
-    """Progress that ends the process, as it were, after so many rounds."""
-
-    def __init__(self, rounds):
-        self.left = rounds
-
-    def stage(self, name, total, done=0):
-        self.training = name == "training"
-
-    def advance(self, count=1, note=""):
-        self.left -= self.training
-        if self.left == 0:
-            raise Stop
 
 
 def test_a_resumed_run_checks_and_stops_as_an_uninterrupted_one(study, tmp_path):

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from tests.study.stopping import Stop, StopAfter
 
 from fedveil.errors import BudgetExceeded, InvalidValue, StudyError
 from fedveil.privacy import Ledger, Mechanism, epsilon, verify_ledger
@@ -129,21 +130,6 @@ def test_without_noise_a_resumed_run_equals_an_uninterrupted_one(study, tmp_path
     settings = study(privacy={"trust": "none"}, training={"rounds": 5, "momentum": 0.5, "average_from": 0.4})
     run(RunDirectory.create(tmp_path / "whole", settings))
     expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
-
-    class Stop(Exception):
-        pass
-
-    class StopAfter:
-        def __init__(self, rounds):
-            self.left = rounds
-
-        def stage(self, name, total, done=0):
-            self.training = name == "training"
-
-        def advance(self, count=1, note=""):
-            self.left -= self.training
-            if self.left == 0:
-                raise Stop
 
     for rounds in (1, 3, 4):
         out = tmp_path / f"stopped-{rounds}"

@@ -11,7 +11,7 @@ from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity, check_private, fingerprint, private_files, write_private
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Budget, Ledger
-from fedveil.study.settings import toml_value
+from fedveil.study.toml import toml_value
 
 __all__ = ["init_site", "make_kits", "renew", "write_site_settings"]
 

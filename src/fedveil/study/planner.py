@@ -14,7 +14,7 @@ from fedveil.errors import InvalidValue
 from fedveil.privacy import Mechanism, check_delta
 from fedveil.study.grid import Method
 from fedveil.study.reference import Reference
-from fedveil.study.settings import toml_value
+from fedveil.study.toml import toml_value
 from fedveil.study.wishes import Way, Wishes
 
 __all__ = ["Candidate", "Change", "Recommendation", "recommend"]

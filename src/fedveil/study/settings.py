@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedveil.errors import StudyError
 from fedveil.study.defaults import with_defaults
+from fedveil.study.toml import to_toml
 
 __all__ = [
     "DataSettings",
@@ -22,7 +23,6 @@ __all__ = [
     "StudySettings",
     "Study",
     "TrainingSettings",
-    "toml_value",
 ]
 
 NOTHING = "none"
@@ -389,38 +389,7 @@ class Study(_Table):
 
     def to_toml(self) -> str:
         """The resolved study: every table and key, in a fixed order."""
-        lines: list[str] = []
-        _write_table(lines, "", self.model_dump(mode="json", exclude_none=True))
-        return "\n".join(lines).lstrip("\n") + "\n"
-
-
-def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
-    if prefix:
-        lines.append(f"\n[{prefix}]")
-    for key, value in table.items():
-        if not isinstance(value, dict):
-            lines.append(f"{key} = {toml_value(value)}")
-    for key, value in table.items():
-        if isinstance(value, dict):
-            _write_table(lines, f"{prefix}.{key}" if prefix else key, value)
-
-
-def toml_value(value: Any) -> str:
-    """One TOML value.
-
-    >>> toml_value([1.0, "a"])
-    '[1.0, "a"]'
-    """
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-            return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'
-        case list():
-            return "[" + ", ".join(toml_value(item) for item in value) + "]"
-        case _:
-            return repr(value)
+        return to_toml(self.model_dump(mode="json", exclude_none=True))
 
 
 def _explain(error: ValidationError, where: str) -> StudyError:

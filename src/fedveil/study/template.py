@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fedveil.study.settings import Study, toml_value
+from fedveil.study.settings import Study
+from fedveil.study.toml import toml_value
 
 __all__ = ["schema_rows", "study_page", "study_template"]
 
