@@ -40,6 +40,7 @@ class Whitened:
     Args:
         inner: the extractor.
         image_size: pixels a side of the images that it will be given.
+        channels: 1 for grey images, 3 for colour, as the extractor takes them; the phantom's grey is then repeated.
     """
 
     def __init__(self, inner: FeatureExtractor, image_size: int, channels: int) -> None:
