@@ -45,9 +45,9 @@ IMAGES = 'source = "{source}"', 'source = "none"\nclasses = ["normal", "ill"]\nc
 NO_IMAGES = STUDY.replace(*IMAGES)
 """The same by a coordinator who has no images at all."""
 OWN_MODELS = STUDY.replace("[training]", "[training]\nunits = 150").replace(
-    "[privacy]", "[privacy]\npersonal_share = 0.3"
+    "[privacy]", "[privacy]\npersonal_share = 0.3\npersonal_calibration_share = 0.1"
 )
-"""The same with a model of each hospital's own."""
+"""The same with a model and a threshold of each hospital's own."""
 
 
 def write_images(path: Path, count: int, seed: int) -> Path:

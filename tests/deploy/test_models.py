@@ -10,7 +10,7 @@ from tests.deploy.hospital import OWN_MODELS, Hospital
 from fedveil.data import Dataset
 from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.review import review
-from fedveil.federation import PERSONAL, Reply, release_of
+from fedveil.federation import PERSONAL, PERSONAL_CALIBRATION, Reply, release_of
 from fedveil.federation.wire import Frame, encode
 from fedveil.study import TrainedModel, predict
 from fedveil.study.task import model_of
@@ -37,7 +37,9 @@ def kept(hospital: Hospital):
 
 
 def own_charges(hospital: Hospital) -> int:
-    return [release_of(charge.label) for charge in hospital.ledger.charges].count(PERSONAL)
+    made = [release_of(charge.label) for charge in hospital.ledger.charges]
+    assert made.count(PERSONAL) == made.count(PERSONAL_CALIBRATION)
+    return made.count(PERSONAL)
 
 
 def test_a_finished_model_is_kept_for_predictions_and_costs_nothing(hospital, tmp_path):
@@ -147,7 +149,8 @@ def test_an_own_model_is_made_and_charged_once(make_hospital, caplog):
     own = kept(hospital).own()
     assert not np.array_equal(own.parameters, kept(hospital).common().parameters)
     assert own_charges(hospital) == 1
-    assert hospital.ledger.charges[-1].mechanism == hospital.terms.release(PERSONAL).mechanism
+    for charge, name in zip(hospital.ledger.charges[-2:], (PERSONAL, PERSONAL_CALIBRATION), strict=True):
+        assert charge.mechanism == charge.alone == hospital.terms.release(name).mechanism
     hospital.restart()
     hospital.service.conclude(hospital.terms.digest)
     np.testing.assert_array_equal(kept(hospital).own().parameters, own.parameters)
@@ -159,7 +162,7 @@ def test_an_own_model_is_made_and_charged_once(make_hospital, caplog):
     assert kept(hospital).own() is None
     assert kept(hospital).is_done
     assert own_charges(hospital) == 1
-    assert "a study pays for one" in caplog.text
+    assert "a study pays for it once" in caplog.text
 
 
 def test_an_own_model_that_was_not_begun_before_a_kill_is_made_afterwards(make_hospital, monkeypatch):

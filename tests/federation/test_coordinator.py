@@ -260,6 +260,6 @@ def test_any_honest_shares_carry_the_whole_noise():
     mechanism = terms.release("training").mechanism
     share = noise_share("secure-aggregation", mechanism, terms.honest)
     assert terms.honest * share**2 == pytest.approx(mechanism.noise_std**2)
-    alone = terms.alone(mechanism)
+    alone = terms.alone(terms.release("training"))
     assert alone.noise_multiplier == pytest.approx(mechanism.noise_multiplier / math.sqrt(3))
     assert terms.epsilon_alone() > epsilon([mechanism], 1e-5)

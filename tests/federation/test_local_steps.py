@@ -70,7 +70,7 @@ def test_charge_matches_steps_executed(federate, trust):
     price = epsilon([release.mechanism], 1e-5)
     assert federation.ledgers["site-1"].spent() == pytest.approx(price, rel=1e-6)
     assert coordinator.epsilon_spent() == pytest.approx(price, rel=1e-6)
-    assert terms.alone(release.mechanism) == release.mechanism
+    assert terms.alone(release) == release.mechanism
 
 
 @pytest.mark.parametrize("trust", ["site", "server", "secure-aggregation"])

@@ -7,7 +7,7 @@ import pytest
 from tests.federation.toy import DIMENSION, make_terms
 
 from fedveil.errors import BudgetExceeded
-from fedveil.federation import PERSONAL, Declined, LocalSteps, Release, Request
+from fedveil.federation import PERSONAL, PERSONAL_CALIBRATION, Declined, LocalSteps, Release, Request
 from fedveil.privacy import Mechanism, epsilon
 
 OWN = LocalSteps(steps=6, learning_rate=0.5, units=20.0, proximal=0.3, reach=1e9)
@@ -66,12 +66,44 @@ def test_it_is_made_once(federate):
         site.personalise(terms.digest, np.zeros(DIMENSION))
 
 
-def test_a_coordinator_cannot_ask_for_it(federate):
-    terms = personal("site")
+def recalibrating(trust, noise=50.0):
+    terms = make_terms(trust)
+    own = Release(
+        name=PERSONAL_CALIBRATION, mechanism=Mechanism(noise, 1.0, 1), dimension=2, parameters=DIMENSION
+    )
+    return replace(terms, releases=(*terms.releases, own))
+
+
+@pytest.mark.parametrize("trust", ["site", "server", "secure-aggregation"])
+def test_own_statistics_have_the_whole_noise_and_are_charged_once_whatever_the_trust(federate, trust):
+    terms = recalibrating(trust)
+    federation, found = federate(terms), []
+    for name in terms.sites:
+        site = federation.sites[name]
+        half = federation.learners[name].units / 2
+        found += list(site.recalibrate(terms.digest, np.zeros(DIMENSION)) - half)
+        with pytest.raises(BudgetExceeded, match="charged"):
+            site.recalibrate(terms.digest, np.zeros(DIMENSION))
+        (charge,) = federation.ledgers[name].state.charges
+        assert charge.mechanism == charge.alone == Mechanism(50.0, 1.0, 1)
+    assert 0.25 * 50 < np.sqrt(np.mean(np.square(found))) < 2 * 50  # ten numbers: wrong once in 40,000 runs
+
+
+def test_own_statistics_without_noise_are_exact(federate):
+    terms = recalibrating("none", noise=0.0)
+    federation = federate(terms)
+    half = federation.learners["site-1"].units / 2
+    found = federation.sites["site-1"].recalibrate(terms.digest, np.zeros(DIMENSION))
+    np.testing.assert_array_equal(found, [half, half])
+
+
+@pytest.mark.parametrize(("make", "release"), [(personal, PERSONAL), (recalibrating, PERSONAL_CALIBRATION)])
+def test_a_coordinator_cannot_ask_for_what_hospitals_keep(federate, make, release):
+    terms = make("site")
     federation = federate(terms)
     request = Request(
         study=terms.digest,
-        release=PERSONAL,
+        release=release,
         round=1,
         attempt=1,
         participants=terms.sites,

@@ -37,7 +37,9 @@ class VectorLearner:
     def dimension(self) -> int:
         return self.rows.shape[1]
 
-    def statistics(self, parameters: np.ndarray, units: np.ndarray | None = None) -> np.ndarray:
+    def statistics(
+        self, parameters: np.ndarray, units: np.ndarray | None = None, *, plain: bool = False
+    ) -> np.ndarray:
         return np.array([len(self.rows) / 2, len(self.rows) / 2])
 
     def contribution(

@@ -121,6 +121,54 @@ def test_the_report_shows_own_models(personal, tmp_path):
     assert all(0.5 < site.personal_auroc <= 1 for site in sites)
 
 
+@pytest.mark.parametrize("trust", ["site", "secure-aggregation", "none"])
+@pytest.mark.parametrize("method", ["gradient", "one-shot"])
+def test_a_hospitals_own_threshold_moves_nothing_but_threshold_and_frequencies(
+    study, tmp_path, trust, method
+):
+    settings = study(
+        data={"sites": {"count": 3, "scheme": "iid"}},
+        training={"method": method},
+        privacy={"trust": trust, "personal_calibration_share": 0.2, "epsilon": 200.0},
+    )
+    result = run(RunDirectory.create(tmp_path / "out", settings))
+    common = TrainedModel.load(tmp_path / "out")
+    head = common.model
+    for site in SITES:
+        own = TrainedModel.load(tmp_path / "out" / "personal" / site)
+        centre, weights, shift, trained = head.split(own.parameters)
+        before = head.split(common.parameters)
+        np.testing.assert_array_equal(centre, before[0])
+        np.testing.assert_array_equal(trained, before[3])
+        assert trust != "none" or shift != before[2]  # elsewhere noise may leave nothing to move by
+        np.testing.assert_allclose(weights, 1 / (2 * own.frequencies))
+        counts = next(one["class_counts"] for one in result["sites"] if one["name"] == site)
+        true = np.array([counts[name] for name in common.classes]) / sum(counts.values())
+        assert np.abs(own.frequencies - true).max() < np.abs(common.frequencies - true).max() + 0.1
+    if trust != "none":
+        labels = [one.label.split()[0] for one in charges(tmp_path / "out")]
+        assert labels.count("personal-calibration") == 1
+        assert 199 < result["guarantee"]["epsilon"] <= 200
+
+
+def test_own_steps_and_own_threshold_go_together(personal, tmp_path):
+    settings = personal(privacy={"personal_calibration_share": 0.2})
+    result = run(RunDirectory.create(tmp_path / "out", settings))
+    labels = [one.label.split()[0] for one in charges(tmp_path / "out")]
+    assert labels[-2:] == ["personal", "personal-calibration"]
+    assert 19.9 < result["guarantee"]["epsilon"] <= 20
+    common = TrainedModel.load(tmp_path / "out")
+    own = TrainedModel.load(tmp_path / "out" / "personal" / "site-1")
+    before, after = common.model.split(common.parameters), common.model.split(own.parameters)
+    assert not np.array_equal(before[3], after[3])
+    assert not np.array_equal(before[1], after[1])
+
+
+def test_an_own_threshold_needs_a_common_one(personal):
+    with pytest.raises(StudyError, match="common threshold"):
+        personal(privacy={"personal_calibration_share": 0.1, "calibration_share": 0.0})
+
+
 def test_a_study_without_own_models_makes_none(study, tmp_path):
     result = run(RunDirectory.create(tmp_path / "out", study()))
     assert not (tmp_path / "out" / "personal").exists()

@@ -7,7 +7,6 @@ that it is of. What the hospital itself makes of it is added beside: ``personal/
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +84,11 @@ class Kept:
         personal = self.folder / "personal"
         return TrainedModel.load(personal) if (personal / "model.json").exists() else None
 
-    def keep_own(self, parameters: Array) -> None:
-        """Keep the hospital's own model, which differs from the common one in its parameters only."""
+    def keep_own(self, model: TrainedModel) -> None:
+        """Keep the hospital's own model."""
         personal = self.folder / "personal"
         personal.mkdir(mode=0o700, exist_ok=True)
-        replace(self.common(), parameters=parameters).save(personal)
+        model.save(personal)
 
     def judge(self, offer: Offer, judge: Judge) -> None:
         """Write down how good the models are on this hospital's held-out patients, for nobody else's eyes."""

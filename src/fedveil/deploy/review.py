@@ -6,7 +6,7 @@ from typing import Any
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.studies import Listed
 from fedveil.errors import FedveilError
-from fedveil.federation import PERSONAL, Terms
+from fedveil.federation import KEPT, Terms
 from fedveil.privacy import Guarantee, LedgerState, Mechanism, epsilon, operational_risk, verify_ledger
 
 __all__ = ["Review", "review"]
@@ -121,7 +121,7 @@ def review(config: SiteConfig, listed: Listed) -> Review:
 
 def _own_model(config: SiteConfig, terms: Terms) -> str | None:
     """What the hospital's own model costs, or that its policy makes none."""
-    own = [release.mechanism for release in terms.releases if release.name == PERSONAL]
+    own = [release.mechanism for release in terms.releases if release.name in KEPT]
     if not own:
         return None
     if not config.policy.own_models:

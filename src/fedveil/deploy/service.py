@@ -23,10 +23,11 @@ from fedveil.deploy.receipts import Receipt
 from fedveil.deploy.spool import Spool
 from fedveil.deploy.studies import Studies
 from fedveil.errors import FederationError, FedveilError, Refused
-from fedveil.federation import PERSONAL, Declined, Reply, Request, Site, Terms
+from fedveil.federation import Declined, Reply, Request, Site, Terms
 from fedveil.federation.messages import Answer, SecureRequest
 from fedveil.federation.wire import Frame, WireError, decode, encode, pack, unpack
 from fedveil.privacy import Head, Ledger, verify_ledger
+from fedveil.study import has_own, own_model
 
 __all__ = ["SiteService", "message_limit"]
 
@@ -160,20 +161,20 @@ class SiteService:
             if site is None:
                 return
             with self._busy:
-                wanted = self.config.policy.own_models and _has_own(listed.terms)
+                wanted = self.config.policy.own_models and has_own(listed.terms)
                 if wanted and kept.own() is None:
-                    self._make_own(site, digest, kept)
+                    self._make_own(site, listed.terms, kept)
                 kept.judge(listed.offer, self._cohorts.judge)
             log.info("study %s is finished; %s holds what became of it here", digest[:12], kept.folder)
         except Exception as error:  # noqa: BLE001 - a service goes on; at its next start it tries again
             log.error("what follows study %s cannot be done: %s", digest[:12], error)
 
-    def _make_own(self, site: Site, digest: str, kept: Kept) -> None:
+    def _make_own(self, site: Site, terms: Terms, kept: Kept) -> None:
         """This hospital's own model, charged once; a kill between charge and file costs the model."""
         try:
-            kept.keep_own(site.personalise(digest, kept.common().parameters))
+            kept.keep_own(own_model(site, terms, kept.common()))
         except FedveilError as error:
-            log.warning("study %s: no own model: %s", digest[:12], error)
+            log.warning("study %s: no own model: %s", terms.digest[:12], error)
 
     def finish(self) -> None:
         """Wait until what was begun in the background is done."""
@@ -312,11 +313,6 @@ class SiteService:
     def _seal(self, answer: Answer, receipt: Receipt | None) -> bytes:
         head = {"site": answer.site, "receipt": receipt.to_dict() if receipt else None}
         return self.identity.seal(encode(Frame("answer", head, {}, {"answer": pack(answer)})), FROM_SITE)
-
-
-def _has_own(terms: Terms) -> bool:
-    """Whether a study pays for a model of each hospital's own."""
-    return any(release.name == PERSONAL for release in terms.releases)
 
 
 def _is_digest(value: str) -> bool:

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.federation.messages import Vector
-from fedveil.federation.terms import CALIBRATION, EVALUATION, PROGRESS, STATISTICS, LocalSteps, Release
+from fedveil.federation.terms import (
+    CALIBRATION,
+    EVALUATION,
+    PERSONAL_CALIBRATION,
+    PROGRESS,
+    STATISTICS,
+    LocalSteps,
+    Release,
+)
 from fedveil.learning import HeldOut, Learner
 from fedveil.privacy import release as release_noisy
 
@@ -95,8 +103,10 @@ class Contributions:
             return self._held_out.histogram(parameters, self._sample(release, self._held_out.units))
         if release.name == PROGRESS:
             return self._learner.hits(parameters, self._sample(release, self._learner.units))
-        if release.name in (STATISTICS, CALIBRATION):
-            return self._learner.statistics(parameters, self._sample(release, self._learner.units))
+        if release.name in (STATISTICS, CALIBRATION, PERSONAL_CALIBRATION):
+            chosen = self._sample(release, self._learner.units)
+            own = release.name == PERSONAL_CALIBRATION
+            return self._learner.statistics(parameters, chosen, plain=own)
         if release.local is not None:
             return self.local_steps(release, release.local, parameters, private=private)
         return self._gradients(release, parameters, release.mechanism.clip_norm)

@@ -21,12 +21,7 @@ from fedveil.federation.messages import (
 )
 from fedveil.federation.policy import Policy
 from fedveil.federation.secure import Identity, SecureSite
-from fedveil.federation.terms import (
-    PERSONAL,
-    Release,
-    Terms,
-    noise_share,
-)
+from fedveil.federation.terms import KEPT, PERSONAL, PERSONAL_CALIBRATION, Release, Terms
 from fedveil.learning import HeldOut, Learner
 from fedveil.privacy import Ledger, check_delta, secure_generator
 from fedveil.privacy import release as release_noisy
@@ -184,9 +179,9 @@ class Site:
 
     def _handle_round(self, request: Request) -> Reply:
         terms = self._terms_of(request.study)
-        if request.release == PERSONAL:
+        if request.release in KEPT:
             raise Refused(
-                "the request is for the hospital's own model",
+                f"the request is for {request.release}, which makes the hospital's own model",
                 "a hospital makes it for itself, and shows it to whom it likes",
                 "ask for the releases of the study",
             )
@@ -218,32 +213,51 @@ class Site:
         Raises:
             BudgetExceeded: the ledger has no room, or this was paid for before, whatever became of the model.
         """
+        terms, release = self._charge_own(study, PERSONAL, parameters)
+        if release.local is None:
+            raise Refused(
+                "the study states no personal steps", "a site takes those that it admitted", "plan them"
+            )
+        own = parameters.copy()
+        own[-release.dimension :] += self._contributions.local_steps(
+            release, release.local, parameters, private=terms.trust != "none"
+        )
+        return own
+
+    def recalibrate(self, study: str, parameters: Vector) -> Vector:
+        """Class statistics of a model's scores on this hospital's images alone, with all of the noise; charged once.
+
+        Args:
+            study: digest of admitted terms, which hold a `PERSONAL_CALIBRATION` release.
+            parameters: a model, before any threshold.
+
+        Raises:
+            BudgetExceeded: the ledger has no room, or this was paid for before.
+        """
+        terms, release = self._charge_own(study, PERSONAL_CALIBRATION, parameters)
+        total = self._contributions.of(release, parameters, private=terms.trust != "none")
+        return self._noisy(total, terms.noise_std(release))
+
+    def _charge_own(self, study: str, name: str, parameters: Vector) -> tuple[Terms, Release]:
+        """Pay for what the hospital makes for itself: once, whatever became of it."""
         terms = self._terms_of(study)
-        if self._ledger is not None and _has_own(self._ledger, terms):
+        if self._ledger is not None and _has(self._ledger, terms, name):
             raise BudgetExceeded(
-                f"{self.name}'s own model of study {terms.name} was charged before",
-                "a study pays for one",
-                "use it, or the common model if it was lost",
+                f"{name} of study {terms.name} was charged to {self.name} before",
+                "a study pays for it once",
+                "use what it gave, or the common model if that was lost",
             )
         request = Request(
             study=study,
-            release=PERSONAL,
+            release=name,
             round=1,
             attempt=self._served.get(study, 0) + 1,
             participants=terms.sites,
             parameters=parameters,
         )
         release = self._check(request, terms)
-        if release.local is None:
-            raise Refused(
-                "the study states no personal steps", "a site takes those that it admitted", "plan them"
-            )
         self._reserve(request, terms, release)
-        own = parameters.copy()
-        own[-release.dimension :] += self._contributions.local_steps(
-            release, release.local, parameters, private=terms.trust != "none"
-        )
-        return own
+        return terms, release
 
     def _protect(
         self, request: Request, terms: Terms, release: Release, total: Vector
@@ -252,9 +266,9 @@ class Site:
         if release.integer is not None:
             words = release.integer.encode(total, self._generator)
             return self._secure[terms.digest].mask(request.attempt, words, release.name)
-        if release.local_noise:
-            return total
-        std = noise_share(terms.trust, release.mechanism, terms.honest)
+        return total if release.local_noise else self._noisy(total, terms.noise_std(release))
+
+    def _noisy(self, total: Vector, std: float) -> Vector:
         return release_noisy(total, std, self._generator) if std > 0 else total
 
     def _terms_of(self, study: str) -> Terms:
@@ -337,12 +351,12 @@ class Site:
             round=request.round,
             label=f"{release.name}{ATTEMPT}{request.attempt}",
             trust=terms.trust,
-            alone=terms.alone(charge),
+            alone=terms.alone(release, charge.steps),
         )
         self._asked[terms.digest] = asked
 
 
-def _has_own(ledger: Ledger, terms: Terms) -> bool:
-    """Whether the site's own model was charged, by this process or one before it."""
+def _has(ledger: Ledger, terms: Terms, release: str) -> bool:
+    """Whether the study was charged for a release, by this process or one before it."""
     made = (charge.label for charge in ledger.state.charges if charge.study == terms.title)
-    return any(release_of(label) == PERSONAL for label in made)
+    return any(release_of(label) == release for label in made)

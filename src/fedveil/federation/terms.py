@@ -19,7 +19,9 @@ from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsil
 __all__ = [
     "CALIBRATION",
     "EVALUATION",
+    "KEPT",
     "PERSONAL",
+    "PERSONAL_CALIBRATION",
     "PROGRESS",
     "STATISTICS",
     "TRAINING",
@@ -36,10 +38,14 @@ TRAINING = "training"
 CALIBRATION = "calibration"
 PROGRESS = "progress"
 EVALUATION = "evaluation"
-BOUNDED = (STATISTICS, PROGRESS, CALIBRATION, EVALUATION)
-"""Releases whose contributions have norm 1 at most by construction, whatever the mechanism's clip norm says."""
 PERSONAL = "personal"
-"""Local steps that a hospital takes from the finished model, for a model of its own: nobody asks for them."""
+"""Local steps that a hospital takes from the finished model, for a model of its own."""
+PERSONAL_CALIBRATION = "personal-calibration"
+"""A hospital's own class sizes and mean scores, for a threshold and class frequencies of its own."""
+KEPT = (PERSONAL, PERSONAL_CALIBRATION)
+"""What a hospital makes for itself, with all of the noise: nobody can ask for it, and no sum hides it."""
+BOUNDED = (STATISTICS, PROGRESS, CALIBRATION, EVALUATION, PERSONAL_CALIBRATION)
+"""Releases whose contributions have norm 1 at most by construction, whatever the mechanism's clip norm says."""
 
 
 def phase_name(number: int) -> str:
@@ -135,7 +141,8 @@ class Release:
         name: what is released: `STATISTICS`, one sum before training; `TRAINING`, and further phases of it (see
             `phase_name`); `PROGRESS`, how many units the model has right so far; `CALIBRATION`, one sum after;
             `EVALUATION`, one sum over the patients that hospitals hold out;
-            `PERSONAL`, a site's own steps from the finished model, which leave it only as it pleases.
+            `PERSONAL` and `PERSONAL_CALIBRATION`, what a site makes of the finished model, which leaves it only as it
+            pleases.
         mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.
@@ -248,7 +255,7 @@ class Terms:
                 "secure aggregation needs 3 or more: with fewer, a site learns the other's sum from the total",
                 'add sites, or set privacy.trust to "site"',
             )
-        if not all(release.integer for release in self.releases if release.name != PERSONAL):
+        if not all(release.integer for release in self.releases if release.name not in KEPT):
             raise InvalidValue(
                 "a release under secure aggregation has no integer mechanism",
                 "only whole numbers can be masked",
@@ -351,7 +358,7 @@ class Terms:
 
     def noise_std(self, release: Release) -> float:
         """Standard deviation of the noise that one site adds to its sum, or to each of its local steps."""
-        if release.local_noise:
+        if release.local_noise or release.name in KEPT:
             return release.mechanism.noise_std
         return noise_share(self.trust, release.mechanism, self.honest)
 
@@ -361,25 +368,22 @@ class Terms:
             return mechanism.noise_std**2
         return survivors * noise_share(self.trust, mechanism, self.honest) ** 2
 
-    def alone(self, mechanism: Mechanism) -> Mechanism | None:
-        """What a site's own noise share earns if everyone else colludes; None if it adds none.
+    def alone(self, release: Release, steps: int | None = None) -> Mechanism | None:
+        """What a site's own noise earns if everyone else colludes; None if it adds none.
 
         Args:
-            mechanism: that of one of the releases, for any number of steps.
+            release: one of the terms'.
+            steps: of its mechanism; all where None.
         """
-        for release in self.releases:
-            if release.mechanism.with_steps(mechanism.steps) != mechanism:
-                continue
-            if release.local_noise:
-                return mechanism if mechanism.noise_multiplier > 0 else None
-            if release.integer is not None:
-                return release.integer.alone.with_steps(mechanism.steps)
-        share = noise_share(self.trust, mechanism, self.honest)
-        return replace(mechanism, noise_multiplier=share / mechanism.clip_norm) if share > 0 else None
+        mechanism = release.mechanism if steps is None else release.mechanism.with_steps(steps)
+        if release.integer is not None and not release.local_noise:
+            return release.integer.alone.with_steps(mechanism.steps)
+        own = self.noise_std(release) / mechanism.clip_norm
+        return replace(mechanism, noise_multiplier=own) if own > 0 else None
 
     def epsilon_alone(self) -> float:
         """Total epsilon of a site's own noise shares over the whole study, at the target's delta; infinite if none."""
-        shares = [self.alone(release.mechanism) for release in self.releases]
+        shares = [self.alone(release) for release in self.releases]
         if any(share is None for share in shares):
             return math.inf
         return epsilon([share for share in shares if share is not None], self.target.delta)

@@ -19,10 +19,11 @@ from fedveil.learning.held_out import HeldOut
 from fedveil.learning.learner import Learner
 from fedveil.learning.linear import LinearHead, LinearLearner
 from fedveil.learning.model import Model
-from fedveil.learning.network_learner import ImageSource, NetworkLearner, NetworkModel, Views
+from fedveil.learning.network_learner import ImageSource, NetworkLearner, NetworkModel
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
 from fedveil.learning.score_histogram import ScoreHistogram
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
+from fedveil.learning.views import Views
 
 __all__ = [
     "Adam",

@@ -10,6 +10,7 @@ from fedveil.errors import InvalidValue
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import LinearHead, LinearLearner, Unit
 from fedveil.learning.one_shot import discriminant
+from fedveil.learning.own import own_numbers
 from fedveil.learning.shares import hits, image_shares
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
 
@@ -92,6 +93,22 @@ class CentredHead:
         weights = np.ones(self.classes) if statistics is None else statistics.weights
         moved = np.zeros(self.head.logits) if shift is None else shift
         return np.concatenate([centre, weights, moved, trained])
+
+    def unshifted(self, parameters: Vector) -> Vector:
+        """The same model: `scores` take no shift into account."""
+        return parameters
+
+    def recalibrated(
+        self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
+    ) -> tuple[Vector, Vector]:
+        """The model with one hospital's shift and class weights; see `fedveil.learning.Model.recalibrated`."""
+        centre, _, shift, trained = self.split(parameters)
+        found, scale = (
+            ClassStatistics.from_released(released, self.classes, noise_variance),
+            self.scale(parameters),
+        )
+        middle, own = own_numbers(shift / scale, frequencies, found)
+        return np.concatenate([centre, 1 / (self.classes * own), middle * scale, trained]), own
 
     def one_shot(self, statistics: ClassStatistics) -> tuple[Vector, Vector]:
         """The trained part and the shift of the logits from statistics alone, for a head that does not centre."""
@@ -182,9 +199,9 @@ class CentredLearner:
             self._centre, self._weights = centre, weights
         return self._learner.contribution(trained, clip_norm=clip_norm, units=units)
 
-    def statistics(self, parameters: Vector, units: Indices | None = None) -> Vector:
+    def statistics(self, parameters: Vector, units: Indices | None = None, *, plain: bool = False) -> Vector:
         """Sum the units' class statistics: of their features, or of their scores where there is a model to score by."""
-        points = self._mean_scores(parameters) if parameters.size else self._features
+        points = self._mean_scores(parameters, plain) if parameters.size else self._features
         weights = image_shares(self._groups, None if self._unit == "site" else units)
         total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)
         if self._unit == "site":
@@ -192,9 +209,9 @@ class CentredLearner:
             total *= units is None or len(units) > 0
         return total
 
-    def _mean_scores(self, parameters: Vector) -> Vector:
-        """Each image's score, averaged with that of its degraded view; both are cut to length 1 first."""
-        views = [self._features] if self._degraded is None else [self._features, self._degraded]
+    def _mean_scores(self, parameters: Vector, plain: bool) -> Vector:
+        """Each image's score, averaged with that of its degraded view unless plain; both are cut to length 1 first."""
+        views = [self._features] if self._degraded is None or plain else [self._features, self._degraded]
         scores = [self._model.scores(parameters, view) for view in views]
         cut = [one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1.0) for one in scores]
         result: Vector = np.mean(cut, axis=0)

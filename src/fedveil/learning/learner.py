@@ -48,12 +48,13 @@ class Learner(Protocol):
         """
         ...
 
-    def statistics(self, parameters: Vector, units: Indices | None = None) -> Vector:
+    def statistics(self, parameters: Vector, units: Indices | None = None, *, plain: bool = False) -> Vector:
         """Sum over the units a vector of L2 norm at most 1 that is released once, before or after training.
 
         Args:
             parameters: empty before training; then the trained model.
             units: indices of the units that take part; all where None.
+            plain: take images as they are, without degraded views.
 
         Returns:
             float64, un-noised.

@@ -55,3 +55,23 @@ class Model(Protocol):
     ) -> Vector:
         """The shift of the logits that was released after training, given what was released until then."""
         ...
+
+    def unshifted(self, parameters: Vector) -> Vector:
+        """A whole parameter vector as it was when the logits had not been shifted yet."""
+        ...
+
+    def recalibrated(
+        self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
+    ) -> tuple[Vector, Vector]:
+        """The same model with the threshold and class frequencies of one hospital; see `fedveil.learning.own`.
+
+        Args:
+            parameters: the whole model.
+            frequencies: (classes,) those of all hospitals together.
+            released: noisy class statistics of the `unshifted` model's scores on the hospital's images.
+            noise_variance: of each number in them.
+
+        Returns:
+            The model's whole parameter vector, and the hospital's frequencies.
+        """
+        ...

@@ -6,7 +6,6 @@ multiplicity, De et al., 2204.13650) count as one image of its patient: they are
 """
 
 import functools
-import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import special
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import Unit
 from fedveil.learning.networks import Centred, efficientnet_lite0, network, split_frozen
+from fedveil.learning.own import own_numbers
 from fedveil.learning.private_gradients import (
     Clipping,
     PrivateGradients,
@@ -33,8 +33,9 @@ from fedveil.learning.private_gradients import (
 )
 from fedveil.learning.shares import hits, image_shares
 from fedveil.learning.statistics import FEWEST, ClassStatistics
+from fedveil.learning.views import Views
 
-__all__ = ["ImageSource", "NetworkLearner", "NetworkModel", "Views"]
+__all__ = ["ImageSource", "NetworkLearner", "NetworkModel"]
 
 BATCH = 256
 """Images that pass through a network at once, and that are read at once."""
@@ -162,6 +163,20 @@ class NetworkModel:
         result: Vector = np.log(priors) - middle
         return result
 
+    def unshifted(self, parameters: Vector) -> Vector:
+        """The same model with an offset of 0."""
+        return np.concatenate([np.zeros(self.classes), parameters[self.classes :]])
+
+    def recalibrated(
+        self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
+    ) -> tuple[Vector, Vector]:
+        """The model with one hospital's offset; see `fedveil.learning.Model.recalibrated`."""
+        found = ClassStatistics.from_released(released, self.classes, noise_variance)
+        common = (np.log(frequencies) - parameters[: self.classes]) / LONGEST_LOGITS
+        middle, own = own_numbers(common, frequencies, found)
+        offset = np.log(own) - middle * LONGEST_LOGITS
+        return np.concatenate([offset, parameters[self.classes :]]), own
+
     @contextmanager
     def loaded(self, parameters: Vector) -> Iterator[None]:
         """Set the body's parameters, for one thread at a time."""
@@ -218,46 +233,6 @@ ROUNDING = 2e-3
 Where a unit is left out, the others' images fall into other batches, whose sums in single precision are rounded another
 way: measured, by 2e-4 of the clip norm over 1,024 units in the worst case, and growing with their number.
 """
-
-
-class Views:
-    """Several views of each image, the same for all images of a step: shifted by up to 1/16, and mirrored by chance.
-
-    They follow from the public parameters, so that a repeated step sees the same views, and no patient's view
-    depends on who else takes part. One view is the image itself.
-
-    Args:
-        count: views of an image.
-        flip: whether views are mirrored left to right.
-    """
-
-    def __init__(self, count: int = 1, *, flip: bool = True) -> None:
-        if count < 1:
-            raise InvalidValue(f"views is {count}", "it must be at least 1", "1 takes the images as they are")
-        self.count, self.flip = count, flip
-
-    def draw(self, parameters: Vector, size: int) -> list[tuple[bool, int, int]]:
-        """Mirrored or not, and the shift in pixels down and right, for each view of this step."""
-        if self.count == 1:
-            return [(False, 0, 0)]
-        digest = hashlib.sha256(np.ascontiguousarray(parameters).tobytes()).digest()
-        generator = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
-        most = max(1, size // 16)
-        flips = generator.random(self.count) < (0.5 if self.flip else 0.0)
-        shifts = generator.integers(-most, most + 1, (self.count, 2))
-        return [(bool(flip), int(dy), int(dx)) for flip, (dy, dx) in zip(flips, shifts, strict=True)]
-
-    @staticmethod
-    def of(images: Tensor, view: tuple[bool, int, int]) -> Tensor:
-        """One view of images (k, channels, height, width); the edge is repeated where a shift leaves a gap."""
-        flip, dy, dx = view
-        seen = images.flip(3) if flip else images
-        if dy or dx:
-            reach = max(abs(dy), abs(dx))
-            height, width = images.shape[2:]
-            padded = functional.pad(seen, (reach,) * 4, mode="replicate")
-            seen = padded[:, :, reach - dy : reach - dy + height, reach - dx : reach - dx + width]
-        return seen
 
 
 class NetworkLearner:
@@ -329,6 +304,8 @@ class NetworkLearner:
         self,
         parameters: Vector,
         units: Indices | None = None,
+        *,
+        plain: bool = False,  # noqa: ARG002 - there are no degraded views here
     ) -> Vector:
         """Count the units of each class; or sum class statistics of what a network centres, or a trained one says.
 

@@ -7,6 +7,7 @@ or real ones that `fedveil.deploy` reaches. There is one path from the file to t
 from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Method, Setting
 from fedveil.study.model_file import TrainedModel, predict
 from fedveil.study.outcome import HandedOver
+from fedveil.study.own import has_own, own_model
 from fedveil.study.plan import Plan, make_plan
 from fedveil.study.planner import Recommendation, recommend
 from fedveil.study.prepare import Prepared, prepare, resolve
@@ -44,9 +45,11 @@ __all__ = [
     "TrainedModel",
     "Way",
     "Wishes",
+    "has_own",
     "make_plan",
     "make_terms",
     "measure",
+    "own_model",
     "predict",
     "prepare",
     "read_measurements",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.learning import ClassStatistics, auroc, decide, evaluate
+from fedveil.learning import auroc, decide, evaluate
 from fedveil.study.task import Task
 
 __all__ = ["TestSet"]
@@ -36,12 +36,12 @@ class TestSet:
         """Class probabilities (n, classes) of the test images."""
         return self._task.probabilities(parameters, self.rows)
 
-    def point(self, parameters: Vector, statistics: ClassStatistics | None) -> Mapping[str, float] | None:
+    def point(self, parameters: Vector, priors: Vector | None) -> Mapping[str, float] | None:
         """Two metrics for the learning curve; None where there is nothing to test on."""
         if not len(self.rows):
             return None
         probabilities = self.probabilities(parameters)
-        predicted = decide(probabilities, None if statistics is None else statistics.priors)
+        predicted = decide(probabilities, priors)
         hits = [(predicted[self.labels == code] == code).mean() for code in np.unique(self.labels)]
         return {"auroc": auroc(self.labels, probabilities), "balanced_accuracy": float(np.mean(hits))}
 

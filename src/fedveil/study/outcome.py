@@ -17,6 +17,7 @@ from fedveil.learning import decide
 from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import write_atomic
+from fedveil.study.model_file import TrainedModel
 from fedveil.study.prepare import Prepared
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.task import Task
@@ -51,7 +52,7 @@ class HandedOver:
         missing: the hospitals that could not be given it.
     """
 
-    personal: Mapping[str, Vector] = field(default_factory=dict)
+    personal: Mapping[str, TrainedModel] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
 
@@ -92,15 +93,17 @@ class Outcome:
         if self.trained.histogram is not None:
             metrics["released"] = self.trained.histogram.metrics(model.classes, model.frequencies)
         directory.write_json("provenance.json", self._provenance())
-        own = {name: test.point(one, statistics) for name, one in self.handed_over.personal.items()}
+        own = {
+            name: test.point(one.parameters, one.frequencies)
+            for name, one in self.handed_over.personal.items()
+        }
         result = self._result(metrics, own)
         directory.finish(result)
         return result
 
     def _judged(self, directory: RunDirectory, test: TestSet) -> dict[str, Any]:
         """Write down what the model says of the test images; return how good that is."""
-        statistics = self.trained.statistics
-        priors = None if statistics is None else statistics.priors
+        priors = self.trained.priors
         probabilities = test.probabilities(self.trained.parameters)
         predicted = decide(probabilities, priors)
         _write_predictions(directory, self.task, test, probabilities, predicted)

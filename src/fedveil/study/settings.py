@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedveil.errors import StudyError
+from fedveil.study.conflicts import conflicts
 from fedveil.study.defaults import with_defaults
 from fedveil.study.toml import to_toml
 
@@ -217,6 +218,12 @@ class PrivacySettings(_Table):
         lt=1,
         description="part of the budget for a model of each hospital's own, trained on from the common one",
     )
+    personal_calibration_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of the budget for a threshold and class frequencies of each hospital's own",
+    )
     progress_share: float = Field(
         default=0.0,
         ge=0,
@@ -285,59 +292,9 @@ class Study(_Table):
         return with_defaults(values)
 
     @model_validator(mode="after")
-    def _fits_one_shot(self) -> Self:
-        if self.training.method != "one-shot":
-            return self
-        if self.model.network != "linear":
-            raise ValueError('training.method "one-shot" is for linear heads: leave model.network out')
-        if self.training.sampling_rate < 1:
-            raise ValueError('training.method "one-shot" takes all units once: leave sampling_rate out')
-        if self.privacy.unit == "site":
-            raise ValueError(
-                'training.method "one-shot" counts patients or images: set privacy.unit to one of them'
-            )
-        if self.privacy.personal_share > 0:
-            raise ValueError('training.method "one-shot" has no own models: leave privacy.personal_share out')
-        if self.privacy.progress_share > 0 or self.privacy.spending != 1:
-            raise ValueError(
-                'training.method "one-shot" has one round: leave privacy.progress_share and spending out'
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _fits_spending(self) -> Self:
-        training = self.training
-        if self.privacy.spending == 1:
-            return self
-        if training.sampling_rate < 1:
-            raise ValueError(
-                "privacy.spending must be 1 where training.sampling_rate is below 1: unlike sampled steps have no "
-                "tight price together"
-            )
-        if training.method != "gradient" or training.optimizer != "sgd":
-            raise ValueError(
-                'privacy.spending other than 1 needs training.method "gradient" and training.optimizer "sgd", whose '
-                "steps grow and shrink with the budget"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _fits_the_network(self) -> Self:
-        network, features, training = self.model.network, self.model.features, self.training
-        if network == "linear" and features == "none":
-            raise ValueError('model.features is "none", which only networks train on: name features')
-        if network != "linear" and features != "none":
-            raise ValueError(f'model.network "{network}" is trained on pixels: set model.features = "none"')
-        if network == "linear" and training.clipping != "flat":
-            raise ValueError("training.clipping is for networks")
-        if network.startswith("efficientnet-lite0") and training.views > 1:
-            raise ValueError(
-                "training.views must be 1 for efficientnet-lite0, whose frozen part runs only once"
-            )
-        if self.privacy.personal_share > 0 and (training.sampling_rate < 1 or self.privacy.unit == "site"):
-            raise ValueError(
-                "privacy.personal_share needs training.sampling_rate 1 and a patient or an image as privacy.unit"
-            )
+    def _goes_together(self) -> Self:
+        for found in conflicts(self):
+            raise ValueError(found)
         return self
 
     @model_validator(mode="after")
@@ -407,6 +364,8 @@ def _explain(error: ValidationError, where: str) -> StudyError:
         )
     rule = first["msg"].removeprefix("Value error, ")
     rule = rule[0].lower() + rule[1:]
+    if not first["loc"]:
+        return StudyError(f"{where}: its settings do not go together", rule, "change one of them" + more)
     return StudyError(f"{where}: {key} is {first['input']!r}"[:200], rule, "correct the value" + more)
 
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
-import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.errors import BudgetExceeded
-from fedveil.federation import PERSONAL, Identity, InProcess, Policy, Site, Terms
+from fedveil.federation import Identity, InProcess, Policy, Site, Terms
 from fedveil.privacy import Budget, Ledger
 from fedveil.study.evaluation import TestSet
 from fedveil.study.model_file import TrainedModel
 from fedveil.study.outcome import HandedOver
+from fedveil.study.own import has_own, own_model
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Progress, Silent
 from fedveil.study.rundir import RunDirectory
@@ -27,7 +27,6 @@ from fedveil.study.training import Trained, train
 __all__ = ["Simulated", "run"]
 
 NOTHING = np.empty(0, dtype=np.int64)
-Vector = npt.NDArray[np.float64]
 
 
 def run(
@@ -118,8 +117,7 @@ class Simulated(Hospitals):
                 progress=progress,
                 label=label,
             )
-        priors = None if trained.statistics is None else trained.statistics.priors
-        return test.metrics(test.probabilities(trained.parameters), priors)
+        return test.metrics(test.probabilities(trained.parameters), trained.priors)
 
 
 def _mean(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -139,25 +137,24 @@ def _open_ledgers(stack: ExitStack, terms: Terms, directory: RunDirectory) -> di
 
 def _personal(
     sites: Sequence[Site], task: Task, terms: Terms, directory: RunDirectory, trained: Trained
-) -> dict[str, Vector]:
+) -> dict[str, TrainedModel]:
     """Each site's own model, if the study has them; what a resumed run finds in the directory is not made again.
 
     A site that was charged for its own model, and stopped before it was on disk, goes without: to make it again would
     cost its share of the budget again.
     """
-    if not any(release.name == PERSONAL for release in terms.releases):
-        return {}
     made = {}
-    for site in sites:
+    common = task.trained(trained.parameters, trained.statistics)
+    for site in sites if has_own(terms) else ():
         folder = directory.personal(site.name)
         if not (folder / "model.json").exists():
             try:
-                own = site.personalise(terms.digest, trained.parameters)
+                own = own_model(site, terms, common)
             except BudgetExceeded:
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            task.trained(own, trained.statistics).save(folder)
-        made[site.name] = TrainedModel.load(folder).parameters
+            own.save(folder)
+        made[site.name] = TrainedModel.load(folder)
     return made
 
 

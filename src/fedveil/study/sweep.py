@@ -258,7 +258,7 @@ def _measure(task: Task, setting: Setting, scratch: Path) -> Measurement:
             progress=Silent(),
         )
     terms = joined.terms
-    point = TestSet(task).point(trained.parameters, trained.statistics) or {}
+    point = TestSet(task).point(trained.parameters, trained.priors) or {}
     private = terms.trust != "none"
     released = [release.mechanism for release in terms.releases] if private else []
     spent = epsilon(released, terms.target.delta) if private else math.inf

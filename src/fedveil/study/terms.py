@@ -10,6 +10,7 @@ from fedveil.federation import (
     CALIBRATION,
     EVALUATION,
     PERSONAL,
+    PERSONAL_CALIBRATION,
     PROGRESS,
     STATISTICS,
     TRAINING,
@@ -72,11 +73,10 @@ def _releases(study: Study, calibrator: "_Calibrator", model: Model) -> list[Rel
         made = [calibrator.single(one, once.with_steps(one.times)) for one in single]
     elif study.training.method == "one-shot":
         made = [calibrator.share(one) for one in single if one.name != STATISTICS]
+        made += calibrator.kept(model)
         return [calibrator.rest([one.mechanism for one in made], model), *made]
     else:
-        made = [calibrator.share(one) for one in single]
-        if study.privacy.personal_share > 0:
-            made.append(calibrator.personal(model))
+        made = [*(calibrator.share(one) for one in single), *calibrator.kept(model)]
         training = calibrator.training([one.mechanism for one in made], model)
     first = [one for one in made if one.name == STATISTICS]
     spread = [training] if study.privacy.spending == 1 else calibrator.spread(training, made)
@@ -117,10 +117,30 @@ class _Calibrator:
 
     def share(self, one: _Single) -> Release:
         """One sum that takes its share of the budget."""
-        private = self.target.trust != "none"
-        whole = calibrate(self.target, steps=1).noise_multiplier if private else 0.0
-        multiplier = whole / math.sqrt(one.share / one.times)
+        multiplier = self._whole / math.sqrt(one.share / one.times)
         return self.single(one, Mechanism(multiplier, 1.0, one.times, unit=self.target.unit))
+
+    @property
+    def _whole(self) -> float:
+        """The noise multiplier of a single sum that takes all of the budget."""
+        return calibrate(self.target, steps=1).noise_multiplier if self.target.trust != "none" else 0.0
+
+    def kept(self, model: Model) -> list[Release]:
+        """What every hospital makes for itself, as far as the study pays for it."""
+        privacy, found = self.study.privacy, []
+        if privacy.personal_share > 0:
+            found.append(self.personal(model))
+        if privacy.personal_calibration_share > 0:
+            multiplier = self._whole / math.sqrt(privacy.personal_calibration_share)
+            found.append(
+                Release(
+                    name=PERSONAL_CALIBRATION,
+                    mechanism=Mechanism(multiplier, 1.0, 1, unit=self.target.unit),
+                    dimension=model.calibration_size,
+                    parameters=model.parameters,
+                )
+            )
+        return found
 
     def rest(self, spent: Sequence[Mechanism], model: Model) -> Release:
         """The class statistics of a study without training, with the least noise that meets the target."""
@@ -209,9 +229,7 @@ class _Calibrator:
                 "state roughly how many units take part, over all sites, in training.units",
             )
         units = settings.units / self.sites
-        private = self.target.trust != "none"
-        whole = calibrate(self.target, steps=1).noise_multiplier if private else 0.0
-        single = whole / math.sqrt(self.study.privacy.personal_share)
+        single = self._whole / math.sqrt(self.study.privacy.personal_share)
         ratio = units / single if single > 0 else math.inf
         rate = learning_rate(ratio, PERSONAL_STEPS, clip_norm) / head_length(self.study)
         return Release(

@@ -41,7 +41,7 @@ Vector = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
 POINTS = 20
 """Most points on a network's learning curve."""
-Evaluate = Callable[[Vector, ClassStatistics | None], Mapping[str, float] | None]
+Evaluate = Callable[[Vector, Vector | None], Mapping[str, float] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,11 @@ class Trained:
     coordinator: Coordinator
     checks: tuple[Check, ...] = ()
     stopped: bool = False
+
+    @property
+    def priors(self) -> Vector | None:
+        """(classes,) class frequencies; None where none were released."""
+        return None if self.statistics is None else self.statistics.priors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +302,8 @@ class _Loop:
         seconds = time.perf_counter() - started
         planned = self.study.training.rounds
         judged = after.round % self._every(planned) == 0 or after.round == planned
-        point = self.evaluate(self._released(after, statistics, steps), statistics) if judged else None
+        priors = None if statistics is None else statistics.priors
+        point = self.evaluate(self._released(after, statistics, steps), priors) if judged else None
         self._tell(after.round, collected, point, float(np.linalg.norm(gradient)), seconds)
         return after
 
