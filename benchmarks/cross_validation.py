@@ -5,7 +5,7 @@
 
 The test splits are not touched. A linear head at the program's defaults, five hospitals and secure aggregation unless
 the figure says otherwise. "whitening": features as they are against features whitened by synthetic images. "spending":
-budget shaped over rounds, and training that stops early.
+budget shaped over rounds, and training that stops early. "second_order": second moments of features released too.
 """
 
 import argparse
@@ -115,7 +115,22 @@ def spending(measure: Callable[[str, str, Tables], None]) -> None:
             measure("chest", f"auroc_eps{epsilon:g}_progress{share:g}", {"privacy": privacy})
 
 
-PARTS = {"whitening": whitening, "spending": spending}
+def second_order(measure: Callable[[str, str, Tables], None]) -> None:
+    for data, method, epsilons in (
+        ("chest", "one-shot", (1.0, 2.0, 4.0, 8.0)),
+        ("chest", "gradient", (1.0, 8.0)),
+        ("breast", "one-shot", (1.0, 8.0)),
+        ("breast", "gradient", (8.0,)),
+    ):
+        for epsilon in epsilons:
+            for chosen in (False, True):
+                training = {"method": method, "second_order": chosen}
+                words = "second_order" if chosen else "plain"
+                name = f"auroc_{data}_{method.replace('-', '_')}_eps{epsilon:g}_{words}"
+                measure(data, name, {"training": training, "privacy": {"epsilon": epsilon}})
+
+
+PARTS = {"whitening": whitening, "spending": spending, "second_order": second_order}
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from cross_validation import chest
 
+from cross_validation import chest
 from fedveil.data import Dataset
 from fedveil.study import RunDirectory, Study, TrainedModel, prepare, run
 

@@ -17,6 +17,8 @@ from fedveil.learning.statistics import ClassStatistics, unit_blocks
 __all__ = ["CentredHead", "CentredLearner"]
 
 SMALLEST_SCALE = 1e-9
+RIDGE = 25.0
+"""Of second moments, in units of the mean variance; smaller ones stretch noise along what seldom varies."""
 
 
 class CentredHead:
@@ -31,10 +33,13 @@ class CentredHead:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of classes.
         centred: whether features are centred; a head from one round of statistics takes them as they are.
+        second_order: whether second moments of the features are released beside the class statistics.
     """
 
-    def __init__(self, blocks: Sequence[int], classes: int, *, centred: bool = True) -> None:
-        self.blocks, self.centred = tuple(blocks), centred
+    def __init__(
+        self, blocks: Sequence[int], classes: int, *, centred: bool = True, second_order: bool = False
+    ) -> None:
+        self.blocks, self.centred, self.second_order = tuple(blocks), centred, second_order
         self.head = LinearHead(sum(blocks), classes, intercept=False)
 
     @property
@@ -60,7 +65,7 @@ class CentredHead:
     @property
     def statistics_size(self) -> int:
         """Length of the class statistics that are released before training."""
-        return ClassStatistics.size(self.classes, self.features)
+        return ClassStatistics.size(self.classes, self.features, moments=self.second_order)
 
     @property
     def calibration_size(self) -> int:
@@ -72,8 +77,9 @@ class CentredHead:
         return self.head.initial()
 
     def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
-        """Class sizes and means of features."""
-        return ClassStatistics.from_released(released, self.classes, noise_variance)
+        """Class sizes, means of features, and their second moments if there are any."""
+        dimension = self.features if self.second_order else None
+        return ClassStatistics.from_released(released, self.classes, noise_variance, dimension=dimension)
 
     def read_shift(
         self, released: Vector, noise_variance: float, whole: Vector, statistics: ClassStatistics | None
@@ -93,6 +99,12 @@ class CentredHead:
         weights = np.ones(self.classes) if statistics is None else statistics.weights
         moved = np.zeros(self.head.logits) if shift is None else shift
         return np.concatenate([centre, weights, moved, trained])
+
+    def evened(self, statistics: ClassStatistics | None) -> Vector | None:
+        """See `fedveil.learning.Model.evened`."""
+        if statistics is None or statistics.moments is None:
+            return None
+        return statistics.moments.evened(RIDGE)
 
     def unshifted(self, parameters: Vector) -> Vector:
         """The same model: `scores` take no shift into account."""
@@ -203,7 +215,10 @@ class CentredLearner:
         """Sum the units' class statistics: of their features, or of their scores where there is a model to score by."""
         points = self._mean_scores(parameters, plain) if parameters.size else self._features
         weights = image_shares(self._groups, None if self._unit == "site" else units)
-        total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)
+        moments = self._model.second_order and not parameters.size
+        total = ClassStatistics.contribution(
+            points, self._labels, weights, self._model.classes, moments=moments
+        )
         if self._unit == "site":
             total = total / max(1.0, float(np.linalg.norm(total)))
             total *= units is None or len(units) > 0

@@ -163,6 +163,9 @@ class NetworkModel:
         result: Vector = np.log(priors) - middle
         return result
 
+    def evened(self, statistics: ClassStatistics | None) -> None:
+        """None: nothing is known of second moments."""
+
     def unshifted(self, parameters: Vector) -> Vector:
         """The same model with an offset of 0."""
         return np.concatenate([np.zeros(self.classes), parameters[self.classes :]])

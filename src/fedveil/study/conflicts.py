@@ -16,6 +16,8 @@ def conflicts(study: "Study") -> Iterator[str]:
         yield from _one_shot(study)
     if study.privacy.spending != 1:
         yield from _spending(study)
+    if study.training.second_order:
+        yield from _second_order(study)
     yield from _own_models(study)
 
 
@@ -57,6 +59,16 @@ def _spending(study: "Study") -> Iterator[str]:
             'privacy.spending other than 1 needs training.method "gradient" and training.optimizer "sgd", whose '
             "steps grow and shrink with the budget"
         )
+
+
+def _second_order(study: "Study") -> Iterator[str]:
+    training = study.training
+    if study.model.network != "linear":
+        yield "training.second_order is for linear heads: leave it or model.network out"
+    if training.method == "averaging" or training.optimizer != "sgd":
+        yield 'training.second_order needs training.method "gradient" or "one-shot", and training.optimizer "sgd"'
+    if training.method == "gradient" and study.privacy.statistics_share == 0:
+        yield "training.second_order is released with the statistics: leave privacy.statistics_share above 0"
 
 
 def _own_models(study: "Study") -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Self
 
 from fedveil.errors import StudyError
 from fedveil.federation import Release, RoundSum, Terms
-from fedveil.learning import Adam, Averaged, ClassStatistics, Optimizer, Sgd
+from fedveil.learning import Adam, Averaged, ClassStatistics, Model, Optimizer, Sgd
 from fedveil.learning.learner import Vector
 from fedveil.learning.networks import HEAD_LENGTH
 from fedveil.study.settings import Study
@@ -71,10 +71,12 @@ class Steps:
         normalizer: number of units that a sum of gradients is divided by: released, or stated in the study file. None
             where sites send differences, which are averaged with equal weights.
         optimizer: the update rule.
+        evened: what the gradient for each logit is multiplied by; None for nothing.
     """
 
     normalizer: float | None
     optimizer: Optimizer
+    evened: Vector | None = None
 
     def gradient(
         self, collected: RoundSum, terms: Terms, release: Release, weight: float
@@ -95,10 +97,13 @@ class Steps:
                 "there is no number of units", "sums of gradients are divided by one", "state it"
             )
         scale = weight / self.normalizer
-        return collected.total * scale, variance * scale**2
+        total = collected.total
+        if self.evened is not None:
+            total = (total.reshape(-1, len(self.evened)) @ self.evened).ravel()
+        return total * scale, variance * scale**2
 
     @classmethod
-    def plan(cls, study: Study, terms: Terms, statistics: ClassStatistics | None) -> Self:
+    def plan(cls, study: Study, terms: Terms, model: Model, statistics: ClassStatistics | None) -> Self:
         """Fix the steps of a study from its settings and what it has released."""
         training, averaging = study.training, study.training.method == "averaging"
         normalizer = None if averaging else units_per_round(study, terms, statistics)
@@ -112,7 +117,7 @@ class Steps:
             steps = sum(one.mechanism.steps for one in terms.phases)
             clip_norm = terms.main.mechanism.clip_norm
             rate = learning_rate(normalizer * _strength(terms), steps, clip_norm) / head_length(study)
-        return cls(normalizer=normalizer, optimizer=_optimizer(study, rate))
+        return cls(normalizer=normalizer, optimizer=_optimizer(study, rate), evened=model.evened(statistics))
 
 
 def units_per_round(study: Study, terms: Terms, statistics: ClassStatistics | None) -> float:

@@ -142,6 +142,10 @@ class TrainingSettings(_Table):
         description="server step size; default by rule from the noise and the number of units",
     )
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="the server's update rule")
+    second_order: bool = Field(
+        default=False,
+        description="also release second moments of features, and undo what they show: for large epsilons or cohorts",
+    )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="of the server's gradient descent")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 regularisation of the trained parameters")
     average_from: float = Field(

@@ -208,7 +208,12 @@ def model_of(study: Study, dataset: Dataset) -> Model:
 
 def _head(study: Study, dataset: Dataset) -> CentredHead:
     centred = study.training.method != "one-shot"
-    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
+    return CentredHead(
+        _extractor(study, dataset).blocks,
+        len(dataset.classes),
+        centred=centred,
+        second_order=study.training.second_order,
+    )
 
 
 def _network(study: Study, dataset: Dataset) -> NetworkModel:

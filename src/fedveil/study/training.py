@@ -128,7 +128,7 @@ class _Loop:
         statistics = self._statistics()
         if self.study.training.method == "one-shot":
             return self._one_shot(statistics)
-        steps = Steps.plan(self.study, self.terms, statistics)
+        steps = Steps.plan(self.study, self.terms, self.model, statistics)
         state = self._start(steps)
         self.progress.stage(self.label, self.study.training.rounds, state.round)
         found: list[Check] = []
