@@ -1,6 +1,6 @@
 """What a private step costs, against plain SGD and against Opacus, in one run: one JSON line a figure.
 
-    python benchmarks/private_gradients.py [--threads 2] [--repeats 7] [--only resnet18,memory] [--cpu-time]
+    python benchmarks/private_gradients.py [--threads 2] [--repeats 7] [--only resnet18 memory] [--cpu-time]
 
 A step is everything from images to updated parameters: forward, backward, clipping, noise, update. All kinds of
 step take turns on the same model, and each figure is the median over turns of the ratio within one turn.
@@ -291,14 +291,15 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", default=f"{','.join(MODELS)},memory,error", help="models, memory, error")
+    names = [*MODELS, "memory", "error"]
+    parser.add_argument("--only", nargs="*", choices=names, default=names, help="what to measure")
     parser.add_argument("--cpu-time", action="store_true", help="processor time instead of elapsed time")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")  # Opacus warns of its hooks; nothing here depends on it
     parts = {name: partial(speed, name) for name in MODELS} | {"memory": memory, "error": exactness}
-    for part in arguments.only.split(","):
+    for part in arguments.only:
         for figure, value, unit in parts[part](arguments):
             print(json.dumps({"figure": figure, "value": float(f"{value:.4g}"), "unit": unit}), flush=True)
 
