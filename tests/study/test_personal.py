@@ -133,6 +133,7 @@ def test_a_hospitals_own_threshold_moves_nothing_but_threshold_and_frequencies(
     )
     result = run(RunDirectory.create(tmp_path / "out", settings))
     common = TrainedModel.load(tmp_path / "out")
+    assert any("own threshold" in note for note in result["notes"])
     head = common.model
     for site in SITES:
         own = TrainedModel.load(tmp_path / "out" / "personal" / site)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.federation import Terms
+from fedveil.federation import PERSONAL_CALIBRATION, Terms
 from fedveil.learning import decide
 from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk
 from fedveil.study.evaluation import TestSet
@@ -30,6 +30,10 @@ NOT_TESTED = "This study has no test images and no learning curve. "
 NOISY_ONLY = (
     "What is known of the model's accuracy follows from noisy histograms of its scores on patients that the "
     "hospitals hold out (metrics.released)."
+)
+AT_HOME = (
+    "Each hospital's own threshold is set for its own scans as they are. Test images that come from elsewhere say little "
+    "about it: there the common threshold may do better, at home the own one."
 )
 NOT_JUDGED = "Nothing was judged: how good the model is has to be found out before it is used."
 PACKAGES = (
@@ -222,6 +226,10 @@ class Outcome:
             )
         if not len(self.task.dataset.test):
             notes.append(NOT_TESTED + (NOT_JUDGED if self.trained.histogram is None else NOISY_ONLY))
+        if any(one.name == PERSONAL_CALIBRATION for one in self.terms.releases) and len(
+            self.task.dataset.test
+        ):
+            notes.append(AT_HOME)
         if self.handed_over.missing:
             notes.append(
                 f"{', '.join(self.handed_over.missing)} did not receive the finished model when the study ended: "
