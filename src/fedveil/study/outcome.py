@@ -32,8 +32,8 @@ NOISY_ONLY = (
     "hospitals hold out (metrics.released)."
 )
 AT_HOME = (
-    "Each hospital's own threshold is set for its own scans as they are. Test images that come from elsewhere say little "
-    "about it: there the common threshold may do better, at home the own one."
+    "Each hospital's own threshold is set for its own scans as they are. Test images that come from elsewhere say "
+    "little about it: there the common threshold may do better, at home the own one."
 )
 NOT_JUDGED = "Nothing was judged: how good the model is has to be found out before it is used."
 PACKAGES = (
