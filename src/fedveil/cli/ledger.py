@@ -44,6 +44,10 @@ def show(path: LedgerFile, as_json: AsJson = False) -> None:
                 )
         console.print(f"budget: {state.budget}")
         console.print(f"spent:  epsilon {format_epsilon(state.spent())} in {len(state.charges)} charges")
+        if state.delta > state.budget.delta:
+            console.print(
+                f"delta:  {state.delta:g}, twice the budget's, since unlike sampled mechanisms were charged"
+            )
         console.print(f"alone:  epsilon {format_epsilon(state.spent_alone())} if everyone else colludes\n")
         console.print(table)
         console.print(f"\nhead: line {state.head.seq}, {state.head.hash}")
@@ -102,6 +106,7 @@ def _summary(state: LedgerState) -> dict[str, Any]:
     alone = state.spent_alone()
     return {
         "budget": state.budget.to_dict(),
+        "delta": state.delta,
         "epsilon_spent": state.spent(),
         "epsilon_alone": alone if alone < float("inf") else None,
         "charges": len(state.charges),

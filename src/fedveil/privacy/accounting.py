@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fedveil.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
 from fedveil.privacy.guarantee import check_delta
-from fedveil.privacy.subsampled import loss_delta, loss_epsilon, renyi_epsilon
+from fedveil.privacy.subsampled import filter_epsilon, loss_delta, loss_epsilon, renyi_epsilon
 
 if TYPE_CHECKING:  # a Mechanism states its own price, so it imports this module
     from fedveil.privacy.mechanism import Mechanism
@@ -67,7 +67,9 @@ def epsilon(mechanisms: Iterable["Mechanism"], delta: float, *, adaptive: bool =
 
     0 for none. ``adaptive`` says that later mechanisms may be chosen in view of what earlier ones released,
     as in a ledger that outlives a study. It changes the bound only where mechanisms differ and some sample:
-    then Renyi divergences replace privacy loss distributions, for which no such theorem is known.
+    then filters by Renyi divergences replace privacy loss distributions, for which no such theorem is known. Of
+    a ledger that admits such mixtures, `delta` holds for the courses of events without one and again for those
+    with one: in all, counting both, it is (epsilon, 2 delta)-private. See `LedgerState.delta`.
 
     >>> from fedveil.privacy import Mechanism
     >>> round(epsilon([Mechanism(28.9, 1.0, steps=60)], 1e-5), 3)
@@ -130,9 +132,10 @@ def _price(steps: _Steps, delta: float, adaptive: bool) -> float:
     if _samples(steps) and bound > 0:
         # To be left out of a sample only protects, so what full participation costs is an upper bound, too.
         sampled = _sampled(steps)
-        bound = min(bound, renyi_epsilon(sampled, delta))
-        if len(sampled) == 1 or not adaptive:
-            bound = min(bound, loss_epsilon(sampled, delta))
+        if len(sampled) > 1 and adaptive:
+            bound = filter_epsilon(sampled, delta)
+        else:
+            bound = min(bound, renyi_epsilon(sampled, delta), loss_epsilon(sampled, delta))
     return slack_epsilon + bound
 
 

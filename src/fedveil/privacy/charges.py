@@ -122,6 +122,16 @@ class LedgerState:
         known = [mechanism for mechanism in alone if mechanism is not None]
         return self._price(known, delta) if len(known) == len(alone) else math.inf
 
+    @property
+    def delta(self) -> float:
+        """What the budget's epsilon holds at: the budget's delta, or twice that where unlike mechanisms sample.
+
+        Whether a ledger comes to hold such a mixture may depend on what was released. Courses of events that do not
+        have delta; those that do, priced by `fedveil.privacy.subsampled.filter_epsilon`, have delta again.
+        """
+        kinds = {(one.mechanism.noise_multiplier, one.mechanism.sampling_rate) for one in self.charges}
+        return self.budget.delta * (2 if len(kinds) > 1 and any(rate < 1 for _, rate in kinds) else 1)
+
     def _of(self, study: str | None) -> list[Charge]:
         return [charge for charge in self.charges if study is None or charge.study == study]
 

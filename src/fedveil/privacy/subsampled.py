@@ -3,7 +3,7 @@
 Both give upper bounds. Privacy loss distributions (dp-accounting; Koskela et al. 2020, discretised by
 connecting the dots, Doroshenko et al. 2022) are tight, and hold where all mechanisms are fixed before the
 first one runs. Renyi divergences (Mironov et al. 2019) are looser by some per cent; their sum also bounds
-mechanisms that are chosen in view of what earlier ones released (Feldman and Zrnic 2021).
+mechanisms that are chosen in view of what earlier ones released, see `filter_epsilon`.
 """
 
 import math
@@ -14,7 +14,9 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
-__all__ = ["Sampled", "loss_delta", "loss_epsilon", "renyi_epsilon"]
+from fedveil.privacy.gaussian import gaussian_epsilon
+
+__all__ = ["Sampled", "filter_epsilon", "loss_delta", "loss_epsilon", "renyi_epsilon"]
 
 Sampled = tuple[tuple[float, float, int], ...]
 """(noise multiplier > 0, sampling rate, steps) of each distinct mechanism, in a fixed order."""
@@ -25,6 +27,8 @@ _MOST_POINTS, _MOST_POINTS_OF_A_STEP = 2**20, 2**17
 # Rounding in the sums and Fourier transforms misplaces at most this mass (seen: 2e-12 and 4.4e-16 a step).
 _ROUND_OFF, _ROUND_OFF_PER_STEP = 1e-10, 1e-15
 _ORDERS = np.array([*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512, 1024], dtype=np.float64)
+_FILTERED = np.isin(_ORDERS, [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256])
+"""The orders of a filter: each has its share of delta, so that few are better than many."""
 
 
 def loss_delta(parts: Sampled, epsilon: float) -> float:
@@ -52,13 +56,35 @@ def loss_epsilon(parts: Sampled, delta: float) -> float:
 
 
 def renyi_epsilon(parts: Sampled, delta: float) -> float:
-    """An upper bound on epsilon at `delta`, also where later mechanisms depend on earlier releases.
+    """An upper bound on epsilon at `delta` for `parts`, all fixed in advance.
 
     From Renyi divergences to epsilon by Canonne, Kamath and Steinke 2020, proposition 12.
     """
+    return max(0.0, float(np.min(_bounds(parts, delta))))
+
+
+def filter_epsilon(parts: Sampled, delta: float) -> float:
+    """The same for `parts` that differ and are chosen in view of what earlier ones released.
+
+    Of a fixed order, the sum of Renyi divergences is a filter: stop before it would pass what (epsilon, delta) allows,
+    and the whole is (epsilon, delta)-private (Feldman and Zrnic 2021). This goes on as long as *any* of k orders, or
+    full participation as a Gaussian mechanism, would: which of them holds in the end may depend on the data. Let A_j be
+    the courses of events in which the first k + 1 - j do not hold and the j-th does. On A_j the process is the one that
+    filter j stops, so P(S and A_j) - exp(epsilon) Q(S and A_j) is at most the delta of filter j. The A_j cover
+    everything, so with delta / (k + 1) each the sum is at most delta (a union bound, as in Lecuyer 2021).
+    """
+    share = delta / (_FILTERED.sum() + 1)
+    mu = math.sqrt(sum(steps / noise**2 for noise, _, steps in parts))
+    return max(0.0, min(float(np.min(_bounds(parts, share)[_FILTERED])), gaussian_epsilon(mu, share)))
+
+
+def _bounds(parts: Sampled, delta: float) -> NDArray[np.float64]:
+    """Epsilon at `delta` by each order."""
     total = sum(steps * _renyi(noise, rate) for noise, rate, steps in parts)
-    bounds = total + np.log1p(-1 / _ORDERS) - (math.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1)
-    return max(0.0, float(np.min(bounds)))
+    result: NDArray[np.float64] = (
+        total + np.log1p(-1 / _ORDERS) - (math.log(delta) + np.log(_ORDERS)) / (_ORDERS - 1)
+    )
+    return result
 
 
 def _overflow_raises() -> np.errstate:
