@@ -251,3 +251,26 @@ def test_the_real_chest_images(shared_data, size):
     assert len(np.unique(data.patients[data.train])) == 2846
     assert len(np.unique(data.patients[data.test])) == 427
     assert np.bincount(data.patients).max() == 30
+
+
+@pytest.mark.parametrize(
+    ("here", "labels"),
+    [
+        (["normal", "bacteria"], [0, 1]),
+        (["normal", "oedema"], [0, 0]),
+        (["virus", "bacteria"], [1, 1]),
+        (["normal", "normal"], [0, 0]),
+    ],
+)
+def test_a_hospital_need_not_have_every_positive_class(read, here, labels):
+    """Its only patient with one of them would decide whether the hospital can take part."""
+    arrays = {"images": PIXELS[:2], "labels": np.array(here)}
+    study = {"positive": ["bacteria", "virus"], "classes": ["normal", "positive"], "test_fraction": 0}
+    assert read(arrays, **study).labels.tolist() == labels
+
+
+@pytest.mark.parametrize("here", [["normal", "Virus"], ["0", "1"]])
+def test_other_names_for_positive_classes_are_still_refused(read, here):
+    arrays = {"images": PIXELS[:2], "labels": np.array(here)}
+    with pytest.raises(DataError, match="is unknown"):
+        read(arrays, positive=["bacteria", "virus"], classes=["normal", "positive"])

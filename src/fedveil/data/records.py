@@ -52,8 +52,9 @@ class Options:
     """What the study says about its data; the same for every kind of source.
 
     ``classes`` fixes the classes and their order, for a hospital that may not hold all of them. ``positive``
-    makes the task binary: the named classes against the rest. Where the source has no split, each patient is
-    held out with the chance ``test_fraction``, by a hash of ``seed`` and their name that is keyed with ``secret``.
+    makes the task binary: the named classes, not all of which such a hospital needs to hold, against the rest. Where
+    the source has no split, each patient is held out with the chance ``test_fraction``, by a hash of ``seed`` and
+    their name that is keyed with ``secret``.
     """
 
     image_size: int = 64
@@ -220,8 +221,10 @@ def study_labels(records: Records, options: Options) -> tuple[Codes, tuple[str, 
     """Labels and classes as the study wants them: merged by ``positive``, or in the order of ``classes``."""
     labels, classes = records.labels, records.classes
     if options.positive is not None:
-        named = [_position(name, classes, "positive") for name in options.positive]
-        if not named or (len(set(named)) == len(classes) and labels.ndim == 1):
+        asked, study = options.positive, options.classes
+        wanted = asked if study is None else _those_here(asked, classes, study)
+        named = [_position(name, classes, "positive") for name in wanted]
+        if not asked or (study is None and len(set(named)) == len(classes) and labels.ndim == 1):
             raise InvalidValue(
                 f"positive names {len(named)} of the {len(classes)} classes",
                 "it must name at least one class and leave at least one",
@@ -241,6 +244,23 @@ def study_labels(records: Records, options: Options) -> tuple[Codes, tuple[str, 
         return labels, classes
     order = np.array([_position(name, options.classes, "classes") for name in classes], dtype=np.int64)
     return order[labels].astype(np.int64), options.classes
+
+
+def _those_here(positive: Sequence[str], classes: tuple[str, ...], study: tuple[str, ...]) -> Sequence[str]:
+    """The positive classes that occur here; others need not, since what patients have is no reason to stay away.
+
+    All are asked for where one is spelt differently here, or where no name here is one of the study's: a hospital
+    with names of its own would take part with every label wrong.
+    """
+    known = {*positive, *study[0].split(" or ")}
+    plain = {_letters(name) for name in classes if name not in positive}
+    if known.isdisjoint(classes) or any(_letters(name) in plain for name in positive):
+        return positive
+    return [name for name in positive if name in classes]
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _position(name: str, classes: tuple[str, ...], setting: str) -> int:

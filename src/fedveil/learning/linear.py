@@ -91,10 +91,15 @@ class LinearHead:
         return self.probabilities_of(self.logits_of(parameters, features))
 
     def logits_of(self, parameters: npt.ArrayLike, features: npt.NDArray[Any]) -> Vector:
-        """Map features (n, features) to logits (n, logits), float64; raises as `probabilities` does."""
+        """Map features (n, features) to logits (n, logits), float64; raises as `probabilities` does.
+
+        Each image is summed by itself. In a matrix product how an image is rounded depends on how many others there
+        are; where weights cancel, the sign of its logit is nothing but rounding, and one patient less would change
+        what is decided for the others.
+        """
         weights = self.weights(parameters)
-        result: Vector = self.extend(_checked_features(features, self.features)) @ weights.T
-        return result
+        extended = self.extend(_checked_features(features, self.features))
+        return np.stack([(extended * row).sum(axis=1) for row in weights], axis=1)
 
     def weights(self, parameters: npt.ArrayLike) -> Vector:
         """View parameters as a matrix (logits, inputs), bias last, after checking them.

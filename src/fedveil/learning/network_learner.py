@@ -38,7 +38,12 @@ from fedveil.learning.views import Views
 __all__ = ["ImageSource", "NetworkLearner", "NetworkModel"]
 
 BATCH = 256
-"""Images that pass through a network at once, and that are read at once."""
+"""Images whose gradients are taken at once."""
+FORWARD = 32
+"""Images that a network is shown at once where nothing is trained, always as many: fewer are filled up with black ones.
+
+How a product rounds depends on how many rows it has, and what is decided for an image may hang on its last bit.
+"""
 LONGEST_LOGITS = 10.0
 """Norm of an image's logits, less their mean, beyond which thresholds count them as no longer: a public bound."""
 Images = npt.NDArray[np.float32]
@@ -201,7 +206,7 @@ class NetworkModel:
         parts = [np.empty((0, self.classes))]
         with self.loaded(parameters), torch.inference_mode():
             for rows in _batches(count):
-                logits = self.body(torch.from_numpy(images.read(rows))).double()
+                logits = _filled(self.body, images.read(rows)).double()
                 parts.append((logits + torch.from_numpy(parameters[: self.classes])).numpy())
         return np.concatenate(parts)
 
@@ -217,7 +222,7 @@ class NetworkModel:
         parts = [np.empty((0, self._centre))]
         with self.loaded(self.join(None, self.initial())), torch.inference_mode():
             for rows in _batches(count):
-                found = self._centred.unit(self._below(torch.from_numpy(images.read(rows))))
+                found = self._centred.unit(_filled(self._below, images.read(rows)))
                 parts.append(found.double().numpy())
         return np.concatenate(parts)
 
@@ -226,8 +231,9 @@ class NetworkModel:
         if self.frozen is None:
             return images
         with self._lock, torch.inference_mode():
-            result: Images = self.frozen(torch.from_numpy(images)).numpy()
-        return result
+            return np.concatenate(
+                [_filled(self.frozen, images[rows]).numpy() for rows in _batches(len(images))]
+            )
 
 
 ROUNDING = 2e-3
@@ -357,7 +363,15 @@ class NetworkLearner:
 
 
 def _batches(count: int) -> Iterator[Indices]:
-    return (np.arange(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
+    return (np.arange(start, min(start + FORWARD, count)) for start in range(0, count, FORWARD))
+
+
+def _filled(module: nn.Module, images: Images) -> Tensor:
+    """What a module makes of at most `FORWARD` images, shown among as many in any case."""
+    shown = np.zeros((FORWARD, *images.shape[1:]), images.dtype)
+    shown[: len(images)] = images
+    result: Tensor = module(torch.from_numpy(shown))[: len(images)]
+    return result
 
 
 def _build(

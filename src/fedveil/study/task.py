@@ -1,5 +1,6 @@
 """What a study trains: the model, its view of the images, and what a trained one is kept as."""
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -35,6 +36,7 @@ __all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of"]
 BATCH = 256
 """Images read and pushed through an extractor at a time, which bounds the memory that large sets need."""
 
+log = logging.getLogger("fedveil.site")
 Vector = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Change = Callable[[npt.NDArray[np.float32], list[str]], npt.NDArray[np.float32]]
@@ -71,12 +73,16 @@ class Task(ABC):
             return None
         cohort = self.dataset.cohort("held-out", rows)
         return HeldOut(
-            lambda parameters: self.probabilities(parameters, rows),
+            lambda parameters: self.scores(parameters, rows),
             cohort.labels,
             cohort.patients,
             classes=len(self.dataset.classes),
             unit=self.study.privacy.unit,
         )
+
+    def scores(self, parameters: Vector, rows: Indices) -> Vector:
+        """The same of images whose sum is released: none that cannot be read may take the others with it."""
+        return self.probabilities(parameters, rows)
 
     def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
         """What `predict` needs."""
@@ -154,7 +160,7 @@ class NetworkTask(Task):
         cohort, settings = self.dataset.cohort("site", rows), self.study.training
         return NetworkLearner(
             self.network,
-            _Rows(self.images, rows),
+            _Rows(self._readable, rows),
             cohort.labels,
             cohort.patients,
             unit=self.study.privacy.unit,
@@ -166,6 +172,15 @@ class NetworkTask(Task):
         """Class probabilities (k, classes) of these images."""
         return self.network.probabilities(parameters, _Rows(self.images, rows), len(rows))
 
+    def scores(self, parameters: Vector, rows: Indices) -> Vector:
+        """Class probabilities, of an image that cannot be read as if it were black."""
+        return self.network.probabilities(parameters, _Rows(self._readable, rows), len(rows))
+
+    @property
+    def _readable(self) -> ImageSource:
+        side = self.study.data.image_size
+        return _Readable(self.images, (self.dataset.images.channels, side, side))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
@@ -176,6 +191,31 @@ class _Rows:
 
     def read(self, indices: Indices) -> npt.NDArray[np.float32]:
         return self.source.read(self.rows[indices])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Readable:
+    """Images of which one that cannot be read is black.
+
+    A file may be whole enough to be listed, and damaged further on, or go bad between two rounds. Were the whole sum
+    given up, one patient's presence would decide whether all others are in it.
+    """
+
+    source: ImageSource
+    shape: tuple[int, int, int]
+
+    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
+        try:
+            return self.source.read(indices)
+        except Exception:  # noqa: BLE001 - whatever is wrong with one image stays with that image
+            return np.concatenate([self._one(index) for index in indices])
+
+    def _one(self, index: np.int64) -> npt.NDArray[np.float32]:
+        try:
+            return self.source.read(np.array([index]))
+        except Exception as error:  # noqa: BLE001 - see above
+            log.error("an image counts as black: %s", error)
+            return np.zeros((1, *self.shape), np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ Images: TypeAlias = npt.NDArray[np.float32]
 Features: TypeAlias = npt.NDArray[np.float32]
 """(k, dimension)."""
 
-BATCH = 64
+BATCH = 16
 """Images that go through a network at once; larger batches fall out of the processor's cache."""
 
 
@@ -124,12 +124,17 @@ def in_batches(
 
     Each batch stays on one thread. Splitting every single operation among threads, as torch would, ends in a
     barrier each time, and a core that is busy with something else then holds up all others.
+
+    The last batch is filled up with black images. How matrix products round depends on how many rows they have, so
+    that an image's features would otherwise change, in the last bit, with who else is there.
     """
     features = np.empty((len(images), dimension), dtype=np.float32)
 
     def work(start: int) -> None:
+        batch = images[start : start + length]
         with torch.inference_mode():
-            features[start : start + length] = function(images[start : start + length]).numpy()
+            filled = torch.nn.functional.pad(batch, (0, 0) * 3 + (0, length - len(batch)))
+            features[start : start + length] = function(filled)[: len(batch)].numpy()
 
     threads, starts = torch.get_num_threads(), range(0, len(images), length)
     if threads == 1 or len(starts) < 2:

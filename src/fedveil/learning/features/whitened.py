@@ -18,6 +18,8 @@ __all__ = ["Whitened"]
 
 PATIENTS, SEED = 400, 1
 """Synthetic patients that the constants are taken from; others than those of the built-in set."""
+BATCH = 64
+"""Images that are whitened at once."""
 LARGEST_DRAWN = 64
 """Pixels a side that they are drawn at, at most; extractors enlarge them."""
 SMALLEST_VARIANCE = 1e-12
@@ -58,9 +60,13 @@ class Whitened:
         return unit_blocks(self._inner(images), self._inner.blocks).astype(np.float64)
 
     def _whiten(self, units: Matrix) -> Matrix:
+        """In blocks of one size, so that an image is rounded alike whoever else is there; see `in_batches`."""
         mean, axes, shrinkage = self._constants
-        centred = units - mean
-        result: Matrix = centred - (centred @ axes.T * shrinkage) @ axes
+        result = units - mean
+        for start in range(0, len(result), BATCH):
+            block = result[start : start + BATCH]
+            filled = np.concatenate([block, np.zeros((BATCH - len(block), self.dimension))])
+            block -= ((filled @ axes.T * shrinkage) @ axes)[: len(block)]
         return result
 
     @cached_property

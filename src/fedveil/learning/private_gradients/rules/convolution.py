@@ -97,13 +97,14 @@ class Geometry:
 
 
 class PlainWeight:
-    """The chain rule from the weight that a convolution uses to the parameter that is trained: here the same.
+    """The chain rule from the weight that a convolution uses to the parameter that is trained: here the same."""
 
-    Attributes:
-        additions: longest run of additions behind `excess`, whose rounding errors the norms make up for.
-    """
+    def additions(self, images_each: int) -> int:  # noqa: ARG002
+        """Longest run of additions behind `excess`, whose rounding errors the norms make up for.
 
-    additions = 0
+        It follows from the unit's own number of images: nobody's norm may depend on who else is in the batch.
+        """
+        return 0
 
     def scale_outputs(self, g: Tensor) -> Tensor:
         """Output gradients as the Gram matrices take them."""
@@ -188,7 +189,8 @@ def record_convolution(
 
     def norms(bucket: Bucket) -> Tensor:
         x, y = bucket.rows(wide), chain.scale_outputs(bucket.rows(narrow))
-        by_group = patch_norms(_by_group(x, groups), _by_group(y, groups), axes, chain.additions)
+        more = chain.additions(bucket.images_each)
+        by_group = patch_norms(_by_group(x, groups), _by_group(y, groups), axes, more)
         total = by_group.view(bucket.units, groups).sum(1)
         return total - chain.excess(bucket.first_unit, bucket.last_unit)
 

@@ -63,10 +63,7 @@ class _Standardised(PlainWeight):
     ) -> None:
         self._filters, self._scale = geometry.weight, scale
         self._fan_in = geometry.weight[0].numel()
-        positions = int(tape.batch.counts[-1]) * g[0, 0].numel()
-        self.additions = 2 * (
-            self._fan_in + a.shape[1] + 2 * positions
-        )  # a relative error of a square is doubled
+        self._channels, self._positions = a.shape[1], g[0, 0].numel()
         g, groups = g.flatten(2), geometry.groups
         channels = _grouped(a, groups).sum(2)
         box = a.new_ones(groups, 1, *geometry.weight.shape[2:])
@@ -76,6 +73,10 @@ class _Standardised(PlainWeight):
         per_entry = self._filters.square().flatten(1).mean(1)
         removed = tape.batch.sum(with_one).square() + tape.batch.sum(with_filter).square() * (2 - per_entry)
         self._excess = (removed * scale.flatten().square()).sum(1) / self._fan_in
+
+    def additions(self, images_each: int) -> int:
+        """Twice what one unit's sums add up, since a relative error of a square is doubled."""
+        return 2 * (self._fan_in + self._channels + 2 * images_each * self._positions)
 
     def scale_outputs(self, g: Tensor) -> Tensor:
         """Output gradients `(units, images, channels, ...)` times c_o."""
