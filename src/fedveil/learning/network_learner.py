@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import special
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
