@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -116,9 +115,11 @@ def held_out_errors(results: list[Measurement], metric: Metric = "auroc") -> lis
     By number of hospitals, where there is one level of trust.
     """
     private = [m for m in results if m.setting.trust != "none"]
-    part: Callable[[Measurement], object] = lambda m: m.setting.trust  # noqa: E731
-    if len({part(m) for m in private}) < 2:
-        part = lambda m: m.setting.sites  # noqa: E731
+    by_trust = len({m.setting.trust for m in private}) > 1
+
+    def part(one: Measurement) -> object:
+        return one.setting.trust if by_trust else one.setting.sites
+
     errors = []
     for left in dict.fromkeys(part(m) for m in private):
         law = Reference.fit("", [m for m in results if part(m) != left], metric=metric)

@@ -502,6 +502,23 @@ def test_advice_is_the_cheapest_change_that_helps():
     assert full.advice is None
 
 
+def test_advice_says_if_another_recipe_is_better_then():
+    """A network that needs more patients than there are wins as soon as there are more hospitals or more epsilon."""
+    late = law_of(TUNED, separation=1.2 * TASK.separation, noise=600.0)
+    wishes = Wishes(cohorts=(200, 200, 200), epsilon=1.0, recipes=(GRADIENT, TUNED))
+    found = recommend(wishes, laws(TASK, late))
+    assert found.chosen.way.recipe == GRADIENT
+    told = {change.what for change in found.changes}
+    more = recommend(replace(wishes, cohorts=(20_000,) * 3), laws(TASK, late))
+    assert more.chosen.way.recipe == TUNED
+    assert not any("and efficientnet-lite0 by gradient" in what for what in told)
+    near = recommend(replace(wishes, cohorts=(1700,) * 3), laws(TASK, late))
+    assert near.chosen.way.recipe == GRADIENT
+    assert any(
+        what.endswith(", and efficientnet-lite0 by gradient") for what in {c.what for c in near.changes}
+    )
+
+
 def test_a_delta_that_would_let_a_patient_be_published_is_refused():
     with pytest.raises(InvalidValue, match="delta is 1e-05"):
         recommend(Wishes(cohorts=(60_000, 60_000)), LAWS)

@@ -235,12 +235,14 @@ def _changes(wishes: Wishes, laws: Laws, chosen: Candidate) -> tuple[Change, ...
     ]
     found = []
     for what, changed, other, spent in more:
-        value = max(
-            laws[recipe][metric].expected(changed.patients, changed.ratio(_by(other, recipe), spent))
+        by = {
+            recipe: laws[recipe][metric].expected(changed.patients, changed.ratio(_by(other, recipe), spent))
             for recipe in wishes.recipes
             if wishes.fits(recipe, other.unit)
-        )
-        found.append(Change(what=what, expected=value, gain=value - chosen.value(metric)))
+        }
+        recipe = max(by, key=lambda one: by[one])
+        told = what if recipe == way.recipe else f"{what}, and {recipe}"
+        found.append(Change(what=told, expected=by[recipe], gain=by[recipe] - chosen.value(metric)))
     return tuple(found)
 
 
