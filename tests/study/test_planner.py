@@ -321,6 +321,20 @@ def test_networks_keep_the_steps_that_their_law_was_measured_at():
     assert found.samplings == ()
 
 
+def test_a_study_that_trains_otherwise_than_what_was_measured_is_told_so():
+    """A network's steps have a fixed size, so fewer of them go less far; a head's grow as they become fewer."""
+    few = "[training]\nrounds = 5\n"
+    for recipe, text, words in (
+        (CNN, few + '[model]\nnetwork = "cnn"', "sets training.rounds:"),
+        (GRADIENT, '[model]\nfeatures = "pixels"', "sets model.features:"),
+        (GRADIENT, few, ""),
+        (AVERAGING, "", ""),
+    ):
+        note = recommend(Wishes(cohorts=FIVE, recipes=(recipe,), study=Study.parse(text)), DEEP).note
+        assert ("those runs may not have" in note) == bool(words)
+        assert words in note
+
+
 def test_the_size_of_images_that_a_law_was_measured_at_is_in_the_study():
     small = laws(law_of(CNN, image_size=28))
     found = recommend(Wishes(cohorts=FIVE, recipes=(CNN,)), small)
@@ -541,6 +555,7 @@ def test_the_arithmetic_is_shown():
         ({"cohorts": FIVE, "risk": 0.005}, "risk is 0.005"),
         ({"cohorts": (5, 5), "trusts": ("secure-aggregation",)}, "3 or more"),
         ({"cohorts": FIVE, "units": ("site",), "recipes": (ONE_SHOT,)}, "one-shot does not fit the study"),
+        ({"cohorts": FIVE, "units": ("site",), "recipes": (AVERAGING,)}, "takes all of them"),
         ({"cohorts": FIVE, "balanced_accuracy": 0.4}, "balanced accuracy is 0.4"),
         ({"cohorts": FIVE, "images": 0.5}, "images is 0.5"),
         (

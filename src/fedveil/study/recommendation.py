@@ -90,15 +90,16 @@ class Recommendation:
     @property
     def note(self) -> str:
         """How far the prediction reaches."""
-        law, ratio = self.reference, self.chosen.ratio
+        law, changed = self.reference, self.wishes.changed(self.chosen.way)
         beyond = (
             ""
-            if law.covers(self.wishes.patients, ratio)
+            if law.covers(self.wishes.patients, self.chosen.ratio)
             else " This setting lies beyond what that was fitted on, so take it as a rough guess."
         )
+        other = f" The study sets {', '.join(changed)}: those runs may not have." if changed else ""
         return (
             f"predicted from {law.runs} runs on {law.name}; images and classes that are harder or easier than those "
-            f"give other numbers.{beyond}"
+            f"give other numbers.{beyond}{other}"
         )
 
     def study_lines(self) -> str:

@@ -133,7 +133,8 @@ class Wishes:
         return InvalidValue(
             f"unit {', '.join(self.units)}, trust {', '.join(self.trusts)} and method "
             f"{', '.join(map(str, self.recipes))} do not go together for {len(self.cohorts)} hospitals",
-            "secure aggregation needs 3 or more hospitals, and one-shot protects patients or images",
+            "secure aggregation needs 3 or more hospitals, one-shot protects patients or images, and averaging that "
+            "protects whole hospitals takes all of them",
             "accept more of each",
         )
 
@@ -321,6 +322,18 @@ class Wishes:
         tables = ("model", "training", "privacy", "federation")
         keys = {table: dict.fromkeys([*shown.get(table, ()), *own[table]]) for table in tables}
         return {table: {key: values[table][key] for key in keys[table]} for table in tables if keys[table]}
+
+    def changed(self, way: Way) -> list[str]:
+        """Keys by which the given study trains otherwise than the recipe's defaults, where that matters to accuracy.
+
+        A linear head's steps follow a rule, under which rounds and clip norm hardly matter.
+        """
+        own = own_settings(self.study_of(way, 1.0))
+        found = [f"model.{key}" for key in own["model"]]
+        if way.recipe.network != "linear":
+            found += [f"training.{key}" for key in own["training"] if key != "units"]
+            found += ["privacy.clip_norm"] * ("clip_norm" in own["privacy"])
+        return found
 
     def _guarantee(self, way: Way, target: float) -> Guarantee:
         return Guarantee(target, self.study.privacy.delta, way.unit, way.trust)
