@@ -142,11 +142,54 @@ def test_plan_recommends_a_setting_that_runs(tmp_path):
     found = json.loads(fedveil("plan", "--cohorts", "700,600,500", "--epsilon", "1", "--json").stdout)
     assert found["answer"] == "yes"
     assert found["study"] in text
-    source = SMALL.split("[training]")[0]
+    source = SMALL.split("[model]")[0]
     (tmp_path / "wanted.toml").write_text(source + found["study"].replace("delta = 1e-05", "delta = 1e-3"))
     planned = json.loads(fedveil("plan", "wanted.toml", "--json").stdout)
     assert planned["guarantee"]["trust"] == found["chosen"]["way"]["trust"]
     assert planned["guarantee"]["epsilon"] == pytest.approx(1.0, rel=1e-3)
+    assert "sampling" in text
+    assert "0.5 in 60: " in text, "what sampling would give"
+
+
+def test_plan_shows_both_accuracies_and_compares_by_the_one_that_is_asked_for():
+    call = ("plan", "--cohorts", "700,600,500", "--epsilon", "1")
+    usual, other = (
+        json.loads(fedveil(*call, *more, "--json").stdout) for more in ((), ("--balanced-accuracy", "0.8"))
+    )
+    assert (usual["metric"], other["metric"]) == ("auroc", "balanced-accuracy")
+    assert other["chosen"]["predicted"]["balanced-accuracy"]["expected"] >= 0.8
+    assert (
+        set(usual["chosen"]["predicted"]) == set(usual["without_privacy"]) == {"auroc", "balanced-accuracy"}
+    )
+    text = fedveil(*call, "--metric", "balanced-accuracy").stdout
+    assert text.index("predicted balanced accuracy") < text.index("predicted AUROC")
+    assert "balanced accuracy, one-shot" in text
+    expected = other["chosen"]["predicted"]["balanced-accuracy"]["expected"]
+    assert f"{expected:.3f}" in fedveil(*call, "--balanced-accuracy", "0.8").stdout
+
+
+def test_plan_recommends_a_network_whose_lines_are_a_study(tmp_path):
+    call = ("plan", "--cohorts", "700,600,500", "--epsilon", "8", "--network", "efficientnet-lite0")
+    found = json.loads(fedveil(*call, "--json").stdout)
+    assert {one["way"]["recipe"]["network"] for one in found["candidates"]} == {"efficientnet-lite0"}
+    assert found["study"].startswith('[model]\nnetwork = "efficientnet-lite0"')
+    text = fedveil(*call, "--explain").stdout
+    assert "the network efficientnet-lite0" in text
+    assert "sampling stays as it was measured: all of the units in each of 30 rounds" in text
+
+
+def test_plan_keeps_what_a_study_file_says(tmp_path):
+    (tmp_path / "sampled.toml").write_text("[training]\nsampling_rate = 0.5\nrounds = 40\n")
+    found = json.loads(
+        fedveil("plan", "sampled.toml", "--cohorts", "700,600,500", "--network", "linear", "--json").stdout
+    )
+    assert (found["sampling_rate"], found["rounds"]) == (0.5, 40)
+    assert {one["way"]["recipe"]["method"] for one in found["candidates"]} == {"gradient"}
+    refused(
+        fedveil("plan", "sampled.toml", "--cohorts", "700,600,500", "--method", "one-shot"),
+        "one-shot does not fit the study",
+        "takes all units once",
+    )
 
 
 def test_plan_says_no_honestly():
@@ -168,7 +211,18 @@ def test_plan_says_no_honestly():
         (("--cohorts", "5,6,7", "--trust", "nobody"), ("--trust holds 'nobody'", "secure-aggregation")),
         (("--cohorts", "5,6", "--trust", "secure-aggregation"), ("do not go together", "3 or more")),
         (("--cohorts", "5,6,7", "--unit", "patient,image"), ("cohorts count patients", "add --images")),
-        (("--cohorts", "5,6,7", "--method", "averaging"), ("--method holds 'averaging'", "one-shot")),
+        (("--cohorts", "5,6,7", "--method", "sgd"), ("--method holds 'sgd'", "one-shot")),
+        (("--cohorts", "5,6,7", "--network", "vgg"), ("--network holds 'vgg'", "efficientnet-lite0")),
+        (
+            ("--cohorts", "5,6,7", "--network", "linear", "--method", "averaging"),
+            ("has --method averaging and --network linear", "efficientnet-lite0 by gradient"),
+        ),
+        (("--cohorts", "5,6,7", "--metric", "recall"), ("--metric holds 'recall'", "balanced-accuracy")),
+        (("--cohorts", "5,6,7", "--metric", "auroc,balanced-accuracy"), ("compared by one", "choose one")),
+        (("--cohorts", "5,6,7", "--balanced-accuracy", "1.5"), ("balanced accuracy is 1.5", "between 0.5")),
+        (("--balanced-accuracy", "0.8"), ("--balanced-accuracy is 0.8", "add --cohorts")),
+        (("--metric", "auroc"), ("--metric is auroc", "add --cohorts")),
+        (("--network", "cnn"), ("--network is cnn", "add --cohorts")),
     ],
 )
 def test_plan_refuses_what_does_not_fit_the_call(arguments, words):
@@ -198,7 +252,7 @@ def test_a_sweep_of_ones_own_is_what_a_plan_predicts_from(tmp_path):
         fedveil("plan", "--cohorts", "60,60", "--fit", "swept", "--epsilon", "8", "--json").stdout
     )
     assert found["like"] == "swept"
-    assert {one["way"]["method"] for one in found["candidates"]} == {"gradient", "one-shot"}
+    assert {one["way"]["recipe"]["method"] for one in found["candidates"]} == {"gradient", "one-shot"}
 
 
 def test_init_writes_a_study_that_runs(tmp_path):

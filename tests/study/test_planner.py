@@ -11,12 +11,16 @@ from scipy.stats import norm
 
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.learning import CentredHead
+from fedveil.privacy import epsilon
 from fedveil.study import (
+    METRICS,
     NO_PRIVACY,
     Grid,
     Measurement,
+    Recipe,
     Reference,
     Study,
+    Way,
     Wishes,
     make_terms,
     recommend,
@@ -38,8 +42,33 @@ TASK = Reference(
     runs=100,
 )
 ONCE = replace(TASK, method="one-shot", noise=200.0)
-LAWS = {"gradient": TASK}
-BOTH = {"gradient": TASK, "one-shot": ONCE}
+GRADIENT, ONE_SHOT = Recipe(), Recipe(method="one-shot")
+CNN, AVERAGING, TUNED = (
+    Recipe(network="cnn"),
+    Recipe(network="cnn", method="averaging"),
+    Recipe(network="efficientnet-lite0"),
+)
+
+
+def laws(*known):
+    """The laws of AUROC, and for each one of balanced accuracy that takes noise worse."""
+    return {
+        law.recipe: {
+            "auroc": law,
+            "balanced-accuracy": replace(
+                law, metric="balanced-accuracy", separation=1.7, noise=2 * law.noise
+            ),
+        }
+        for law in known
+    }
+
+
+def law_of(recipe, **changes):
+    return replace(TASK, network=recipe.network, method=recipe.method, **changes)
+
+
+LAWS, BOTH = laws(TASK), laws(TASK, ONCE)
+DEEP = laws(TASK, ONCE, *(law_of(one) for one in (CNN, AVERAGING, TUNED)))
 FIVE = (700, 600, 500, 400, 300)
 
 
@@ -75,7 +104,7 @@ def runs():
 
 def test_the_law_is_found_again(runs):
     fitted = Reference.fit("task", runs)
-    errors = [abs(fitted.auroc(m.patients, m.ratio) - m.auroc) for m in runs]
+    errors = [abs(fitted.expected(m.patients, m.ratio) - m.auroc) for m in runs]
     assert np.mean(errors) < 0.015
     assert fitted.separation == pytest.approx(2.5, rel=0.1)
     assert fitted.spread == pytest.approx(0.05, rel=0.5)
@@ -87,7 +116,7 @@ def test_the_law_is_found_again(runs):
 def test_the_law_holds_on_settings_it_was_not_fitted_on(runs):
     fitted = Reference.fit("task", runs[::2])
     rest = runs[1::2]
-    assert np.mean([abs(fitted.auroc(m.patients, m.ratio) - m.auroc) for m in rest]) <= 0.015
+    assert np.mean([abs(fitted.expected(m.patients, m.ratio) - m.auroc) for m in rest]) <= 0.015
     inside = [low <= m.auroc <= high for m in rest for low, high in [fitted.interval(m.patients, m.ratio)]]
     assert np.mean(inside) >= 0.8
 
@@ -111,7 +140,7 @@ def test_the_law_predicts_the_mean_over_runs_where_chance_decides():
         score = 2.8 / math.sqrt(2 * (1 + 40 / 1000 + (80 / ratio) ** 1.5))
         s = math.sqrt(0.05**2 + 1.5**2 / (1 + (ratio / 80) ** 2))
         mean = ndtr(score + s * generator.standard_normal(200_000)).mean()
-        assert wide.auroc(1000, ratio) == pytest.approx(mean, abs=0.003)
+        assert wide.expected(1000, ratio) == pytest.approx(mean, abs=0.003)
 
 
 def test_each_method_has_a_law_of_its_own(runs):
@@ -119,10 +148,10 @@ def test_each_method_has_a_law_of_its_own(runs):
         replace(m, setting=replace(m.setting, method="one-shot"), auroc=0.5 + (m.auroc - 0.5) / 2)
         for m in runs
     ]
-    laws = Reference.fit_each("task", runs + once)
-    assert set(laws) == {"gradient", "one-shot"}
-    assert laws["gradient"] == Reference.fit("task", runs)
-    assert laws["one-shot"].auroc(1000, 500) < laws["gradient"].auroc(1000, 500)
+    found = Reference.fit_each("task", runs + once)
+    assert set(found) == {GRADIENT, ONE_SHOT}
+    assert found[GRADIENT]["auroc"] == Reference.fit("task", runs)
+    assert found[ONE_SHOT]["auroc"].expected(1000, 500) < found[GRADIENT]["auroc"].expected(1000, 500)
     with pytest.raises(InvalidValue, match="by one method"):
         Reference.fit("task", runs + once)
 
@@ -133,22 +162,23 @@ def test_too_few_runs_are_refused(runs):
 
 
 def test_more_noise_or_fewer_patients_never_help():
-    grid = [TASK.auroc(1000, ratio) for ratio in (1, 10, 100, 1000, math.inf)]
+    grid = [TASK.expected(1000, ratio) for ratio in (1, 10, 100, 1000, math.inf)]
     assert grid == sorted(grid)
     assert grid[0] < 0.53
-    sizes = [TASK.auroc(size, math.inf) for size in (10, 100, 1000)]
+    sizes = [TASK.expected(size, math.inf) for size in (10, 100, 1000)]
     assert sizes == sorted(sizes)
     low, high = TASK.interval(1000, 100)
-    assert low < TASK.auroc(1000, 100) < high
+    assert low < TASK.expected(1000, 100) < high
 
 
 def test_shipped_references_survive_json(tmp_path):
     known = references()
-    assert all(
-        set(known[name]) == {"gradient", "one-shot"}
-        for name in ("chest-x-rays", "breast-ultrasound", "phantom")
-    )
-    plain = {name: {method: one.to_dict() for method, one in by.items()} for name, by in known.items()}
+    for name in ("chest-x-rays", "breast-ultrasound", "phantom"):
+        assert set(known[name]) >= {GRADIENT, ONE_SHOT}
+        assert all(set(by) == set(METRICS) for by in known[name].values())
+    plain = {
+        name: [law.to_dict() for both in by.values() for law in both.values()] for name, by in known.items()
+    }
     text = json.dumps({"references": plain})
     (tmp_path / "mine.json").write_text(text)
     assert references(tmp_path / "mine.json") == known
@@ -159,47 +189,236 @@ def test_shipped_references_survive_json(tmp_path):
 
 @pytest.mark.parametrize("trust", ["site", "secure-aggregation", "server"])
 @pytest.mark.parametrize(
-    ("unit", "method", "shares"),
+    ("unit", "recipe", "tables"),
     [
-        ("patient", "gradient", {}),
-        ("patient", "gradient", {"evaluation_share": 0.1, "calibration_share": 0.02}),
-        ("patient", "gradient", {"progress_share": 0.1}),
-        ("site", "gradient", {}),
-        ("patient", "one-shot", {}),
-        ("patient", "one-shot", {"evaluation_share": 0.1, "calibration_share": 0.02}),
+        ("patient", GRADIENT, {}),
+        ("patient", GRADIENT, {"privacy": {"evaluation_share": 0.1, "calibration_share": 0.02}}),
+        ("patient", GRADIENT, {"privacy": {"progress_share": 0.1}, "training": {"rounds": 20}}),
+        ("patient", GRADIENT, {"training": {"sampling_rate": 0.25, "rounds": 70}}),
+        ("image", GRADIENT, {"training": {"sampling_rate": 0.5}, "privacy": {"clip_norm": 0.3}}),
+        ("patient", GRADIENT, {"privacy": {"spending": 3.0}}),
+        ("site", GRADIENT, {}),
+        ("patient", ONE_SHOT, {}),
+        ("patient", ONE_SHOT, {"privacy": {"evaluation_share": 0.1, "calibration_share": 0.02}}),
+        ("patient", CNN, {}),
+        ("patient", CNN, {"privacy": {"evaluation_share": 0.1, "progress_share": 0.1}}),
+        ("patient", TUNED, {}),
+        ("patient", AVERAGING, {}),
+        ("image", AVERAGING, {"model": {"network": "cnn"}, "training": {"sampling_rate": 1.0}}),
     ],
 )
-def test_the_ratio_and_the_noise_are_those_of_the_study_that_would_run(trust, unit, method, shares):
+def test_the_ratio_and_the_noise_are_those_of_the_study_that_would_run(trust, unit, recipe, tables):
     """The closed form against the terms that a run's sites would admit; whole numbers cost next to nothing."""
+    own = {table: dict(keys) for table, keys in tables.items()}
+    if recipe.method != "averaging":
+        own.setdefault("training", {})["method"] = recipe.method
     wishes = Wishes(
         cohorts=FIVE,
+        images=1.5,
         units=(unit,),
         trusts=(trust,),
-        methods=(method,),
+        recipes=(recipe,),
         epsilon=2.0,
-        study=Study().with_changes({"privacy": shares, "training": {"method": method}}),
+        study=Study().with_changes(own),
     )
-    found = recommend(wishes, BOTH)
-    study = Study.parse(found.study_lines()).with_changes({"privacy": shares})
+    found = recommend(wishes, DEEP)
+    study = Study.parse(found.study_lines())
     terms = make_terms(
-        study, sites=[f"s{k}" for k in range(5)], model=CentredHead((64,), 2, centred=method == "gradient")
+        study, sites=[f"s{k}" for k in range(5)], model=CentredHead((64,), 2, centred=recipe != ONE_SHOT)
     )
+    assert terms.holds
     assert found.chosen.ratio == pytest.approx(signal_to_noise(terms, int(wishes.count(unit))), rel=5e-3)
-    mechanism = terms.main.mechanism
-    assert found.mechanism.noise_multiplier == pytest.approx(mechanism.noise_multiplier, rel=5e-3)
-    assert (found.mechanism.steps, found.mechanism.clip_norm) == (mechanism.steps, mechanism.clip_norm)
-    variance = terms.noise_variance(mechanism, 5)
-    sites = 0.0 if trust == "server" else variance / 5
-    assert found.site_noise**2 == pytest.approx(sites, rel=1e-2)
+    phases, mechanism = terms.phases or (terms.main,), found.mechanism
+    steps = sum(one.mechanism.steps for one in phases)
+    worth = sum(one.mechanism.steps / one.mechanism.noise_multiplier**2 for one in phases)
+    assert mechanism.noise_multiplier == pytest.approx(math.sqrt(steps / worth), rel=5e-3)
+    assert (mechanism.steps, mechanism.clip_norm) == (steps, terms.main.mechanism.clip_norm)
+    assert mechanism.sampling_rate == terms.main.mechanism.sampling_rate
+    assert found.rounds == sum(one.rounds for one in phases)
+    scale = mechanism.noise_multiplier / terms.main.mechanism.noise_multiplier
+    assert found.site_noise == pytest.approx(scale * terms.noise_std(terms.main), rel=1e-2)
+
+
+@pytest.mark.parametrize("trust", ["site", "server"])
+@pytest.mark.parametrize("recipe", [GRADIENT, CNN, AVERAGING])
+def test_the_study_that_would_run_has_the_very_noise_that_is_stated(trust, recipe):
+    """Where noise is no whole number; the price of a study's releases is then the epsilon that was asked for."""
+    found = recommend(Wishes(cohorts=FIVE, trusts=(trust,), recipes=(recipe,), epsilon=0.7), DEEP)
+    study = Study.parse(found.study_lines())
+    terms = make_terms(study, sites=list("abcde"), model=CentredHead((64,), 2))
+    assert terms.main.mechanism == found.mechanism
+    assert epsilon([one.mechanism for one in terms.releases], 1e-5) == pytest.approx(0.7, rel=1e-3)
+
+
+def test_local_steps_carry_all_noise_whatever_the_trust():
+    found = recommend(Wishes(cohorts=FIVE, recipes=(AVERAGING,), epsilon=4.0), DEEP)
+    assert len({one.way.trust for one in found.candidates}) == 3
+    assert len({one.ratio for one in found.candidates}) == 1
+    assert found.chosen.way.trust == "site", "no more trust is asked for than helps"
+    assert found.site_noise == pytest.approx(found.mechanism.noise_std)
+    assert Study.parse(found.study_lines()).training.units == sum(FIVE)
+
+
+def test_local_steps_of_more_hospitals_are_noisier():
+    """The same patients over 20 hospitals rather than 5: each of them adds what one would."""
+    few, many = (
+        recommend(Wishes(cohorts=cohorts, recipes=(AVERAGING,), epsilon=4.0), DEEP).chosen.ratio
+        for cohorts in ((500,) * 5, (125,) * 20)
+    )
+    assert few == pytest.approx(2 * many)
+
+
+@pytest.mark.parametrize("target", [0.3, 2.0, 8.0])
+def test_sampling_gains_nothing_at_as_many_passes(target):
+    """nu falls with the share that takes part, and by the least where noise is largest; so all take part."""
+    found = recommend(Wishes(cohorts=FIVE, recipes=(GRADIENT,), epsilon=target), LAWS)
+    ratios = [one.ratio for one in found.samplings]
+    assert [one.rate for one in found.samplings] == [1.0, 0.5, 0.2, 0.1, 0.05]
+    assert ratios == sorted(ratios, reverse=True)
+    assert [one.rounds * one.rate for one in found.samplings] == [pytest.approx(30)] * 5
+    assert found.samplings[0].ratio == pytest.approx(found.chosen.ratio)
+    assert found.mechanism.sampling_rate == 1.0
+    assert "all in 30" in "\n".join(found.explain())
+
+
+def test_the_sampling_that_is_compared_is_what_would_run():
+    wishes = Wishes(cohorts=FIVE, trusts=("server",), recipes=(GRADIENT,), epsilon=2.0)
+    for one in recommend(wishes, LAWS).samplings[1:]:
+        training = {"sampling_rate": one.rate, "rounds": one.rounds}
+        study = Study().with_changes({"training": training, "privacy": {"trust": "server", "epsilon": 2.0}})
+        terms = make_terms(study, sites=list("abcde"), model=CentredHead((64,), 2))
+        assert one.ratio == pytest.approx(signal_to_noise(terms, sum(FIVE)), rel=1e-6)
+        assert one.noise_multiplier == terms.main.mechanism.noise_multiplier
+
+
+def test_a_sampling_rate_with_more_signal_is_chosen_and_a_tie_goes_to_fewer_rounds(monkeypatch):
+    """As it would be if sampled sums were cheaper than they are: every rate as good, or the smallest the best."""
+    wishes = Wishes(cohorts=FIVE, trusts=("server",), recipes=(GRADIENT,), epsilon=2.0)
+    real = wishes.samplings(Way(unit="patient", trust="server", recipe=GRADIENT), 2.0)
+    for ratios, wanted in (([300.0] * 5, 1.0), ([300, 300.1, 300, 400, 400.2], 0.1)):
+        made = tuple(replace(one, ratio=ratio) for one, ratio in zip(real, ratios, strict=True))
+        monkeypatch.setattr(Wishes, "samplings", lambda *_, made=made: made)
+        found = recommend(wishes, LAWS)
+        assert found.mechanism.sampling_rate == wanted
+        assert Study.parse(found.study_lines()).training.rounds == round(30 / wanted)
+
+
+def test_a_study_that_samples_stays_as_it_is():
+    study = Study.parse("[training]\nsampling_rate = 0.25\nrounds = 80")
+    found = recommend(Wishes(cohorts=FIVE, epsilon=2.0, study=study), BOTH)
+    assert {one.way.recipe for one in found.candidates} == {GRADIENT}, "one-shot takes all units once"
+    assert (found.mechanism.sampling_rate, found.mechanism.steps) == (0.25, 80)
+    assert max(one.ratio for one in found.samplings) > found.chosen.ratio, "and what it gives up is shown"
+
+
+def test_networks_keep_the_steps_that_their_law_was_measured_at():
+    """What a linear head's study says of its own rounds is no plan for another network."""
+    study = Study.parse("[training]\nrounds = 12\n[privacy]\nclip_norm = 0.5\nspending = 2.0")
+    found = recommend(Wishes(cohorts=FIVE, epsilon=2.0, recipes=(CNN,), study=study), DEEP)
+    usual = Study.parse('model.network = "cnn"')
+    assert (found.rounds, found.mechanism.sampling_rate) == (usual.training.rounds, 0.2)
+    assert found.mechanism.clip_norm == usual.privacy.clip_norm
+    assert found.samplings == ()
+
+
+def test_a_study_that_trains_otherwise_than_what_was_measured_is_told_so():
+    """A network's steps have a fixed size, so fewer of them go less far; a head's grow as they become fewer."""
+    few = "[training]\nrounds = 5\n"
+    for recipe, text, words in (
+        (CNN, few + '[model]\nnetwork = "cnn"', "sets training.rounds:"),
+        (GRADIENT, '[model]\nfeatures = "pixels"', "sets model.features:"),
+        (GRADIENT, few, ""),
+        (AVERAGING, "", ""),
+    ):
+        note = recommend(Wishes(cohorts=FIVE, recipes=(recipe,), study=Study.parse(text)), DEEP).note
+        assert ("those runs may not have" in note) == bool(words)
+        assert words in note
+
+
+def test_the_size_of_images_that_a_law_was_measured_at_is_in_the_study():
+    small = laws(law_of(CNN, image_size=28))
+    found = recommend(Wishes(cohorts=FIVE, recipes=(CNN,)), small)
+    assert Study.parse(found.study_lines()).data.image_size == 28
+    usual = recommend(Wishes(cohorts=FIVE), LAWS)
+    assert "image_size" not in usual.study_lines()
+
+
+def test_a_network_is_chosen_only_if_it_gives_noticeably_more():
+    wishes = Wishes(cohorts=FIVE, epsilon=2.0, recipes=(GRADIENT, TUNED))
+    for gain, wanted in ((1.005, GRADIENT), (1.1, TUNED)):
+        known = laws(TASK, law_of(TUNED, separation=gain * TASK.separation))
+        found = recommend(wishes, known)
+        by = {one.way: one.value("auroc") for one in found.candidates}
+        assert by[replace(found.chosen.way, recipe=TUNED)] > by[replace(found.chosen.way, recipe=GRADIENT)]
+        assert found.chosen.way.recipe == wanted
+
+
+def test_settings_are_compared_by_the_metric_that_is_asked_for():
+    """One recipe ranks better, the other finds the better threshold."""
+    known = laws(TASK, ONCE)
+    known[ONE_SHOT]["balanced-accuracy"] = replace(known[ONE_SHOT]["balanced-accuracy"], separation=2.4)
+    wishes = Wishes(cohorts=FIVE, epsilon=8.0)
+    assert recommend(wishes, known).chosen.way.recipe == GRADIENT
+    found = recommend(replace(wishes, metric="balanced-accuracy"), known)
+    assert found.chosen.way.recipe == ONE_SHOT
+    assert {law.metric for law in found.laws.values()} == set(found.chosen.predicted) == set(METRICS)
+    assert found.reference.metric == "balanced-accuracy"
+    assert found.bare["balanced-accuracy"] > recommend(wishes, laws(TASK)).bare["balanced-accuracy"]
+
+
+def test_a_target_is_what_settings_are_compared_by_unless_said_otherwise():
+    assert Wishes(cohorts=FIVE, balanced_accuracy=0.8).ranked == "balanced-accuracy"
+    assert Wishes(cohorts=FIVE, balanced_accuracy=0.8, auroc=0.9).ranked == "auroc"
+    assert Wishes(cohorts=FIVE, balanced_accuracy=0.8, metric="auroc").ranked == "auroc"
+    assert Wishes(cohorts=FIVE).ranked == "auroc"
+
+
+def test_every_target_is_met_by_the_smallest_epsilon_that_meets_it():
+    wishes = Wishes(cohorts=FIVE, recipes=(GRADIENT,), trusts=("server",))
+    alone = {
+        name: recommend(replace(wishes, **{name: target}), LAWS).chosen
+        for name, target in (("auroc", 0.96), ("balanced_accuracy", 0.86))
+    }
+    assert alone["balanced_accuracy"].value("balanced-accuracy") >= 0.86
+    smaller = wishes.ratio(alone["balanced_accuracy"].way, 0.9 * alone["balanced_accuracy"].epsilon)
+    assert LAWS[GRADIENT]["balanced-accuracy"].expected(sum(FIVE), smaller) < 0.86
+    both = recommend(replace(wishes, auroc=0.96, balanced_accuracy=0.86), LAWS).chosen
+    assert both.epsilon == max(one.epsilon for one in alone.values())
+
+
+@pytest.mark.parametrize("recipe", [CNN, AVERAGING])
+def test_sampled_networks_meet_a_target_too(recipe):
+    wishes = Wishes(cohorts=FIVE, recipes=(recipe,), trusts=("server",), auroc=0.9)
+    found = recommend(wishes, DEEP).chosen
+    assert found.value("auroc") >= 0.9
+    assert found.epsilon == float(f"{found.epsilon:.2g}"), "a number that can be typed"
+    smaller = wishes.ratio(found.way, 0.9 * found.epsilon)
+    assert DEEP[recipe]["auroc"].expected(sum(FIVE), smaller) < 0.9
+
+
+def test_an_unreachable_balanced_accuracy_is_a_no_in_its_own_words():
+    beyond = recommend(Wishes(cohorts=FIVE, balanced_accuracy=0.99), LAWS)
+    assert "allow a balanced accuracy of 0.885 at most" in beyond.no
+    short = recommend(Wishes(cohorts=(100, 100, 100), balanced_accuracy=0.86, epsilon=0.5), LAWS)
+    assert "the best is balanced accuracy 0." in short.no
+    assert "it would take about" in short.no
+
+
+def test_no_recipe_that_is_accepted_does_better_than_the_ceiling_of_a_no():
+    """A target that the better of two recipes could reach is no matter of the task."""
+    known = laws(TASK, law_of(CNN, separation=0.8 * TASK.separation))
+    wishes = Wishes(cohorts=(30, 30, 30), recipes=(GRADIENT, CNN), auroc=0.97, epsilon=0.5)
+    assert "any number of patients" not in recommend(wishes, known).no
+    assert "any number of patients" in recommend(replace(wishes, recipes=(CNN,)), known).no
 
 
 def test_the_least_trust_that_reaches_the_target_is_chosen():
     found = recommend(Wishes(cohorts=FIVE, auroc=0.95), LAWS)
     assert not found.no
     assert found.chosen.way.trust == "site"
-    assert found.chosen.auroc >= 0.95
+    assert found.chosen.value("auroc") >= 0.95
     smaller = found.wishes.ratio(found.chosen.way, 0.9 * found.chosen.epsilon)
-    assert TASK.auroc(found.wishes.patients, smaller) < 0.95
+    assert TASK.expected(found.wishes.patients, smaller) < 0.95
     needed = [one.epsilon for one in found.candidates]
     assert needed == sorted(needed, reverse=True)
 
@@ -223,7 +442,7 @@ def test_little_is_lost_by_trusting_less():
 def test_a_hospital_among_five_cannot_be_hidden():
     found = recommend(Wishes(cohorts=FIVE, units=("site",), epsilon=1.0), LAWS)
     assert "one of 5 hospitals cannot be hidden" in found.no
-    assert found.chosen.auroc < 0.6
+    assert found.chosen.value("auroc") < 0.6
     assert found.advice is not None
     assert "patients instead of whole hospitals" in found.advice.what
 
@@ -232,21 +451,21 @@ def test_the_method_that_loses_less_to_noise_is_chosen():
     """One round gets all of the budget, which rounds of training share with statistics and calibration."""
     better, worse = replace(ONCE, noise=20.0), replace(ONCE, noise=500.0)
     wishes = Wishes(cohorts=FIVE, epsilon=0.5)
-    once = recommend(wishes, {"gradient": TASK, "one-shot": better})
-    assert once.chosen.way.method == once.reference.method == "one-shot"
+    once = recommend(wishes, laws(TASK, better))
+    assert once.chosen.way.recipe == once.reference.recipe == ONE_SHOT
     assert once.mechanism.steps == 1
-    assert recommend(wishes, {"gradient": TASK, "one-shot": worse}).chosen.way.method == "gradient"
-    needed = recommend(Wishes(cohorts=FIVE, auroc=0.95), {"gradient": TASK, "one-shot": better})
-    assert needed.chosen.way.method == "one-shot"
-    only = recommend(replace(wishes, methods=("gradient",)), {"gradient": TASK, "one-shot": better})
-    assert only.chosen.way.method == "gradient"
+    assert recommend(wishes, laws(TASK, worse)).chosen.way.recipe == GRADIENT
+    needed = recommend(Wishes(cohorts=FIVE, auroc=0.95), laws(TASK, better))
+    assert needed.chosen.way.recipe == ONE_SHOT
+    only = recommend(replace(wishes, recipes=(GRADIENT,)), laws(TASK, better))
+    assert only.chosen.way.recipe == GRADIENT
 
 
 def test_a_method_that_nobody_measured_is_left_out_or_refused():
     found = recommend(Wishes(cohorts=FIVE), LAWS)
-    assert {one.way.method for one in found.candidates} == {"gradient"}
+    assert {one.way.recipe for one in found.candidates} == {GRADIENT}
     with pytest.raises(InvalidValue, match="measured by gradient"):
-        recommend(Wishes(cohorts=FIVE, methods=("one-shot",)), LAWS)
+        recommend(Wishes(cohorts=FIVE, recipes=(ONE_SHOT,)), LAWS)
 
 
 def test_more_protection_is_preferred_unless_it_costs_noticeably():
@@ -257,14 +476,14 @@ def test_more_protection_is_preferred_unless_it_costs_noticeably():
     assert poor.chosen.way.unit == "image"
     by = {one.way.unit: one for one in poor.candidates}
     assert by["image"].ratio == pytest.approx(4 * by["patient"].ratio)
-    assert by["image"].auroc > by["patient"].auroc > by["site"].auroc
+    assert by["image"].value("auroc") > by["patient"].value("auroc") > by["site"].value("auroc")
 
 
 def test_the_lines_of_a_study_file_choose_what_was_recommended():
-    for laws, wanted in ((LAWS, "gradient"), ({"one-shot": ONCE}, "one-shot")):
-        found = recommend(Wishes(cohorts=FIVE, auroc=0.9), laws)
+    for recipe in (GRADIENT, ONE_SHOT, CNN, AVERAGING, TUNED):
+        found = recommend(Wishes(cohorts=FIVE, auroc=0.9, recipes=(recipe,)), DEEP)
         study = Study.parse(found.study_lines())
-        assert study.training.method == wanted
+        assert (study.model.network, study.training.method) == (recipe.network, recipe.method)
         assert study.privacy.trust == found.chosen.way.trust
         assert study.privacy.epsilon == found.chosen.epsilon
 
@@ -297,6 +516,23 @@ def test_advice_is_the_cheapest_change_that_helps():
     assert full.advice is None
 
 
+def test_advice_says_if_another_recipe_is_better_then():
+    """A network that needs more patients than there are wins as soon as there are more hospitals or more epsilon."""
+    late = law_of(TUNED, separation=1.2 * TASK.separation, noise=600.0)
+    wishes = Wishes(cohorts=(200, 200, 200), epsilon=1.0, recipes=(GRADIENT, TUNED))
+    found = recommend(wishes, laws(TASK, late))
+    assert found.chosen.way.recipe == GRADIENT
+    told = {change.what for change in found.changes}
+    more = recommend(replace(wishes, cohorts=(20_000,) * 3), laws(TASK, late))
+    assert more.chosen.way.recipe == TUNED
+    assert not any("and efficientnet-lite0 by gradient" in what for what in told)
+    near = recommend(replace(wishes, cohorts=(1700,) * 3), laws(TASK, late))
+    assert near.chosen.way.recipe == GRADIENT
+    assert any(
+        what.endswith(", and efficientnet-lite0 by gradient") for what in {c.what for c in near.changes}
+    )
+
+
 def test_a_delta_that_would_let_a_patient_be_published_is_refused():
     with pytest.raises(InvalidValue, match="delta is 1e-05"):
         recommend(Wishes(cohorts=(60_000, 60_000)), LAWS)
@@ -318,9 +554,14 @@ def test_the_arithmetic_is_shown():
         ({"cohorts": FIVE, "auroc": 0.4}, "auroc is 0.4"),
         ({"cohorts": FIVE, "risk": 0.005}, "risk is 0.005"),
         ({"cohorts": (5, 5), "trusts": ("secure-aggregation",)}, "3 or more"),
-        ({"cohorts": FIVE, "units": ("site",), "methods": ("one-shot",)}, "protects patients or images"),
+        ({"cohorts": FIVE, "units": ("site",), "recipes": (ONE_SHOT,)}, "one-shot does not fit the study"),
+        ({"cohorts": FIVE, "units": ("site",), "recipes": (AVERAGING,)}, "takes all of them"),
+        ({"cohorts": FIVE, "balanced_accuracy": 0.4}, "balanced accuracy is 0.4"),
         ({"cohorts": FIVE, "images": 0.5}, "images is 0.5"),
-        ({"cohorts": FIVE, "study": Study.parse('[model]\nnetwork = "cnn"')}, "trains a network"),
+        (
+            {"cohorts": FIVE, "recipes": (ONE_SHOT,), "study": Study.parse("[privacy]\nspending = 2.0")},
+            "one-shot does not fit the study",
+        ),
     ],
 )
 def test_impossible_wishes_are_refused(wishes, words):

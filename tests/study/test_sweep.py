@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.stats import norm
 from tests.study.conftest import write_images
 
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.study import NO_PRIVACY, Grid, Measurement, Setting, read_measurements, run, sweep
+from fedveil.study import NO_PRIVACY, Grid, Measurement, Setting, Study, read_measurements, run, sweep
 from fedveil.study.grid import EVEN
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.sweep import table
@@ -43,6 +44,27 @@ def test_the_grid_is_the_product_without_duplicates():
 
 def test_trust_none_is_the_same_as_epsilon_none():
     assert grid(trust=("none",)).settings() == grid(epsilon=(NO_PRIVACY,), trust=("site",)).settings()
+
+
+def test_a_method_that_is_swept_has_its_own_defaults_for_a_network():
+    """A network's gradients are averaged as a study that says so would average them, whatever was resolved before."""
+    base = Study.parse(Study.parse('model.network = "cnn"\ntraining.units = 2000').to_toml())
+    setting = grid().settings()[0]
+    swept = replace(setting, method="averaging").study(base)
+    own = Study.parse('model.network = "cnn"\ntraining.method = "averaging"\ntraining.units = 2000')
+    assert swept.training == own.training
+    assert swept.privacy.calibration_share == own.privacy.calibration_share
+    whole = replace(setting, method="averaging", unit="site").study(base)
+    assert whole.training.local_learning_rate == 0.2
+    kept = Study.parse('model.network = "cnn"\ntraining.rounds = 7')
+    assert setting.study(kept).training == kept.training
+
+
+def test_fewer_patients_than_a_study_states_are_stated_as_what_they_are():
+    """Local steps are divided by the stated number, which would shorten them where few patients are drawn."""
+    base = Study.parse("training.units = 2000")
+    for patients, stated in ((None, 2000), (300, 300), (5000, 2000)):
+        assert replace(grid().settings()[0], patients=patients).study(base).training.units == stated
 
 
 @pytest.mark.parametrize(

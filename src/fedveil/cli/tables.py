@@ -7,14 +7,9 @@ from typing import Any
 from rich.table import Table
 
 from fedveil.cli.console import console
-from fedveil.study import Plan, Recommendation
+from fedveil.study import Plan
 
-__all__ = ["accuracy_words", "format_epsilon", "print_plan", "print_recommendation", "print_result"]
-
-METHODS = {
-    "gradient": "gradient: a linear head on frozen public features",
-    "one-shot": "one-shot: a linear head from class means of frozen public features",
-}
+__all__ = ["accuracy_words", "format_epsilon", "print_notes", "print_plan", "print_result"]
 
 
 def format_epsilon(value: float | None) -> str:
@@ -85,58 +80,6 @@ def accuracy_words(metrics: Mapping[str, Any]) -> str:
         low, high = metrics["released"]["auroc_interval"]
         return f"AUROC {metrics['released']['auroc']:.3f} ({low:.3f} to {high:.3f}) on held-out patients, with noise"
     return "nothing was judged"
-
-
-def print_recommendation(found: Recommendation, explain: bool = False) -> None:
-    """Say which setting to choose, what it should give, and the lines of a study file that choose it."""
-    one, mechanism = found.chosen, found.mechanism
-    if found.no:
-        console.print(f"[bold red]no[/]: {found.no}.\n", soft_wrap=True)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("trust", one.way.trust)
-    table.add_row("unit", one.way.unit)
-    table.add_row("epsilon", f"{format_epsilon(one.epsilon)} at delta {found.wishes.study.privacy.delta:g}")
-    table.add_row("method", METHODS[one.way.method])
-    table.add_row("rounds", f"{mechanism.steps}, everyone takes part in each (no sampling)")
-    table.add_row("clip norm", f"{mechanism.clip_norm:g}")
-    table.add_row(
-        "noise multiplier", f"{mechanism.noise_multiplier:.4g}; one hospital adds {found.site_noise:.3g}"
-    )
-    low, high = one.interval
-    table.add_row("predicted AUROC", f"{one.auroc:.3f}  (95 % of runs between {low:.3f} and {high:.3f})")
-    table.add_row("without privacy", f"{found.bare:.3f}")
-    console.print("closest setting" if found.no else "recommended")
-    console.print(table)
-    if len(found.candidates) > 1:
-        console.print()
-        console.print(_candidates(found))
-    advice = found.advice
-    console.print(
-        f"\nthe cheapest change that would help most: {advice.what} (AUROC {advice.auroc:.3f})"
-        if advice
-        else "\nno change within reach would raise the AUROC noticeably",
-        soft_wrap=True,
-    )
-    if explain:
-        console.print("\n" + "\n".join(found.explain()), soft_wrap=True, markup=False)
-    print_notes([found.note])
-    if not found.no:
-        console.print(f"\n{found.study_lines()}", soft_wrap=True, markup=False)
-
-
-def _candidates(found: Recommendation) -> Table:
-    """Every accepted way, a column for each method."""
-    methods = found.wishes.methods
-    table = Table("unit", "trust", *(f"AUROC, {name}" for name in methods), box=None, pad_edge=False)
-    rows = dict.fromkeys((one.way.unit, one.way.trust) for one in found.candidates)
-    for unit, trust in rows:
-        by = {c.way.method: c for c in found.candidates if (c.way.unit, c.way.trust) == (unit, trust)}
-        cells = [
-            f"{by[name].auroc:.3f} at epsilon {by[name].epsilon:.3g}" if name in by else ""
-            for name in methods
-        ]
-        table.add_row(unit, trust, *cells)
-    return table
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -4,15 +4,17 @@
 or real ones that `fedveil.deploy` reaches. There is one path from the file to the result, and one round loop, `train`.
 """
 
-from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Method, Setting
+from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Setting
 from fedveil.study.model_file import TrainedModel, predict
 from fedveil.study.outcome import HandedOver
 from fedveil.study.own import has_own, own_model
 from fedveil.study.plan import Plan, make_plan
-from fedveil.study.planner import Recommendation, recommend
+from fedveil.study.planner import recommend
 from fedveil.study.prepare import Prepared, prepare, resolve
 from fedveil.study.progress import Progress, Silent
-from fedveil.study.reference import Reference, references
+from fedveil.study.recipes import METRICS, Method, Metric, Recipe, metric_name
+from fedveil.study.recommendation import Recommendation
+from fedveil.study.reference import Laws, Reference, references
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.session import Hospitals, Joined
 from fedveil.study.settings import Study
@@ -25,16 +27,20 @@ from fedveil.study.wishes import Way, Wishes
 
 __all__ = [
     "EVEN",
+    "METRICS",
     "NO_PRIVACY",
     "Grid",
     "HandedOver",
     "Hospitals",
     "Joined",
+    "Laws",
     "Measurement",
     "Method",
+    "Metric",
     "Plan",
     "Prepared",
     "Progress",
+    "Recipe",
     "Recommendation",
     "Reference",
     "RunDirectory",
@@ -50,6 +56,7 @@ __all__ = [
     "make_terms",
     "measure",
     "own_model",
+    "metric_name",
     "predict",
     "prepare",
     "read_measurements",

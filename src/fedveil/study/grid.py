@@ -8,16 +8,15 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Trust, Unit
+from fedveil.study.recipes import Method, Metric, Recipe, variant
 from fedveil.study.settings import Study
 
-__all__ = ["EVEN", "NO_PRIVACY", "Grid", "Measurement", "Method", "Setting", "calibration_share"]
+__all__ = ["EVEN", "NO_PRIVACY", "Grid", "Measurement", "Method", "Setting"]
 
-Method = Literal["gradient", "averaging", "one-shot"]
-"""How a model is trained, see `fedveil.study.settings.TrainingSettings`."""
 NO_PRIVACY = math.inf
 """The epsilon of a study without privacy."""
 EVEN = math.inf
@@ -49,23 +48,25 @@ class Setting:
     seed: int = 0
 
     def study(self, base: Study) -> Study:
-        """The study at this setting; how many sites a round needs follows from their number."""
-        private = self.trust != "none"
+        """The study at this setting; how many sites a round needs follows from their number.
+
+        A method that is not the study's own has the defaults of that method. A public number of units that the study
+        states is no larger than that of the patients.
+        """
+        study = variant(base, Recipe(network=base.model.network, method=self.method), self.unit)
         scheme = "iid" if math.isinf(self.alpha) else base.data.sites.scheme
         skewed = "dirichlet" if scheme == "iid" and not math.isinf(self.alpha) else scheme
         sites: dict[str, object] = {"count": self.sites, "scheme": skewed}
         if not math.isinf(self.alpha):
             sites["alpha"] = self.alpha
-        privacy: dict[str, object] = {
-            "trust": self.trust,
-            "unit": self.unit,
-            "calibration_share": calibration_share(base, self.method),
-        }
-        return base.with_changes(
+        private, training, stated = self.trust != "none", {}, study.training.units
+        if stated is not None and self.patients is not None and self.unit == "patient":
+            training["units"] = min(stated, self.patients)
+        return study.with_changes(
             {
                 "data": {"sites": base.data.sites.model_dump() | sites},
-                "training": {"method": self.method},
-                "privacy": privacy | ({"epsilon": self.epsilon} if private else {}),
+                "training": training,
+                "privacy": {"trust": self.trust} | ({"epsilon": self.epsilon} if private else {}),
                 "federation": {"min_sites": None, "min_honest": None},
             }
         )
@@ -163,6 +164,10 @@ class Measurement:
     balanced_accuracy: float
     seconds: float
 
+    def value(self, metric: Metric) -> float:
+        """The accuracy by this metric."""
+        return self.auroc if metric == "auroc" else self.balanced_accuracy
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None stands for infinite."""
         infinite = {name: _plain(getattr(self, name)) for name in ("ratio", "epsilon_spent")}
@@ -173,13 +178,6 @@ class Measurement:
         """The inverse of `to_dict`."""
         infinite = {name: math.inf for name in ("ratio", "epsilon_spent") if values[name] is None}
         return cls(**(values | infinite | {"setting": Setting.from_dict(values["setting"])}))
-
-
-def calibration_share(study: Study, method: Method) -> float:
-    """A study's by this method: its own, or the method's default where the study itself uses another."""
-    if method == study.training.method:
-        return study.privacy.calibration_share
-    return Study().with_changes({"training": {"method": method}}).privacy.calibration_share
 
 
 def _plain(value: float) -> float | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedveil.federation import Terms
 from fedveil.study.prepare import Prepared
+from fedveil.study.recipes import Recipe
 from fedveil.study.reference import Reference, references
 from fedveil.study.rules import signal_to_noise
 from fedveil.study.settings import Study
@@ -39,7 +40,7 @@ class Outlook:
     @property
     def auroc(self) -> dict[str, float]:
         """By known task, the AUROC that it would reach with as many patients at this ratio."""
-        return {law.name: law.auroc(self.patients, self.ratio) for law in self.laws}
+        return {law.name: law.expected(self.patients, self.ratio) for law in self.laws}
 
     @property
     def notes(self) -> list[str]:
@@ -77,7 +78,8 @@ def make_outlook(prepared: Prepared, terms: Terms) -> Outlook | None:
         return None
     ratio = signal_to_noise(terms, sum(prepared.units.values()))
     binary = len(prepared.dataset.classes) == 2 and math.isfinite(ratio)
-    laws = [by[study.training.method] for by in references().values() if study.training.method in by]
+    recipe = Recipe(method=study.training.method)
+    laws = [by[recipe]["auroc"] for by in references().values() if recipe in by]
     default = Study().model
     return Outlook(
         ratio=ratio,

@@ -1,10 +1,22 @@
-"""How accuracy depends on privacy for one task and method, as a law with a few numbers that a sweep fixes.
+"""How accuracy depends on privacy for one task and recipe, as a law with a few numbers that a sweep fixes.
 
 Under a rule that steps as far as the noise allows (`fedveil.study.rules`), accuracy depends on privacy through one
 number, ``nu = N mu / f``: N units, mu what the budget leaves for the model in Gaussian-DP's measure, f the factor by
 which trust enlarges the noise in a sum (1 for a trusted server, sqrt(n) where each of n hospitals adds all of it,
-sqrt(n / h) where any h of them together do). A linear score whose weights carry noise keeps the part
-1 / (1 + (b / nu)^p) of its squared separation; that the weights are learned from N patients costs it a / N more:
+sqrt(n / h) where any h of them together do). In T noisy sums with noise multiplier z, each over a share q of the units,
+units that all contribute alike have the ratio
+
+    nu = q N sqrt(T) / (z f),
+
+which at q = 1 is N mu / f, since there mu = sqrt(T) / z. Sampled sums have less: what sampling saves in noise never
+makes up for the units that it leaves out. In federated averaging T counts local steps, and each of n hospitals adds
+all of the noise to each of them, whatever the trust. The server averages n differences whose steps each hospital
+divided by its share q N / n of the units: one step of all moves the model by the sum over hospitals of clipped sum and
+noise, over q N. So the formula holds with f = sqrt(n). (Hospitals whose unit is the site take steps without noise; then
+T counts rounds, N is n, and f that of the trust.)
+
+A linear score whose weights carry noise keeps the part 1 / (1 + (b / nu)^p) of its squared separation; that the
+weights are learned from N patients costs it a / N more:
 
     d^2 = D^2 / (1 + a / N + (b / nu)^p).
 
@@ -15,7 +27,10 @@ the mean separation but, for a normal separation,
 
     AUROC = E Phi(d / sqrt 2 + s g) = Phi(d / sqrt(2 (1 + s^2))),    g standard normal.
 
-D, a, b, p, s_0 and s_1 belong to a task and a method: images, classes, features, and how noise enters.
+D, a, b, p, s_0 and s_1 belong to a task and a recipe: images, classes, features or network, and how noise enters.
+Balanced accuracy at the best threshold is Phi(d / 2) for normal scores of equal spread, a law of the same form, and is
+fitted by the same six numbers of its own: thresholds take noise worse than rankings do. For networks the form is a
+description that holds as well as it was measured to.
 """
 
 import json
@@ -32,25 +47,30 @@ from scipy.optimize import least_squares
 from scipy.special import ndtr, ndtri
 
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.study.grid import Measurement, Method
+from fedveil.study.grid import Measurement
+from fedveil.study.recipes import METRICS, Method, Metric, Recipe, metric_name
+from fedveil.study.settings import Study
 
-__all__ = ["Reference", "references"]
+__all__ = ["Laws", "Reference", "collect", "references"]
 
 
 Vector = npt.NDArray[np.float64]
 PASSES = 3
 """Of the fit: how much runs vary is known once there is a law, and weighs them in the next."""
 COARSE = 0.004
-"""The least standard deviation of an AUROC that a run is weighed by: no test set is finer."""
+"""The least standard deviation of an accuracy that a run is weighed by: no test set is finer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """How accuracy depends on patients and noise for one task and method; see the module's text for the law.
+    """How accuracy depends on patients and noise for one task and recipe; see the module's text for the law.
 
     Attributes:
         name: of the task.
         method: how the models were trained.
+        network: what was trained.
+        metric: what accuracy was measured by.
+        image_size: pixels along each side of the images.
         separation: D, in standard deviations of the score.
         patients: a.
         noise: b, the nu at which noise takes as much as everything else.
@@ -73,9 +93,17 @@ class Reference:
     ratios: tuple[float, float]
     sizes: tuple[float, float]
     runs: int
+    network: str = "linear"
+    metric: Metric = "auroc"
+    image_size: int = 64
 
-    def auroc(self, patients: float, ratio: float) -> float:
-        """The expected AUROC: the mean over runs."""
+    @property
+    def recipe(self) -> Recipe:
+        """What was trained, and how."""
+        return Recipe(network=self.network, method=self.method)
+
+    def expected(self, patients: float, ratio: float) -> float:
+        """The expected accuracy: the mean over runs."""
         return float(ndtr(self._score(patients, ratio) / math.sqrt(1 + self._variance(ratio))))
 
     def interval(self, patients: float, ratio: float) -> tuple[float, float]:
@@ -88,10 +116,12 @@ class Reference:
         score, variance = self._score(patients, ratio), self._variance(ratio)
         low, high = self.interval(patients, ratio)
         return [
-            f"{self.name} by {self.method}, {self.runs} runs: D = {self.separation:.3f}, a = {self.patients:.3g}, "
+            f"{metric_name(self.metric)} on {self.name}, {self.recipe}, {self.runs} runs: "
+            f"D = {self.separation:.3f}, a = {self.patients:.3g}, "
             f"b = {self.noise:.3g}, p = {self.power:.2f}, s = {self.spread:.2f} and {self.scatter:.2f}",
             f"d = D / sqrt(1 + a / {patients:,.0f} + (b / {ratio:.1f})^p) = {math.sqrt(2) * score:.3f}",
-            f"AUROC = Phi(d / sqrt(2 (1 + {variance:.3f}))) = {self.auroc(patients, ratio):.3f}; "
+            f"{metric_name(self.metric)} = Phi(d / sqrt(2 (1 + {variance:.3f}))) = "
+            f"{self.expected(patients, ratio):.3f}; "
             f"95 % of runs between {low:.3f} and {high:.3f}",
         ]
 
@@ -109,16 +139,29 @@ class Reference:
         return self.spread**2 + self.scatter**2 / (1 + (ratio / self.noise) ** 2)
 
     @classmethod
-    def fit(cls, name: str, results: Iterable[Measurement]) -> Self:
-        """Weighted least squares on the AUROC of a sweep by one method.
+    def fit(
+        cls,
+        name: str,
+        results: Iterable[Measurement],
+        *,
+        metric: Metric = "auroc",
+        study: Study | None = None,
+    ) -> Self:
+        """Weighted least squares on the accuracies of a sweep by one method.
 
-        It takes several epsilons, and is best with several numbers of patients. A run weighs as much as its AUROC is
+        It takes several epsilons, and is best with several numbers of patients. A run weighs as much as its accuracy is
         certain: its standard deviation follows from s and the slope of Phi.
+
+        Args:
+            name: of the task.
+            results: of the sweep.
+            metric: what to fit.
+            study: the one that was swept, which names the network and the size of its images; default a linear head.
 
         Raises:
             InvalidValue: fewer than 8 settings were measured, or more than one method.
         """
-        found = list(results)
+        found, swept = list(results), study or Study()
         methods = {m.setting.method for m in found}
         if len(found) < 8 or len(methods) > 1:
             raise InvalidValue(
@@ -127,8 +170,8 @@ class Reference:
                 "sweep more epsilons and numbers of patients",
             )
         patients = np.array([m.patients for m in found], dtype=float)
-        ratio, auroc = np.array([m.ratio for m in found]), np.array([m.auroc for m in found])
-        logs, spread, scatter = _fit(patients, ratio, auroc)
+        ratio, values = np.array([m.ratio for m in found]), np.array([m.value(metric) for m in found])
+        logs, spread, scatter = _fit(patients, ratio, values)
         separation, lack, noise, power = (float(value) for value in np.exp(logs))
         finite = ratio[np.isfinite(ratio)]
         return cls(
@@ -143,15 +186,20 @@ class Reference:
             ratios=(float(finite.min()), float(finite.max())),
             sizes=(float(patients.min()), float(patients.max())),
             runs=len(found),
+            network=swept.model.network,
+            metric=metric,
+            image_size=swept.data.image_size,
         )
 
     @classmethod
-    def fit_each(cls, name: str, results: Iterable[Measurement]) -> dict[Method, Self]:
-        """A law for every method that was swept."""
+    def fit_each(cls, name: str, results: Iterable[Measurement], study: Study | None = None) -> "Laws":
+        """The laws of every method that was swept."""
         by: dict[Method, list[Measurement]] = {}
         for one in results:
             by.setdefault(one.setting.method, []).append(one)
-        return {method: cls.fit(name, group) for method, group in by.items()}
+        return collect(
+            cls.fit(name, group, metric=metric, study=study) for group in by.values() for metric in METRICS
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -163,18 +211,18 @@ class Reference:
         return cls(**(values | {"ratios": tuple(values["ratios"]), "sizes": tuple(values["sizes"])}))
 
 
-def _fit(patients: Vector, ratio: Vector, auroc: Vector) -> tuple[Vector, float, float]:
+def _fit(patients: Vector, ratio: Vector, values: Vector) -> tuple[Vector, float, float]:
     """Logarithms of D, a, b and p, with s_0 and s_1; see `Reference.fit`."""
-    logs = np.log([max(2 * float(ndtri(min(auroc.max(), 0.9999))), 0.5), 30.0, 100.0, 1.5])
+    logs = np.log([max(2 * float(ndtri(min(values.max(), 0.9999))), 0.5), 30.0, 100.0, 1.5])
     low, high = np.log([0.05, 1e-3, 1e-3, 0.3]), np.log([20.0, 1e4, 1e5, 4.0])
     spread, scatter = 0.05, 0.3
     for _ in range(PASSES):
         variance = spread**2 + scatter**2 / (1 + (ratio / math.exp(logs[2])) ** 2)
         slope = np.exp(-np.square(_law(logs, patients, ratio)) / 2) / math.sqrt(2 * math.pi)
         doubt = np.sqrt(variance * slope**2 + COARSE**2)
-        known = (patients, ratio, auroc, np.sqrt(1 + variance), doubt)
+        known = (patients, ratio, values, np.sqrt(1 + variance), doubt)
         logs = least_squares(_residuals, logs, bounds=(low, high), args=known).x
-        off = ndtri(np.clip(auroc, 0.01, 0.9999)) - _law(logs, patients, ratio)
+        off = ndtri(np.clip(values, 0.01, 0.9999)) - _law(logs, patients, ratio)
         spread, scatter = _scatter(off, ratio, math.exp(logs[2]))
     return logs, spread, scatter
 
@@ -188,10 +236,10 @@ def _law(logs: Vector, patients: Vector, ratio: Vector) -> Vector:
 
 
 def _residuals(
-    logs: Vector, patients: Vector, ratio: Vector, auroc: Vector, widened: Vector, doubt: Vector
+    logs: Vector, patients: Vector, ratio: Vector, values: Vector, widened: Vector, doubt: Vector
 ) -> Vector:
     """Distances to the law, in standard deviations of a run."""
-    result: Vector = (ndtr(_law(logs, patients, ratio) / widened) - auroc) / doubt
+    result: Vector = (ndtr(_law(logs, patients, ratio) / widened) - values) / doubt
     return result
 
 
@@ -204,15 +252,24 @@ def _scatter(off: Vector, ratio: Vector, noise: float) -> tuple[float, float]:
     return math.sqrt(floor), math.sqrt(max(rest, 0.0))
 
 
-def references(path: Path | None = None) -> dict[str, dict[Method, Reference]]:
-    """The tasks that fedveil knows, or those of another file, by name and method."""
+Laws = dict[Recipe, dict[Metric, Reference]]
+"""What is known of one task."""
+
+
+def collect(laws: Iterable[Reference]) -> Laws:
+    """By recipe and metric."""
+    found: Laws = {}
+    for law in laws:
+        found.setdefault(law.recipe, {})[law.metric] = law
+    return found
+
+
+def references(path: Path | None = None) -> dict[str, Laws]:
+    """What is known of each task by name, or what another file says."""
     source = path or files("fedveil.study").joinpath("references.json")
     try:
         values = json.loads(source.read_text(encoding="utf-8"))["references"]
-        return {
-            name: {method: Reference.from_dict(one) for method, one in by.items()}
-            for name, by in values.items()
-        }
+        return {name: collect(Reference.from_dict(one) for one in laws) for name, laws in values.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(
             f"{source} cannot be read ({type(error).__name__})",

@@ -54,11 +54,16 @@ def signal_to_noise(terms: Terms, units: int) -> float:
 
 
 def _strength(terms: Terms) -> float:
-    """mu / f: the root of the sum over rounds of (clip norm / standard deviation of the noise) squared."""
-    total = 0.0
+    """mu / f: the root of the sum over rounds of (clip norm / standard deviation of the noise) squared.
+
+    Where sites add the noise to steps of their own, a step's sum over all sites has the noise of each of them.
+    """
+    total, sites = 0.0, len(terms.sites)
     for release in terms.phases or (terms.main,):
         mechanism = release.mechanism
-        variance = terms.noise_variance(mechanism, len(terms.sites)) / mechanism.clip_norm**2
+        summed = sites * terms.noise_std(release) ** 2
+        noise = summed if release.local_noise else terms.noise_variance(mechanism, sites)
+        variance = noise / mechanism.clip_norm**2
         total += mechanism.steps / variance if variance > 0 else math.inf
     return math.sqrt(total)
 

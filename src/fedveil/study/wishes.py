@@ -1,40 +1,69 @@
 """What a consortium has and would accept, and what noise each way to train under it needs.
 
-A `Way` is whom to protect, whom to trust and how to train. Its noise follows from cohort sizes and an epsilon alone, by
-the calibration that a run uses, so nothing of a patient is needed.
+A `Way` is whom to protect, whom to trust, what to train and how. Its noise follows from cohort sizes and an epsilon
+alone, by the calibration that a run uses, so nothing of a patient is needed.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from scipy.special import ndtri
 
-from fedveil.errors import InvalidValue
+from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import default_min_honest
 from fedveil.privacy import Guarantee, Mechanism, Trust, Unit, calibrate, epsilon
-from fedveil.study.grid import Method, calibration_share
+from fedveil.study.phases import checks
+from fedveil.study.recipes import Method, Metric, Recipe, own_settings, variant
 from fedveil.study.settings import Study
 
-__all__ = ["METHODS", "TRUSTS", "UNITS", "Way", "Wishes"]
+__all__ = ["METHODS", "TRUSTS", "UNITS", "Sampling", "Way", "Wishes"]
 
 TRUSTS: tuple[Trust, ...] = ("site", "secure-aggregation", "server")
 """From the least trust in others to the most."""
 UNITS: tuple[Unit, ...] = ("site", "patient", "image")
 """From the most that is protected to the least."""
-METHODS: tuple[Method, ...] = ("gradient", "one-shot")
-"""What the references know."""
+METHODS: tuple[Method, ...] = ("gradient", "averaging", "one-shot")
 LARGEST_EPSILON = 8.0
 """What the planner goes to where nobody set a limit."""
+RATES = (1.0, 0.5, 0.2, 0.1, 0.05)
+"""Sampling rates that are compared."""
+GAIN = 0.001
+"""A sampling rate that raises nu by no more than this part gains nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way to train: whom the guarantee protects, whom one trusts, and how."""
+    """One way to train: whom the guarantee protects, whom one trusts, what is trained, how, and on what share.
+
+    Attributes:
+        unit: whom the guarantee protects.
+        trust: who could see an un-noised sum.
+        recipe: the network and the method.
+        sampling_rate: the chance of a unit to take part in a step, in as many passes over all units as the study
+            makes; None as the study has it.
+    """
 
     unit: Unit
     trust: Trust
-    method: Method
+    recipe: Recipe
+    sampling_rate: float | None = None
+
+    @property
+    def local_noise(self) -> bool:
+        """Whether hospitals add the noise to steps of their own."""
+        return self.recipe.method == "averaging" and self.unit != "site"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Rounds that each take a share of the units, and the signal-to-noise ratio of all of them together."""
+
+    rate: float
+    rounds: int
+    noise_multiplier: float
+    ratio: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,21 +75,25 @@ class Wishes:
         images: training images of a patient, on average; what the unit "image" counts.
         units: whom the guarantee may protect.
         trusts: the levels of trust that would be accepted.
-        methods: the methods that would be accepted.
+        recipes: what may be trained and how, preferred first.
         epsilon: the largest epsilon.
         auroc: the smallest AUROC.
+        balanced_accuracy: the smallest balanced accuracy.
         risk: the most that an attacker may find at 1 % false positives.
-        study: where everything else comes from: delta, rounds, clip norm, shares of the budget.
+        metric: what settings are compared by; default what a target is given for, AUROC before balanced accuracy.
+        study: where everything else comes from: delta, rounds, sampling, clip norm, shares of the budget.
     """
 
     cohorts: tuple[int, ...]
     images: float = 1.0
     units: tuple[Unit, ...] = ("patient",)
     trusts: tuple[Trust, ...] = TRUSTS
-    methods: tuple[Method, ...] = METHODS
+    recipes: tuple[Recipe, ...] = (Recipe(), Recipe(method="one-shot"))
     epsilon: float | None = None
     auroc: float | None = None
+    balanced_accuracy: float | None = None
     risk: float | None = None
+    metric: Metric | None = None
     study: Study = field(default_factory=Study)
 
     def __post_init__(self) -> None:
@@ -73,6 +106,7 @@ class Wishes:
         bounds = {
             "epsilon": (0.0, math.inf),
             "auroc": (0.5, 1.0),
+            "balanced_accuracy": (0.5, 1.0),
             "risk": (0.01, 1.0),
             "images": (1 - 1e-9, math.inf),
         }
@@ -80,32 +114,51 @@ class Wishes:
             value = getattr(self, name)
             if value is not None and not low < value < high:
                 raise InvalidValue(
-                    f"{name} is {value:g}", f"it must lie between {low:g} and {high:g}", "choose another"
+                    f"{name.replace('_', ' ')} is {value:g}",
+                    f"it must lie between {low:g} and {high:g}",
+                    "choose another",
                 )
-        uneven = self.study.training.sampling_rate < 1 or self.study.privacy.spending != 1
-        if self.study.model.network != "linear" or uneven:
-            raise InvalidValue(
-                "the study trains a network, samples, or spends unevenly",
-                "the planner knows linear heads that everyone's data trains in rounds that are all alike",
-                "leave model.network, training.sampling_rate and privacy.spending out",
-            )
         if not any(True for _ in self.ways()):
-            raise InvalidValue(
-                f"unit {', '.join(self.units)}, trust {', '.join(self.trusts)} and method {', '.join(self.methods)} do "
-                f"not go together for {len(self.cohorts)} hospitals",
-                "secure aggregation needs 3 or more hospitals, and one-shot protects patients or images",
-                "accept more of each",
-            )
+            raise self._nothing_possible()
+
+    def _nothing_possible(self) -> InvalidValue:
+        """Why no way is left: the hospitals are too few, or what the study says fits no recipe."""
+        for recipe in self.recipes:
+            try:
+                variant(self.study, recipe, self.units[0])
+            except StudyError as error:
+                return InvalidValue(
+                    f"{recipe} does not fit the study: {error.found}", error.rule, error.remedy
+                )
+        return InvalidValue(
+            f"unit {', '.join(self.units)}, trust {', '.join(self.trusts)} and method "
+            f"{', '.join(map(str, self.recipes))} do not go together for {len(self.cohorts)} hospitals",
+            "secure aggregation needs 3 or more hospitals, one-shot protects patients or images, and averaging that "
+            "protects whole hospitals takes all of them",
+            "accept more of each",
+        )
 
     def ways(self) -> Iterator[Way]:
         """What is accepted and possible: most protection first, then least trust."""
-        enough = len(self.cohorts) >= 3
+        trusts = [
+            one
+            for one in TRUSTS
+            if one in self.trusts and (one != "secure-aggregation" or len(self.cohorts) >= 3)
+        ]
         for unit in (one for one in UNITS if one in self.units):
-            for trust in (one for one in TRUSTS if one in self.trusts):
-                for method in (one for one in METHODS if one in self.methods):
-                    masks = trust == "secure-aggregation"
-                    if (enough or not masks) and not (unit == "site" and method == "one-shot"):
-                        yield Way(unit=unit, trust=trust, method=method)
+            possible = [one for one in self.recipes if self.fits(one, unit)]
+            for trust in trusts:
+                for recipe in possible:
+                    yield Way(unit=unit, trust=trust, recipe=recipe)
+
+    def fits(self, recipe: Recipe, unit: Unit) -> bool:
+        """Whether what the study says goes together with a recipe and a unit."""
+        try:
+            study = variant(self.study, recipe, unit)
+        except StudyError:
+            return False
+        # Sites take all local steps of a round, or none: see `fedveil.federation.terms.Release`.
+        return recipe.method != "averaging" or unit != "site" or study.training.sampling_rate == 1
 
     @property
     def patients(self) -> int:
@@ -138,64 +191,180 @@ class Wishes:
             limits.append(epsilon([Mechanism(1 / mu, 1.0, 1)], self.study.privacy.delta))
         return min(limits)
 
+    @property
+    def ranked(self) -> Metric:
+        """What settings are compared by."""
+        by_threshold = self.balanced_accuracy is not None and self.auroc is None
+        return self.metric or ("balanced-accuracy" if by_threshold else "auroc")
+
+    @property
+    def targets(self) -> dict[Metric, float]:
+        """The accuracies that are asked for."""
+        asked: dict[Metric, float | None]
+        asked = {"auroc": self.auroc, "balanced-accuracy": self.balanced_accuracy}
+        return {metric: value for metric, value in asked.items() if value is not None}
+
+    def study_of(self, way: Way, target: float) -> Study:
+        """The study that trains this way at a target epsilon."""
+        study = variant(self.study, way.recipe, way.unit)
+        training: dict[str, object] = {}
+        if way.sampling_rate is not None:
+            passes = study.training.rounds * study.training.sampling_rate
+            training |= {"sampling_rate": way.sampling_rate, "rounds": round(passes / way.sampling_rate)}
+        if way.recipe.method == "averaging" and way.unit != "site":
+            training["units"] = round(self.count(way.unit))
+        return study.with_changes(
+            {"training": training, "privacy": {"unit": way.unit, "trust": way.trust, "epsilon": target}}
+        )
+
+    def shares(self, way: Way) -> tuple[float, ...]:
+        """Parts of mu squared for what is released beside the sums that the model is made from.
+
+        There are none where a network samples: each such sum is a step of its training's mechanism instead.
+        """
+        study = self.study_of(way, 1.0)
+        return () if _one_mechanism(study) else _shares(study)
+
+    def steps_beside(self, way: Way) -> int:
+        """How many steps of the mechanism of training other sums are."""
+        study = self.study_of(way, 1.0)
+        return len(_singles(study)) if _one_mechanism(study) else 0
+
     def mu(self, way: Way, target: float) -> float:
         """mu of the Gaussian mechanism that epsilon and delta allow in total."""
         return 1 / calibrate(self._guarantee(way, target), steps=1).noise_multiplier
 
-    def shares(self, way: Way) -> tuple[float, ...]:
-        """Parts of mu squared for what is released beside the sums that the model is made from."""
-        found = {key: value for key, value in self.study.privacy if key.endswith("_share")}
-        found["calibration_share"] = calibration_share(self.study, way.method)
-        if way.method == "one-shot":
-            del found["statistics_share"]
-        return tuple(share for share in found.values() if share > 0)
+    def mechanism(self, way: Way, target: float) -> Mechanism:
+        """The sums that the model is made from: steps of training, or one of statistics.
+
+        Where training spends unevenly over its rounds it is that of the mean round.
+        """
+        study = self.study_of(way, target)
+        training, privacy = study.training, study.privacy
+        if training.method == "one-shot":
+            noise = _noise(target, privacy.delta, way.unit, 1, 1.0, _shares(study))
+            return Mechanism(noise, 1.0, 1, unit=way.unit)
+        steps = training.rounds * (training.local_steps if way.local_noise else 1)
+        count = steps + self.steps_beside(way)
+        noise = _noise(target, privacy.delta, way.unit, count, training.sampling_rate, self.shares(way))
+        return Mechanism(noise, privacy.clip_norm, steps, training.sampling_rate, way.unit)
 
     def ratio(self, way: Way, target: float) -> float:
         """nu at a target epsilon: see `fedveil.study.reference`."""
-        left = math.sqrt(1 - sum(self.shares(way)))
-        return self.count(way.unit) * self.mu(way, target) * left / self.factor(way.trust)
+        one = self.mechanism(way, target)
+        signal = self.count(way.unit) * one.sampling_rate * math.sqrt(one.steps)
+        return signal / (one.noise_multiplier * self.factor(way))
 
-    def factor(self, trust: Trust) -> float:
+    def samplings(self, way: Way, target: float) -> tuple[Sampling, ...]:
+        """The ratio at several sampling rates in as many passes over the units; empty where the law fixes the rate.
+
+        It does for all but a linear head, whose steps are as long as the noise allows at any number of rounds. Others
+        have steps of a fixed size; and a network that samples pays for its statistics like for a step, so that another
+        rate would be another split of the budget.
+        """
+        study = self.study_of(way, target)
+        if way.recipe != Recipe() or study.privacy.spending != 1 or study.privacy.personal_share > 0:
+            return ()
+        found = []
+        for rate in sorted({*RATES, study.training.sampling_rate}, reverse=True):
+            sampled = replace(way, sampling_rate=rate)
+            one = self.mechanism(sampled, target)
+            found.append(
+                Sampling(
+                    rate=rate,
+                    rounds=one.steps,
+                    noise_multiplier=one.noise_multiplier,
+                    ratio=self.ratio(sampled, target),
+                )
+            )
+        return tuple(found)
+
+    def best_sampling(self, way: Way, target: float) -> Way:
+        """The way at the sampling rate with the largest ratio, or at a larger rate that is as good in fewer rounds.
+
+        A study that samples already is left as it is.
+        """
+        found = self.samplings(way, target)
+        if not found or self.study_of(way, target).training.sampling_rate < 1:
+            return way
+        enough = max(one.ratio for one in found) * (1 - GAIN)
+        best = min((one for one in found if one.ratio >= enough), key=lambda one: one.rounds)
+        rate = None if best.rate == 1 else best.rate
+        return replace(way, sampling_rate=rate)
+
+    def factor(self, way: Way) -> float:
         """f: the standard deviation of the noise in a sum over what the mechanism needs."""
         n = len(self.cohorts)
-        match trust:
-            case "site":
-                return math.sqrt(n)
-            case "secure-aggregation":
-                return math.sqrt(n / self.honest)
-            case _:
-                return 1.0
-
-    def mechanism(self, way: Way, target: float) -> Mechanism:
-        """The sums that the model is made from: rounds of training, or one of statistics."""
-        once, mu = way.method == "one-shot", self.mu(way, target)
-        spent = [Mechanism(1 / (mu * math.sqrt(share)), 1.0, 1, unit=way.unit) for share in self.shares(way)]
-        return calibrate(
-            self._guarantee(way, target),
-            steps=1 if once else self.study.training.rounds,
-            clip_norm=1.0 if once else self.study.privacy.clip_norm,
-            spent=spent,
-        )
+        if way.local_noise or way.trust == "site":
+            return math.sqrt(n)
+        return math.sqrt(n / self.honest) if way.trust == "secure-aggregation" else 1.0
 
     def site_noise(self, way: Way, target: float) -> float:
-        """Standard deviation of the noise that one hospital adds to such a sum."""
+        """Standard deviation of the noise that one hospital adds to such a sum, or to each of its own steps."""
         share = {"site": 1.0, "secure-aggregation": 1 / math.sqrt(self.honest)}
-        return self.mechanism(way, target).noise_std * share.get(way.trust, 0.0)
+        part = 1.0 if way.local_noise else share.get(way.trust, 0.0)
+        return self.mechanism(way, target).noise_std * part
 
     def settings(self, way: Way, target: float) -> dict[str, dict[str, object]]:
-        """The keys of a study file that choose this way."""
-        mechanism = self.mechanism(way, target)
-        training: dict[str, object] = {"method": way.method}
-        privacy: dict[str, object] = {
-            "unit": way.unit,
-            "trust": way.trust,
-            "epsilon": target,
-            "delta": self.study.privacy.delta,
+        """The keys of a study file that choose this way, and those of the given study that its noise depends on."""
+        study = self.study_of(way, target)
+        shown = {
+            "model": ["network"],
+            "training": ["method"],
+            "privacy": ["unit", "trust", "epsilon", "delta"],
         }
-        if way.method == "gradient":
-            training |= {"rounds": mechanism.steps, "sampling_rate": mechanism.sampling_rate}
-            privacy |= {"clip_norm": mechanism.clip_norm}
-        return {"training": training, "privacy": privacy}
+        if way.recipe.method != "one-shot":
+            shown["training"] += ["rounds", "sampling_rate"]
+            shown["privacy"] += ["clip_norm"]
+        if way.recipe.method == "averaging":
+            shown["training"] += ["local_steps"]
+        own, values = own_settings(study), study.model_dump(mode="json")
+        tables = ("model", "training", "privacy", "federation")
+        keys = {table: dict.fromkeys([*shown.get(table, ()), *own[table]]) for table in tables}
+        return {table: {key: values[table][key] for key in keys[table]} for table in tables if keys[table]}
+
+    def changed(self, way: Way) -> list[str]:
+        """Keys by which the given study trains otherwise than the recipe's defaults, where that matters to accuracy.
+
+        A linear head's steps follow a rule, under which rounds and clip norm hardly matter.
+        """
+        own = own_settings(self.study_of(way, 1.0))
+        found = [f"model.{key}" for key in own["model"]]
+        if way.recipe.network != "linear":
+            found += [f"training.{key}" for key in own["training"] if key != "units"]
+            found += ["privacy.clip_norm"] * ("clip_norm" in own["privacy"])
+        return found
 
     def _guarantee(self, way: Way, target: float) -> Guarantee:
         return Guarantee(target, self.study.privacy.delta, way.unit, way.trust)
+
+
+def _one_mechanism(study: Study) -> bool:
+    """Whether single sums are steps of the mechanism of training, see `fedveil.study.terms.make_terms`."""
+    return study.model.network != "linear" and study.training.sampling_rate < 1
+
+
+def _singles(study: Study) -> list[float]:
+    """A share of the budget for each sum beside training, those of progress one by one."""
+    privacy, looks = study.privacy, checks(study)
+    found = [privacy.progress_share / looks] * looks if looks else []
+    found += [privacy.calibration_share, privacy.evaluation_share]
+    if study.training.method != "one-shot":
+        found.append(privacy.statistics_share)
+    return [share for share in found if share > 0]
+
+
+def _shares(study: Study) -> tuple[float, ...]:
+    personal = study.privacy.personal_share
+    return (*_singles(study), *([personal] if personal > 0 else []))
+
+
+@lru_cache(maxsize=4096)
+def _noise(
+    target: float, delta: float, unit: Unit, steps: int, sampling_rate: float, shares: tuple[float, ...]
+) -> float:
+    """The noise multiplier of so many steps beside single sums with these shares of mu squared."""
+    guarantee = Guarantee(target, delta, unit, "server")
+    mu = 1 / calibrate(guarantee, steps=1).noise_multiplier
+    spent = [Mechanism(1 / (mu * math.sqrt(share)), 1.0, 1, unit=unit) for share in shares]
+    return calibrate(guarantee, steps=steps, sampling_rate=sampling_rate, spent=spent).noise_multiplier

@@ -1,0 +1,82 @@
+"""How a model is trained and judged, and a study by another network or method with the defaults of that."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedveil.privacy import Unit
+from fedveil.study.settings import Study
+
+__all__ = ["METRICS", "Method", "Metric", "Recipe", "metric_name", "own_settings", "variant"]
+
+Method = Literal["gradient", "averaging", "one-shot"]
+"""How a model is trained, see `fedveil.study.settings.TrainingSettings`."""
+Metric = Literal["auroc", "balanced-accuracy"]
+"""What accuracy is measured by."""
+METRICS: tuple[Metric, ...] = ("auroc", "balanced-accuracy")
+
+
+def metric_name(metric: Metric) -> str:
+    """As a person reads it."""
+    return "AUROC" if metric == "auroc" else "balanced accuracy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is trained, and how.
+
+    >>> str(Recipe()), str(Recipe(network="cnn", method="averaging"))
+    ('gradient', 'cnn by averaging')
+    """
+
+    network: str = "linear"
+    method: Method = "gradient"
+
+    def __str__(self) -> str:
+        return self.method if self.network == "linear" else f"{self.network} by {self.method}"
+
+
+def own_settings(study: Study) -> dict[str, dict[str, Any]]:
+    """What a study says, table by table, that its network, method and unit do not mean by themselves.
+
+    >>> study = Study.parse('model.network = "cnn"\\ntraining.rounds = 20')
+    >>> {table: keys for table, keys in own_settings(study).items() if keys}
+    {'training': {'rounds': 20}}
+    """
+    plain = Study().with_changes(
+        {
+            "model": {"network": study.model.network},
+            "training": {"method": study.training.method},
+            "privacy": {"unit": study.privacy.unit},
+        }
+    )
+    usual = plain.model_dump(mode="json")
+    return {
+        table: {key: value for key, value in keys.items() if value != usual[table][key]}
+        for table, keys in study.model_dump(mode="json").items()
+    }
+
+
+def variant(study: Study, recipe: Recipe, unit: Unit) -> Study:
+    """The study by another recipe, for another unit: what it says itself is kept where it means the same there.
+
+    How another network is trained is not for this study to say, nor how long its gradients are, nor what another
+    method spends on its threshold.
+
+    >>> variant(Study(), Recipe(network="cnn", method="averaging"), "patient").training.rounds
+    40
+
+    Raises:
+        StudyError: what is kept does not go together with the recipe.
+    """
+    own = own_settings(study)
+    if recipe.network != study.model.network:
+        own["training"] = {key: value for key, value in own["training"].items() if key == "units"}
+        own["model"] = {}
+        for key in ("clip_norm", "spending"):
+            own["privacy"].pop(key, None)
+    if recipe != Recipe(network=study.model.network, method=study.training.method):
+        own["privacy"].pop("calibration_share", None)
+    own["model"]["network"] = recipe.network
+    own["training"]["method"] = recipe.method
+    own["privacy"]["unit"] = unit
+    return Study().with_changes(own)
