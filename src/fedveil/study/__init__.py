@@ -4,9 +4,11 @@
 or real ones that `fedveil.deploy` reaches. There is one path from the file to the result, and one round loop, `train`.
 """
 
-from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Method, Setting
+from fedveil.study.arrangement import Arrangement
+from fedveil.study.grid import EVEN, NAMED, NO_PRIVACY, Grid, Measurement, Method, Setting
 from fedveil.study.model_file import TrainedModel, predict
 from fedveil.study.outcome import HandedOver
+from fedveil.study.payment import Paid, read_payment
 from fedveil.study.plan import Plan, make_plan
 from fedveil.study.planner import Recommendation, recommend
 from fedveil.study.prepare import Prepared, prepare, resolve
@@ -23,7 +25,9 @@ from fedveil.study.training import Trained, train
 from fedveil.study.wishes import Way, Wishes
 
 __all__ = [
+    "Arrangement",
     "EVEN",
+    "NAMED",
     "NO_PRIVACY",
     "Grid",
     "HandedOver",
@@ -31,6 +35,7 @@ __all__ = [
     "Joined",
     "Measurement",
     "Method",
+    "Paid",
     "Plan",
     "Prepared",
     "Progress",
@@ -50,6 +55,7 @@ __all__ = [
     "predict",
     "prepare",
     "read_measurements",
+    "read_payment",
     "recommend",
     "references",
     "resolve",

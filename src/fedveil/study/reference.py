@@ -147,9 +147,11 @@ class Reference:
 
     @classmethod
     def fit_each(cls, name: str, results: Iterable[Measurement]) -> dict[Method, Self]:
-        """A law for every method that was swept."""
+        """A law for every method that was swept; what a sweep compares federation with is not part of it."""
         by: dict[Method, list[Measurement]] = {}
         for one in results:
+            if one.setting.arrangement != "federated":
+                continue
             by.setdefault(one.setting.method, []).append(one)
         return {method: cls.fit(name, group) for method, group in by.items()}
 
