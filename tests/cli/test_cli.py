@@ -104,7 +104,13 @@ def test_one_round_makes_a_model_and_a_report(tmp_path):
     run = fedveil("run", "once.toml", "--out", "out", "--baselines", "--json")
     assert run.exit_code == 0, run.output
     result = json.loads(run.stdout)
-    assert set(result["baselines"]) == {"no_privacy", "pooled", "alone", "alone_no_privacy"}
+    assert set(result["baselines"]) == {
+        "no_privacy",
+        "pooled",
+        "pooled_no_privacy",
+        "alone",
+        "alone_no_privacy",
+    }
     page = (tmp_path / "out" / "report.html").read_text()
     assert "One round made the model" in page
     assert "5 hospitals, 1 round" in page
@@ -327,7 +333,13 @@ def test_data_check_lists_problems_and_fails(tmp_path):
 
 def test_baselines_are_trained_on_request():
     result = json.loads(fedveil("run", "--out", "out", "--baselines", "--json").stdout)
-    assert set(result["baselines"]) == {"no_privacy", "pooled", "alone", "alone_no_privacy"}
+    assert set(result["baselines"]) == {
+        "no_privacy",
+        "pooled",
+        "pooled_no_privacy",
+        "alone",
+        "alone_no_privacy",
+    }
     assert all(0 <= metrics["auroc"] <= 1 for metrics in result["baselines"].values())
 
 

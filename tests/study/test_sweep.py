@@ -244,7 +244,9 @@ def test_data_that_names_hospitals_is_refused_with_the_price(study, tmp_path):
         lines.append(f"{row}.png,{'ab'[row % 2]},p{row},{'north' if row < 20 else 'south'},{split}")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     settings = study(data={"source": str(folder / "manifest.csv")})
-    with pytest.raises(StudyError, match=r"2 real hospitals.*epsilon 7\.\d per patient.*2 models") as caught:
+    with pytest.raises(
+        StudyError, match=r"2 real hospitals.*epsilon 7\.\d\d per patient.*2 models"
+    ) as caught:
         sweep(tmp_path / "out", settings, grid(epsilon=(5.0,)), workers=1)
     assert "phantom" in str(caught.value)
     with pytest.raises(StudyError, match="without any bound"):

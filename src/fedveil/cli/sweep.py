@@ -16,11 +16,24 @@ from fedveil.cli.tables import format_epsilon
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Trust, Unit
 from fedveil.report import write_sweep
-from fedveil.study import EVEN, NO_PRIVACY, Grid, Measurement, Method, Study, resolve, sweep
+from fedveil.study import (
+    EVEN,
+    NO_PRIVACY,
+    Grid,
+    Measurement,
+    Method,
+    Paid,
+    Setting,
+    Study,
+    read_payment,
+    resolve,
+    sweep,
+)
 
 __all__ = ["register"]
 
 T = TypeVar("T")
+TRUSTS = ("site", "secure-aggregation", "server")
 WORDS = {"none": NO_PRIVACY, "iid": EVEN, "all": None}
 
 
@@ -46,11 +59,22 @@ def sweep_command(
     ] = None,
     patients: Annotated[str, typer.Option(help='Numbers of training patients, or "all".')] = "all",
     seeds: Annotated[int, typer.Option(help="Repeats of every setting.")] = 1,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also measure pooled images, each hospital alone, and no privacy."),
+    ] = False,
+    pay: Annotated[
+        float | None,
+        typer.Option(
+            metavar="EPSILON",
+            help="What all models together may cost real hospitals' patients; without it their data is refused.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep; its lists may grow.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Measure what each privacy setting costs in accuracy, on public or simulated data.
+    """Measure what each privacy setting costs in accuracy; on real hospitals' data, if all of it is paid for.
 
     Example: fedveil sweep study.toml --epsilon 0.25,1,4,none --sites 3,10 --seeds 5
     """
@@ -68,15 +92,21 @@ def sweep_command(
             ),
             patients=_list("patients", patients, int),
             seeds=seeds,
+            baselines=baselines,
         )
         folder = out or Path("sweeps") / resolved.study.name.replace(" ", "-")
         with _TimedBars(quiet=as_json) as bars:
-            results = sweep(folder, resolved, grid, resume=resume, workers=workers, progress=bars)
-        page = write_sweep(folder)
+            results = sweep(folder, resolved, grid, resume=resume, workers=workers, pay=pay, progress=bars)
+        page, paid = write_sweep(folder), read_payment(folder)
         if as_json:
-            print(json.dumps({"settings": len(results), "page": str(page)}))
+            found: dict[str, Any] = {"settings": len(results), "page": str(page)}
+            if paid:
+                found |= {"guarantee": paid.guarantee.to_dict(), "epsilon_spent": dict(paid.spent)}
+            print(json.dumps(found))
         else:
             _print_sweep(results)
+            if paid:
+                _print_paid(paid)
             errors.print(f"\npage: {page}")
 
 
@@ -98,19 +128,39 @@ class _TimedBars(Bars):
 
 
 def _print_sweep(results: list[Measurement]) -> None:
-    """Mean AUROC by epsilon and trust over everything else that was swept."""
-    trusts = list(dict.fromkeys(one.setting.trust for one in results))
-    table = Table("epsilon", *trusts, box=None, pad_edge=False)
+    """Mean AUROC by epsilon and trust, or arrangement, over everything else that was swept."""
+    columns = [*dict.fromkeys(_column(one.setting) for one in results if one.setting.trust != "none")] or [
+        "none"
+    ]
+    found: dict[tuple[float, str], list[float]] = {}
+    for one in results:
+        # Without privacy it does not matter whom one trusts: the federation's then stands in all of its columns.
+        for name in [*TRUSTS, "none"] if _column(one.setting) == "none" else [_column(one.setting)]:
+            found.setdefault((one.setting.epsilon, name), []).append(one.auroc)
+    table = Table("epsilon", *columns, box=None, pad_edge=False)
     for epsilon in dict.fromkeys(one.setting.epsilon for one in results):
         row = []
-        for trust in trusts:
-            found = [
-                one.auroc for one in results if (one.setting.epsilon, one.setting.trust) == (epsilon, trust)
-            ]
-            row.append(f"{sum(found) / len(found):.3f}" if found else "")
+        for name in columns:
+            values = found.get((epsilon, name), [])
+            row.append(f"{sum(values) / len(values):.3f}" if values else "")
         table.add_row("none" if math.isinf(epsilon) else format_epsilon(epsilon), *row)
     console.print(f"mean AUROC over {len(results)} settings\n")
     console.print(table)
+
+
+def _column(setting: Setting) -> str:
+    return setting.trust if setting.arrangement == "federated" else setting.arrangement
+
+
+def _print_paid(paid: Paid) -> None:
+    """What the whole sweep costs together, and what choosing by it means."""
+    console.print(f"\nall models of this sweep together: {paid.guarantee}\n", soft_wrap=True)
+    console.print(
+        f"charged so far: epsilon {format_epsilon(max(paid.spent.values()))} at most, of {paid.guarantee.epsilon:g} "
+        "that are paid. To choose a setting by this sweep is covered; the run that follows on the same patients adds "
+        "to it.",
+        soft_wrap=True,
+    )
 
 
 def _list(name: str, text: str, read: Callable[[str], T]) -> tuple[T, ...]:

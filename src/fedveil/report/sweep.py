@@ -14,11 +14,19 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedveil.report import formatting
+from fedveil.report.alternatives import (
+    ARRANGEMENT,
+    compare,
+    comparison_sentences,
+    comparison_table,
+    comparison_words,
+)
 from fedveil.report.charts import Chart, legend_line
 from fedveil.report.drawing import PAGE, PAPER, canvas, inline_svg, style
 from fedveil.report.tables import Table
-from fedveil.report.trade_off import AXES, METRICS, Panel, Point, Sweep, draw, load_sweep
-from fedveil.study import Setting
+from fedveil.report.trade_off import AXES, METRICS, Panel, Sweep, cell, draw, load_sweep
+from fedveil.report.wording import guarantee_line, protected
+from fedveil.study import NAMED, Setting
 from fedveil.study.files import write_atomic
 
 __all__ = ["figure_trade_off", "write_sweep"]
@@ -37,8 +45,8 @@ def write_sweep(directory: Path) -> Path:
     """
     found = load_sweep(directory)
     (directory / "figures").mkdir(exist_ok=True)
-    for panel in itertools.chain(*found.panels()):
-        _save([panel], found, directory / "figures" / f"{panel.key}.svg")
+    for panel in itertools.chain(*found.panels(), compare(found)):
+        _save([panel], directory / "figures" / f"{panel.key}.svg")
     path, page = directory / "sweep.html", render(found).encode()
     write_atomic(path, lambda file: file.write(page))
     return path
@@ -47,7 +55,7 @@ def write_sweep(directory: Path) -> Path:
 def figure_trade_off(directory: Path, path: Path) -> Path:
     """Draw the first two figures of a sweep side by side on white into ``path`` (.svg), and return it."""
     found = load_sweep(directory)
-    _save(found.panels()[0][:2], found, path)
+    _save(found.panels()[0][:2], path)
     return path
 
 
@@ -60,7 +68,7 @@ def render(found: Sweep) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    accuracy, risk = ([_chart(panel, found) for panel in panels] for panels in found.panels())
+    accuracy, risk = ([_chart(panel) for panel in panels] for panels in found.panels())
     return environment.get_template("sweep.html.j2").render(
         study=found.study.study.name,
         description=found.study.study.description,
@@ -72,18 +80,28 @@ def render(found: Sweep) -> str:
         findings=_findings(found),
         accuracy=accuracy,
         risk=risk,
+        comparisons=[_chart(panel) for panel in compare(found)],
+        compared=comparison_sentences(found),
+        comparison_words=comparison_words(found),
+        comparison_table=comparison_table(found) if compare(found) else None,
+        paid=_paid(found),
+        named=NAMED in found.values("alpha"),
         risk_table=_risk_table(found),
         tables=[_accuracy_table(found, metric) for metric in METRICS],
         settings=_settings_table(found),
     )
 
 
-def _chart(panel: Panel, found: Sweep) -> Chart:
+def _chart(panel: Panel) -> Chart:
     with style():
         drawing = canvas()
         draw(drawing.add_subplot(), panel, PAGE)
         svg = inline_svg(drawing, panel.key)
     against, metric = "risk" if panel.risk else "epsilon", METRICS[panel.metric]
+    levels = " ".join(
+        f"{level.label[0].upper()}{level.label[1:]} without privacy: {formatting.score(level.value)}."
+        for level in panel.levels
+    )
     ends = "; ".join(
         f"{name} from {formatting.score(points[0].mean)} at the smallest to {formatting.score(points[-1].mean)} at the "
         f"largest {against}"
@@ -94,19 +112,19 @@ def _chart(panel: Panel, found: Sweep) -> Chart:
     bare = (
         f" Thin grey line: without privacy{where}, {formatting.score(panel.bare)}."
         if math.isfinite(panel.bare)
-        else ""
+        else levels and f" Thin grey lines, no privacy. {levels}"
     )
     return Chart(
         panel.key,
         f"{metric} against {against}, {panel.axis.title}",
         svg,
         f"{metric} against {against}: {ends}.{bare}",
-        f"Held: {found.held_words(panel.axis.name)}.{bare}",
+        f"Held: {panel.held}.{bare}",
         tuple(legend_line(name, series) for series, (name, _) in enumerate(panel.lines)),
     )
 
 
-def _save(panels: Sequence[Panel], found: Sweep, path: Path) -> None:
+def _save(panels: Sequence[Panel], path: Path) -> None:
     """Figures side by side on white, for use outside the page."""
     with style(text_as_paths=True):
         drawing = canvas(5.0 * len(panels), 4.2)
@@ -115,7 +133,7 @@ def _save(panels: Sequence[Panel], found: Sweep, path: Path) -> None:
         for number, panel in enumerate(panels, 1):
             axes = drawing.add_subplot(1, len(panels), number)
             draw(axes, panel, PAPER)
-            held = textwrap.fill(found.held_words(panel.axis.name), TITLE)
+            held = textwrap.fill(panel.held, TITLE)
             axes.set_title(held, color=PAPER.muted, fontsize=9, loc="left")
             axes.legend(
                 axes.get_lines()[: len(panel.lines)],
@@ -126,6 +144,25 @@ def _save(panels: Sequence[Panel], found: Sweep, path: Path) -> None:
                 labelcolor=PAPER.ink,
             )
         write_atomic(path, lambda file: drawing.savefig(file, format="svg", metadata={"Date": None}))
+
+
+def _paid(found: Sweep) -> dict[str, object] | None:
+    """What the page says of a sweep that real hospitals paid for."""
+    if found.paid is None:
+        return None
+    guarantee = found.paid.guarantee
+    return {
+        "line": guarantee_line(guarantee, None),
+        "statements": protected(guarantee, None),
+        "table": Table(
+            "Charged so far",
+            ("Hospital", "ε charged", "ε paid"),
+            tuple(
+                (name, formatting.at_most(spent), formatting.at_most(guarantee.epsilon))
+                for name, spent in found.paid.spent.items()
+            ),
+        ),
+    }
 
 
 def _repeats(found: Sweep) -> int:
@@ -150,16 +187,11 @@ def _findings(found: Sweep) -> list[str]:
     return text
 
 
-def _cell(point: Point) -> str:
-    spread = formatting.interval((point.low, point.high))
-    return f"{formatting.score(point.mean)} ({spread})" if spread else formatting.score(point.mean)
-
-
 def _accuracy_table(found: Sweep, metric: str) -> Table:
     panel = found.panel(AXES[0], metric)
     columns = [{point.x: point for point in points} for _, points in panel.lines]
     rows = [
-        (f"{x:g}", *(_cell(column[x]) if x in column else formatting.UNDEFINED for column in columns))
+        (f"{x:g}", *(cell(column[x]) if x in column else formatting.UNDEFINED for column in columns))
         for x in sorted(set().union(*columns))
     ]
     if math.isfinite(panel.bare):
@@ -194,6 +226,6 @@ def _settings_table(found: Sweep) -> Table:
     rows = []
     for name in names:
         values = found.values(name)
-        axis = next((axis for axis in AXES if axis.name == name), None)
+        axis = next((axis for axis in (*AXES, ARRANGEMENT) if axis.name == name), None)
         rows.append((name, ", ".join(axis.label(v) if axis else f"{v:g}" for v in values)))
     return Table("What was swept", ("Setting", "Values"), tuple(rows), text=2)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,9 +17,32 @@ from scipy.stats import t as student
 from fedveil.errors import StudyError
 from fedveil.report import formatting
 from fedveil.report.drawing import DASHES, SERIES, Palette, plain_axes
-from fedveil.study import Measurement, RunDirectory, Study, read_measurements
+from fedveil.study import (
+    NAMED,
+    Arrangement,
+    Measurement,
+    Paid,
+    RunDirectory,
+    Study,
+    read_measurements,
+    read_payment,
+)
 
-__all__ = ["AXES", "METRICS", "Axis", "Panel", "Point", "Sweep", "draw", "load_sweep"]
+__all__ = [
+    "AXES",
+    "METRICS",
+    "TRUST",
+    "Axis",
+    "Level",
+    "Panel",
+    "Point",
+    "Sweep",
+    "cell",
+    "draw",
+    "held_words_of",
+    "load_sweep",
+    "points_of",
+]
 
 TRUST = {
     "site": "each hospital adds all its noise",
@@ -47,13 +70,19 @@ class Axis:
     label: Callable[[Any], str]
 
 
+def _alike(alpha: float) -> str:
+    if alpha == NAMED:
+        return "as the data names them"
+    return "all alike" if math.isinf(alpha) else f"Dirichlet {alpha:g}"
+
+
 AXES = (
     Axis(name="trust", title="by whom one has to trust", label=lambda value: TRUST[value]),
     Axis(name="sites", title="by number of hospitals", label=lambda value: f"{value} hospitals"),
     Axis(
         name="alpha",
         title="by how alike hospitals are",
-        label=lambda value: "all alike" if math.isinf(value) else f"Dirichlet {value:g}",
+        label=_alike,
     ),
     Axis(name="method", title="by how the model is trained", label=lambda value: METHODS[value]),
     Axis(name="unit", title="by whom the guarantee protects", label=lambda value: f"per {value}"),
@@ -63,6 +92,16 @@ AXES = (
         label=lambda value: "all patients" if value is None else f"{formatting.count(value)} patients",
     ),
 )
+
+
+NO_MATTER: dict[str, tuple[str, ...]] = {
+    "federated": (),
+    "pooled": ("trust", "sites", "alpha"),
+    "alone": ("trust",),
+}
+"""What makes no difference to an arrangement."""
+LINE_HEIGHT = 0.055
+"""Of a line of a level's name, as a part of the figure's height."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +115,19 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """A level without privacy, drawn as a line across a figure: what it is of, and how high it lies."""
+
+    label: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One figure's content: named lines over epsilon or risk, and the level without privacy with what it is held at."""
+    """One figure's content: named lines over epsilon or risk, and the level without privacy with what it is held at.
+
+    `held` is where all else is held, in words. A figure of alternatives has several `levels` in place of `bare`.
+    """
 
     axis: Axis
     metric: str
@@ -85,11 +135,15 @@ class Panel:
     lines: tuple[tuple[str, tuple[Point, ...]], ...]
     bare: float
     bare_at: str
+    held: str
+    levels: tuple[Level, ...] = ()
+    suffix: str = ""
 
     @property
     def key(self) -> str:
         """A name for files and ids."""
-        return f"{self.metric}-{'risk' if self.risk else 'epsilon'}-{self.axis.name}".replace("_", "-")
+        against = "risk" if self.risk else "epsilon"
+        return f"{self.metric}-{against}-{self.axis.name}{self.suffix}".replace("_", "-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +152,16 @@ class Sweep:
 
     study: Study
     results: tuple[Measurement, ...]
+    paid: Paid | None = None
 
     def values(self, name: str) -> list[Any]:
-        """What was swept along one axis, in ascending order where it has one; settings without privacy left out."""
+        """What was swept along one axis, in ascending order where it has one; settings without privacy left out.
+
+        Of arrangements every one that has results; along other axes only what hospitals did together.
+        """
+        if name == "arrangement":
+            seen = {m.setting.arrangement for m in self.results}
+            return [value for value in get_args(Arrangement) if value in seen]
         found = list(dict.fromkeys(getattr(m.setting, name) for m in self._private()))
         if name in ("trust", "unit", "method"):
             order = [*TRUST, "patient", "image", *METHODS]
@@ -108,7 +169,7 @@ class Sweep:
         return sorted(found, key=lambda value: math.inf if value is None else value)
 
     def _private(self) -> list[Measurement]:
-        return [m for m in self.results if m.setting.trust != "none"]
+        return [m for m in self.results if m.setting.trust != "none" and m.setting.arrangement == "federated"]
 
     def held(self, varied: str = "") -> dict[str, Any]:
         """Where each axis is held while another varies: at the study's own value, or the middle of what was swept.
@@ -133,12 +194,20 @@ class Sweep:
         return held
 
     def at(self, **wanted: Any) -> list[Measurement]:
-        """The results whose settings have these values; whom one trusts is no matter where there is no privacy."""
+        """The results whose settings have these values, of hospitals together where no arrangement is asked for.
+
+        What makes no difference may differ: whom one trusts where there is no privacy, how many hospitals there are
+        where all images lie in one place.
+        """
+        wanted = {"arrangement": "federated"} | wanted
+        no_matter = NO_MATTER[wanted["arrangement"]]
         return [
             m
             for m in self.results
             if all(
-                getattr(m.setting, name) == value or (name == "trust" and m.setting.trust == "none")
+                getattr(m.setting, name) == value
+                or name in no_matter
+                or (name == "trust" and m.setting.trust == "none")
                 for name, value in wanted.items()
             )
         ]
@@ -150,7 +219,7 @@ class Sweep:
         lines = []
         for value in values:
             found = [m for m in self.at(**(held | {axis.name: value})) if m.setting.trust != "none"]
-            lines.append((axis.label(value), _points(found, metric, risk)))
+            lines.append((axis.label(value), points_of(found, metric, risk)))
         bare = [getattr(m, metric) for m in self.at(**held) if m.setting.trust == "none"]
         return Panel(
             axis=axis,
@@ -159,6 +228,7 @@ class Sweep:
             lines=tuple(lines),
             bare=float(np.mean(bare)) if bare else math.nan,
             bare_at="" if axis.name == "trust" else axis.label(held[axis.name]),
+            held=self.held_words(axis.name),
         )
 
     def panels(self) -> tuple[list[Panel], list[Panel]]:
@@ -170,8 +240,12 @@ class Sweep:
 
     def held_words(self, varied: str = "") -> str:
         """What is held where, in words; what a figure varies is left out."""
-        held = self.held(varied)
-        return ", ".join(axis.label(held[axis.name]) for axis in AXES if axis.name != varied)
+        return held_words_of(self.held(varied), varied)
+
+
+def held_words_of(held: dict[str, Any], varied: str = "") -> str:
+    """What is held where, in words; what a figure varies is left out."""
+    return ", ".join(axis.label(held[axis.name]) for axis in AXES if axis.name != varied)
 
 
 def load_sweep(directory: Path) -> Sweep:
@@ -180,8 +254,9 @@ def load_sweep(directory: Path) -> Sweep:
     Raises:
         StudyError: there is no sweep, or none of its settings with privacy is finished.
     """
-    found = Sweep(RunDirectory(directory).study(), tuple(read_measurements(directory)))
-    if not any(m.setting.trust != "none" for m in found.results):
+    results = tuple(read_measurements(directory))
+    found = Sweep(RunDirectory(directory).study(), results, read_payment(directory))
+    if not any(m.setting.trust != "none" and m.setting.arrangement == "federated" for m in results):
         raise StudyError(
             f"{directory} holds no finished setting with privacy",
             "the page shows accuracy against privacy",
@@ -190,7 +265,8 @@ def load_sweep(directory: Path) -> Sweep:
     return found
 
 
-def _points(results: Iterable[Measurement], metric: str, risk: bool) -> tuple[Point, ...]:
+def points_of(results: Iterable[Measurement], metric: str, risk: bool) -> tuple[Point, ...]:
+    """One point an epsilon, the mean over repeats."""
     groups: dict[float, list[Measurement]] = {}
     for one in results:
         groups.setdefault(one.setting.epsilon, []).append(one)
@@ -199,6 +275,12 @@ def _points(results: Iterable[Measurement], metric: str, risk: bool) -> tuple[Po
         x = float(np.mean([one.true_positive_rate for one in group])) if risk else epsilon
         points.append(_mean(x, [getattr(one, metric) for one in group]))
     return tuple(points)
+
+
+def cell(point: Point) -> str:
+    """The mean, with its interval if there is one."""
+    spread = formatting.interval((point.low, point.high))
+    return f"{formatting.score(point.mean)} ({spread})" if spread else formatting.score(point.mean)
 
 
 def _mean(x: float, values: Sequence[float]) -> Point:
@@ -230,6 +312,8 @@ def draw(axes: Axes, panel: Panel, palette: Palette) -> None:
             axes.fill_between(values[:, 0], values[:, 2], values[:, 3], color=colour, alpha=0.15, linewidth=0)
     if math.isfinite(panel.bare):
         axes.axhline(panel.bare, color=palette.muted, linewidth=1, dashes=(1.5, 3))
+    for level in panel.levels:
+        axes.axhline(level.value, color=palette.muted, linewidth=1, dashes=(1.5, 3))
     ticks = sorted({point.x for _, points in panel.lines for point in points})
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xscale("log")
@@ -242,6 +326,41 @@ def draw(axes: Axes, panel: Panel, palette: Palette) -> None:
     else:
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     lowest = min(point.mean for _, points in panel.lines for point in points)
-    axes.set_ylim(
-        math.floor(20 * min(lowest, panel.bare if math.isfinite(panel.bare) else 1) - 0.2) / 20, 1.0
-    )
+    bare = [panel.bare] if math.isfinite(panel.bare) else [level.value for level in panel.levels]
+    axes.set_ylim(math.floor(20 * min(lowest, *bare, 1.0) - 0.2) / 20, 1.0)
+    if panel.levels:
+        _name_levels(axes, panel.levels, palette)
+
+
+def _name_levels(axes: Axes, levels: Sequence[Level], palette: Palette) -> None:
+    """Name each level in the margin right of the figure, apart from each other, in the order of the levels.
+
+    Names of levels that lie close together move up or down, those of the highest to the lowest in turn, and a thin
+    line leads to each.
+    """
+    low, high = axes.get_ylim()
+    gap, places = LINE_HEIGHT * (high - low), [level.value for level in levels]
+    for index in range(1, len(places)):
+        places[index] = min(places[index], places[index - 1] - 2 * gap)
+    if places[-1] < low + gap:  # too little room below: push up again
+        places[-1] = low + gap
+        for index in reversed(range(len(places) - 1)):
+            places[index] = max(places[index], places[index + 1] + 2 * gap)
+    for level, place in zip(levels, places, strict=True):
+        axes.annotate(
+            f"{level.label},\nno privacy: {formatting.score(level.value)}",
+            xy=(1.0, level.value),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(1.04, place),
+            textcoords=axes.get_yaxis_transform(),
+            color=palette.muted,
+            fontsize=9,
+            va="center",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": palette.muted,
+                "linewidth": 0.7,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
+        )

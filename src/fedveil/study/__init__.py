@@ -4,10 +4,12 @@
 or real ones that `fedveil.deploy` reaches. There is one path from the file to the result, and one round loop, `train`.
 """
 
-from fedveil.study.grid import EVEN, NO_PRIVACY, Grid, Measurement, Setting
+from fedveil.study.arrangement import Arrangement
+from fedveil.study.grid import EVEN, NAMED, NO_PRIVACY, Grid, Measurement, Setting
 from fedveil.study.model_file import TrainedModel, predict
 from fedveil.study.outcome import HandedOver
 from fedveil.study.own import has_own, own_model
+from fedveil.study.payment import Paid, read_payment
 from fedveil.study.plan import Plan, make_plan
 from fedveil.study.planner import recommend
 from fedveil.study.prepare import Prepared, prepare, resolve
@@ -26,8 +28,10 @@ from fedveil.study.training import Trained, train
 from fedveil.study.wishes import Way, Wishes
 
 __all__ = [
+    "Arrangement",
     "EVEN",
     "METRICS",
+    "NAMED",
     "NO_PRIVACY",
     "Grid",
     "HandedOver",
@@ -37,6 +41,7 @@ __all__ = [
     "Measurement",
     "Method",
     "Metric",
+    "Paid",
     "Plan",
     "Prepared",
     "Progress",
@@ -60,6 +65,7 @@ __all__ = [
     "predict",
     "prepare",
     "read_measurements",
+    "read_payment",
     "recommend",
     "references",
     "resolve",

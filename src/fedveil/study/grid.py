@@ -1,26 +1,30 @@
 """The settings of a sweep, and what each of them measured.
 
 A `Grid` is a few lists; its settings are their product with duplicates taken out: without privacy it does not matter
-whom one trusts. A `Measurement` is one trained model, judged on the test images.
+whom one trusts. A `Measurement` is one trained model, judged on the test images; of hospitals that are each alone it
+is the mean over their models.
 """
 
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Trust, Unit
+from fedveil.study.arrangement import Arrangement, trusted_in
 from fedveil.study.recipes import Method, Metric, Recipe, variant
 from fedveil.study.settings import Study
 
-__all__ = ["EVEN", "NO_PRIVACY", "Grid", "Measurement", "Method", "Setting"]
+__all__ = ["EVEN", "NAMED", "NO_PRIVACY", "Grid", "Measurement", "Method", "Setting"]
 
 NO_PRIVACY = math.inf
 """The epsilon of a study without privacy."""
 EVEN = math.inf
 """The alpha of hospitals that are all alike: the limit of Dirichlet shares."""
+NAMED = 0.0
+"""The alpha of hospitals that the data names: nothing was dealt out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +35,12 @@ class Setting:
         epsilon: the target; `NO_PRIVACY` for none.
         trust: who could see an un-noised sum.
         unit: whom the guarantee protects.
-        sites: number of simulated hospitals.
-        alpha: how alike they are; `EVEN` deals patients out evenly.
+        sites: number of hospitals.
+        alpha: how alike simulated ones are; `EVEN` deals patients out evenly, `NAMED` is for those of the data.
         method: how the model is trained.
         patients: training patients that are used, drawn at random; None for all.
         seed: of that draw and of the split into hospitals, added to the study's; never of noise.
+        arrangement: whether hospitals train together; if not, whom one trusts follows from it.
     """
 
     epsilon: float
@@ -46,30 +51,50 @@ class Setting:
     method: Method = "gradient"
     patients: int | None = None
     seed: int = 0
+    arrangement: Arrangement = "federated"
 
     def study(self, base: Study) -> Study:
-        """The study at this setting; how many sites a round needs follows from their number.
+        """The study at this setting; how many of simulated sites a round needs follows from their number.
 
         A method that is not the study's own has the defaults of that method. A public number of units that the study
         states is no larger than that of the patients.
         """
         study = variant(base, Recipe(network=base.model.network, method=self.method), self.unit)
-        scheme = "iid" if math.isinf(self.alpha) else base.data.sites.scheme
-        skewed = "dirichlet" if scheme == "iid" and not math.isinf(self.alpha) else scheme
-        sites: dict[str, object] = {"count": self.sites, "scheme": skewed}
-        if not math.isinf(self.alpha):
-            sites["alpha"] = self.alpha
         private, training, stated = self.trust != "none", {}, study.training.units
         if stated is not None and self.patients is not None and self.unit == "patient":
             training["units"] = min(stated, self.patients)
         return study.with_changes(
             {
-                "data": {"sites": base.data.sites.model_dump() | sites},
+                "data": {"sites": base.data.sites.model_dump() | self._dealt(base)},
                 "training": training,
                 "privacy": {"trust": self.trust} | ({"epsilon": self.epsilon} if private else {}),
-                "federation": {"min_sites": None, "min_honest": None},
+                "federation": {} if self.alpha == NAMED else {"min_sites": None, "min_honest": None},
             }
         )
+
+    def _dealt(self, base: Study) -> dict[str, object]:
+        """How patients are dealt out, as a study says it."""
+        if self.alpha == NAMED:
+            return {}
+        if math.isinf(self.alpha):
+            return {"count": self.sites, "scheme": "iid"}
+        scheme = base.data.sites.scheme
+        return {
+            "count": self.sites,
+            "scheme": "dirichlet" if scheme == "iid" else scheme,
+            "alpha": self.alpha,
+        }
+
+    @property
+    def distinct(self) -> Self:
+        """The setting whose training is the same as this one's: what makes no difference to it has one value.
+
+        Without privacy it does not matter whom one trusts; where all images lie in one place there are no hospitals.
+        """
+        private = self.trust != "none" and not math.isinf(self.epsilon)
+        trust = trusted_in(self.arrangement, self.trust)
+        one = replace(self, trust=trust) if private else replace(self, epsilon=NO_PRIVACY, trust="none")
+        return replace(one, sites=1, alpha=EVEN) if self.arrangement == "pooled" else one
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None stands for infinite."""
@@ -86,6 +111,9 @@ class Setting:
 class Grid:
     """The lists whose product is swept; see `Setting` for what they mean.
 
+    With ``baselines`` every setting is also measured with all images in one place and with each hospital alone, and all
+    three without privacy.
+
     >>> grid = Grid(epsilon=(1.0, NO_PRIVACY), trust=("site", "server"), unit=("patient",), sites=(3, 5), alpha=(0.5,))
     >>> len(grid.settings())
     6
@@ -99,10 +127,11 @@ class Grid:
     method: tuple[Method, ...] = ("gradient",)
     patients: tuple[int | None, ...] = (None,)
     seeds: int = 1
+    baselines: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.name != "seeds" and not getattr(self, field.name):
+            if field.name not in ("seeds", "baselines") and not getattr(self, field.name):
                 raise InvalidValue(f"{field.name} is empty", "a sweep needs a value of each", "name one")
         if any(not epsilon > 0 for epsilon in self.epsilon):
             raise InvalidValue(
@@ -122,18 +151,25 @@ class Grid:
                 "with fewer than 3 sites, one learns the other's sum from the total",
                 "sweep 3 or more sites, or other levels of trust",
             )
+        if self.baselines and "site" in self.unit:
+            raise InvalidValue(
+                "unit is site, and baselines are asked for",
+                "where all images lie in one place, or a hospital is alone, there is no hospital to hide among others",
+                "compare per patient or per image",
+            )
 
     def settings(self) -> list[Setting]:
         """Every setting once, in the order of the lists."""
         return list(dict.fromkeys(self._product()))
 
     def _product(self) -> Iterator[Setting]:
-        names = [field.name for field in fields(Setting)]
-        axes = [range(self.seeds) if name == "seed" else getattr(self, name) for name in names]
-        for values in itertools.product(*axes):
-            setting = Setting(**dict(zip(names, values, strict=True)))
-            private = setting.trust != "none" and not math.isinf(setting.epsilon)
-            yield setting if private else replace(setting, epsilon=NO_PRIVACY, trust="none")
+        axes = {field.name: getattr(self, field.name, ()) for field in fields(Setting)}
+        axes |= {"seed": range(self.seeds), "arrangement": ("federated",)}
+        if self.baselines:
+            axes["arrangement"] = get_args(Arrangement)
+            axes["epsilon"] = (*self.epsilon, NO_PRIVACY)
+        for values in itertools.product(*axes.values()):
+            yield Setting(**dict(zip(axes, values, strict=True))).distinct
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +180,9 @@ class Measurement:
         setting: the setting.
         units: training units over all sites.
         patients: training patients over all sites.
-        ratio: signal-to-noise ratio nu of training, see `fedveil.study.rules`; infinite without noise.
-        epsilon_spent: what all releases cost together; infinite without privacy.
+        ratio: signal-to-noise ratio nu of training, see `fedveil.study.rules`; infinite without noise. The mean over
+            hospitals that are each alone.
+        epsilon_spent: what all releases cost together; infinite without privacy. The largest of hospitals alone.
         true_positive_rate: the most that any membership attack finds at 1 % false positives.
         advantage: the largest difference of its true and false positive rates.
         auroc: on the test images.

@@ -193,9 +193,11 @@ class Reference:
 
     @classmethod
     def fit_each(cls, name: str, results: Iterable[Measurement], study: Study | None = None) -> "Laws":
-        """The laws of every method that was swept."""
+        """The laws of every method that was swept; what a sweep compares federation with is not part of them."""
         by: dict[Method, list[Measurement]] = {}
         for one in results:
+            if one.setting.arrangement != "federated":
+                continue
             by.setdefault(one.setting.method, []).append(one)
         return collect(
             cls.fit(name, group, metric=metric, study=study) for group in by.values() for metric in METRICS

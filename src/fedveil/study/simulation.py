@@ -1,6 +1,6 @@
 """A whole study on one machine: every site in this process, every line of the protocol as between hospitals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, final
@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedveil.errors import BudgetExceeded
 from fedveil.federation import Identity, InProcess, Policy, Site, Terms
 from fedveil.privacy import Budget, Ledger
+from fedveil.study.arrangement import ALTERNATIVES, arranged
 from fedveil.study.evaluation import TestSet
 from fedveil.study.model_file import TrainedModel
 from fedveil.study.outcome import HandedOver
@@ -22,9 +23,9 @@ from fedveil.study.session import Hospitals, Joined, carry_out
 from fedveil.study.settings import Study
 from fedveil.study.task import Task
 from fedveil.study.terms import make_terms
-from fedveil.study.training import Trained, train
+from fedveil.study.training import Evaluate, Trained, train
 
-__all__ = ["Simulated", "run"]
+__all__ = ["Simulated", "run", "train_here"]
 
 NOTHING = np.empty(0, dtype=np.int64)
 
@@ -48,7 +49,15 @@ def run(
 
 @final
 class Simulated(Hospitals):
-    """Sites in this process, each over its share of one data set, with a ledger that holds just what a study costs."""
+    """Sites in this process, each over its share of one data set.
+
+    Args:
+        ledgers: open ledgers by site, which study after study is charged to; by default every study has its own, with
+            just what it costs.
+    """
+
+    def __init__(self, ledgers: Mapping[str, Ledger] | None = None) -> None:
+        self._ledgers = ledgers
 
     def prepare(self, study: Study) -> Prepared:
         """Read the study's data and deal it out."""
@@ -59,7 +68,9 @@ class Simulated(Hospitals):
         """Open sites that have admitted the study; close their ledgers at the end."""
         terms = make_terms(prepared.study, sites=tuple(prepared.sites), model=task.model)
         with ExitStack() as stack:
-            ledgers = _open_ledgers(stack, terms, directory)
+            ledgers = self._ledgers
+            if ledgers is None:
+                ledgers = _open_ledgers(stack, terms, directory)
             sites = _sites(prepared, task, terms, ledgers)
             yield Joined(
                 terms=terms,
@@ -73,51 +84,53 @@ class Simulated(Hospitals):
     def baselines(
         self, prepared: Prepared, task: Task, directory: RunDirectory, progress: Progress
     ) -> dict[str, dict[str, Any]]:
-        """Test metrics of the study's alternatives: the same training, other sites or another trust.
-
-        Pooling without privacy is left out: at full participation it takes the same steps as the federation does.
-        """
+        """Test metrics of the study's alternatives: the same training, other sites or another trust."""
         if not prepared.study.report.baselines:
             return {}
-        everyone = {"pooled": np.concatenate(list(prepared.sites.values()))}
-        alternatives = {
-            "no_privacy": [(prepared.sites, "none")],
-            "pooled": [(everyone, "server")],
-            "alone": [({name: rows}, "site") for name, rows in prepared.sites.items()],
-            "alone_no_privacy": [({name: rows}, "none") for name, rows in prepared.sites.items()],
-        }
         results = {}
-        for name, runs in alternatives.items():
+        for name, (arrangement, private) in ALTERNATIVES.items():
             metrics = []
-            for number, (sites, trust) in enumerate(runs):
-                changes: dict[str, dict[str, object]] = {
-                    "privacy": {"trust": trust, "personal_share": 0.0},
-                    "federation": {"min_sites": None, "min_honest": None},
-                }
-                study = prepared.study.with_changes(changes)
-                alternative = replace(prepared, study=study, sites=sites)
-                folder = directory.scratch(f"{name}-{number}", study)
-                metrics.append(self._metrics(alternative, replace(task, study=study), folder, progress, name))
+            for number, part in enumerate(arranged(prepared, arrangement, private=private)):
+                folder = directory.scratch(f"{name}-{number}", part.study)
+                metrics.append(_metrics(part, replace(task, study=part.study), folder, progress, name))
             results[name] = metrics[0] if len(metrics) == 1 else _mean(metrics)
         return results
 
-    def _metrics(
-        self, prepared: Prepared, task: Task, directory: RunDirectory, progress: Progress, label: str
-    ) -> dict[str, Any]:
-        """Train one alternative and judge it."""
-        test = TestSet(task)
-        with self.join(prepared, task, directory) as joined:
-            trained = train(
-                prepared.study,
-                joined.terms,
-                task.model,
-                joined.transport,
-                directory,
-                evaluate=test.point,
-                progress=progress,
-                label=label,
-            )
-        return test.metrics(test.probabilities(trained.parameters), trained.priors)
+
+def train_here(
+    prepared: Prepared,
+    task: Task,
+    directory: RunDirectory,
+    hospitals: Hospitals,
+    *,
+    evaluate: Evaluate,
+    progress: Progress,
+    label: str = "training",
+) -> tuple[Terms, Trained]:
+    """Train, or go on training, a model that is only measured: nobody is handed it; return what was agreed, too."""
+    with hospitals.join(prepared, task, directory) as joined:
+        trained = train(
+            prepared.study,
+            joined.terms,
+            task.model,
+            joined.transport,
+            directory,
+            evaluate=evaluate,
+            progress=progress,
+            label=label,
+        )
+    return joined.terms, trained
+
+
+def _metrics(
+    prepared: Prepared, task: Task, directory: RunDirectory, progress: Progress, label: str
+) -> dict[str, Any]:
+    """Train one alternative and judge it."""
+    test = TestSet(task)
+    _, trained = train_here(
+        prepared, task, directory, Simulated(), evaluate=test.point, progress=progress, label=label
+    )
+    return test.metrics(test.probabilities(trained.parameters), trained.priors)
 
 
 def _mean(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -158,7 +171,7 @@ def _personal(
     return made
 
 
-def _sites(prepared: Prepared, task: Task, terms: Terms, ledgers: dict[str, Ledger]) -> list[Site]:
+def _sites(prepared: Prepared, task: Task, terms: Terms, ledgers: Mapping[str, Ledger]) -> list[Site]:
     """Sites that have admitted the terms, and know each other's keys."""
     policy = Policy(trusts=frozenset({terms.trust}))
     keys = {name: Ed25519PrivateKey.generate() for name in terms.sites}

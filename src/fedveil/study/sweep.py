@@ -1,7 +1,8 @@
-"""One study at many settings, on public or simulated data: what each level of privacy costs in accuracy.
+"""One study at many settings: what each level of privacy costs in accuracy, and what federation gains over going alone.
 
-Every setting is a whole federated training run, through the same sites, ledgers and rounds as `fedveil run`; only
-the ledgers are thrown away afterwards. Features are extracted once and kept in the feature cache; then settings run
+Every setting is a whole federated training run, through the same sites, ledgers and rounds as `fedveil run`. On public
+or simulated data the ledgers are thrown away afterwards; what real hospitals' patients pay is in
+`fedveil.study.payment`. Features are extracted once and kept in the feature cache; then settings run
 side by side, one thread each. ``results.jsonl`` gets one synced line a finished setting, so a sweep that is killed
 loses those under way and nothing else.
 """
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,18 +30,20 @@ import numpy.typing as npt
 
 from fedveil.data import Dataset, hospitals
 from fedveil.errors import StudyError
-from fedveil.privacy import Guarantee, Mechanism, Unit, calibrate, epsilon, operational_risk
+from fedveil.privacy import Ledger, epsilon, operational_risk
+from fedveil.study.arrangement import arranged
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import json_line, write_atomic
 from fedveil.study.grid import Grid, Measurement, Setting
+from fedveil.study.payment import Work, plan_payment
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Progress, Silent
 from fedveil.study.rules import signal_to_noise
 from fedveil.study.rundir import RunDirectory
+from fedveil.study.session import Hospitals
 from fedveil.study.settings import Study
-from fedveil.study.simulation import Simulated
+from fedveil.study.simulation import Simulated, train_here
 from fedveil.study.task import Task, make_task
-from fedveil.study.training import train
 
 __all__ = ["measure", "read_measurements", "sweep"]
 
@@ -57,6 +60,7 @@ def sweep(
     *,
     resume: bool = False,
     workers: int | None = None,
+    pay: float | None = None,
     progress: Progress | None = None,
 ) -> list[Measurement]:
     """Measure every setting of a grid, keep the results in ``directory``, and return them in the grid's order.
@@ -66,24 +70,35 @@ def sweep(
         study: the resolved study; the grid overrides what it sweeps.
         grid: the settings.
         resume: go on with what is there.
-        workers: processes; default one a core. 1 works in this process.
+        workers: processes; default one a core. 1 works in this process. A sweep that is paid for has one.
+        pay: where the data names real hospitals, the epsilon that all models together may cost each one's patients;
+            by default, on resuming, what was paid before.
         progress: told of every finished setting.
 
     Raises:
-        StudyError: the directory is in use, or the data names real hospitals.
+        StudyError: the directory is in use, or the data names real hospitals and not enough is paid.
     """
     listener = progress or Silent()
-    settings = grid.settings()
     data = prepare(study)
-    refuse_real_hospitals(data, grid)
+    payment = plan_payment(data, grid, pay, directory)
+    settings = list(payment.settings) if payment else grid.settings()
+    if payment:
+        _check_workers(workers)
+    if payment and not resume:
+        payment.check(directory, settings)
     _open(directory, study, resume)
     with RunDirectory(directory):
         done = {one.setting: one for one in _cut(directory / RESULTS)}
         left = [setting for setting in settings if setting not in done]
+        if payment:
+            payment.check(directory, left)
         task = make_task(study, data.dataset, listener)
         listener.stage("settings", len(settings), len(settings) - len(left))
         with (directory / RESULTS).open("a", encoding="utf-8") as file:
-            for measurement in measure(task, left, workers=workers):
+            found = measure(task, left, workers=workers)
+            if payment:
+                found = payment.measure(directory, left, _paid_work(_Tasks(task)))
+            for measurement in found:
                 file.write(json_line(measurement.to_dict()))
                 file.flush()
                 os.fsync(file.fileno())
@@ -165,29 +180,13 @@ def table(results: Iterable[Measurement]) -> str:
     return text.getvalue()
 
 
-def refuse_real_hospitals(data: Prepared, grid: Grid) -> None:
-    """Every setting is a release of its own; on real hospitals' patients all of them would have to be paid for."""
-    if data.simulated:
-        return
-    delta = data.study.privacy.delta
-    settings = {replace(s, sites=len(data.sites), alpha=1.0) for s in grid.settings()}
-    if any(setting.trust == "none" for setting in settings):
-        cost = "without any bound, since it trains without privacy too"
-    else:
-        units: dict[Unit, list[Mechanism]] = {}
-        for one in settings:
-            target = Guarantee(one.epsilon, delta, one.unit, one.trust)
-            units.setdefault(one.unit, []).append(calibrate(target, steps=1))
-        cost = " and ".join(
-            f"epsilon {math.ceil(10 * epsilon(mechanisms, delta)) / 10:g} per {unit}"
-            for unit, mechanisms in sorted(units.items())
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers > 1:
+        raise StudyError(
+            f"{workers} processes are asked for, and the sweep is paid for",
+            "one process charges a hospital's ledger at a time",
+            "leave --workers out",
         )
-    raise StudyError(
-        f"{data.dataset.name} names {len(data.sites)} real hospitals, and this sweep would cost their patients {cost} "
-        f"(delta {delta:g}, {len(settings)} models together)",
-        "a sweep runs on public or simulated data only",
-        'sweep with data.source = "phantom" or a public set, choose there, and pay for one run',
-    )
 
 
 def _open(directory: Path, study: Study, resume: bool) -> None:
@@ -239,25 +238,39 @@ class _Tasks:
 
 
 def _measure(task: Task, setting: Setting, scratch: Path) -> Measurement:
-    """One training run at one setting, with ledgers in ``scratch``."""
-    started, study = time.process_time(), task.study
-    sites = _deal(task.dataset, study, setting)
-    data = Prepared(study=study, dataset=task.dataset, sites=sites, simulated=True)
-    with (
-        tempfile.TemporaryDirectory(dir=scratch) as folder,
-        RunDirectory.create(Path(folder) / "run", study) as directory,
-        Simulated().join(data, task, directory) as joined,
-    ):
-        trained = train(
-            study,
-            joined.terms,
-            task.model,
-            joined.transport,
-            directory,
-            evaluate=lambda _parameters, _statistics: None,
-            progress=Silent(),
-        )
-    terms = joined.terms
+    """One setting on simulated hospitals, with ledgers in ``scratch``."""
+    sites = _deal(task.dataset, task.study, setting)
+    data = Prepared(study=task.study, dataset=task.dataset, sites=sites, simulated=True)
+    found = []
+    for part in arranged(data, setting.arrangement, private=setting.trust != "none"):
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            directory = RunDirectory.create(Path(folder) / "run", part.study)
+            found.append(
+                _train(part, replace(task, study=part.study), setting, directory, hospitals=Simulated())
+            )
+    return found[0] if len(found) == 1 else _together(found)
+
+
+def _paid_work(tasks: "_Tasks") -> Work:
+    """One setting at the hospitals that the data names, charged to their ledgers."""
+
+    def work(
+        data: Prepared, setting: Setting, directory: RunDirectory, ledgers: Mapping[str, Ledger]
+    ) -> Measurement:
+        task = replace(tasks.at(setting), study=data.study)
+        return _train(data, task, setting, directory, hospitals=Simulated(ledgers))
+
+    return work
+
+
+def _train(
+    data: Prepared, task: Task, setting: Setting, directory: RunDirectory, *, hospitals: Hospitals
+) -> Measurement:
+    """One training run, judged."""
+    started = time.process_time()
+    terms, trained = train_here(
+        data, task, directory, hospitals, evaluate=lambda _parameters, _statistics: None, progress=Silent()
+    )
     point = TestSet(task).point(trained.parameters, trained.priors) or {}
     private = terms.trust != "none"
     released = [release.mechanism for release in terms.releases] if private else []
@@ -275,6 +288,26 @@ def _measure(task: Task, setting: Setting, scratch: Path) -> Measurement:
         auroc=point["auroc"],
         balanced_accuracy=point["balanced_accuracy"],
         seconds=time.process_time() - started,
+    )
+
+
+def _together(found: Sequence[Measurement]) -> Measurement:
+    """Hospitals that were each alone: mean accuracy, and the largest price of any patient's."""
+
+    def mean(name: str) -> float:
+        return math.fsum(getattr(one, name) for one in found) / len(found)
+
+    return Measurement(
+        setting=found[0].setting,
+        units=sum(one.units for one in found),
+        patients=sum(one.patients for one in found),
+        ratio=mean("ratio"),
+        epsilon_spent=max(one.epsilon_spent for one in found),
+        true_positive_rate=max(one.true_positive_rate for one in found),
+        advantage=max(one.advantage for one in found),
+        auroc=mean("auroc"),
+        balanced_accuracy=mean("balanced_accuracy"),
+        seconds=math.fsum(one.seconds for one in found),
     )
 
 

@@ -35,7 +35,7 @@ from fedveil.study.rules import Steps, units_per_round
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.settings import Study
 
-__all__ = ["Trained", "train"]
+__all__ = ["Evaluate", "Trained", "train"]
 
 Vector = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
