@@ -45,7 +45,7 @@ def cohort(classes: Sequence[str], plain: int = 14) -> Cohort:
 
     def draw(count: int) -> np.ndarray:
         smooth = generator.normal(128, 40, (count, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
-        return np.clip(smooth + generator.normal(0, 25, (count, SIZE, SIZE)), 0, 255).astype(np.uint8)
+        return np.clip(smooth + generator.normal(0, 25, (count, SIZE, SIZE)), 1, 240).astype(np.uint8)
 
     def same(value: int) -> np.ndarray:
         return np.full((SIZE, SIZE), value, np.uint8)
@@ -58,7 +58,7 @@ def cohort(classes: Sequence[str], plain: int = 14) -> Cohort:
     add("twin-2", twins, [common[0]] * 2)
     add("rare", draw(2), [classes[-1]] * 2)
     add("black", [same(0)] * 2, [common[0]] * 2)
-    add("white", [same(255)], [common[1]])
+    add("white", [same(240)], [common[1]])
     add("checks", [255 * (np.indices((SIZE, SIZE)).sum(0) % 2).astype(np.uint8)], [common[1]])
     add("tested", draw(2), [common[1]] * 2, "test")
     for number in range(plain):

@@ -40,8 +40,8 @@ def open_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             made["north"] = Hospital(tmp_path / "north", write, unit, **settings)
         hospital, offer = made["north"], make_offer(study)
         terms, found = offer.terms(), []
-        for number, one in enumerate((images, neighbour)):
-            monkeypatch.setenv("FEDVEIL_CACHE", str(tmp_path / f"cache-{len(made)}-{number}"))
+        for one in (images, neighbour):
+            monkeypatch.setenv("FEDVEIL_CACHE", str(tmp_path / f"cache-{hospital.loads}"))
             found.append(hospital.open(offer, terms, one))
         return found[0], found[1], terms
 

@@ -149,6 +149,7 @@ def _given_up() -> Iterator[list[str]]:
     """Lines in the site's log that say that a sum was given up."""
     lines: list[str] = []
     handler = logging.Handler(logging.ERROR)
+    handler.addFilter(lambda record: "nothing but noise" in record.getMessage())
     handler.emit = lambda record: lines.append(record.getMessage())
     log = logging.getLogger("fedveil.site")
     log.addHandler(handler)
@@ -177,11 +178,11 @@ class Hospital:
         edit(folder / "site.toml", unit=f'"{unit}"', methods=methods, **{**bounds, **settings})
         init_site(folder)
         (folder / "identity.key").write_text(KEY + "\n")
-        self._loads = 0
+        self.loads = 0
 
     def cohorts(self, images: Cohort) -> Cohorts:
-        self._loads += 1
-        folder = Path(f"images-{self._loads}")
+        self.loads += 1
+        folder = Path(f"images-{self.loads}")
         (self.folder / folder).mkdir()
         source = folder / self._write(self.folder / folder, images)
         edit(self.folder / "site.toml", source=f'"{source}"')

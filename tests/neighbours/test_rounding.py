@@ -105,3 +105,22 @@ def test_networks_say_the_same_to_the_last_bit_whoever_else_is_there(network):
     whole = said(np.arange(67))
     for kept in (np.arange(1, 67), np.arange(65), np.array([66])):
         np.testing.assert_array_equal(said(kept), whole[kept])
+
+
+def test_a_patient_in_a_batch_of_its_own_is_rounded_as_in_a_full_one():
+    """The 257th patient, whom one less moved into the batch before, turned around where layers differ in scale."""
+    model = NetworkModel("efficientnet-lite0", classes=2, channels=1, image_size=SIZE)
+    generator, count = np.random.default_rng(0), 100
+    pixels = model.before(generator.random((count, 1, SIZE, SIZE)).astype(np.float32))
+    sizes = [one.numel() for one in model.body.parameters() if one.requires_grad]
+
+    def total(parameters, rows):
+        learner = NetworkLearner(model, Images(pixels[rows]), rows % 2, np.arange(len(rows)), clipping="flat")
+        return learner.contribution(parameters, clip_norm=1.0)
+
+    rows = np.arange(count)
+    for _ in range(40):
+        trained = np.concatenate([10 ** generator.uniform(-6, 6) * generator.normal(size=n) for n in sizes])
+        parameters = model.join(None, np.clip(trained, -1e6, 1e6))
+        moved = total(parameters, rows) - total(parameters, rows[1:])
+        assert np.linalg.norm(moved - total(parameters, rows[:1])) < 2e-3

@@ -306,7 +306,7 @@ class NetworkLearner:
                 seen = torch.cat([Views.of(images, view) for view in views])
                 labels = torch.from_numpy(self._labels[rows]).repeat(len(views))
                 members = torch.from_numpy(self._groups[rows]).repeat(len(views))
-                total += engine.sum(seen, labels, members).vector.double().numpy()
+                total += engine.sum(*_at_least(seen, labels, members)).vector.double().numpy()
         return total
 
     def statistics(
@@ -364,6 +364,27 @@ class NetworkLearner:
 
 def _batches(count: int) -> Iterator[Indices]:
     return (np.arange(start, min(start + FORWARD, count)) for start in range(0, count, FORWARD))
+
+
+def _at_least(images: Tensor, labels: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """At least `FORWARD` images, the further ones black, with units of their own and weight 0.
+
+    Products of few rows are rounded unlike those of many. Where layers differ much in scale a gradient may be hardly
+    more than rounding, and an image that one patient less moves from a batch of its own into a full one would turn.
+    """
+    count = len(images)
+    more = FORWARD - count if 0 < count < FORWARD else 0
+    weights = torch.cat([torch.ones(count), torch.zeros(more)])
+    if not more:
+        return images, labels, members, weights
+    black = images.new_zeros(more, *images.shape[1:])
+    others = int(members.max()) + 1 + torch.arange(more)
+    return (
+        torch.cat([images, black]),
+        torch.cat([labels, labels.new_zeros(more)]),
+        torch.cat([members, others]),
+        weights,
+    )
 
 
 def _filled(module: nn.Module, images: Images) -> Tensor:
