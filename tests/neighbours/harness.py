@@ -22,7 +22,16 @@ from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.kits import init_site, write_site_settings
 from fedveil.deploy.offer import Offer
-from fedveil.federation import CALIBRATION, EVALUATION, PROGRESS, STATISTICS, LocalSteps, Release, Terms
+from fedveil.federation import (
+    CALIBRATION,
+    EVALUATION,
+    PERSONAL_CALIBRATION,
+    PROGRESS,
+    STATISTICS,
+    LocalSteps,
+    Release,
+    Terms,
+)
 from fedveil.federation.contributions import Contributions
 from fedveil.learning import HeldOut, Learner, NetworkLearner
 from fedveil.learning.network_learner import ROUNDING
@@ -139,8 +148,9 @@ class Opened:
                 return self.held_out.histogram(parameters, units)
             if release.name == PROGRESS:
                 return self.learner.hits(parameters, units)
-            if release.name in (STATISTICS, CALIBRATION):
-                return self.learner.statistics(parameters, units)
+            if release.name in (STATISTICS, CALIBRATION, PERSONAL_CALIBRATION):
+                plain = release.name == PERSONAL_CALIBRATION
+                return self.learner.statistics(parameters, units, plain=plain)
             return self.learner.contribution(parameters, clip_norm=release.mechanism.clip_norm, units=units)
 
 

@@ -63,7 +63,16 @@ LINEAR = {
     },
     "phases": {"privacy": SHARES + "\nspending = 0.2"},
     "averaging": {"training": 'method = "averaging"\nunits = 20', "privacy": SHARES},
-    "own models": {"training": "units = 20", "privacy": SHARES + "\npersonal_share = 0.2"},
+    "own models": {
+        "training": "units = 20",
+        "privacy": SHARES + "\npersonal_share = 0.2\npersonal_calibration_share = 0.1",
+    },
+    "second moments": {"classes": FOUR, "training": "second_order = true"},
+    "second moments of images": {
+        "unit": "image",
+        "training": 'method = "one-shot"\nsecond_order = true',
+        "privacy": "evaluation_share = 0.1",
+    },
     "sampled": {"training": "sampling_rate = 0.5"},
 }
 
