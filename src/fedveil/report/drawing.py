@@ -118,7 +118,7 @@ def inline_svg(drawing: Canvas, key: str) -> Markup:
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", text)
     text = text.replace('href="#', f'href="#{key}-').replace("url(#", f"url(#{key}-")
     text = re.sub(r" font-family: [^;\"]*;", "", text)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"(\d+\.\d\d)\d+(?=[^<>]*>)", r"\1", text)  # in tags: what is written keeps its digits
     text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
