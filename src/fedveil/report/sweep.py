@@ -18,7 +18,7 @@ from fedveil.report.alternatives import (
     ARRANGEMENT,
     compare,
     comparison_sentences,
-    comparison_table,
+    comparison_tables,
     comparison_words,
 )
 from fedveil.report.charts import Chart, legend_line
@@ -83,7 +83,7 @@ def render(found: Sweep) -> str:
         comparisons=[_chart(panel) for panel in compare(found)],
         compared=comparison_sentences(found),
         comparison_words=comparison_words(found),
-        comparison_table=comparison_table(found) if compare(found) else None,
+        comparison_tables=comparison_tables(found),
         paid=_paid(found),
         named=NAMED in found.values("alpha"),
         risk_table=_risk_table(found),
