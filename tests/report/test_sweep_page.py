@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from fedveil.errors import StudyError
 from fedveil.privacy import Budget, Ledger, Mechanism
-from fedveil.report import figure_trade_off, write_sweep
+from fedveil.report import figure_alternatives, figure_trade_off, write_sweep
 from fedveil.report.alternatives import compare
 from fedveil.report.drawing import PAPER, canvas, style
 from fedveil.report.trade_off import Level, Sweep, draw, load_sweep
@@ -198,6 +198,11 @@ def test_federation_is_compared_with_its_alternatives(directory):
     others = text(page).split("What was swept")[1]
     assert "5 hospitals, 20 hospitals" in others
     assert "1 hospitals" not in words
+    assert "Models trained 118" in words
+    assert figure_alternatives(out, out / "both.svg").read_text().count('id="axes_') == 2
+    shutil.rmtree(out)
+    with pytest.raises(StudyError, match="no alternatives"):
+        figure_alternatives(directory(), out / "both.svg")
 
 
 def test_other_figures_leave_alternatives_out(directory):
