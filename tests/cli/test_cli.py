@@ -331,6 +331,37 @@ def test_data_check_lists_problems_and_fails(tmp_path):
     assert "line 4" in result.output
 
 
+def test_a_sweep_over_named_hospitals_tells_what_all_of_it_costs(tmp_path):
+    arrays = dict(np.load(tmp_path / "images.npz"))
+    site = arrays["patient"] % 2
+    np.savez(tmp_path / "images.npz", **arrays, site=site, site_names=np.array(["north", "south"]))
+    lists = ("--epsilon", "4,8", "--trust", "site", "--out", "swept")
+    remedy = refused(fedveil("sweep", *lists), "2 real hospitals", "2 models")
+    paid = fedveil("sweep", *lists, "--pay", remedy.split("--pay ")[1].rstrip("."))
+    assert paid.exit_code == 0, paid.output
+    words = " ".join(paid.output.split())
+    assert "all models of this sweep together: Adding or removing any one patient" in words
+    assert "the run that follows on the same patients adds to it" in words
+    found = json.loads(fedveil("sweep", *lists, "--resume", "--json").stdout)
+    assert found["guarantee"]["trust"] == "site"
+    spent = found["epsilon_spent"]
+    assert set(spent) == {"north", "south"}
+    assert 8 < max(spent.values()) <= found["guarantee"]["epsilon"]
+
+
+def test_a_sweep_prints_the_alternatives_and_they_are_no_part_of_a_forecast(tmp_path):
+    lists = ("--epsilon", "2,4,8,16", "--trust", "site", "--sites", "3", "--seeds", "2", "--workers", "1")
+    swept = fedveil("sweep", *lists, "--baselines", "--out", "swept")
+    assert swept.exit_code == 0, swept.output
+    assert swept.stdout.split("epsilon")[1].split()[:3] == ["site", "pooled", "alone"]
+    plan = ("plan", "--cohorts", "60,60", "--epsilon", "8", "--json", "--fit", "swept")
+    with_alternatives, results = fedveil(*plan).stdout, tmp_path / "swept" / "results.jsonl"
+    kept = [line for line in results.read_text().splitlines() if '"federated"' in line]
+    assert 8 < len(kept) < len(results.read_text().splitlines())
+    results.write_text("\n".join(kept) + "\n")
+    assert fedveil(*plan).stdout == with_alternatives != ""
+
+
 def test_baselines_are_trained_on_request():
     result = json.loads(fedveil("run", "--out", "out", "--baselines", "--json").stdout)
     assert set(result["baselines"]) == {

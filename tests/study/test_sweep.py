@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -228,30 +228,71 @@ def _children(pid):
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
-def test_data_that_names_hospitals_is_refused_with_the_price(study, tmp_path):
-    """Two models at mu each cost sqrt(2) mu: the price is that of all releases together, not of the dearest."""
-    source = study().data.source
-    with np.load(source) as file:
-        arrays = dict(file)
-    folder = tmp_path / "named"
-    folder.mkdir()
-    from PIL import Image
+def test_alternatives_are_measured_once_each():
+    """Alone does not depend on trust, nor pooled on trust, hospitals or, without privacy, on chance."""
+    lists = {"trust": ("site", "server"), "sites": (3, 5), "seeds": 2}
+    settings = grid(epsilon=(5.0,), baselines=True, **lists).settings()
+    assert len(settings) == len(set(settings))
+    count = Counter((one.arrangement, one.trust) for one in settings)
+    assert count == {
+        ("federated", "site"): 4,
+        ("federated", "server"): 4,
+        ("federated", "none"): 4,
+        ("pooled", "server"): 2,
+        ("pooled", "none"): 1,
+        ("alone", "site"): 4,
+        ("alone", "none"): 4,
+    }
+    assert grid(epsilon=(5.0,), **lists).settings() == [
+        one for one in settings if one.arrangement == "federated" and one.trust != "none"
+    ]
 
-    lines = ["path,label,patient,site,split"]
-    for row in range(40):
-        Image.fromarray(arrays["images"][row]).save(folder / f"{row}.png")
-        split = "test" if row >= 32 else "train"
-        lines.append(f"{row}.png,{'ab'[row % 2]},p{row},{'north' if row < 20 else 'south'},{split}")
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
-    settings = study(data={"source": str(folder / "manifest.csv")})
-    with pytest.raises(
-        StudyError, match=r"2 real hospitals.*epsilon 7\.\d\d per patient.*2 models"
-    ) as caught:
-        sweep(tmp_path / "out", settings, grid(epsilon=(5.0,)), workers=1)
-    assert "phantom" in str(caught.value)
-    with pytest.raises(StudyError, match="without any bound"):
-        sweep(tmp_path / "out", settings, grid(), workers=1)
-    assert not (tmp_path / "out").exists()
+
+def test_alternatives_are_those_of_a_run(study, tmp_path):
+    """Without noise the sweep and the report of a run say the same of each, to the last digit but for order of sums."""
+    hard = {"source": str(write_images(tmp_path / "hard.npz", contrast=4))}
+    base = study(
+        privacy={"trust": "none"},
+        training={"method": "averaging", "units": 112, "local_steps": 20, "local_learning_rate": 20.0},
+        data=hard | {"sites": {"count": 3}},
+        report={"baselines": True},
+    )
+    lists = {"method": ("averaging",), "alpha": (0.5,)}
+    wanted = grid(epsilon=(NO_PRIVACY,), baselines=True, **lists)
+    swept = {m.setting.arrangement: m for m in sweep(tmp_path / "sweep", base, wanted, workers=1)}
+    baselines = run(RunDirectory.create(tmp_path / "run", base))["baselines"]
+    names = {"federated": "no_privacy", "pooled": "pooled_no_privacy", "alone": "alone_no_privacy"}
+    for arrangement, name in names.items():
+        assert swept[arrangement].auroc == pytest.approx(baselines[name]["auroc"], abs=1e-9)
+    assert len({round(m.auroc, 4) for m in swept.values()}) == 3  # averaging: pooled is not the federation
+    assert {m.patients for m in swept.values()} == {112}
+
+
+def test_a_hospital_alone_has_the_guarantee_and_less_accuracy(study, tmp_path):
+    hard = {"source": str(write_images(tmp_path / "hard.npz", contrast=8))}
+    wanted = grid(epsilon=(2.0,), trust=("server",), sites=(8,), baselines=True)
+    found = sweep(tmp_path / "out", study(data=hard), wanted, workers=1)
+    private = {m.setting.arrangement: m for m in found if m.setting.trust != "none"}
+    for one in private.values():
+        assert one.epsilon_spent == pytest.approx(2.0, rel=1e-3)
+    assert private["alone"].ratio == pytest.approx(private["federated"].ratio / 8, rel=1e-3)
+    assert private["pooled"].ratio == pytest.approx(private["federated"].ratio, rel=1e-3)
+    assert private["alone"].auroc < private["federated"].auroc
+
+
+def test_older_results_are_those_of_federations(study, tmp_path):
+    out = tmp_path / "out"
+    first = sweep(out, study(), grid(), workers=1)
+    older = [one.to_dict() for one in first]
+    for one in older:
+        del one["setting"]["arrangement"]
+    (out / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in older))
+    assert set(read_measurements(out)) == set(first)
+
+
+def test_a_hospital_is_no_unit_beside_its_alternatives():
+    with pytest.raises(InvalidValue, match="unit is site"):
+        grid(unit=("patient", "site"), baselines=True)
 
 
 def test_the_table_names_what_is_infinite():

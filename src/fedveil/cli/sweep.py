@@ -97,17 +97,22 @@ def sweep_command(
         folder = out or Path("sweeps") / resolved.study.name.replace(" ", "-")
         with _TimedBars(quiet=as_json) as bars:
             results = sweep(folder, resolved, grid, resume=resume, workers=workers, pay=pay, progress=bars)
-        page, paid = write_sweep(folder), read_payment(folder)
-        if as_json:
-            found: dict[str, Any] = {"settings": len(results), "page": str(page)}
-            if paid:
-                found |= {"guarantee": paid.guarantee.to_dict(), "epsilon_spent": dict(paid.spent)}
-            print(json.dumps(found))
-        else:
-            _print_sweep(results)
-            if paid:
-                _print_paid(paid)
-            errors.print(f"\npage: {page}")
+        _tell(folder, results, as_json)
+
+
+def _tell(folder: Path, results: list[Measurement], as_json: bool) -> None:
+    """Write the page, and say in a few lines what came out and what it cost."""
+    page, paid = write_sweep(folder), read_payment(folder)
+    if as_json:
+        found: dict[str, Any] = {"settings": len(results), "page": str(page)}
+        if paid:
+            found |= {"guarantee": paid.guarantee.to_dict(), "epsilon_spent": dict(paid.spent)}
+        print(json.dumps(found))
+        return
+    _print_sweep(results)
+    if paid:
+        _print_paid(paid)
+    errors.print(f"\npage: {page}")
 
 
 class _TimedBars(Bars):

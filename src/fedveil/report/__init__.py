@@ -11,6 +11,15 @@ from fedveil.report.loader import load
 from fedveil.report.page import render, write_report
 from fedveil.report.records import RunRecord
 from fedveil.report.summary import figure_result
-from fedveil.report.sweep import figure_trade_off, write_sweep
+from fedveil.report.sweep import figure_alternatives, figure_trade_off, write_sweep
 
-__all__ = ["RunRecord", "figure_result", "figure_trade_off", "load", "render", "write_report", "write_sweep"]
+__all__ = [
+    "RunRecord",
+    "figure_alternatives",
+    "figure_result",
+    "figure_trade_off",
+    "load",
+    "render",
+    "write_report",
+    "write_sweep",
+]

@@ -6,6 +6,7 @@ test images: not only on those that look like a hospital's own.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from fedveil.report import formatting
 from fedveil.report.tables import Table
 from fedveil.report.trade_off import TRUST, Axis, Level, Panel, Point, Sweep, cell, held_words_of, points_of
 
-__all__ = ["ARRANGEMENT", "compare", "comparison_sentences", "comparison_table", "comparison_words"]
+__all__ = ["ARRANGEMENT", "compare", "comparison_sentences", "comparison_tables", "comparison_words"]
 
 ARRANGEMENTS = {
     "federated": "hospitals together",
@@ -42,7 +43,7 @@ def _panel(found: Sweep, sites: int) -> Panel:
         bare = _bare(found, value, sites)
         levels += [Level(label=LEVELS[value], value=bare.mean)] if bare else []
     return Panel(
-        axis=ARRANGEMENT,
+        axis=replace(ARRANGEMENT, title=f"{sites} hospitals and the alternatives"),
         metric="auroc",
         risk=False,
         lines=tuple(lines),
@@ -88,42 +89,45 @@ def comparison_words(found: Sweep) -> list[tuple[str, str]]:
     return [
         (
             ARRANGEMENTS["federated"],
-            f"images stay where they are, and the hospitals train one model ({TRUST[trust]}).",
+            f"Images stay where they are, and the hospitals train one model ({TRUST[trust]}).",
         ),
         (
             ARRANGEMENTS["pooled"],
-            "one model, trained where all images lie, by a server that is trusted with them. The guarantee against "
-            "everyone who sees the model is the same. It is what federation could reach at best; it is seldom allowed.",
+            "One model, trained where all images lie, by a server that is trusted with them. The guarantee against "
+            "everyone who sees the model is the same. Federation is there to do without that.",
         ),
         (
             ARRANGEMENTS["alone"],
-            "every hospital trains on its own patients only, with the same guarantee, and the accuracies are averaged. "
+            "Every hospital trains on its own patients only, with the same guarantee, and the accuracies are averaged. "
             "All are judged on all test images.",
         ),
-        ("thin grey lines", "the same three without any privacy."),
+        ("thin grey lines", "The same three without any privacy."),
     ]
 
 
-def comparison_table(found: Sweep) -> Table:
-    """Each number of hospitals by each epsilon: the arrangements, and what federation gains over going alone."""
-    rows = []
-    for sites in found.values("sites"):
+def comparison_tables(found: Sweep) -> list[Table]:
+    """For each number of hospitals, by epsilon: the arrangements, and what federation gains over going alone."""
+    names = [LEVELS[value].capitalize() for value in found.values("arrangement")]
+    head = ("Epsilon", *names, "Gain over alone")
+    tables = []
+    for sites in found.values("sites") if len(names) > 1 else []:
         panel = _panel(found, sites)
         lines = {value: {p.x: p for p in points} for value, (_, points) in _lines(found, panel)}
-        for x in sorted(set().union(*lines.values())):
-            rows.append(_row(sites, f"{x:g}", {value: line.get(x) for value, line in lines.items()}))
+        rows = [
+            _row(f"{x:g}", {value: line.get(x) for value, line in lines.items()})
+            for x in sorted(set().union(*lines.values()))
+        ]
         bare = {value: _bare(found, value, sites) for value in lines}
         if any(bare.values()):
-            rows.append(_row(sites, "no privacy", bare))
-    names = [ARRANGEMENTS[value] for value in found.values("arrangement")]
-    head = ("Hospitals", "Epsilon", *(f"{name[0].upper()}{name[1:]}" for name in names), "Gained over alone")
-    return Table(f"AUROC of federation and its alternatives ({_rest(found)})", head, tuple(rows))
+            rows.append(_row("no privacy", bare))
+        tables.append(Table(f"AUROC of federation and its alternatives ({panel.held})", head, tuple(rows)))
+    return tables
 
 
-def _row(sites: int, epsilon: str, by: Mapping[str, Point | None]) -> tuple[str, ...]:
+def _row(epsilon: str, by: Mapping[str, Point | None]) -> tuple[str, ...]:
     together, alone = by.get("federated"), by.get("alone")
     gain = f"{together.mean - alone.mean:+.3f}" if together and alone else formatting.UNDEFINED
-    return (f"{sites}", epsilon, *(cell(one) if one else formatting.UNDEFINED for one in by.values()), gain)
+    return (epsilon, *(cell(one) if one else formatting.UNDEFINED for one in by.values()), gain)
 
 
 def _bare(found: Sweep, arrangement: str, sites: int) -> Point | None:
@@ -141,11 +145,6 @@ def _at(found: Sweep, points: Sequence[Point]) -> Point | None:
     """The point at the study's epsilon, or the nearest to it."""
     wanted = found.study.privacy.epsilon
     return min(points, key=lambda point: abs(math.log(point.x / wanted)), default=None)
-
-
-def _rest(found: Sweep) -> str:
-    """Where the rest is held; the number of hospitals is in each row."""
-    return held_words_of(found.held(), "sites")
 
 
 def _merged(levels: Sequence[Level]) -> tuple[Level, ...]:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedveil.errors import StudyError
 from fedveil.report import formatting
 from fedveil.report.alternatives import (
     ARRANGEMENT,
     compare,
     comparison_sentences,
-    comparison_table,
+    comparison_tables,
     comparison_words,
 )
 from fedveil.report.charts import Chart, legend_line
@@ -29,7 +30,7 @@ from fedveil.report.wording import guarantee_line, protected
 from fedveil.study import NAMED, Setting
 from fedveil.study.files import write_atomic
 
-__all__ = ["figure_trade_off", "write_sweep"]
+__all__ = ["figure_alternatives", "figure_trade_off", "write_sweep"]
 
 NEAR = 0.01
 """Of the AUROC without privacy: what the page calls close to it."""
@@ -59,6 +60,21 @@ def figure_trade_off(directory: Path, path: Path) -> Path:
     return path
 
 
+def figure_alternatives(directory: Path, path: Path) -> Path:
+    """Draw federation against its alternatives on white into ``path`` (.svg), and return it.
+
+    Raises:
+        StudyError: the sweep measured no alternatives.
+    """
+    panels = compare(load_sweep(directory))
+    if not panels:
+        raise StudyError(
+            f"{directory} holds no alternatives", "the figure compares them", "sweep with --baselines"
+        )
+    _save(panels, path)
+    return path
+
+
 def render(found: Sweep) -> str:
     """The page, a function of the results alone."""
     environment = Environment(
@@ -74,7 +90,7 @@ def render(found: Sweep) -> str:
         description=found.study.study.description,
         source=Path(found.study.data.source).name,
         synthetic=found.study.data.source == "phantom",
-        models=formatting.count(len(found.results)),
+        models=formatting.count(_models(found)),
         repeats=_repeats(found),
         held=found.held_words(),
         findings=_findings(found),
@@ -83,7 +99,7 @@ def render(found: Sweep) -> str:
         comparisons=[_chart(panel) for panel in compare(found)],
         compared=comparison_sentences(found),
         comparison_words=comparison_words(found),
-        comparison_table=comparison_table(found) if compare(found) else None,
+        comparison_tables=comparison_tables(found),
         paid=_paid(found),
         named=NAMED in found.values("alpha"),
         risk_table=_risk_table(found),
@@ -163,6 +179,12 @@ def _paid(found: Sweep) -> dict[str, object] | None:
             ),
         ),
     }
+
+
+def _models(found: Sweep) -> int:
+    """How many models were trained: hospitals that are alone have one each."""
+    settings = [m.setting for m in found.results]
+    return sum(one.sites if one.arrangement == "alone" else 1 for one in settings)
 
 
 def _repeats(found: Sweep) -> int:

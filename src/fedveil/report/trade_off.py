@@ -4,6 +4,7 @@ Every figure varies epsilon and one more thing; the rest is held at the study's 
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -100,6 +101,8 @@ NO_MATTER: dict[str, tuple[str, ...]] = {
     "alone": ("trust",),
 }
 """What makes no difference to an arrangement."""
+NAME = 13
+"""Letters in a line of a level's name."""
 LINE_HEIGHT = 0.055
 """Of a line of a level's name, as a part of the figure's height."""
 
@@ -333,25 +336,27 @@ def draw(axes: Axes, panel: Panel, palette: Palette) -> None:
 
 
 def _name_levels(axes: Axes, levels: Sequence[Level], palette: Palette) -> None:
-    """Name each level in the margin right of the figure, apart from each other, in the order of the levels.
+    """Name each level in the margin right of the figure, in their order, with a thin line to each.
 
-    Names of levels that lie close together move up or down, those of the highest to the lowest in turn, and a thin
-    line leads to each.
+    Names of levels that lie close together move down, or up again where there is no room below. Numbers are left to
+    the caption: a figure of the page keeps two decimals of any.
     """
     low, high = axes.get_ylim()
-    gap, places = LINE_HEIGHT * (high - low), [level.value for level in levels]
+    names = [textwrap.fill(f"no privacy: {level.label}", NAME) for level in levels]
+    halves = [LINE_HEIGHT * (high - low) * (name.count("\n") + 1) / 2 for name in names]
+    places = [level.value for level in levels]
     for index in range(1, len(places)):
-        places[index] = min(places[index], places[index - 1] - 2 * gap)
-    if places[-1] < low + gap:  # too little room below: push up again
-        places[-1] = low + gap
-        for index in reversed(range(len(places) - 1)):
-            places[index] = max(places[index], places[index + 1] + 2 * gap)
-    for level, place in zip(levels, places, strict=True):
+        places[index] = min(places[index], places[index - 1] - halves[index - 1] - halves[index])
+    floor = low
+    for index in reversed(range(len(places))):
+        places[index] = max(places[index], floor + halves[index])
+        floor = places[index] + halves[index]
+    for level, name, place in zip(levels, names, places, strict=True):
         axes.annotate(
-            f"{level.label},\nno privacy: {formatting.score(level.value)}",
+            name,
             xy=(1.0, level.value),
             xycoords=axes.get_yaxis_transform(),
-            xytext=(1.04, place),
+            xytext=(1.03, place),
             textcoords=axes.get_yaxis_transform(),
             color=palette.muted,
             fontsize=9,

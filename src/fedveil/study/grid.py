@@ -89,12 +89,16 @@ class Setting:
     def distinct(self) -> Self:
         """The setting whose training is the same as this one's: what makes no difference to it has one value.
 
-        Without privacy it does not matter whom one trusts; where all images lie in one place there are no hospitals.
+        Without privacy it does not matter whom one trusts; where all images lie in one place there are no hospitals,
+        and without privacy nothing is left to chance there.
         """
         private = self.trust != "none" and not math.isinf(self.epsilon)
         trust = trusted_in(self.arrangement, self.trust)
         one = replace(self, trust=trust) if private else replace(self, epsilon=NO_PRIVACY, trust="none")
-        return replace(one, sites=1, alpha=EVEN) if self.arrangement == "pooled" else one
+        if self.arrangement != "pooled":
+            return one
+        chance = private or self.patients is not None
+        return replace(one, sites=1, alpha=EVEN, seed=self.seed if chance else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None stands for infinite."""

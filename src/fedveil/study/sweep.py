@@ -94,20 +94,26 @@ def sweep(
             payment.check(directory, left)
         task = make_task(study, data.dataset, listener)
         listener.stage("settings", len(settings), len(settings) - len(left))
-        with (directory / RESULTS).open("a", encoding="utf-8") as file:
-            found = measure(task, left, workers=workers)
-            if payment:
-                found = payment.measure(directory, left, _paid_work(_Tasks(task)))
-            for measurement in found:
-                file.write(json_line(measurement.to_dict()))
-                file.flush()
-                os.fsync(file.fileno())
-                done[measurement.setting] = measurement
-                listener.advance(note=_note(measurement))
+        found = measure(task, left, workers=workers)
+        if payment:
+            found = payment.measure(directory, left, _paid_work(_Tasks(task)))
+        for measurement in _kept(found, directory / RESULTS):
+            done[measurement.setting] = measurement
+            listener.advance(note=_note(measurement))
     results = [done[setting] for setting in settings]
     text = table(results)
     write_atomic(directory / "results.csv", lambda out: out.write(text.encode()))
     return results
+
+
+def _kept(found: Iterable[Measurement], path: Path) -> Iterator[Measurement]:
+    """Each measurement once it is on the disk."""
+    with path.open("a", encoding="utf-8") as file:
+        for measurement in found:
+            file.write(json_line(measurement.to_dict()))
+            file.flush()
+            os.fsync(file.fileno())
+            yield measurement
 
 
 def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = None) -> Iterator[Measurement]:
