@@ -333,6 +333,10 @@ def test_a_study_that_trains_otherwise_than_what_was_measured_is_told_so():
         note = recommend(Wishes(cohorts=FIVE, recipes=(recipe,), study=Study.parse(text)), DEEP).note
         assert ("those runs may not have" in note) == bool(words)
         assert words in note
+    own = Study.parse(few + '[model]\nnetwork = "cnn"')
+    found = recommend(Wishes(cohorts=FIVE, recipes=(CNN,), study=own, measured=own), DEEP)
+    assert "those runs may not have" not in found.note
+    assert found.rounds == 5
 
 
 def test_the_size_of_images_that_a_law_was_measured_at_is_in_the_study():
