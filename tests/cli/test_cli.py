@@ -258,6 +258,8 @@ def test_a_sweep_of_ones_own_is_what_a_plan_predicts_from(tmp_path):
         fedveil("plan", "--cohorts", "60,60", "--fit", "swept", "--epsilon", "8", "--json").stdout
     )
     assert found["like"] == "swept"
+    assert 'features = "pixels"' in found["study"], "what was measured is what is recommended"
+    assert "delta = 0.001" in found["study"]
     assert {one["way"]["recipe"]["method"] for one in found["candidates"]} == {"gradient", "one-shot"}
 
 

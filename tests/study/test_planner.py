@@ -333,6 +333,10 @@ def test_a_study_that_trains_otherwise_than_what_was_measured_is_told_so():
         note = recommend(Wishes(cohorts=FIVE, recipes=(recipe,), study=Study.parse(text)), DEEP).note
         assert ("those runs may not have" in note) == bool(words)
         assert words in note
+    own = Study.parse(few + '[model]\nnetwork = "cnn"')
+    found = recommend(Wishes(cohorts=FIVE, recipes=(CNN,), study=own, measured=own), DEEP)
+    assert "those runs may not have" not in found.note
+    assert found.rounds == 5
 
 
 def test_the_size_of_images_that_a_law_was_measured_at_is_in_the_study():
@@ -373,17 +377,25 @@ def test_a_target_is_what_settings_are_compared_by_unless_said_otherwise():
     assert Wishes(cohorts=FIVE).ranked == "auroc"
 
 
-def test_every_target_is_met_by_the_smallest_epsilon_that_meets_it():
+@pytest.mark.parametrize(("auroc", "balanced", "binding"), [(0.96, 0.86, "balanced"), (0.97, 0.7, "auroc")])
+def test_every_target_is_met_by_the_smallest_epsilon_that_meets_it(auroc, balanced, binding):
     wishes = Wishes(cohorts=FIVE, recipes=(GRADIENT,), trusts=("server",))
     alone = {
-        name: recommend(replace(wishes, **{name: target}), LAWS).chosen
-        for name, target in (("auroc", 0.96), ("balanced_accuracy", 0.86))
+        "auroc": recommend(replace(wishes, auroc=auroc), LAWS).chosen,
+        "balanced": recommend(replace(wishes, balanced_accuracy=balanced), LAWS).chosen,
     }
-    assert alone["balanced_accuracy"].value("balanced-accuracy") >= 0.86
-    smaller = wishes.ratio(alone["balanced_accuracy"].way, 0.9 * alone["balanced_accuracy"].epsilon)
-    assert LAWS[GRADIENT]["balanced-accuracy"].expected(sum(FIVE), smaller) < 0.86
-    both = recommend(replace(wishes, auroc=0.96, balanced_accuracy=0.86), LAWS).chosen
-    assert both.epsilon == max(one.epsilon for one in alone.values())
+    assert max(alone, key=lambda name: alone[name].epsilon) == binding
+    both = recommend(replace(wishes, auroc=auroc, balanced_accuracy=balanced), LAWS).chosen
+    assert both.epsilon == alone[binding].epsilon
+    assert both.value("auroc") >= auroc
+    assert both.value("balanced-accuracy") >= balanced
+    smaller = wishes.ratio(both.way, 0.9 * both.epsilon)
+    law = LAWS[GRADIENT]
+    missed = [
+        law["auroc"].expected(sum(FIVE), smaller) < auroc,
+        law["balanced-accuracy"].expected(sum(FIVE), smaller) < balanced,
+    ]
+    assert any(missed)
 
 
 @pytest.mark.parametrize("recipe", [CNN, AVERAGING])

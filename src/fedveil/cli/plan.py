@@ -48,8 +48,8 @@ def plan(
             _price(study or Path("study.toml"), data, epsilon, trust, explain, as_json)
             return
         refuse({"data": data}, "does not go with --cohorts, which need no images", "leave one of them out")
-        laws = known_laws(like, fit)
-        wanted = make_wishes(wishes | {"epsilon": epsilon, "trust": trust}, cohorts, study, laws)
+        laws, measured = known_laws(like, fit)
+        wanted = make_wishes(wishes | {"epsilon": epsilon, "trust": trust}, cohorts, study, laws, measured)
         found = recommend(wanted, laws)
         if as_json:
             print(json.dumps(recommendation_values(found), indent=2))

@@ -89,7 +89,7 @@ def _add_prediction(table: Table, metric: Metric, found: Recommendation) -> None
     table.add_row(
         f"predicted {metric_name(metric)}",
         f"{one.expected:.3f}  (95 % of runs between {one.low:.3f} and {one.high:.3f}; without privacy "
-        f"{found.bare[metric]:.3f})",
+        f"{found.bare[metric]:.3f} at best)",
     )
 
 

@@ -34,12 +34,12 @@ def refuse(options: Mapping[str, object], why: str, remedy: str) -> None:
             raise InvalidValue(f"--{name.replace('_', '-')} is {value}", f"it {why}", remedy)
 
 
-def known_laws(like: str | None, fit: Path | None) -> Laws:
-    """What accuracy is predicted from: a known task, or a sweep of one's own."""
+def known_laws(like: str | None, fit: Path | None) -> tuple[Laws, Study]:
+    """What accuracy is predicted from, a known task or a sweep of one's own, and the study that was measured."""
     if fit is not None:
         refuse({"like": like}, "does not go with --fit, which names the task too", "leave one out")
         swept = RunDirectory(fit).study() if (fit / "study.toml").is_file() else Study()
-        return Reference.fit_each(fit.name, read_measurements(fit), swept)
+        return Reference.fit_each(fit.name, read_measurements(fit), swept), swept
     known, name = references(), like or LIKE
     if name not in known:
         raise InvalidValue(
@@ -47,17 +47,20 @@ def known_laws(like: str | None, fit: Path | None) -> Laws:
             f"fedveil knows {', '.join(known)}",
             "choose the one whose images resemble yours, or use --fit",
         )
-    return known[name]
+    return known[name], Study()
 
 
-def make_wishes(asked: Mapping[str, Any], cohorts: str, study: Path | None, laws: Laws) -> Wishes:
+def make_wishes(
+    asked: Mapping[str, Any], cohorts: str, study: Path | None, laws: Laws, measured: Study
+) -> Wishes:
     """The wishes as the planner takes them.
 
     Args:
         asked: the options by name, None where they were left out.
         cohorts: training patients of each hospital.
-        study: a study file for all else.
+        study: a study file for all else; default what was measured.
         laws: what is known, and so what networks there are to choose from.
+        measured: the study that was measured.
     """
     unit, images, metric = asked["unit"], asked["images"], asked["metric"]
     units = _words("unit", unit or "patient", get_args(Unit))
@@ -74,7 +77,8 @@ def make_wishes(asked: Mapping[str, Any], cohorts: str, study: Path | None, laws
         balanced_accuracy=asked["balanced_accuracy"],
         risk=asked["risk"],
         metric=None if metric is None else _metric(metric),
-        study=Study.load(study) if study else Study(),
+        study=Study.load(study) if study else measured,
+        measured=measured,
     )
 
 

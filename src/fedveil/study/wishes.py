@@ -82,6 +82,7 @@ class Wishes:
         risk: the most that an attacker may find at 1 % false positives.
         metric: what settings are compared by; default what a target is given for, AUROC before balanced accuracy.
         study: where everything else comes from: delta, rounds, sampling, clip norm, shares of the budget.
+        measured: the study that accuracy was measured with.
     """
 
     cohorts: tuple[int, ...]
@@ -95,6 +96,7 @@ class Wishes:
     risk: float | None = None
     metric: Metric | None = None
     study: Study = field(default_factory=Study)
+    measured: Study = field(default_factory=Study)
 
     def __post_init__(self) -> None:
         if not self.cohorts or min(self.cohorts) < 1:
@@ -324,16 +326,20 @@ class Wishes:
         return {table: {key: values[table][key] for key in keys[table]} for table in tables if keys[table]}
 
     def changed(self, way: Way) -> list[str]:
-        """Keys by which the given study trains otherwise than the recipe's defaults, where that matters to accuracy.
+        """Keys by which the given study trains otherwise than the one that was measured, where accuracy hangs on them.
 
         A linear head's steps follow a rule, under which rounds and clip norm hardly matter.
         """
-        own = own_settings(self.study_of(way, 1.0))
-        found = [f"model.{key}" for key in own["model"]]
+        mine, theirs = self.study_of(way, 1.0), variant(self.measured, way.recipe, way.unit)
+        keys = [("model", key) for key in type(mine.model).model_fields]
         if way.recipe.network != "linear":
-            found += [f"training.{key}" for key in own["training"] if key != "units"]
-            found += ["privacy.clip_norm"] * ("clip_norm" in own["privacy"])
-        return found
+            keys += [("training", key) for key in type(mine.training).model_fields if key != "units"]
+            keys += [("privacy", "clip_norm")]
+        return [
+            f"{table}.{key}"
+            for table, key in keys
+            if getattr(getattr(mine, table), key) != getattr(getattr(theirs, table), key)
+        ]
 
     def _guarantee(self, way: Way, target: float) -> Guarantee:
         return Guarantee(target, self.study.privacy.delta, way.unit, way.trust)
