@@ -156,27 +156,27 @@ class Reference:
             name: of the task.
             results: of the sweep.
             metric: what to fit.
-            study: the one that was swept, which names the network and the size of its images; default a linear head.
+            study: the one that was swept, for its network and size of images; default a linear head.
 
         Raises:
             InvalidValue: fewer than 8 settings were measured, or more than one method.
         """
         found, swept = list(results), study or Study()
-        methods = {m.setting.method for m in found}
+        methods = sorted({m.setting.method for m in found})
         if len(found) < 8 or len(methods) > 1:
             raise InvalidValue(
-                f"{len(found)} settings were measured by {', '.join(sorted(methods)) or 'no method'}",
+                f"{len(found)} settings were measured by {', '.join(methods) or 'no method'}",
                 "four numbers are fitted to them, which needs 8 or more, by one method",
                 "sweep more epsilons and numbers of patients",
             )
-        patients = np.array([m.patients for m in found], dtype=float)
-        ratio, values = np.array([m.ratio for m in found]), np.array([m.value(metric) for m in found])
+        rows = [(m.patients, m.ratio, m.value(metric)) for m in found]
+        patients, ratio, values = np.array(rows, dtype=float).T
         logs, spread, scatter = _fit(patients, ratio, values)
-        separation, lack, noise, power = (float(value) for value in np.exp(logs))
+        separation, lack, noise, power = np.exp(logs).tolist()
         finite = ratio[np.isfinite(ratio)]
         return cls(
             name=name,
-            method=methods.pop(),
+            method=methods[0],
             separation=separation,
             patients=lack,
             noise=noise,
