@@ -307,6 +307,10 @@ def test_later_studies_that_sample_are_priced_as_adaptively_chosen(tmp_path: Pat
         assert ledger.spent() == epsilon([first], 1e-5)
         assert ledger.state.delta == 1e-5
         assert ledger.epsilon_if(second) == epsilon([first, second], 1e-5, adaptive=True)
+        charge(ledger, second, study="a")
+        assert ledger.state.delta == 1e-5, "one study is fixed beforehand"
+    with Ledger(tmp_path / "other.jsonl", Budget(8.0, 1e-5)) as ledger:
+        charge(ledger, first, study="a")
         charge(ledger, second, study="b")
         assert ledger.spent() == epsilon([first, second], 1e-5, adaptive=True)
         assert ledger.state.delta == 2e-5, "with and without a mixture: each has the budget's"

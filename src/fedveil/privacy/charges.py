@@ -124,13 +124,15 @@ class LedgerState:
 
     @property
     def delta(self) -> float:
-        """What the budget's epsilon holds at: the budget's delta, or twice that where unlike mechanisms sample.
+        """What the budget's epsilon holds at: its delta, or twice that where studies make a mixture of which some sample.
 
-        Whether a ledger comes to hold such a mixture may depend on what was released. Courses of events that do not
-        have delta; those that do, priced by `fedveil.privacy.subsampled.filter_epsilon`, have delta again.
+        What one study releases is fixed beforehand. Whether a hospital admits another, which makes it a mixture, may
+        depend on what the first released: courses of events in which it does not have delta, and those in which it
+        does, priced by `fedveil.privacy.subsampled.filter_epsilon`, have delta again.
         """
         kinds = {(one.mechanism.noise_multiplier, one.mechanism.sampling_rate) for one in self.charges}
-        return self.budget.delta * (2 if len(kinds) > 1 and any(rate < 1 for _, rate in kinds) else 1)
+        mixed = len(kinds) > 1 and any(rate < 1 for _, rate in kinds)
+        return self.budget.delta * (2 if mixed and len(self.studies) > 1 else 1)
 
     def _of(self, study: str | None) -> list[Charge]:
         return [charge for charge in self.charges if study is None or charge.study == study]
