@@ -124,7 +124,7 @@ class LedgerState:
 
     @property
     def delta(self) -> float:
-        """What the budget's epsilon holds at: its delta, or twice that where studies make a mixture of which some sample.
+        """What the budget's epsilon holds at: its delta, or twice that where studies mix sampled mechanisms.
 
         What one study releases is fixed beforehand. Whether a hospital admits another, which makes it a mixture, may
         depend on what the first released: courses of events in which it does not have delta, and those in which it
