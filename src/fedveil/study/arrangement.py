@@ -63,7 +63,7 @@ def _study(study: Study, trust: Trust, share: int) -> Study:
     return study.with_changes(
         {
             "training": {"units": None if units is None else max(1, round(units / share))},
-            "privacy": {"trust": trust, "personal_share": 0.0},
+            "privacy": {"trust": trust, "personal_share": 0.0, "personal_calibration_share": 0.0},
             "federation": {"min_sites": None, "min_honest": None},
         }
     )
