@@ -184,6 +184,17 @@ def test_plan_recommends_a_network_whose_lines_are_a_study(tmp_path):
     assert "sampling stays as it was measured: all of the units in each of 30 rounds" in text
 
 
+def test_plan_says_what_local_steps_cost():
+    call = ("plan", "--cohorts", "700,600,500", "--epsilon", "8", "--network", "cnn", "--method", "averaging")
+    found = json.loads(fedveil(*call, "--json").stdout)
+    assert len({one["ratio"] for one in found["candidates"]}) == 1, "the same noise whatever the trust"
+    text = fedveil(*call, "--explain").stdout
+    assert "each of 3 hospitals adds all noise to steps of its own, whatever the trust: f = sqrt(3)" in text
+    assert "over 120 steps of 0.2 of the units and 2 like them" in text
+    assert "nu = q N sqrt(T) / (z f) = 0.2 x 1,800 x sqrt(120) / (" in text
+    assert "image_size = 28" in found["study"]
+
+
 def test_plan_keeps_what_a_study_file_says(tmp_path):
     (tmp_path / "sampled.toml").write_text("[training]\nsampling_rate = 0.5\nrounds = 40\n")
     found = json.loads(

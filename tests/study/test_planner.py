@@ -176,6 +176,7 @@ def test_shipped_references_survive_json(tmp_path):
     for name in ("chest-x-rays", "breast-ultrasound", "phantom"):
         assert set(known[name]) >= {GRADIENT, ONE_SHOT}
         assert all(set(by) == set(METRICS) for by in known[name].values())
+    assert {CNN, AVERAGING, TUNED} <= set(known["chest-x-rays"])
     plain = {
         name: [law.to_dict() for both in by.values() for law in both.values()] for name, by in known.items()
     }
