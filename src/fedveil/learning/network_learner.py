@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import special
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.even_batches import Images, at_least, batches, filled
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import Unit
 from fedveil.learning.networks import Centred, efficientnet_lite0, network, split_frozen
@@ -39,14 +40,8 @@ __all__ = ["ImageSource", "NetworkLearner", "NetworkModel"]
 
 BATCH = 256
 """Images whose gradients are taken at once."""
-FORWARD = 32
-"""Images that a network is shown at once where nothing is trained, always as many: fewer are filled up with black ones.
-
-How a product rounds depends on how many rows it has, and what is decided for an image may hang on its last bit.
-"""
 LONGEST_LOGITS = 10.0
 """Norm of an image's logits, less their mean, beyond which thresholds count them as no longer: a public bound."""
-Images = npt.NDArray[np.float32]
 
 
 class ImageSource(Protocol):
@@ -205,8 +200,8 @@ class NetworkModel:
         """Logits (count, classes) of all images of a source that holds what the body takes."""
         parts = [np.empty((0, self.classes))]
         with self.loaded(parameters), torch.inference_mode():
-            for rows in _batches(count):
-                logits = _filled(self.body, images.read(rows)).double()
+            for rows in batches(count):
+                logits = filled(self.body, images.read(rows)).double()
                 parts.append((logits + torch.from_numpy(parameters[: self.classes])).numpy())
         return np.concatenate(parts)
 
@@ -221,8 +216,8 @@ class NetworkModel:
             return None
         parts = [np.empty((0, self._centre))]
         with self.loaded(self.join(None, self.initial())), torch.inference_mode():
-            for rows in _batches(count):
-                found = self._centred.unit(_filled(self._below, images.read(rows)))
+            for rows in batches(count):
+                found = self._centred.unit(filled(self._below, images.read(rows)))
                 parts.append(found.double().numpy())
         return np.concatenate(parts)
 
@@ -232,7 +227,7 @@ class NetworkModel:
             return images
         with self._lock, torch.inference_mode():
             return np.concatenate(
-                [_filled(self.frozen, images[rows]).numpy() for rows in _batches(len(images))]
+                [filled(self.frozen, images[rows]).numpy() for rows in batches(len(images))]
             )
 
 
@@ -306,7 +301,7 @@ class NetworkLearner:
                 seen = torch.cat([Views.of(images, view) for view in views])
                 labels = torch.from_numpy(self._labels[rows]).repeat(len(views))
                 members = torch.from_numpy(self._groups[rows]).repeat(len(views))
-                total += engine.sum(*_at_least(seen, labels, members)).vector.double().numpy()
+                total += engine.sum(*at_least(seen, labels, members)).vector.double().numpy()
         return total
 
     def statistics(
@@ -360,39 +355,6 @@ class NetworkLearner:
             if following - first > limit:
                 yield rows[first:end]
                 first = end
-
-
-def _batches(count: int) -> Iterator[Indices]:
-    return (np.arange(start, min(start + FORWARD, count)) for start in range(0, count, FORWARD))
-
-
-def _at_least(images: Tensor, labels: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """At least `FORWARD` images, the further ones black, with units of their own and weight 0.
-
-    Products of few rows are rounded unlike those of many. Where layers differ much in scale a gradient may be hardly
-    more than rounding, and an image that one patient less moves from a batch of its own into a full one would turn.
-    """
-    count = len(images)
-    more = FORWARD - count if 0 < count < FORWARD else 0
-    weights = torch.cat([torch.ones(count), torch.zeros(more)])
-    if not more:
-        return images, labels, members, weights
-    black = images.new_zeros(more, *images.shape[1:])
-    others = int(members.max()) + 1 + torch.arange(more)
-    return (
-        torch.cat([images, black]),
-        torch.cat([labels, labels.new_zeros(more)]),
-        torch.cat([members, others]),
-        weights,
-    )
-
-
-def _filled(module: nn.Module, images: Images) -> Tensor:
-    """What a module makes of at most `FORWARD` images, shown among as many in any case."""
-    shown = np.zeros((FORWARD, *images.shape[1:]), images.dtype)
-    shown[: len(images)] = images
-    result: Tensor = module(torch.from_numpy(shown))[: len(images)]
-    return result
 
 
 def _build(
