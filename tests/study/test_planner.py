@@ -198,6 +198,8 @@ def test_shipped_references_survive_json(tmp_path):
         ("patient", GRADIENT, {"training": {"sampling_rate": 0.25, "rounds": 70}}),
         ("image", GRADIENT, {"training": {"sampling_rate": 0.5}, "privacy": {"clip_norm": 0.3}}),
         ("patient", GRADIENT, {"privacy": {"spending": 3.0}}),
+        ("patient", GRADIENT, {"privacy": {"personal_calibration_share": 0.2}}),
+        ("patient", ONE_SHOT, {"privacy": {"personal_calibration_share": 0.2}}),
         ("site", GRADIENT, {}),
         ("patient", ONE_SHOT, {}),
         ("patient", ONE_SHOT, {"privacy": {"evaluation_share": 0.1, "calibration_share": 0.02}}),

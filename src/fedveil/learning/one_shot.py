@@ -110,7 +110,8 @@ class _Metric:
 
         What second moments show of it P has undone; what they do not is still there. The variance that they show holds
         the distance between the classes too, of which no more than half the variance is taken off: hidden directions
-        vary more than their average where classes differ. On training patients scores came out right to a factor of 2.
+        vary more than their average where classes differ. On held-out training patients of the chest X-rays scores
+        came out right to a factor of about 2.
         """
         if self.moments is None:
             return ANISOTROPY * average

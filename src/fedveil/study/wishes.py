@@ -265,7 +265,9 @@ class Wishes:
         rate would be another split of the budget.
         """
         study = self.study_of(way, target)
-        if way.recipe != Recipe() or study.privacy.spending != 1 or study.privacy.personal_share > 0:
+        privacy = study.privacy
+        full = privacy.spending != 1 or max(privacy.personal_share, privacy.personal_calibration_share) > 0
+        if way.recipe != Recipe() or full:  # which go with full participation only
             return ()
         found = []
         for rate in sorted({*RATES, study.training.sampling_rate}, reverse=True):
@@ -361,8 +363,8 @@ def _singles(study: Study) -> list[float]:
 
 
 def _shares(study: Study) -> tuple[float, ...]:
-    personal = study.privacy.personal_share
-    return (*_singles(study), *([personal] if personal > 0 else []))
+    kept = (study.privacy.personal_share, study.privacy.personal_calibration_share)
+    return (*_singles(study), *(share for share in kept if share > 0))
 
 
 @lru_cache(maxsize=4096)
