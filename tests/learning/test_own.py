@@ -31,6 +31,14 @@ def test_what_is_mostly_noise_moves_nothing():
             np.testing.assert_array_equal(before, after)
 
 
+def test_a_difference_that_is_smaller_than_the_noise_in_it_moves_nothing():
+    common = np.array([0.3]), np.array([0.42, 0.58])
+    found = statistics([500, 700], [-0.1, 0.702], 100.0)
+    assert (found.counts > 10 + 3 * 10 / COUNT_WEIGHT).all(), "both classes are there"
+    for before, after in zip(common, own_numbers(*common, found), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
 @given(
     counts=st.lists(st.floats(10, 1e4), min_size=2, max_size=4),
     variance=st.floats(0, 1e4),
