@@ -130,7 +130,14 @@ def second_order(measure: Callable[[str, str, Tables], None]) -> None:
                 measure(data, name, {"training": training, "privacy": {"epsilon": epsilon}})
 
 
-PARTS = {"whitening": whitening, "spending": spending, "second_order": second_order}
+def budget(measure: Callable[[str, str, Tables], None]) -> None:
+    """What privacy costs on patients who are like those in training."""
+    for epsilon, trust in ((1.0, "secure-aggregation"), (8.0, "secure-aggregation"), (1.0, "none")):
+        name = "without_privacy" if trust == "none" else f"eps{epsilon:g}"
+        measure("chest", f"auroc_budget_{name}", {"privacy": {"epsilon": epsilon, "trust": trust}})
+
+
+PARTS = {"budget": budget, "whitening": whitening, "spending": spending, "second_order": second_order}
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     python benchmarks/deep_federation.py --runs 1 --only cnn_secagg_eps8
 
 Each figure is the mean test AUROC over runs with different seeds, unit patient, delta 1e-5. Settings were chosen on
-a validation part of the training patients; the test split is used for these figures only.
+a validation part of the training patients; docs/networks.md says what the test split was looked at for.
 """
 
 import argparse
