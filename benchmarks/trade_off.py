@@ -4,9 +4,9 @@
     python benchmarks/trade_off.py --runs 2    # a quick look
 
 Chest X-rays (normal against pneumonia) and breast ultrasound at the program's defaults, delta 1e-5 per patient,
-hospitals by Dirichlet(0.5) unless said otherwise. The test split was not untouched while the defaults were chosen; docs/trade-off.md says what it was
-used for. Ends with the time that a sweep of 7 x 3 x 2 x 4 settings takes with cached features, and with the planner's
-error on it.
+hospitals by Dirichlet(0.5) unless said otherwise. The test split was not untouched while the defaults were chosen:
+docs/trade-off.md says what it was used for. Ends with the time that a sweep of 7 x 3 x 2 x 4 settings takes with cached
+features, and with the planner's error on it.
 """
 
 import argparse
