@@ -26,7 +26,6 @@ from fedveil.federation import (
     CALIBRATION,
     EVALUATION,
     PERSONAL_CALIBRATION,
-    PROGRESS,
     STATISTICS,
     LocalSteps,
     Release,
@@ -62,7 +61,7 @@ unit = "{unit}"
 max_units = 100
 """
 PIXELS = 'features = "pixels"\nwhitened = false'
-SHARES = "evaluation_share = 0.1\nprogress_share = 0.1"
+SHARES = "evaluation_share = 0.1"
 KEY = "5a" * 32
 """The hospital's signing key, from which follows who is held out: the same at every run."""
 EXACT = 1e-9
@@ -146,8 +145,6 @@ class Opened:
         with np.errstate(all="ignore"):
             if release.name == EVALUATION:
                 return self.held_out.histogram(parameters, units)
-            if release.name == PROGRESS:
-                return self.learner.hits(parameters, units)
             if release.name in (STATISTICS, CALIBRATION, PERSONAL_CALIBRATION):
                 plain = release.name == PERSONAL_CALIBRATION
                 return self.learner.statistics(parameters, units, plain=plain)
@@ -229,7 +226,7 @@ def adversaries(
         found = list(_linear(opened.task, gone, generator))
     else:
         found = list(_network(model, generator))
-    if release.name in (PROGRESS, EVALUATION):
+    if release.name == EVALUATION:
         classes = model.classes
         priors = [np.ones(classes), generator.uniform(1e-6, 1e6, classes), np.geomspace(1e-6, 1, classes)]
         found = [np.concatenate([priors[i % 3], one]) for i, one in enumerate(found)]
@@ -356,8 +353,7 @@ def check_neighbours(
             if most is None and number in (1, 2):
                 _check_others(whole, less, release, parameters, (names, others), rounding * bound)
         assert len(place) or not moved_at_all, f"{release.name}: {gone} is in it"
-        if release.name != PROGRESS:  # in which an image that no parameters get right counts nothing
-            assert moved_at_all == (told > 0 and len(place) > 0), f"{release.name}: {gone} is not in it"
+        assert moved_at_all == (told > 0 and len(place) > 0), f"{release.name}: {gone} is not in it"
         counted += moved_at_all
     assert counted, f"{gone} is in no release at all"
     return gone

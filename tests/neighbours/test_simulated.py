@@ -25,7 +25,6 @@ whitened = false
 delta = 1e-3
 trust = "server"
 evaluation_share = 0.1
-progress_share = 0.1
 """
 
 

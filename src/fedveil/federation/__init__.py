@@ -16,7 +16,6 @@ from fedveil.federation.terms import (
     KEPT,
     PERSONAL,
     PERSONAL_CALIBRATION,
-    PROGRESS,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -24,7 +23,6 @@ from fedveil.federation.terms import (
     Terms,
     default_min_honest,
     noise_share,
-    phase_name,
 )
 from fedveil.federation.transport import InProcess, Transport
 
@@ -44,7 +42,6 @@ __all__ = [
     "KEPT",
     "PERSONAL",
     "PERSONAL_CALIBRATION",
-    "PROGRESS",
     "Message",
     "Policy",
     "Release",
@@ -58,6 +55,5 @@ __all__ = [
     "Transport",
     "default_min_honest",
     "noise_share",
-    "phase_name",
     "release_of",
 ]

@@ -13,7 +13,6 @@ from fedveil.federation.terms import (
     CALIBRATION,
     EVALUATION,
     PERSONAL_CALIBRATION,
-    PROGRESS,
     STATISTICS,
     LocalSteps,
     Release,
@@ -101,8 +100,6 @@ class Contributions:
             if self._held_out is None:
                 return np.zeros(release.dimension)
             return self._held_out.histogram(parameters, self._sample(release, self._held_out.units))
-        if release.name == PROGRESS:
-            return self._learner.hits(parameters, self._sample(release, self._learner.units))
         if release.name in (STATISTICS, CALIBRATION, PERSONAL_CALIBRATION):
             chosen = self._sample(release, self._learner.units)
             own = release.name == PERSONAL_CALIBRATION

@@ -22,7 +22,6 @@ __all__ = [
     "KEPT",
     "PERSONAL",
     "PERSONAL_CALIBRATION",
-    "PROGRESS",
     "STATISTICS",
     "TRAINING",
     "LocalSteps",
@@ -30,13 +29,11 @@ __all__ = [
     "Terms",
     "default_min_honest",
     "noise_share",
-    "phase_name",
 ]
 
 STATISTICS = "statistics"
 TRAINING = "training"
 CALIBRATION = "calibration"
-PROGRESS = "progress"
 EVALUATION = "evaluation"
 PERSONAL = "personal"
 """Local steps that a hospital takes from the finished model, for a model of its own."""
@@ -44,17 +41,8 @@ PERSONAL_CALIBRATION = "personal-calibration"
 """A hospital's own class sizes and mean scores, for a threshold and class frequencies of its own."""
 KEPT = (PERSONAL, PERSONAL_CALIBRATION)
 """What a hospital makes for itself, with all of the noise: nobody can ask for it, and no sum hides it."""
-BOUNDED = (STATISTICS, PROGRESS, CALIBRATION, EVALUATION, PERSONAL_CALIBRATION)
+BOUNDED = (STATISTICS, CALIBRATION, EVALUATION, PERSONAL_CALIBRATION)
 """Releases whose contributions have norm 1 at most by construction, whatever the mechanism's clip norm says."""
-
-
-def phase_name(number: int) -> str:
-    """The release of a phase of training, counted from 1, where training spends unevenly over its rounds.
-
-    >>> phase_name(1), phase_name(2)
-    ('training', 'training-2')
-    """
-    return TRAINING if number == 1 else f"{TRAINING}-{number}"
 
 
 def default_min_honest(sites: int) -> int:
@@ -138,8 +126,7 @@ class Release:
     """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
 
     Attributes:
-        name: what is released: `STATISTICS`, one sum before training; `TRAINING`, and further phases of it (see
-            `phase_name`); `PROGRESS`, how many units the model has right so far; `CALIBRATION`, one sum after;
+        name: what is released: `STATISTICS`, one sum before training; `TRAINING`; `CALIBRATION`, one sum after;
             `EVALUATION`, one sum over the patients that hospitals hold out;
             `PERSONAL` and `PERSONAL_CALIBRATION`, what a site makes of the finished model, which leaves it only as it
             pleases.
@@ -304,13 +291,8 @@ class Terms:
 
     @property
     def main(self) -> Release:
-        """The release that the model is made from: training's first, or the statistics of a study without it."""
-        return next(iter(self.phases), self.releases[0])
-
-    @property
-    def phases(self) -> tuple[Release, ...]:
-        """The releases that training consists of, in order: one, unless it spends unevenly over its rounds."""
-        return tuple(one for one in self.releases if one.name.partition("-")[0] == TRAINING)
+        """The release that the model is made from: training, or the statistics of a study without it."""
+        return next((one for one in self.releases if one.name == TRAINING), self.releases[0])
 
     def release(self, name: str) -> Release:
         """The release of that name; `InvalidValue` if the terms hold none."""

@@ -19,7 +19,6 @@ from fedveil.report.records import (
     LedgerHead,
     Metrics,
     Predictions,
-    ProgressCheck,
     Provenance,
     Release,
     Round,
@@ -71,10 +70,6 @@ def load(path: Path) -> RunRecord:
         notes=result.texts("notes"),
         seconds=_seconds(result),
         rounds=_rounds(path, result),
-        progress=tuple(
-            ProgressCheck(one.integer("round"), one.number("accuracy"), one.number("std"))
-            for one in result.children("progress")
-        ),
         predictions=_predictions(path / "predictions.csv", test) if test else None,
         ledgers=_ledgers(path / "ledgers", sites),
         provenance=_provenance(read_json(path / "provenance.json")),

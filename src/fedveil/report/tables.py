@@ -20,7 +20,6 @@ __all__ = [
     "confusion_table",
     "drop_table",
     "ledger_table",
-    "progress_table",
     "release_table",
     "site_table",
 ]
@@ -238,13 +237,3 @@ def drop_table(record: RunRecord) -> Table | None:
         (formatting.count(r.number), site, reason) for r in record.rounds for site, reason in r.dropped
     )
     return Table("Drop-outs", ("Round", "Hospital", "Reason"), rows, text=3) if rows else None
-
-
-def progress_table(record: RunRecord) -> Table | None:
-    """The noisy checks after which training might have stopped."""
-    rows = tuple(
-        (formatting.count(one.round), formatting.percent(one.accuracy), formatting.percent(one.std))
-        for one in record.progress
-    )
-    header = ("Rounds finished", "Training units right", "Standard deviation of the noise")
-    return Table("Checks of progress, released with noise", header, rows) if rows else None

@@ -4,7 +4,7 @@ import csv
 import io
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fedveil.federation import PERSONAL_CALIBRATION, Terms
 from fedveil.learning import decide
-from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk
+from fedveil.privacy import Guarantee, LedgerState, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import write_atomic
 from fedveil.study.model_file import TrainedModel
@@ -136,7 +136,6 @@ class Outcome:
             "secure_aggregation": self._secure_aggregation(),
             "sites": [self._site(name) | {"personal": own.get(name)} for name in terms.sites],
             "rounds": self.trained.rounds,
-            "progress": [asdict(check) for check in self.trained.checks] or None,
             "metrics": metrics,
             "baselines": dict(self.baselines) or None,
             "data": self._data(),
@@ -145,18 +144,11 @@ class Outcome:
         }
 
     def _guarantee(self) -> Guarantee:
-        """What the charges earn: the largest total over the sites, by the accountant.
-
-        Where training stopped early it is that of the whole plan: no smaller one was promised before it was known,
-        from releases, when to stop.
-        """
+        """What the charges earn: the largest total over the sites, by the accountant."""
         target = self.terms.target
         if self.terms.trust == "none":
             return target
         spent = max(state.spent(self.terms.title) for state in self.ledgers.values())
-        if self.trained.stopped:
-            planned = [release.mechanism for release in self.terms.releases]
-            spent = max(spent, epsilon(planned, target.delta, adaptive=True))
         return Guarantee(spent, target.delta, target.unit, target.trust)
 
     def _secure_aggregation(self) -> dict[str, Any] | None:
@@ -212,14 +204,10 @@ class Outcome:
 
     def _notes(self) -> list[str]:
         notes = []
-        planned = sum(phase.rounds for phase in self.terms.phases)
-        if self.trained.stopped:
-            notes.append(
-                f"Training stopped after {self.trained.rounds} of {planned} rounds, since the last check found no "
-                "progress. The guarantee is that of the whole plan; what was not charged stays in the hospitals' "
-                "budgets."
-            )
-        elif self.trained.rounds != planned:
+        planned = (
+            self.prepared.study.training.rounds if self.prepared.study.training.method != "one-shot" else 0
+        )
+        if self.trained.rounds != planned:
             notes.append(
                 f"Training ended after {self.trained.rounds} of {planned} rounds: rounds that were interrupted were "
                 "charged too, and the budget paid for no more."

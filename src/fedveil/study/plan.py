@@ -6,7 +6,6 @@ from typing import Any
 
 from fedveil.federation import Release, Terms
 from fedveil.privacy import Guarantee, Risk, epsilon, operational_risk
-from fedveil.study import phases
 from fedveil.study.outlook import Outlook, make_outlook
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.settings import Study
@@ -65,7 +64,6 @@ class Plan:
             "notes": [
                 *self.prepared.notes,
                 *(self.outlook.notes if self.outlook else []),
-                *phases.notes(self.terms, sum(self.prepared.units.values())),
             ],
         }
 

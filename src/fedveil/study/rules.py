@@ -13,7 +13,7 @@ from typing import Self
 
 from fedveil.errors import StudyError
 from fedveil.federation import Release, RoundSum, Terms
-from fedveil.learning import Adam, Averaged, ClassStatistics, Model, Optimizer, Sgd
+from fedveil.learning import Adam, Averaged, ClassStatistics, Optimizer, Sgd
 from fedveil.learning.learner import Vector
 from fedveil.learning.networks import HEAD_LENGTH
 from fedveil.study.settings import Study
@@ -58,14 +58,12 @@ def _strength(terms: Terms) -> float:
 
     Where sites add the noise to steps of their own, a step's sum over all sites has the noise of each of them.
     """
-    total, sites = 0.0, len(terms.sites)
-    for release in terms.phases or (terms.main,):
-        mechanism = release.mechanism
-        summed = sites * terms.noise_std(release) ** 2
-        noise = summed if release.local_noise else terms.noise_variance(mechanism, sites)
-        variance = noise / mechanism.clip_norm**2
-        total += mechanism.steps / variance if variance > 0 else math.inf
-    return math.sqrt(total)
+    release, sites = terms.main, len(terms.sites)
+    mechanism = release.mechanism
+    summed = sites * terms.noise_std(release) ** 2
+    noise = summed if release.local_noise else terms.noise_variance(mechanism, sites)
+    variance = noise / mechanism.clip_norm**2
+    return math.sqrt(mechanism.steps / variance) if variance > 0 else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +74,13 @@ class Steps:
         normalizer: number of units that a sum of gradients is divided by: released, or stated in the study file. None
             where sites send differences, which are averaged with equal weights.
         optimizer: the update rule.
-        evened: what the gradient for each logit is multiplied by; None for nothing.
     """
 
     normalizer: float | None
     optimizer: Optimizer
-    evened: Vector | None = None
 
-    def gradient(
-        self, collected: RoundSum, terms: Terms, release: Release, weight: float
-    ) -> tuple[Vector, float]:
+    def gradient(self, collected: RoundSum, terms: Terms, release: Release) -> tuple[Vector, float]:
         """What the update rule descends along in this round, and the variance of the noise in each coordinate.
-
-        Steps are longer by the round's weight, see `fedveil.study.phases`.
 
         An average of differences counts as a gradient with the sign turned (Reddi et al., 2003.00295). The noise that
         local steps left in it has no known variance: 0 is stated, and nothing is corrected.
@@ -101,14 +93,10 @@ class Steps:
             raise StudyError(
                 "there is no number of units", "sums of gradients are divided by one", "state it"
             )
-        scale = weight / self.normalizer
-        total = collected.total
-        if self.evened is not None:
-            total = (total.reshape(-1, len(self.evened)) @ self.evened).ravel()
-        return total * scale, variance * scale**2
+        return collected.total / self.normalizer, variance / self.normalizer**2
 
     @classmethod
-    def plan(cls, study: Study, terms: Terms, model: Model, statistics: ClassStatistics | None) -> Self:
+    def plan(cls, study: Study, terms: Terms, statistics: ClassStatistics | None) -> Self:
         """Fix the steps of a study from its settings and what it has released."""
         training, averaging = study.training, study.training.method == "averaging"
         normalizer = None if averaging else units_per_round(study, terms, statistics)
@@ -119,10 +107,10 @@ class Steps:
         elif not _trains_a_head(study):
             rate = NETWORK_RATES[training.optimizer]
         else:
-            steps = sum(one.mechanism.steps for one in terms.phases)
-            clip_norm = terms.main.mechanism.clip_norm
-            rate = learning_rate(normalizer * _strength(terms), steps, clip_norm) / head_length(study)
-        return cls(normalizer=normalizer, optimizer=_optimizer(study, rate), evened=model.evened(statistics))
+            one = terms.main.mechanism
+            ratio = normalizer * _strength(terms)
+            rate = learning_rate(ratio, one.steps, one.clip_norm) / head_length(study)
+        return cls(normalizer=normalizer, optimizer=_optimizer(study, rate))
 
 
 def units_per_round(study: Study, terms: Terms, statistics: ClassStatistics | None) -> float:

@@ -11,7 +11,6 @@ from fedveil.federation import (
     EVALUATION,
     PERSONAL,
     PERSONAL_CALIBRATION,
-    PROGRESS,
     STATISTICS,
     TRAINING,
     LocalSteps,
@@ -20,8 +19,7 @@ from fedveil.federation import (
     default_min_honest,
 )
 from fedveil.learning import Model, ScoreHistogram
-from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, calibrate, calibrate_integer, epsilon
-from fedveil.study.phases import checks, make_phases
+from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, calibrate, calibrate_integer
 from fedveil.study.rules import head_length, learning_rate
 from fedveil.study.settings import Study
 
@@ -41,8 +39,7 @@ def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
     1/z, theirs is ``z = 1/(mu sqrt(s))``. Training is then calibrated to the target given what they spend. For a
     network whose units are sampled each of them is one more step of its mechanism instead: a composition of unlike
     sampled mechanisms, chosen adaptively, has no tight price. With the method "one-shot" there is no training, and
-    statistics get all that is left. Where training spends unevenly over its rounds, each of its phases is a release
-    of its own, see `fedveil.study.phases`.
+    statistics get all that is left.
 
     Args:
         study: the resolved study.
@@ -67,10 +64,10 @@ def _releases(study: Study, calibrator: "_Calibrator", model: Model) -> list[Rel
     """All releases, in the order in which they are made."""
     single = _singles(study, model)
     if study.model.network != "linear" and study.training.sampling_rate < 1:
-        training = calibrator.training((), model, more=sum(one.times for one in single))
+        training = calibrator.training((), model, more=len(single))
         step = training.mechanism
         once = Mechanism(step.noise_multiplier, 1.0, 1, step.sampling_rate, step.unit)
-        made = [calibrator.single(one, once.with_steps(one.times)) for one in single]
+        made = [calibrator.single(one, once) for one in single]
     elif study.training.method == "one-shot":
         made = [calibrator.share(one) for one in single if one.name != STATISTICS]
         made += calibrator.kept(model)
@@ -79,18 +76,16 @@ def _releases(study: Study, calibrator: "_Calibrator", model: Model) -> list[Rel
         made = [*(calibrator.share(one) for one in single), *calibrator.kept(model)]
         training = calibrator.training([one.mechanism for one in made], model)
     first = [one for one in made if one.name == STATISTICS]
-    spread = [training] if study.privacy.spending == 1 else calibrator.spread(training, made)
-    return [*first, *spread, *(one for one in made if one not in first)]
+    return [*first, training, *(one for one in made if one not in first)]
 
 
 class _Single(NamedTuple):
-    """A sum beside training: its share of the budget, lengths of what is released and sent, how often it is made."""
+    """A sum beside training: its share of the budget, and the lengths of what is released and sent."""
 
     name: str
     share: float
     dimension: int
     parameters: int
-    times: int = 1
 
 
 def _singles(study: Study, model: Model) -> list[_Single]:
@@ -99,11 +94,10 @@ def _singles(study: Study, model: Model) -> list[_Single]:
     histogram, judged = ScoreHistogram.size(model.classes), model.classes + model.parameters
     found = [
         _Single(STATISTICS, privacy.statistics_share, model.statistics_size, 0),
-        _Single(PROGRESS, privacy.progress_share, 1, judged, checks(study)),
         _Single(CALIBRATION, privacy.calibration_share, model.calibration_size, model.parameters),
         _Single(EVALUATION, privacy.evaluation_share, histogram, judged),
     ]
-    return [one for one in found if one.share > 0 and one.times > 0]
+    return [one for one in found if one.share > 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +111,8 @@ class _Calibrator:
 
     def share(self, one: _Single) -> Release:
         """One sum that takes its share of the budget."""
-        multiplier = self._whole / math.sqrt(one.share / one.times)
-        return self.single(one, Mechanism(multiplier, 1.0, one.times, unit=self.target.unit))
+        multiplier = self._whole / math.sqrt(one.share)
+        return self.single(one, Mechanism(multiplier, 1.0, 1, unit=self.target.unit))
 
     @property
     def _whole(self) -> float:
@@ -167,32 +161,6 @@ class _Calibrator:
                 )
             case _:
                 return self.single(one, calibrate(self.target, steps=1, spent=spent))
-
-    def spread(self, training: Release, others: Sequence[Release]) -> list[Release]:
-        """The phases of a training that spends unevenly, with noise that meets the target beside the other releases.
-
-        Rounding, of floating point and of whole numbers, may take them past it by less than a millionth: then all get
-        a millionth more noise.
-        """
-        whole, enough = training.mechanism, 1.0
-        while True:
-            made = [
-                self.single(
-                    _Single(phase.release, 0.0, training.dimension, training.parameters),
-                    Mechanism(
-                        whole.noise_multiplier * enough / math.sqrt(phase.weight),
-                        whole.clip_norm,
-                        phase.rounds,
-                        unit=whole.unit,
-                    ),
-                )
-                for phase in make_phases(self.study)
-            ]
-            mechanisms = [one.mechanism for one in (*made, *others)]
-            private = self.target.trust != "none"
-            if not private or epsilon(mechanisms, self.target.delta, adaptive=True) <= self.target.epsilon:
-                return made
-            enough *= 1 + 1e-6
 
     def single(self, one: _Single, mechanism: Mechanism) -> Release:
         """One sum by this mechanism."""

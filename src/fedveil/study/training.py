@@ -19,8 +19,8 @@ from fedveil.errors import StudyError
 from fedveil.federation import (
     CALIBRATION,
     EVALUATION,
-    PROGRESS,
     STATISTICS,
+    TRAINING,
     BudgetSpent,
     Coordinator,
     Release,
@@ -29,9 +29,8 @@ from fedveil.federation import (
     Transport,
 )
 from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram
-from fedveil.study.phases import Check, Phase, checks, make_phases, stops
 from fedveil.study.progress import Progress
-from fedveil.study.rules import Steps, units_per_round
+from fedveil.study.rules import Steps
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.settings import Study
 
@@ -52,9 +51,7 @@ class Trained:
         parameters: the released model, whole.
         statistics: what was released before training.
         histogram: what was released of the hospitals' held-out units; None where nothing was.
-        rounds: rounds that were finished; fewer than planned where interrupted ones used up budget, or it stopped.
-        checks: the checks of progress, in order.
-        stopped: whether the last of them ended training.
+        rounds: rounds that were finished; fewer than planned where interrupted ones used up budget.
         coordinator: who asked, with what was charged.
     """
 
@@ -63,8 +60,6 @@ class Trained:
     histogram: ScoreHistogram | None
     rounds: int
     coordinator: Coordinator
-    checks: tuple[Check, ...] = ()
-    stopped: bool = False
 
     @property
     def priors(self) -> Vector | None:
@@ -104,11 +99,6 @@ class _Checkpoint:
         self.directory.save_checkpoint(self.arrays | {"meta": np.frombuffer(meta.encode(), dtype=np.uint8)})
 
 
-def _kept(name: str, number: int) -> str:
-    """Under which name a checkpoint keeps a sum beside training."""
-    return name if number == 1 else f"{name}-{number}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loop:
     """One process's share of a study's rounds; see `train` for the fields."""
@@ -128,16 +118,10 @@ class _Loop:
         statistics = self._statistics()
         if self.study.training.method == "one-shot":
             return self._one_shot(statistics)
-        steps = Steps.plan(self.study, self.terms, self.model, statistics)
+        steps = Steps.plan(self.study, self.terms, statistics)
         state = self._start(steps)
         self.progress.stage(self.label, self.study.training.rounds, state.round)
-        found: list[Check] = []
-        for number, phase in enumerate(make_phases(self.study), 1):
-            state = self._phase(phase, state, statistics, steps)
-            check = self._check(number, phase, state, statistics, steps)
-            found += [check] if check else []
-            if state.round < phase.end or stops(found):
-                break
+        state = self._rounds(state, statistics, steps)
         trained = steps.optimizer.released(state.optimizer)
         shift = self._shift(state.round, self._whole(trained, statistics), statistics)
         parameters = self.model.join(statistics, trained, shift)
@@ -147,8 +131,6 @@ class _Loop:
             histogram=self._histogram(state.round, parameters, statistics),
             rounds=state.round,
             coordinator=self.coordinator,
-            checks=tuple(found),
-            stopped=stops(found),
         )
 
     def _one_shot(self, statistics: ClassStatistics | None) -> Trained:
@@ -179,34 +161,30 @@ class _Loop:
         """
         asked = dict(self.coordinator.charged)
         asked[wanted.name] = asked.get(wanted.name, 0) + wanted.steps_per_round
-        optional = {one.name for one in self.terms.phases} | {PROGRESS}
         for one in self.terms.releases:
-            if one.name not in optional and one.name not in self.checkpoint.arrays:
+            if one.name != TRAINING and one.name not in self.checkpoint.arrays:
                 asked[one.name] = max(asked.get(one.name, 0), one.mechanism.steps)
         return self.terms.affords(asked)
 
-    def _release(
-        self, name: str, finished: int, parameters: Vector, number: int = 1
-    ) -> tuple[Vector, float] | None:
+    def _release(self, name: str, finished: int, parameters: Vector) -> tuple[Vector, float] | None:
         """A sum beside training, and its noise variance: from the checkpoint, or the sites; None if there is none."""
         release = next((one for one in self.terms.releases if one.name == name), None)
         if release is None:
             return None
-        kept = _kept(name, number)
-        if kept not in self.checkpoint.arrays:
+        if name not in self.checkpoint.arrays:
             if not self._affordable(release):
                 raise BudgetSpent(
                     f"{name} was asked for {self.coordinator.charged.get(name, 0)} times without an answer",
                     "each time was charged, and the study's target pays for no more",
                     "start the study anew, with a budget of its own",
                 )
-            collected = self.coordinator.collect(release, number, parameters)
+            collected = self.coordinator.collect(release, 1, parameters)
             variance = self.terms.noise_variance(release.mechanism, len(collected.survivors))
             rate = release.mechanism.sampling_rate
-            arrays = {kept: collected.total / rate, f"{kept}.variance": np.array(variance / rate**2)}
+            arrays = {name: collected.total / rate, f"{name}.variance": np.array(variance / rate**2)}
             self.checkpoint.save(finished, arrays)
         saved = self.checkpoint.arrays
-        return saved[kept], float(saved[f"{kept}.variance"])
+        return saved[name], float(saved[f"{name}.variance"])
 
     def _statistics(self) -> ClassStatistics | None:
         released = self._release(STATISTICS, 0, np.empty(0))
@@ -240,44 +218,16 @@ class _Loop:
         priors = np.full(classes, 1 / classes) if statistics is None else statistics.priors
         return np.concatenate([priors, parameters])
 
-    def _phase(
-        self, phase: Phase, state: Progression, statistics: ClassStatistics | None, steps: Steps
-    ) -> Progression:
-        """The rounds of a phase that are left and paid for."""
+    def _rounds(self, state: Progression, statistics: ClassStatistics | None, steps: Steps) -> Progression:
+        """The rounds that are left and paid for."""
+        planned = self.study.training.rounds
         try:
-            while state.round < phase.end and self._affordable(self.terms.release(phase.release)):
-                state = self._round(state, phase, statistics, steps)
+            while state.round < planned and self._affordable(self.terms.main):
+                state = self._round(state, statistics, steps)
         except BudgetSpent:
             if state.round == 0:
                 raise
         return state
-
-    def _check(
-        self,
-        number: int,
-        phase: Phase,
-        state: Progression,
-        statistics: ClassStatistics | None,
-        steps: Steps,
-    ) -> Check | None:
-        """The check after a phase; None where the study plans none there, or the budget pays for no more.
-
-        A resumed run takes those of earlier phases from its checkpoint, and makes none up that were left out.
-        """
-        missed = state.round > phase.end and _kept(PROGRESS, number) not in self.checkpoint.arrays
-        if number > checks(self.study) or state.round < phase.end or missed:
-            return None
-        judged = self._judged(self._released(state, statistics, steps), statistics)
-        try:
-            released = self._release(PROGRESS, state.round, judged, number)
-        except BudgetSpent:
-            return None
-        if released is None:
-            return None
-        units = units_per_round(self.study, self.terms, statistics) / self.study.training.sampling_rate
-        return Check(
-            round=phase.end, accuracy=float(released[0][0]) / units, std=math.sqrt(released[1]) / units
-        )
 
     def _start(self, steps: Steps) -> Progression:
         if self.checkpoint.round == 0:
@@ -286,14 +236,12 @@ class _Loop:
             round=self.checkpoint.round, optimizer=steps.optimizer.from_arrays(self.checkpoint.arrays)
         )
 
-    def _round(
-        self, state: Progression, phase: Phase, statistics: ClassStatistics | None, steps: Steps
-    ) -> Progression:
+    def _round(self, state: Progression, statistics: ClassStatistics | None, steps: Steps) -> Progression:
         started = time.perf_counter()
-        release = self.terms.release(phase.release)
+        release = self.terms.main
         query = self._whole(steps.optimizer.query(state.optimizer), statistics)
-        collected = self.coordinator.collect(release, state.round + 1 - phase.before, query)
-        gradient, variance = steps.gradient(collected, self.terms, release, phase.weight)
+        collected = self.coordinator.collect(release, state.round + 1, query)
+        gradient, variance = steps.gradient(collected, self.terms, release)
         after = Progression(
             round=state.round + 1,
             optimizer=steps.optimizer.step(state.optimizer, gradient, noise_variance=variance),

@@ -14,7 +14,6 @@ from scipy.special import ndtri
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import default_min_honest
 from fedveil.privacy import Guarantee, Mechanism, Trust, Unit, calibrate, epsilon
-from fedveil.study.phases import checks
 from fedveil.study.recipes import Method, Metric, Recipe, own_settings, variant
 from fedveil.study.settings import Study
 
@@ -237,10 +236,7 @@ class Wishes:
         return 1 / calibrate(self._guarantee(way, target), steps=1).noise_multiplier
 
     def mechanism(self, way: Way, target: float) -> Mechanism:
-        """The sums that the model is made from: steps of training, or one of statistics.
-
-        Where training spends unevenly over its rounds it is that of the mean round.
-        """
+        """The sums that the model is made from: steps of training, or one of statistics."""
         study = self.study_of(way, target)
         training, privacy = study.training, study.privacy
         if training.method == "one-shot":
@@ -266,7 +262,7 @@ class Wishes:
         """
         study = self.study_of(way, target)
         privacy = study.privacy
-        full = privacy.spending != 1 or max(privacy.personal_share, privacy.personal_calibration_share) > 0
+        full = max(privacy.personal_share, privacy.personal_calibration_share) > 0
         if way.recipe != Recipe() or full:  # which go with full participation only
             return ()
         found = []
@@ -353,10 +349,9 @@ def _one_mechanism(study: Study) -> bool:
 
 
 def _singles(study: Study) -> list[float]:
-    """A share of the budget for each sum beside training, those of progress one by one."""
-    privacy, looks = study.privacy, checks(study)
-    found = [privacy.progress_share / looks] * looks if looks else []
-    found += [privacy.calibration_share, privacy.evaluation_share]
+    """A share of the budget for each sum beside training."""
+    privacy = study.privacy
+    found = [privacy.calibration_share, privacy.evaluation_share]
     if study.training.method != "one-shot":
         found.append(privacy.statistics_share)
     return [share for share in found if share > 0]
