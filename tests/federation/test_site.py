@@ -9,6 +9,13 @@ from tests.federation.toy import DIMENSION, make_terms
 from fedveil.errors import BudgetExceeded, InvalidValue, Refused
 from fedveil.federation import Declined, LocalSteps, Policy, Release, Reply, Request, SecureReply, Site
 from fedveil.federation.messages import CHARGED_FIELDS, PUBLIC_FIELDS
+from fedveil.federation.queries import (
+    CalibrationQuery,
+    EvaluationQuery,
+    GradientQuery,
+    LocalStepsQuery,
+    StatisticsQuery,
+)
 from fedveil.learning import HeldOut
 from fedveil.learning.score_histogram import BINS
 from fedveil.privacy import Budget, Guarantee, IntegerMechanism, Ledger, Mechanism, epsilon
@@ -66,15 +73,14 @@ def test_one_bad_local_step_is_noise_and_the_next_ones_go_on(federate, monkeypat
     """Each step has its own noise, so a step that fails must be noise too, not the end of the round."""
     local = LocalSteps(steps=3, learning_rate=0.1, units=40.0)
     release = Release(
-        name="training",
+        query=LocalStepsQuery(local),
         mechanism=Mechanism(8.0, 1.0, 12),
         dimension=DIMENSION,
         parameters=DIMENSION,
-        local=local,
     )
     federation = federate(make_terms(releases=(release,)))
     federation.learners["site-1"].broken = True
-    answer = federation.sites["site-1"].handle(ask(federation.terms))
+    answer = federation.sites["site-1"].handle(ask(federation.terms, release=release.name))
     assert isinstance(answer, Reply)
     assert np.linalg.norm(answer.vector) > 0
 
@@ -174,7 +180,7 @@ def test_site_recomputes_mechanism_from_policy(federate):
         terms,
         releases=(
             Release(
-                name="training",
+                query=GradientQuery(),
                 mechanism=Mechanism(noise_multiplier=0.01, clip_norm=1.0, steps=4),
                 dimension=DIMENSION,
                 parameters=DIMENSION,
@@ -296,7 +302,7 @@ def evaluation_terms(trust="site", **changes):
         )
         mechanism = integer.mechanism
     evaluation = Release(
-        name="evaluation",
+        query=EvaluationQuery(),
         mechanism=mechanism,
         dimension=2 * BINS,
         parameters=2 + DIMENSION,
@@ -369,17 +375,19 @@ def test_held_out_patients_count_for_delta_and_for_room(federate):
         with_held_out(federation, terms, many)
 
 
-@pytest.mark.parametrize("name", ["statistics", "calibration", "evaluation"])
-def test_a_bounded_release_must_state_its_real_bound(name):
+@pytest.mark.parametrize("query", [StatisticsQuery(), CalibrationQuery(), EvaluationQuery()])
+def test_a_bounded_release_must_state_its_real_bound(query):
     """Its contributions have norm up to 1, so a smaller clip norm would mean less noise than is charged."""
     with pytest.raises(InvalidValue, match="clip norm"):
-        Release(name=name, mechanism=Mechanism(5.0, 0.5, 1), dimension=4, parameters=0)
+        Release(query=query, mechanism=Mechanism(5.0, 0.5, 1), dimension=4, parameters=0)
 
 
 def test_whole_numbers_must_be_those_that_are_priced():
     integer = IntegerMechanism.fit(Mechanism(5.0, 1.0, 1), dimension=4, sites=5, shares=3, units=10)
     cheap = dataclasses.replace(integer.mechanism, noise_multiplier=500.0)
     with pytest.raises(InvalidValue, match="executed"):
-        Release(name="training", mechanism=cheap, dimension=4, parameters=4, integer=integer)
+        Release(query=GradientQuery(), mechanism=cheap, dimension=4, parameters=4, integer=integer)
     with pytest.raises(InvalidValue, match="executed"):
-        Release(name="training", mechanism=integer.mechanism, dimension=5, parameters=4, integer=integer)
+        Release(
+            query=GradientQuery(), mechanism=integer.mechanism, dimension=5, parameters=4, integer=integer
+        )

@@ -59,7 +59,7 @@ def load(path: Path) -> RunRecord:
         description=result.text("description", ""),
         guarantee=guarantee,
         releases=releases,
-        recomputed_epsilon=epsilon(mechanisms, guarantee.delta) if guarantee else math.nan,
+        recomputed_epsilon=epsilon(mechanisms, guarantee.delta, adaptive=True) if guarantee else math.nan,
         risk=operational_risk(guarantee, mechanisms) if guarantee else None,
         secure_aggregation=_secure_aggregation(result) if guarantee else None,
         sites=sites,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.federation import PERSONAL_CALIBRATION, Terms
+from fedveil.federation import Rounds, Terms
 from fedveil.learning import decide
 from fedveil.privacy import Guarantee, LedgerState, operational_risk
 from fedveil.study.evaluation import TestSet
@@ -30,10 +30,6 @@ NOT_TESTED = "This study has no test images and no learning curve. "
 NOISY_ONLY = (
     "What is known of the model's accuracy follows from noisy histograms of its scores on patients that the "
     "hospitals hold out (metrics.released)."
-)
-AT_HOME = (
-    "Each hospital's own threshold is set for its own scans as they are. Test images that come from elsewhere say "
-    "little about it: there the common threshold may do better, at home the own one."
 )
 NOT_JUDGED = "Nothing was judged: how good the model is has to be found out before it is used."
 PACKAGES = (
@@ -116,8 +112,7 @@ class Outcome:
 
     def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         terms, guarantee = self.terms, self._guarantee()
-        released = [release.mechanism for release in terms.releases]
-        risk = operational_risk(guarantee, released if terms.trust != "none" else ())
+        risk = operational_risk(guarantee, terms.mechanisms if terms.trust != "none" else ())
         study = self.prepared.study
         self.seconds["total"] = (datetime.now(UTC) - self.started).total_seconds()
         return {
@@ -204,9 +199,7 @@ class Outcome:
 
     def _notes(self) -> list[str]:
         notes = []
-        planned = (
-            self.prepared.study.training.rounds if self.prepared.study.training.method != "one-shot" else 0
-        )
+        planned = sum(one.rounds for one in self.terms.releases if isinstance(one.query, Rounds))
         if self.trained.rounds != planned:
             notes.append(
                 f"Training ended after {self.trained.rounds} of {planned} rounds: rounds that were interrupted were "
@@ -214,10 +207,8 @@ class Outcome:
             )
         if not len(self.task.dataset.test):
             notes.append(NOT_TESTED + (NOT_JUDGED if self.trained.histogram is None else NOISY_ONLY))
-        if any(one.name == PERSONAL_CALIBRATION for one in self.terms.releases) and len(
-            self.task.dataset.test
-        ):
-            notes.append(AT_HOME)
+        if len(self.task.dataset.test):
+            notes += [one.query.caution for one in self.terms.releases if one.query.caution]
         if self.handed_over.missing:
             notes.append(
                 f"{', '.join(self.handed_over.missing)} did not receive the finished model when the study ended: "
