@@ -192,7 +192,7 @@ def test_the_review_names_the_price_of_an_own_model(make_hospital):
     hospital = make_hospital(template=OWN_MODELS)
     found = review(hospital.service.config, hospital.service.studies.read(hospital.terms.digest))
     assert any(line.startswith("own model") and "epsilon" in line for line in found.sentences)
-    assert "personal" in "".join(found.sentences)
+    assert "30 x own model" in "".join(found.sentences)
 
 
 def test_the_review_counts_what_was_charged_for_a_study_once(make_hospital):

@@ -100,7 +100,8 @@ def test_the_study_that_would_run_has_the_very_noise_that_is_stated(trust, recip
 def test_local_steps_carry_all_noise_whatever_the_trust():
     found = recommend(Wishes(cohorts=FIVE, recipes=(AVERAGING,), epsilon=4.0), DEEP)
     assert len({one.way.trust for one in found.candidates}) == 3
-    assert len({one.ratio for one in found.candidates}) == 1
+    ratios = [one.ratio for one in found.candidates]
+    assert max(ratios) == pytest.approx(min(ratios), rel=1e-5), "masking whole numbers costs next to nothing"
     assert found.chosen.way.trust == "site", "no more trust is asked for than helps"
     assert found.site_noise == pytest.approx(found.mechanism.noise_std)
     assert Study.parse(found.study_lines()).training.units == sum(FIVE)

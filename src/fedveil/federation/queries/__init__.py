@@ -1,6 +1,7 @@
 """The registry of queries: what a study may ask of its sites. One file a query, with all that is specific to it."""
 
 from fedveil.federation.queries.calibration import CalibrationQuery
+from fedveil.federation.queries.cohort_counts import CohortCountsQuery
 from fedveil.federation.queries.evaluation import EvaluationQuery
 from fedveil.federation.queries.gradients import GradientQuery
 from fedveil.federation.queries.local_steps import LocalSteps, LocalStepsQuery
@@ -23,6 +24,7 @@ __all__ = [
     "Asked",
     "Asking",
     "CalibrationQuery",
+    "CohortCountsQuery",
     "EvaluationQuery",
     "GradientQuery",
     "HospitalUnits",
@@ -48,6 +50,7 @@ QUERIES: tuple[type[Query], ...] = (
     EvaluationQuery,
     OwnModelQuery,
     OwnThresholdQuery,
+    CohortCountsQuery,
 )
 """In the order in which a study asks them."""
 
