@@ -1,5 +1,7 @@
 """Who adds the noise of a sum, and how much of it a sum then holds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,10 +48,11 @@ def test_what_is_calibrated_meets_the_target_and_no_share_is_missing(trust):
 
 def test_answers_whose_noise_is_inside_are_masked_on_a_fine_grid():
     target = Guarantee(1.0, 1e-5, "patient", "secure-aggregation")
-    made = DistributedNoise(6, 4).carry(target, SUMS, 10.0, [])
+    inside = replace(SUMS, reach=10.0)
+    made = DistributedNoise(6, 4).calibrate(target, inside)
     assert 0.999 < epsilon([made.mechanism], 1e-5) <= 1
     assert made.integer.mechanism.noise_std == pytest.approx(1e-4)
-    plain = LocalNoise().carry(target, SUMS, 10.0, [])
+    plain = LocalNoise().calibrate(target, inside)
     assert plain.integer is None
     assert plain.mechanism.noise_multiplier == pytest.approx(made.mechanism.noise_multiplier, rel=1e-4)
 

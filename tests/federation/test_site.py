@@ -391,3 +391,41 @@ def test_whole_numbers_must_be_those_that_are_priced():
         Release(
             query=GradientQuery(), mechanism=integer.mechanism, dimension=5, parameters=4, integer=integer
         )
+
+
+def test_without_privacy_no_release_states_noise():
+    """Nobody would add it, and a charge would say that somebody did."""
+    terms = make_terms("site")
+    with pytest.raises(InvalidValue, match="states noise"):
+        dataclasses.replace(terms, target=Guarantee(float("inf"), 1e-5, "patient", "none"))
+
+
+def test_what_all_sites_make_together_no_hospital_makes_for_itself(federate):
+    """It would leave with the noise of one share, and count as another round."""
+    terms = make_terms("secure-aggregation")
+    federation = federate(terms)
+    with pytest.raises(Refused, match="a release of all sites together"):
+        federation.sites["site-1"].make_own(terms.digest, "training", np.zeros(DIMENSION))
+    assert not federation.ledgers["site-1"].state.charges
+
+
+def test_a_ledger_with_charges_of_kinds_that_are_gone_is_read_and_counts(federate, tmp_path):
+    """Earlier versions released checks of progress and several phases of training, and charged them by name."""
+    terms, old = make_terms(rounds=4, noise=8.0), Mechanism(8.0, 1.0, 1)
+    both = epsilon([terms.main.mechanism, old.with_steps(4)], 1e-5)
+    learner = federate(terms, admit=False).learners["site-1"]
+    for budget, fits in ((both * 1.001, True), (both * 0.999, False)):
+        path = tmp_path / f"{fits}.jsonl"
+        with Ledger(path, Budget(budget, 1e-5)) as ledger:
+            for attempt, label in enumerate(("training", "training-2", "progress", "training-5"), 1):
+                ledger.reserve(
+                    old, study="earlier 0123456789ab", trust="site", label=f"{label} attempt {attempt}"
+                )
+        with Ledger(path) as ledger:
+            site = Site("site-1", learner, Policy(), ledger)
+            if fits:
+                site.admit(terms)
+                assert isinstance(site.handle(ask(terms)), Reply)
+                continue
+            with pytest.raises(BudgetExceeded):
+                site.admit(terms)

@@ -75,6 +75,8 @@ class Sums:
         clip_norm: what one unit adds at most, as an L2 norm.
         sampling_rate: chance of each unit to take part in a step.
         units: the most units that one site may sum.
+        reach: None where noise is added to the sums; where it is in a site's own steps, the largest norm of the answer
+            that they lead to.
     """
 
     steps: int
@@ -82,6 +84,7 @@ class Sums:
     units: int
     clip_norm: float = 1.0
     sampling_rate: float = 1.0
+    reach: float | None = None
 
 
 class Calibrated(NamedTuple):
@@ -115,11 +118,6 @@ class Noise(ABC):
 
     def calibrate(self, target: Guarantee, sums: Sums, spent: Sequence[Mechanism] = ()) -> Calibrated:
         """The least noise that meets the target beside what is spent."""
-        return Calibrated(_calibrated(target, sums, spent))
-
-    def carry(self, target: Guarantee, sums: Sums, reach: float, spent: Sequence[Mechanism]) -> Calibrated:
-        """The same for sums whose noise is at the sites, in steps that lead to an answer of norm at most ``reach``."""
-        del reach
         return Calibrated(_calibrated(target, sums, spent))
 
     def fit(self, mechanism: Mechanism, sums: Sums) -> Calibrated:
@@ -196,7 +194,17 @@ class DistributedNoise(Noise):
         self.share = 1 / math.sqrt(honest)
 
     def calibrate(self, target: Guarantee, sums: Sums, spent: Sequence[Mechanism] = ()) -> Calibrated:
-        """The least noise, in whole numbers, that meets the target beside what is spent."""
+        """The least noise, in whole numbers, that meets the target beside what is spent.
+
+        Answers that are private already are masked on a grid: a masked sum has to have some noise, and this much is a
+        hundred thousandth of the largest answer, and no part of the price. What it carries is post-processing of
+        private steps, cut off at a public bound.
+        """
+        if sums.reach is not None:
+            least = 1 - ROUNDING
+            kept = replace(target, epsilon=target.epsilon * least, delta=target.delta * least)
+            carrier = self._fit(Mechanism(CARRIER, sums.reach, 1, unit=target.unit), sums.dimension, 1)
+            return Calibrated(_calibrated(kept, sums, spent), carrier)
         integer = calibrate_integer(
             target,
             steps=sums.steps,
@@ -209,17 +217,6 @@ class DistributedNoise(Noise):
             spent=spent,
         )
         return Calibrated(integer.mechanism, integer)
-
-    def carry(self, target: Guarantee, sums: Sums, reach: float, spent: Sequence[Mechanism]) -> Calibrated:
-        """Noise at the sites, and the grid on which answers are masked that are private already.
-
-        A masked sum has to have some noise; this much is a hundred thousandth of the largest answer, and no part of
-        the price. What it carries is post-processing of private steps, cut off at a public bound.
-        """
-        least = 1 - ROUNDING
-        kept = replace(target, epsilon=target.epsilon * least, delta=target.delta * least)
-        carrier = self._fit(Mechanism(CARRIER, reach, 1, unit=target.unit), sums.dimension, units=1)
-        return Calibrated(_calibrated(kept, sums, spent), carrier)
 
     def fit(self, mechanism: Mechanism, sums: Sums) -> Calibrated:
         """A mechanism whose noise is known already, in whole numbers."""

@@ -222,6 +222,12 @@ class Site:
     def _charge_own(self, study: str, name: str, parameters: Vector) -> tuple[Terms, Release]:
         """Pay for what the hospital makes for itself: once, whatever became of it."""
         terms = self._terms_of(study)
+        if not terms.release(name).query.at_site:
+            raise Refused(
+                f"{name} is a release of all sites together",
+                "a hospital makes for itself what its study says that it keeps",
+                "wait until the coordinator asks for it",
+            )
         if self._ledger is not None and _has(self._ledger, terms, name):
             raise BudgetExceeded(
                 f"{name} of study {terms.name} was charged to {self.name} before",
@@ -237,12 +243,6 @@ class Site:
             parameters=parameters,
         )
         release = self._check(request, terms)
-        if not release.query.at_site:
-            raise Refused(
-                f"{name} is a release of all sites together",
-                "a hospital makes for itself what its study says that it keeps",
-                "wait until the coordinator asks for it",
-            )
         self._reserve(request, terms, release)
         return terms, release
 

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from fedveil.federation import title_of
 from fedveil.privacy import Mechanism
 from fedveil.report import formatting
 from fedveil.report.drawing import SERIES
@@ -222,7 +223,7 @@ def release_table(record: RunRecord) -> Table | None:
 
 def _release_row(what: str, mechanism: Mechanism) -> tuple[str, ...]:
     return (
-        what,
+        title_of(what),
         mechanism.unit,
         formatting.count(mechanism.steps),
         "all, each time" if mechanism.sampling_rate == 1 else formatting.plain(mechanism.sampling_rate),

@@ -108,7 +108,7 @@ class Plan:
         else:
             cost = f"mu = sqrt({steps}) / {z:.4g} = {math.sqrt(one.steps) / z:.4f}"
         return (
-            f"{release.name}: noise multiplier {z:.4g}; {cost}; clip norm "
+            f"{release.query.title}: noise multiplier {z:.4g}; {cost}; clip norm "
             f"{one.clip_norm:g} makes noise of {one.noise_std:.4g}, a hospital adds {self.terms.noise_std(release):.4g}"
         )
 

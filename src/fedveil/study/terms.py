@@ -93,11 +93,7 @@ class _Calibrator:
     def _rest(self, query: Query, *, spent: Sequence[Mechanism] = (), more: int = 0) -> Release:
         """A query that takes what others leave of the budget, with the least noise beside them and more steps."""
         steps = query.steps(self.asked)
-        sums, carried = self._sums(query, steps + more), query.carried(self.target.unit)
-        if carried is None:
-            found = self.noise.calibrate(self.target, sums, spent)
-        else:
-            found = self.noise.carry(self.target, sums, carried, spent)
+        found = self.noise.calibrate(self.target, self._sums(query, steps + more), spent)
         return self._release(query, Calibrated(found.mechanism.with_steps(steps), found.integer))
 
     def _sums(self, query: Query, steps: int) -> Sums:
@@ -107,6 +103,7 @@ class _Calibrator:
             units=self.study.federation.max_units,
             clip_norm=query.clip_norm(self.asked),
             sampling_rate=self.study.training.sampling_rate,
+            reach=query.carried(self.target.unit),
         )
 
     def _release(self, query: Query, made: Calibrated) -> Release:
