@@ -40,13 +40,15 @@ class Review:
         """The review as a person reads it."""
         terms, budget = self.listed.terms, self.state.budget
         needed = next(count for count in range(1, len(terms.sites) + 1) if terms.enough(count))
-        rounds = " and ".join(
-            f"{r.mechanism.steps} x {r.query.title} ({r.dimension:,} numbers)" for r in terms.releases
-        )
+        unit = terms.target.unit
+        releases = [
+            f"{r.mechanism.steps} x {r.query.title} ({r.dimension:,} numbers); a {unit} adds {r.query.adds}"
+            for r in terms.releases
+        ]
         lines = [
             f"study      {terms.name}, digest {self.listed.digest}",
             f"hospitals  {', '.join(terms.sites)}; a round needs {needed}",
-            f"releases   {rounds}",
+            *(f"{'' if number else 'releases':<10} {one}" for number, one in enumerate(releases)),
         ]
         if self.guarantee is None:
             lines.append("cost       no privacy: nothing bounds what is revealed about a patient")

@@ -35,7 +35,7 @@ class EvaluationQuery(OneSum):
     name: ClassVar[str] = "evaluation"
     title: ClassVar[str] = "evaluation"
     setting: ClassVar[str] = "evaluation_share"
-    adds: ClassVar[str] = "a held-out unit's true class and score bin, norm 1"
+    adds: ClassVar[str] = "its true class and score bin, if it is held out, norm 1"
     purpose: ClassVar[str] = "test metrics of the hospitals' own patients"
     part: ClassVar[Part] = "held-out"
     optional: ClassVar[bool] = True

@@ -22,7 +22,7 @@ class GradientQuery(Rounds):
     name: ClassVar[str] = "training"
     title: ClassVar[str] = "gradients"
     setting: ClassVar[str] = ""
-    adds: ClassVar[str] = "its clipped gradient, norm `clip_norm`"
+    adds: ClassVar[str] = "its clipped gradient, norm clip_norm"
     purpose: ClassVar[str] = "the model"
     per_unit: ClassVar[bool] = True
 

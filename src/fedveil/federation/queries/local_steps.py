@@ -98,7 +98,7 @@ class LocalStepsQuery(Rounds):
     name: ClassVar[str] = "local-steps"
     title: ClassVar[str] = "local steps"
     setting: ClassVar[str] = ""
-    adds: ClassVar[str] = "its clipped gradient in each local step, norm `clip_norm`"
+    adds: ClassVar[str] = "its clipped gradient in each local step, norm clip_norm"
     purpose: ClassVar[str] = "the model, by federated averaging"
     per_unit: ClassVar[bool] = False
 

@@ -46,7 +46,7 @@ class OwnModelQuery(OneSum):
     name: ClassVar[str] = "personal"
     title: ClassVar[str] = "own model"
     setting: ClassVar[str] = "personal_share"
-    adds: ClassVar[str] = "its clipped gradient in each local step, norm `clip_norm`"
+    adds: ClassVar[str] = "its clipped gradient in each local step, norm clip_norm"
     purpose: ClassVar[str] = "a model that a hospital keeps for itself"
     at_site: ClassVar[bool] = True
 
