@@ -45,6 +45,7 @@ from fedveil.study.rules import signal_to_noise
         ("patient", GRADIENT, {"training": {"sampling_rate": 0.25, "rounds": 70}}),
         ("image", GRADIENT, {"training": {"sampling_rate": 0.5}, "privacy": {"clip_norm": 0.3}}),
         ("patient", GRADIENT, {"privacy": {"personal_calibration_share": 0.2}}),
+        ("patient", GRADIENT, {"privacy": {"personal_share": 0.2}}),
         ("patient", ONE_SHOT, {"privacy": {"personal_calibration_share": 0.2}}),
         ("site", GRADIENT, {}),
         ("patient", ONE_SHOT, {}),

@@ -207,7 +207,8 @@ class Wishes:
         if way.sampling_rate is not None:
             passes = study.training.rounds * study.training.sampling_rate
             training |= {"sampling_rate": way.sampling_rate, "rounds": round(passes / way.sampling_rate)}
-        if way.recipe.method == "averaging" and way.unit != "site":
+        averaging = way.recipe.method == "averaging" and way.unit != "site"
+        if averaging or (study.privacy.personal_share > 0 and study.training.units is None):
             training["units"] = round(self.count(way.unit))
         return study.with_changes(
             {"training": training, "privacy": {"unit": way.unit, "trust": way.trust, "epsilon": target}}
