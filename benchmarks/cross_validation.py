@@ -4,8 +4,7 @@
     python benchmarks/cross_validation.py --only whitening --runs 1
 
 The test splits are not touched. A linear head at the program's defaults, five hospitals and secure aggregation unless
-the figure says otherwise. "whitening": features as they are against features whitened by synthetic images. "spending":
-budget shaped over rounds, and training that stops early. "second_order": second moments of features released too.
+the figure says otherwise. "whitening": features as they are against features whitened by synthetic images.
 """
 
 import argparse
@@ -105,31 +104,6 @@ def whitening(measure: Callable[[str, str, Tables], None]) -> None:
             measure(data, f"auroc_{data}_{name}_eps{epsilon:g}_{words}", changed | dict(tables))
 
 
-def spending(measure: Callable[[str, str, Tables], None]) -> None:
-    for epsilon in (1.0, 4.0, 8.0):
-        for ratio in (0.1, 1.0, 10.0):
-            privacy = {"epsilon": epsilon, "spending": ratio}
-            measure("chest", f"auroc_eps{epsilon:g}_spending{ratio:g}", {"privacy": privacy})
-        for share in (0.05, 0.1):
-            privacy = {"epsilon": epsilon, "progress_share": share}
-            measure("chest", f"auroc_eps{epsilon:g}_progress{share:g}", {"privacy": privacy})
-
-
-def second_order(measure: Callable[[str, str, Tables], None]) -> None:
-    for data, method, epsilons in (
-        ("chest", "one-shot", (1.0, 2.0, 4.0, 8.0)),
-        ("chest", "gradient", (1.0, 8.0)),
-        ("breast", "one-shot", (1.0, 8.0)),
-        ("breast", "gradient", (8.0,)),
-    ):
-        for epsilon in epsilons:
-            for chosen in (False, True):
-                training = {"method": method, "second_order": chosen}
-                words = "second_order" if chosen else "plain"
-                name = f"auroc_{data}_{method.replace('-', '_')}_eps{epsilon:g}_{words}"
-                measure(data, name, {"training": training, "privacy": {"epsilon": epsilon}})
-
-
 def budget(measure: Callable[[str, str, Tables], None]) -> None:
     """What privacy costs on patients who are like those in training."""
     for epsilon, trust in ((1.0, "secure-aggregation"), (8.0, "secure-aggregation"), (1.0, "none")):
@@ -137,7 +111,7 @@ def budget(measure: Callable[[str, str, Tables], None]) -> None:
         measure("chest", f"auroc_budget_{name}", {"privacy": {"epsilon": epsilon, "trust": trust}})
 
 
-PARTS = {"budget": budget, "whitening": whitening, "spending": spending, "second_order": second_order}
+PARTS = {"budget": budget, "whitening": whitening}
 
 
 def main() -> None:

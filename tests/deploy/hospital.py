@@ -116,11 +116,11 @@ class Hospital:
     def request(self, number: int = 1, attempt: int = 1, **changes: object) -> Request:
         values: dict[str, object] = {
             "study": self.terms.digest,
-            "release": "training",
+            "release": self.terms.main.name,
             "round": number,
             "attempt": attempt,
             "participants": SITES,
-            "parameters": np.zeros(self.terms.release("training").parameters),
+            "parameters": np.zeros(self.terms.main.parameters),
         }
         return Request(**{**values, **changes})
 

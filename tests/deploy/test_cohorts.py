@@ -157,8 +157,6 @@ def test_studies_share_images_only_where_they_see_them_alike(make_hospital):
     cohorts = Cohorts(hospital.service.config, hospital.service.identity)
     first = cohorts.task(hospital.offer)
     changes = [
-        ({"training": {"views": 3}}, lambda task: len(task.crops) == 2),
-        ({"training": {"views": 3, "flip": False}}, lambda task: len(task.crops) == 2),
         ({"privacy": {"calibration_share": 0.0}}, lambda task: task.degraded is None),
         ({"training": {"method": "one-shot"}}, lambda task: not task.head.centred),
         ({"model": {"whitened": False}}, lambda task: task.extractor.key != first.extractor.key),

@@ -10,7 +10,8 @@ from tests.deploy.hospital import OWN_MODELS, Hospital
 from fedveil.data import Dataset
 from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.review import review
-from fedveil.federation import PERSONAL, PERSONAL_CALIBRATION, Reply, release_of
+from fedveil.federation import Reply, release_of
+from fedveil.federation.queries import OwnModelQuery, OwnThresholdQuery
 from fedveil.federation.wire import Frame, encode
 from fedveil.study import TrainedModel, predict
 from fedveil.study.task import model_of
@@ -38,8 +39,8 @@ def kept(hospital: Hospital):
 
 def own_charges(hospital: Hospital) -> int:
     made = [release_of(charge.label) for charge in hospital.ledger.charges]
-    assert made.count(PERSONAL) == made.count(PERSONAL_CALIBRATION)
-    return made.count(PERSONAL)
+    assert made.count(OwnModelQuery.name) == made.count(OwnThresholdQuery.name)
+    return made.count(OwnModelQuery.name)
 
 
 def test_a_finished_model_is_kept_for_predictions_and_costs_nothing(hospital, tmp_path):
@@ -149,7 +150,9 @@ def test_an_own_model_is_made_and_charged_once(make_hospital, caplog):
     own = kept(hospital).own()
     assert not np.array_equal(own.parameters, kept(hospital).common().parameters)
     assert own_charges(hospital) == 1
-    for charge, name in zip(hospital.ledger.charges[-2:], (PERSONAL, PERSONAL_CALIBRATION), strict=True):
+    for charge, name in zip(
+        hospital.ledger.charges[-2:], (OwnModelQuery.name, OwnThresholdQuery.name), strict=True
+    ):
         assert charge.mechanism == charge.alone == hospital.terms.release(name).mechanism
     hospital.restart()
     hospital.service.conclude(hospital.terms.digest)
@@ -189,7 +192,7 @@ def test_the_review_names_the_price_of_an_own_model(make_hospital):
     hospital = make_hospital(template=OWN_MODELS)
     found = review(hospital.service.config, hospital.service.studies.read(hospital.terms.digest))
     assert any(line.startswith("own model") and "epsilon" in line for line in found.sentences)
-    assert "personal" in "".join(found.sentences)
+    assert "30 x own model" in "".join(found.sentences)
 
 
 def test_the_review_counts_what_was_charged_for_a_study_once(make_hospital):

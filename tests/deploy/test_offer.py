@@ -6,7 +6,7 @@ from tests.deploy.hospital import IMAGES, OWN_MODELS, SITES, STUDY, study_text, 
 from fedveil.deploy.coordinate import load_test_set
 from fedveil.deploy.offer import Offer
 from fedveil.errors import Refused
-from fedveil.federation import PERSONAL
+from fedveil.federation.queries import OwnModelQuery
 from fedveil.study import Study
 
 
@@ -25,7 +25,7 @@ def test_hospitals_cannot_tell_whether_the_coordinator_has_images(tmp_path):
 
 def test_own_models_are_part_of_what_is_offered():
     terms = offer(study_text(template=OWN_MODELS.replace(*IMAGES))).terms()
-    assert terms.release(PERSONAL).mechanism.steps > 1
+    assert terms.release(OwnModelQuery.name).mechanism.steps > 1
 
 
 FORGED = (

@@ -13,7 +13,6 @@ from fedveil.federation import (
     Reply,
     Site,
     default_min_honest,
-    noise_share,
 )
 from fedveil.privacy import epsilon
 
@@ -258,7 +257,7 @@ def test_honest_shares_leave_room_for_a_curious_peer(participants):
 def test_any_honest_shares_carry_the_whole_noise():
     terms = make_terms("secure-aggregation")
     mechanism = terms.release("training").mechanism
-    share = noise_share("secure-aggregation", mechanism, terms.honest)
+    share = terms.noise_std(terms.main)
     assert terms.honest * share**2 == pytest.approx(mechanism.noise_std**2)
     alone = terms.alone(terms.release("training"))
     assert alone.noise_multiplier == pytest.approx(mechanism.noise_multiplier / math.sqrt(3))

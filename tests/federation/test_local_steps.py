@@ -8,6 +8,7 @@ from tests.federation.toy import DIMENSION, make_terms
 
 from fedveil.errors import InvalidValue
 from fedveil.federation import Coordinator, LocalSteps, Reply, Request
+from fedveil.federation.queries import LocalStepsQuery
 from fedveil.privacy import IntegerMechanism, Mechanism, epsilon
 
 LOCAL = LocalSteps(steps=4, learning_rate=0.5, units=20.0, proximal=0.3, clip_norm=1.0, reach=5.0)
@@ -22,14 +23,14 @@ def averaging(trust="site", rounds=2, local=LOCAL, noise=100.0, unit="patient", 
         carrier = Mechanism(1e-5, local.reach, rounds)
         integer = IntegerMechanism.fit(carrier, dimension=DIMENSION, sites=5, shares=3, units=1)
     (release,) = terms.releases
-    release = replace(release, mechanism=mechanism, integer=integer, local=local)
+    release = replace(release, mechanism=mechanism, integer=integer, query=LocalStepsQuery(local))
     return replace(terms, target=replace(terms.target, trust=trust, unit=unit), releases=(release,))
 
 
 def request(terms, **changes):
     values = {
         "study": terms.digest,
-        "release": "training",
+        "release": "local-steps",
         "round": 1,
         "attempt": 1,
         "participants": terms.sites,
@@ -61,7 +62,7 @@ def test_charge_matches_steps_executed(federate, trust):
     terms = averaging(trust)
     federation = federate(terms)
     coordinator = Coordinator(terms, federation.transport)
-    release = terms.release("training")
+    release = terms.release("local-steps")
     for number in (1, 2):
         coordinator.collect(release, number, np.zeros(DIMENSION))
     executed = len(federation.learners["site-1"].seen)
@@ -81,7 +82,7 @@ def test_every_local_step_has_the_whole_noise_at_every_site(federate, trust):
     terms = averaging(trust, rounds=rounds, local=local, noise=1000.0)
     federation = federate(terms, epsilon=1000.0)
     coordinator = Coordinator(terms, federation.transport)
-    release = terms.release("training")
+    release = terms.release("local-steps")
     totals = [coordinator.collect(release, r, np.zeros(DIMENSION)).total for r in range(1, rounds + 1)]
     step = release.mechanism.noise_std * local.learning_rate / local.units
     measured = np.var(totals) / (5 * local.steps * step**2)
@@ -111,7 +112,7 @@ def test_a_whole_sites_difference_is_clipped_and_priced_once_a_round(federate):
     raw = by_hand(federation.learners["site-1"].rows, np.zeros(DIMENSION), local)
     assert np.linalg.norm(raw) > 1
     np.testing.assert_allclose(answer.vector, raw / np.linalg.norm(raw), rtol=1e-12)
-    assert terms.release("training").steps_per_round == 1
+    assert terms.release("local-steps").steps_per_round == 1
     federation.learners["site-1"].rows[:] = np.nan
     answer = federation.sites["site-1"].handle(request(terms, attempt=2, round=2))
     assert isinstance(answer, Reply)

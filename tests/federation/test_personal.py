@@ -7,7 +7,8 @@ import pytest
 from tests.federation.toy import DIMENSION, make_terms
 
 from fedveil.errors import BudgetExceeded
-from fedveil.federation import PERSONAL, PERSONAL_CALIBRATION, Declined, LocalSteps, Release, Request
+from fedveil.federation import Declined, LocalSteps, Release, Request
+from fedveil.federation.queries import OwnModelQuery, OwnThresholdQuery
 from fedveil.privacy import Mechanism, epsilon
 
 OWN = LocalSteps(steps=6, learning_rate=0.5, units=20.0, proximal=0.3, reach=1e9)
@@ -16,13 +17,21 @@ OWN = LocalSteps(steps=6, learning_rate=0.5, units=20.0, proximal=0.3, reach=1e9
 def personal(trust, noise=100.0):
     terms = make_terms(trust)
     own = Release(
-        name=PERSONAL,
+        query=OwnModelQuery(OWN),
         mechanism=Mechanism(noise, 1.0, OWN.steps),
         dimension=DIMENSION,
         parameters=DIMENSION,
-        local=OWN,
     )
     return replace(terms, releases=(*terms.releases, own))
+
+
+def make_own(site, terms, start):
+    """The parameters of the hospital's own model."""
+    return start + site.make_own(terms.digest, OwnModelQuery.name, start).total
+
+
+def recalibrated(site, terms):
+    return site.make_own(terms.digest, OwnThresholdQuery.name, np.zeros(DIMENSION)).total
 
 
 def by_hand(rows, start):
@@ -36,7 +45,7 @@ def by_hand(rows, start):
 def test_without_noise_it_is_what_the_steps_come_to(federate):
     terms = personal("none", noise=0.0)
     federation, start = federate(terms), np.arange(DIMENSION, dtype=float)
-    own = federation.sites["site-1"].personalise(terms.digest, start)
+    own = make_own(federation.sites["site-1"], terms, start)
     np.testing.assert_allclose(own, by_hand(federation.learners["site-1"].rows, start), rtol=1e-12)
 
 
@@ -45,7 +54,7 @@ def test_it_has_the_whole_noise_and_is_charged_once_whatever_the_trust(federate,
     terms = personal(trust)
     federation = federate(terms)
     start = np.zeros(DIMENSION)
-    own = federation.sites["site-2"].personalise(terms.digest, start)
+    own = make_own(federation.sites["site-2"], terms, start)
     moved = own - by_hand(federation.learners["site-2"].rows, start)
     # The noise of step s is damped by the pull in the steps after it.
     damped = (1 - OWN.learning_rate * OWN.proximal) ** (2 * np.arange(OWN.steps))
@@ -53,7 +62,7 @@ def test_it_has_the_whole_noise_and_is_charged_once_whatever_the_trust(federate,
     assert 0.15 * std < np.sqrt(np.mean(moved**2)) < 2.6 * std  # six numbers only: wrong once in 20,000 runs
     (charge,) = federation.ledgers["site-2"].state.charges
     assert charge.mechanism == Mechanism(100.0, 1.0, OWN.steps)
-    assert charge.label.startswith(PERSONAL)
+    assert charge.label.startswith(OwnModelQuery.name)
 
 
 def test_it_is_made_once(federate):
@@ -61,15 +70,15 @@ def test_it_is_made_once(federate):
     spent = epsilon([one.mechanism for one in terms.releases], 1e-5)
     federation = federate(terms, epsilon=spent)
     site = federation.sites["site-1"]
-    site.personalise(terms.digest, np.zeros(DIMENSION))
+    make_own(site, terms, np.zeros(DIMENSION))
     with pytest.raises(BudgetExceeded):
-        site.personalise(terms.digest, np.zeros(DIMENSION))
+        make_own(site, terms, np.zeros(DIMENSION))
 
 
 def recalibrating(trust, noise=50.0):
     terms = make_terms(trust)
     own = Release(
-        name=PERSONAL_CALIBRATION, mechanism=Mechanism(noise, 1.0, 1), dimension=2, parameters=DIMENSION
+        query=OwnThresholdQuery(), mechanism=Mechanism(noise, 1.0, 1), dimension=2, parameters=DIMENSION
     )
     return replace(terms, releases=(*terms.releases, own))
 
@@ -81,9 +90,9 @@ def test_own_statistics_have_the_whole_noise_and_are_charged_once_whatever_the_t
     for name in terms.sites:
         site = federation.sites[name]
         half = federation.learners[name].units / 2
-        found += list(site.recalibrate(terms.digest, np.zeros(DIMENSION)) - half)
+        found += list(recalibrated(site, terms) - half)
         with pytest.raises(BudgetExceeded, match="charged"):
-            site.recalibrate(terms.digest, np.zeros(DIMENSION))
+            recalibrated(site, terms)
         (charge,) = federation.ledgers[name].state.charges
         assert charge.mechanism == charge.alone == Mechanism(50.0, 1.0, 1)
     assert 0.25 * 50 < np.sqrt(np.mean(np.square(found))) < 2 * 50  # ten numbers: wrong once in 40,000 runs
@@ -93,11 +102,13 @@ def test_own_statistics_without_noise_are_exact(federate):
     terms = recalibrating("none", noise=0.0)
     federation = federate(terms)
     half = federation.learners["site-1"].units / 2
-    found = federation.sites["site-1"].recalibrate(terms.digest, np.zeros(DIMENSION))
+    found = recalibrated(federation.sites["site-1"], terms)
     np.testing.assert_array_equal(found, [half, half])
 
 
-@pytest.mark.parametrize(("make", "release"), [(personal, PERSONAL), (recalibrating, PERSONAL_CALIBRATION)])
+@pytest.mark.parametrize(
+    ("make", "release"), [(personal, OwnModelQuery.name), (recalibrating, OwnThresholdQuery.name)]
+)
 def test_a_coordinator_cannot_ask_for_what_hospitals_keep(federate, make, release):
     terms = make("site")
     federation = federate(terms)

@@ -9,6 +9,13 @@ from tests.federation.toy import DIMENSION, make_terms
 from fedveil.errors import BudgetExceeded, InvalidValue, Refused
 from fedveil.federation import Declined, LocalSteps, Policy, Release, Reply, Request, SecureReply, Site
 from fedveil.federation.messages import CHARGED_FIELDS, PUBLIC_FIELDS
+from fedveil.federation.queries import (
+    CalibrationQuery,
+    EvaluationQuery,
+    GradientQuery,
+    LocalStepsQuery,
+    StatisticsQuery,
+)
 from fedveil.learning import HeldOut
 from fedveil.learning.score_histogram import BINS
 from fedveil.privacy import Budget, Guarantee, IntegerMechanism, Ledger, Mechanism, epsilon
@@ -66,15 +73,14 @@ def test_one_bad_local_step_is_noise_and_the_next_ones_go_on(federate, monkeypat
     """Each step has its own noise, so a step that fails must be noise too, not the end of the round."""
     local = LocalSteps(steps=3, learning_rate=0.1, units=40.0)
     release = Release(
-        name="training",
+        query=LocalStepsQuery(local),
         mechanism=Mechanism(8.0, 1.0, 12),
         dimension=DIMENSION,
         parameters=DIMENSION,
-        local=local,
     )
     federation = federate(make_terms(releases=(release,)))
     federation.learners["site-1"].broken = True
-    answer = federation.sites["site-1"].handle(ask(federation.terms))
+    answer = federation.sites["site-1"].handle(ask(federation.terms, release=release.name))
     assert isinstance(answer, Reply)
     assert np.linalg.norm(answer.vector) > 0
 
@@ -174,7 +180,7 @@ def test_site_recomputes_mechanism_from_policy(federate):
         terms,
         releases=(
             Release(
-                name="training",
+                query=GradientQuery(),
                 mechanism=Mechanism(noise_multiplier=0.01, clip_norm=1.0, steps=4),
                 dimension=DIMENSION,
                 parameters=DIMENSION,
@@ -296,7 +302,7 @@ def evaluation_terms(trust="site", **changes):
         )
         mechanism = integer.mechanism
     evaluation = Release(
-        name="evaluation",
+        query=EvaluationQuery(),
         mechanism=mechanism,
         dimension=2 * BINS,
         parameters=2 + DIMENSION,
@@ -369,17 +375,57 @@ def test_held_out_patients_count_for_delta_and_for_room(federate):
         with_held_out(federation, terms, many)
 
 
-@pytest.mark.parametrize("name", ["statistics", "calibration", "evaluation"])
-def test_a_bounded_release_must_state_its_real_bound(name):
+@pytest.mark.parametrize("query", [StatisticsQuery(), CalibrationQuery(), EvaluationQuery()])
+def test_a_bounded_release_must_state_its_real_bound(query):
     """Its contributions have norm up to 1, so a smaller clip norm would mean less noise than is charged."""
     with pytest.raises(InvalidValue, match="clip norm"):
-        Release(name=name, mechanism=Mechanism(5.0, 0.5, 1), dimension=4, parameters=0)
+        Release(query=query, mechanism=Mechanism(5.0, 0.5, 1), dimension=4, parameters=0)
 
 
 def test_whole_numbers_must_be_those_that_are_priced():
     integer = IntegerMechanism.fit(Mechanism(5.0, 1.0, 1), dimension=4, sites=5, shares=3, units=10)
     cheap = dataclasses.replace(integer.mechanism, noise_multiplier=500.0)
     with pytest.raises(InvalidValue, match="executed"):
-        Release(name="training", mechanism=cheap, dimension=4, parameters=4, integer=integer)
+        Release(query=GradientQuery(), mechanism=cheap, dimension=4, parameters=4, integer=integer)
     with pytest.raises(InvalidValue, match="executed"):
-        Release(name="training", mechanism=integer.mechanism, dimension=5, parameters=4, integer=integer)
+        Release(
+            query=GradientQuery(), mechanism=integer.mechanism, dimension=5, parameters=4, integer=integer
+        )
+
+
+def test_without_privacy_no_release_states_noise():
+    """Nobody would add it, and a charge would say that somebody did."""
+    terms = make_terms("site")
+    with pytest.raises(InvalidValue, match="states noise"):
+        dataclasses.replace(terms, target=Guarantee(float("inf"), 1e-5, "patient", "none"))
+
+
+def test_what_all_sites_make_together_no_hospital_makes_for_itself(federate):
+    """It would leave with the noise of one share, and count as another round."""
+    terms = make_terms("secure-aggregation")
+    federation = federate(terms)
+    with pytest.raises(Refused, match="a release of all sites together"):
+        federation.sites["site-1"].make_own(terms.digest, "training", np.zeros(DIMENSION))
+    assert not federation.ledgers["site-1"].state.charges
+
+
+def test_a_ledger_with_charges_of_kinds_that_are_gone_is_read_and_counts(federate, tmp_path):
+    """Earlier versions released checks of progress and several phases of training, and charged them by name."""
+    terms, old = make_terms(rounds=4, noise=8.0), Mechanism(8.0, 1.0, 1)
+    both = epsilon([terms.main.mechanism, old.with_steps(4)], 1e-5)
+    learner = federate(terms, admit=False).learners["site-1"]
+    for budget, fits in ((both * 1.001, True), (both * 0.999, False)):
+        path = tmp_path / f"{fits}.jsonl"
+        with Ledger(path, Budget(budget, 1e-5)) as ledger:
+            for attempt, label in enumerate(("training", "training-2", "progress", "training-5"), 1):
+                ledger.reserve(
+                    old, study="earlier 0123456789ab", trust="site", label=f"{label} attempt {attempt}"
+                )
+        with Ledger(path) as ledger:
+            site = Site("site-1", learner, Policy(), ledger)
+            if fits:
+                site.admit(terms)
+                assert isinstance(site.handle(ask(terms)), Reply)
+                continue
+            with pytest.raises(BudgetExceeded):
+                site.admit(terms)

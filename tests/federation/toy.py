@@ -16,6 +16,7 @@ from fedveil.federation import (
     Terms,
     default_min_honest,
 )
+from fedveil.federation.queries import GradientQuery
 from fedveil.privacy import Guarantee, IntegerMechanism, Ledger, Mechanism, Trust
 
 DIMENSION = 6
@@ -62,6 +63,7 @@ def make_terms(
     min_sites: int = 3,
     **changes: object,
 ) -> Terms:
+    noise = 0.0 if trust == "none" else noise
     mechanism = Mechanism(noise_multiplier=noise, clip_norm=1.0, steps=rounds, sampling_rate=sampling_rate)
     integer = None
     if trust == "secure-aggregation":
@@ -76,7 +78,7 @@ def make_terms(
         "target": target,
         "releases": (
             Release(
-                name="training",
+                query=GradientQuery(),
                 mechanism=mechanism,
                 dimension=DIMENSION,
                 parameters=DIMENSION,

@@ -22,16 +22,7 @@ from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.kits import init_site, write_site_settings
 from fedveil.deploy.offer import Offer
-from fedveil.federation import (
-    CALIBRATION,
-    EVALUATION,
-    PERSONAL_CALIBRATION,
-    PROGRESS,
-    STATISTICS,
-    LocalSteps,
-    Release,
-    Terms,
-)
+from fedveil.federation import LocalSteps, Release, Terms
 from fedveil.federation.contributions import Contributions
 from fedveil.learning import HeldOut, Learner, NetworkLearner
 from fedveil.learning.network_learner import ROUNDING
@@ -62,7 +53,7 @@ unit = "{unit}"
 max_units = 100
 """
 PIXELS = 'features = "pixels"\nwhitened = false'
-SHARES = "evaluation_share = 0.1\nprogress_share = 0.1"
+SHARES = "evaluation_share = 0.1"
 KEY = "5a" * 32
 """The hospital's signing key, from which follows who is held out: the same at every run."""
 EXACT = 1e-9
@@ -107,11 +98,11 @@ class Opened:
 
     @property
     def learner(self) -> Learner:
-        return self.contributions._learner
+        return self.contributions.hospital.learner
 
     @property
     def held_out(self) -> HeldOut | None:
-        return self.contributions._held_out
+        return self.contributions.hospital.held_out
 
     def owners(self) -> list[str]:
         """Whose each image is, by a name that is the same in both data sets: MedMNIST's layout numbers images anew."""
@@ -144,14 +135,9 @@ class Opened:
     def of_units(self, release: Release, parameters: Vector, units: Vector) -> Vector:
         """What these units contribute, as where they are all that was sampled."""
         with np.errstate(all="ignore"):
-            if release.name == EVALUATION:
-                return self.held_out.histogram(parameters, units)
-            if release.name == PROGRESS:
-                return self.learner.hits(parameters, units)
-            if release.name in (STATISTICS, CALIBRATION, PERSONAL_CALIBRATION):
-                plain = release.name == PERSONAL_CALIBRATION
-                return self.learner.statistics(parameters, units, plain=plain)
-            return self.learner.contribution(parameters, clip_norm=release.mechanism.clip_norm, units=units)
+            return release.query.contribution(
+                self.contributions.hospital, parameters, release.mechanism.clip_norm, units
+            )
 
 
 @contextmanager
@@ -212,10 +198,12 @@ def without_noise(release: Release) -> Release:
     mechanism = replace(
         release.mechanism, noise_multiplier=0.0, sampling_rate=1.0, epsilon_slack=0.0, delta_slack=0.0
     )
-    if release.local is None or not release.local_noise:
+    if not release.noise_inside:
         return replace(release, mechanism=mechanism, integer=None)
     once = LocalSteps(steps=1, learning_rate=1.0, units=1.0, reach=1e9)
-    return replace(release, mechanism=mechanism.with_steps(1), integer=None, local=once)
+    return replace(
+        release, mechanism=mechanism.with_steps(1), integer=None, query=replace(release.query, local=once)
+    )
 
 
 def adversaries(
@@ -229,7 +217,7 @@ def adversaries(
         found = list(_linear(opened.task, gone, generator))
     else:
         found = list(_network(model, generator))
-    if release.name in (PROGRESS, EVALUATION):
+    if release.query.part == "held-out":
         classes = model.classes
         priors = [np.ones(classes), generator.uniform(1e-6, 1e6, classes), np.geomspace(1e-6, 1, classes)]
         found = [np.concatenate([priors[i % 3], one]) for i, one in enumerate(found)]
@@ -322,11 +310,11 @@ def check_neighbours(
         most: how many parameters are tried; all where None.
     """
     generator = np.random.default_rng(3)
-    whole_numbers = {one.name: one.integer for one in masked if one.integer and not one.local}
+    whole_numbers = {one.name: one.integer for one in masked if one.integer and not one.noise_inside}
     (gone,) = set(whole.owners()) - set(less.owners())
     counted = 0
     for release in map(without_noise, releases):
-        tested = release.name == EVALUATION
+        tested = release.query.part == "held-out"
         rows = whole.test if tested else whole.train
         names, others = whole.names(rows), less.names(less.test if tested else less.train)
         assert sorted(others) == sorted({*names} - {gone}), "others changed sides"
@@ -334,8 +322,8 @@ def check_neighbours(
         owners = whole.owners()
         own = np.array([row for row in rows if owners[row] == gone], dtype=np.int64)
         rounding = SINGLE if isinstance(whole.learner, NetworkLearner) else EXACT
-        rounding = max(rounding, LOCAL) if release.local else rounding
-        bound, moved_at_all, told = release.mechanism.clip_norm, False, 0
+        rounding = max(rounding, LOCAL) if release.noise_inside else rounding
+        bound, moved_at_all, told = release.query.bound(release.mechanism.clip_norm), False, 0
         for number, parameters in enumerate(adversaries(release, whole, own, generator)[:most]):
             where = f"{release.name}, parameters {number}, without {gone}"
             (total, lost), (rest, lost_too) = whole.ask(release, parameters), less.ask(release, parameters)
@@ -349,15 +337,14 @@ def check_neighbours(
             told, moved_at_all = told + 1, moved_at_all or bool(moved.any())
             alone = whole.of_units(release, parameters, place)
             assert np.linalg.norm(alone) <= bound * (1 + 1e-6), where
-            moved = -moved if release.local else moved
+            moved = -moved if release.noise_inside else moved
             # Layers of wildly different scales leave a network few digits: there, what is kept for rounding has to do.
             most_moved = ROUNDING if rounding == SINGLE and number >= ORDERLY else rounding
             assert np.linalg.norm(moved - alone) <= most_moved * bound, f"{where}: others moved"
             if most is None and number in (1, 2):
                 _check_others(whole, less, release, parameters, (names, others), rounding * bound)
         assert len(place) or not moved_at_all, f"{release.name}: {gone} is in it"
-        if release.name != PROGRESS:  # in which an image that no parameters get right counts nothing
-            assert moved_at_all == (told > 0 and len(place) > 0), f"{release.name}: {gone} is not in it"
+        assert moved_at_all == (told > 0 and len(place) > 0), f"{release.name}: {gone} is not in it"
         counted += moved_at_all
     assert counted, f"{gone} is in no release at all"
     return gone

@@ -5,6 +5,7 @@ import pytest
 from tests.neighbours.cohorts import cohort, manifest, npz, with_other_hospital, without
 from tests.neighbours.harness import Opened, adversaries, check_neighbours, without_noise
 
+from fedveil.federation import HospitalUnits
 from fedveil.federation.contributions import Contributions
 from fedveil.study import Study
 from fedveil.study.prepare import Prepared, prepare
@@ -25,7 +26,6 @@ whitened = false
 delta = 1e-3
 trust = "server"
 evaluation_share = 0.1
-progress_share = 0.1
 """
 
 
@@ -47,9 +47,8 @@ def open_sites(one: Prepared, sites, held_out):
     """Each hospital of a study in one process, as `fedveil.study.simulation` makes them."""
     task, found = make_task(one.study, one.dataset, Silent()), {}
     for name, rows in sites.items():
-        contributions = Contributions(
-            name, task.learner(rows), task.held_out(held_out[name]), np.random.default_rng(0)
-        )
+        hospital = HospitalUnits(learner=task.learner(rows), held_out=task.held_out(held_out[name]))
+        contributions = Contributions(name, hospital, np.random.default_rng(0))
         found[name] = Opened(contributions, task, rows, held_out[name])
     return found
 

@@ -54,25 +54,18 @@ LINEAR = {
         "classes": FOUR,
         "model": 'features = "scattering"',
     },
-    "views": {"training": "views = 3"},
-    "views of images": {"classes": FOUR, "unit": "image", "training": "views = 2"},
+    "images": {"classes": FOUR, "unit": "image"},
     "one shot": {
         "classes": FOUR,
         "training": 'method = "one-shot"',
         "privacy": "evaluation_share = 0.1\ncalibration_share = 0.1",
     },
-    "phases": {"privacy": SHARES + "\nspending = 0.2"},
     "averaging": {"training": 'method = "averaging"\nunits = 20', "privacy": SHARES},
     "own models": {
         "training": "units = 20",
         "privacy": SHARES + "\npersonal_share = 0.2\npersonal_calibration_share = 0.1",
     },
-    "second moments": {"classes": FOUR, "training": "second_order = true"},
-    "second moments of images": {
-        "unit": "image",
-        "training": 'method = "one-shot"\nsecond_order = true',
-        "privacy": "evaluation_share = 0.1",
-    },
+    "one shot of images": {"unit": "image", "training": 'method = "one-shot"', "privacy": SHARES},
     "sampled": {"training": "sampling_rate = 0.5"},
 }
 
@@ -109,7 +102,7 @@ def test_every_release_of_networks(open_both, kind):
         whole, less, terms = open_both(
             study, manifest("patient", "split"), images, without(images, "patient", gone)
         )
-        releases = tuple(one for one in terms.releases if not deep or one.name in ("training", "progress"))
+        releases = tuple(one for one in terms.releases if not deep or one is terms.main)
         check_neighbours(whole, less, releases, masked(study), most=1 if deep else None)
 
 
@@ -117,7 +110,6 @@ def test_every_release_of_networks(open_both, kind):
     ("model", "training"),
     [
         (PIXELS, ""),
-        (PIXELS, "views = 2"),
         (PIXELS, 'method = "averaging"\nsampling_rate = 1.0'),
         ('network = "cnn"', ""),
         (

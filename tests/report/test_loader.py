@@ -149,3 +149,20 @@ def test_examples_of_another_shape_are_refused(make_run: MakeRun, wrong: str) ->
     np.savez(run / "examples.npz", **arrays)
     with pytest.raises(StudyError, match=r"examples\.npz"):
         load(run)
+
+
+def test_a_result_of_a_version_with_other_releases_is_read_and_priced(make_run: MakeRun) -> None:
+    """Phases of training and checks of progress are gone; what they cost is not."""
+    run = make_run(images=20, rounds=2)
+    before = load(run).recomputed_epsilon
+
+    def change(result: dict[str, Any]) -> None:
+        phase = {"what": "training-2", "mechanism": result["releases"][1]["mechanism"]}
+        result["releases"].append(phase)
+        result["progress"] = [{"round": 1, "accuracy": 0.9, "std": 0.1}]
+
+    edit(run / "result.json", change)
+    record = load(run)
+    assert [release.what for release in record.releases][-1] == "training-2"
+    assert record.recomputed_epsilon > before
+    assert "training-2" in write_report(run).read_text()

@@ -19,7 +19,7 @@ def words(guarantee: Guarantee, secure: SecureAggregation | None = None) -> str:
 def test_the_line_states_the_guarantee_whole() -> None:
     line = guarantee_line(Guarantee(0.99991, 1e-5, "patient", "site"), None)
     assert line == (
-        "ε ≤ 1, δ = 10⁻⁵ per patient (adding or removing one), trusting nobody outside the hospital"
+        "ε ≤ 1, δ = 10⁻⁵ per patient (adding or removing one), trusting nobody outside the hospital (local DP)"
     )
 
 

@@ -96,7 +96,7 @@ def test_charge_matches_steps_executed(networks, tmp_path, monkeypatch, trust, t
     settings = networks(privacy={"trust": trust}, training=training | {"rounds": 8})
     result = run(RunDirectory.create(tmp_path / "out", settings))
     state = verify_ledger(tmp_path / "out" / "ledgers" / "site-1.jsonl")
-    charged = [c.mechanism for c in state.charges if c.label.startswith("training")]
+    charged = [c.mechanism for c in state.charges if c.label.startswith(("training", "local-steps"))]
     assert sum(mechanism.steps for mechanism in charged) * 3 == len(calls)
     assert {mechanism.sampling_rate for mechanism in charged} == {0.5}
     share = sum(drawn for _, drawn in calls) / sum(units for units, _ in calls)
@@ -118,7 +118,7 @@ def test_a_whole_hospital_may_be_the_unit(networks, tmp_path, method, trust):
     if trust == "none":
         return
     state = verify_ledger(tmp_path / "out" / "ledgers" / "site-1.jsonl")
-    charged = [c.mechanism for c in state.charges if c.label.startswith("training")]
+    charged = [c.mechanism for c in state.charges if c.label.startswith(("training", "local-steps"))]
     assert [mechanism.steps for mechanism in charged] == [1, 1, 1]
     assert {mechanism.unit for mechanism in charged} == {"site"}
 

@@ -5,7 +5,7 @@ import pytest
 
 from fedveil.errors import StudyError
 from fedveil.privacy import epsilon, verify_ledger
-from fedveil.study import RunDirectory, TrainedModel, run
+from fedveil.study import RunDirectory, run
 
 ONE = {"method": "one-shot"}
 
@@ -31,42 +31,6 @@ def test_a_threshold_and_an_evaluation_are_paid_from_the_same_target(study, tmp_
     assert [one["what"] for one in result["releases"]] == ["statistics", "calibration", "evaluation"]
     assert "released" in result["metrics"]
     assert 0.999 * 20 <= result["guarantee"]["epsilon"] <= 20
-
-
-@pytest.mark.parametrize("trust", ["site", "secure-aggregation", "none"])
-@pytest.mark.parametrize("method", ["one-shot", "gradient"])
-def test_second_moments_come_with_the_statistics_and_cost_nothing_more(study, tmp_path, trust, method):
-    training = {"method": method, "second_order": True}
-    result = run(RunDirectory.create(tmp_path / "out", study(training=training, privacy={"trust": trust})))
-    plain = study(training={"method": method}, privacy={"trust": trust})
-    expected = run(RunDirectory.create(tmp_path / "plain", plain))
-    assert [one["what"] for one in result["releases"]] == [one["what"] for one in expected["releases"]]
-    assert result["metrics"]["test"]["auroc"] > 0.85
-    if trust == "site":  # whole numbers round a longer vector a little coarser
-        assert result["releases"] == expected["releases"]
-    if trust != "none":
-        assert 0.999 * 20 <= result["guarantee"]["epsilon"] <= 20
-    same = np.array_equal(
-        TrainedModel.load(tmp_path / "out").parameters, TrainedModel.load(tmp_path / "plain").parameters
-    )
-    assert not same
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"model": {"network": "cnn", "features": "none"}},
-        {"training": {"method": "averaging", "units": 100}},
-        {"training": {"optimizer": "adam"}},
-        {"privacy": {"statistics_share": 0.0}},
-    ],
-)
-def test_second_moments_go_with_linear_heads_whose_steps_they_can_shape(study, wrong):
-    tables = {"training": {"second_order": True}}
-    for table, keys in wrong.items():
-        tables[table] = tables.get(table, {}) | keys
-    with pytest.raises(StudyError, match="second_order"):
-        study(**tables)
 
 
 def test_three_classes(study, tmp_path):

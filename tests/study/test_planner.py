@@ -41,17 +41,17 @@ from fedveil.study.rules import signal_to_noise
     [
         ("patient", GRADIENT, {}),
         ("patient", GRADIENT, {"privacy": {"evaluation_share": 0.1, "calibration_share": 0.02}}),
-        ("patient", GRADIENT, {"privacy": {"progress_share": 0.1}, "training": {"rounds": 20}}),
+        ("patient", GRADIENT, {"training": {"rounds": 20}}),
         ("patient", GRADIENT, {"training": {"sampling_rate": 0.25, "rounds": 70}}),
         ("image", GRADIENT, {"training": {"sampling_rate": 0.5}, "privacy": {"clip_norm": 0.3}}),
-        ("patient", GRADIENT, {"privacy": {"spending": 3.0}}),
         ("patient", GRADIENT, {"privacy": {"personal_calibration_share": 0.2}}),
+        ("patient", GRADIENT, {"privacy": {"personal_share": 0.2}}),
         ("patient", ONE_SHOT, {"privacy": {"personal_calibration_share": 0.2}}),
         ("site", GRADIENT, {}),
         ("patient", ONE_SHOT, {}),
         ("patient", ONE_SHOT, {"privacy": {"evaluation_share": 0.1, "calibration_share": 0.02}}),
         ("patient", CNN, {}),
-        ("patient", CNN, {"privacy": {"evaluation_share": 0.1, "progress_share": 0.1}}),
+        ("patient", CNN, {"privacy": {"evaluation_share": 0.1}}),
         ("patient", TUNED, {}),
         ("patient", AVERAGING, {}),
         ("image", AVERAGING, {"model": {"network": "cnn"}, "training": {"sampling_rate": 1.0}}),
@@ -78,14 +78,12 @@ def test_the_ratio_and_the_noise_are_those_of_the_study_that_would_run(trust, un
     )
     assert terms.holds
     assert found.chosen.ratio == pytest.approx(signal_to_noise(terms, int(wishes.count(unit))), rel=5e-3)
-    phases, mechanism = terms.phases or (terms.main,), found.mechanism
-    steps = sum(one.mechanism.steps for one in phases)
-    worth = sum(one.mechanism.steps / one.mechanism.noise_multiplier**2 for one in phases)
-    assert mechanism.noise_multiplier == pytest.approx(math.sqrt(steps / worth), rel=5e-3)
-    assert (mechanism.steps, mechanism.clip_norm) == (steps, terms.main.mechanism.clip_norm)
-    assert mechanism.sampling_rate == terms.main.mechanism.sampling_rate
-    assert found.rounds == sum(one.rounds for one in phases)
-    scale = mechanism.noise_multiplier / terms.main.mechanism.noise_multiplier
+    mechanism, main = found.mechanism, terms.main.mechanism
+    assert mechanism.noise_multiplier == pytest.approx(main.noise_multiplier, rel=5e-3)
+    assert (mechanism.steps, mechanism.clip_norm) == (main.steps, main.clip_norm)
+    assert mechanism.sampling_rate == main.sampling_rate
+    assert found.rounds == terms.main.rounds
+    scale = mechanism.noise_multiplier / main.noise_multiplier
     assert found.site_noise == pytest.approx(scale * terms.noise_std(terms.main), rel=1e-2)
 
 
@@ -103,7 +101,8 @@ def test_the_study_that_would_run_has_the_very_noise_that_is_stated(trust, recip
 def test_local_steps_carry_all_noise_whatever_the_trust():
     found = recommend(Wishes(cohorts=FIVE, recipes=(AVERAGING,), epsilon=4.0), DEEP)
     assert len({one.way.trust for one in found.candidates}) == 3
-    assert len({one.ratio for one in found.candidates}) == 1
+    ratios = [one.ratio for one in found.candidates]
+    assert max(ratios) == pytest.approx(min(ratios), rel=1e-5), "masking whole numbers costs next to nothing"
     assert found.chosen.way.trust == "site", "no more trust is asked for than helps"
     assert found.site_noise == pytest.approx(found.mechanism.noise_std)
     assert Study.parse(found.study_lines()).training.units == sum(FIVE)
@@ -163,7 +162,7 @@ def test_a_study_that_samples_stays_as_it_is():
 
 def test_networks_keep_the_steps_that_their_law_was_measured_at():
     """What a linear head's study says of its own rounds is no plan for another network."""
-    study = Study.parse("[training]\nrounds = 12\n[privacy]\nclip_norm = 0.5\nspending = 2.0")
+    study = Study.parse("[training]\nrounds = 12\n[privacy]\nclip_norm = 0.5")
     found = recommend(Wishes(cohorts=FIVE, epsilon=2.0, recipes=(CNN,), study=study), DEEP)
     usual = Study.parse('model.network = "cnn"')
     assert (found.rounds, found.mechanism.sampling_rate) == (usual.training.rounds, 0.2)
@@ -420,10 +419,6 @@ def test_the_arithmetic_is_shown():
         ({"cohorts": FIVE, "units": ("site",), "recipes": (AVERAGING,)}, "takes all of them"),
         ({"cohorts": FIVE, "balanced_accuracy": 0.4}, "balanced accuracy is 0.4"),
         ({"cohorts": FIVE, "images": 0.5}, "images is 0.5"),
-        (
-            {"cohorts": FIVE, "recipes": (ONE_SHOT,), "study": Study.parse("[privacy]\nspending = 2.0")},
-            "one-shot does not fit the study",
-        ),
     ],
 )
 def test_impossible_wishes_are_refused(wishes, words):

@@ -68,6 +68,29 @@ def test_a_mistake_is_named_with_its_rule(text, words):
     assert "pydantic" not in message
 
 
+@pytest.mark.parametrize(
+    ("key", "asked", "anyway"),
+    [
+        ("privacy.spending", "0.5", "1.0"),
+        ("privacy.progress_share", "0.1", "0.0"),
+        ("training.second_order", "true", "false"),
+    ],
+)
+def test_a_removed_key_says_that_it_was_removed_and_why(key, asked, anyway):
+    """Files that an earlier version wrote hold every key: what is done anyway may stay there."""
+    with pytest.raises(StudyError, match="was removed") as caught:
+        Study.parse(f"{key} = {asked}", "old.toml")
+    message = str(caught.value)
+    assert all(words in message for words in ("old.toml", key, "measured", "take the key out"))
+    assert Study.parse(f"{key} = {anyway}") == Study()
+
+
+def test_views_of_frozen_features_were_removed():
+    with pytest.raises(StudyError, match="views of frozen features were removed"):
+        Study.parse("training.views = 2")
+    assert Study.parse('training.views = 2\nmodel.network = "cnn"').training.views == 2
+
+
 def test_changes_are_checked_like_a_file():
     assert Study().with_changes({"privacy": {"epsilon": 2.0}}).privacy.epsilon == 2
     with pytest.raises(StudyError, match="epsilon is -1"):

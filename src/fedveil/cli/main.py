@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from fedveil import __version__
-from fedveil.cli import data, deploy, ledger, studies, sweep
+from fedveil.cli import data, deploy, describe, ledger, studies, sweep
 
 __all__ = ["app", "main"]
 
@@ -20,6 +20,7 @@ studies.register(app)
 sweep.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(ledger.app, name="ledger")
+describe.register(deploy.site)
 app.add_typer(deploy.site, name="site")
 app.add_typer(deploy.federation, name="federation")
 app.command("coordinate")(deploy.coordinate)

@@ -74,7 +74,7 @@ def _setting(found: Recommendation) -> Table:
     table.add_row("rounds", str(found.rounds))
     table.add_row("sampling", _sampling(found))
     table.add_row("clip norm", f"{mechanism.clip_norm:g}")
-    each = " to each step of its own" if one.way.local_noise else ""
+    each = " to each step of its own" if found.terms.main.noise_inside else ""
     table.add_row(
         "noise multiplier",
         f"{mechanism.noise_multiplier:.4g}; one hospital adds {found.site_noise:.3g}{each}",

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from fedveil.cli.console import console
+from fedveil.federation import title_of
 from fedveil.study import Plan
 
 __all__ = ["accuracy_words", "format_epsilon", "print_notes", "print_plan", "print_result"]
@@ -39,7 +40,7 @@ def print_plan(plan: Plan, explain: bool = False) -> None:
     for release in values["releases"]:
         mechanism = release["mechanism"]
         releases.add_row(
-            release["what"],
+            title_of(release["what"]),
             str(mechanism["steps"]),
             f"{mechanism['noise_multiplier']:.4g}",
             f"{mechanism['clip_norm']:g}",

@@ -173,7 +173,7 @@ class SiteConfig(_Table):
                 "change privacy.unit in the study, or keep a second site folder for that unit",
             )
         self.check_delta(terms.target.delta)
-        room = [one.integer.units for one in terms.releases if one.integer and not one.local]
+        room = [one.integer.units for one in terms.releases if one.integer and not one.noise_inside]
         if unit != "site" and room and min(room) < self.budget.max_units:
             raise Refused(
                 f"the study leaves room for {min(room):,} units a site",

@@ -22,7 +22,7 @@ from fedveil.deploy.flower.link import Link
 from fedveil.deploy.flower.transport import FlowerTransport
 from fedveil.deploy.offer import Offer
 from fedveil.errors import FederationError, StudyError
-from fedveil.federation import KEPT, Terms
+from fedveil.federation import Terms
 from fedveil.privacy import Budget, Charge, Head, LedgerState
 from fedveil.study import HandedOver, Hospitals, Joined, Prepared, RunDirectory, Study, Trained, TrainedModel
 from fedveil.study.settings import NOTHING
@@ -204,7 +204,7 @@ def asked(terms: Terms, trained: Trained) -> dict[str, LedgerState]:
         return {}
     target = terms.target
     charged = trained.coordinator.charged | {
-        own.name: own.mechanism.steps for own in terms.releases if own.name in KEPT
+        own.name: own.mechanism.steps for own in terms.releases if own.query.at_site
     }
     charges = tuple(
         Charge(

@@ -98,7 +98,7 @@ class Cohorts:
             self.tasks[key] = make_task(study, self.dataset(offer), Silent())
         return replace(self.tasks[key], study=study)
 
-    def dataset(self, offer: Offer | None = None) -> Dataset:
+    def dataset(self, offer: Offer | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
         """The hospital's images as a study sees them, or as they are; no pixel is read.
 
         Raises:
@@ -110,7 +110,7 @@ class Cohorts:
             settings.source,
             **size,
             positive=(offer.study.data.positive or None) if offer else None,
-            classes=offer.classes if offer else None,
+            classes=offer.classes if offer else classes,
             base=self.config.folder,
             secret=self.identity.secret(HELD_OUT),
             test_fraction=settings.test_fraction,

@@ -6,8 +6,8 @@ from typing import Any
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.studies import Listed
 from fedveil.errors import FedveilError
-from fedveil.federation import KEPT, Terms
-from fedveil.privacy import Guarantee, LedgerState, Mechanism, epsilon, operational_risk, verify_ledger
+from fedveil.federation import Terms
+from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk, verify_ledger
 
 __all__ = ["Review", "review"]
 
@@ -40,20 +40,22 @@ class Review:
         """The review as a person reads it."""
         terms, budget = self.listed.terms, self.state.budget
         needed = next(count for count in range(1, len(terms.sites) + 1) if terms.enough(count))
-        rounds = " and ".join(
-            f"{r.mechanism.steps} x {r.name} ({r.dimension:,} numbers)" for r in terms.releases
-        )
+        unit = terms.target.unit
+        releases = [
+            f"{r.mechanism.steps} x {r.query.title} ({r.dimension:,} numbers); a {unit} adds {r.query.adds}"
+            for r in terms.releases
+        ]
         lines = [
             f"study      {terms.name}, digest {self.listed.digest}",
             f"hospitals  {', '.join(terms.sites)}; a round needs {needed}",
-            f"releases   {rounds}",
+            *(f"{'' if number else 'releases':<10} {one}" for number, one in enumerate(releases)),
         ]
         if self.guarantee is None:
             lines.append("cost       no privacy: nothing bounds what is revealed about a patient")
         else:
             lines += [
                 f"cost       {self.guarantee}",
-                f"risk       {operational_risk(self.guarantee, self._mechanisms)}",
+                f"risk       {operational_risk(self.guarantee, terms.mechanisms)}",
                 f"alone      epsilon {self.alone:.4g} if everyone else colludes",
                 f"budget     epsilon {self.state.spent():.4g} of {budget.epsilon:.4g} is spent; "
                 f"with this study {self.after:.4g}",
@@ -63,10 +65,6 @@ class Review:
         if self.objection:
             lines.append(f"policy     {self.objection}")
         return lines
-
-    @property
-    def _mechanisms(self) -> list[Mechanism]:
-        return [release.mechanism for release in self.listed.terms.releases]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -86,14 +84,14 @@ def review(config: SiteConfig, listed: Listed) -> Review:
     """Price a study against the hospital's ledger and policy; charges nothing and takes no lock."""
     terms = listed.terms
     state = verify_ledger(config.folder / "ledger.jsonl")
-    mechanisms = [release.mechanism for release in terms.releases]
     objection = None
     try:
         config.check(terms)
         config.check_delta(state.budget.delta)
     except FedveilError as error:
         objection = str(error)
-    if terms.trust == "none":
+    guarantee = terms.planned
+    if guarantee is None:
         return Review(
             listed=listed,
             state=state,
@@ -102,10 +100,8 @@ def review(config: SiteConfig, listed: Listed) -> Review:
             after=float("inf"),
             objection=objection,
         )
-    target = terms.target
-    guarantee = Guarantee(epsilon(mechanisms, target.delta), target.delta, target.unit, target.trust)
     others = [charge.mechanism for charge in state.charges if charge.study != terms.title]
-    after = max(state.spent(), epsilon([*others, *mechanisms], state.budget.delta, adaptive=True))
+    after = max(state.spent(), epsilon([*others, *terms.mechanisms], state.budget.delta, adaptive=True))
     if objection is None and after > state.budget.epsilon * (1 + 1e-9):
         objection = f"the budget of epsilon {state.budget.epsilon:.4g} does not pay for it"
     return Review(
@@ -121,10 +117,10 @@ def review(config: SiteConfig, listed: Listed) -> Review:
 
 def _own_model(config: SiteConfig, terms: Terms) -> str | None:
     """What the hospital's own model costs, or that its policy makes none."""
-    own = [release.mechanism for release in terms.releases if release.name in KEPT]
+    own = [release.mechanism for release in terms.releases if release.query.at_site]
     if not own:
         return None
     if not config.policy.own_models:
         return "none is made or charged here, by this site's policy"
-    cost = epsilon(own, terms.target.delta)
+    cost = terms.price(own)
     return f"made here from the finished one, and kept here; by itself it would cost epsilon {cost:.4g}"

@@ -1,63 +1,70 @@
 """The trust boundary: what a coordinator asks, what a site checks, charges and answers, and how sums are made.
 
-A study's `Terms` fix everything that touches privacy. A `Site` holds a cohort behind a learner and answers
+A study's `Terms` fix everything that touches privacy: which queries (`fedveil.federation.queries`) sites are asked, and
+who adds which noise (`fedveil.federation.noise`). A `Site` holds a cohort behind a learner and answers
 `Request`s under its own policy and ledger; the `Coordinator` asks a round's participants over a `Transport` and adds
 up what comes back. The same code serves sites in this process and sites across a network.
 """
 
 from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum
 from fedveil.federation.messages import Answer, Declined, Message, Reply, Request, SecureReply, SecureRequest
+from fedveil.federation.noise import (
+    CentralNoise,
+    DistributedNoise,
+    LocalNoise,
+    Noise,
+    default_min_honest,
+)
 from fedveil.federation.policy import Policy
+from fedveil.federation.queries import (
+    QUERIES,
+    HospitalUnits,
+    LocalSteps,
+    ModelState,
+    NoisySum,
+    OneSum,
+    Query,
+    Rounds,
+    title_of,
+)
+from fedveil.federation.release import Release
 from fedveil.federation.secure import Identity
 from fedveil.federation.site import Site, release_of
-from fedveil.federation.terms import (
-    CALIBRATION,
-    EVALUATION,
-    KEPT,
-    PERSONAL,
-    PERSONAL_CALIBRATION,
-    PROGRESS,
-    STATISTICS,
-    TRAINING,
-    LocalSteps,
-    Release,
-    Terms,
-    default_min_honest,
-    noise_share,
-    phase_name,
-)
+from fedveil.federation.terms import Terms
 from fedveil.federation.transport import InProcess, Transport
 
 __all__ = [
-    "CALIBRATION",
-    "EVALUATION",
-    "STATISTICS",
-    "TRAINING",
     "Answer",
     "BudgetSpent",
+    "CentralNoise",
     "Coordinator",
     "Declined",
+    "DistributedNoise",
     "Dropped",
+    "HospitalUnits",
     "Identity",
     "InProcess",
+    "LocalNoise",
     "LocalSteps",
-    "KEPT",
-    "PERSONAL",
-    "PERSONAL_CALIBRATION",
-    "PROGRESS",
     "Message",
+    "ModelState",
+    "Noise",
+    "NoisySum",
+    "OneSum",
     "Policy",
+    "QUERIES",
+    "Query",
     "Release",
     "Reply",
     "Request",
     "RoundSum",
+    "Rounds",
     "SecureReply",
     "SecureRequest",
     "Site",
     "Terms",
     "Transport",
     "default_min_honest",
-    "noise_share",
-    "phase_name",
     "release_of",
+    "title_of",
 ]

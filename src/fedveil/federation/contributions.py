@@ -1,25 +1,14 @@
-"""What a site computes for a round: from the terms to its learner. Exact sums, which the site protects afterwards."""
+"""What a site computes for a round: an exact sum, which the site protects afterwards."""
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import final
 
 import numpy as np
-import numpy.typing as npt
 
 from fedveil.federation.messages import Vector
-from fedveil.federation.terms import (
-    CALIBRATION,
-    EVALUATION,
-    PERSONAL_CALIBRATION,
-    PROGRESS,
-    STATISTICS,
-    LocalSteps,
-    Release,
-)
-from fedveil.learning import HeldOut, Learner
-from fedveil.privacy import release as release_noisy
+from fedveil.federation.queries import Asking, HospitalUnits
+from fedveil.federation.release import Release
 
 __all__ = ["Contributions"]
 
@@ -28,56 +17,40 @@ log = logging.getLogger("fedveil.site")
 
 @final
 class Contributions:
-    """One hospital's cohort, as the releases of a study ask for it.
+    """One hospital's units, as the releases of a study ask for them.
 
     Args:
         site: the hospital's name, for its log.
-        learner: the only code that sees the cohort's pixels.
-        held_out: the patients that the hospital tests on; None if it holds out none.
+        hospital: the only code that sees the hospital's pixels.
         generator: draws samples of units, and the noise of local steps.
     """
 
-    def __init__(
-        self, site: str, learner: Learner, held_out: HeldOut | None, generator: np.random.Generator
-    ) -> None:
-        self._site, self._learner, self._held_out, self._generator = site, learner, held_out, generator
-
-    @property
-    def units(self) -> int:
-        """Number of units that are trained on."""
-        return self._learner.units
-
-    @property
-    def units_held_out(self) -> int:
-        """Number of units that are tested on."""
-        return 0 if self._held_out is None else self._held_out.units
+    def __init__(self, site: str, hospital: HospitalUnits, generator: np.random.Generator) -> None:
+        self._site, self.hospital, self._generator = site, hospital, generator
 
     def of(self, release: Release, parameters: Vector, *, private: bool) -> Vector:
-        """What a round of the release is about: exact, so it stays at the site, unless local steps had noise.
+        """What a round of the release is about: exact, so it stays at the site, unless steps of its own had noise.
 
         Args:
             release: as admitted.
             parameters: as sent, and checked.
             private: whether noise will hide it; then nothing about it may be told in any other way either.
         """
-        return self._shielded(partial(self._sum_of, release, parameters, private), release, private)
 
-    def local_steps(self, release: Release, local: LocalSteps, start: Vector, *, private: bool) -> Vector:
-        """The difference that local steps make to the trained part, the end of the vector; see `LocalSteps`."""
-        std = release.mechanism.noise_std if release.local_noise else 0.0
-        clip_norm = release.mechanism.clip_norm if release.local_noise else local.clip_norm
-        parameters = start.copy()
-        trained, origin = parameters[-release.dimension :], start[-release.dimension :]
-        for _ in range(local.steps):
-            step = partial(self._gradients, release, parameters.copy(), clip_norm)
-            total = self._shielded(step, release, private)
-            if std > 0:
-                total = release_noisy(total, std, self._generator)
-            trained -= local.learning_rate * (total / local.units + local.proximal * (trained - origin))
-        bound = local.reach if release.local_noise else release.mechanism.clip_norm
-        return _clipped(trained - origin, bound)
+        def guarded(compute: Callable[[], Vector]) -> Vector:
+            return self._guarded(compute, release, private)
 
-    def _shielded(self, compute: Callable[[], Vector], release: Release, private: bool) -> Vector:
+        asking = Asking(
+            hospital=self.hospital,
+            mechanism=release.mechanism,
+            parameters=parameters,
+            length=release.dimension,
+            generator=self._generator,
+            guarded=guarded,
+        )
+        return guarded(lambda: release.query.sum(asking))
+
+    def _guarded(self, compute: Callable[[], Vector], release: Release, private: bool) -> Vector:
         """What ``compute`` gives; zero if it fails or is no vector of finite numbers, which only the site's log tells.
 
         Whether images can be read, or a number overflows, depends on who is in the cohort. To decline, or to reply
@@ -95,39 +68,3 @@ class Contributions:
             log.error("%s: %s contributes nothing but noise: it is not finite", self._site, release.name)
             return np.zeros(release.dimension)
         return total
-
-    def _sum_of(self, release: Release, parameters: Vector, private: bool) -> Vector:
-        if release.name == EVALUATION:
-            if self._held_out is None:
-                return np.zeros(release.dimension)
-            return self._held_out.histogram(parameters, self._sample(release, self._held_out.units))
-        if release.name == PROGRESS:
-            return self._learner.hits(parameters, self._sample(release, self._learner.units))
-        if release.name in (STATISTICS, CALIBRATION, PERSONAL_CALIBRATION):
-            chosen = self._sample(release, self._learner.units)
-            own = release.name == PERSONAL_CALIBRATION
-            return self._learner.statistics(parameters, chosen, plain=own)
-        if release.local is not None:
-            return self.local_steps(release, release.local, parameters, private=private)
-        return self._gradients(release, parameters, release.mechanism.clip_norm)
-
-    def _gradients(self, release: Release, parameters: Vector, clip_norm: float) -> Vector:
-        """The sum over the sampled units of their clipped contributions; each unit is drawn by itself."""
-        return self._learner.contribution(
-            parameters, clip_norm=clip_norm, units=self._sample(release, self._learner.units)
-        )
-
-    def _sample(self, release: Release, units: int) -> npt.NDArray[np.int64] | None:
-        """Each unit by itself, at the rate that is accounted; None for all of them."""
-        rate = release.mechanism.sampling_rate
-        if rate == 1:
-            return None
-        return np.flatnonzero(self._generator.random(units) < rate)
-
-
-def _clipped(vector: Vector, bound: float) -> Vector:
-    """The vector, scaled down to the bound if it is longer; zero if it is not finite."""
-    norm = float(np.linalg.norm(vector))
-    if not np.isfinite(norm):
-        return np.zeros_like(vector)
-    return vector if norm <= bound else vector * (bound / norm)

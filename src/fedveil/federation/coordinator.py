@@ -5,7 +5,6 @@ left out for a while. If the rest hold too little noise the attempt is abandoned
 stays, and the round is repeated.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,11 +12,10 @@ import numpy as np
 
 from fedveil.errors import FederationError
 from fedveil.federation.messages import Answer, Declined, Reply, Request, Vector
+from fedveil.federation.release import Release
 from fedveil.federation.secure import RoundAbandoned, SecureRounds, add_masked
-from fedveil.federation.terms import Release, Terms
+from fedveil.federation.terms import Terms
 from fedveil.federation.transport import Transport
-from fedveil.privacy import epsilon, secure_generator
-from fedveil.privacy import release as release_noisy
 
 __all__ = ["BudgetSpent", "Coordinator", "Dropped", "RoundSum"]
 
@@ -79,14 +77,7 @@ class Coordinator:
 
     def epsilon_spent(self) -> float:
         """Total epsilon of everything asked for so far, at the target's delta, by the accountant."""
-        if self.terms.trust == "none":
-            return math.inf
-        spent = [
-            self.terms.release(name).mechanism.with_steps(count)
-            for name, count in self.charged.items()
-            if count
-        ]
-        return epsilon(spent, self.terms.target.delta)
+        return self.terms.price(self.terms.asked(self.charged))
 
     def collect(self, release: Release, round_number: int, parameters: Vector) -> RoundSum:
         """One round: the protected sum of every survivor's contribution.
@@ -239,7 +230,6 @@ class Coordinator:
 
     def _sum(self, release: Release, replies: Sequence[Reply]) -> Vector:
         total = np.sum([reply.vector for reply in replies], axis=0)
-        if self.terms.trust == "server" and not release.local_noise:
-            std = release.mechanism.noise_multiplier * release.mechanism.clip_norm
-            total = release_noisy(total, std, secure_generator())
+        if not release.noise_inside:
+            total = self.terms.noise.complete(total, release.mechanism)
         return np.asarray(total, dtype=np.float64)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.errors import FederationError, FedveilError, InvalidValue, Refused
 from fedveil.federation.messages import SecureReply, SecureRequest, Vector
+from fedveil.federation.release import Release
 from fedveil.federation.secure_aggregation import (
     Aggregation,
     MaskedInput,
@@ -24,7 +25,7 @@ from fedveil.federation.secure_aggregation import (
     establish,
     unmask,
 )
-from fedveil.federation.terms import Release, Terms
+from fedveil.federation.terms import Terms
 from fedveil.federation.transport import Transport
 
 __all__ = ["Identity", "RoundAbandoned", "SecureRounds", "SecureSite", "add_masked"]

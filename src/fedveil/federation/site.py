@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,14 @@ from fedveil.federation.messages import (
     SecureRequest,
     Vector,
 )
+from fedveil.federation.noise import LocalNoise
 from fedveil.federation.policy import Policy
+from fedveil.federation.queries import HospitalUnits, NoisySum
+from fedveil.federation.release import Release
 from fedveil.federation.secure import Identity, SecureSite
-from fedveil.federation.terms import KEPT, PERSONAL, PERSONAL_CALIBRATION, Release, Terms
+from fedveil.federation.terms import Terms
 from fedveil.learning import HeldOut, Learner
 from fedveil.privacy import Ledger, check_delta, secure_generator
-from fedveil.privacy import release as release_noisy
 
 __all__ = ["Site", "release_of"]
 
@@ -81,7 +84,8 @@ class Site:
         self._served: dict[str, int] = {}
         self._asked: dict[str, Counter[str]] = {}
         self._generator = secure_generator()
-        self._contributions = Contributions(name, learner, held_out, self._generator)
+        self._hospital = HospitalUnits(learner=learner, held_out=held_out)
+        self._contributions = Contributions(name, self._hospital, self._generator)
 
     def admit(self, terms: Terms) -> str:
         """Admit a study after checking it against the policy, the cohort and the budget; return its digest.
@@ -99,7 +103,7 @@ class Site:
                 "add it to the study's sites",
             )
         if terms.trust != "none" and terms.target.unit != "site":
-            check_delta(terms.target.delta, self._contributions.units + self._contributions.units_held_out)
+            check_delta(terms.target.delta, sum(self._counts))
         if not terms.holds:
             raise Refused(
                 f"the releases of {terms.name} cost more than its target",
@@ -121,9 +125,10 @@ class Site:
                 "make one with `fedveil site init`",
             )
         largest = min(
-            (one.integer.units for one in terms.releases if one.integer and not one.local), default=None
+            (one.integer.units for one in terms.releases if one.integer and not one.noise_inside),
+            default=None,
         )
-        units = max(self._contributions.units, self._contributions.units_held_out)
+        units = max(self._counts)
         if largest is not None and units > largest:
             raise Refused(
                 f"{self.name} holds {units:,} units",
@@ -179,13 +184,13 @@ class Site:
 
     def _handle_round(self, request: Request) -> Reply:
         terms = self._terms_of(request.study)
-        if request.release in KEPT:
+        release = self._check(request, terms)
+        if release.query.at_site:
             raise Refused(
-                f"the request is for {request.release}, which makes the hospital's own model",
-                "a hospital makes it for itself, and shows it to whom it likes",
+                f"the request is for {request.release}, which a hospital makes for itself",
+                "it shows what comes of it to whom it likes",
                 "ask for the releases of the study",
             )
-        release = self._check(request, terms)
         self._reserve(request, terms, release)
         total = self._contributions.of(release, request.parameters, private=terms.trust != "none")
         return Reply(
@@ -197,50 +202,32 @@ class Site:
             vector=self._protect(request, terms, release, total),
         )
 
-    def personalise(self, study: str, parameters: Vector) -> Vector:
-        """The hospital's own model: private steps from the finished one, pulled back to it; charged like a round.
-
-        Mean-regularised personalisation (Liu et al., 2206.07902). Every step has the whole noise of its mechanism, so
-        what comes out is private by itself, whoever sees it.
+    def make_own(self, study: str, name: str, parameters: Vector) -> NoisySum:
+        """What the hospital makes for itself from a finished model: a release with all of its noise, charged once.
 
         Args:
-            study: digest of admitted terms, which hold a `PERSONAL` release.
-            parameters: the finished model.
-
-        Returns:
-            The parameters of the hospital's own model.
+            study: digest of admitted terms.
+            name: of a release that stays at the site.
+            parameters: what its query is sent.
 
         Raises:
-            BudgetExceeded: the ledger has no room, or this was paid for before, whatever became of the model.
+            BudgetExceeded: the ledger has no room, or this was paid for before, whatever became of it.
         """
-        terms, release = self._charge_own(study, PERSONAL, parameters)
-        if release.local is None:
-            raise Refused(
-                "the study states no personal steps", "a site takes those that it admitted", "plan them"
-            )
-        own = parameters.copy()
-        own[-release.dimension :] += self._contributions.local_steps(
-            release, release.local, parameters, private=terms.trust != "none"
-        )
-        return own
-
-    def recalibrate(self, study: str, parameters: Vector) -> Vector:
-        """Class statistics of a model's scores on this hospital's images alone, with all of the noise; charged once.
-
-        Args:
-            study: digest of admitted terms, which hold a `PERSONAL_CALIBRATION` release.
-            parameters: a model, before any threshold.
-
-        Raises:
-            BudgetExceeded: the ledger has no room, or this was paid for before.
-        """
-        terms, release = self._charge_own(study, PERSONAL_CALIBRATION, parameters)
+        terms, release = self._charge_own(study, name, parameters)
         total = self._contributions.of(release, parameters, private=terms.trust != "none")
-        return self._noisy(total, terms.noise_std(release))
+        if not release.noise_inside:
+            total = LocalNoise().protect(total, release.calibrated, self._generator)
+        return NoisySum(total, terms.noise_variance(release, 1))
 
     def _charge_own(self, study: str, name: str, parameters: Vector) -> tuple[Terms, Release]:
         """Pay for what the hospital makes for itself: once, whatever became of it."""
         terms = self._terms_of(study)
+        if not terms.release(name).query.at_site:
+            raise Refused(
+                f"{name} is a release of all sites together",
+                "a hospital makes for itself what its study says that it keeps",
+                "wait until the coordinator asks for it",
+            )
         if self._ledger is not None and _has(self._ledger, terms, name):
             raise BudgetExceeded(
                 f"{name} of study {terms.name} was charged to {self.name} before",
@@ -263,13 +250,18 @@ class Site:
         self, request: Request, terms: Terms, release: Release, total: Vector
     ) -> Vector | npt.NDArray[np.uint32]:
         """The sum as it may leave: with noise, or with its share of the noise and masked."""
-        if release.integer is not None:
-            words = release.integer.encode(total, self._generator)
-            return self._secure[terms.digest].mask(request.attempt, words, release.name)
-        return total if release.local_noise else self._noisy(total, terms.noise_std(release))
+        if release.noise_inside and release.integer is None:
+            return total
+        protected = terms.noise.protect(total, release.calibrated, self._generator)
+        if protected.dtype != np.uint32:
+            return protected
+        words = cast(npt.NDArray[np.uint32], protected)
+        return self._secure[terms.digest].mask(request.attempt, words, release.name)
 
-    def _noisy(self, total: Vector, std: float) -> Vector:
-        return release_noisy(total, std, self._generator) if std > 0 else total
+    @property
+    def _counts(self) -> tuple[int, int]:
+        """Units that are trained on, and that are held out."""
+        return self._hospital.count("training"), self._hospital.count("held-out")
 
     def _terms_of(self, study: str) -> Terms:
         try:

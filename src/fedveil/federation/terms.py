@@ -9,205 +9,17 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from fedveil.errors import InvalidValue
-from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsilon
+from fedveil.federation.noise import LocalNoise, Noise, default_min_honest, noise_by
+from fedveil.federation.queries import Rounds
+from fedveil.federation.release import Release
+from fedveil.privacy import Guarantee, Mechanism, Trust, epsilon
 
-__all__ = [
-    "CALIBRATION",
-    "EVALUATION",
-    "KEPT",
-    "PERSONAL",
-    "PERSONAL_CALIBRATION",
-    "PROGRESS",
-    "STATISTICS",
-    "TRAINING",
-    "LocalSteps",
-    "Release",
-    "Terms",
-    "default_min_honest",
-    "noise_share",
-    "phase_name",
-]
-
-STATISTICS = "statistics"
-TRAINING = "training"
-CALIBRATION = "calibration"
-PROGRESS = "progress"
-EVALUATION = "evaluation"
-PERSONAL = "personal"
-"""Local steps that a hospital takes from the finished model, for a model of its own."""
-PERSONAL_CALIBRATION = "personal-calibration"
-"""A hospital's own class sizes and mean scores, for a threshold and class frequencies of its own."""
-KEPT = (PERSONAL, PERSONAL_CALIBRATION)
-"""What a hospital makes for itself, with all of the noise: nobody can ask for it, and no sum hides it."""
-BOUNDED = (STATISTICS, PROGRESS, CALIBRATION, EVALUATION, PERSONAL_CALIBRATION)
-"""Releases whose contributions have norm 1 at most by construction, whatever the mechanism's clip norm says."""
-
-
-def phase_name(number: int) -> str:
-    """The release of a phase of training, counted from 1, where training spends unevenly over its rounds.
-
-    >>> phase_name(1), phase_name(2)
-    ('training', 'training-2')
-    """
-    return TRAINING if number == 1 else f"{TRAINING}-{number}"
-
-
-def default_min_honest(sites: int) -> int:
-    """The fewest noise shares that an adversary is assumed not to know: two thirds of the sites, rounded down.
-
-    The secure aggregation opens a sum when more than two thirds of the sites survive a round (Bonawitz et al. 2017,
-    section 6.2, against an active server); one of the survivors may always be curious, since each of them sees the sum
-    and knows its own share. So a third of the sites may be lost without a guarantee that fails.
-
-    >>> [default_min_honest(n) for n in (3, 5, 10, 50)]
-    [2, 3, 6, 33]
-    """
-    return max(1, 2 * sites // 3)
-
-
-def noise_share(trust: Trust, mechanism: Mechanism, honest: int) -> float:
-    """Standard deviation of the noise that one site adds to its own sum, in the unit of the contributions.
-
-    With noise multiplier z, clip norm C and h honest shares: ``z C`` where nobody outside the site is trusted;
-    ``z C / sqrt(h)`` under secure aggregation, so that any h shares together carry ``z C``; 0 where the server
-    adds the noise or nobody does.
-    """
-    full = mechanism.noise_multiplier * mechanism.clip_norm
-    match trust:
-        case "site":
-            return full
-        case "secure-aggregation":
-            return full / math.sqrt(honest)
-        case _:
-            return 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalSteps:
-    """What a site does within one round of federated averaging; all of it is public.
-
-    From the parameters x_0 that it is sent, a site takes ``steps`` steps (McMahan et al., 1602.05629, and Li et al.,
-    1812.06127, for the proximal term):
-
-        x <- x - learning_rate (s(x) / units + proximal (x - x_0)),
-
-    where s(x) is the sum of clipped gradients over a Poisson sample of its units, and releases x - x_0.
-
-    Where the unit is a patient or an image, **every step carries the whole noise of the mechanism at every site**,
-    whatever the trust: a step's result is what the next step's gradient is taken at, so it has to be private by
-    itself before anything can be summed. Noise in local steps cannot be shared between sites. What is released is
-    post-processing of the steps, and a round costs ``steps`` steps of the mechanism. Where the unit is the site, steps
-    have no noise; the difference as a whole is clipped, and the sum of differences is the mechanism (McMahan et al.,
-    1710.06963).
-
-    Attributes:
-        steps: private steps a round.
-        learning_rate: local step size.
-        units: what sums are divided by: a public estimate of the units that take part in one step of one site.
-        proximal: pull towards the parameters that the round began with.
-        clip_norm: bound on one step's gradient where the unit is the site; elsewhere the mechanism's own holds.
-        reach: bound on the norm of the released difference, so that it fits the whole numbers of a masked sum.
-    """
-
-    steps: int
-    learning_rate: float
-    units: float
-    proximal: float = 0.0
-    clip_norm: float = 1.0
-    reach: float = 10.0
-
-    def __post_init__(self) -> None:
-        positive = {"learning_rate": self.learning_rate, "units": self.units}
-        positive |= {"steps": self.steps, "clip_norm": self.clip_norm, "reach": self.reach}
-        for name, value in positive.items():
-            if not 0 < value < math.inf:
-                raise InvalidValue(f"{name} is {value}", "it must be positive and finite", "change it")
-        if not 0 <= self.proximal < math.inf:
-            raise InvalidValue(
-                f"proximal is {self.proximal}", "it must be finite, not negative", "0 means none"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
-
-    Attributes:
-        name: what is released: `STATISTICS`, one sum before training; `TRAINING`, and further phases of it (see
-            `phase_name`); `PROGRESS`, how many units the model has right so far; `CALIBRATION`, one sum after;
-            `EVALUATION`, one sum over the patients that hospitals hold out;
-            `PERSONAL` and `PERSONAL_CALIBRATION`, what a site makes of the finished model, which leaves it only as it
-            pleases.
-        mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
-        dimension: length of the released vector.
-        parameters: length of the parameter vector that the coordinator sends.
-        integer: under secure aggregation, the sum of whole numbers that ``mechanism`` prices; None elsewhere. Where
-            local steps carry the noise, it is how their results are masked, and no part of the price.
-        local: what a site does in a round of federated averaging; None where it answers with one sum.
-    """
-
-    name: str
-    mechanism: Mechanism
-    dimension: int
-    parameters: int
-    integer: IntegerMechanism | None = None
-    local: LocalSteps | None = None
-
-    def __post_init__(self) -> None:
-        self._check_price()
-        if self.local is None:
-            return
-        if self.mechanism.unit == "site" and self.mechanism.sampling_rate < 1:
-            raise InvalidValue(
-                f"sites are sampled at a rate of {self.mechanism.sampling_rate} in federated averaging",
-                "a site takes all its local steps of a round, or none",
-                "let every site take part: sampling_rate 1",
-            )
-        if self.mechanism.steps % self.steps_per_round:
-            raise InvalidValue(
-                f"{self.mechanism.steps} steps are split into rounds of {self.steps_per_round}",
-                "every round takes all its local steps",
-                "choose a multiple",
-            )
-
-    def _check_price(self) -> None:
-        """The mechanism has to price what is executed."""
-        if self.name in BOUNDED and self.mechanism.clip_norm < 1:
-            raise InvalidValue(
-                f"{self.name} has a clip norm of {self.mechanism.clip_norm:g}",
-                "one unit's contribution to it may have norm 1, and noise is a multiple of the clip norm",
-                "state a clip norm of 1",
-            )
-        integer = self.integer
-        if integer is None:
-            return
-        priced = self.local_noise or integer.mechanism.with_steps(self.mechanism.steps) == self.mechanism
-        if not priced or integer.dimension != self.dimension:
-            raise InvalidValue(
-                f"{self.name} states a mechanism that is not that of its whole numbers",
-                "what is charged has to be what is executed",
-                "take both from calibrate_integer, or from IntegerMechanism.fit",
-            )
-
-    @property
-    def local_noise(self) -> bool:
-        """Whether the noise is in a site's local steps, rather than in what it answers."""
-        return self.local is not None and self.mechanism.unit != "site"
-
-    @property
-    def steps_per_round(self) -> int:
-        """Steps of the mechanism that one round takes, and is charged for."""
-        return self.local.steps if self.local is not None and self.local_noise else 1
-
-    @property
-    def rounds(self) -> int:
-        """Number of rounds."""
-        return self.mechanism.steps // self.steps_per_round
+__all__ = ["Terms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +59,12 @@ class Terms:
             )
         if self.trust == "secure-aggregation":
             self._check_secure_aggregation()
+        if self.trust == "none" and any(one.mechanism.noise_multiplier > 0 for one in self.releases):
+            raise InvalidValue(
+                'a release of a study with trust "none" states noise',
+                "nobody adds any",
+                "state a noise multiplier of 0",
+            )
 
     def _check_secure_aggregation(self) -> None:
         if len(self.sites) < 3:
@@ -255,7 +73,7 @@ class Terms:
                 "secure aggregation needs 3 or more: with fewer, a site learns the other's sum from the total",
                 'add sites, or set privacy.trust to "site"',
             )
-        if not all(release.integer for release in self.releases if release.name not in KEPT):
+        if not all(release.integer for release in self.releases if not release.query.at_site):
             raise InvalidValue(
                 "a release under secure aggregation has no integer mechanism",
                 "only whole numbers can be masked",
@@ -283,12 +101,11 @@ class Terms:
             "target": self.target.to_dict(),
             "releases": [
                 [
-                    r.name,
+                    r.query.to_dict(),
                     r.mechanism.to_dict(),
                     r.dimension,
                     r.parameters,
                     [r.integer.units, r.integer.radix] if r.integer else None,
-                    *([asdict(r.local)] if r.local else []),
                 ]
                 for r in self.releases
             ],
@@ -304,13 +121,8 @@ class Terms:
 
     @property
     def main(self) -> Release:
-        """The release that the model is made from: training's first, or the statistics of a study without it."""
-        return next(iter(self.phases), self.releases[0])
-
-    @property
-    def phases(self) -> tuple[Release, ...]:
-        """The releases that training consists of, in order: one, unless it spends unevenly over its rounds."""
-        return tuple(one for one in self.releases if one.name.partition("-")[0] == TRAINING)
+        """The release that the model is made from: training, or the statistics of a study without it."""
+        return next((one for one in self.releases if isinstance(one.query, Rounds)), self.releases[0])
 
     def release(self, name: str) -> Release:
         """The release of that name; `InvalidValue` if the terms hold none."""
@@ -326,26 +138,48 @@ class Terms:
         """Fewest honest noise shares under secure aggregation; what one share is sized by."""
         return default_min_honest(len(self.sites)) if self.min_honest is None else self.min_honest
 
+    def price(self, mechanisms: Iterable[Mechanism]) -> float:
+        """Epsilon of some of the study's steps together, at the target's delta, as a ledger prices its charges.
+
+        What a plan, a review, a coordinator and a result state is this number; infinite without privacy. A ledger does
+        not know which steps are still to come, so mechanisms count as chosen in view of what was released before.
+        """
+        if self.trust == "none":
+            return math.inf
+        return epsilon(mechanisms, self.target.delta, adaptive=True)
+
+    @property
+    def mechanisms(self) -> tuple[Mechanism, ...]:
+        """Of all releases, in order."""
+        return tuple(release.mechanism for release in self.releases)
+
+    @property
+    def planned(self) -> Guarantee | None:
+        """What all releases together earn; None without privacy."""
+        target = self.target
+        if self.trust == "none":
+            return None
+        return Guarantee(self.price(self.mechanisms), target.delta, target.unit, target.trust)
+
     @property
     def holds(self) -> bool:
         """Whether all releases together meet the target."""
-        return self._meets(one.mechanism for one in self.releases)
+        return self.trust == "none" or self.price(self.mechanisms) <= self.target.epsilon
 
-    def affords(self, asked: Mapping[str, int]) -> bool:
+    def asked(self, counts: Mapping[str, int]) -> list[Mechanism]:
+        """The mechanisms of so many steps of each release, by name."""
+        return [self.release(name).mechanism.with_steps(count) for name, count in counts.items() if count]
+
+    def affords(self, counts: Mapping[str, int]) -> bool:
         """Whether the target, which holds, pays for so many steps of each release, by name.
 
         It does for as many as were planned. More of one, since requests were repeated, are paid for by fewer of others.
         """
-        if all(asked.get(one.name, 0) <= one.mechanism.steps for one in self.releases):
+        if self.trust == "none" or all(
+            counts.get(one.name, 0) <= one.mechanism.steps for one in self.releases
+        ):
             return True
-        return self._meets(
-            one.mechanism.with_steps(asked[one.name]) for one in self.releases if asked.get(one.name)
-        )
-
-    def _meets(self, mechanisms: Iterable[Mechanism]) -> bool:
-        if self.trust == "none":
-            return True
-        return epsilon(mechanisms, self.target.delta, adaptive=True) <= self.target.epsilon
+        return self.price(self.asked(counts)) <= self.target.epsilon
 
     def enough(self, survivors: int) -> bool:
         """Whether a round that so many sites completed may be opened.
@@ -356,17 +190,22 @@ class Terms:
             return False
         return self.trust != "secure-aggregation" or survivors > self.honest
 
+    @cached_property
+    def noise(self) -> Noise:
+        """Who adds the noise of sums that are made over all sites."""
+        return noise_by(self.trust, len(self.sites), self.honest)
+
+    def noise_of(self, release: Release) -> Noise:
+        """Who adds a release's noise: each site all of it where it is in steps of its own, or the sum stays there."""
+        return LocalNoise() if release.noise_inside or release.query.at_site else self.noise
+
     def noise_std(self, release: Release) -> float:
         """Standard deviation of the noise that one site adds to its sum, or to each of its local steps."""
-        if release.local_noise or release.name in KEPT:
-            return release.mechanism.noise_std
-        return noise_share(self.trust, release.mechanism, self.honest)
+        return self.noise_of(release).site_std(release.mechanism)
 
-    def noise_variance(self, mechanism: Mechanism, survivors: int) -> float:
-        """Variance of the noise in each coordinate of a sum over so many surviving sites: a public number."""
-        if self.trust == "server":
-            return mechanism.noise_std**2
-        return survivors * noise_share(self.trust, mechanism, self.honest) ** 2
+    def noise_variance(self, release: Release, sites: int) -> float:
+        """Variance of the noise in each coordinate of a sum over so many sites, of answers or of their local steps."""
+        return self.noise_of(release).variance(release.mechanism, sites)
 
     def alone(self, release: Release, steps: int | None = None) -> Mechanism | None:
         """What a site's own noise earns if everyone else colludes; None if it adds none.
@@ -375,15 +214,12 @@ class Terms:
             release: one of the terms'.
             steps: of its mechanism; all where None.
         """
-        mechanism = release.mechanism if steps is None else release.mechanism.with_steps(steps)
-        if release.integer is not None and not release.local_noise:
-            return release.integer.alone.with_steps(mechanism.steps)
-        own = self.noise_std(release) / mechanism.clip_norm
-        return replace(mechanism, noise_multiplier=own) if own > 0 else None
+        own = self.noise_of(release).alone(release.calibrated)
+        return own if own is None or steps is None else own.with_steps(steps)
 
     def epsilon_alone(self) -> float:
         """Total epsilon of a site's own noise shares over the whole study, at the target's delta; infinite if none."""
         shares = [self.alone(release) for release in self.releases]
         if any(share is None for share in shares):
             return math.inf
-        return epsilon([share for share in shares if share is not None], self.target.delta)
+        return self.price(share for share in shares if share is not None)

@@ -11,14 +11,12 @@ from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import LinearHead, LinearLearner, Unit
 from fedveil.learning.one_shot import discriminant
 from fedveil.learning.own import own_numbers
-from fedveil.learning.shares import hits, image_shares
+from fedveil.learning.shares import image_shares
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
 
 __all__ = ["CentredHead", "CentredLearner"]
 
 SMALLEST_SCALE = 1e-9
-RIDGE = 25.0
-"""Of second moments, in units of the mean variance; smaller ones stretch noise along what seldom varies."""
 
 
 class CentredHead:
@@ -33,13 +31,10 @@ class CentredHead:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of classes.
         centred: whether features are centred; a head from one round of statistics takes them as they are.
-        second_order: whether second moments of the features are released beside the class statistics.
     """
 
-    def __init__(
-        self, blocks: Sequence[int], classes: int, *, centred: bool = True, second_order: bool = False
-    ) -> None:
-        self.blocks, self.centred, self.second_order = tuple(blocks), centred, second_order
+    def __init__(self, blocks: Sequence[int], classes: int, *, centred: bool = True) -> None:
+        self.blocks, self.centred = tuple(blocks), centred
         self.head = LinearHead(sum(blocks), classes, intercept=False)
 
     @property
@@ -65,7 +60,7 @@ class CentredHead:
     @property
     def statistics_size(self) -> int:
         """Length of the class statistics that are released before training."""
-        return ClassStatistics.size(self.classes, self.features, moments=self.second_order)
+        return ClassStatistics.size(self.classes, self.features)
 
     @property
     def calibration_size(self) -> int:
@@ -77,9 +72,8 @@ class CentredHead:
         return self.head.initial()
 
     def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
-        """Class sizes, means of features, and their second moments if there are any."""
-        dimension = self.features if self.second_order else None
-        return ClassStatistics.from_released(released, self.classes, noise_variance, dimension=dimension)
+        """Class sizes and means of features."""
+        return ClassStatistics.from_released(released, self.classes, noise_variance)
 
     def read_shift(
         self, released: Vector, noise_variance: float, whole: Vector, statistics: ClassStatistics | None
@@ -99,12 +93,6 @@ class CentredHead:
         weights = np.ones(self.classes) if statistics is None else statistics.weights
         moved = np.zeros(self.head.logits) if shift is None else shift
         return np.concatenate([centre, weights, moved, trained])
-
-    def evened(self, statistics: ClassStatistics | None) -> Vector | None:
-        """See `fedveil.learning.Model.evened`."""
-        if statistics is None or statistics.moments is None:
-            return None
-        return statistics.moments.evened(RIDGE)
 
     def unshifted(self, parameters: Vector) -> Vector:
         """The same model: `scores` take no shift into account."""
@@ -215,10 +203,7 @@ class CentredLearner:
         """Sum the units' class statistics: of their features, or of their scores where there is a model to score by."""
         points = self._mean_scores(parameters, plain) if parameters.size else self._features
         weights = image_shares(self._groups, None if self._unit == "site" else units)
-        moments = self._model.second_order and not parameters.size
-        total = ClassStatistics.contribution(
-            points, self._labels, weights, self._model.classes, moments=moments
-        )
+        total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)
         if self._unit == "site":
             total = total / max(1.0, float(np.linalg.norm(total)))
             total *= units is None or len(units) > 0
@@ -231,15 +216,6 @@ class CentredLearner:
         cut = [one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1.0) for one in scores]
         result: Vector = np.mean(cut, axis=0)
         return result
-
-    def hits(self, parameters: Vector, units: Indices | None = None) -> Vector:
-        """Sum over the units the share of its images that a model has right; see `Learner.hits`."""
-        priors, whole = np.split(parameters, [self._model.classes])
-        probabilities = self._model.probabilities(whole, self._features)
-        if self._unit == "site":
-            share = hits(probabilities, self._labels, np.zeros_like(self._groups), priors)
-            return share * (units is None or len(units) > 0)
-        return hits(probabilities, self._labels, self._groups, priors, units)
 
     def _centred(self, centre: Vector, weights: Vector) -> LinearLearner:
         return LinearLearner(

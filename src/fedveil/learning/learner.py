@@ -60,15 +60,3 @@ class Learner(Protocol):
             float64, un-noised.
         """
         ...
-
-    def hits(self, parameters: Vector, units: Indices | None = None) -> Vector:
-        """Sum over the units the share of its images that a model has right, a number in [0, 1] each.
-
-        Args:
-            parameters: class frequencies (classes,), then the model's whole parameter vector.
-            units: indices of the units that take part; all where None.
-
-        Returns:
-            float64 (1,), un-noised.
-        """
-        ...

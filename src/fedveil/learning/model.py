@@ -56,10 +56,6 @@ class Model(Protocol):
         """The shift of the logits that was released after training, given what was released until then."""
         ...
 
-    def evened(self, statistics: ClassStatistics | None) -> Vector | None:
-        """What a logit's gradient (d,) is multiplied by, (d, d), from second moments; None where there are none."""
-        ...
-
     def unshifted(self, parameters: Vector) -> Vector:
         """A whole parameter vector as it was when the logits had not been shifted yet."""
         ...

@@ -32,7 +32,7 @@ from fedveil.learning.private_gradients import (
     flatten_parameters,
     load_flat,
 )
-from fedveil.learning.shares import hits, image_shares
+from fedveil.learning.shares import image_shares
 from fedveil.learning.statistics import FEWEST, ClassStatistics
 from fedveil.learning.views import Views
 
@@ -162,9 +162,6 @@ class NetworkModel:
         priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
         result: Vector = np.log(priors) - middle
         return result
-
-    def evened(self, statistics: ClassStatistics | None) -> None:
-        """None: nothing is known of second moments."""
 
     def unshifted(self, parameters: Vector) -> Vector:
         """The same model with an offset of 0."""
@@ -325,12 +322,6 @@ class NetworkLearner:
             return ClassStatistics.contribution(values, self._labels, weights, self._model.classes)
         total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)
         return total
-
-    def hits(self, parameters: Vector, units: Indices | None = None) -> Vector:
-        """Sum over the units the share of its images that a model has right; see `Learner.hits`."""
-        priors, whole = np.split(parameters, [self._model.classes])
-        probabilities = self._model.probabilities(whole, self._images, len(self._labels))
-        return hits(probabilities, self._labels, self._groups, priors, units)
 
     def _chunks(self, units: Indices | None) -> Iterator[Indices]:
         """Images of the units that take part, whole units at a time, about as many as are read at once."""

@@ -1,12 +1,10 @@
-"""What one image counts for in a sum over units, and the sum that tells how well a model does so far."""
+"""What one image counts for in a sum over units."""
 
 import numpy as np
-import numpy.typing as npt
 
-from fedveil.learning.evaluation import decide
 from fedveil.learning.learner import Indices, Vector
 
-__all__ = ["hits", "image_shares"]
+__all__ = ["image_shares"]
 
 
 def image_shares(groups: Indices, units: Indices | None = None) -> Vector:
@@ -18,32 +16,3 @@ def image_shares(groups: Indices, units: Indices | None = None) -> Vector:
     """
     shares: Vector = 1 / np.bincount(groups)[groups]
     return shares if units is None else shares * np.isin(groups, units)
-
-
-def hits(
-    probabilities: Vector,
-    labels: npt.NDArray[np.int64],
-    groups: Indices,
-    priors: Vector,
-    units: Indices | None = None,
-) -> Vector:
-    """Sum over the units the share of its images whose class is predicted right; exact, so it stays in the hospital.
-
-    Predictions are those under equal class frequencies. A unit contributes one number in [0, 1], however many images
-    it has.
-
-    Args:
-        probabilities: (n, classes) under the class frequencies of training.
-        labels: (n,) class codes.
-        groups: (n,) unit codes 0 .. U-1.
-        priors: (classes,) those frequencies; public.
-        units: those that take part; all where None.
-
-    Returns:
-        float64 (1,).
-
-    >>> hits(np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), np.array([0, 0, 1]), np.array([0, 0, 1]), np.ones(2))
-    array([0.5])
-    """
-    right = decide(probabilities, priors) == labels
-    return np.array([image_shares(groups, units) @ right])

@@ -6,29 +6,23 @@ epsilon. The mean of private images is private, so it is released first, with no
 thresholds and step sizes need: one vector, one charge.
 
 A unit contributes the average over its images i of ``onehot(y_i) (x) (sqrt(1 - b^2) x_i, b)``. With ``||x_i|| <= 1``
-each term has norm at most 1, so the average has too (convexity), whatever the number of images and classes. Where
-second moments are wanted too, both parts are scaled so that their squared norms add up to 1, see
-`fedveil.learning.second_order`.
+each term has norm at most 1, so the average has too (convexity), whatever the number of images and classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
-from fedveil.learning import second_order
 from fedveil.learning.learner import Vector
-from fedveil.learning.second_order import SecondMoments
 
 __all__ = ["ClassStatistics", "unit_blocks"]
 
 COUNT_WEIGHT = 0.3
 """b above: how much of a contribution's length counts the unit; the rest carries its features."""
-MOMENTS_SHARE = 0.3
-"""How much of a contribution's squared length second moments take, where there are any."""
 FEWEST = 10.0
 """A released class size is taken to be at least this, so that noise cannot turn a rare class's mean around."""
 SMALLEST_NORM = 1e-12
@@ -73,14 +67,12 @@ class ClassStatistics:
         counts: (classes,) units of each class, at least `FEWEST`; a unit with images of several classes is
             shared among them.
         means: (classes, d) average features.
-        noise_variance: of each number in the released vector, or in its part for classes brought to the scale above.
-        moments: second moments of the features, where they were released too.
+        noise_variance: of each number in the released vector.
     """
 
     counts: Vector
     means: Vector
     noise_variance: float
-    moments: SecondMoments | None = None
 
     @property
     def priors(self) -> Vector:
@@ -110,9 +102,9 @@ class ClassStatistics:
         return np.concatenate(shrunk)
 
     @staticmethod
-    def size(classes: int, dimension: int, *, moments: bool = False) -> int:
-        """Length of the released vector, with second moments or without."""
-        return classes * (dimension + 1) + (second_order.size(dimension) if moments else 0)
+    def size(classes: int, dimension: int) -> int:
+        """Length of the released vector."""
+        return classes * (dimension + 1)
 
     @staticmethod
     def contribution(
@@ -120,8 +112,6 @@ class ClassStatistics:
         labels: npt.NDArray[np.int64],
         weights: Vector,
         classes: int,
-        *,
-        moments: bool = False,
     ) -> Vector:
         """Sum the units' contributions; exact, so it stays in the hospital.
 
@@ -131,7 +121,6 @@ class ClassStatistics:
             labels: (n,) class codes.
             weights: (n,) each image's share in its unit; they sum to 1 within a unit.
             classes: number of classes.
-            moments: add second moments.
         """
         finite = np.isfinite(features).all(axis=1, keepdims=True)
         points = np.where(finite, features, 0.0).astype(np.float64)
@@ -141,20 +130,11 @@ class ClassStatistics:
         )
         onehot = np.eye(classes)[labels] * weights[:, None]
         total: Vector = (onehot.T @ extended).ravel()
-        if not moments:
-            return total
-        second = second_order.contribution(points, weights)
-        return np.concatenate([np.sqrt(1 - MOMENTS_SHARE) * total, np.sqrt(MOMENTS_SHARE) * second])
+        return total
 
     @classmethod
     def from_released(
-        cls,
-        vector: Vector,
-        classes: int,
-        noise_variance: float,
-        counts: Vector | None = None,
-        *,
-        dimension: int | None = None,
+        cls, vector: Vector, classes: int, noise_variance: float, counts: Vector | None = None
     ) -> Self:
         """Read the noisy sum over all sites.
 
@@ -163,24 +143,8 @@ class ClassStatistics:
             classes: number of classes.
             noise_variance: of the noise in each number, which is public.
             counts: class sizes from an earlier, more precise release; None reads them here.
-            dimension: d, where second moments were released too; None where they were not.
         """
-        if dimension is not None:
-            return cls._with_moments(vector, classes, noise_variance, dimension)
         rows = vector.reshape(classes, -1)
         sizes = np.maximum(rows[:, -1] / COUNT_WEIGHT, FEWEST) if counts is None else counts
         means = rows[:, :-1] / (np.sqrt(1 - COUNT_WEIGHT**2) * sizes[:, None])
         return cls(counts=sizes, means=means, noise_variance=noise_variance)
-
-    @classmethod
-    def _with_moments(cls, vector: Vector, classes: int, noise_variance: float, dimension: int) -> Self:
-        first, second = np.split(vector, [cls.size(classes, dimension)])
-        scale = np.sqrt(1 - MOMENTS_SHARE)
-        found = cls.from_released(first / scale, classes, noise_variance / scale**2)
-        moments = SecondMoments.from_released(
-            second / np.sqrt(MOMENTS_SHARE),
-            found.priors @ found.means,
-            float(found.counts.sum()),
-            noise_variance / MOMENTS_SHARE,
-        )
-        return replace(found, moments=moments)

@@ -19,7 +19,6 @@ from fedveil.report.records import (
     LedgerHead,
     Metrics,
     Predictions,
-    ProgressCheck,
     Provenance,
     Release,
     Round,
@@ -60,7 +59,7 @@ def load(path: Path) -> RunRecord:
         description=result.text("description", ""),
         guarantee=guarantee,
         releases=releases,
-        recomputed_epsilon=epsilon(mechanisms, guarantee.delta) if guarantee else math.nan,
+        recomputed_epsilon=epsilon(mechanisms, guarantee.delta, adaptive=True) if guarantee else math.nan,
         risk=operational_risk(guarantee, mechanisms) if guarantee else None,
         secure_aggregation=_secure_aggregation(result) if guarantee else None,
         sites=sites,
@@ -71,10 +70,6 @@ def load(path: Path) -> RunRecord:
         notes=result.texts("notes"),
         seconds=_seconds(result),
         rounds=_rounds(path, result),
-        progress=tuple(
-            ProgressCheck(one.integer("round"), one.number("accuracy"), one.number("std"))
-            for one in result.children("progress")
-        ),
         predictions=_predictions(path / "predictions.csv", test) if test else None,
         ledgers=_ledgers(path / "ledgers", sites),
         provenance=_provenance(read_json(path / "provenance.json")),

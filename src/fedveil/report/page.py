@@ -88,7 +88,6 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "charts": _test_charts(record),
         "learning": learning.learning_chart(record.rounds),
         "drops": tables.drop_table(record),
-        "progress": tables.progress_table(record),
         "sites": tables.site_table(record),
         "class_shares": tables.class_shares(record),
         "ledgers": tables.ledger_table(record.ledgers),

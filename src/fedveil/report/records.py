@@ -157,15 +157,6 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
-class ProgressCheck:
-    """A noisy check of how many training units the model had right, after so many rounds."""
-
-    round: int
-    accuracy: float
-    std: float
-
-
-@dataclass(frozen=True, slots=True)
 class Examples:
     """Test images with what the model said: images uint8 (k, H, W) or (k, H, W, 3)."""
 
@@ -208,7 +199,6 @@ class RunRecord:
     notes: tuple[str, ...]
     seconds: dict[str, float]
     rounds: tuple[Round, ...]
-    progress: tuple[ProgressCheck, ...]
     predictions: Predictions | None
     ledgers: tuple[LedgerHead, ...]
     provenance: Provenance

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from fedveil.federation import title_of
 from fedveil.privacy import Mechanism
 from fedveil.report import formatting
 from fedveil.report.drawing import SERIES
@@ -20,7 +21,6 @@ __all__ = [
     "confusion_table",
     "drop_table",
     "ledger_table",
-    "progress_table",
     "release_table",
     "site_table",
 ]
@@ -223,7 +223,7 @@ def release_table(record: RunRecord) -> Table | None:
 
 def _release_row(what: str, mechanism: Mechanism) -> tuple[str, ...]:
     return (
-        what,
+        title_of(what),
         mechanism.unit,
         formatting.count(mechanism.steps),
         "all, each time" if mechanism.sampling_rate == 1 else formatting.plain(mechanism.sampling_rate),
@@ -238,13 +238,3 @@ def drop_table(record: RunRecord) -> Table | None:
         (formatting.count(r.number), site, reason) for r in record.rounds for site, reason in r.dropped
     )
     return Table("Drop-outs", ("Round", "Hospital", "Reason"), rows, text=3) if rows else None
-
-
-def progress_table(record: RunRecord) -> Table | None:
-    """The noisy checks after which training might have stopped."""
-    rows = tuple(
-        (formatting.count(one.round), formatting.percent(one.accuracy), formatting.percent(one.std))
-        for one in record.progress
-    )
-    header = ("Rounds finished", "Training units right", "Standard deviation of the noise")
-    return Table("Checks of progress, released with noise", header, rows) if rows else None

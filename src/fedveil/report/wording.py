@@ -32,9 +32,9 @@ class Notice:
 
 
 _TRUST = {
-    "site": "trusting nobody outside the hospital",
-    "secure-aggregation": "under secure aggregation",
-    "server": "trusting the server",
+    "site": "trusting nobody outside the hospital (local DP)",
+    "secure-aggregation": "under secure aggregation (distributed DP)",
+    "server": "trusting the server (central DP)",
 }
 _UNIT = {
     "patient": "One patient, with all of that patient’s images together",

@@ -14,10 +14,6 @@ def conflicts(study: "Study") -> Iterator[str]:
     yield from _network(study)
     if study.training.method == "one-shot":
         yield from _one_shot(study)
-    if study.privacy.spending != 1:
-        yield from _spending(study)
-    if study.training.second_order:
-        yield from _second_order(study)
     yield from _own_models(study)
 
 
@@ -29,6 +25,11 @@ def _network(study: "Study") -> Iterator[str]:
         yield f'model.network "{network}" is trained on pixels: set model.features = "none"'
     if network == "linear" and training.clipping != "flat":
         yield "training.clipping is for networks"
+    if network == "linear" and training.views > 1:
+        yield (
+            "training.views is for networks: views of frozen features were removed, since they were measured to gain "
+            "nothing; leave it out"
+        )
     if network.startswith("efficientnet-lite0") and training.views > 1:
         yield "training.views must be 1 for efficientnet-lite0, whose frozen part runs only once"
 
@@ -43,32 +44,6 @@ def _one_shot(study: "Study") -> Iterator[str]:
         yield 'training.method "one-shot" counts patients or images: set privacy.unit to one of them'
     if privacy.personal_share > 0:
         yield 'training.method "one-shot" has no own steps: leave privacy.personal_share out'
-    if privacy.progress_share > 0 or privacy.spending != 1:
-        yield 'training.method "one-shot" has one round: leave privacy.progress_share and spending out'
-
-
-def _spending(study: "Study") -> Iterator[str]:
-    training = study.training
-    if training.sampling_rate < 1:
-        yield (
-            "privacy.spending must be 1 where training.sampling_rate is below 1: unlike sampled steps have no "
-            "tight price together"
-        )
-    if training.method != "gradient" or training.optimizer != "sgd":
-        yield (
-            'privacy.spending other than 1 needs training.method "gradient" and training.optimizer "sgd", whose '
-            "steps grow and shrink with the budget"
-        )
-
-
-def _second_order(study: "Study") -> Iterator[str]:
-    training = study.training
-    if study.model.network != "linear":
-        yield "training.second_order is for linear heads: leave it or model.network out"
-    if training.method == "averaging" or training.optimizer != "sgd":
-        yield 'training.second_order needs training.method "gradient" or "one-shot", and training.optimizer "sgd"'
-    if training.method == "gradient" and study.privacy.statistics_share == 0:
-        yield "training.second_order is released with the statistics: leave privacy.statistics_share above 0"
 
 
 def _own_models(study: "Study") -> Iterator[str]:

@@ -184,8 +184,8 @@ class Measurement:
         setting: the setting.
         units: training units over all sites.
         patients: training patients over all sites.
-        ratio: signal-to-noise ratio nu of training, see `fedveil.study.rules`; infinite without noise. The mean over
-            hospitals that are each alone.
+        ratio: signal-to-noise ratio nu of training, see `fedveil.learning.step_size`; infinite without noise. The mean
+            over hospitals that are each alone.
         epsilon_spent: what all releases cost together; infinite without privacy. The largest of hospitals alone.
         true_positive_rate: the most that any membership attack finds at 1 % false positives.
         advantage: the largest difference of its true and false positive rates.

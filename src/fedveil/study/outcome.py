@@ -4,7 +4,7 @@ import csv
 import io
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.federation import PERSONAL_CALIBRATION, Terms
+from fedveil.federation import Rounds, Terms
 from fedveil.learning import decide
-from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk
+from fedveil.privacy import Guarantee, LedgerState, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import write_atomic
 from fedveil.study.model_file import TrainedModel
@@ -30,10 +30,6 @@ NOT_TESTED = "This study has no test images and no learning curve. "
 NOISY_ONLY = (
     "What is known of the model's accuracy follows from noisy histograms of its scores on patients that the "
     "hospitals hold out (metrics.released)."
-)
-AT_HOME = (
-    "Each hospital's own threshold is set for its own scans as they are. Test images that come from elsewhere say "
-    "little about it: there the common threshold may do better, at home the own one."
 )
 NOT_JUDGED = "Nothing was judged: how good the model is has to be found out before it is used."
 PACKAGES = (
@@ -116,8 +112,7 @@ class Outcome:
 
     def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         terms, guarantee = self.terms, self._guarantee()
-        released = [release.mechanism for release in terms.releases]
-        risk = operational_risk(guarantee, released if terms.trust != "none" else ())
+        risk = operational_risk(guarantee, terms.mechanisms if terms.trust != "none" else ())
         study = self.prepared.study
         self.seconds["total"] = (datetime.now(UTC) - self.started).total_seconds()
         return {
@@ -136,7 +131,6 @@ class Outcome:
             "secure_aggregation": self._secure_aggregation(),
             "sites": [self._site(name) | {"personal": own.get(name)} for name in terms.sites],
             "rounds": self.trained.rounds,
-            "progress": [asdict(check) for check in self.trained.checks] or None,
             "metrics": metrics,
             "baselines": dict(self.baselines) or None,
             "data": self._data(),
@@ -145,18 +139,11 @@ class Outcome:
         }
 
     def _guarantee(self) -> Guarantee:
-        """What the charges earn: the largest total over the sites, by the accountant.
-
-        Where training stopped early it is that of the whole plan: no smaller one was promised before it was known,
-        from releases, when to stop.
-        """
+        """What the charges earn: the largest total over the sites, by the accountant."""
         target = self.terms.target
         if self.terms.trust == "none":
             return target
         spent = max(state.spent(self.terms.title) for state in self.ledgers.values())
-        if self.trained.stopped:
-            planned = [release.mechanism for release in self.terms.releases]
-            spent = max(spent, epsilon(planned, target.delta, adaptive=True))
         return Guarantee(spent, target.delta, target.unit, target.trust)
 
     def _secure_aggregation(self) -> dict[str, Any] | None:
@@ -212,24 +199,16 @@ class Outcome:
 
     def _notes(self) -> list[str]:
         notes = []
-        planned = sum(phase.rounds for phase in self.terms.phases)
-        if self.trained.stopped:
-            notes.append(
-                f"Training stopped after {self.trained.rounds} of {planned} rounds, since the last check found no "
-                "progress. The guarantee is that of the whole plan; what was not charged stays in the hospitals' "
-                "budgets."
-            )
-        elif self.trained.rounds != planned:
+        planned = sum(one.rounds for one in self.terms.releases if isinstance(one.query, Rounds))
+        if self.trained.rounds != planned:
             notes.append(
                 f"Training ended after {self.trained.rounds} of {planned} rounds: rounds that were interrupted were "
                 "charged too, and the budget paid for no more."
             )
         if not len(self.task.dataset.test):
             notes.append(NOT_TESTED + (NOT_JUDGED if self.trained.histogram is None else NOISY_ONLY))
-        if any(one.name == PERSONAL_CALIBRATION for one in self.terms.releases) and len(
-            self.task.dataset.test
-        ):
-            notes.append(AT_HOME)
+        if len(self.task.dataset.test):
+            notes += [one.query.caution for one in self.terms.releases if one.query.caution]
         if self.handed_over.missing:
             notes.append(
                 f"{', '.join(self.handed_over.missing)} did not receive the finished model when the study ended: "

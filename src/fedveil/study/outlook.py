@@ -26,7 +26,7 @@ class Outlook:
     """What is predicted before anything runs.
 
     Attributes:
-        ratio: nu, the signal-to-noise ratio of training (`fedveil.study.rules`).
+        ratio: nu, the signal-to-noise ratio of training (`fedveil.learning.step_size`).
         patients: training patients over all sites.
         laws: by known task, how accuracy depends on both, by the study's method.
         other_features: whether the study's features are others than those that the laws were measured on.

@@ -6,7 +6,7 @@ Each is private by itself, with all of its noise at the hospital, and is charged
 from dataclasses import replace
 
 from fedveil.errors import BudgetExceeded
-from fedveil.federation import KEPT, PERSONAL, PERSONAL_CALIBRATION, Site, Terms
+from fedveil.federation import ModelState, OneSum, Site, Terms
 from fedveil.study.model_file import TrainedModel
 
 __all__ = ["has_own", "own_model"]
@@ -14,31 +14,29 @@ __all__ = ["has_own", "own_model"]
 
 def has_own(terms: Terms) -> bool:
     """Whether a study lets hospitals make something for themselves."""
-    return any(release.name in KEPT for release in terms.releases)
+    return any(release.query.at_site for release in terms.releases)
 
 
 def own_model(site: Site, terms: Terms, common: TrainedModel) -> TrainedModel:
-    """The hospital's own model: further steps from the common one, then its own threshold, as the study has them.
+    """The hospital's own model: what comes of the common one, by each release of the study that stays at the site.
 
     What was charged before, by a process that stopped before it kept the outcome, is left out.
 
     Raises:
         BudgetExceeded: nothing could be paid for, or all of it was charged before.
     """
-    made, refused = common, []
-    for release in (one for one in terms.releases if one.name in KEPT):
+    begin = ModelState(model=common.model, parameters=common.parameters, frequencies=common.frequencies)
+    state, refused = begin, []
+    for query in (one.query for one in terms.releases if one.query.at_site):
+        if not isinstance(query, OneSum):
+            continue
         try:
-            if release.name == PERSONAL:
-                made = replace(made, parameters=site.personalise(terms.digest, made.parameters))
-            elif release.name == PERSONAL_CALIBRATION:
-                unshifted = made.model.unshifted(made.parameters)
-                released = site.recalibrate(terms.digest, unshifted)
-                parameters, frequencies = made.model.recalibrated(
-                    made.parameters, made.frequencies, released, terms.noise_std(release) ** 2
-                )
-                made = replace(made, parameters=parameters, frequencies=frequencies)
+            released = site.make_own(terms.digest, query.name, query.sent(state))
         except BudgetExceeded as error:
             refused.append(error)
-    if made is common:
+            continue
+        state = query.decode(released, state)
+    if state is begin and refused:
         raise refused[0]
-    return made
+    frequencies = common.frequencies if state.frequencies is None else state.frequencies
+    return replace(common, parameters=state.parameters, frequencies=frequencies)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedveil.federation import Release, Terms
-from fedveil.privacy import Guarantee, Risk, epsilon, operational_risk
-from fedveil.study import phases
+from fedveil.privacy import Guarantee, Risk, operational_risk
 from fedveil.study.outlook import Outlook, make_outlook
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.settings import Study
@@ -65,7 +64,6 @@ class Plan:
             "notes": [
                 *self.prepared.notes,
                 *(self.outlook.notes if self.outlook else []),
-                *phases.notes(self.terms, sum(self.prepared.units.values())),
             ],
         }
 
@@ -75,9 +73,11 @@ class Plan:
             return ["without privacy no noise is added, and nothing is spent"]
         terms, n = self.terms, len(self.terms.sites)
         lines = [self._explain(release) for release in terms.releases]
-        mechanisms = [release.mechanism for release in terms.releases]
+        mechanisms = terms.mechanisms
         if any(one.sampling_rate < 1 for one in mechanisms):
-            whole = "a composition of sampled steps, priced by its privacy loss distribution,"
+            alike = len({(one.noise_multiplier, one.sampling_rate) for one in mechanisms}) == 1
+            how = "privacy loss distribution" if alike else "Renyi divergences, as steps are unlike"
+            whole = f"a composition of sampled steps, priced by its {how},"
         else:
             mu = math.sqrt(sum(one.steps / one.noise_multiplier**2 for one in mechanisms))
             rounded = any(one.epsilon_slack > 0 for one in mechanisms)
@@ -108,7 +108,7 @@ class Plan:
         else:
             cost = f"mu = sqrt({steps}) / {z:.4g} = {math.sqrt(one.steps) / z:.4f}"
         return (
-            f"{release.name}: noise multiplier {z:.4g}; {cost}; clip norm "
+            f"{release.query.title}: noise multiplier {z:.4g}; {cost}; clip norm "
             f"{one.clip_norm:g} makes noise of {one.noise_std:.4g}, a hospital adds {self.terms.noise_std(release):.4g}"
         )
 
@@ -117,16 +117,14 @@ def make_plan(study: Study) -> Plan:
     """Read the data, calibrate the noise and price the whole study; nothing is trained, nothing is charged."""
     prepared = prepare(study)
     terms = make_terms(study, sites=tuple(prepared.sites), model=model_of(study, prepared.dataset))
-    target = terms.target
-    if target.trust == "none":
+    guarantee = terms.planned
+    if guarantee is None:
         return Plan(prepared=prepared, terms=terms, guarantee=None, epsilon_alone=float("inf"), risk=None)
-    mechanisms = [release.mechanism for release in terms.releases]
-    guarantee = Guarantee(epsilon(mechanisms, target.delta), target.delta, target.unit, target.trust)
     return Plan(
         prepared=prepared,
         terms=terms,
         guarantee=guarantee,
         epsilon_alone=terms.epsilon_alone(),
-        risk=operational_risk(guarantee, mechanisms),
+        risk=operational_risk(guarantee, terms.mechanisms),
         outlook=make_outlook(prepared, terms),
     )

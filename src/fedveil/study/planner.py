@@ -24,7 +24,7 @@ NEAR = 0.01
 NOTICEABLE = 0.003
 """A smaller gain of accuracy is not worth a change."""
 SMALLEST_EPSILON = 1e-3
-LARGEST_RATIO = 1e9
+LARGEST_RATIO, SMALLEST_RATIO = 1e9, 1e-9
 ROUNDING = 1e-9
 
 
@@ -64,8 +64,7 @@ def recommend(wishes: Wishes, laws: Laws) -> Recommendation:
         candidates=candidates,
         chosen=chosen,
         no=_no(wishes, laws, chosen, bare[wishes.ranked]),
-        mechanism=wishes.mechanism(chosen.way, chosen.epsilon),
-        site_noise=wishes.site_noise(chosen.way, chosen.epsilon),
+        terms=wishes.terms(chosen.way, chosen.epsilon),
         samplings=wishes.samplings(chosen.way, chosen.epsilon),
         bare=bare,
         changes=changes,
@@ -92,7 +91,7 @@ def _candidate(wishes: Wishes, law: Mapping[Metric, Reference], way: Way) -> Can
         return _at(wishes, law, way, limit)
 
     def above(log: float) -> float:
-        return math.log(wishes.ratio(way, math.exp(log)) / needed)
+        return math.log(max(wishes.ratio(way, math.exp(log)), SMALLEST_RATIO) / needed)
 
     low = limit
     while low > SMALLEST_EPSILON and wishes.ratio(way, low) >= needed:

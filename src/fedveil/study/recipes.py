@@ -72,8 +72,7 @@ def variant(study: Study, recipe: Recipe, unit: Unit) -> Study:
     if recipe.network != study.model.network:
         own["training"] = {key: value for key, value in own["training"].items() if key == "units"}
         own["model"] = {}
-        for key in ("clip_norm", "spending"):
-            own["privacy"].pop(key, None)
+        own["privacy"].pop("clip_norm", None)
     if recipe != Recipe(network=study.model.network, method=study.training.method):
         own["privacy"].pop("calibration_share", None)
     own["model"]["network"] = recipe.network

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from fedveil.federation import Terms
 from fedveil.privacy import Mechanism
 from fedveil.study.recipes import Metric
 from fedveil.study.reference import Reference
@@ -56,8 +57,7 @@ class Recommendation:
         candidates: every way that would be accepted.
         chosen: the recommended one, or the best of those that fall short.
         no: why the answer is no; empty if it is yes.
-        mechanism: the noise of the sums that the model is made from.
-        site_noise: standard deviation of the noise that one hospital adds to such a sum, or to a step of its own.
+        terms: what the hospitals of that run would be asked to admit.
         samplings: the sampling rates that were compared; empty where the law fixes it.
         bare: the accuracy expected without privacy, by the best accepted recipe.
         changes: what would help, cheapest first.
@@ -69,12 +69,21 @@ class Recommendation:
     candidates: tuple[Candidate, ...]
     chosen: Candidate
     no: str
-    mechanism: Mechanism
-    site_noise: float
+    terms: Terms
     samplings: tuple[Sampling, ...]
     bare: dict[Metric, float]
     changes: tuple[Change, ...]
     advice: Change | None
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """The sums that the model is made from: steps of training, or one of statistics."""
+        return self.terms.main.mechanism
+
+    @property
+    def site_noise(self) -> float:
+        """Standard deviation of the noise that one hospital adds to such a sum, or to a step of its own."""
+        return self.terms.noise_std(self.terms.main)
 
     @property
     def reference(self) -> Reference:
@@ -84,8 +93,7 @@ class Recommendation:
     @property
     def rounds(self) -> int:
         """Rounds of training; 1 where statistics make the model."""
-        training = self.wishes.study_of(self.chosen.way, self.chosen.epsilon).training
-        return 1 if training.method == "one-shot" else training.rounds
+        return self.terms.main.rounds
 
     @property
     def note(self) -> str:
@@ -123,10 +131,10 @@ class Recommendation:
     def _explain_noise(self) -> list[str]:
         """From epsilon to the noise of one step."""
         wishes, one, way, mechanism = self.wishes, self.chosen, self.chosen.way, self.mechanism
-        mu, left = wishes.mu(way, one.epsilon), 1 - sum(wishes.shares(way))
-        steps = f"{mechanism.steps} {'step' if way.local_noise else 'round'}{'s' * (mechanism.steps > 1)}"
+        mu, left = wishes.mu(way, one.epsilon), wishes.left(way, one.epsilon)
+        steps = f"{mechanism.steps} {'step' if self.terms.main.noise_inside else 'round'}{'s' * (mechanism.steps > 1)}"
         sampled = f" of {mechanism.sampling_rate:g} of the units" if mechanism.sampling_rate < 1 else ""
-        extra = wishes.steps_beside(way)
+        extra = wishes.steps_beside(way, one.epsilon)
         single = f" and {extra} like them for what is released beside training" if extra else ""
         return [
             f"epsilon {one.epsilon:.3g} at delta {wishes.study.privacy.delta:g} is a Gaussian mechanism with "
@@ -138,11 +146,16 @@ class Recommendation:
     def _explain_ratio(self) -> list[str]:
         """From noise to nu."""
         wishes, one, way, mechanism = self.wishes, self.chosen, self.chosen.way, self.mechanism
-        n, units, factor = len(wishes.cohorts), wishes.count(way.unit), wishes.factor(way)
-        factors = {"site": f"sqrt({n})", "secure-aggregation": f"sqrt({n} / {wishes.honest})", "server": "1"}
+        n, units = len(wishes.cohorts), wishes.count(way.unit)
+        factor = self.terms.noise_of(self.terms.main).factor(n)
+        factors = {
+            "site": f"sqrt({n})",
+            "secure-aggregation": f"sqrt({n} / {self.terms.honest})",
+            "server": "1",
+        }
         enlarged = (
             f"each of {n} hospitals adds all noise to steps of its own, whatever the trust: f = sqrt({n})"
-            if way.local_noise
+            if self.terms.main.noise_inside
             else f"trust {way.trust} enlarges noise by f = {factors[way.trust]}"
         )
         mu = math.sqrt(mechanism.steps) / mechanism.noise_multiplier

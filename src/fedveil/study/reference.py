@@ -1,10 +1,10 @@
 """How accuracy depends on privacy for one task and recipe, as a law with a few numbers that a sweep fixes.
 
-Under a rule that steps as far as the noise allows (`fedveil.study.rules`), accuracy depends on privacy through one
-number, ``nu = N mu / f``: N units, mu what the budget leaves for the model in Gaussian-DP's measure, f the factor by
-which trust enlarges the noise in a sum (1 for a trusted server, sqrt(n) where each of n hospitals adds all of it,
-sqrt(n / h) where any h of them together do). In T noisy sums with noise multiplier z, each over a share q of the units,
-units that all contribute alike have the ratio
+Under a rule that steps as far as the noise allows (`fedveil.learning.step_size`), accuracy depends on privacy through
+one number, ``nu = N mu / f``: N units, mu what the budget leaves for the model in Gaussian-DP's measure, f the factor
+by which trust enlarges the noise in a sum (1 for a trusted server, sqrt(n) where each of n hospitals adds all of it,
+sqrt(n / h) where any h of them together do). In T noisy sums with noise multiplier z, each over a share q of the
+units, units that all contribute alike have the ratio
 
     nu = q N sqrt(T) / (z f),
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedveil.errors import StudyError
 from fedveil.study.conflicts import conflicts
 from fedveil.study.defaults import with_defaults
+from fedveil.study.removed import without_removed
 from fedveil.study.toml import to_toml
 
 __all__ = [
@@ -142,10 +143,6 @@ class TrainingSettings(_Table):
         description="server step size; default by rule from the noise and the number of units",
     )
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="the server's update rule")
-    second_order: bool = Field(
-        default=False,
-        description="also release second moments of features, and undo what they show: for large epsilons or cohorts",
-    )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="of the server's gradient descent")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 regularisation of the trained parameters")
     average_from: float = Field(
@@ -174,7 +171,7 @@ class TrainingSettings(_Table):
         default=1,
         ge=1,
         le=64,
-        description="shifted or cropped views of an image that are averaged before clipping",
+        description="shifted views of an image that a network's gradient averages over before clipping",
     )
     flip: bool = Field(default=True, description="views are also mirrored left to right")
     local_steps: int = Field(
@@ -227,18 +224,6 @@ class PrivacySettings(_Table):
         ge=0,
         lt=1,
         description="part of the budget for a threshold and class frequencies of each hospital's own",
-    )
-    progress_share: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="part of the budget for checks of progress, after which training may stop early",
-    )
-    spending: float = Field(
-        default=1.0,
-        ge=0.01,
-        le=100,
-        description="budget of the last rounds of training over that of the first; 1 spends alike on all",
     )
 
     @model_validator(mode="after")
@@ -319,7 +304,7 @@ class Study(_Table):
                 f"{where} cannot be read: {error}", "it must be TOML", "see `fedveil init --help`"
             ) from None
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(without_removed(values, where))
         except ValidationError as error:
             raise _explain(error, where) from None
 

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from fedveil.data import Dataset, hospitals
 from fedveil.errors import StudyError
-from fedveil.privacy import Ledger, epsilon, operational_risk
+from fedveil.privacy import Ledger, operational_risk
 from fedveil.study.arrangement import arranged
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import json_line, write_atomic
@@ -279,8 +279,8 @@ def _train(
     )
     point = TestSet(task).point(trained.parameters, trained.priors) or {}
     private = terms.trust != "none"
-    released = [release.mechanism for release in terms.releases] if private else []
-    spent = epsilon(released, terms.target.delta) if private else math.inf
+    released = terms.mechanisms if private else ()
+    spent = terms.price(released)
     risk = operational_risk(replace(terms.target, epsilon=spent), released)
     units = sum(data.units.values())
     return Measurement(

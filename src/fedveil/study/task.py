@@ -5,7 +5,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,6 @@ from fedveil.learning import (
     NetworkModel,
     Views,
 )
-from fedveil.learning.crops import crop, crop_version
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
 from fedveil.learning.features import FeatureExtractor, feature_extractor
@@ -104,14 +102,12 @@ class LinearTask(Task):
         head: what is trained on them.
         features: (n, d) raw features, one row an image.
         degraded: the same of the images' degraded views, for the calibration release; None where there is none.
-        crops: the same of further views, which a unit's gradient averages over.
     """
 
     extractor: FeatureExtractor
     head: CentredHead
     features: npt.NDArray[np.float32]
     degraded: npt.NDArray[np.float32] | None = None
-    crops: tuple[npt.NDArray[np.float32], ...] = ()
 
     @property
     def model(self) -> Model:
@@ -119,18 +115,15 @@ class LinearTask(Task):
         return self.head
 
     def learner(self, rows: Indices) -> Learner:
-        """One site's learner over the features of these images, and of their crops as more images of the same unit."""
-        cohort, unit = self.dataset.cohort("site", rows), self.study.privacy.unit
-        of_image = unit == "image" and bool(self.crops)
-        owners = np.arange(len(rows)) if of_image else cohort.patients
-        views = 1 + len(self.crops)
+        """One site's learner over the features of these images."""
+        cohort = self.dataset.cohort("site", rows)
         return CentredLearner(
             self.head,
-            np.concatenate([one[rows] for one in (self.features, *self.crops)]),
-            np.tile(cohort.labels, views),
-            np.tile(owners, views),
-            unit="patient" if of_image else unit,
-            degraded=None if self.degraded is None else np.tile(self.degraded[rows], (views, 1)),
+            self.features[rows],
+            cohort.labels,
+            cohort.patients,
+            unit=self.study.privacy.unit,
+            degraded=None if self.degraded is None else self.degraded[rows],
         )
 
     def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
@@ -248,12 +241,7 @@ def model_of(study: Study, dataset: Dataset) -> Model:
 
 def _head(study: Study, dataset: Dataset) -> CentredHead:
     centred = study.training.method != "one-shot"
-    return CentredHead(
-        _extractor(study, dataset).blocks,
-        len(dataset.classes),
-        centred=centred,
-        second_order=study.training.second_order,
-    )
+    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
 
 
 def _network(study: Study, dataset: Dataset) -> NetworkModel:
@@ -292,17 +280,13 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
 
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    extractor, training = _extractor(study, dataset), study.training
+    extractor = _extractor(study, dataset)
     calibrated = study.privacy.calibration_share > 0
-    progress.stage("features", len(dataset) * (training.views + calibrated))
+    progress.stage("features", len(dataset) * (1 + calibrated))
 
     def features(view: str, change: Change) -> npt.NDArray[np.float32]:
         key = f"{extractor.key} {view}".strip()
         return _once(key, dataset, lambda images, digests: extractor(change(images, digests)), progress)
-
-    def cropped(number: int) -> npt.NDArray[np.float32]:
-        change = partial(crop, number=number, flip=training.flip)
-        return features(crop_version(number, training.flip), change)
 
     return LinearTask(
         study=study,
@@ -311,7 +295,6 @@ def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
         head=_head(study, dataset),
         features=features("", lambda images, _: images),
         degraded=features(DEGRADED, degraded) if calibrated else None,
-        crops=tuple(cropped(number) for number in range(1, training.views)),
     )
 
 

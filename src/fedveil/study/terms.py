@@ -3,333 +3,117 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
-from fedveil.errors import InvalidValue, StudyError
-from fedveil.federation import (
-    CALIBRATION,
-    EVALUATION,
-    PERSONAL,
-    PERSONAL_CALIBRATION,
-    PROGRESS,
-    STATISTICS,
-    TRAINING,
-    LocalSteps,
-    Release,
-    Terms,
-    default_min_honest,
-)
-from fedveil.learning import Model, ScoreHistogram
-from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, calibrate, calibrate_integer, epsilon
-from fedveil.study.phases import checks, make_phases
-from fedveil.study.rules import head_length, learning_rate
+from fedveil.errors import InvalidValue
+from fedveil.federation import LocalNoise, Noise, Query, Release, Terms, default_min_honest
+from fedveil.federation.noise import Calibrated, Sums, noise_by
+from fedveil.federation.queries import Asked, asked_by
+from fedveil.learning import Model
+from fedveil.privacy import Guarantee, Mechanism, calibrate
 from fedveil.study.settings import Study
 
 __all__ = ["make_terms", "target_of"]
-
-PERSONAL_STEPS = 30
-"""Steps from the common model to a hospital's own; their number changes neither price nor reach."""
-UNBOUNDED = 1e9
-"""Where a difference is not masked, its size needs no bound."""
 
 
 def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
     """Calibrate the study's releases to its target and fix everything that touches privacy.
 
-    Sums that are made once (statistics, calibration, evaluation), if asked for, get fractions s of the budget: in the
-    Gaussian mechanism's own measure, where a target allows mu in total and one release with noise multiplier z costs
-    1/z, theirs is ``z = 1/(mu sqrt(s))``. Training is then calibrated to the target given what they spend. For a
-    network whose units are sampled each of them is one more step of its mechanism instead: a composition of unlike
-    sampled mechanisms, chosen adaptively, has no tight price. With the method "one-shot" there is no training, and
-    statistics get all that is left. Where training spends unevenly over its rounds, each of its phases is a release
-    of its own, see `fedveil.study.phases`.
+    Queries that state a share s of the budget get it in the Gaussian mechanism's own measure: where a target allows mu
+    in total and one release with noise multiplier z costs 1/z, theirs is ``z = 1/(mu sqrt(s))``. The one query that
+    states none is then calibrated to the target given what the others spend. For a network whose units are sampled each
+    of the others is one more step of its mechanism instead: a composition of unlike sampled mechanisms, chosen
+    adaptively, has no tight price.
 
     Args:
         study: the resolved study.
         sites: names of the sites, in order.
         model: the model; its sizes are public.
     """
-    target = target_of(study)
-    min_honest = study.federation.min_honest or default_min_honest(len(sites))
-    calibrator = _Calibrator(study=study, target=target, sites=len(sites), min_honest=min_honest)
     return Terms(
         name=study.study.name,
         settings=study.model_dump(mode="json"),
         sites=tuple(sites),
-        target=target,
-        releases=tuple(_releases(study, calibrator, model)),
+        target=target_of(study),
+        releases=_Calibrator.of(study, len(sites), model).releases(),
         min_sites=_min_sites(study, len(sites)),
         min_honest=study.federation.min_honest,
     )
 
 
-def _releases(study: Study, calibrator: "_Calibrator", model: Model) -> list[Release]:
-    """All releases, in the order in which they are made."""
-    single = _singles(study, model)
-    if study.model.network != "linear" and study.training.sampling_rate < 1:
-        training = calibrator.training((), model, more=sum(one.times for one in single))
-        step = training.mechanism
-        once = Mechanism(step.noise_multiplier, 1.0, 1, step.sampling_rate, step.unit)
-        made = [calibrator.single(one, once.with_steps(one.times)) for one in single]
-    elif study.training.method == "one-shot":
-        made = [calibrator.share(one) for one in single if one.name != STATISTICS]
-        made += calibrator.kept(model)
-        return [calibrator.rest([one.mechanism for one in made], model), *made]
-    else:
-        made = [*(calibrator.share(one) for one in single), *calibrator.kept(model)]
-        training = calibrator.training([one.mechanism for one in made], model)
-    first = [one for one in made if one.name == STATISTICS]
-    spread = [training] if study.privacy.spending == 1 else calibrator.spread(training, made)
-    return [*first, *spread, *(one for one in made if one not in first)]
-
-
-class _Single(NamedTuple):
-    """A sum beside training: its share of the budget, lengths of what is released and sent, how often it is made."""
-
-    name: str
-    share: float
-    dimension: int
-    parameters: int
-    times: int = 1
-
-
-def _singles(study: Study, model: Model) -> list[_Single]:
-    """The sums beside training that the study asks for, in order."""
-    privacy = study.privacy
-    histogram, judged = ScoreHistogram.size(model.classes), model.classes + model.parameters
-    found = [
-        _Single(STATISTICS, privacy.statistics_share, model.statistics_size, 0),
-        _Single(PROGRESS, privacy.progress_share, 1, judged, checks(study)),
-        _Single(CALIBRATION, privacy.calibration_share, model.calibration_size, model.parameters),
-        _Single(EVALUATION, privacy.evaluation_share, histogram, judged),
-    ]
-    return [one for one in found if one.share > 0 and one.times > 0]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Calibrator:
-    """Makes releases whose noise runs as whole numbers under secure aggregation, and as a Gaussian elsewhere."""
+    """Makes releases of the queries that a study asks."""
 
     study: Study
     target: Guarantee
-    sites: int
-    min_honest: int
+    noise: Noise
+    asked: Asked
 
-    def share(self, one: _Single) -> Release:
-        """One sum that takes its share of the budget."""
-        multiplier = self._whole / math.sqrt(one.share / one.times)
-        return self.single(one, Mechanism(multiplier, 1.0, one.times, unit=self.target.unit))
+    @classmethod
+    def of(cls, study: Study, sites: int, model: Model) -> "_Calibrator":
+        target = target_of(study)
+        honest = study.federation.min_honest or default_min_honest(sites)
+        single = calibrate(target, steps=1).noise_multiplier  # 0 without privacy
+        settings = study.model_dump(mode="json")
+        asked = Asked(settings=settings, model=model, sites=sites, single=single)
+        return cls(study=study, target=target, noise=noise_by(target.trust, sites, honest), asked=asked)
 
-    @property
-    def _whole(self) -> float:
-        """The noise multiplier of a single sum that takes all of the budget."""
-        return calibrate(self.target, steps=1).noise_multiplier if self.target.trust != "none" else 0.0
-
-    def kept(self, model: Model) -> list[Release]:
-        """What every hospital makes for itself, as far as the study pays for it."""
-        privacy, found = self.study.privacy, []
-        if privacy.personal_share > 0:
-            found.append(self.personal(model))
-        if privacy.personal_calibration_share > 0:
-            multiplier = self._whole / math.sqrt(privacy.personal_calibration_share)
-            found.append(
-                Release(
-                    name=PERSONAL_CALIBRATION,
-                    mechanism=Mechanism(multiplier, 1.0, 1, unit=self.target.unit),
-                    dimension=model.calibration_size,
-                    parameters=model.parameters,
-                )
-            )
-        return found
-
-    def rest(self, spent: Sequence[Mechanism], model: Model) -> Release:
-        """The class statistics of a study without training, with the least noise that meets the target."""
-        one = _Single(STATISTICS, 1.0, model.statistics_size, 0)
-        match self.target.trust:
-            case "none":
-                return self.single(one, Mechanism(0.0, 1.0, 1, unit=self.target.unit))
-            case "secure-aggregation":
-                integer = calibrate_integer(
-                    self.target,
-                    steps=1,
-                    dimension=one.dimension,
-                    sites=self.sites,
-                    shares=self.min_honest,
-                    units=self.study.federation.max_units,
-                    spent=spent,
-                )
-                return Release(
-                    name=STATISTICS,
-                    mechanism=integer.mechanism,
-                    dimension=one.dimension,
-                    parameters=0,
-                    integer=integer,
-                )
-            case _:
-                return self.single(one, calibrate(self.target, steps=1, spent=spent))
-
-    def spread(self, training: Release, others: Sequence[Release]) -> list[Release]:
-        """The phases of a training that spends unevenly, with noise that meets the target beside the other releases.
-
-        Rounding, of floating point and of whole numbers, may take them past it by less than a millionth: then all get
-        a millionth more noise.
-        """
-        whole, enough = training.mechanism, 1.0
-        while True:
-            made = [
-                self.single(
-                    _Single(phase.release, 0.0, training.dimension, training.parameters),
-                    Mechanism(
-                        whole.noise_multiplier * enough / math.sqrt(phase.weight),
-                        whole.clip_norm,
-                        phase.rounds,
-                        unit=whole.unit,
-                    ),
-                )
-                for phase in make_phases(self.study)
-            ]
-            mechanisms = [one.mechanism for one in (*made, *others)]
-            private = self.target.trust != "none"
-            if not private or epsilon(mechanisms, self.target.delta, adaptive=True) <= self.target.epsilon:
-                return made
-            enough *= 1 + 1e-6
-
-    def single(self, one: _Single, mechanism: Mechanism) -> Release:
-        """One sum by this mechanism."""
-        integer = None
-        if self.target.trust == "secure-aggregation":
-            integer = IntegerMechanism.fit(
-                mechanism,
-                dimension=one.dimension,
-                sites=self.sites,
-                shares=self.min_honest,
-                units=self.study.federation.max_units,
-            )
-            mechanism = integer.mechanism
-        return Release(
-            name=one.name,
-            mechanism=mechanism,
-            dimension=one.dimension,
-            parameters=one.parameters,
-            integer=integer,
-        )
-
-    def personal(self, model: Model) -> Release:
-        """A hospital's own steps from the finished model, which take their share of the budget.
-
-        How far they go follows from the hospital's signal-to-noise ratio as in `fedveil.study.rules`. With the pull p
-        and T steps of size eta the proximal weight is ``p / (eta T)``: after T steps without a gradient a hospital's
-        difference to the common model has shrunk to about ``exp(-p)`` of itself.
-        """
-        settings, clip_norm = self.study.training, self.study.privacy.clip_norm
-        if settings.units is None:
-            raise StudyError(
-                "privacy.personal_share is set and training.units is not",
-                "a hospital's own steps are divided by a public number, never by its own count",
-                "state roughly how many units take part, over all sites, in training.units",
-            )
-        units = settings.units / self.sites
-        single = self._whole / math.sqrt(self.study.privacy.personal_share)
-        ratio = units / single if single > 0 else math.inf
-        rate = learning_rate(ratio, PERSONAL_STEPS, clip_norm) / head_length(self.study)
-        return Release(
-            name=PERSONAL,
-            mechanism=Mechanism(
-                single * math.sqrt(PERSONAL_STEPS), clip_norm, PERSONAL_STEPS, unit=self.target.unit
-            ),
-            dimension=model.trained,
-            parameters=model.parameters,
-            local=LocalSteps(
-                steps=PERSONAL_STEPS,
-                learning_rate=rate,
-                units=units,
-                proximal=settings.personal_pull / (rate * PERSONAL_STEPS),
-                reach=UNBOUNDED,
-            ),
-        )
-
-    def training(self, spent: Sequence[Mechanism], model: Model, *, more: int = 0) -> Release:
-        """The rounds of training, with the least noise that meets the target beside what is spent and more steps."""
-        settings, clip_norm, dimension = self.study.training, self.study.privacy.clip_norm, model.trained
-        local = self.local_steps() if settings.method == "averaging" else None
-        local_noise = local is not None and self.target.unit != "site"
-        steps = settings.rounds * (settings.local_steps if local_noise else 1)
-        rate = settings.sampling_rate
-        integer = None
-        match self.target.trust:
-            case "none":
-                mechanism = Mechanism(0.0, clip_norm, steps, rate, self.target.unit)
-            case "secure-aggregation" if local is None or not local_noise:
-                integer = calibrate_integer(
-                    self.target,
-                    steps=steps + more,
-                    sampling_rate=rate,
-                    dimension=dimension,
-                    sites=self.sites,
-                    shares=self.min_honest,
-                    units=self.study.federation.max_units,
-                    clip_norm=clip_norm,
-                    spent=spent,
-                )
-                mechanism = integer.mechanism
-            case _:
-                mechanism = calibrate(
-                    self._less_slack(),
-                    steps=steps + more,
-                    sampling_rate=rate,
-                    clip_norm=clip_norm,
-                    spent=spent,
-                )
-        if self.target.trust == "secure-aggregation" and local is not None and local_noise:
-            integer = self.carrier(local, dimension)
-        return Release(
-            name=TRAINING,
-            mechanism=mechanism.with_steps(steps),
-            dimension=dimension,
-            parameters=model.parameters,
-            integer=integer,
-            local=local,
-        )
-
-    def _less_slack(self) -> Guarantee:
-        """The target, less what rounding may cost a masked sum that accompanies local steps."""
-        if self.target.trust != "secure-aggregation":
-            return self.target
-        least = 1 - 1e-6
-        return replace(self.target, epsilon=self.target.epsilon * least, delta=self.target.delta * least)
-
-    def local_steps(self) -> LocalSteps:
-        """What sites do in a round of federated averaging."""
-        settings = self.study.training
-        if self.target.unit == "site":
-            units = 1.0
-        elif settings.units is not None:
-            units = settings.units * settings.sampling_rate / self.sites
+    def releases(self) -> tuple[Release, ...]:
+        """All of them, in the order in which they are made."""
+        queries = asked_by(self.asked)
+        (rest,) = (query for query in queries if query.share(self.asked) is None)
+        others = [query for query in queries if query is not rest]
+        if self.study.model.network != "linear" and self.study.training.sampling_rate < 1:
+            main = self._rest(rest, more=sum(query.steps(self.asked) for query in others))
+            made = [self._like(query, main.mechanism) for query in others]
         else:
-            raise StudyError(
-                'training.method is "averaging" and training.units is not set',
-                "a site's local steps are divided by a public number, never by its own count",
-                "state roughly how many units take part, over all sites, in training.units",
-            )
-        return LocalSteps(
-            steps=settings.local_steps,
-            learning_rate=settings.local_learning_rate,
-            units=units,
-            proximal=settings.proximal,
+            made = [self._shared(query) for query in others]
+            main = self._rest(rest, spent=[one.mechanism for one in made])
+        by = {release.name: release for release in (main, *made)}
+        return tuple(by[query.name] for query in queries)
+
+    def _shared(self, query: Query) -> Release:
+        """A query that takes its share of the budget."""
+        share, steps = query.share(self.asked) or 0.0, query.steps(self.asked)
+        multiplier = self.asked.noise_multiplier(share, steps)
+        mechanism = Mechanism(multiplier, query.clip_norm(self.asked), steps, unit=self.target.unit)
+        return self._fitted(query, mechanism)
+
+    def _like(self, query: Query, step: Mechanism) -> Release:
+        """A query whose sums are more steps of another's mechanism."""
+        clip_norm, steps = query.clip_norm(self.asked), query.steps(self.asked)
+        return self._fitted(query, replace(step, clip_norm=clip_norm, steps=steps))
+
+    def _fitted(self, query: Query, mechanism: Mechanism) -> Release:
+        private = self.target.trust != "none"
+        noise = LocalNoise() if query.at_site or not private else self.noise
+        plain = replace(mechanism, epsilon_slack=0.0, delta_slack=0.0)
+        return self._release(query, noise.fit(plain, self._sums(query, mechanism.steps)))
+
+    def _rest(self, query: Query, *, spent: Sequence[Mechanism] = (), more: int = 0) -> Release:
+        """A query that takes what others leave of the budget, with the least noise beside them and more steps."""
+        steps = query.steps(self.asked)
+        found = self.noise.calibrate(self.target, self._sums(query, steps + more), spent)
+        return self._release(query, Calibrated(found.mechanism.with_steps(steps), found.integer))
+
+    def _sums(self, query: Query, steps: int) -> Sums:
+        return Sums(
+            steps=steps,
+            dimension=query.length(self.asked.model),
+            units=self.study.federation.max_units,
+            clip_norm=query.clip_norm(self.asked),
+            sampling_rate=self.study.training.sampling_rate,
+            reach=query.carried(self.target.unit),
         )
 
-    def carrier(self, local: LocalSteps, dimension: int) -> IntegerMechanism:
-        """How differences that are private already are masked: whole numbers on a grid that is fine beside them.
-
-        A masked sum has to have some noise; this much is a hundred thousandth of the largest difference, and no part
-        of the price. What it carries is post-processing of private steps, cut off at a public bound.
-        """
-        return IntegerMechanism.fit(
-            Mechanism(1e-5, local.reach, 1, unit=self.target.unit),
-            dimension=dimension,
-            sites=self.sites,
-            shares=self.min_honest,
-            units=1,
+    def _release(self, query: Query, made: Calibrated) -> Release:
+        model = self.asked.model
+        return Release(
+            query=query,
+            mechanism=made.mechanism,
+            dimension=query.length(model),
+            parameters=query.sent_length(model),
+            integer=made.integer,
         )
 
 

@@ -17,21 +17,20 @@ import numpy.typing as npt
 
 from fedveil.errors import StudyError
 from fedveil.federation import (
-    CALIBRATION,
-    EVALUATION,
-    PROGRESS,
-    STATISTICS,
     BudgetSpent,
     Coordinator,
+    ModelState,
+    NoisySum,
+    OneSum,
     Release,
+    Rounds,
     RoundSum,
     Terms,
     Transport,
 )
 from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram
-from fedveil.study.phases import Check, Phase, checks, make_phases, stops
 from fedveil.study.progress import Progress
-from fedveil.study.rules import Steps, units_per_round
+from fedveil.study.rules import Steps
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.settings import Study
 
@@ -52,9 +51,7 @@ class Trained:
         parameters: the released model, whole.
         statistics: what was released before training.
         histogram: what was released of the hospitals' held-out units; None where nothing was.
-        rounds: rounds that were finished; fewer than planned where interrupted ones used up budget, or it stopped.
-        checks: the checks of progress, in order.
-        stopped: whether the last of them ended training.
+        rounds: rounds that were finished; fewer than planned where interrupted ones used up budget.
         coordinator: who asked, with what was charged.
     """
 
@@ -63,8 +60,6 @@ class Trained:
     histogram: ScoreHistogram | None
     rounds: int
     coordinator: Coordinator
-    checks: tuple[Check, ...] = ()
-    stopped: bool = False
 
     @property
     def priors(self) -> Vector | None:
@@ -104,11 +99,6 @@ class _Checkpoint:
         self.directory.save_checkpoint(self.arrays | {"meta": np.frombuffer(meta.encode(), dtype=np.uint8)})
 
 
-def _kept(name: str, number: int) -> str:
-    """Under which name a checkpoint keeps a sum beside training."""
-    return name if number == 1 else f"{name}-{number}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loop:
     """One process's share of a study's rounds; see `train` for the fields."""
@@ -125,51 +115,34 @@ class _Loop:
 
     def run(self) -> Trained:
         self.checkpoint.load()
-        statistics = self._statistics()
-        if self.study.training.method == "one-shot":
-            return self._one_shot(statistics)
-        steps = Steps.plan(self.study, self.terms, self.model, statistics)
-        state = self._start(steps)
-        self.progress.stage(self.label, self.study.training.rounds, state.round)
-        found: list[Check] = []
-        for number, phase in enumerate(make_phases(self.study), 1):
-            state = self._phase(phase, state, statistics, steps)
-            check = self._check(number, phase, state, statistics, steps)
-            found += [check] if check else []
-            if state.round < phase.end or stops(found):
-                break
-        trained = steps.optimizer.released(state.optimizer)
-        shift = self._shift(state.round, self._whole(trained, statistics), statistics)
-        parameters = self.model.join(statistics, trained, shift)
+        state = ModelState(model=self.model, parameters=self.model.join(None, self.model.initial()))
+        finished = 0
+        for release in self.terms.releases:
+            query = release.query
+            if isinstance(query, Rounds):
+                state, finished = self._train(release, query, state)
+            elif isinstance(query, OneSum) and not query.at_site:
+                state = self._once(release, query, state, finished)
+                if release is self.terms.main:
+                    state = self._at_once(state)
         return Trained(
-            parameters=parameters,
-            statistics=statistics,
-            histogram=self._histogram(state.round, parameters, statistics),
-            rounds=state.round,
+            parameters=state.parameters,
+            statistics=state.statistics,
+            histogram=state.histogram,
+            rounds=finished,
             coordinator=self.coordinator,
-            checks=tuple(found),
-            stopped=stops(found),
         )
 
-    def _one_shot(self, statistics: ClassStatistics | None) -> Trained:
-        """The head that statistics alone give; its threshold may be released beside it."""
-        if statistics is None or not isinstance(self.model, CentredHead):
+    def _at_once(self, state: ModelState) -> ModelState:
+        """The head that statistics alone give; its threshold may be released later."""
+        if state.statistics is None or not isinstance(self.model, CentredHead):
             raise StudyError(
                 "there are no class statistics",
                 "one round is made of them",
                 "train a linear head on features",
             )
         self.progress.stage(self.label, 1, 1)
-        trained, shift = self.model.one_shot(statistics)
-        moved = self._shift(0, self._whole(trained, statistics), statistics)
-        parameters = self.model.join(statistics, trained, shift if moved is None else moved)
-        return Trained(
-            parameters=parameters,
-            statistics=statistics,
-            histogram=self._histogram(0, parameters, statistics),
-            rounds=0,
-            coordinator=self.coordinator,
-        )
+        return state.at(*self.model.one_shot(state.statistics))
 
     def _affordable(self, wanted: Release) -> bool:
         """Whether the target pays for one more of a release, beside what was asked for and what is still to come.
@@ -179,105 +152,48 @@ class _Loop:
         """
         asked = dict(self.coordinator.charged)
         asked[wanted.name] = asked.get(wanted.name, 0) + wanted.steps_per_round
-        optional = {one.name for one in self.terms.phases} | {PROGRESS}
         for one in self.terms.releases:
-            if one.name not in optional and one.name not in self.checkpoint.arrays:
+            if not isinstance(one.query, Rounds) and one.name not in self.checkpoint.arrays:
                 asked[one.name] = max(asked.get(one.name, 0), one.mechanism.steps)
         return self.terms.affords(asked)
 
-    def _release(
-        self, name: str, finished: int, parameters: Vector, number: int = 1
-    ) -> tuple[Vector, float] | None:
-        """A sum beside training, and its noise variance: from the checkpoint, or the sites; None if there is none."""
-        release = next((one for one in self.terms.releases if one.name == name), None)
-        if release is None:
-            return None
-        kept = _kept(name, number)
-        if kept not in self.checkpoint.arrays:
-            if not self._affordable(release):
-                raise BudgetSpent(
-                    f"{name} was asked for {self.coordinator.charged.get(name, 0)} times without an answer",
-                    "each time was charged, and the study's target pays for no more",
-                    "start the study anew, with a budget of its own",
-                )
-            collected = self.coordinator.collect(release, number, parameters)
-            variance = self.terms.noise_variance(release.mechanism, len(collected.survivors))
-            rate = release.mechanism.sampling_rate
-            arrays = {kept: collected.total / rate, f"{kept}.variance": np.array(variance / rate**2)}
+    def _once(self, release: Release, query: OneSum, state: ModelState, finished: int) -> ModelState:
+        """A sum beside training, from the checkpoint or the sites, and what follows from it."""
+        name, rate = release.name, release.mechanism.sampling_rate
+        if name not in self.checkpoint.arrays:
+            try:
+                collected = self._collect(release, query.sent(state))
+            except BudgetSpent:
+                if query.optional:
+                    return state
+                raise
+            variance = self.terms.noise_variance(release, len(collected.survivors))
+            arrays = {name: collected.total / rate, f"{name}.variance": np.array(variance / rate**2)}
             self.checkpoint.save(finished, arrays)
         saved = self.checkpoint.arrays
-        return saved[kept], float(saved[f"{kept}.variance"])
+        return query.decode(NoisySum(saved[name], float(saved[f"{name}.variance"]), rate), state)
 
-    def _statistics(self) -> ClassStatistics | None:
-        released = self._release(STATISTICS, 0, np.empty(0))
-        return None if released is None else self.model.read_statistics(*released)
+    def _collect(self, release: Release, parameters: Vector) -> RoundSum:
+        if not self._affordable(release):
+            raise BudgetSpent(
+                f"{release.name} was asked for {self.coordinator.charged.get(release.name, 0)} times without an answer",
+                "each time was charged, and the study's target pays for no more",
+                "start the study anew, with a budget of its own",
+            )
+        return self.coordinator.collect(release, 1, parameters)
 
-    def _shift(self, finished: int, whole: Vector, statistics: ClassStatistics | None) -> Vector | None:
-        """The middle between the classes' mean logits, released last."""
+    def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
+        """The rounds that are left and paid for; the model that they lead to, and how many are finished."""
+        steps = Steps.plan(self.study, self.terms, query, state.statistics)
+        at, planned = self._start(steps), self.study.training.rounds
+        self.progress.stage(self.label, planned, at.round)
         try:
-            released = self._release(CALIBRATION, finished, whole)
+            while at.round < planned and self._affordable(release):
+                at = self._round(at, release, query, state, steps)
         except BudgetSpent:
-            return None
-        return None if released is None else self.model.read_shift(*released, whole, statistics)
-
-    def _histogram(
-        self, finished: int, parameters: Vector, statistics: ClassStatistics | None
-    ) -> ScoreHistogram | None:
-        """Scores of the hospitals' held-out units, by class."""
-        classes = self.model.classes
-        try:
-            released = self._release(EVALUATION, finished, self._judged(parameters, statistics))
-        except BudgetSpent:
-            return None
-        if released is None:
-            return None
-        rate = self.terms.release(EVALUATION).mechanism.sampling_rate
-        return ScoreHistogram.from_released(released[0], classes, released[1], rate)
-
-    def _judged(self, parameters: Vector, statistics: ClassStatistics | None) -> Vector:
-        """What sites are sent to judge a model: class frequencies and its parameters."""
-        classes = self.model.classes
-        priors = np.full(classes, 1 / classes) if statistics is None else statistics.priors
-        return np.concatenate([priors, parameters])
-
-    def _phase(
-        self, phase: Phase, state: Progression, statistics: ClassStatistics | None, steps: Steps
-    ) -> Progression:
-        """The rounds of a phase that are left and paid for."""
-        try:
-            while state.round < phase.end and self._affordable(self.terms.release(phase.release)):
-                state = self._round(state, phase, statistics, steps)
-        except BudgetSpent:
-            if state.round == 0:
+            if at.round == 0:
                 raise
-        return state
-
-    def _check(
-        self,
-        number: int,
-        phase: Phase,
-        state: Progression,
-        statistics: ClassStatistics | None,
-        steps: Steps,
-    ) -> Check | None:
-        """The check after a phase; None where the study plans none there, or the budget pays for no more.
-
-        A resumed run takes those of earlier phases from its checkpoint, and makes none up that were left out.
-        """
-        missed = state.round > phase.end and _kept(PROGRESS, number) not in self.checkpoint.arrays
-        if number > checks(self.study) or state.round < phase.end or missed:
-            return None
-        judged = self._judged(self._released(state, statistics, steps), statistics)
-        try:
-            released = self._release(PROGRESS, state.round, judged, number)
-        except BudgetSpent:
-            return None
-        if released is None:
-            return None
-        units = units_per_round(self.study, self.terms, statistics) / self.study.training.sampling_rate
-        return Check(
-            round=phase.end, accuracy=float(released[0][0]) / units, std=math.sqrt(released[1]) / units
-        )
+        return state.at(steps.optimizer.released(at.optimizer)), at.round
 
     def _start(self, steps: Steps) -> Progression:
         if self.checkpoint.round == 0:
@@ -287,35 +203,28 @@ class _Loop:
         )
 
     def _round(
-        self, state: Progression, phase: Phase, statistics: ClassStatistics | None, steps: Steps
+        self, before: Progression, release: Release, query: Rounds, state: ModelState, steps: Steps
     ) -> Progression:
         started = time.perf_counter()
-        release = self.terms.release(phase.release)
-        query = self._whole(steps.optimizer.query(state.optimizer), statistics)
-        collected = self.coordinator.collect(release, state.round + 1 - phase.before, query)
-        gradient, variance = steps.gradient(collected, self.terms, release, phase.weight)
+        asked = state.at(steps.optimizer.query(before.optimizer)).parameters
+        collected = self.coordinator.collect(release, before.round + 1, asked)
+        gradient, variance = steps.gradient(collected, self.terms, release, query)
         after = Progression(
-            round=state.round + 1,
-            optimizer=steps.optimizer.step(state.optimizer, gradient, noise_variance=variance),
+            round=before.round + 1,
+            optimizer=steps.optimizer.step(before.optimizer, gradient, noise_variance=variance),
         )
         self.checkpoint.save(after.round, steps.optimizer.to_arrays(after.optimizer))
         seconds = time.perf_counter() - started
         planned = self.study.training.rounds
         judged = after.round % self._every(planned) == 0 or after.round == planned
-        priors = None if statistics is None else statistics.priors
-        point = self.evaluate(self._released(after, statistics, steps), priors) if judged else None
+        reached = state.at(steps.optimizer.released(after.optimizer))
+        point = self.evaluate(reached.parameters, state.frequencies) if judged else None
         self._tell(after.round, collected, point, float(np.linalg.norm(gradient)), seconds)
         return after
 
     def _every(self, planned: int) -> int:
         """Rounds between two points of the learning curve: to judge a network takes a tenth of a round's time."""
         return 1 if self.study.model.network == "linear" else math.ceil(planned / POINTS)
-
-    def _whole(self, trained: Vector, statistics: ClassStatistics | None) -> Vector:
-        return self.model.join(statistics, trained)
-
-    def _released(self, state: Progression, statistics: ClassStatistics | None, steps: Steps) -> Vector:
-        return self._whole(steps.optimizer.released(state.optimizer), statistics)
 
     def _tell(
         self, number: int, collected: RoundSum, point: Mapping[str, float] | None, norm: float, seconds: float

@@ -1,7 +1,7 @@
 """What a consortium has and would accept, and what noise each way to train under it needs.
 
-A `Way` is whom to protect, whom to trust, what to train and how. Its noise follows from cohort sizes and an epsilon
-alone, by the calibration that a run uses, so nothing of a patient is needed.
+A `Way` is whom to protect, whom to trust, what to train and how. Its noise is that of the terms which a run between as
+many hospitals would have: they follow from the study and an empty data set, so nothing of a patient is needed.
 """
 
 import math
@@ -11,12 +11,16 @@ from functools import lru_cache
 
 from scipy.special import ndtri
 
+from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.federation import default_min_honest
+from fedveil.federation import Terms
+from fedveil.learning import Model
 from fedveil.privacy import Guarantee, Mechanism, Trust, Unit, calibrate, epsilon
-from fedveil.study.phases import checks
 from fedveil.study.recipes import Method, Metric, Recipe, own_settings, variant
-from fedveil.study.settings import Study
+from fedveil.study.rules import signal_to_noise
+from fedveil.study.settings import DataSettings, ModelSettings, Study, StudySettings, TrainingSettings
+from fedveil.study.task import model_of
+from fedveil.study.terms import make_terms
 
 __all__ = ["METHODS", "TRUSTS", "UNITS", "Sampling", "Way", "Wishes"]
 
@@ -49,11 +53,6 @@ class Way:
     trust: Trust
     recipe: Recipe
     sampling_rate: float | None = None
-
-    @property
-    def local_noise(self) -> bool:
-        """Whether hospitals add the noise to steps of their own."""
-        return self.recipe.method == "averaging" and self.unit != "site"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +158,7 @@ class Wishes:
             study = variant(self.study, recipe, unit)
         except StudyError:
             return False
-        # Sites take all local steps of a round, or none: see `fedveil.federation.terms.Release`.
+        # Sites take all local steps of a round, or none: see `fedveil.federation.queries.LocalStepsQuery`.
         return recipe.method != "averaging" or unit != "site" or study.training.sampling_rate == 1
 
     @property
@@ -176,11 +175,6 @@ class Wishes:
                 return self.patients
             case "image":
                 return self.images * self.patients
-
-    @property
-    def honest(self) -> int:
-        """Noise shares that an adversary does not know, under secure aggregation."""
-        return self.study.federation.min_honest or default_min_honest(len(self.cohorts))
 
     @property
     def limit(self) -> float:
@@ -213,49 +207,45 @@ class Wishes:
         if way.sampling_rate is not None:
             passes = study.training.rounds * study.training.sampling_rate
             training |= {"sampling_rate": way.sampling_rate, "rounds": round(passes / way.sampling_rate)}
-        if way.recipe.method == "averaging" and way.unit != "site":
+        averaging = way.recipe.method == "averaging" and way.unit != "site"
+        if averaging or (study.privacy.personal_share > 0 and study.training.units is None):
             training["units"] = round(self.count(way.unit))
         return study.with_changes(
             {"training": training, "privacy": {"unit": way.unit, "trust": way.trust, "epsilon": target}}
         )
 
-    def shares(self, way: Way) -> tuple[float, ...]:
-        """Parts of mu squared for what is released beside the sums that the model is made from.
+    def terms(self, way: Way, target: float) -> Terms:
+        """What the hospitals of a run at this epsilon would be asked to admit.
 
-        There are none where a network samples: each such sum is a step of its training's mechanism instead.
+        Raises:
+            FedveilError: such a run is impossible.
         """
-        study = self.study_of(way, 1.0)
-        return () if _one_mechanism(study) else _shares(study)
-
-    def steps_beside(self, way: Way) -> int:
-        """How many steps of the mechanism of training other sums are."""
-        study = self.study_of(way, 1.0)
-        return len(_singles(study)) if _one_mechanism(study) else 0
+        return _terms(self.study_of(way, target), len(self.cohorts))
 
     def mu(self, way: Way, target: float) -> float:
         """mu of the Gaussian mechanism that epsilon and delta allow in total."""
-        return 1 / calibrate(self._guarantee(way, target), steps=1).noise_multiplier
+        guarantee = Guarantee(target, self.study.privacy.delta, way.unit, way.trust)
+        return 1 / calibrate(guarantee, steps=1).noise_multiplier
 
-    def mechanism(self, way: Way, target: float) -> Mechanism:
-        """The sums that the model is made from: steps of training, or one of statistics.
+    def left(self, way: Way, target: float) -> float:
+        """Part of mu squared that is left for the sums that the model is made from, beside single full sums."""
+        terms = self.terms(way, target)
+        others = [one.mechanism for one in terms.releases if one is not terms.main]
+        taken = sum(one.steps / one.noise_multiplier**2 for one in others if one.sampling_rate == 1)
+        return 1 - taken / self.mu(way, target) ** 2
 
-        Where training spends unevenly over its rounds it is that of the mean round.
-        """
-        study = self.study_of(way, target)
-        training, privacy = study.training, study.privacy
-        if training.method == "one-shot":
-            noise = _noise(target, privacy.delta, way.unit, 1, 1.0, _shares(study))
-            return Mechanism(noise, 1.0, 1, unit=way.unit)
-        steps = training.rounds * (training.local_steps if way.local_noise else 1)
-        count = steps + self.steps_beside(way)
-        noise = _noise(target, privacy.delta, way.unit, count, training.sampling_rate, self.shares(way))
-        return Mechanism(noise, privacy.clip_norm, steps, training.sampling_rate, way.unit)
+    def steps_beside(self, way: Way, target: float) -> int:
+        """How many more steps of the mechanism of training other sums are, where a network samples."""
+        terms = self.terms(way, target)
+        others = [one.mechanism for one in terms.releases if one is not terms.main]
+        return sum(one.steps for one in others if one.sampling_rate < 1)
 
     def ratio(self, way: Way, target: float) -> float:
-        """nu at a target epsilon: see `fedveil.study.reference`."""
-        one = self.mechanism(way, target)
-        signal = self.count(way.unit) * one.sampling_rate * math.sqrt(one.steps)
-        return signal / (one.noise_multiplier * self.factor(way))
+        """nu at a target epsilon, see `fedveil.learning.step_size`; 0 where a run is impossible."""
+        try:
+            return signal_to_noise(self.terms(way, target), self.count(way.unit))
+        except InvalidValue:
+            return 0.0
 
     def samplings(self, way: Way, target: float) -> tuple[Sampling, ...]:
         """The ratio at several sampling rates in as many passes over the units; empty where the law fixes the rate.
@@ -266,18 +256,18 @@ class Wishes:
         """
         study = self.study_of(way, target)
         privacy = study.privacy
-        full = privacy.spending != 1 or max(privacy.personal_share, privacy.personal_calibration_share) > 0
+        full = max(privacy.personal_share, privacy.personal_calibration_share) > 0
         if way.recipe != Recipe() or full:  # which go with full participation only
             return ()
         found = []
         for rate in sorted({*RATES, study.training.sampling_rate}, reverse=True):
             sampled = replace(way, sampling_rate=rate)
-            one = self.mechanism(sampled, target)
+            one = self.terms(sampled, target).main
             found.append(
                 Sampling(
                     rate=rate,
-                    rounds=one.steps,
-                    noise_multiplier=one.noise_multiplier,
+                    rounds=one.rounds,
+                    noise_multiplier=one.mechanism.noise_multiplier,
                     ratio=self.ratio(sampled, target),
                 )
             )
@@ -295,19 +285,6 @@ class Wishes:
         best = min((one for one in found if one.ratio >= enough), key=lambda one: one.rounds)
         rate = None if best.rate == 1 else best.rate
         return replace(way, sampling_rate=rate)
-
-    def factor(self, way: Way) -> float:
-        """f: the standard deviation of the noise in a sum over what the mechanism needs."""
-        n = len(self.cohorts)
-        if way.local_noise or way.trust == "site":
-            return math.sqrt(n)
-        return math.sqrt(n / self.honest) if way.trust == "secure-aggregation" else 1.0
-
-    def site_noise(self, way: Way, target: float) -> float:
-        """Standard deviation of the noise that one hospital adds to such a sum, or to each of its own steps."""
-        share = {"site": 1.0, "secure-aggregation": 1 / math.sqrt(self.honest)}
-        part = 1.0 if way.local_noise else share.get(way.trust, 0.0)
-        return self.mechanism(way, target).noise_std * part
 
     def settings(self, way: Way, target: float) -> dict[str, dict[str, object]]:
         """The keys of a study file that choose this way, and those of the given study that its noise depends on."""
@@ -343,36 +320,22 @@ class Wishes:
             if getattr(getattr(mine, table), key) != getattr(getattr(theirs, table), key)
         ]
 
-    def _guarantee(self, way: Way, target: float) -> Guarantee:
-        return Guarantee(target, self.study.privacy.delta, way.unit, way.trust)
+
+@lru_cache(maxsize=1024)
+def _terms(study: Study, sites: int) -> Terms:
+    """The terms of a study between so many hospitals, as an offer makes them: no image is known."""
+    names = [f"hospital-{number}" for number in range(1, sites + 1)]
+    model = _model(study.model, study.training.method, study.study.seed, study.data.image_size)
+    return make_terms(study, sites=names, model=model)
 
 
-def _one_mechanism(study: Study) -> bool:
-    """Whether single sums are steps of the mechanism of training, see `fedveil.study.terms.make_terms`."""
-    return study.model.network != "linear" and study.training.sampling_rate < 1
-
-
-def _singles(study: Study) -> list[float]:
-    """A share of the budget for each sum beside training, those of progress one by one."""
-    privacy, looks = study.privacy, checks(study)
-    found = [privacy.progress_share / looks] * looks if looks else []
-    found += [privacy.calibration_share, privacy.evaluation_share]
-    if study.training.method != "one-shot":
-        found.append(privacy.statistics_share)
-    return [share for share in found if share > 0]
-
-
-def _shares(study: Study) -> tuple[float, ...]:
-    kept = (study.privacy.personal_share, study.privacy.personal_calibration_share)
-    return (*_singles(study), *(share for share in kept if share > 0))
-
-
-@lru_cache(maxsize=4096)
-def _noise(
-    target: float, delta: float, unit: Unit, steps: int, sampling_rate: float, shares: tuple[float, ...]
-) -> float:
-    """The noise multiplier of so many steps beside single sums with these shares of mu squared."""
-    guarantee = Guarantee(target, delta, unit, "server")
-    mu = 1 / calibrate(guarantee, steps=1).noise_multiplier
-    spent = [Mechanism(1 / (mu * math.sqrt(share)), 1.0, 1, unit=unit) for share in shares]
-    return calibrate(guarantee, steps=steps, sampling_rate=sampling_rate, spent=spent).noise_multiplier
+@lru_cache(maxsize=32)
+def _model(settings: ModelSettings, method: Method, seed: int, image_size: int) -> Model:
+    """A model of two classes of grey images, where nothing is known of them: what noise depends on is its size."""
+    study = Study(
+        study=StudySettings(seed=seed),
+        data=DataSettings(image_size=image_size),
+        model=settings,
+        training=TrainingSettings(method=method),
+    )
+    return model_of(study, Dataset.empty(("no", "yes"), channels=1, image_size=image_size))

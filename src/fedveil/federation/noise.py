@@ -1,0 +1,269 @@
+"""Where the noise of a sum is added, and how much of it: local, distributed or central differential privacy.
+
+A mechanism needs noise of standard deviation ``z C`` (noise multiplier times clip norm) in the sum over all sites. Who
+adds it follows from whom a study trusts:
+
+| trust | noise | each site adds | a sum over n sites holds |
+|---|---|---|---|
+| ``site`` | `LocalNoise` | ``z C`` | ``sqrt(n) z C`` |
+| ``secure-aggregation`` | `DistributedNoise` | ``z C / sqrt(h)``, in whole numbers, masked | ``sqrt(n / h) z C`` |
+| ``server`` | `CentralNoise` | nothing | ``z C``, which the coordinator adds |
+
+where h is the fewest honest sites. What a sum holds in units of ``z C`` is the factor f that the rules for step sizes
+and the planner work with. Noise is drawn here and nowhere else, and every study, plan and review is calibrated here.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, final
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.errors import Refused
+from fedveil.privacy import (
+    Guarantee,
+    IntegerMechanism,
+    Mechanism,
+    Trust,
+    calibrate,
+    calibrate_integer,
+    release,
+    secure_generator,
+)
+
+__all__ = [
+    "Calibrated",
+    "CentralNoise",
+    "DistributedNoise",
+    "LocalNoise",
+    "Noise",
+    "Sums",
+    "default_min_honest",
+    "noise_by",
+]
+
+Vector = npt.NDArray[np.float64]
+CARRIER = 1e-5
+"""Noise in masked answers that are private already, as a part of their largest norm."""
+ROUNDING = 1e-6
+"""Part of a target that is kept for what that noise, in whole numbers, may cost."""
+
+
+def default_min_honest(sites: int) -> int:
+    """The fewest noise shares that an adversary is assumed not to know: two thirds of the sites, rounded down.
+
+    The secure aggregation opens a sum when more than two thirds of the sites survive a round (Bonawitz et al. 2017,
+    section 6.2, against an active server); one of the survivors may always be curious, since each of them sees the sum
+    and knows its own share. So a third of the sites may be lost without a guarantee that fails.
+
+    >>> [default_min_honest(n) for n in (3, 5, 10, 50)]
+    [2, 3, 6, 33]
+    """
+    return max(1, 2 * sites // 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """The noisy sums of one release, before their noise is known.
+
+    Attributes:
+        steps: how many.
+        dimension: length of each.
+        clip_norm: what one unit adds at most, as an L2 norm.
+        sampling_rate: chance of each unit to take part in a step.
+        units: the most units that one site may sum.
+        reach: None where noise is added to the sums; where it is in a site's own steps, the largest norm of the answer
+            that they lead to.
+    """
+
+    steps: int
+    dimension: int
+    units: int
+    clip_norm: float = 1.0
+    sampling_rate: float = 1.0
+    reach: float | None = None
+
+
+class Calibrated(NamedTuple):
+    """A mechanism, and the whole numbers that it runs as under secure aggregation."""
+
+    mechanism: Mechanism
+    integer: IntegerMechanism | None = None
+
+
+class Noise(ABC):
+    """Who adds the noise of a sum."""
+
+    share: float
+    """Standard deviation of the noise that one site adds, over that which the mechanism needs."""
+
+    def factor(self, sites: int) -> float:
+        """f: standard deviation of the noise in a sum over so many sites, over that which the mechanism needs.
+
+        >>> round(DistributedNoise(6, 4).factor(6), 3), LocalNoise().factor(4), CentralNoise().factor(4)
+        (1.225, 2.0, 1.0)
+        """
+        return math.sqrt(sites) * self.share
+
+    def site_std(self, mechanism: Mechanism) -> float:
+        """Standard deviation of the noise that one site adds, in the units of the sum."""
+        return self.share * mechanism.noise_std
+
+    def variance(self, mechanism: Mechanism, sites: int) -> float:
+        """Variance of the noise in each coordinate of a sum over so many sites: a public number."""
+        return (self.factor(sites) * mechanism.noise_std) ** 2
+
+    def calibrate(self, target: Guarantee, sums: Sums, spent: Sequence[Mechanism] = ()) -> Calibrated:
+        """The least noise that meets the target beside what is spent."""
+        return Calibrated(_calibrated(target, sums, spent))
+
+    def fit(self, mechanism: Mechanism, sums: Sums) -> Calibrated:
+        """A mechanism whose noise is known already."""
+        del sums
+        return Calibrated(mechanism)
+
+    @abstractmethod
+    def alone(self, made: Calibrated) -> Mechanism | None:
+        """What one site's own noise earns if everyone else colludes; None if that is nothing."""
+
+    @abstractmethod
+    def protect(
+        self, total: Vector, made: Calibrated, generator: np.random.Generator
+    ) -> Vector | npt.NDArray[np.uint32]:
+        """A site's exact sum as it may leave the site; under secure aggregation once it is masked."""
+
+    def complete(self, total: Vector, mechanism: Mechanism) -> Vector:
+        """The sum over the sites, with what the coordinator adds to it."""
+        del mechanism
+        return total
+
+
+@final
+class LocalNoise(Noise):
+    """Local differential privacy: each site adds all of the noise, and trusts nobody with its sum."""
+
+    share = 1.0
+
+    def alone(self, made: Calibrated) -> Mechanism | None:
+        """All of the guarantee."""
+        return made.mechanism if made.mechanism.noise_multiplier > 0 else None
+
+    def protect(self, total: Vector, made: Calibrated, generator: np.random.Generator) -> Vector:
+        """The sum with all of the noise."""
+        return _noisy(total, made.mechanism, generator)
+
+
+@final
+class CentralNoise(Noise):
+    """Central differential privacy: the coordinator adds the noise, and sees every sum before. Or nobody adds any."""
+
+    share = 0.0
+
+    def factor(self, sites: int) -> float:
+        """1: a sum holds the noise of the mechanism, however many sites there are."""
+        del sites
+        return 1.0
+
+    def alone(self, made: Calibrated) -> None:
+        """Nothing: sites add no noise."""
+
+    def protect(self, total: Vector, made: Calibrated, generator: np.random.Generator) -> Vector:
+        """The exact sum."""
+        del made, generator
+        return total
+
+    def complete(self, total: Vector, mechanism: Mechanism) -> Vector:
+        """The sum with all of the noise, from a key of the coordinator's own."""
+        return _noisy(total, mechanism, secure_generator())
+
+
+@final
+class DistributedNoise(Noise):
+    """Distributed differential privacy: sites add shares, any h of which are enough, to whole numbers that are masked.
+
+    Args:
+        sites: the most sites in a sum.
+        honest: h, the fewest of them whose noise an adversary does not know.
+    """
+
+    def __init__(self, sites: int, honest: int) -> None:
+        self.sites, self.honest = sites, honest
+        self.share = 1 / math.sqrt(honest)
+
+    def calibrate(self, target: Guarantee, sums: Sums, spent: Sequence[Mechanism] = ()) -> Calibrated:
+        """The least noise, in whole numbers, that meets the target beside what is spent.
+
+        Answers that are private already are masked on a grid: a masked sum has to have some noise, and this much is a
+        hundred thousandth of the largest answer, and no part of the price. What it carries is post-processing of
+        private steps, cut off at a public bound.
+        """
+        if sums.reach is not None:
+            least = 1 - ROUNDING
+            kept = replace(target, epsilon=target.epsilon * least, delta=target.delta * least)
+            carrier = self._fit(Mechanism(CARRIER, sums.reach, 1, unit=target.unit), sums.dimension, 1)
+            return Calibrated(_calibrated(kept, sums, spent), carrier)
+        integer = calibrate_integer(
+            target,
+            steps=sums.steps,
+            sampling_rate=sums.sampling_rate,
+            dimension=sums.dimension,
+            sites=self.sites,
+            shares=self.honest,
+            units=sums.units,
+            clip_norm=sums.clip_norm,
+            spent=spent,
+        )
+        return Calibrated(integer.mechanism, integer)
+
+    def fit(self, mechanism: Mechanism, sums: Sums) -> Calibrated:
+        """A mechanism whose noise is known already, in whole numbers."""
+        integer = self._fit(mechanism, sums.dimension, sums.units)
+        return Calibrated(integer.mechanism, integer)
+
+    def alone(self, made: Calibrated) -> Mechanism | None:
+        """What one share by itself earns."""
+        if made.integer is not None:
+            return made.integer.alone.with_steps(made.mechanism.steps)
+        multiplier = made.mechanism.noise_multiplier * self.share
+        return replace(made.mechanism, noise_multiplier=multiplier) if multiplier > 0 else None
+
+    def protect(
+        self, total: Vector, made: Calibrated, generator: np.random.Generator
+    ) -> npt.NDArray[np.uint32]:
+        """The sum in whole numbers modulo 2^32, with this site's share of the noise; nothing until it is masked."""
+        if made.integer is None:
+            raise Refused(
+                "a release under secure aggregation has no integer mechanism",
+                "only whole numbers can be masked",
+                "run the study that was admitted",
+            )
+        return made.integer.encode(total, generator)
+
+    def _fit(self, mechanism: Mechanism, dimension: int, units: int) -> IntegerMechanism:
+        return IntegerMechanism.fit(
+            mechanism, dimension=dimension, sites=self.sites, shares=self.honest, units=units
+        )
+
+
+def noise_by(trust: Trust, sites: int, honest: int) -> Noise:
+    """Who adds noise, from whom a study trusts; with trust "none" noise multipliers are 0, and nobody does."""
+    match trust:
+        case "site":
+            return LocalNoise()
+        case "secure-aggregation":
+            return DistributedNoise(sites, honest)
+        case _:
+            return CentralNoise()
+
+
+def _calibrated(target: Guarantee, sums: Sums, spent: Sequence[Mechanism]) -> Mechanism:
+    return calibrate(
+        target, steps=sums.steps, sampling_rate=sums.sampling_rate, clip_norm=sums.clip_norm, spent=spent
+    )
+
+
+def _noisy(total: Vector, mechanism: Mechanism, generator: np.random.Generator) -> Vector:
+    return release(total, mechanism.noise_std, generator) if mechanism.noise_std > 0 else total

@@ -1,0 +1,158 @@
+"""Cohort counts: units per class, and per age band and sex; what a hospital may say of itself before any study."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import numpy as np
+
+from fedveil.data import Cohort
+from fedveil.errors import FederationError
+from fedveil.federation.queries.query import Asked, HospitalUnits, Indices, NoisySum, Query, Vector
+from fedveil.learning import Model
+from fedveil.learning.shares import image_shares
+from fedveil.privacy import Unit
+
+__all__ = ["CohortCountsQuery"]
+
+BANDS = ("0-17", "18-39", "40-64", "65-79", "80+")
+STARTS = (18, 40, 65, 80)
+SEXES = ("female", "male")
+OTHER = "other or unknown"
+GROUPS: Mapping[str, tuple[str, ...]] = {"age": (*BANDS, OTHER), "sex": (*SEXES, OTHER)}
+"""Attributes that are counted where the data has them, and their public groups."""
+
+
+@final
+@dataclass(frozen=True)
+class CohortCountsQuery(Query):
+    """How many units of each class a hospital holds, and of each age band and sex where its data has such columns.
+
+    **Bound: 1.** An image adds one onehot vector for its class and one for each of b - 1 attributes, all divided by
+    sqrt(b): norm exactly 1, whatever the columns hold, since a value that is in no group counts as "other or unknown".
+    A unit adds the average over its images, of norm at most 1 by convexity. Classes and groups are fixed beforehand
+    and public: none exists because somebody belongs to it.
+
+    No study asks it. A hospital releases it on its own, with all of the noise; see `fedveil.federation.alone`.
+
+    Attributes:
+        classes: their names, public.
+        attributes: which of `GROUPS` are counted; columns of the data, public.
+        unit: whom one contribution belongs to: a patient or an image. Of a whole site shares are counted.
+    """
+
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+    unit: Unit = "patient"
+
+    name: ClassVar[str] = "cohort-counts"
+    title: ClassVar[str] = "cohort counts"
+    setting: ClassVar[str] = ""
+    adds: ClassVar[str] = "its class, age band and sex, norm 1"
+    purpose: ClassVar[str] = "what a hospital says of itself before any study"
+    at_site: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, asked: Asked) -> None:
+        """No study asks it."""
+
+    @classmethod
+    def over(cls, records: Cohort, unit: Unit) -> "CohortCountsQuery":
+        """The query for data with these classes and columns."""
+        found = tuple(name for name in GROUPS if name in _columns(records))
+        return cls(records.classes, found, unit)
+
+    def share(self, asked: Asked) -> float:
+        """None of a study's budget."""
+        del asked
+        return 0.0
+
+    @property
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        """What is counted, in order, and by which names."""
+        return {"class": self.classes} | {name: GROUPS[name] for name in self.attributes}
+
+    @property
+    def size(self) -> int:
+        """Length of the released vector."""
+        return sum(len(names) for names in self.blocks.values())
+
+    def length(self, model: Model) -> int:
+        """That of all blocks; no model is needed."""
+        del model
+        return self.size
+
+    def sent_length(self, model: Model) -> int:
+        """0: nothing is sent."""
+        del model
+        return 0
+
+    def bound(self, clip_norm: float) -> float:
+        """1, by construction: see the class."""
+        del clip_norm
+        return 1.0
+
+    def contribution(
+        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
+    ) -> Vector:
+        """Sum the units' onehot vectors."""
+        del parameters, clip_norm
+        records = hospital.records
+        if records is None:
+            raise FederationError("there are no records", "labels and attributes are counted", "give them")
+        groups = {
+            "patient": records.patients,
+            "image": np.arange(len(records.labels)),
+            "site": np.zeros_like(records.labels),
+        }
+        weights = image_shares(groups[self.unit], units)
+        counts = [
+            np.bincount(codes, weights, len(names))
+            for codes, names in zip(self._codes(records), self.blocks.values(), strict=True)
+        ]
+        total: Vector = np.concatenate(counts) / math.sqrt(len(self.blocks))
+        return total
+
+    def _codes(self, records: Cohort) -> Iterator[Indices]:
+        """Which group each image belongs to, block by block."""
+        yield records.labels
+        columns = _columns(records)
+        for name in self.attributes:
+            place = _band if name == "age" else _sex
+            yield np.array([place(value) for value in columns[name]], dtype=np.int64)
+
+    def counts(self, released: NoisySum) -> dict[str, dict[str, float]]:
+        """The noisy counts by block and name; they may be negative, and to cut them off would bias sums of them."""
+        scale, start, found = math.sqrt(len(self.blocks)), 0, {}
+        for block, names in self.blocks.items():
+            values = released.total[start : start + len(names)] * scale
+            found[block] = dict(zip(names, values.tolist(), strict=True))
+            start += len(names)
+        return found
+
+    def std(self, released: NoisySum) -> float:
+        """Standard deviation of the noise in each count."""
+        return math.sqrt(released.variance * len(self.blocks))
+
+
+def _columns(records: Cohort) -> Mapping[str, Sequence[Any]]:
+    """The attributes of images, by name of column; none where the data carries none."""
+    found: Mapping[str, Sequence[Any]] = getattr(records, "attributes", {})
+    return found
+
+
+def _band(value: object) -> int:
+    """The age band of a value, whatever it is."""
+    try:
+        age = float(str(value).strip())
+    except ValueError:
+        return len(BANDS)
+    return sum(age >= start for start in STARTS) if 0 <= age < 150 else len(BANDS)
+
+
+def _sex(value: object) -> int:
+    """Female, male, or neither, of a value, whatever it is."""
+    first = str(value).strip().lower()
+    known = {"f": 0, "female": 0, "w": 0, "m": 1, "male": 1}
+    return known.get(first, len(SEXES))

@@ -1,0 +1,77 @@
+"""Evaluation: a histogram of a model's scores on the patients that hospitals hold out; released last."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+import numpy as np
+
+from fedveil.errors import FederationError
+from fedveil.federation.queries.query import (
+    Asking,
+    HospitalUnits,
+    Indices,
+    ModelState,
+    NoisySum,
+    OneSum,
+    Part,
+    Vector,
+)
+from fedveil.learning import Model, ScoreHistogram
+
+__all__ = ["EvaluationQuery"]
+
+
+@final
+@dataclass(frozen=True)
+class EvaluationQuery(OneSum):
+    """Test metrics of the hospitals' own patients, from one noisy histogram; see `fedveil.learning.ScoreHistogram`.
+
+    **Bound: 1.** With two classes an image adds one onehot vector of true class and score bin; with K > 2 it adds K + 1
+    onehot vectors, divided by sqrt(K + 1). Either way its norm is exactly 1 (or 0, where a number overflowed), and a
+    unit adds the average over its images: norm at most 1, by convexity. Each image is scored by itself, so nobody
+    else's bin depends on it. Where the unit is the site, the sum of all its patients is scaled down to norm 1.
+    """
+
+    name: ClassVar[str] = "evaluation"
+    title: ClassVar[str] = "evaluation"
+    setting: ClassVar[str] = "evaluation_share"
+    adds: ClassVar[str] = "its true class and score bin, if it is held out, norm 1"
+    purpose: ClassVar[str] = "test metrics of the hospitals' own patients"
+    part: ClassVar[Part] = "held-out"
+    optional: ClassVar[bool] = True
+
+    def length(self, model: Model) -> int:
+        """Bins by true class."""
+        return ScoreHistogram.size(model.classes)
+
+    def sent_length(self, model: Model) -> int:
+        """Class frequencies, then the model."""
+        return model.classes + model.parameters
+
+    def contribution(
+        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
+    ) -> Vector:
+        """Sum the held-out units' histograms."""
+        del clip_norm
+        if hospital.held_out is None:
+            raise FederationError("nobody is held out", "a histogram is of held-out units", "hold some out")
+        return hospital.held_out.histogram(parameters, units)
+
+    def sum(self, asking: Asking) -> Vector:
+        """The sum over the held-out units that are drawn; zero where the hospital holds out none."""
+        if asking.hospital.held_out is None:
+            return np.zeros(asking.length)
+        return super().sum(asking)
+
+    def sent(self, state: ModelState) -> Vector:
+        """Class frequencies, equal ones where none were released, and the model."""
+        classes = state.model.classes
+        frequencies = np.full(classes, 1 / classes) if state.frequencies is None else state.frequencies
+        return np.concatenate([frequencies, state.parameters])
+
+    def decode(self, released: NoisySum, state: ModelState) -> ModelState:
+        """The histogram beside the model, which stays as it is."""
+        histogram = ScoreHistogram.from_released(
+            released.total, state.model.classes, released.variance, released.sampling_rate
+        )
+        return replace(state, histogram=histogram)

@@ -1,0 +1,179 @@
+"""Local steps: what a site's own gradient steps come to, released in every round of federated averaging."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Self, final
+
+import numpy as np
+
+from fedveil.errors import InvalidValue, StudyError
+from fedveil.federation.noise import Calibrated, LocalNoise
+from fedveil.federation.queries.query import Asked, Asking, HospitalUnits, Indices, NoisySum, Rounds, Vector
+from fedveil.privacy import Mechanism, Unit
+
+__all__ = ["LocalSteps", "LocalStepsQuery"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSteps:
+    """What a site does within one round of federated averaging; all of it is public.
+
+    From the parameters x_0 that it is sent, a site takes ``steps`` steps (McMahan et al., 1602.05629, and Li et al.,
+    1812.06127, for the proximal term):
+
+        x <- x - learning_rate (s(x) / units + proximal (x - x_0)),
+
+    where s(x) is the sum of clipped gradients over a Poisson sample of its units, and releases x - x_0.
+
+    Where the unit is a patient or an image, **every step carries the whole noise of the mechanism at every site**,
+    whatever the trust: a step's result is what the next step's gradient is taken at, so it has to be private by
+    itself before anything can be summed. Noise in local steps cannot be shared between sites. What is released is
+    post-processing of the steps, and a round costs ``steps`` steps of the mechanism. Where the unit is the site, steps
+    have no noise; the difference as a whole is clipped, and the sum of differences is the mechanism (McMahan et al.,
+    1710.06963).
+
+    Attributes:
+        steps: private steps per round.
+        learning_rate: local step size.
+        units: what sums are divided by: a public estimate of the units that take part in one step of one site.
+        proximal: pull towards the parameters that the round began with.
+        clip_norm: bound on one step's gradient where the unit is the site; elsewhere the mechanism's own holds.
+        reach: bound on the norm of the released difference, so that it fits the whole numbers of a masked sum.
+    """
+
+    steps: int
+    learning_rate: float
+    units: float
+    proximal: float = 0.0
+    clip_norm: float = 1.0
+    reach: float = 10.0
+
+    def __post_init__(self) -> None:
+        positive = {"learning_rate": self.learning_rate, "units": self.units}
+        positive |= {"steps": self.steps, "clip_norm": self.clip_norm, "reach": self.reach}
+        for name, value in positive.items():
+            if not 0 < value < math.inf:
+                raise InvalidValue(f"{name} is {value}", "it must be positive and finite", "change it")
+        if not 0 <= self.proximal < math.inf:
+            raise InvalidValue(
+                f"proximal is {self.proximal}", "it must be finite, not negative", "0 means none"
+            )
+
+    def walk(self, asking: Asking) -> Vector:
+        """The difference that the steps make to the trained part; noise is in each step unless the unit is the site."""
+        mechanism, start, length = asking.mechanism, asking.parameters, asking.length
+        noisy = mechanism.unit != "site"
+        clip_norm = mechanism.clip_norm if noisy else self.clip_norm
+        parameters = start.copy()
+        trained, origin = parameters[-length:], start[-length:]
+        for _ in range(self.steps):
+            total = asking.guarded(partial(self._gradient, asking, parameters.copy(), clip_norm))
+            if noisy:
+                total = LocalNoise().protect(total, Calibrated(mechanism), asking.generator)
+            trained -= self.learning_rate * (total / self.units + self.proximal * (trained - origin))
+        return _clipped(trained - origin, self.reach if noisy else mechanism.clip_norm)
+
+    @staticmethod
+    def _gradient(asking: Asking, parameters: Vector, clip_norm: float) -> Vector:
+        return asking.hospital.training.contribution(
+            parameters, clip_norm=clip_norm, units=asking.draw("training")
+        )
+
+
+@final
+@dataclass(frozen=True)
+class LocalStepsQuery(Rounds):
+    """Federated averaging; see `LocalSteps`.
+
+    **Bound: the clip norm C.** Where the unit is a patient or an image, each step is a sum of gradients that are
+    clipped to C unit by unit, as in `GradientQuery`, and has all of the noise; the answer is post-processing of the
+    steps. Where the unit is the site, the whole difference is scaled down to norm C, and a difference that is not
+    finite counts as zero.
+    """
+
+    local: LocalSteps
+
+    name: ClassVar[str] = "local-steps"
+    title: ClassVar[str] = "local steps"
+    setting: ClassVar[str] = ""
+    adds: ClassVar[str] = "its clipped gradient in each local step, norm clip_norm"
+    purpose: ClassVar[str] = "the model, by federated averaging"
+    per_unit: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, asked: Asked) -> Self | None:
+        """If the study trains by averaging."""
+        training = asked.training
+        if training["method"] != "averaging":
+            return None
+        return cls(
+            LocalSteps(
+                steps=training["local_steps"],
+                learning_rate=training["local_learning_rate"],
+                units=_units(asked, training),
+                proximal=training["proximal"],
+            )
+        )
+
+    def steps(self, asked: Asked) -> int:
+        """All steps of all rounds, or one per round where the whole site is the unit."""
+        return int(asked.training["rounds"]) * self.steps_per_round(asked.privacy["unit"])
+
+    def bound(self, clip_norm: float) -> float:
+        """The clip norm, of a unit in a step or of a whole site's difference."""
+        return clip_norm
+
+    def contribution(
+        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
+    ) -> Vector:
+        """Sum the units' clipped gradients in one step."""
+        return hospital.training.contribution(parameters, clip_norm=clip_norm, units=units)
+
+    def sum(self, asking: Asking) -> Vector:
+        """The difference that the local steps make."""
+        return self.local.walk(asking)
+
+    def carried(self, unit: Unit) -> float | None:
+        """The reach of the steps, which have the noise in them; None where the unit is the site."""
+        return None if unit == "site" else self.local.reach
+
+    def steps_per_round(self, unit: Unit) -> int:
+        """All local steps of a round, or one where the difference as a whole is the mechanism."""
+        return 1 if unit == "site" else self.local.steps
+
+    def check(self, mechanism: Mechanism) -> None:
+        """Sites are not sampled: one takes all its local steps of a round, or none."""
+        if mechanism.unit == "site" and mechanism.sampling_rate < 1:
+            raise InvalidValue(
+                f"sites are sampled at a rate of {mechanism.sampling_rate} in federated averaging",
+                "a site takes all its local steps of a round, or none",
+                "let every site take part: sampling_rate 1",
+            )
+        super().check(mechanism)
+
+    def direction(self, released: NoisySum, count: float) -> NoisySum:
+        """The average difference with its sign turned counts as a gradient (Reddi et al., 2003.00295)."""
+        return NoisySum(-released.total / count, released.variance / count**2)
+
+
+def _units(asked: Asked, training: Mapping[str, Any]) -> float:
+    """Units that take part in one step of one site, as far as the public knows."""
+    if asked.privacy["unit"] == "site":
+        return 1.0
+    if training["units"] is None:
+        raise StudyError(
+            'training.method is "averaging" and training.units is not set',
+            "a site's local steps are divided by a public number, never by its own count",
+            "state roughly how many units take part, over all sites, in training.units",
+        )
+    return float(training["units"] * training["sampling_rate"] / asked.sites)
+
+
+def _clipped(vector: Vector, bound: float) -> Vector:
+    """The vector, scaled down to the bound if it is longer; zero if it is not finite."""
+    norm = float(np.linalg.norm(vector))
+    if not np.isfinite(norm):
+        return np.zeros_like(vector)
+    return vector if norm <= bound else vector * (bound / norm)

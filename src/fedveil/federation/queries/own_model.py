@@ -1,0 +1,119 @@
+"""A hospital's own model: private steps that it takes from the finished one, and keeps."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, final
+
+from fedveil.errors import StudyError
+from fedveil.federation.queries.local_steps import LocalSteps
+from fedveil.federation.queries.query import (
+    Asked,
+    Asking,
+    HospitalUnits,
+    Indices,
+    ModelState,
+    NoisySum,
+    OneSum,
+    Vector,
+)
+from fedveil.learning import Model
+from fedveil.learning.step_size import head_length, learning_rate
+from fedveil.privacy import Unit
+
+__all__ = ["OwnModelQuery"]
+
+STEPS = 30
+"""From the common model to a hospital's own; their number changes neither price nor reach."""
+UNBOUNDED = 1e9
+"""Where a difference is not masked, its size needs no bound."""
+
+
+@final
+@dataclass(frozen=True)
+class OwnModelQuery(OneSum):
+    """Mean-regularised personalisation (Liu et al., 2206.07902): private local steps, pulled back to the common model.
+
+    How far the steps go follows from the hospital's signal-to-noise ratio as in `fedveil.learning.step_size`. With the
+    pull p and T steps of size eta the proximal weight is ``p / (eta T)``: after T steps without a gradient a hospital's
+    difference to the common model has shrunk to about ``exp(-p)`` of itself.
+
+    **Bound: the clip norm C** of a unit in one step, as in `GradientQuery`. Every step has all of the noise, so what
+    comes out is private by itself, whoever sees it. It goes with patients and images only, never with a whole site.
+    """
+
+    local: LocalSteps
+
+    name: ClassVar[str] = "personal"
+    title: ClassVar[str] = "own model"
+    setting: ClassVar[str] = "personal_share"
+    adds: ClassVar[str] = "its clipped gradient in each local step, norm clip_norm"
+    purpose: ClassVar[str] = "a model that a hospital keeps for itself"
+    at_site: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, asked: Asked) -> Self | None:
+        """If it has a share of the budget."""
+        share, training = asked.privacy[cls.setting], asked.training
+        if share == 0:
+            return None
+        if training["units"] is None:
+            raise StudyError(
+                "privacy.personal_share is set and training.units is not",
+                "a hospital's own steps are divided by a public number, never by its own count",
+                "state roughly how many units take part, over all sites, in training.units",
+            )
+        units, noise = training["units"] / asked.sites, asked.noise_multiplier(share)
+        ratio = units / noise if noise > 0 else math.inf
+        rate = learning_rate(ratio, STEPS, asked.privacy["clip_norm"])
+        rate /= head_length(asked.settings["model"]["network"])
+        proximal = training["personal_pull"] / (rate * STEPS)
+        return cls(
+            LocalSteps(steps=STEPS, learning_rate=rate, units=units, proximal=proximal, reach=UNBOUNDED)
+        )
+
+    def clip_norm(self, asked: Asked) -> float:
+        """As in training."""
+        return float(asked.privacy["clip_norm"])
+
+    def steps(self, asked: Asked) -> int:
+        """Of its mechanism: all local steps."""
+        del asked
+        return self.local.steps
+
+    def length(self, model: Model) -> int:
+        """That of the trained part."""
+        return model.trained
+
+    def bound(self, clip_norm: float) -> float:
+        """The clip norm, of a unit in one step."""
+        return clip_norm
+
+    def contribution(
+        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
+    ) -> Vector:
+        """Sum the units' clipped gradients in one step."""
+        return hospital.training.contribution(parameters, clip_norm=clip_norm, units=units)
+
+    def sum(self, asking: Asking) -> Vector:
+        """The difference that the local steps make."""
+        return self.local.walk(asking)
+
+    def carried(self, unit: Unit) -> float | None:
+        """The noise is in the steps."""
+        del unit
+        return self.local.reach
+
+    def steps_per_round(self, unit: Unit) -> int:
+        """All of them."""
+        del unit
+        return self.local.steps
+
+    def sent(self, state: ModelState) -> Vector:
+        """The finished model."""
+        return state.parameters
+
+    def decode(self, released: NoisySum, state: ModelState) -> ModelState:
+        """The finished model, moved by the difference."""
+        parameters = state.parameters.copy()
+        parameters[-len(released.total) :] += released.total
+        return replace(state, parameters=parameters)

@@ -1,0 +1,55 @@
+"""A hospital's own threshold and class frequencies, which it keeps."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+import numpy as np
+
+from fedveil.federation.queries.query import HospitalUnits, Indices, ModelState, NoisySum, OneSum, Vector
+from fedveil.learning import Model
+
+__all__ = ["OwnThresholdQuery"]
+
+
+@final
+@dataclass(frozen=True)
+class OwnThresholdQuery(OneSum):
+    """Class sizes and mean scores of one hospital's images as they are; see `fedveil.learning.own`.
+
+    **Bound: 1.** As for `CalibrationQuery`, of the image alone. All of the noise is the hospital's.
+    """
+
+    name: ClassVar[str] = "personal-calibration"
+    title: ClassVar[str] = "own threshold"
+    setting: ClassVar[str] = "personal_calibration_share"
+    adds: ClassVar[str] = "its class and score, norm 1"
+    purpose: ClassVar[str] = "a threshold and class frequencies that a hospital keeps for itself"
+    at_site: ClassVar[bool] = True
+    caution: ClassVar[str] = (
+        "Each hospital's own threshold is set for its own scans as they are. Test images that come from elsewhere say "
+        "little about it: there the common threshold may do better, at home the own one."
+    )
+
+    def length(self, model: Model) -> int:
+        """Class statistics of scores."""
+        return model.calibration_size
+
+    def contribution(
+        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
+    ) -> Vector:
+        """Sum the units' class statistics of scores, without degraded views."""
+        del clip_norm
+        return hospital.training.statistics(parameters, units, plain=True)
+
+    def sent(self, state: ModelState) -> Vector:
+        """The model before any threshold."""
+        return state.model.unshifted(state.parameters)
+
+    def decode(self, released: NoisySum, state: ModelState) -> ModelState:
+        """Threshold and frequencies, moved from the common ones as far as noise allows."""
+        classes = state.model.classes
+        common = np.full(classes, 1 / classes) if state.frequencies is None else state.frequencies
+        parameters, own = state.model.recalibrated(
+            state.parameters, common, released.total, released.variance
+        )
+        return replace(state, parameters=parameters, frequencies=own)

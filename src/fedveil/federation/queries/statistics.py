@@ -1,0 +1,79 @@
+"""Class statistics: how many units each class has, and where its features lie on average; released first."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, final
+
+import numpy as np
+
+from fedveil.federation.queries.query import (
+    Asked,
+    HospitalUnits,
+    Indices,
+    ModelState,
+    NoisySum,
+    OneSum,
+    Vector,
+)
+from fedveil.learning import Model
+
+__all__ = ["StatisticsQuery"]
+
+
+@final
+@dataclass(frozen=True)
+class StatisticsQuery(OneSum):
+    """Class sizes and class means of features, from which centre, class weights and step sizes follow.
+
+    **Bound: 1.** A unit adds the average over its images i of ``onehot(y_i) (x) (sqrt(1 - b^2) x_i, b)``, where
+    ``||x_i|| <= 1`` is enforced image by image. Each term has norm at most ``sqrt(1 - b^2 + b^2) = 1``, and an average
+    of vectors of norm at most 1 has norm at most 1 (the norm is convex), whatever the number of images. A network that
+    centres nothing adds the average of ``onehot(y_i)`` instead. Where the unit is the site, the sum of all its patients
+    is scaled down to norm 1.
+
+    With the method "one-shot" the model is made of this sum alone, which then gets all that others leave.
+    """
+
+    name: ClassVar[str] = "statistics"
+    title: ClassVar[str] = "class statistics"
+    setting: ClassVar[str] = "statistics_share"
+    adds: ClassVar[str] = "its class and its features' place, norm 1"
+    purpose: ClassVar[str] = "class counts, centre, step sizes, weights"
+
+    @classmethod
+    def of(cls, asked: Asked) -> Self | None:
+        """With "one-shot" always; otherwise if it has a share."""
+        return cls() if _alone(asked.training) else super().of(asked)
+
+    def share(self, asked: Asked) -> float | None:
+        """With "one-shot" all that is left."""
+        return None if _alone(asked.training) else super().share(asked)
+
+    def length(self, model: Model) -> int:
+        """As the model wants them."""
+        return model.statistics_size
+
+    def sent_length(self, model: Model) -> int:
+        """0: no model is needed."""
+        del model
+        return 0
+
+    def contribution(
+        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
+    ) -> Vector:
+        """Sum the units' class statistics."""
+        del clip_norm
+        return hospital.training.statistics(parameters, units)
+
+    def sent(self, state: ModelState) -> Vector:
+        """Nothing."""
+        del state
+        return np.empty(0)
+
+    def decode(self, released: NoisySum, state: ModelState) -> ModelState:
+        """Centre, weights and class frequencies."""
+        found = state.model.read_statistics(released.total, released.variance)
+        return replace(state, statistics=found, frequencies=found.priors).at(state.trained)
+
+
+def _alone(training: Any) -> bool:
+    return bool(training["method"] == "one-shot")

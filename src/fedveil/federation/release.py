@@ -1,0 +1,68 @@
+"""The agreed, priced instance of a query: which sums, with which mechanism, of which sizes."""
+
+from dataclasses import dataclass
+
+from fedveil.errors import InvalidValue
+from fedveil.federation.noise import Calibrated
+from fedveil.federation.queries import Query
+from fedveil.privacy import IntegerMechanism, Mechanism
+
+__all__ = ["Release"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
+
+    Attributes:
+        query: what is summed.
+        mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
+        dimension: length of the released vector.
+        parameters: length of the parameter vector that the coordinator sends.
+        integer: under secure aggregation, the sum of whole numbers that ``mechanism`` prices; None elsewhere. Where a
+            site's own steps carry the noise, it is how their results are masked, and no part of the price.
+    """
+
+    query: Query
+    mechanism: Mechanism
+    dimension: int
+    parameters: int
+    integer: IntegerMechanism | None = None
+
+    def __post_init__(self) -> None:
+        self.query.check(self.mechanism)
+        integer = self.integer
+        if integer is None:
+            return
+        priced = self.noise_inside or integer.mechanism.with_steps(self.mechanism.steps) == self.mechanism
+        if not priced or integer.dimension != self.dimension:
+            raise InvalidValue(
+                f"{self.name} states a mechanism that is not that of its whole numbers",
+                "what is charged has to be what is executed",
+                "take both from calibrate_integer, or from IntegerMechanism.fit",
+            )
+
+    @property
+    def name(self) -> str:
+        """The query's."""
+        return self.query.name
+
+    @property
+    def calibrated(self) -> Calibrated:
+        """The mechanism with its whole numbers."""
+        return Calibrated(self.mechanism, self.integer)
+
+    @property
+    def noise_inside(self) -> bool:
+        """Whether the noise is in steps of a site's own, rather than in what it answers."""
+        return self.query.carried(self.mechanism.unit) is not None
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps of the mechanism that one round takes, and is charged for."""
+        return self.query.steps_per_round(self.mechanism.unit)
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return self.mechanism.steps // self.steps_per_round

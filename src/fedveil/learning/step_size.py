@@ -1,0 +1,30 @@
+"""How far training may go before noise wins, from public numbers alone, so that nobody has to tune it.
+
+Let N be the (released) number of units, mu the Gaussian-DP parameter that the budget leaves for training, and f the
+factor by which trust enlarges the noise (`fedveil.federation.noise`). Then ``nu = N mu / f`` is the signal-to-noise
+ratio of a sum to which all units contribute alike, at any number of rounds, and it alone decides how far T rounds of
+step size eta with clip norm C can go before noise wins: ``eta T C`` is proportional to nu.
+"""
+
+from fedveil.learning.networks import HEAD_LENGTH
+
+__all__ = ["head_length", "learning_rate"]
+
+REACH = 0.75
+"""eta T C / nu. Between 0.5 and 1 nothing changes: the noise then stays below the margin of the logistic loss."""
+LARGEST_RATIO = 1500.0
+"""Larger signal-to-noise ratios are taken for this one, so that a study without noise also stops in time."""
+
+
+def learning_rate(ratio: float, rounds: int, clip_norm: float) -> float:
+    """The step size for a signal-to-noise ratio nu, T rounds and clip norm C.
+
+    >>> learning_rate(600.0, 30, 0.2)
+    75.0
+    """
+    return REACH * min(ratio, LARGEST_RATIO) / (rounds * clip_norm)
+
+
+def head_length(network: str) -> float:
+    """Norm of the features under the linear head of a network, or of frozen features; step sizes are divided by it."""
+    return 1.0 if network == "linear" else HEAD_LENGTH

@@ -1,0 +1,209 @@
+"""What every registered query promises, whichever it is: an inherited contract, over real learners."""
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.federation.queries.hospital import HEAD, asked, hospital, instance, sent
+
+from fedveil.errors import InvalidValue
+from fedveil.federation import QUERIES, ModelState, NoisySum, OneSum, Release, Rounds, title_of
+from fedveil.federation.contributions import Contributions
+from fedveil.federation.queries import Asking, CohortCountsQuery, asked_by
+from fedveil.privacy import Mechanism
+
+UNITS = ("patient", "image", "site")
+EACH = [
+    pytest.param(query, unit, id=f"{query.name}-{unit}")
+    for query in QUERIES
+    for unit in UNITS
+    if instance(query, unit) is not None
+]
+SOURCE = Path(__file__).resolve().parents[3]
+
+
+def length_of(query):
+    return query.size if isinstance(query, CohortCountsQuery) else query.length(HEAD)
+
+
+def test_every_query_is_final_frozen_named_once_and_told():
+    assert len({query.name for query in QUERIES}) == len({query.title for query in QUERIES}) == len(QUERIES)
+    for query in QUERIES:
+        assert getattr(query, "__final__", False), f"{query.__name__} may be derived from"
+        assert query.__dataclass_params__.frozen
+        assert "**Bound" in query.__doc__, f"{query.__name__} does not say why its bound holds"
+        assert query.adds
+        assert query.purpose
+        assert title_of(query.name) == query.title
+
+
+def test_every_query_is_tried_here_for_patients():
+    assert {query.name for query in QUERIES} == {
+        one.values[0].name for one in EACH if one.values[1] == "patient"
+    }
+
+
+@pytest.mark.parametrize(("query", "unit"), EACH)
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 1.0, 3.0]))
+def test_nobody_adds_more_than_the_bound_and_nobody_moves_what_others_add(query, unit, seed, clip_norm):
+    """By itself, and by leaving: the sum over the others stays what it was, whoever they are."""
+    one, (whole, names) = instance(query, unit), hospital(unit)
+    generator = np.random.default_rng(seed)
+    parameters, bound = sent(one, generator), one.bound(clip_norm)
+
+    def add(here, units=None):
+        return one.contribution(here, parameters, clip_norm, units)
+
+    total, own = add(whole), names[one.part]
+    assert total.shape == (length_of(one),)
+    assert not add(whole, np.array([], dtype=np.int64)).any()
+    if unit == "site":
+        assert np.linalg.norm(total) <= bound * (1 + 1e-9)
+        return
+    alone = [add(whole, np.array([number])) for number in range(len(own))]
+    assert max(np.linalg.norm(each) for each in alone) <= bound * (1 + 1e-9)
+    np.testing.assert_allclose(np.sum(alone, axis=0), total, atol=1e-9 * max(1.0, np.abs(total).max()))
+    gone = int(generator.integers(len(own)))
+    rest = add(hospital(unit, gone=int(own[gone]))[0])
+    assert np.linalg.norm(total - rest) <= bound * (1 + 1e-9)
+    np.testing.assert_allclose(total - rest, alone[gone], atol=1e-9 * max(1.0, np.abs(total).max()))
+
+
+def asking(one, here, mechanism, seed=0, **changes):
+    generator = np.random.default_rng(seed)
+    values = {
+        "hospital": here,
+        "mechanism": mechanism,
+        "parameters": sent(one, generator),
+        "length": length_of(one),
+        "generator": generator,
+        "guarded": lambda compute: compute(),
+    }
+    return Asking(**(values | changes))
+
+
+@pytest.mark.parametrize(("query", "unit"), EACH)
+def test_a_site_answers_with_the_sum_over_the_units_that_are_drawn(query, unit):
+    one, (here, _) = instance(query, unit), hospital(unit)
+    steps = one.steps_per_round(unit)
+    everyone = asking(one, here, Mechanism(0.0, 1.0, steps, unit=unit))
+    answer = one.sum(everyone)
+    assert answer.shape == (length_of(one),)
+    if one.carried(unit) is not None:
+        assert np.linalg.norm(answer) <= one.carried(unit)
+        return
+    if not isinstance(one, Rounds) or one.per_unit:
+        expected = one.contribution(here, everyone.parameters, 1.0, None)
+        np.testing.assert_array_equal(answer, expected)
+    if unit != "site":
+        sampled = asking(one, here, Mechanism(0.0, 1.0, steps, 0.5, unit))
+        assert np.abs(one.sum(sampled)).sum() != pytest.approx(np.abs(answer).sum())
+
+
+@pytest.mark.parametrize(("query", "unit"), EACH)
+def test_what_fails_at_a_site_is_noise_and_nothing_else(query, unit):
+    """A unit that cannot be read must not decide whether the others are in the sum, or whether there is an answer."""
+    one, (here, _) = instance(query, unit), hospital(unit)
+    release = Release(
+        query=one,
+        mechanism=Mechanism(1.0, 1.0, one.steps_per_round(unit), unit=unit),
+        dimension=length_of(one),
+        parameters=one.sent_length(HEAD),
+    )
+    broken = dataclasses.replace(here, learner=None, held_out=None, records=None)
+    answer = Contributions("here", broken, np.random.default_rng(0)).of(
+        release, sent(one, np.random.default_rng(0)), private=True
+    )
+    assert np.isfinite(answer).all()
+    assert one.carried(unit) is not None or not answer.any()
+
+
+@pytest.mark.parametrize(("query", "unit"), EACH)
+def test_what_comes_back_leads_to_a_finite_model(query, unit):
+    one, (here, _) = instance(query, unit), hospital(unit)
+    state = ModelState(model=HEAD, parameters=HEAD.join(None, HEAD.initial()))
+    total = np.random.default_rng(2).normal(size=length_of(one))
+    released = NoisySum(total, 1.0)
+    if isinstance(one, OneSum):
+        assert one.sent(state).shape == (one.sent_length(HEAD),)
+        after = one.decode(released, state)
+        assert after.parameters.shape == state.parameters.shape
+        assert np.isfinite(after.parameters).all()
+        assert after is not state
+    elif isinstance(one, Rounds):
+        found = one.direction(released, 4.0)
+        assert np.linalg.norm(found.total) == pytest.approx(np.linalg.norm(total) / 4)
+        assert found.variance == pytest.approx(1 / 16)
+    else:
+        assert here.records is not None
+
+
+@pytest.mark.parametrize(("query", "unit"), EACH)
+def test_a_mechanism_that_does_not_price_what_is_executed_is_refused(query, unit):
+    one = instance(query, unit)
+    steps = one.steps_per_round(unit)
+    one.check(Mechanism(1.0, 1.0, steps, unit=unit))
+    if one.bound(0.5) > 0.5:
+        with pytest.raises(InvalidValue, match="clip norm"):
+            one.check(Mechanism(1.0, 0.5, steps, unit=unit))
+    if steps > 1:
+        with pytest.raises(InvalidValue, match="local steps"):
+            one.check(Mechanism(1.0, 1.0, steps + 1, unit=unit))
+
+
+@pytest.mark.parametrize("method", ["gradient", "averaging", "one-shot"])
+def test_one_query_of_a_study_takes_what_the_others_leave(method):
+    study = asked("gradient", "patient")
+    table = dict(study.settings["training"]) | {"method": method}
+    study = dataclasses.replace(study, settings=dict(study.settings) | {"training": table})
+    shares = [query.share(study) for query in asked_by(study)]
+    assert shares.count(None) == 1
+    assert 0 < sum(share for share in shares if share is not None) < 1
+
+
+@pytest.mark.parametrize(("query", "unit"), EACH)
+def test_a_digest_binds_all_of_a_query(query, unit):
+    told = json.loads(json.dumps(instance(query, unit).to_dict()))
+    assert told["name"] == query.name
+    assert set(told) == {"name", *(field.name for field in dataclasses.fields(query))}
+
+
+def compared_to(node):
+    """The constants that a comparison, a membership test or a case of a match names."""
+    values = []
+    if isinstance(node, ast.Compare):
+        values = [node.left, *node.comparators]
+    elif isinstance(node, ast.MatchValue):
+        values = [node.value]
+    parts = [part for one in values for part in getattr(one, "elts", [one])]
+    return {part.value for part in parts if isinstance(part, ast.Constant)}
+
+
+def test_nothing_but_queries_knows_one_by_name():
+    """Coordinator, site, ledger, planner and report do not branch on one: a new one is a file, its test and a line.
+
+    A hospital's description of its cohort asks for the one query that it is about.
+    """
+    names, classes, found = {query.name for query in QUERIES}, {query.__name__ for query in QUERIES}, []
+    root = SOURCE / "src" / "fedveil"
+    others = [path for path in sorted(root.rglob("*.py")) if path.parent != root / "federation" / "queries"]
+    assert len(others) > 150
+    for path in others:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            known = {node.id} & classes if isinstance(node, ast.Name) else compared_to(node) & names
+            if known and path.name != "describe.py":
+                found.append(f"{path.name}:{node.lineno} knows {known}")
+    assert not found
+
+
+def test_the_privacy_page_lists_every_query():
+    page = (SOURCE / "docs" / "privacy.md").read_text(encoding="utf-8")
+    for query in QUERIES:
+        setting = f"`privacy.{query.setting}`" if query.setting else "-"
+        assert f"| {query.title} | {setting} | {query.adds} | {query.purpose} |" in page
