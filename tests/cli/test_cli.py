@@ -157,7 +157,8 @@ def test_plan_recommends_a_setting_that_runs(tmp_path):
     assert "0.5 in 60: " in text, "what sampling would give"
 
 
-def test_plan_shows_both_accuracies_and_compares_by_the_one_that_is_asked_for():
+def test_plan_shows_both_accuracies_and_compares_by_the_one_that_is_asked_for(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     call = ("plan", "--cohorts", "700,600,500", "--epsilon", "1")
     usual, other = (
         json.loads(fedveil(*call, *more, "--json").stdout) for more in ((), ("--balanced-accuracy", "0.8"))
