@@ -16,6 +16,7 @@ from tests.study.conftest import write_images
 from typer.testing import CliRunner
 
 from fedveil.cli import app
+from fedveil.cli.console import console
 
 SMALL = """
 [study]
@@ -37,7 +38,7 @@ delta = 1e-3
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDVEIL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)
     write_images(tmp_path / "images.npz")
     (tmp_path / "study.toml").write_text(SMALL)
 
@@ -157,7 +158,8 @@ def test_plan_recommends_a_setting_that_runs(tmp_path):
     assert "0.5 in 60: " in text, "what sampling would give"
 
 
-def test_plan_shows_both_accuracies_and_compares_by_the_one_that_is_asked_for():
+def test_plan_shows_both_accuracies_and_compares_by_the_one_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(console, "width", 200)
     call = ("plan", "--cohorts", "700,600,500", "--epsilon", "1")
     usual, other = (
         json.loads(fedveil(*call, *more, "--json").stdout) for more in ((), ("--balanced-accuracy", "0.8"))

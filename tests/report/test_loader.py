@@ -9,6 +9,7 @@ import pytest
 
 from fedveil.errors import StudyError
 from fedveil.report import load, write_report
+from fedveil.study.result_schema import SCHEMA
 
 MakeRun = Callable[..., Path]
 
@@ -166,3 +167,9 @@ def test_a_result_of_a_version_with_other_releases_is_read_and_priced(make_run: 
     assert [release.what for release in record.releases][-1] == "training-2"
     assert record.recomputed_epsilon > before
     assert "training-2" in write_report(run).read_text()
+
+
+def test_a_result_of_a_newer_version_is_refused(make_run: MakeRun) -> None:
+    run = make_run(images=20, rounds=2, change=lambda result: result.update(schema=SCHEMA + 1))
+    with pytest.raises(StudyError, match=r"result\.json: schema is 3"):
+        load(run)

@@ -6,10 +6,14 @@ import pytest
 
 from fedveil.privacy import Guarantee, Trust, Unit
 from fedveil.report import load
-from fedveil.report.records import SecureAggregation
 from fedveil.report.wording import guarantee_line, not_protected, notices, protected
+from fedveil.study.result_schema import SecureAggregation
 
 MakeRun = Callable[..., Path]
+
+
+def masked(masks: str) -> SecureAggregation:
+    return SecureAggregation(masks=masks, min_honest=4, participants=5)
 
 
 def words(guarantee: Guarantee, secure: SecureAggregation | None = None) -> str:
@@ -38,13 +42,19 @@ def test_against_whom_follows_from_trust(trust: Trust, said: str, unsaid: str) -
 
 
 def test_how_many_hospitals_must_be_honest_is_said() -> None:
-    text = words(Guarantee(1.0, 1e-5, "patient", "secure-aggregation"), SecureAggregation(False, 4, 5))
+    text = words(
+        Guarantee(1.0, 1e-5, "patient", "secure-aggregation"),
+        masked("real"),
+    )
     assert "at least 4 of the 5 hospitals" in text
     assert "simulated" not in text
 
 
 def test_simulated_masks_are_said_wherever_the_guarantee_is_stated() -> None:
-    guarantee, secure = Guarantee(1.0, 1e-5, "patient", "secure-aggregation"), SecureAggregation(True, 4, 5)
+    guarantee, secure = (
+        Guarantee(1.0, 1e-5, "patient", "secure-aggregation"),
+        masked("simulated"),
+    )
     assert "masks simulated" in guarantee_line(guarantee, secure)
     assert "the masks were simulated" in words(guarantee, secure)
 

@@ -13,6 +13,7 @@ from tests.study.stopping import Stop, StopAfter
 from fedveil.errors import BudgetExceeded, InvalidValue, StudyError
 from fedveil.privacy import Ledger, Mechanism, epsilon, verify_ledger
 from fedveil.study import RunDirectory, Study, prepare, run
+from fedveil.study.result_schema import SCHEMA, Result, RoundLine
 
 FILES = {
     "study.toml",
@@ -149,6 +150,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from fedveil.study import RunDirectory, run
+from fedveil.study.result_schema import SCHEMA, Result, RoundLine
 run(RunDirectory.reopen(Path(sys.argv[1])))
 """
 
@@ -247,3 +249,16 @@ def test_a_result_says_that_it_is_private_and_what_simulated_hospitals_promise(s
         [any(text in note for note in notes) for text in (counts, fixed)] for notes in (real, dealt, drawn)
     ]
     assert said == [[True, False], [True, True], [False, True]]
+
+
+def test_the_files_of_a_run_are_read_by_the_types_that_wrote_them(study, tmp_path):
+    directory = RunDirectory.create(tmp_path / "out", study())
+    returned = run(directory)
+    result = Result.model_validate(json.loads((directory.path / "result.json").read_text()))
+    assert result.version == SCHEMA
+    assert result.metrics.test.auroc == returned["metrics"]["test"]["auroc"]
+    assert [site.epsilon_spent for site in result.sites] == [s["epsilon_spent"] for s in returned["sites"]]
+    lines = (directory.path / "rounds.jsonl").read_text().splitlines()
+    assert [RoundLine.model_validate(json.loads(line)).number for line in lines] == list(
+        range(1, result.rounds + 1)
+    )

@@ -11,6 +11,7 @@ from fedveil.deploy.local import Address
 from fedveil.errors import InvalidValue, Refused
 from fedveil.federation import Policy, Terms, default_min_honest
 from fedveil.privacy import Trust, Unit
+from fedveil.schema import explain
 
 __all__ = ["BudgetTable", "CohortTable", "PolicyTable", "SiteConfig", "SiteTable"]
 
@@ -97,11 +98,7 @@ class SiteConfig(_Table):
                 "make one with `fedveil site init`",
             ) from None
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise InvalidValue(
-                f"{path}: {key} is {str(first['input'])[:80]!r}", first["msg"], "correct it"
-            ) from None
+            raise explain(error, str(path), InvalidValue, "correct it", cls) from None
         except (OSError, ValueError) as error:
             raise InvalidValue(f"{path} cannot be read ({error})", "it must be TOML", "correct it") from None
         if config.site.coordinator:

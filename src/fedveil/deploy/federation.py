@@ -13,6 +13,7 @@ from fedveil.deploy.flower.transport import Patience
 from fedveil.deploy.identity import Identity, check_private, check_public_key
 from fedveil.deploy.receipts import Receipts
 from fedveil.errors import InvalidValue
+from fedveil.schema import explain
 
 __all__ = ["Federation", "FederationTable"]
 
@@ -60,11 +61,7 @@ class Federation:
                 "make one with `fedveil federation init`, or give its path with --federation",
             ) from None
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise InvalidValue(
-                f"{path}: federation.{key} is {str(first['input'])[:80]!r}", first["msg"], "correct it"
-            ) from None
+            raise explain(error, str(path), InvalidValue, "correct it", FederationTable) from None
         except (OSError, ValueError) as error:
             raise InvalidValue(f"{path} cannot be read ({error})", "it must be TOML", "correct it") from None
         for name in ("superlink.key", "superlink.secret"):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fedveil.report import formatting
 from fedveil.report.charts import Chart, legend_line
 from fedveil.report.drawing import DASHES, PAGE, Palette, canvas, inline_svg, plain_axes, style
-from fedveil.report.records import Round
+from fedveil.study.result_schema import RoundLine
 
 __all__ = ["METRICS", "draw_learning_curve", "evaluated", "learning_chart"]
 
@@ -17,22 +17,22 @@ FEW_ROUNDS = 12
 """Up to so many points of a curve are marked one by one."""
 
 
-def _values(rounds: tuple[Round, ...]) -> NDArray[np.float64]:
+def _values(rounds: tuple[RoundLine, ...]) -> NDArray[np.float64]:
     """Shape (metrics, rounds); NaN where a round was not evaluated."""
     return np.array([[record.auroc for record in rounds], [record.balanced_accuracy for record in rounds]])
 
 
-def evaluated(rounds: tuple[Round, ...]) -> list[int]:
+def evaluated(rounds: tuple[RoundLine, ...]) -> list[int]:
     """Positions of the rounds that have a metric."""
     return np.flatnonzero(np.isfinite(_values(rounds)).any(axis=0)).tolist()
 
 
-def draw_learning_curve(axes: Axes, rounds: tuple[Round, ...], palette: Palette) -> None:
+def draw_learning_curve(axes: Axes, rounds: tuple[RoundLine, ...], palette: Palette) -> None:
     """Both metrics by round, epsilon spent along the top, a triangle where a hospital dropped out.
 
     At least one round must be evaluated.
     """
-    plain_axes(axes, palette, x="Round", y="On the test set")
+    plain_axes(axes, palette, x="RoundLine", y="On the test set")
     number, values = np.array([record.number for record in rounds], dtype=float), _values(rounds)
     for series, metric in enumerate(values):
         known = np.isfinite(metric)
@@ -68,7 +68,7 @@ def _epsilon_axis(
     top.spines["top"].set_visible(False)
 
 
-def learning_chart(rounds: tuple[Round, ...]) -> Chart | None:
+def learning_chart(rounds: tuple[RoundLine, ...]) -> Chart | None:
     """The learning curve; None where no round was evaluated."""
     values, judged = _values(rounds), evaluated(rounds)
     if not judged:

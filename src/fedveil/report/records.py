@@ -1,7 +1,6 @@
 """What a run directory says, as values. `loader.py` makes them; everything else in this layer reads them."""
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,111 +8,18 @@ from numpy.typing import NDArray
 
 from fedveil.privacy import Guarantee, Mechanism, Risk
 from fedveil.report.curves import confusion
+from fedveil.study.result_schema import (
+    DataFacts,
+    ModelMetrics,
+    Provenance,
+    Released,
+    Result,
+    RoundLine,
+    SecureAggregation,
+    SiteResult,
+)
 
-__all__ = [
-    "ClassMetrics",
-    "DataFacts",
-    "Examples",
-    "LedgerHead",
-    "Metrics",
-    "Predictions",
-    "Provenance",
-    "Release",
-    "Round",
-    "RunRecord",
-    "SecureAggregation",
-    "SiteResult",
-]
-
-UNKNOWN = (math.nan, math.nan)
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Something that left the hospitals, and the mechanism that noised it."""
-
-    what: str
-    mechanism: Mechanism
-
-
-@dataclass(frozen=True, slots=True)
-class SecureAggregation:
-    """Whether masks were really exchanged, and how many honest sites the noise relies on."""
-
-    simulated: bool
-    min_honest: int
-    participants: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteResult:
-    """One hospital. Cohort sizes are private: only simulated hospitals have them here, or models of their own."""
-
-    name: str
-    epsilon_spent: float
-    epsilon_alone: float
-    patients: int | None
-    images: int | None
-    class_counts: dict[str, int]
-    personal_auroc: float
-    personal_balanced_accuracy: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassMetrics:
-    """One class against the rest; NaN where not defined."""
-
-    name: str
-    sensitivity: float
-    specificity: float
-    auroc: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metrics:
-    """Test metrics of one model; NaN where not defined."""
-
-    auroc: float
-    balanced_accuracy: float
-    accuracy: float
-    brier: float
-    n: int
-    auroc_interval: tuple[float, float] = UNKNOWN
-    balanced_accuracy_interval: tuple[float, float] = UNKNOWN
-    threshold: float = math.nan
-    majority_accuracy: float = math.nan
-    majority_balanced_accuracy: float = math.nan
-    confusion: NDArray[np.int64] | None = None
-    per_class: tuple[ClassMetrics, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataFacts:
-    """The data set; counts are None where they are not known or not public."""
-
-    name: str
-    description: str
-    synthetic: bool
-    patients_known: bool
-    classes: tuple[str, ...]
-    images_train: int | None
-    images_test: int | None
-    patients_train: int | None
-    patients_test: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """One line of rounds.jsonl; NaN where a round was not evaluated."""
-
-    number: int
-    sites: tuple[str, ...]
-    dropped: tuple[tuple[str, str], ...]
-    epsilon_spent: float
-    seconds: float
-    auroc: float
-    balanced_accuracy: float
+__all__ = ["Examples", "LedgerHead", "Predictions", "RunRecord"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +47,6 @@ class LedgerHead:
     hash: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """With what, where and when the run was made."""
-
-    fedveil: str
-    python: str
-    platform: str
-    device: str
-    started: str
-    finished: str
-    data_digest: str
-    study_digest: str
-    packages: dict[str, str] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class Examples:
     """Test images with what the model said: images uint8 (k, H, W) or (k, H, W, 3)."""
@@ -169,42 +60,93 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """Everything that a report shows.
+    """Everything that a report shows: the run's result, and what its other files add.
 
     Attributes:
         path: the run directory.
         digest: SHA-256 of result.json, in hexadecimal: what a signature on the report refers to.
-        guarantee: None where trust is "none".
-        releases: what was released, with its mechanism; empty without privacy.
+        result: as the run wrote it.
         recomputed_epsilon: what the releases cost at the guarantee's delta; NaN without privacy.
         risk: what the releases allow an attacker, computed again; None without privacy.
-        released: metrics from a noisy histogram of the hospitals' own held-out patients; None without one.
+        rounds: the log of training.
+        predictions: of the test images; None without any.
         ledgers: the heads, in the order of `sites`; simulated sites only.
+        provenance: with what the run was made.
+        examples: test images to show; None without any.
     """
 
     path: Path
     digest: str
-    study: str
-    description: str
-    guarantee: Guarantee | None
-    releases: tuple[Release, ...]
+    result: Result
     recomputed_epsilon: float
     risk: Risk | None
-    secure_aggregation: SecureAggregation | None
-    sites: tuple[SiteResult, ...]
-    test: Metrics | None
-    released: Metrics | None
-    baselines: dict[str, Metrics]
-    data: DataFacts | None
-    notes: tuple[str, ...]
-    seconds: dict[str, float]
-    rounds: tuple[Round, ...]
+    rounds: tuple[RoundLine, ...]
     predictions: Predictions | None
     ledgers: tuple[LedgerHead, ...]
     provenance: Provenance
     examples: Examples | None
 
     @property
+    def study(self) -> str:
+        """The study's name."""
+        return self.result.study
+
+    @property
+    def description(self) -> str:
+        """The study's description."""
+        return self.result.description
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """None where the study ran without privacy, and only where it says so."""
+        return None if self.result.guarantee.trust == "none" else self.result.guarantee
+
+    @property
+    def releases(self) -> tuple[Released, ...]:
+        """What was released, with its mechanism; empty without privacy."""
+        return self.result.releases if self.guarantee else ()
+
+    @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
         """The mechanisms of all releases; their composition is what the guarantee is about."""
         return tuple(release.mechanism for release in self.releases)
+
+    @property
+    def secure_aggregation(self) -> SecureAggregation | None:
+        """How sums were masked; None where they were not."""
+        return self.result.secure_aggregation if self.guarantee else None
+
+    @property
+    def sites(self) -> tuple[SiteResult, ...]:
+        """The hospitals."""
+        return self.result.sites
+
+    @property
+    def test(self) -> ModelMetrics | None:
+        """Metrics on the test images; None without any."""
+        return self.result.metrics.test
+
+    @property
+    def released(self) -> ModelMetrics | None:
+        """Metrics from a noisy histogram of the hospitals' own held-out patients; None without one."""
+        return self.result.metrics.released
+
+    @property
+    def baselines(self) -> dict[str, ModelMetrics]:
+        """Metrics of the alternatives, by name."""
+        return self.result.baselines
+
+    @property
+    def data(self) -> DataFacts | None:
+        """The data set."""
+        return self.result.data
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the run has to say beside its numbers."""
+        return self.result.notes
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time by stage."""
+        return self.result.seconds

@@ -11,9 +11,10 @@ from fedveil.report.accuracy import class_rocs, draw_roc
 from fedveil.report.drawing import PAPER, canvas, style
 from fedveil.report.learning import METRICS, draw_learning_curve, evaluated
 from fedveil.report.loader import load
-from fedveil.report.records import Metrics, RunRecord
+from fedveil.report.records import RunRecord
 from fedveil.report.wording import trust_name
 from fedveil.study.files import write_atomic
+from fedveil.study.result_schema import ModelMetrics
 
 __all__ = ["figure_result"]
 
@@ -61,7 +62,7 @@ def figure_result(run_directory: Path, path: Path) -> Path:
     return path
 
 
-def _draw(record: RunRecord, test: Metrics) -> Canvas:
+def _draw(record: RunRecord, test: ModelMetrics) -> Canvas:
     drawing = canvas(9.6, 4.0)
     drawing.patch.set_visible(True)
     drawing.patch.set_facecolor("white")
@@ -77,7 +78,7 @@ def _draw(record: RunRecord, test: Metrics) -> Canvas:
     return drawing
 
 
-def _roc(axes: Axes, record: RunRecord, test: Metrics) -> None:
+def _roc(axes: Axes, record: RunRecord, test: ModelMetrics) -> None:
     if record.predictions is not None:
         draw_roc(axes, class_rocs(record.predictions), PAPER)
     interval = formatting.interval(test.auroc_interval)

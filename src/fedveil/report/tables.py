@@ -9,7 +9,8 @@ from fedveil.privacy import Mechanism
 from fedveil.report import formatting
 from fedveil.report.drawing import SERIES
 from fedveil.report.formatting import UNDEFINED
-from fedveil.report.records import LedgerHead, Metrics, RunRecord
+from fedveil.report.records import LedgerHead, RunRecord
+from fedveil.study.result_schema import ModelMetrics, OwnMetrics
 
 __all__ = [
     "Confusion",
@@ -70,7 +71,7 @@ def _with_interval(value: str, interval: str) -> str:
     return f"{value} ({interval})" if interval else value
 
 
-def _metric_row(name: str, metrics: Metrics) -> tuple[str, ...]:
+def _metric_row(name: str, metrics: ModelMetrics) -> tuple[str, ...]:
     return (
         name,
         _with_interval(formatting.score(metrics.auroc), formatting.interval(metrics.auroc_interval)),
@@ -97,7 +98,7 @@ def accuracy_table(record: RunRecord) -> Table | None:
         _metric_row(BASELINES.get(name, name.replace("_", " ")), metrics)
         for name, metrics in record.baselines.items()
     ]
-    majority = record.test.majority_accuracy, record.test.majority_balanced_accuracy
+    majority = record.test.majority.accuracy, record.test.majority.balanced_accuracy
     if not all(map(math.isnan, majority)):
         rows.append(
             (
@@ -115,7 +116,7 @@ def accuracy_table(record: RunRecord) -> Table | None:
     )
 
 
-def _test_size(test: Metrics, record: RunRecord) -> str:
+def _test_size(test: ModelMetrics, record: RunRecord) -> str:
     size = f"{formatting.count(test.n)} test images"
     if record.predictions is None or (record.data and not record.data.patients_known):
         return size
@@ -156,7 +157,7 @@ def site_table(record: RunRecord) -> Table | None:
     """What each hospital spent, and what its own noise alone gives; columns nobody filled are left out."""
     if not record.sites:
         return None
-    missed = Counter(site for entry in record.rounds for site, _ in entry.dropped)
+    missed = Counter(lost.site for entry in record.rounds for lost in entry.dropped)
     columns: list[tuple[str, list[str]]] = [("Hospital", [site.name for site in record.sites])]
     for title, sizes in (
         ("Patients", [site.patients for site in record.sites]),
@@ -169,12 +170,13 @@ def site_table(record: RunRecord) -> Table | None:
         ("ε if all others collude", [formatting.at_most(site.epsilon_alone) for site in record.sites]),
         ("Rounds missed", [formatting.count(missed[site.name]) for site in record.sites]),
     ]
-    if not all(math.isnan(site.personal_auroc) for site in record.sites):
+    own = [site.personal or OwnMetrics() for site in record.sites]
+    if not all(math.isnan(one.auroc) for one in own):
         columns += [
-            ("AUROC of its own model", [formatting.score(site.personal_auroc) for site in record.sites]),
+            ("AUROC of its own model", [formatting.score(one.auroc) for one in own]),
             (
                 "Balanced accuracy of its own model",
-                [formatting.percent(site.personal_balanced_accuracy) for site in record.sites],
+                [formatting.percent(one.balanced_accuracy) for one in own],
             ),
         ]
     return Table(
@@ -235,6 +237,6 @@ def _release_row(what: str, mechanism: Mechanism) -> tuple[str, ...]:
 def drop_table(record: RunRecord) -> Table | None:
     """Who dropped out of which round, and why."""
     rows = tuple(
-        (formatting.count(r.number), site, reason) for r in record.rounds for site, reason in r.dropped
+        (formatting.count(r.number), lost.site, lost.reason) for r in record.rounds for lost in r.dropped
     )
     return Table("Drop-outs", ("Round", "Hospital", "Reason"), rows, text=3) if rows else None

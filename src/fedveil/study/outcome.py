@@ -19,6 +19,7 @@ from fedveil.study.evaluation import TestSet
 from fedveil.study.files import write_atomic
 from fedveil.study.model_file import TrainedModel
 from fedveil.study.prepare import Prepared
+from fedveil.study.result_schema import SCHEMA, Provenance, Result
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.task import Task
 from fedveil.study.training import Trained
@@ -92,14 +93,14 @@ class Outcome:
             metrics["test"] = self._judged(directory, test)
         if self.trained.histogram is not None:
             metrics["released"] = self.trained.histogram.metrics(model.classes, model.frequencies)
-        directory.write_json("provenance.json", self._provenance())
+        directory.write_json("provenance.json", self._provenance().model_dump())
         own = {
             name: test.point(one.parameters, one.frequencies)
             for name, one in self.handed_over.personal.items()
         }
         result = self._result(metrics, own)
         directory.finish(result)
-        return result
+        return result.to_dict()
 
     def _judged(self, directory: RunDirectory, test: TestSet) -> dict[str, Any]:
         """Write down what the model says of the test images; return how good that is."""
@@ -110,33 +111,36 @@ class Outcome:
         _write_examples(directory, self.task, test, probabilities, predicted)
         return test.metrics(probabilities, priors)
 
-    def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> Result:
         terms, guarantee = self.terms, self._guarantee()
         risk = operational_risk(guarantee, terms.mechanisms if terms.trust != "none" else ())
         study = self.prepared.study
         self.seconds["total"] = (datetime.now(UTC) - self.started).total_seconds()
-        return {
-            "study": study.study.name,
-            "description": study.study.description,
-            "guarantee": guarantee.to_dict(),
-            "mechanism": terms.main.mechanism.to_dict(),
-            "releases": [
-                {"what": release.name, "mechanism": release.mechanism.to_dict()} for release in terms.releases
-            ],
-            "risk": {
-                "advantage": risk.advantage,
-                "tpr_at_1_percent_fpr": risk.true_positive_rate,
-                "sentence": str(risk),
-            },
-            "secure_aggregation": self._secure_aggregation(),
-            "sites": [self._site(name) | {"personal": own.get(name)} for name in terms.sites],
-            "rounds": self.trained.rounds,
-            "metrics": metrics,
-            "baselines": dict(self.baselines) or None,
-            "data": self._data(),
-            "notes": self.prepared.notes + self._notes(),
-            "seconds": self.seconds,
-        }
+        return Result.model_validate(
+            {
+                "schema": SCHEMA,
+                "study": study.study.name,
+                "description": study.study.description,
+                "guarantee": guarantee,
+                "mechanism": terms.main.mechanism,
+                "releases": [
+                    {"what": release.name, "mechanism": release.mechanism} for release in terms.releases
+                ],
+                "risk": {
+                    "advantage": risk.advantage,
+                    "tpr_at_1_percent_fpr": risk.true_positive_rate,
+                    "sentence": str(risk),
+                },
+                "secure_aggregation": self._secure_aggregation(),
+                "sites": [self._site(name) | {"personal": own.get(name)} for name in terms.sites],
+                "rounds": self.trained.rounds,
+                "metrics": metrics,
+                "baselines": dict(self.baselines) or None,
+                "data": self._data(),
+                "notes": self.prepared.notes + self._notes(),
+                "seconds": self.seconds,
+            }
+        )
 
     def _guarantee(self) -> Guarantee:
         """What the charges earn: the largest total over the sites, by the accountant."""
@@ -216,18 +220,18 @@ class Outcome:
             )
         return notes
 
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "fedveil": version("fedveil"),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "device": platform.processor() or platform.machine(),
-            "packages": {name: version(name) for name in PACKAGES},
-            "data_digest": self.prepared.dataset.digest() if len(self.prepared.dataset) else None,
-            "study_digest": self.terms.digest,
-            "started": self.started.isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+    def _provenance(self) -> Provenance:
+        return Provenance(
+            fedveil=version("fedveil"),
+            python=platform.python_version(),
+            platform=platform.platform(),
+            device=platform.processor() or platform.machine(),
+            packages={name: version(name) for name in PACKAGES},
+            data_digest=self.prepared.dataset.digest() if len(self.prepared.dataset) else "",
+            study_digest=self.terms.digest,
+            started=self.started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
 
 def _write_predictions(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fedveil.errors import StudyError
 from fedveil.study.files import json_line, write_atomic, write_json
+from fedveil.study.result_schema import Result, RoundLine
 from fedveil.study.settings import Study
 
 __all__ = ["RunDirectory"]
@@ -147,10 +148,10 @@ class RunDirectory:
                 f"{path} is damaged ({error})", "a run resumes from its checkpoint", "start it anew"
             ) from None
 
-    def append_round(self, record: dict[str, Any]) -> None:
+    def append_round(self, line: RoundLine) -> None:
         """Add one line to the round log."""
         with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json_line(record))
+            file.write(json_line(line.model_dump(by_alias=True)))
 
     def cut_rounds(self, finished: int) -> None:
         """Drop the log's lines after the last checkpointed round, a torn last one too."""
@@ -172,9 +173,9 @@ class RunDirectory:
         """Write one JSON file of the run."""
         write_json(self.path / name, value)
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: Result) -> None:
         """Write the result, which makes the run complete, and drop what only a resume needs."""
-        write_json(self.path / "result.json", result)
+        write_json(self.path / "result.json", result.to_dict())
         (self.path / "checkpoint.npz").unlink(missing_ok=True)
         (self.path / "sessions").unlink(missing_ok=True)
         (self.path / "charged.json").unlink(missing_ok=True)

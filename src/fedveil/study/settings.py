@@ -1,6 +1,5 @@
 """The study file: one TOML file describes one study. Every key has a default that a newcomer would want."""
 
-import difflib
 import math
 import tomllib
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedveil.errors import StudyError
+from fedveil.schema import explain
 from fedveil.study.conflicts import conflicts
 from fedveil.study.defaults import with_defaults
 from fedveil.study.removed import without_removed
@@ -306,7 +306,7 @@ class Study(_Table):
         try:
             return cls.model_validate(without_removed(values, where))
         except ValidationError as error:
-            raise _explain(error, where) from None
+            raise explain(error, where, StudyError, "correct the value", cls) from None
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -331,35 +331,8 @@ class Study(_Table):
         try:
             return type(self).model_validate(values)
         except ValidationError as error:
-            raise _explain(error, "command line") from None
+            raise explain(error, "command line", StudyError, "correct the value", type(self)) from None
 
     def to_toml(self) -> str:
         """The resolved study: every table and key, in a fixed order."""
         return to_toml(self.model_dump(mode="json", exclude_none=True))
-
-
-def _explain(error: ValidationError, where: str) -> StudyError:
-    """Turn pydantic's first complaint into found; rule: remedy."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"]) or "the study"
-    others = error.error_count() - 1
-    more = f" ({others} more after this one)" if others else ""
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(tuple(str(part) for part in first["loc"][:-1]))
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
-        remedy = f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
-        return StudyError(
-            f"{where}: {key} is not a key of a study", "unknown keys are refused", remedy + more
-        )
-    rule = first["msg"].removeprefix("Value error, ")
-    rule = rule[0].lower() + rule[1:]
-    if not first["loc"]:
-        return StudyError(f"{where}: its settings do not go together", rule, "change one of them" + more)
-    return StudyError(f"{where}: {key} is {first['input']!r}"[:200], rule, "correct the value" + more)
-
-
-def _known_keys(path: tuple[str, ...]) -> list[str]:
-    model: Any = Study
-    for part in path:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)

@@ -30,6 +30,7 @@ from fedveil.federation import (
 )
 from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram
 from fedveil.study.progress import Progress
+from fedveil.study.result_schema import Dropped, Point, RoundLine
 from fedveil.study.rules import Steps
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.settings import Study
@@ -231,15 +232,15 @@ class _Loop:
     ) -> None:
         spent = self.coordinator.epsilon_spent()
         self.directory.append_round(
-            {
-                "round": number,
-                "sites": collected.survivors,
-                "dropped": [{"site": d.site, "reason": d.reason} for d in collected.dropped],
-                "epsilon_spent": spent,
-                "seconds": seconds,
-                "update_norm": norm,
-                "test": point,
-            }
+            RoundLine(
+                number=number,
+                sites=tuple(collected.survivors),
+                dropped=tuple(Dropped(site=one.site, reason=one.reason) for one in collected.dropped),
+                epsilon_spent=spent,
+                seconds=seconds,
+                update_norm=norm,
+                test=Point.model_validate(point) if point else None,
+            )
         )
         note = f"epsilon {spent:.3f}" if np.isfinite(spent) else "no privacy"
         self.progress.advance(note=note + (f", AUROC {point['auroc']:.3f}" if point else ""))

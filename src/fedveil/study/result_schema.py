@@ -1,0 +1,298 @@
+"""What ``result.json``, ``provenance.json`` and each line of ``rounds.jsonl`` hold: written and read by these types.
+
+``result.json`` carries ``schema``, the version of its layout. A reader takes every version up to its own: what an older
+version lacks has a default, and what it has beside is left out. A newer one is refused.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
+
+from fedveil.errors import FedveilError
+from fedveil.privacy import Guarantee, Mechanism
+from fedveil.schema import Cost, Count, Number, Record
+
+__all__ = [
+    "SCHEMA",
+    "ClassResult",
+    "DataFacts",
+    "Dropped",
+    "ModelMetrics",
+    "OwnMetrics",
+    "Point",
+    "Provenance",
+    "Released",
+    "Result",
+    "RoundLine",
+    "SecureAggregation",
+    "SiteResult",
+]
+
+SCHEMA = 2
+"""Version of the layout. 1 was written without saying so."""
+T = TypeVar("T")
+
+
+def _guarantee(value: Any) -> Guarantee:
+    if isinstance(value, Guarantee):
+        return value
+    fields = dict(value)
+    if fields.get("trust") == "none" and fields.get("epsilon") is None:
+        fields["epsilon"] = math.inf
+    return _parsed(Guarantee.from_dict, fields)
+
+
+def _mechanism(value: Any) -> Mechanism:
+    return value if isinstance(value, Mechanism) else _parsed(Mechanism.from_dict, dict(value))
+
+
+def _parsed(read: Callable[[dict[str, Any]], T], fields: dict[str, Any]) -> T:
+    """Through a lower layer's reader, whose refusals become pydantic's."""
+    try:
+        return read(fields)
+    except FedveilError as error:
+        raise ValueError(f"{error.found}; {error.rule}") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it cannot be read ({error})") from None
+
+
+def _pair(value: Any) -> Any:
+    """A pair [low, high]; null where there is none."""
+    if value is None:
+        return (math.nan, math.nan)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _square(value: tuple[tuple[int, ...], ...] | None) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, list | tuple):
+        value = tuple(tuple(row) if isinstance(row, list | tuple) else row for row in value)
+        if all(isinstance(row, tuple) and len(row) == len(value) for row in value):
+            return value
+    raise ValueError("it must be a square matrix of counts")
+
+
+def _tuple(value: Any) -> Any:
+    return () if value is None else tuple(value) if isinstance(value, list) else value
+
+
+def _mapping(value: Any) -> Any:
+    return {} if value is None else value
+
+
+GuaranteeValues = Annotated[Guarantee, PlainValidator(_guarantee), PlainSerializer(Guarantee.to_dict)]
+MechanismValues = Annotated[Mechanism, PlainValidator(_mechanism), PlainSerializer(Mechanism.to_dict)]
+Interval = Annotated[tuple[Number, Number], BeforeValidator(_pair)]
+Confusion = Annotated[tuple[tuple[Count, ...], ...] | None, BeforeValidator(_square)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+UNKNOWN = (math.nan, math.nan)
+
+
+class Released(Record):
+    """Something that left the hospitals, and the mechanism that noised it."""
+
+    what: str
+    mechanism: MechanismValues
+
+
+class SecureAggregation(Record):
+    """Whether masks were really exchanged, and how many honest sites the noise relies on."""
+
+    masks: Literal["real", "simulated"]
+    min_honest: Count
+    participants: Count
+
+    @property
+    def simulated(self) -> bool:
+        """Whether sums were masked in name only."""
+        return self.masks == "simulated"
+
+
+class OwnMetrics(Record):
+    """What a hospital's own model reaches on the common test images."""
+
+    auroc: Number = math.nan
+    balanced_accuracy: Number = math.nan
+
+
+class SiteResult(Record):
+    """One hospital. Cohort sizes are private: only simulated hospitals have them here, or models of their own."""
+
+    name: str
+    epsilon_spent: Cost = math.inf
+    epsilon_alone: Cost = math.inf
+    patients: Count | None = None
+    images: Count | None = None
+    class_counts: Annotated[dict[str, Count], BeforeValidator(_mapping)] = Field(default_factory=dict)
+    personal: OwnMetrics | None = None
+
+
+class ClassResult(Record):
+    """One class against the rest; NaN where not defined."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    sensitivity: Number = math.nan
+    specificity: Number = math.nan
+    auroc: Number = math.nan
+    n: Count = 0
+
+
+class Majority(Record):
+    """Always predicting the most frequent class."""
+
+    accuracy: Number = math.nan
+    balanced_accuracy: Number = math.nan
+
+
+class ModelMetrics(Record):
+    """Metrics of one model, of images as `fedveil.learning.Metrics` or from a noisy histogram, which says more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    auroc: Number = math.nan
+    balanced_accuracy: Number = math.nan
+    accuracy: Number = math.nan
+    brier: Number = math.nan
+    n: Count = 0
+    auroc_interval: Interval = UNKNOWN
+    balanced_accuracy_interval: Interval = UNKNOWN
+    threshold: Number = math.nan
+    majority: Majority = Majority()
+    confusion: Confusion = None
+    per_class: Annotated[tuple[ClassResult, ...], BeforeValidator(_tuple)] = ()
+
+    @property
+    def matrix(self) -> npt.NDArray[np.int64] | None:
+        """`confusion` as an array (classes, classes)."""
+        return None if self.confusion is None else np.array(self.confusion, dtype=np.int64)
+
+
+class JudgedBy(Record):
+    """The metrics of the study's model by what it was judged on."""
+
+    test: ModelMetrics | None = None
+    released: ModelMetrics | None = None
+
+
+class RiskFigures(Record):
+    """What the guarantee allows the best attacker; see `fedveil.privacy.Risk`."""
+
+    advantage: Number
+    tpr_at_1_percent_fpr: Number
+    sentence: str
+
+
+class DataFacts(Record):
+    """The data set; counts are None where they are not known or not public."""
+
+    name: Text = ""
+    description: Text = ""
+    synthetic: bool = False
+    patients_known: bool = True
+    classes: Texts = ()
+    images_train: Count | None = None
+    images_test: Count | None = None
+    patients_train: Count | None = None
+    patients_test: Count | None = None
+
+
+class Result(Record):
+    """``result.json``: what a finished study found and what it cost.
+
+    Attributes:
+        version: of the layout, `SCHEMA`; the key is ``schema``.
+        guarantee: what the charges earned; epsilon is infinite without privacy.
+        mechanism: that of the main release.
+        releases: everything that was released, priced together by the guarantee.
+        sites: in the order of the study.
+        rounds: rounds of training that were finished.
+        baselines: metrics of the alternatives, by name.
+        notes: sentences for the report.
+        seconds: time by stage.
+    """
+
+    version: Annotated[int, Field(alias="schema", ge=1, le=SCHEMA)] = 1
+    study: str
+    description: Text = ""
+    guarantee: GuaranteeValues
+    mechanism: MechanismValues | None = None
+    releases: Annotated[tuple[Released, ...], BeforeValidator(_tuple)] = ()
+    risk: RiskFigures | None = None
+    secure_aggregation: SecureAggregation | None = None
+    sites: Annotated[tuple[SiteResult, ...], BeforeValidator(_tuple)] = ()
+    rounds: Count | None = None
+    metrics: Annotated[JudgedBy, BeforeValidator(_mapping)] = JudgedBy()
+    baselines: Annotated[dict[str, ModelMetrics], BeforeValidator(_mapping)] = Field(default_factory=dict)
+    data: DataFacts | None = None
+    notes: Texts = ()
+    seconds: Annotated[dict[str, Number], BeforeValidator(_mapping)] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _releases_of_version_1(cls, values: Any) -> Any:
+        """A result that names no releases made the one that its mechanism describes."""
+        if isinstance(values, dict) and not values.get("releases") and values.get("mechanism"):
+            return {**values, "releases": [{"what": "training", "mechanism": values["mechanism"]}]}
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by the keys of the file; infinity and NaN stay until they are written as null."""
+        return self.model_dump(by_alias=True)
+
+
+class Dropped(Record):
+    """A hospital that was left out of a round."""
+
+    site: str
+    reason: Text = ""
+
+
+class Point(Record):
+    """Test metrics on the learning curve."""
+
+    auroc: Number = math.nan
+    balanced_accuracy: Number = math.nan
+
+
+class RoundLine(Record):
+    """One line of ``rounds.jsonl``."""
+
+    number: Annotated[int, Field(alias="round", ge=0)]
+    sites: Texts
+    dropped: Annotated[tuple[Dropped, ...], BeforeValidator(_tuple)] = ()
+    epsilon_spent: Cost = math.inf
+    seconds: Number = math.nan
+    update_norm: Number = math.nan
+    test: Point | None = None
+
+    @property
+    def auroc(self) -> float:
+        """On the test images; NaN where the round was not judged."""
+        return math.nan if self.test is None else self.test.auroc
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """As above."""
+        return math.nan if self.test is None else self.test.balanced_accuracy
+
+
+class Provenance(Record):
+    """``provenance.json``: with what, where and when the run was made."""
+
+    fedveil: Text = ""
+    python: Text = ""
+    platform: Text = ""
+    device: Text = ""
+    packages: Annotated[dict[str, Text], BeforeValidator(_mapping)] = Field(default_factory=dict)
+    data_digest: Text = ""
+    study_digest: Text = ""
+    started: Text = ""
+    finished: Text = ""
