@@ -27,10 +27,10 @@ from fedveil.learning.own import own_numbers
 from fedveil.learning.private_gradients import (
     Clipping,
     PrivateGradients,
-    check_private,
     dimension,
     flatten_parameters,
     load_flat,
+    try_out,
 )
 from fedveil.learning.shares import hits, image_shares
 from fedveil.learning.statistics import FEWEST, ClassStatistics
@@ -89,7 +89,8 @@ class NetworkModel:
     ) -> None:
         self.name, self.classes, self.image_size = name, classes, image_size
         self.module = _build(name, classes, channels, image_size, seed, trained_blocks).eval()
-        self.notices = check_private(self.module, (channels, image_size, image_size))
+        self.trial = try_out(self.module, (channels, image_size, image_size))
+        self.notices = self.trial.notices
         frozen, self.body = split_frozen(self.module)
         self.frozen = frozen if len(frozen) else None
         self.key = f"{name} before its last {trained_blocks} blocks, {image_size}x{channels}, version 2"
@@ -292,7 +293,14 @@ class NetworkLearner:
         """
         loss = functools.partial(functional.cross_entropy, reduction="none")
         bound = clip_norm / (1 + ROUNDING)
-        engine = PrivateGradients(self._model.body, loss, bound, clipping=self._clipping, micro_batch=BATCH)
+        engine = PrivateGradients(
+            self._model.body,
+            loss,
+            bound,
+            clipping=self._clipping,
+            micro_batch=BATCH,
+            trial=self._model.trial,
+        )
         total = np.zeros(self.dimension)
         with self._model.loaded(parameters):
             views = self._views.draw(parameters, self._model.image_size)
