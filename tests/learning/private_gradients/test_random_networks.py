@@ -1,10 +1,8 @@
 """Random networks whose tables, sequences and colours are as long as the batch: right, or refused."""
 
-import random
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -182,7 +180,11 @@ class Block(nn.Module):
         return torch.stack([self.linear(one) for one in x])
 
 
-KINDS = sorted(name[1:] for name, value in vars(Block).items() if name.startswith("_") and name[1] != "_" and callable(value))
+KINDS = sorted(
+    name[1:]
+    for name, value in vars(Block).items()
+    if name.startswith("_") and name[1] != "_" and callable(value)
+)
 RIGHT = {
     "linear", "normalised", "across", "convolved", "attended", "attended_to_table", "own", "own_with_table",
     "own_with_line", "own_with_another", "own_tokens_first", "own_tokens_first_with_table", "embedded_for_each",

@@ -19,7 +19,18 @@ from torch.utils._pytree import KeyPath, TreeSpec, keystr, tree_flatten_with_pat
 
 from fedveil.errors import InvalidValue
 
-__all__ = ["BATCH_FIRST", "SIZES", "Call", "Calls", "Leaf", "Leaves", "cure", "learn_calls", "substituted"]
+__all__ = [
+    "BATCH_FIRST",
+    "SIZES",
+    "Call",
+    "Calls",
+    "Leaf",
+    "Leaves",
+    "brief",
+    "cure",
+    "learn_calls",
+    "substituted",
+]
 
 SIZES = (5, 7)
 """Numbers of images of a trial: two, without a common divisor, so that no axis can follow both by chance."""
