@@ -44,7 +44,7 @@ class Leaf:
     """One value among the arguments or the results of a call: a tensor, or a constant."""
 
     name: str
-    """Where it stands, in words."""
+    """Which one it is, in words."""
     shape: tuple[int, ...] | None
     """Of the tensor, for one image; None for a constant."""
     axis: int | None = None
@@ -180,16 +180,16 @@ def learn_calls(
             )
         of[module] = tuple(
             Call(
-                _decided(label, module, a[0], b[0], sizes, cut=module in cut),
-                _decided(f"{label}, result", module, a[1], b[1], sizes, cut=True) if module in cut else None,
+                _decided("argument", label, module, a[0], b[0], sizes, cut=module in cut),
+                _decided("result", label, module, a[1], b[1], sizes, cut=True) if module in cut else None,
             )
             for a, b in zip(one, other, strict=True)
         )
-    results = _decided("the network's output", None, outputs[0], outputs[1], sizes, cut=True)
+    results = _decided("result", "the network", None, outputs[0], outputs[1], sizes, cut=True)
     for leaf in results.leaves:
         if leaf.shape is not None and leaf.axis != 0:
             raise InvalidValue(
-                f"{leaf.name} has no row for each image",
+                f"{leaf.name} has the shape {leaf.shape} for one image",
                 BATCH_FIRST,
                 "return only tensors whose first axis is the images",
             )
@@ -283,23 +283,32 @@ def _seen(tree: Any) -> _Tree:
 
 
 def _decided(
-    label: str, module: nn.Module | None, one: _Tree, other: _Tree, sizes: tuple[int, int], *, cut: bool
+    kind: str,
+    label: str,
+    module: nn.Module | None,
+    one: _Tree,
+    other: _Tree,
+    sizes: tuple[int, int],
+    *,
+    cut: bool,
 ) -> Leaves:
     """Which axis of which value is the images."""
     if one[0] != other[0]:
         raise InvalidValue(
-            f"{label} has another structure for {sizes[0]} images than for {sizes[1]}",
-            "what a layer is given and returns must not depend on how many images there are",
-            cure(module, "give it and return tensors whose first axis is the images"),
+            f"the {kind}s of {label} have another structure for {sizes[0]} images than for {sizes[1]}",
+            "it must not depend on how many images there are",
+            cure(module, "give and return tensors whose first axis is the images"),
         )
     leaves = []
     for a, b in zip(one[1], other[1], strict=True):
-        leaf = _role(f"{label}, value {keystr(a.path) or 'itself'}", a, b, sizes)
+        # Arguments are a pair, of those by position and those by name.
+        name = f"{kind} {keystr(a.path[1:] if kind == 'argument' else a.path)} of {label}".replace("  ", " ")
+        leaf = _role(name, a, b, sizes)
         if leaf is None or (cut and leaf.rows > 1):
             raise InvalidValue(
-                f"{label} has a value {_described(a)} for {sizes[0]} images and {_described(b)} for {sizes[1]}",
+                f"{name} is {_described(a)} for {sizes[0]} images and {_described(b)} for {sizes[1]}",
                 "it must be the same for any number of images, or have one axis that is the images",
-                cure(module, "give it and return tensors whose first axis is the images, and constants"),
+                cure(module, "give and return tensors whose first axis is the images, and constants"),
             )
         leaves.append(leaf)
     return Leaves(one[0], tuple(leaves))
@@ -333,4 +342,4 @@ def _described(seen: _Seen) -> str:
     """A value, in words."""
     if seen.shape is not None:
         return f"of shape {seen.shape}"
-    return f"{seen.value!r}" if isinstance(seen.value, _PLAIN) else f"of type {type(seen.value).__name__}"
+    return repr(seen.value) if isinstance(seen.value, _PLAIN) else f"a {type(seen.value).__name__}"

@@ -55,7 +55,9 @@ def _check_module(module: nn.Module, label: str) -> None:
             "statistics of private images would leave with the model, unclipped",
             "build it with track_running_stats=False",
         )
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (
+        module.max_norm is not None or module.scale_grad_by_freq
+    ):
         raise InvalidValue(
             f"{label} depends on the whole batch (max_norm or scale_grad_by_freq)",
             "each image must be treated by itself",

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.private_gradients.backward import unit_contributions
-from fedveil.learning.private_gradients.calls import Calls, brief, learn_calls
+from fedveil.learning.private_gradients.calls import SIZES, Calls, brief, learn_calls
 from fedveil.learning.private_gradients.contributions import Contribution
 from fedveil.learning.private_gradients.parameters import Layout, trainable_parameters
 from fedveil.learning.private_gradients.rules import Plan
@@ -129,7 +129,7 @@ def _in_double(model: nn.Module, images: MadeUp) -> tuple[MadeUp, float]:
 
 def _roughest(model: nn.Module, images: MadeUp) -> float:
     """Largest rounding unit of any operation in the network."""
-    shown, watch = images.draw(1), _Roughness()  # type: ignore[no-untyped-call]
+    shown, watch = images.draw(SIZES[0]), _Roughness()  # type: ignore[no-untyped-call]
     with watch:
         model(shown)
     return watch.eps

@@ -97,24 +97,22 @@ class Tape:
         leaf = next((leaf for leaf, value in self._arguments if value is tensor), None)
         if leaf is not None and leaf.axis == 0 and leaf.rows == 1:
             return
-        shape = tuple(tensor.shape)
+        name = leaf.name if leaf is not None else f"a tensor in a {type(module).__name__} layer"
         if leaf is None or leaf.axis is None:
-            found = f"{shape} for any number of images"
+            found = f"{name} has shape {tuple(tensor.shape)} for any number of images"
             help_ = "give it a row for each image, as in layer(x.expand(len(images), *x.shape)), or freeze the layer"
         elif leaf.axis:
-            found = f"{shape} with the images along axis {leaf.axis}"
+            found = f"{name} has the images along axis {leaf.axis} of {tuple(tensor.shape)}"
             help_ = (
                 f"move them to the front (transpose(0, {leaf.axis}); batch_first=True where the layer has it)"
             )
         else:
-            found = f"{shape} with {leaf.rows} rows for each image"
+            found = f"{name} has {leaf.rows} rows for each image"
             help_ = (
-                f"keep other axes behind the images (unflatten(0, (-1, {leaf.rows}))), or fold them into each other "
-                "in the forward of a module that derives from this layer, which then runs once per patient"
+                f"keep other axes behind the images (x.unflatten(0, (-1, {leaf.rows}))), or fold them in the forward "
+                "of a class that derives from this layer's, which then runs once per patient"
             )
-        raise InvalidValue(
-            f"a {type(module).__name__} layer has a tensor of shape {found}", BATCH_FIRST, cure(module, help_)
-        )
+        raise InvalidValue(found, BATCH_FIRST, cure(module, help_))
 
 
 def _alike(calls: tuple[Call, ...]) -> bool:

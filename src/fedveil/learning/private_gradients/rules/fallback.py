@@ -159,10 +159,9 @@ def _joined(results: Leaves, parts: list[list[Any]]) -> Any:
         if leaf.shape is not None and any(value.requires_grad for value in values):
             raise InvalidValue(
                 f"{leaf.name} has shape {leaf.shape} for any number of images",
-                "what a layer with trained parameters returns must have the images as an axis, so that each gradient "
-                "can be attributed to its patient",
-                "use the parameters inside the layer, or return them once for each image "
-                "(table.expand(len(images), *table.shape))",
+                "one of its axes must be the images, so that each gradient can be attributed to its patient",
+                "give the layer the images, and let it return its parameters once for each of them "
+                "(table.expand(len(images), *table.shape)) or combine both itself",
             )
         joined.append(values[0])
     return tree_unflatten(joined, results.structure)
