@@ -1,17 +1,15 @@
 """Random networks whose tables, sequences and colours are as long as the batch: right, or refused."""
 
-from collections.abc import Callable
+import random
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.private_gradients import PrivateGradients
-
-TOKENS, WIDTH = 3, 4
-Step = Callable[[Tensor], Tensor]
 
 
 class Gain(nn.Module):
@@ -35,9 +33,17 @@ class Positions(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.rand(shape))
 
-    def forward(self) -> Tensor:
-        """The table."""
-        return self.table
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        """The table; once for each image, where there are any."""
+        return self.table if x is None else self.table.expand(len(x), *self.table.shape)
+
+
+class Folding(nn.Linear):
+    """Folds tokens into the images, and unfolds them again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, t, w)` as `(n * t, w)`."""
+        return super().forward(x.flatten(0, 1)).view_as(x)
 
 
 class Block(nn.Module):
@@ -53,6 +59,7 @@ class Block(nn.Module):
         self.lstm = nn.LSTM(w, w, batch_first=kind != "recurrent_tokens_first")
         self.norm, self.group = nn.LayerNorm(w), nn.GroupNorm(1, t)
         self.attention = nn.MultiheadAttention(w, 1, batch_first=True)
+        self.folding = Folding(w, w)
         self.bag, self.cut = nn.EmbeddingBag(9, w), nn.LayerNorm((n, w))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,6 +118,12 @@ class Block(nn.Module):
     def _linear_folded(self, x: Tensor) -> Tensor:
         return self.linear(x.reshape(-1, self.w)).view_as(x)
 
+    def _linear_folding(self, x: Tensor) -> Tensor:
+        return self.folding(x)
+
+    def _linear_of_line_for_each(self, x: Tensor) -> Tensor:
+        return x * self.linear(self.line.expand(len(x), *self.line.shape))
+
     def _linear_of_line(self, x: Tensor) -> Tensor:
         return x * self.linear(self.line)
 
@@ -125,6 +138,9 @@ class Block(nn.Module):
 
     def _positions(self, x: Tensor) -> Tensor:
         return x * self.positions()
+
+    def _positions_for_each(self, x: Tensor) -> Tensor:
+        return x * self.positions(x)
 
     def _channels(self, x: Tensor) -> Tensor:
         return self.channels(x.transpose(0, 1)).transpose(0, 1)
@@ -181,19 +197,30 @@ class Block(nn.Module):
 
 
 KINDS = sorted(
-    name[1:]
-    for name, value in vars(Block).items()
-    if name.startswith("_") and name[1] != "_" and callable(value)
+    name[1:] for name, value in vars(Block).items() if name[:1] == "_" != name[1:2] and callable(value)
 )
-RIGHT = {
-    "linear", "normalised", "across", "convolved", "attended", "attended_to_table", "own", "own_with_table",
-    "own_with_line", "own_with_another", "own_tokens_first", "own_tokens_first_with_table", "embedded_for_each",
-    "recurrent", "recurrent_with_state", "bag",
-}  # fmt: skip
-
-
-class Colours(nn.Module):
-    """Brings images `(n, t, w)` to the front of nothing: colours first, and back."""
+RIGHT = [
+    "linear",
+    "normalised",
+    "across",
+    "convolved",
+    "attended",
+    "attended_to_table",
+    "own",
+    "own_with_table",
+    "own_with_line",
+    "own_with_another",
+    "own_tokens_first",
+    "own_tokens_first_with_table",
+    "embedded_for_each",
+    "positions_for_each",
+    "linear_of_line_for_each",
+    "linear_folding",
+    "recurrent",
+    "recurrent_with_state",
+    "bag",
+]
+"""What treats each image by itself, in a form that the engine knows; the others it must refuse."""
 
 
 def squared(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -203,17 +230,36 @@ def squared(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def judged(kinds: list[str], n: int, t: int, w: int, seed: int, oracle: Any) -> str:
-    """What becomes of one network: "right", "wrong", or why it was refused."""
+    """What becomes of one network on n images: "right", "wrong" or "refused"."""
     torch.manual_seed(seed)
     model = nn.Sequential(*(Block(kind, n, t, w) for kind in kinds)).double()
     images, labels = torch.rand(n, t, w, dtype=torch.float64), torch.randn(n, dtype=torch.float64)
     units = torch.randint(max(2, n // 2), (n,))
     try:
-        free = PrivateGradients(model, squared, 1e30).sum(images, labels, units)
-        clip_norm = free.norms.median().item()
+        clip_norm = PrivateGradients(model, squared, 1e30).sum(images, labels, units).norms.median().item()
         found = PrivateGradients(model, squared, clip_norm).sum(images, labels, units)
-    except InvalidValue as error:
-        return str(error)
+    except InvalidValue:
+        return "refused"
     expected, norms = oracle.sum(model, images, labels, units, oracle.flat(clip_norm), loss=squared)
     close = oracle.error(found.norms, norms) < 1e-9 and oracle.error(found.vector, expected) < 1e-9
     return "right" if close else "wrong"
+
+
+@pytest.mark.parametrize(("n", "t", "w"), [(3, 3, 3), (7, 7, 7), (5, 5, 4), (6, 2, 3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_that_mistakes_what_a_batch_is_is_refused(
+    kind: str, n: int, t: int, w: int, oracle: Any
+) -> None:
+    """Whatever is as long as the batch: tokens, features, or nothing."""
+    assert judged([kind], n, t, w, 0, oracle) == ("right" if kind in RIGHT else "refused")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_network_is_right_or_refused(seed: int, oracle: Any) -> None:
+    draw = random.Random(seed)
+    n, kinds = (
+        draw.choice([2, 3, 5, 7, 8, 11]),
+        draw.choices(RIGHT if seed % 2 else KINDS, k=draw.randint(2, 3)),
+    )
+    t, w = (draw.choice([2, 3, 5, 7, n]) for _ in range(2))
+    assert judged(kinds, n, t, w, seed, oracle) in (("right",) if seed % 2 else ("right", "refused")), kinds

@@ -75,6 +75,7 @@ class Leaf:
 class Leaves:
     """The values in a nested structure."""
 
+    owner: str
     structure: TreeSpec
     leaves: tuple[Leaf, ...]
 
@@ -86,16 +87,21 @@ class Leaves:
 
     def require(self, values: Sequence[Any], structure: TreeSpec, images: int) -> None:
         """Refuse values that are not what was learned."""
-        wrong = structure != self.structure or next(
-            (leaf for leaf, value in zip(self.leaves, values, strict=True) if not leaf.fits(value, images)),
-            None,
-        )
+        if structure != self.structure:
+            wrong = f"what goes into or out of {self.owner}"
+        else:
+            misfits = (
+                leaf.name
+                for leaf, value in zip(self.leaves, values, strict=True)
+                if not leaf.fits(value, images)
+            )
+            wrong = next(misfits, "")
         if wrong:
-            found = f"{wrong.name} is not" if isinstance(wrong, Leaf) else "a layer's arguments are not"
             raise InvalidValue(
-                f"{found} for {images} images what it was for {SIZES[0]} and {SIZES[1]} made-up ones",
-                "what a layer is given must not depend on how many images there are, nor on what they show",
-                "let shapes and Python numbers in the network follow from the shape of one image",
+                f"{wrong} is not for {images} images what it was in the trial",
+                "shapes and Python numbers in a network must not depend on how many images there are, nor on what "
+                "they show",
+                "let them follow from the shape of one image, and name the axis where you squeeze one (squeeze(1))",
             )
 
 
@@ -311,7 +317,7 @@ def _decided(
                 cure(module, "give and return tensors whose first axis is the images, and constants"),
             )
         leaves.append(leaf)
-    return Leaves(one[0], tuple(leaves))
+    return Leaves(label, one[0], tuple(leaves))
 
 
 def _role(name: str, one: _Seen, other: _Seen, sizes: tuple[int, int]) -> Leaf | None:
@@ -335,11 +341,11 @@ def _role(name: str, one: _Seen, other: _Seen, sizes: tuple[int, int]) -> Leaf |
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two values that are no tensors are the same constant."""
-    return one is other or (type(one) is type(other) and isinstance(one, _PLAIN) and one == other)
+    return one is other or (type(one) is type(other) and type(one) in _PLAIN and one == other)
 
 
 def _described(seen: _Seen) -> str:
     """A value, in words."""
     if seen.shape is not None:
         return f"of shape {seen.shape}"
-    return repr(seen.value) if isinstance(seen.value, _PLAIN) else f"a {type(seen.value).__name__}"
+    return repr(seen.value) if type(seen.value) in _PLAIN else f"a {type(seen.value).__name__}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.private_gradients.backward import unit_contributions
@@ -182,7 +182,9 @@ def _compare(model: nn.Module, plan: Plan, calls: Calls, images: Tensor, toleran
     weights = torch.linspace(0.5, 1.5, len(images)).to(images.device)
 
     def losses_of(rows: slice) -> Tensor:
-        return _loss(model(images[rows])) * weights[rows]
+        outputs = model(images[rows])
+        calls.results.require(*tree_flatten(outputs), len(weights[rows]))
+        return _loss(outputs) * weights[rows]
 
     try:
         _, contributions = unit_contributions(plan, calls, layout, batch, lambda: losses_of(slice(None)))
@@ -197,8 +199,7 @@ def _compare(model: nn.Module, plan: Plan, calls: Calls, images: Tensor, toleran
         raise InvalidValue(
             f"a patient's gradient cannot be taken ({type(error).__name__}: {brief(error)})",
             "the network must take any number of images, also one, and be differentiable",
-            "let no shape depend on the number of images (squeeze() does), and change nothing in place that a layer "
-            "has read",
+            "change nothing in place that a layer has read, and look for the number of images in the network's code",
         ) from error
     largest = max(float(g.abs().max()) for g in alone)
     if not math.isfinite(largest):

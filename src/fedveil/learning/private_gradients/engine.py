@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.private_gradients.backward import unit_contributions
@@ -121,7 +122,7 @@ class PrivateGradients:
         with state_guard(self._model), exact_products(total.vector.device):
             for part in micro_batches(batch.member, self._micro_batch):
                 if self._micro_batch is not None and len(part) > self._micro_batch:
-                    self._add_large_unit(total, batch, torch.split(part, self._micro_batch))
+                    self._add_large_unit(total, calls, batch, torch.split(part, self._micro_batch))
                 else:
                     self._add_units(total, plan, calls, batch, part)
         return GradientSum(total.vector, batch.units, total.norms, total.losses)
@@ -148,7 +149,7 @@ class PrivateGradients:
         members = torch.unique_consecutive(batch.member[part])
 
         def losses_of() -> Tensor:
-            return self._weighted_losses(batch, part, total.vector.device)
+            return self._weighted_losses(calls, batch, part, total.vector.device)
 
         losses, contributions = unit_contributions(plan, calls, total.layout, ordered, losses_of)
         squared = total.squared_norms(ordered.units)
@@ -164,12 +165,14 @@ class PrivateGradients:
         for c in contributions:
             total.add(c.target, c.weighted_sum(factors[c.target.layer, c.first_unit : c.last_unit]))
 
-    def _add_large_unit(self, total: "_Total", batch: "_Batch", pieces: tuple[Tensor, ...]) -> None:
+    def _add_large_unit(
+        self, total: "_Total", calls: Calls, batch: "_Batch", pieces: tuple[Tensor, ...]
+    ) -> None:
         """Add one unit with more images than a micro-batch holds: its plain gradient over pieces, then clipped."""
         member, squared = batch.member[pieces[0][:1]], total.squared_norms(1)
         gradient, loss = torch.zeros_like(total.vector), squared.new_zeros(1)
         for piece in pieces:
-            losses = self._weighted_losses(batch, piece, total.vector.device)
+            losses = self._weighted_losses(calls, batch, piece, total.vector.device)
             found = torch.autograd.grad(
                 losses.sum(), list(total.layout.parameters.values()), allow_unused=True
             )
@@ -186,7 +189,7 @@ class PrivateGradients:
         for target in total.layout.targets():
             total.add(target, factors[target.layer] * gradient[target.start : target.stop])
 
-    def _weighted_losses(self, batch: "_Batch", part: Tensor, device: torch.device) -> Tensor:
+    def _weighted_losses(self, calls: Calls, batch: "_Batch", part: Tensor, device: torch.device) -> Tensor:
         """Run the model on some images: each image's loss times its weight, `(images,)`."""
         images = batch.images[part.to(batch.images.device)].to(device)
         labels = batch.labels[part.to(batch.labels.device)].to(device)
@@ -194,7 +197,9 @@ class PrivateGradients:
         if self._precision is not None:
             autocast = torch.autocast(device.type, self._precision)
         with torch.enable_grad(), autocast:
-            losses = self._loss(self._model(images), labels)
+            outputs = self._model(images)
+            calls.results.require(*tree_flatten(outputs), len(part))
+            losses = self._loss(outputs, labels)
         if losses.shape != (len(part),):
             raise InvalidValue(
                 f"the loss of {len(part)} images has shape {tuple(losses.shape)}",

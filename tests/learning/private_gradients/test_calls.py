@@ -1,0 +1,401 @@
+"""What a trial learns of a network's calls, what it refuses, and that the remedies it names help."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from tests.learning.private_gradients.test_random_networks import Gain
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.private_gradients import PrivateGradients, check_private, try_out
+
+
+class Number(float):
+    """Whatever equals it, it may be something else."""
+
+
+class Called(nn.Module):
+    """A layer, and what its network does with it."""
+
+    def __init__(self, forward: Any, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self._function = forward
+
+    def forward(self, x: Tensor) -> Any:
+        """Whatever it says."""
+        return self._function(self, x)
+
+
+def refusal(model: nn.Module, shape: tuple[int, ...], **settings: Any) -> str:
+    """Why a model is refused."""
+    with pytest.raises(InvalidValue) as refused:
+        check_private(model, shape, **settings)
+    assert not any("forward" in vars(module) for module in model.modules())
+    return str(refused.value)
+
+
+class Placed(nn.Module):
+    """Scales rows, and adds what it is given of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(49, 1) + 0.5)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """`(n, 49, w)` and `(49, 1)`."""
+        return (x + positions[: x.shape[1]]) * self.gain
+
+
+def test_table_as_long_as_the_batch_is_not_cut(oracle: Any) -> None:
+    """49 images, and a table of 49 positions: one patient less must not move the others."""
+    torch.manual_seed(0)
+    table = 30 * torch.randn(49, 1)
+    model = Called(lambda net, x: net.placed(x, table).sum(1), placed=Placed())
+    images, labels = torch.rand(49, 49, 3), torch.arange(49) % 3
+    units = torch.arange(49)
+    assert check_private(model, (49, 3)) == (
+        "layer placed (Placed) has no rule of its own and runs once per patient, which is slow",
+    )
+    engine = PrivateGradients(model, oracle.cross_entropy, 0.1)
+    whole = engine.sum(images, labels, units).vector
+    expected, _ = oracle.sum(model, images, labels, units, oracle.flat(0.1))
+    assert oracle.error(whole, expected) < 1e-4
+    less = engine.sum(images[1:], labels[1:], units[1:]).vector
+    assert (whole - less).norm() <= 0.1 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear, nn.LayerNorm, Gain])
+def test_colours_before_images_are_never_taken_for_images(layer: Any, oracle: Any) -> None:
+    """Three colours first: whatever the numbers are, no trial passes by chance."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        model = Called(
+            lambda net, x: net.layer(x.transpose(0, 1)).transpose(0, 1).flatten(1),
+            layer=layer(8, 8) if layer is nn.Linear else layer(8),
+        )
+        if layer is not Gain:
+            assert "has the images along axis 1 of (3, 5, 8, 8)" in refusal(model, (3, 8, 8))
+            continue
+        check_private(model, (3, 8, 8))  # runs once per patient, on its part of the axis that is the images
+        batch = torch.rand(3, 3, 8, 8), torch.arange(3), torch.arange(3)
+        found = PrivateGradients(model, oracle.cross_entropy, 1e-3).sum(*batch)
+        expected, norms = oracle.sum(model, *batch, oracle.flat(1e-3))
+        assert oracle.error(found.norms, norms) < 1e-5
+        assert oracle.error(found.vector, expected) < 1e-5
+
+
+def last(outputs: Tensor) -> Tensor:
+    """The last of each image's outputs."""
+    return outputs[:, -1]
+
+
+REMEDIES: dict[str, tuple[Any, Any, tuple[int, ...], str]] = {
+    "packed sequences": (
+        lambda: Called(
+            lambda net, x: last(
+                pad_packed_sequence(
+                    net.rnn(pack_padded_sequence(x, torch.full((len(x),), 4), batch_first=True))[0],
+                    batch_first=True,
+                )[0]
+            ),
+            rnn=nn.LSTM(8, 5, batch_first=True),
+        ),
+        lambda: Called(lambda net, x: last(net.rnn(x)[0]), rnn=nn.LSTM(8, 5, batch_first=True)),
+        (4, 8),
+        "give it padded sequences (images, length, features) in place of packed ones",
+    ),
+    "sequences of one step, packed": (
+        lambda: Called(
+            lambda net, x: net.rnn(pack_padded_sequence(x, torch.ones(len(x)), batch_first=True))[0].data,
+            rnn=nn.GRU(8, 5, batch_first=True),
+        ),
+        lambda: Called(lambda net, x: last(net.rnn(x)[0]), rnn=nn.GRU(8, 5, batch_first=True)),
+        (1, 8),
+        "give it padded sequences (images, length, features) in place of packed ones",
+    ),
+    "offsets of bags": (
+        lambda: Called(
+            lambda net, x: net.bag((x * 8).long().flatten(), torch.arange(0, x.numel(), 6)),
+            bag=nn.EmbeddingBag(9, 4),
+        ),
+        lambda: Called(lambda net, x: net.bag((x * 8).long()), bag=nn.EmbeddingBag(9, 4)),
+        (6,),
+        "give it indices (images, tokens) and no offsets",
+    ),
+    "offsets of bags of one": (
+        lambda: Called(
+            lambda net, x: net.bag((x * 8).long().flatten(), torch.arange(len(x))), bag=nn.EmbeddingBag(9, 4)
+        ),
+        lambda: Called(lambda net, x: net.bag((x * 8).long()), bag=nn.EmbeddingBag(9, 4)),
+        (1,),
+        "give it indices (images, tokens) and no offsets",
+    ),
+    "kernels larger than the image": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 5)),
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 5, padding=1)),
+        (1, 6, 6),
+        "give larger images, pad the input of this layer, or take a smaller kernel",
+    ),
+    "pooling of too little": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(3), nn.MaxPool2d(3)),
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(3), nn.MaxPool2d(3, padding=1)),
+        (1, 8, 8),
+        "give larger images, pad the input of this layer, or take a smaller kernel",
+    ),
+    "another width": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(60, 2)),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2)),
+        (1, 8, 8),
+        "layer 1 (Linear) cannot be run on tensors of shape (5, 64) (RuntimeError: mat1 and mat2 shapes cannot be "
+        "multiplied (5x64 and 60x2)); the network must take 5 images of shape (1, 8, 8)",
+    ),
+    "tables that depend on the batch": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.EmbeddingBag(9, 4, max_norm=1.0)),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 9)),
+        (1, 8, 8),
+        "build it without these options",
+    ),
+    "what is overwritten": (
+        lambda: Called(lambda net, x: net.a(x := x * 1.0) + x.mul_(2), a=nn.Linear(8, 8)),
+        lambda: Called(lambda net, x: net.a(x * 1.0) + x * 2, a=nn.Linear(8, 8)),
+        (8,),
+        "write x = x + y instead of x += y",
+    ),
+    "what is squeezed away": (
+        lambda: Called(lambda net, x: net.a(x.squeeze()), a=nn.Linear(8, 2)),
+        lambda: Called(lambda net, x: net.a(x.squeeze(1)), a=nn.Linear(8, 2)),
+        (1, 8),
+        "name the axis where you squeeze one",
+    ),
+    "what is told apart by the number of images": (
+        lambda: Called(lambda net, x: net.a(x, scale=1 / len(x)), a=Gain(8)),
+        lambda: Called(lambda net, x: net.a(x, scale=1 / x.shape[1]), a=Gain(8)),
+        (8,),
+        "argument ['scale'] of layer a (Gain) is 0.2 for 5 images and 0.14285714285714285 for 7",
+    ),
+    "chance": (
+        lambda: Called(lambda net, x: net.a(x + torch.rand_like(x)), a=nn.Linear(8, 2)),
+        lambda: Called(lambda net, x: net.a(x + torch.rand_like(x) * net.training), a=nn.Linear(8, 2)),
+        (8,),
+        "let what is random ask for self.training",
+    ),
+    "half precision": (
+        lambda: Called(lambda net, x: net.a(x).half().to(x), a=nn.Linear(8, 2)),
+        lambda: Called(lambda net, x: net.a(x), a=nn.Linear(8, 2)),
+        (8,),
+        "let it compute in the precision of its parameters",
+    ),
+    "outputs beside those of images": (
+        lambda: Called(lambda net, x: (net.a(x), torch.ones(3)), a=nn.Linear(8, 2)),
+        lambda: Called(lambda net, x: (net.a(x), torch.ones(len(x))), a=nn.Linear(8, 2)),
+        (8,),
+        "return only tensors whose first axis is the images",
+    ),
+    "an object": (
+        lambda: Called(lambda net, x: net.a(x, scale=Number(2.0)), a=Gain(8)),
+        lambda: Called(lambda net, x: net.a(x), a=Gain(8)),
+        (8,),
+        "give and return tensors whose first axis is the images, and constants",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_what_cannot_be_run_is_refused_with_a_remedy_that_helps(name: str) -> None:
+    torch.manual_seed(0)
+    broken, repaired, shape, message = REMEDIES[name]
+    assert message in refusal(broken(), shape)
+    check_private(repaired(), shape)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Embedding, nn.EmbeddingBag, lambda *a: nn.EmbeddingBag(*a, sparse=True)]
+)
+def test_whole_numbers_are_tried_too(layer: Any, oracle: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(layer(11, 4), nn.Flatten(), nn.LazyLinear(3)).double()
+    images, labels = torch.randint(11, (4, 4)), torch.arange(4) % 3
+    model(images)
+    assert "check_private(model, shape, dtype=torch.long)" in refusal(model, (4,))
+    check_private(model, (4,), dtype=torch.long)
+    units = torch.tensor([0, 1, 0, 2])
+    found = PrivateGradients(model, oracle.cross_entropy, 1e30).sum(images, labels, units)
+    table = model[0].weight
+    expected = []
+    for unit in range(3):
+        mine = units == unit
+        gradients = torch.autograd.grad(
+            oracle.cross_entropy(model(images[mine]), labels[mine]).mean(), [*model.parameters()]
+        )
+        expected.append(torch.cat([g.to_dense().flatten() for g in gradients]).norm())
+    assert table.grad is None
+    torch.testing.assert_close(found.norms, torch.stack(expected))
+
+
+def test_network_of_whole_numbers_that_mixes_patients_is_refused() -> None:
+    model = Called(lambda net, x: net.a(x).flip(0), a=nn.Embedding(11, 4))
+    assert "when other patients are in the batch" in refusal(model, (4,), dtype=torch.long)
+
+
+@pytest.mark.parametrize("amount", [1e-5, 1e-3, 1.0])
+def test_patients_who_are_mixed_a_little_are_found(amount: float) -> None:
+    model = Called(lambda net, x: net.a(x - amount * x.mean(0)), a=nn.Linear(8, 2))
+    assert "when other patients are in the batch" in refusal(model, (8,))
+
+
+def test_patients_who_are_mixed_below_a_head_of_zeros_are_found() -> None:
+    model = Called(
+        lambda net, x: net.head(net.a(x).flip(0) + x.sum() * 0), a=nn.Linear(8, 4), head=nn.Linear(4, 2)
+    )
+    nn.init.zeros_(model.head.weight)
+    assert "when other patients are in the batch" in refusal(model, (8,))
+
+
+def test_patients_who_are_mixed_in_training_alone_are_found() -> None:
+    model = Called(lambda net, x: net.a(x - x.mean(0) if net.training else x), a=nn.Linear(8, 2))
+    check_private(model.eval(), (8,))
+    assert "when other patients are in the batch" in refusal(model.train(), (8,))
+
+
+def test_engine_tries_a_model_out_by_itself(oracle: Any) -> None:
+    model = Called(lambda net, x: net.a(x.flip(0)).flip(0), a=nn.Linear(8, 2))
+    with pytest.raises(InvalidValue, match="when other patients are in the batch"):
+        PrivateGradients(model, oracle.cross_entropy, 1.0).sum(
+            torch.rand(4, 8), torch.arange(4) % 2, torch.arange(4)
+        )
+
+
+def test_single_precision_inside_a_network_is_no_mistake() -> None:
+    check_private(Called(lambda net, x: net.a(x).float().tanh().to(x), a=nn.Linear(8, 2)), (8,))
+    check_private(Called(lambda net, x: net.a(x.float()), a=nn.Linear(8, 2)), (8,))
+
+
+def test_constants_that_a_layer_returns_are_no_images() -> None:
+    class Several(Gain):
+        def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+            return super().forward(x), None, "a name", self.gain.detach()
+
+    check_private(Called(lambda net, x: net.a(x)[0] + net.a(x)[3], a=Several(8)), (8,))
+
+
+class Loops(nn.Module):
+    """The same layer twice: on rows of images, then on a table, unless it is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.skips, self.table = Gain(4), False, nn.Buffer(torch.rand(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, 4)`; every call has arguments of its own."""
+        if not self.skips:
+            x = self.gain(x)
+        return self.gain(x[:, None], self.table).sum(1)
+
+
+def test_calls_that_differ_are_never_taken_for_each_other(oracle: Any) -> None:
+    model = Loops()
+    trial = try_out(model, (4,))
+    engine = PrivateGradients(model, oracle.cross_entropy, 1.0, trial=trial)
+    batch = torch.rand(6, 4), torch.arange(6) % 4, torch.arange(6)
+    engine.sum(*batch)
+    model.skips = True
+    with pytest.raises(
+        InvalidValue, match=r"layer gain \(Gain\) is not for 6 images what it was in the trial"
+    ):
+        engine.sum(*batch)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_layers_that_the_trial_has_not_seen_are_refused(oracle: Any) -> None:
+    trial = try_out(nn.Linear(8, 2), (8,))
+    engine = PrivateGradients(nn.Linear(8, 2), oracle.cross_entropy, 1.0, trial=trial)
+    with pytest.raises(InvalidValue, match="called 1 times, and 0 times in the trial"):
+        engine.sum(torch.rand(4, 8), torch.arange(4) % 2, torch.arange(4))
+
+
+def test_layers_may_be_left_out_and_repeated_where_every_call_is_the_same(oracle: Any) -> None:
+    model = Called(
+        lambda net, x: [x := torch.tanh(net.a(x)) for _ in range(net.times)][-1], a=nn.Linear(3, 3)
+    )
+    model.times = 2
+    engine = PrivateGradients(model, oracle.cross_entropy, 1.0, trial=try_out(model, (3,)))
+    batch = torch.rand(4, 3), torch.arange(4) % 3, torch.arange(4)
+    for model.times in (1, 2, 3):
+        expected, _ = oracle.sum(model, *batch, oracle.flat(1.0))
+        torch.testing.assert_close(engine.sum(*batch).vector, expected.float())
+
+
+def test_shapes_that_follow_from_what_images_show_are_refused(oracle: Any) -> None:
+    """Whatever a layer is given must be what it was in the trial, but for the number of images."""
+    model = Called(lambda net, x: net.a(x[:, : 6 + 2 * int(x.sum() < 0)], scale=1.0).sum(1), a=Gain(1))
+    images, labels = torch.rand(4, 8, 1), torch.zeros(4, dtype=torch.long)
+    engine = PrivateGradients(model, oracle.cross_entropy, 1.0)
+    engine.sum(images, labels, torch.arange(4))
+    with pytest.raises(InvalidValue, match=r"argument \[0\] of layer a .* is not for 4 images what it was"):
+        engine.sum(-images, labels, torch.arange(4))
+
+
+def test_loss_that_is_as_long_as_the_batch_by_chance_is_refused() -> None:
+    """Four classes, four images: a mean over images instead of classes has the same shape."""
+    model, images, labels = nn.Linear(8, 4), torch.rand(4, 8), torch.rand(4, 4)
+    with pytest.raises(InvalidValue, match="one loss an image"):
+        PrivateGradients(model, lambda o, y: (o - y).square().mean(0), 1.0).sum(
+            images, labels, torch.arange(4)
+        )
+    with pytest.raises(InvalidValue, match="loss of an image changes with the other images"):
+        PrivateGradients(model, lambda o, y: (o - o.mean(0)).square().mean(1), 1.0).sum(
+            images, labels, torch.arange(4)
+        )
+    with pytest.raises(
+        InvalidValue, match=r"loss cannot be computed \(ValueError: Expected input batch_size"
+    ):
+        PrivateGradients(model, lambda o, y: functional.cross_entropy(o[1:], y), 1.0).sum(
+            images, torch.arange(4), torch.arange(4)
+        )
+    PrivateGradients(model, lambda o, y: (o - y).square().mean(1), 1.0).sum(images, labels, torch.arange(4))
+
+
+def test_sizes_of_a_trial_have_no_common_divisor() -> None:
+    try_out(nn.Linear(8, 2), (8,), sizes=(11, 13))
+    for sizes in ((6, 9), (1, 7), (5, 5)):
+        with pytest.raises(InvalidValue, match="without a common divisor"):
+            try_out(nn.Linear(8, 2), (8,), sizes=sizes)
+
+
+def test_trial_leaves_model_and_random_numbers_as_they_were() -> None:
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.BatchNorm1d(8).eval(), nn.Linear(8, 2)
+    )
+    before = {
+        name: (value, value.clone(), value.dtype) for name, value in model.state_dict(keep_vars=True).items()
+    }
+    modes, state = [m.training for m in model.modules()], torch.get_rng_state()
+    check_private(model, (1, 8, 8))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in model.modules()] == modes
+    for name, value in model.state_dict(keep_vars=True).items():
+        original, copy, dtype = before[name]
+        assert value is original
+        assert value.dtype == dtype
+        assert torch.equal(value, copy)
+
+
+def test_opacus_is_never_imported() -> None:
+    """Layers that only Opacus has samplers for run once per patient; Opacus need not be installed."""
+    code = (
+        "import sys; sys.modules['opacus'] = None\n"
+        "import torch; from torch import nn\n"
+        "from fedveil.learning.private_gradients import PrivateGradients, check_private\n"
+        "net = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 2))\n"
+        "loss = lambda o, y: nn.functional.cross_entropy(o, y, reduction='none')\n"
+        "images = torch.randint(9, (4, 3))\n"
+        "PrivateGradients(net, loss, 1.0).sum(images, torch.arange(4) % 2, torch.arange(4))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
