@@ -42,7 +42,7 @@ def refusal(model: nn.Module, shape: tuple[int, ...], **settings: Any) -> str:
 
 
 class Placed(nn.Module):
-    """Scales rows, and adds what it is given of a table."""
+    """Scales rows, and multiplies what it is given of a table."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Placed(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """`(n, 49, w)` and `(49, 1)`."""
-        return (x + positions[: x.shape[1]]) * self.gain
+        return x * positions * self.gain
 
 
 def test_table_as_long_as_the_batch_is_not_cut(oracle: Any) -> None:
@@ -250,10 +250,8 @@ def test_patients_who_are_mixed_a_little_are_found(amount: float) -> None:
     assert "when other patients are in the batch" in refusal(model, (8,))
 
 
-def test_patients_who_are_mixed_below_a_head_of_zeros_are_found() -> None:
-    model = Called(
-        lambda net, x: net.head(net.a(x).flip(0) + x.sum() * 0), a=nn.Linear(8, 4), head=nn.Linear(4, 2)
-    )
+def test_patients_who_are_mistaken_below_a_head_of_zeros_are_found() -> None:
+    model = Called(lambda net, x: net.head(net.a(x.flip(0)).flip(0)), a=nn.Linear(8, 4), head=nn.Linear(4, 2))
     nn.init.zeros_(model.head.weight)
     assert "when other patients are in the batch" in refusal(model, (8,))
 

@@ -56,7 +56,7 @@ class Block(nn.Module):
         self.table, self.line = nn.Buffer(torch.rand(t, 1)), nn.Buffer(torch.rand(t, w))
         self.positions, self.embedding = Positions(t, w), nn.Embedding(t, w)
         self.convolution, self.channels = nn.Conv1d(t, t, 3, padding=1), nn.Conv1d(n, n, 1)
-        self.lstm = nn.LSTM(w, w, batch_first=kind != "recurrent_tokens_first")
+        self.lstm = nn.LSTM(w, w, batch_first="_first" not in kind)
         self.norm, self.group = nn.LayerNorm(w), nn.GroupNorm(1, t)
         self.attention = nn.MultiheadAttention(w, 1, batch_first=True)
         self.folding = Folding(w, w)
@@ -162,6 +162,9 @@ class Block(nn.Module):
     def _recurrent_tokens_first(self, x: Tensor) -> Tensor:
         return self.lstm(x.transpose(0, 1))[0].transpose(0, 1)
 
+    def _recurrent_images_first(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
     def _recurrent_packed(self, x: Tensor) -> Tensor:
         packed = pack_padded_sequence(x, torch.full((len(x),), self.t), batch_first=True)
         return pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
@@ -218,6 +221,7 @@ RIGHT = [
     "linear_folding",
     "recurrent",
     "recurrent_with_state",
+    "recurrent_tokens_first",
     "bag",
 ]
 """What treats each image by itself, in a form that the engine knows; the others it must refuse."""

@@ -63,7 +63,8 @@ def _check_module(module: nn.Module, label: str) -> None:
             "each image must be treated by itself",
             "build it without these options",
         )
-    if getattr(module, "batch_first", True) is False and any(p.requires_grad for p in module.parameters()):
+    trained = any(p.requires_grad for p in module.parameters())
+    if isinstance(module, nn.MultiheadAttention) and trained and not module.batch_first:
         raise InvalidValue(
             f"{label} takes the sequence before the batch",
             "the first axis must be the images, so that each gradient can be attributed to its patient",

@@ -30,6 +30,11 @@ __all__ = ["MadeUp", "compare_patients"]
 _PATIENTS = (1, 0, 1, 1, 0, 2, 0)
 # A parameter's gradient this far below the largest may be rounding alone.
 _SMALLEST = 1e-4
+_MIXED = (
+    "the network must treat each patient's images by themselves",
+    "look for operations over the batch axis (batch statistics, sorting, reshaping, attention between images, "
+    "recurrent layers without batch_first=True)",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,18 +186,20 @@ def _compare(model: nn.Module, plan: Plan, calls: Calls, images: Tensor, toleran
     layout, batch = Layout(model), UnitBatch(units)
     weights = torch.linspace(0.5, 1.5, len(images)).to(images.device)
 
-    def losses_of(rows: slice) -> Tensor:
-        outputs = model(images[rows])
-        calls.results.require(*tree_flatten(outputs), len(weights[rows]))
-        return _loss(outputs) * weights[rows]
+    def run(rows: slice) -> tuple[list[Any], Tensor]:
+        outputs = tree_flatten(model(images[rows]))
+        calls.results.require(*outputs, len(weights[rows]))
+        return outputs[0], _loss(outputs[0]) * weights[rows]
 
     try:
-        _, contributions = unit_contributions(plan, calls, layout, batch, lambda: losses_of(slice(None)))
-        ends = batch.counts.cumsum(0).tolist()
-        alone = [
-            _plain(layout, losses_of(slice(end - count, end)))
-            for end, count in zip(ends, batch.counts.tolist(), strict=True)
-        ]
+        together = run(slice(None))[0]
+        losses = []
+        for rows in _rows_of_units(batch):
+            outputs, of_unit = run(rows)
+            _require_same(together, rows, outputs, tolerance)
+            losses.append(of_unit)
+        _, contributions = unit_contributions(plan, calls, layout, batch, lambda: run(slice(None))[1])
+        alone = [_plain(layout, of_unit) for of_unit in losses]
     except InvalidValue:
         raise
     except Exception as error:
@@ -215,9 +222,31 @@ def _compare(model: nn.Module, plan: Plan, calls: Calls, images: Tensor, toleran
     if not worst < tolerance:
         raise InvalidValue(
             f"a patient's gradient differs by {worst:.2g} times its size when other patients are in the batch",
-            "the network must treat each patient's images by themselves",
-            "look for operations over the batch axis (batch statistics, sorting, reshaping, attention between images)",
+            *_MIXED,
         )
+
+
+def _rows_of_units(batch: UnitBatch) -> Iterator[slice]:
+    """Each unit's images."""
+    for bucket in batch.buckets:
+        for first in range(bucket.first_image, bucket.last_image, bucket.images_each):
+            yield slice(first, first + bucket.images_each)
+
+
+def _require_same(together: list[Any], rows: slice, alone: list[Any], tolerance: float) -> None:
+    """Refuse outputs for some images that are others when these are alone."""
+    for x, y in zip(together, alone, strict=True):
+        if isinstance(x, Tensor) and x.is_floating_point():
+            largest = y.detach().abs().max()
+            difference = float(
+                (x[rows] - y).detach().abs().max() / largest.clamp_min(torch.finfo(y.dtype).tiny)
+            )
+            if largest.isfinite() and not difference < tolerance:
+                raise InvalidValue(
+                    f"the output for a patient's images differs by {difference:.2g} times its size when other patients "
+                    "are in the batch",
+                    *_MIXED,
+                )
 
 
 def _difference(layout: Layout, vector: Tensor, norm: float, alone: Tensor, largest: float) -> float:
@@ -254,11 +283,11 @@ def _plain(layout: Layout, losses: Tensor) -> Tensor:
     return torch.cat([(g if g.layout == torch.strided else g.to_dense()).flatten() for g in found])
 
 
-def _loss(outputs: Any) -> Tensor:
+def _loss(outputs: list[Any]) -> Tensor:
     """A smooth function of each image's outputs that no normalisation makes constant."""
     generator = torch.Generator().manual_seed(0)
     total: Tensor | None = None
-    for x in tree_leaves(outputs):
+    for x in outputs:
         if isinstance(x, Tensor) and x.is_floating_point():
             rows = x.flatten(1) if x.ndim > 1 else x[:, None]
             a, b = torch.randn(2, rows.shape[1], generator=generator, dtype=torch.float64).to(rows)
