@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.learning.private_gradients.test_random_networks import Gain
+from tests.learning.private_gradients.test_random_networks import Gain, Positions
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -91,6 +91,14 @@ def test_colours_before_images_are_never_taken_for_images(layer: Any, oracle: An
         assert oracle.error(found.vector, expected) < 1e-5
 
 
+class FoldingConvolution(nn.Conv1d):
+    """Folds tokens into the images, and unfolds them again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, tokens, 2, width)`."""
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
 def last(outputs: Tensor) -> Tensor:
     """The last of each image's outputs."""
     return outputs[:, -1]
@@ -161,6 +169,30 @@ REMEDIES: dict[str, tuple[Any, Any, tuple[int, ...], str]] = {
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 9)),
         (1, 8, 8),
         "build it without these options",
+    ),
+    "tables that a layer hands out": (
+        lambda: Called(lambda net, x: x * net.a(), a=Positions(4, 8)),
+        lambda: Called(lambda net, x: x * net.a(x), a=Positions(4, 8)),
+        (4, 8),
+        "result of layer a (Positions) has shape (4, 8) for any number of images",
+    ),
+    "tables that a layer is given": (
+        lambda: Called(lambda net, x: x * net.a(torch.arange(4)), a=nn.Embedding(4, 8)),
+        lambda: Called(lambda net, x: x * net.a(torch.arange(4).expand(len(x), 4)), a=nn.Embedding(4, 8)),
+        (4, 8),
+        "give it a row for each image, as in layer(x.expand(len(images), *x.shape))",
+    ),
+    "tokens folded into images": (
+        lambda: Called(lambda net, x: net.a(x.flatten(0, 1)).view_as(x), a=nn.Linear(8, 8)),
+        lambda: Called(lambda net, x: net.a(x.flatten(0, 1).unflatten(0, (-1, 4))), a=nn.Linear(8, 8)),
+        (4, 8),
+        "keep other axes behind the images (x.unflatten(0, (-1, 4)))",
+    ),
+    "tokens folded into images of a convolution": (
+        lambda: Called(lambda net, x: net.a(x.flatten(0, 1)).unflatten(0, (-1, 4)), a=nn.Conv1d(2, 2, 3)),
+        lambda: Called(lambda net, x: net.a(x), a=FoldingConvolution(2, 2, 3)),
+        (4, 2, 8),
+        "fold them in the forward of a class that derives from this layer's, which then runs once per patient",
     ),
     "what is overwritten": (
         lambda: Called(lambda net, x: net.a(x := x * 1.0) + x.mul_(2), a=nn.Linear(8, 8)),
@@ -262,6 +294,18 @@ def test_patients_who_are_mixed_in_training_alone_are_found() -> None:
     assert "when other patients are in the batch" in refusal(model.train(), (8,))
 
 
+def test_model_is_tried_out_again_in_another_mode(oracle: Any) -> None:
+    model = Called(lambda net, x: net.a(x - x.mean(0) if net.training else x), a=nn.Linear(8, 2)).eval()
+    engine, batch = (
+        PrivateGradients(model, oracle.cross_entropy, 1.0),
+        (torch.rand(4, 8), torch.arange(4) % 2),
+    )
+    engine.sum(*batch, torch.arange(4))
+    model.train()
+    with pytest.raises(InvalidValue, match="when other patients are in the batch"):
+        engine.sum(*batch, torch.arange(4))
+
+
 def test_engine_tries_a_model_out_by_itself(oracle: Any) -> None:
     model = Called(lambda net, x: net.a(x.flip(0)).flip(0), a=nn.Linear(8, 2))
     with pytest.raises(InvalidValue, match="when other patients are in the batch"):
@@ -283,30 +327,43 @@ def test_constants_that_a_layer_returns_are_no_images() -> None:
     check_private(Called(lambda net, x: net.a(x)[0] + net.a(x)[3], a=Several(8)), (8,))
 
 
-class Loops(nn.Module):
-    """The same layer twice: on rows of images, then on a table, unless it is left out."""
+class Either(Gain):
+    """Multiplies rows by all rows of a table, or each by a row of its own: nothing in the call says which."""
+
+    whole = False
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+        """`(n, 4)`; `other` is `(6, 4)` or `(n, 4)`."""
+        return super().forward((x @ other.T).sum(1, keepdim=True) * x if self.whole else x * other[: len(x)])
+
+
+class Twice(nn.Module):
+    """One layer twice: with a table of six rows, and with a row for each image."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gain, self.skips, self.table = Gain(4), False, nn.Buffer(torch.rand(6, 4))
+        self.layer, self.skips, self.table = Either(4), False, nn.Buffer(torch.rand(6, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(n, 4)`; every call has arguments of its own."""
-        if not self.skips:
-            x = self.gain(x)
-        return self.gain(x[:, None], self.table).sum(1)
+        """`(n, 4)` to the same."""
+        self.layer.whole = True
+        y = x if self.skips else self.layer(x, self.table)
+        self.layer.whole = False
+        return self.layer(y, x)
 
 
 def test_calls_that_differ_are_never_taken_for_each_other(oracle: Any) -> None:
-    model = Loops()
-    trial = try_out(model, (4,))
-    engine = PrivateGradients(model, oracle.cross_entropy, 1.0, trial=trial)
+    """Six images: the table and their rows have the same shape."""
+    torch.manual_seed(0)
+    model = Twice()
+    engine = PrivateGradients(model, oracle.cross_entropy, 1e-3, trial=try_out(model, (4,)))
     batch = torch.rand(6, 4), torch.arange(6) % 4, torch.arange(6)
-    engine.sum(*batch)
+    expected, norms = oracle.sum(model, *batch, oracle.flat(1e-3))
+    found = engine.sum(*batch)
+    assert oracle.error(found.norms, norms) < 1e-5
+    assert oracle.error(found.vector, expected) < 1e-5
     model.skips = True
-    with pytest.raises(
-        InvalidValue, match=r"layer gain \(Gain\) is not for 6 images what it was in the trial"
-    ):
+    with pytest.raises(InvalidValue, match="layer is called 1 times, and 2 times in the trial"):
         engine.sum(*batch)
     assert not any("forward" in vars(module) for module in model.modules())
 
@@ -337,6 +394,11 @@ def test_shapes_that_follow_from_what_images_show_are_refused(oracle: Any) -> No
     engine = PrivateGradients(model, oracle.cross_entropy, 1.0)
     engine.sum(images, labels, torch.arange(4))
     with pytest.raises(InvalidValue, match=r"argument \[0\] of layer a .* is not for 4 images what it was"):
+        engine.sum(-images, labels, torch.arange(4))
+    model = Called(lambda net, x: net.a(x).flatten(1)[:, : 3 + int(x.sum() < 0)], a=nn.Linear(1, 1))
+    engine = PrivateGradients(model, oracle.cross_entropy, 1.0)
+    engine.sum(images, labels, torch.arange(4))
+    with pytest.raises(InvalidValue, match="result of the network is not for 4 images what it was"):
         engine.sum(-images, labels, torch.arange(4))
 
 
