@@ -5,37 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.learning.private_gradients.small_networks import Gain, Positions
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.private_gradients import PrivateGradients
-
-
-class Gain(nn.Module):
-    """No rule knows it: scales features, and adds what it is given besides."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.rand(width) + 0.5)
-
-    def forward(self, x: Tensor, *more: Any, scale: Any = 1) -> Tensor:
-        """`(..., width)`; each of `more` is broadcast to it."""
-        for one in more:
-            x = x + one
-        return torch.tanh(x * self.gain) * scale
-
-
-class Positions(nn.Module):
-    """Holds a trained table, and hands it out."""
-
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.rand(shape))
-
-    def forward(self, x: Tensor | None = None) -> Tensor:
-        """The table; once for each image, where there are any."""
-        return self.table if x is None else self.table.expand(len(x), *self.table.shape)
 
 
 class Folding(nn.Linear):
