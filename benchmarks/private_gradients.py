@@ -12,6 +12,7 @@ import argparse
 import copy
 import ctypes
 import gc
+import importlib.util
 import json
 import multiprocessing
 import statistics
@@ -152,7 +153,7 @@ def speed(name: str, arguments: argparse.Namespace) -> Iterator[tuple[str, float
     """Ratios of one model's steps."""
     bench = Bench(name, arguments.device)
     steps = {"plain": bench.plain(), "private": bench.private()}
-    if name != "cnn":
+    if name != "cnn" and importlib.util.find_spec("opacus"):
         steps |= {"hooks": bench.opacus(ghost=False), "ghost": bench.opacus(ghost=True)}
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     seconds = take_turns(steps, arguments.repeats, clock, arguments.device)

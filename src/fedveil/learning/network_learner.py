@@ -27,10 +27,12 @@ from fedveil.learning.own import own_numbers
 from fedveil.learning.private_gradients import (
     Clipping,
     PrivateGradients,
+    Trial,
     check_private,
     dimension,
     flatten_parameters,
     load_flat,
+    try_out,
 )
 from fedveil.learning.shares import image_shares
 from fedveil.learning.statistics import FEWEST, ClassStatistics
@@ -88,8 +90,9 @@ class NetworkModel:
         trained_blocks: int = 1,
     ) -> None:
         self.name, self.classes, self.image_size = name, classes, image_size
+        self._image_shape = (channels, image_size, image_size)
         self.module = _build(name, classes, channels, image_size, seed, trained_blocks).eval()
-        self.notices = check_private(self.module, (channels, image_size, image_size))
+        self.notices = check_private(self.module)
         frozen, self.body = split_frozen(self.module)
         self.frozen = frozen if len(frozen) else None
         self.key = f"{name} before its last {trained_blocks} blocks, {image_size}x{channels}, version 2"
@@ -99,6 +102,16 @@ class NetworkModel:
         self._blocks = self._centred.blocks if self._centred else ()
         self._initial = flatten_parameters(self.body).double().numpy()
         self._lock = threading.RLock()
+
+    @functools.cached_property
+    def trial(self) -> Trial:
+        """What running the network on made-up images has shown.
+
+        Raises:
+            InvalidValue: no patient's share in its gradient can be bounded.
+        """
+        with self._lock:
+            return try_out(self.module, self._image_shape)
 
     @property
     def trained(self) -> int:
@@ -271,6 +284,7 @@ class NetworkLearner:
         groups = {"image": np.arange(len(labels)), "site": np.zeros(len(labels)), "patient": patients}[unit]
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
         self._views = views or Views()
+        self._trial = model.trial  # before anything is charged
 
     @property
     def dimension(self) -> int:
@@ -289,7 +303,14 @@ class NetworkLearner:
         """
         loss = functools.partial(functional.cross_entropy, reduction="none")
         bound = clip_norm / (1 + ROUNDING)
-        engine = PrivateGradients(self._model.body, loss, bound, clipping=self._clipping, micro_batch=BATCH)
+        engine = PrivateGradients(
+            self._model.body,
+            loss,
+            bound,
+            clipping=self._clipping,
+            micro_batch=BATCH,
+            trial=self._trial,
+        )
         total = np.zeros(self.dimension)
         with self._model.loaded(parameters):
             views = self._views.draw(parameters, self._model.image_size)

@@ -96,7 +96,6 @@ class Overwrites(nn.Module):
         (lambda: nn.Embedding(3, 3, max_norm=1.0), "depends on the whole batch"),
         (lambda: nn.Embedding(3, 3, scale_grad_by_freq=True), "depends on the whole batch"),
         (lambda: nn.MultiheadAttention(4, 2), "sequence before the batch"),
-        (lambda: nn.LSTM(4, 2), "sequence before the batch"),
         (lambda: nn.Conv2d(1, 1, 1).requires_grad_(False), "no trainable parameters"),
         (lambda: nn.LazyLinear(3), "not initialised"),
         (lambda: nn.Linear(3, 3, dtype=torch.complex64), "not real"),

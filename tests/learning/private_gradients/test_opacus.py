@@ -12,8 +12,9 @@ from fedveil.learning.private_gradients import PrivateGradients, check_private
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    pytest.importorskip("opacus", reason="Opacus is an extra")
     from opacus.grad_sample import GradSampleModule, register_grad_sampler
-    from opacus.layers import DPLSTM
+    from opacus.layers import DPGRU, DPLSTM, DPMultiheadAttention
     from opacus.layers.dp_multihead_attention import SequenceBias
 
 
@@ -66,22 +67,70 @@ def shift_gradients(
     return {layer.shift: backprops.flatten(1, -2).sum(1)}
 
 
-@pytest.mark.parametrize("layer", [Shift, lambda: SequenceBias(8, batch_first=True)])
-def test_layers_only_opacus_knows_use_its_samplers(layer: Any, oracle: Any) -> None:
+@pytest.mark.parametrize(
+    ("layer", "notice"),
+    [
+        (Shift, "uses the sampler registered with Opacus"),
+        (lambda: SequenceBias(8, batch_first=True), "runs once per patient, which is slow"),
+    ],
+)
+def test_only_samplers_of_users_are_used(layer: Any, notice: str, oracle: Any) -> None:
     torch.manual_seed(2)
     model = nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 8), layer(), nn.Flatten(), nn.LazyLinear(3)).double()
     images, labels = torch.rand(5, 1, 4, 8, dtype=torch.float64), torch.arange(5) % 3
     model(images)
     units = torch.tensor([1, 1, 0, 2, 1])
-    (notice,) = check_private(model, (1, 4, 8))
-    assert "uses Opacus' per-sample gradients" in notice
+    (found_notice,) = check_private(model, (1, 4, 8))
+    assert notice in found_notice
     expected, norms = oracle.sum(model, images, labels, units, oracle.flat(0.2))
     found = PrivateGradients(model, oracle.cross_entropy, 0.2).sum(images, labels, units)
     torch.testing.assert_close(found.norms, norms)
     torch.testing.assert_close(found.vector, expected)
 
 
-def test_opacus_layer_with_images_second_is_refused() -> None:
-    model = nn.Sequential(nn.Flatten(1, 2), DPLSTM(8, 5, batch_first=True))
-    with pytest.raises(InvalidValue, match="the first axis must be the images"):
-        check_private(model, (1, 4, 8))
+@pytest.mark.parametrize(
+    "layer", [lambda: DPLSTM(8, 5, batch_first=False), lambda: DPMultiheadAttention(8, 2)]
+)
+def test_layers_of_opacus_with_images_second_are_refused(layer: Any) -> None:
+    with pytest.raises(InvalidValue, match=r"when other patients are in the batch.*without batch_first=True"):
+        check_private(First(layer()), (4, 8))
+
+
+class First(nn.Module):
+    """The first of what a layer returns."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sequences `(n, length, 8)`."""
+        several = (x, x, x) if isinstance(self.layer, DPMultiheadAttention) else (x,)
+        y: Tensor = self.layer(*several)[0]
+        return y.flatten(1)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: DPLSTM(8, 5, batch_first=True),
+        lambda: DPLSTM(8, 5, num_layers=2, bidirectional=True, batch_first=True),
+        lambda: DPGRU(8, 5, batch_first=True),
+        lambda: DPMultiheadAttention(8, 2, batch_first=True),
+        lambda: DPMultiheadAttention(8, 2, batch_first=True, add_bias_kv=True),
+    ],
+)
+def test_layers_of_opacus_are_right_on_as_many_images_as_tokens(layer: Any, oracle: Any) -> None:
+    """The remedy above helps; and a length of 4 is no batch of 4."""
+    torch.manual_seed(2)
+    model = First(layer()).double()
+    images, labels, units = (
+        torch.rand(4, 4, 8, dtype=torch.float64),
+        torch.arange(4) % 3,
+        torch.tensor([1, 0, 1, 2]),
+    )
+    check_private(model, (4, 8))
+    expected, norms = oracle.sum(model, images, labels, units, oracle.flat(0.2))
+    found = PrivateGradients(model, oracle.cross_entropy, 0.2).sum(images, labels, units)
+    torch.testing.assert_close(found.norms, norms)
+    torch.testing.assert_close(found.vector, expected)

@@ -3,7 +3,8 @@
 `PrivateGradients(model, loss, clip_norm).sum(images, labels, units)` makes one forward and one backward pass
 without parameter gradients, takes the norm of every patient's gradient from what the layers saw, and adds up
 the clipped gradients with one product a layer. `check_private` refuses models for which no such bound holds,
-before any budget is spent. Everything here adds no noise and knows no budget: it keeps one promise, that one
+before any budget is spent; `try_out` does so too, and returns what the trial has shown, for `PrivateGradients` to use
+again. Everything here adds no noise and knows no budget: it keeps one promise, that one
 patient moves the sum by no more than the clip norm.
 """
 
@@ -15,7 +16,7 @@ from fedveil.learning.private_gradients.parameters import (
     load_flat,
     trainable_parameters,
 )
-from fedveil.learning.private_gradients.probe import check_private
+from fedveil.learning.private_gradients.probe import Trial, check_private, try_out
 from fedveil.learning.private_gradients.units import poisson_sample
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Loss",
     "PrivateGradients",
     "Reduction",
+    "Trial",
     "check_private",
     "clip_factors",
     "dimension",
@@ -31,4 +33,5 @@ __all__ = [
     "load_flat",
     "poisson_sample",
     "trainable_parameters",
+    "try_out",
 ]

@@ -55,13 +55,16 @@ def _check_module(module: nn.Module, label: str) -> None:
             "statistics of private images would leave with the model, unclipped",
             "build it with track_running_stats=False",
         )
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (
+        module.max_norm is not None or module.scale_grad_by_freq
+    ):
         raise InvalidValue(
             f"{label} depends on the whole batch (max_norm or scale_grad_by_freq)",
             "each image must be treated by itself",
             "build it without these options",
         )
-    if getattr(module, "batch_first", True) is False and any(p.requires_grad for p in module.parameters()):
+    trained = any(p.requires_grad for p in module.parameters())
+    if isinstance(module, nn.MultiheadAttention) and trained and not module.batch_first:
         raise InvalidValue(
             f"{label} takes the sequence before the batch",
             "the first axis must be the images, so that each gradient can be attributed to its patient",

@@ -5,22 +5,24 @@ computes gradients with respect to activations only. Norms then come from what w
 cheaper way, and one weighted product a layer makes the sum (book-keeping: Bu et al., arXiv 2210.00038).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.private_gradients.backward import unit_contributions
+from fedveil.learning.private_gradients.calls import Calls
 from fedveil.learning.private_gradients.check import check_layers, state_guard
 from fedveil.learning.private_gradients.clipping import Clipping, check_clipping, clip_factors
-from fedveil.learning.private_gradients.contributions import merge_shared
 from fedveil.learning.private_gradients.parameters import Layout, Target
+from fedveil.learning.private_gradients.probe import Trial, check_loss, try_out
 from fedveil.learning.private_gradients.rules import Plan
 from fedveil.learning.private_gradients.rules.arithmetic import exact_products
-from fedveil.learning.private_gradients.tape import Tape, recording
 from fedveil.learning.private_gradients.units import UnitBatch, micro_batches
 
 __all__ = ["GradientSum", "Loss", "PrivateGradients", "Reduction"]
@@ -68,6 +70,7 @@ class PrivateGradients:
         micro_batch: largest number of images that pass through the model at once; the result is the same for
             any number. None: all.
         precision: a half-precision dtype to run the model in, by autocast; norms and sums stay in single precision.
+        trial: what `try_out` has shown of this model. None: the first sum makes it, with made-up images.
 
     `notices` says in words which layers will be slow, and why. Raises InvalidValue at once for a model that
     cannot be made private.
@@ -83,6 +86,7 @@ class PrivateGradients:
         reduction: Reduction = "mean",
         micro_batch: int | None = None,
         precision: torch.dtype | None = None,
+        trial: Trial | None = None,
     ) -> None:
         check_clipping(clipping, clip_norm)
         if reduction not in get_args(Reduction):
@@ -97,6 +101,7 @@ class PrivateGradients:
         self._model, self._loss = model, loss
         self._clip_norm, self._clipping, self._reduction = clip_norm, clipping, reduction
         self._micro_batch, self._precision = micro_batch, precision
+        self._trial, self._calls = trial, dict[Hashable, Calls]()
 
     def sum(
         self, images: Tensor, labels: Tensor, units: Tensor, weights: Tensor | None = None
@@ -111,26 +116,42 @@ class PrivateGradients:
         plan = check_layers(self._model)
         batch = _Batch.of(images, labels, units, weights, self._reduction)
         total = _Total(Layout(self._model), batch.units)
+        if not batch.units:
+            return GradientSum(total.vector, batch.units, total.norms, total.losses)
+        calls = self._tried_out(images, labels)
         with state_guard(self._model), exact_products(total.vector.device):
             for part in micro_batches(batch.member, self._micro_batch):
                 if self._micro_batch is not None and len(part) > self._micro_batch:
-                    self._add_large_unit(total, batch, torch.split(part, self._micro_batch))
+                    self._add_large_unit(total, calls, batch, torch.split(part, self._micro_batch))
                 else:
-                    self._add_units(total, plan, batch, part)
+                    self._add_units(total, plan, calls, batch, part)
         return GradientSum(total.vector, batch.units, total.norms, total.losses)
 
-    def _add_units(self, total: "_Total", plan: Plan, batch: "_Batch", part: Tensor) -> None:
+    def _tried_out(self, images: Tensor, labels: Tensor) -> Calls:
+        """How the model calls its layers: from the trial that was given, or one that is made before it is needed.
+
+        Nothing of the images and labels is looked at but their shape and type.
+        """
+        modes = tuple(module.training for module in self._model.modules())
+        key = (images.shape[1:], images.dtype, labels.shape[1:], labels.dtype, modes)
+        if key not in self._calls:
+            calls = (self._trial or try_out(self._model, tuple(images.shape[1:]), images.dtype)).calls
+            check_loss(self._loss, calls, labels)
+            self._calls[key] = calls
+        return self._calls[key]
+
+    def _add_units(self, total: "_Total", plan: Plan, calls: Calls, batch: "_Batch", part: Tensor) -> None:
         """Add the units whose images are `part`; one whose gradient is not finite adds nothing."""
         if not len(part):
             return
         ordered = UnitBatch(batch.member[part])
         part = part[ordered.order]
         members = torch.unique_consecutive(batch.member[part])
-        tape = Tape(total.layout, ordered, total.vector.device)
-        with recording(plan.rules, tape):
-            losses = self._weighted_losses(batch, part, total.vector.device)
-            _differentiate(losses, tape.anchor, total.layout)
-        contributions = merge_shared(tape.contributions, ordered.units)
+
+        def losses_of() -> Tensor:
+            return self._weighted_losses(calls, batch, part, total.vector.device)
+
+        losses, contributions = unit_contributions(plan, calls, total.layout, ordered, losses_of)
         squared = total.squared_norms(ordered.units)
         for c in contributions:
             squared[c.target.layer, c.first_unit : c.last_unit] += c.squared_norms()
@@ -138,18 +159,20 @@ class PrivateGradients:
         if not finite.all():
             # One infinite gradient in a product would spoil the whole sum, and so give its unit away.
             total.norms[members[~finite]] = float("nan")
-            self._add_units(total, plan, batch, part[ordered.repeat(finite)])
+            self._add_units(total, plan, calls, batch, part[ordered.repeat(finite)])
             return
-        factors = self._factors(total, members, squared, ordered.sum(losses.detach()))
+        factors = self._factors(total, members, squared, ordered.sum(losses))
         for c in contributions:
             total.add(c.target, c.weighted_sum(factors[c.target.layer, c.first_unit : c.last_unit]))
 
-    def _add_large_unit(self, total: "_Total", batch: "_Batch", pieces: tuple[Tensor, ...]) -> None:
+    def _add_large_unit(
+        self, total: "_Total", calls: Calls, batch: "_Batch", pieces: tuple[Tensor, ...]
+    ) -> None:
         """Add one unit with more images than a micro-batch holds: its plain gradient over pieces, then clipped."""
         member, squared = batch.member[pieces[0][:1]], total.squared_norms(1)
         gradient, loss = torch.zeros_like(total.vector), squared.new_zeros(1)
         for piece in pieces:
-            losses = self._weighted_losses(batch, piece, total.vector.device)
+            losses = self._weighted_losses(calls, batch, piece, total.vector.device)
             found = torch.autograd.grad(
                 losses.sum(), list(total.layout.parameters.values()), allow_unused=True
             )
@@ -166,7 +189,7 @@ class PrivateGradients:
         for target in total.layout.targets():
             total.add(target, factors[target.layer] * gradient[target.start : target.stop])
 
-    def _weighted_losses(self, batch: "_Batch", part: Tensor, device: torch.device) -> Tensor:
+    def _weighted_losses(self, calls: Calls, batch: "_Batch", part: Tensor, device: torch.device) -> Tensor:
         """Run the model on some images: each image's loss times its weight, `(images,)`."""
         images = batch.images[part.to(batch.images.device)].to(device)
         labels = batch.labels[part.to(batch.labels.device)].to(device)
@@ -174,7 +197,9 @@ class PrivateGradients:
         if self._precision is not None:
             autocast = torch.autocast(device.type, self._precision)
         with torch.enable_grad(), autocast:
-            losses = self._loss(self._model(images), labels)
+            outputs = self._model(images)
+            calls.results.require(*tree_flatten(outputs), len(part))
+            losses = self._loss(outputs, labels)
         if losses.shape != (len(part),):
             raise InvalidValue(
                 f"the loss of {len(part)} images has shape {tuple(losses.shape)}",
@@ -237,18 +262,3 @@ class _Total:
     def squared_norms(self, units: int) -> Tensor:
         """Zeros to add squared norms to, `(layers, units)`."""
         return self.vector.new_zeros(self.layout.layers, units, dtype=torch.float64)
-
-
-def _differentiate(losses: Tensor, anchor: Tensor, layout: Layout) -> None:
-    """Send gradients back to every recorded layer."""
-    if not losses.requires_grad:
-        return
-    inputs = [anchor, *layout.parameters.values()]
-    found = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)[1:]
-    for name, gradient in zip(layout.parameters, found, strict=True):
-        if gradient is not None:
-            raise InvalidValue(
-                f"parameter {name} is used outside the layer that holds it",
-                "its gradient cannot be attributed to patients",
-                "use the parameter in its own layer's forward, or freeze it",
-            )

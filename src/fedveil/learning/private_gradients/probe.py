@@ -1,72 +1,124 @@
-"""A trial on made-up images: does a model really treat each patient's images by themselves?"""
+"""A trial on made-up images: how a network calls its layers, and whether it treats each patient by itself."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_unflatten
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.private_gradients.calls import SIZES, Calls, brief, learn_calls
 from fedveil.learning.private_gradients.check import check_layers, state_guard
-from fedveil.learning.private_gradients.engine import PrivateGradients
-from fedveil.learning.private_gradients.parameters import trainable_parameters
+from fedveil.learning.private_gradients.comparison import MadeUp, compare_patients
+from fedveil.learning.private_gradients.rules.arithmetic import exact_products
 
-__all__ = ["check_private"]
-
-# Far above the rounding of single precision, far below what a mistaken attribution leaves.
-_TOLERANCE = 0.01
-# Norms are rounded up by what single precision may lose, a percent in deep networks: that is no mistake.
-_ROUNDED_UP = 0.1
+__all__ = ["Trial", "check_loss", "check_private", "try_out"]
 
 
-def check_private(model: nn.Module, image_shape: tuple[int, ...] | None = None) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial has shown of a model; see `try_out`."""
+
+    notices: tuple[str, ...]
+    """Which layers will be slow, and why."""
+    calls: Calls
+    """Which axis of which argument of which layer is the images."""
+
+
+def check_private(
+    model: nn.Module, image_shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None
+) -> tuple[str, ...]:
     """Refuse a model whose gradients cannot be bounded patient by patient; return notices about slow layers.
 
-    Looks at every layer. Given the shape of one image, `(channels, height, width)`, it also compares the engine
-    with plain backward passes, one patient at a time, on random images: that finds what no list of layers can,
-    such as a `forward` that mixes images or uses a parameter outside its layer. Call it before any budget is
-    reserved. The model is left as it was.
+    Looks at every layer. Given the shape of one image, `(channels, height, width)`, it also tries the model out
+    (`try_out`). Call it before any budget is reserved. The model is left as it was.
     """
-    notices = check_layers(model).notices
-    if image_shape is not None:
-        modes = {module: module.training for module in model.modules()}
-        try:
-            model.eval()  # dropout would differ between the two computations
-            with state_guard(model):
-                _compare(model, image_shape)
-        finally:
-            for module, training in modes.items():
-                module.training = training
-    return notices
+    return check_layers(model).notices if image_shape is None else try_out(model, image_shape, dtype).notices
 
 
-def _compare(model: nn.Module, image_shape: tuple[int, ...]) -> None:
-    """Three images of two made-up patients: the engine against plain backward passes."""
-    parameters = list(trainable_parameters(model).values())
-    images = torch.rand(3, *image_shape, generator=torch.Generator().manual_seed(0)).to(parameters[0])
-    weights, patients = torch.tensor([1.0, 0.5, 0.25]).to(parameters[0]), torch.tensor([0, 1, 0])
-    found = PrivateGradients(model, _loss, clip_norm=1e30, reduction="sum").sum(images, weights, patients)
-    expected = []
-    for patient in (0, 1):
-        mine = (patients == patient).to(images.device)
-        with torch.enable_grad():
-            loss = _loss(model(images[mine]), weights[mine]).sum()
-        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        expected.append(torch.cat([g.flatten() for g in gradients]).to(found.vector))
-    alone = torch.stack([g.norm() for g in expected]).to(found.norms)
-    norms = found.norms.clamp(max=torch.maximum(alone, found.norms / (1 + _ROUNDED_UP)))
-    error = max(_relative(norms, alone), _relative(found.vector, torch.stack(expected).sum(0)))
-    if not error < _TOLERANCE:
+def try_out(
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+    sizes: tuple[int, int] = SIZES,
+) -> Trial:
+    """Run a model on made-up images; learn how it calls its layers, and compare gradients patient by patient.
+
+    Each patient's gradient in a batch, as the engine attributes it, must be that of the model run on this patient's
+    images alone, to the rounding of double precision: for two numbers of images, for the parameters as they are and
+    for others, with several images per patient. That finds what no list of layers can, such as a `forward` that mixes
+    images. Dropout is left out; a model that is random all the same is compared in evaluation mode. The model, and
+    PyTorch's random state, are left as they were.
+
+    Args:
+        model: what is to be trained.
+        image_shape: of one image.
+        dtype: of the images; that of the parameters unless given.
+        sizes: two numbers of images without a common divisor.
+
+    Raises:
+        InvalidValue: the model cannot be run, or no bound on a patient's contribution would hold.
+    """
+    if min(sizes) < 3 or math.gcd(*sizes) != 1:
         raise InvalidValue(
-            f"a patient's gradient differs by {error:.0%} when other patients are in the batch",
-            "the network must treat each patient's images by themselves",
-            "look for operations over the batch axis (batch statistics, reshaping, attention between images)",
+            f"sizes are {sizes}", "they must be at least 3, without a common divisor", "give two odd primes"
         )
+    plan, images = check_layers(model), MadeUp.of(model, image_shape, dtype)
+    devices = [images.device] if images.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.enable_grad(),
+        exact_products(images.device),
+        state_guard(model),
+    ):
+        calls = learn_calls(model, plan.labels, plan.cut, images.draw, sizes)
+        compare_patients(model, plan, calls, images, sizes)
+    return Trial(plan.notices, calls)
 
 
-def _loss(outputs: Tensor, weights: Tensor) -> Tensor:
-    """Any smooth function of an image's outputs."""
-    return outputs.flatten(1).square().sum(1) * weights
+def check_loss(loss: Callable[[Any, Tensor], Tensor], calls: Calls, labels: Tensor) -> None:
+    """Refuse a loss that is not one number for each image, which follows from this image alone.
+
+    It is tried on made-up outputs, and labels of zeros that look like `labels`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for size in SIZES:
+        outputs = tree_unflatten(
+            [
+                torch.randn(size, *leaf.shape[1:], generator=generator).to(labels.device)
+                if leaf.shape
+                else leaf.value
+                for leaf in calls.results.leaves
+            ],
+            calls.results.structure,
+        )
+        targets = labels.new_zeros(size, *labels.shape[1:])
+        try:
+            losses = loss(outputs, targets)
+            each = [loss(_rows(outputs, slice(i, i + 1)), targets[i : i + 1]) for i in range(size)]
+        except Exception as error:
+            raise InvalidValue(
+                f"the loss cannot be computed ({type(error).__name__}: {brief(error)})",
+                "it must take the network's outputs and labels, of any number of images",
+                "correct it, or the labels",
+            ) from error
+        if losses.shape != (size,):
+            raise InvalidValue(
+                f"the loss of {size} images has shape {tuple(losses.shape)}",
+                "there must be one loss an image",
+                'build the loss with reduction="none"',
+            )
+        if not torch.allclose(losses, torch.cat(each), rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise InvalidValue(
+                "the loss of an image changes with the other images in the batch",
+                "it must follow from this image's output and label alone",
+                "take no means or ranks over the batch in it",
+            )
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest entry."""
-    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return float((found - expected).abs().max() / scale)
+def _rows(outputs: Any, rows: slice) -> Any:
+    """Some images' part of outputs."""
+    return tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, outputs)

@@ -5,6 +5,7 @@ no parameter gradient at all, and each hands its rule (`rules/`) the gradient at
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.private_gradients.calls import BATCH_FIRST, Call, Calls, Leaf, cure, substituted
 from fedveil.learning.private_gradients.contributions import Contribution
 from fedveil.learning.private_gradients.parameters import Layout, Target
 from fedveil.learning.private_gradients.units import UnitBatch
@@ -27,12 +30,15 @@ Rule = Callable[..., Any]
 class Tape:
     """Collects the contributions of one forward and backward pass over one batch of images."""
 
-    def __init__(self, layout: Layout, batch: UnitBatch, device: torch.device) -> None:
+    def __init__(self, layout: Layout, batch: UnitBatch, calls: Calls, device: torch.device) -> None:
         self.layout, self.batch = layout, batch
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.contributions: list[Contribution] = []
         self.originals: dict[nn.Module, Callable[..., Any]] = {}
         self._uses = itertools.count()
+        self._calls, self._made = calls, Counter[nn.Module]()
+        self.current: Call | None = None
+        self._arguments: list[tuple[Leaf, Any]] = []
 
     def use(self) -> int:
         """A number for one use of one layer."""
@@ -59,18 +65,59 @@ class Tape:
         started: Tensor = _Start.apply(self.anchor, output.data, received)  # type: ignore[no-untyped-call]
         return started
 
-    def check_batch(self, module: nn.Module, tensor: Tensor) -> None:
-        """Refuse a layer whose first axis is not the images: whose gradient is whose would be a guess."""
-        self.check_rows(module, tensor, self.batch.images)
-
-    def check_rows(self, module: nn.Module, tensor: Tensor, images: int) -> None:
-        """Refuse a tensor that does not have one row for each of `images` images."""
-        if tensor.ndim < 1 or tensor.shape[0] != images:
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin the next call of a layer, which must be what the trial has seen at this place."""
+        known, made = self._calls.of.get(module, ()), self._made[module]
+        self._made[module] += 1
+        if made >= len(known) and not (known and _alike(known)):
             raise InvalidValue(
-                f"a {type(module).__name__} layer has a tensor of shape {tuple(tensor.shape)} for {images} images",
-                "the first axis must be the images, so that each gradient can be attributed to its patient",
-                "keep the batch first (batch_first=True) and do not fold other axes into it",
+                f"a {type(module).__name__} layer is called {made + 1} times, and {len(known)} times in the trial",
+                "which axis is the images is known of the calls that the trial has seen, and of no others",
+                "keep the network's layers, mode and path as they are once it has been tried out",
             )
+        self.current = known[min(made, len(known) - 1)]
+        values, structure = tree_flatten((args, kwargs))
+        self.current.arguments.require(values, structure, self.batch.images)
+        self._arguments = list(zip(self.current.arguments.leaves, values, strict=True))
+
+    def finish(self) -> None:
+        """End the forward pass; refuse one that left calls out, since those after them were taken for others."""
+        self._arguments = []
+        for module, made in self._made.items():
+            known = self._calls.of[module]
+            if made != len(known) and not _alike(known):
+                raise InvalidValue(
+                    f"a {type(module).__name__} layer is called {made} times, and {len(known)} times in the trial",
+                    "calls that differ must come in the same order every time",
+                    "give each call that may be left out a layer of its own",
+                )
+
+    def check_batch(self, module: nn.Module, tensor: Tensor) -> None:
+        """Refuse an argument of the current call that is not known to have one row for each image."""
+        leaf = next((leaf for leaf, value in self._arguments if value is tensor), None)
+        if leaf is not None and leaf.axis == 0 and leaf.rows == 1:
+            return
+        name = leaf.name if leaf is not None else f"a tensor in a {type(module).__name__} layer"
+        if leaf is None or leaf.axis is None:
+            found = f"{name} has shape {tuple(tensor.shape)} for any number of images"
+            help_ = "give it a row for each image, as in layer(x.expand(len(images), *x.shape)), or freeze the layer"
+        elif leaf.axis:
+            found = f"{name} has the images along axis {leaf.axis} of {tuple(tensor.shape)}"
+            help_ = (
+                f"move them to the front (transpose(0, {leaf.axis}); batch_first=True where the layer has it)"
+            )
+        else:
+            found = f"{name} has {leaf.rows} rows for each image"
+            help_ = (
+                f"keep other axes behind the images (x.unflatten(0, (-1, {leaf.rows}))), or fold them in the forward "
+                "of a class that derives from this layer's, which then runs once per patient"
+            )
+        raise InvalidValue(found, BATCH_FIRST, cure(module, help_))
+
+
+def _alike(calls: tuple[Call, ...]) -> bool:
+    """Whether it does not matter which of a layer's calls is which."""
+    return all(call.like(calls[0]) for call in calls[1:])
 
 
 class _Start(torch.autograd.Function):
@@ -119,15 +166,12 @@ class Unchanged:
 @contextmanager
 def recording(rules: dict[nn.Module, Rule], tape: Tape) -> Iterator[None]:
     """Run the given modules by their rules, on `tape`, for the duration."""
-    replaced: dict[nn.Module, Any] = {}
-    try:
-        for module, rule in rules.items():
-            tape.originals[module] = module.forward
-            replaced[module] = vars(module).get("forward")
-            vars(module)["forward"] = partial(rule, module, tape)
+    tape.originals.update({module: module.forward for module in rules})
+    with substituted({module: partial(_by_rule, rule, module, tape) for module, rule in rules.items()}):
         yield
-    finally:
-        for module, own in replaced.items():
-            del vars(module)["forward"]
-            if own is not None:
-                vars(module)["forward"] = own
+
+
+def _by_rule(rule: Rule, module: nn.Module, tape: Tape, *args: Any, **kwargs: Any) -> Any:
+    """Run a module by its rule, on arguments that are what they were in the trial."""
+    tape.enter(module, args, kwargs)
+    return rule(module, tape, *args, **kwargs)

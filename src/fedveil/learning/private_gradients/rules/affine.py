@@ -17,6 +17,7 @@ __all__ = ["embedding_rule", "linear", "linear_rule"]
 
 def linear_rule(module: nn.Linear, tape: Tape, x: Tensor) -> Tensor:
     """`nn.Linear` on `(images, ..., features)`."""
+    tape.check_batch(module, x)
     return linear(
         module, tape, x, module.weight, module.bias, tape.target(module.weight), tape.target(module.bias)
     )
@@ -31,8 +32,10 @@ def linear(
     weight_target: Target | None,
     bias_target: Target | None,
 ) -> Tensor:
-    """y = x W^T + b on the tape, for a layer `module` that may hold several such products."""
-    tape.check_batch(module, x)
+    """y = x W^T + b on the tape, for a layer `module` that may hold several such products.
+
+    `x` is `(images, ..., features)`: the caller has seen to that.
+    """
     captured, use, images = Unchanged(module, x), tape.use(), tape.batch.images
 
     def received(gradient: Tensor) -> None:

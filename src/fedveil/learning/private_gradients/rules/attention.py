@@ -63,6 +63,7 @@ def _projections(module: nn.MultiheadAttention, tape: Tape, *inputs: Tensor) -> 
                 "it must be (images, tokens, features)",
                 "give a batch, even of one image",
             )
+        tape.check_batch(module, x)
     width = module.embed_dim
     bias, bias_target = module.in_proj_bias, tape.target(module.in_proj_bias)
     if module._qkv_same_embed_dim and inputs[0] is inputs[1] is inputs[2]:

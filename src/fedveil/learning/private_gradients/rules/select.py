@@ -14,7 +14,7 @@ from fedveil.learning.private_gradients.rules import (
     normalisation,
     standardised,
 )
-from fedveil.learning.private_gradients.rules.fallback import opacus_rule, unit_by_unit_rule
+from fedveil.learning.private_gradients.rules.fallback import registered_rule, unit_by_unit_rule
 from fedveil.learning.private_gradients.tape import Rule
 
 __all__ = ["Plan", "plan_rules"]
@@ -81,18 +81,27 @@ class Plan:
     """The rule of each module that holds trainable parameters, and what the user should know about it."""
 
     rules: dict[nn.Module, Rule]
+    labels: dict[nn.Module, str]
+    """What messages call each of these modules."""
     notices: tuple[str, ...]
+
+    @property
+    def cut(self) -> frozenset[nn.Module]:
+        """Modules that run once for each unit, on its part of their arguments."""
+        return frozenset(module for module, rule in self.rules.items() if rule is unit_by_unit_rule)
 
 
 def plan_rules(model: nn.Module) -> Plan:
     """Find a rule for every module of `model` that holds trainable parameters itself."""
     rules: dict[nn.Module, Rule] = {}
+    labels: dict[nn.Module, str] = {}
     notices = []
     for name, module, rule, notice in _walk(model, ""):
         rules[module] = rule
+        labels[module] = f"layer {name or 'the network itself'} ({type(module).__name__})"
         if notice:
-            notices.append(f"layer {name or 'the network itself'} ({type(module).__name__}) {notice}")
-    return Plan(rules, tuple(notices))
+            notices.append(f"{labels[module]} {notice}")
+    return Plan(rules, labels, tuple(notices))
 
 
 def _walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module, Rule, str]]:
@@ -103,9 +112,9 @@ def _walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module, Rule, 
     if known is not None:
         yield name, module, known.rule, ""
     elif any(p.requires_grad for p in module.parameters(recurse=False)):
-        sampler = opacus_rule(module)
+        sampler = registered_rule(module)
         if sampler is not None:
-            yield name, module, sampler, "has no rule of its own and uses Opacus' per-sample gradients"
+            yield name, module, sampler, "has no rule of its own and uses the sampler registered with Opacus"
         else:
             yield (
                 name,
