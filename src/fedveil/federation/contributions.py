@@ -19,6 +19,7 @@ from fedveil.federation.terms import (
     Release,
 )
 from fedveil.learning import HeldOut, Learner
+from fedveil.learning.exact import bounded
 from fedveil.privacy import release as release_noisy
 
 __all__ = ["Contributions"]
@@ -52,6 +53,15 @@ class Contributions:
         """Number of units that are tested on."""
         return 0 if self._held_out is None else self._held_out.units
 
+    def check(self, release: Release, parameters: Vector) -> None:
+        """Refuse parameters, of the right number, that no honest coordinator sends; the cohort is not looked at.
+
+        Raises:
+            InvalidValue: they are outside the public ranges of what the model makes.
+        """
+        if release.parameters:
+            self._learner.check_parameters(parameters, judged=release.name in (PROGRESS, EVALUATION))
+
     def of(self, release: Release, parameters: Vector, *, private: bool) -> Vector:
         """What a round of the release is about: exact, so it stays at the site, unless local steps had noise.
 
@@ -75,7 +85,7 @@ class Contributions:
                 total = release_noisy(total, std, self._generator)
             trained -= local.learning_rate * (total / local.units + local.proximal * (trained - origin))
         bound = local.reach if release.local_noise else release.mechanism.clip_norm
-        return _clipped(trained - origin, bound)
+        return bounded(trained - origin, bound)
 
     def _shielded(self, compute: Callable[[], Vector], release: Release, private: bool) -> Vector:
         """What ``compute`` gives; zero if it fails or is no vector of finite numbers, which only the site's log tells.
@@ -123,11 +133,3 @@ class Contributions:
         if rate == 1:
             return None
         return np.flatnonzero(self._generator.random(units) < rate)
-
-
-def _clipped(vector: Vector, bound: float) -> Vector:
-    """The vector, scaled down to the bound if it is longer; zero if it is not finite."""
-    norm = float(np.linalg.norm(vector))
-    if not np.isfinite(norm):
-        return np.zeros_like(vector)
-    return vector if norm <= bound else vector * (bound / norm)

@@ -14,14 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import special
 from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.even_batches import Images, at_least, batches, filled
+from fedveil.learning.exact import first_sums, softmax
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import Unit
+from fedveil.learning.model import check_sent
 from fedveil.learning.networks import Centred, efficientnet_lite0, network, split_frozen
 from fedveil.learning.own import own_numbers
 from fedveil.learning.private_gradients import (
@@ -32,8 +33,9 @@ from fedveil.learning.private_gradients import (
     flatten_parameters,
     load_flat,
 )
+from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre, class_sizes
 from fedveil.learning.shares import hits, image_shares
-from fedveil.learning.statistics import FEWEST, ClassStatistics
+from fedveil.learning.statistics import ClassStatistics
 from fedveil.learning.views import Views
 
 __all__ = ["ImageSource", "NetworkLearner", "NetworkModel"]
@@ -143,9 +145,8 @@ class NetworkModel:
         """Class counts, and the means of features that are centred; other networks have no use for means."""
         if self._blocks:
             return ClassStatistics.from_released(released, self.classes, noise_variance)
-        counts = np.maximum(released, FEWEST)
         return ClassStatistics(
-            counts=counts, means=np.zeros((self.classes, 0)), noise_variance=noise_variance
+            counts=class_sizes(released), means=np.zeros((self.classes, 0)), noise_variance=noise_variance
         )
 
     def read_shift(
@@ -162,6 +163,23 @@ class NetworkModel:
         priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
         result: Vector = np.log(priors) - middle
         return result
+
+    def check_parameters(self, parameters: Vector) -> None:
+        """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
+
+        Offsets are ``log pi - m``: class frequencies of at least ``FEWEST / (K LARGEST_COUNT)``, and a middle of norm
+        `LONGEST_LOGITS` at most. The centre is one of `ClassStatistics.centre`, or 0.
+        """
+        self._check_shape(parameters)
+        offset, centre = parameters[: self.classes], parameters[self.classes : self.classes + self._centre]
+        largest = LONGEST_LOGITS + np.log(self.classes * LARGEST_COUNT / FEWEST)
+        if not (np.abs(offset) <= largest * (1 + 1e-9)).all():
+            raise InvalidValue(
+                f"offsets of the logits reach {np.abs(offset).max():g}",
+                f"the model makes none beyond {largest:.3g}",
+                "send the model that the study made",
+            )
+        check_centre(centre, self._blocks)
 
     def evened(self, statistics: ClassStatistics | None) -> None:
         """None: nothing is known of second moments."""
@@ -183,18 +201,21 @@ class NetworkModel:
     @contextmanager
     def loaded(self, parameters: Vector) -> Iterator[None]:
         """Set the body's parameters, for one thread at a time."""
-        if parameters.shape != (self.parameters,) or not np.isfinite(parameters).all():
-            raise InvalidValue(
-                f"parameters have shape {parameters.shape}, or are not finite",
-                f"this network has {self.parameters} of them",
-                "use the model that the study describes",
-            )
+        self._check_shape(parameters)
         centre, trained = np.split(parameters[self.classes :], [self._centre])
         with self._lock:
             load_flat(self.body, trained)
             if self._centred is not None:
                 self._centred.centre.copy_(torch.from_numpy(centre))
             yield
+
+    def _check_shape(self, parameters: Vector) -> None:
+        if parameters.shape != (self.parameters,) or not np.isfinite(parameters).all():
+            raise InvalidValue(
+                f"parameters have shape {parameters.shape}, or are not finite",
+                f"this network has {self.parameters} of them",
+                "use the model that the study describes",
+            )
 
     def logits(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
         """Logits (count, classes) of all images of a source that holds what the body takes."""
@@ -207,8 +228,7 @@ class NetworkModel:
 
     def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
         """Class probabilities (count, classes); see `logits`."""
-        result: Vector = special.softmax(self.logits(parameters, images, count), axis=1)
-        return result
+        return softmax(self.logits(parameters, images, count))
 
     def features(self, images: ImageSource, count: int) -> Vector | None:
         """Features (count, d) of norm 1 that the untrained network is going to centre; None where it centres none."""
@@ -285,6 +305,10 @@ class NetworkLearner:
         """Number of protected units."""
         return int(self._groups.max()) + 1
 
+    def check_parameters(self, parameters: Vector, *, judged: bool = False) -> None:
+        """Refuse parameters that the model cannot have; see `Learner.check_parameters`."""
+        check_sent(self._model, parameters, judged=judged)
+
     def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
         """Sum the units' clipped gradients; see `Learner.contribution`.
 
@@ -318,7 +342,8 @@ class NetworkLearner:
         weights = image_shares(self._groups, units)
         if parameters.size:
             logits = self._model.logits(parameters, self._images, len(self._labels))
-            values: Vector | None = (logits - logits.mean(axis=1, keepdims=True)) / LONGEST_LOGITS
+            mean = first_sums(logits.T.copy()) / self._model.classes
+            values: Vector | None = (logits - mean[:, None]) / LONGEST_LOGITS
         else:
             values = self._model.features(self._images, len(self._labels))
         if values is not None:
