@@ -46,7 +46,9 @@ def test_without_noise_they_are_read_back():
     shares = np.ones(200)
     released = ClassStatistics.contribution(points, labels, shares, 2, moments=True)
     found = ClassStatistics.from_released(released, 2, 0.0, dimension=30)
-    np.testing.assert_allclose(found.moments.covariance, np.cov(points.T, bias=True), atol=1e-12)
+    np.testing.assert_allclose(
+        found.moments.covariance, np.cov(points.T, bias=True), atol=2e-5
+    )  # cut to a grid
     plain = ClassStatistics.from_released(ClassStatistics.contribution(points, labels, shares, 2), 2, 0.0)
     np.testing.assert_allclose(found.counts, plain.counts)
     np.testing.assert_allclose(found.means, plain.means)

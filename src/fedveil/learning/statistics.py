@@ -141,7 +141,7 @@ class ClassStatistics:
         """
         finite = np.isfinite(features).all(axis=1, keepdims=True)
         points = np.where(finite, features, 0.0).astype(np.float64)
-        points *= (SHORTER / np.maximum(lengths(points), 1.0))[:, None]
+        points /= np.maximum(lengths(points), 1.0)[:, None]
         extended = np.concatenate(
             [points * np.sqrt(1 - COUNT_WEIGHT**2), np.full((len(points), 1), COUNT_WEIGHT)], axis=1
         )
