@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.data import load
-from fedveil.learning import CentredHead, CentredLearner, ClassStatistics, HeldOut, LinearHead, LinearLearner
+from fedveil.learning import (
+    CentredHead,
+    CentredLearner,
+    ClassStatistics,
+    HeldOut,
+    LinearHead,
+    LinearLearner,
+    second_order,
+)
 from fedveil.learning.exact import first_sums, grid, on_grid, softmax
 from fedveil.learning.features import feature_extractor
 from fedveil.learning.score_histogram import ScoreHistogram
@@ -154,18 +162,22 @@ def test_every_other_sum_moves_by_exactly_one_units_contribution(seed, classes, 
 
 
 def test_second_moments_move_by_exactly_one_units_contribution():
-    """Their last factor rounds the total once; before, products with all rows rounded everybody's part."""
+    """A product with all rows rounded everybody's part; beside the diagonal a last factor rounds the total once."""
     features, labels, patients = cohort(7, 2, 40, 500, width=12)
-    points = features / np.linalg.norm(features, axis=1, keepdims=True)
+    points = features.astype(float) / np.linalg.norm(features, axis=1, keepdims=True)
 
     def total(kept):
         shares = image_shares(np.unique(patients[kept], return_inverse=True)[1])
-        return ClassStatistics.contribution(points[kept], labels[kept], shares, 2, moments=True)
+        second = second_order.contribution(points[kept], shares)
+        whole = ClassStatistics.contribution(points[kept], labels[kept], shares, 2, moments=True)
+        return second, whole
 
-    last = patients == 40
-    moved, alone = total(np.ones(len(patients), bool)) - total(~last), total(last)
-    np.testing.assert_allclose(moved, alone, rtol=0, atol=41 * 2.0**-51)
-    np.testing.assert_array_equal(moved[: 2 * 13], alone[: 2 * 13])
+    last, everyone = patients == 40, np.ones(len(patients), bool)
+    (second, whole), (second_less, less), (second_alone, alone) = total(everyone), total(~last), total(last)
+    diagonal = np.equal(*np.triu_indices(12))
+    np.testing.assert_array_equal((second - second_less)[diagonal], second_alone[diagonal])
+    np.testing.assert_array_equal((whole - less)[: 2 * 13], alone[: 2 * 13])
+    np.testing.assert_allclose(whole - less, alone, rtol=0, atol=41 * 2.0**-51)
     assert np.linalg.norm(alone) <= 1
 
 
