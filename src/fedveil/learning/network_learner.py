@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.even_batches import Images, at_least, batches, filled
+from fedveil.learning.even_batches import Images, batches, filled, filled_up
 from fedveil.learning.exact import first_sums, softmax
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import Unit
@@ -36,6 +36,7 @@ from fedveil.learning.private_gradients import (
 from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre, class_sizes
 from fedveil.learning.shares import hits, image_shares
 from fedveil.learning.statistics import ClassStatistics
+from fedveil.learning.unit_batches import first_of_runs, unit_batches
 from fedveil.learning.views import Views
 
 __all__ = ["ImageSource", "NetworkLearner", "NetworkModel"]
@@ -254,8 +255,9 @@ class NetworkModel:
 ROUNDING = 2e-3
 """Part of the clip norm that is kept for single precision.
 
-Where a unit is left out, the others' images fall into other batches, whose sums in single precision are rounded another
-way: measured, by 2e-4 of the clip norm over 1,024 units in the worst case, and growing with their number.
+Where a unit is left out, others fall into other batches, whose sums are rounded in another way. Only batches of its run
+change (`fedveil.learning.unit_batches`), and sums over batches are in double precision, so this does not grow with the
+number of units: docs/private-gradients.md tells what was measured, with up to 10,000 of them.
 """
 
 
@@ -293,6 +295,7 @@ class NetworkLearner:
         self._labels = np.asarray(labels, dtype=np.int64)
         groups = {"image": np.arange(len(labels)), "site": np.zeros(len(labels)), "patient": patients}[unit]
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+        self._sizes: Indices = np.bincount(self._groups)
         self._views = views or Views()
 
     @property
@@ -325,7 +328,7 @@ class NetworkLearner:
                 seen = torch.cat([Views.of(images, view) for view in views])
                 labels = torch.from_numpy(self._labels[rows]).repeat(len(views))
                 members = torch.from_numpy(self._groups[rows]).repeat(len(views))
-                total += engine.sum(*at_least(seen, labels, members)).vector.double().numpy()
+                total += engine.sum(*filled_up(seen, labels, members)).vector.double().numpy()
         return total
 
     def statistics(
@@ -358,7 +361,7 @@ class NetworkLearner:
         return hits(probabilities, self._labels, self._groups, priors, units)
 
     def _chunks(self, units: Indices | None) -> Iterator[Indices]:
-        """Images of the units that take part, whole units at a time, about as many as are read at once."""
+        """Images of the units that take part, whole units at a time; see `fedveil.learning.unit_batches`."""
         if units is None:
             chosen = np.arange(self.units)
         else:
@@ -371,15 +374,14 @@ class NetworkLearner:
                 )
         rows = np.flatnonzero(np.isin(self._groups, chosen))
         rows = rows[np.argsort(self._groups[rows], kind="stable")]
-        starts = np.flatnonzero(np.diff(self._groups[rows], prepend=-1))
-        ends = np.append(starts[1:], len(rows))
+        ends = np.cumsum(self._sizes[chosen])
         limit = max(1, BATCH // self._views.count)
-        first = 0
-        for unit, end in enumerate(ends):
-            following = ends[unit + 1] if unit + 1 < len(ends) else end + limit + 1
-            if following - first > limit:
-                yield rows[first:end]
-                first = end
+        for part in unit_batches(self._sizes[chosen], self._first[chosen], limit):
+            yield rows[ends[part.start] - self._sizes[chosen[part.start]] : ends[part.stop - 1]]
+
+    @functools.cached_property
+    def _first(self) -> npt.NDArray[np.bool_]:
+        return first_of_runs(self._images.read, self._labels, self._groups, BATCH)
 
 
 def _build(
