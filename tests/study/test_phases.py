@@ -66,10 +66,11 @@ def test_what_is_charged_is_what_each_phase_adds(study, tmp_path):
 
 def test_each_phases_noise_is_in_its_sums(study, tmp_path, monkeypatch):
     """The spread of what the coordinator receives, against a run without noise, is the phase's own."""
-    collected, collect = {}, Coordinator.collect
+    collected, collect, sent = {}, Coordinator.collect, []
 
     def watched(self, release, number, parameters):
-        found = collect(self, release, number, np.zeros_like(parameters))
+        sent.append(parameters)
+        found = collect(self, release, number, sent[0])  # those before training, each time
         collected.setdefault(self.terms.trust, {}).setdefault(release.name, []).append(found.total)
         return found
 
