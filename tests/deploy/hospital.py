@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedveil import __version__
-from fedveil.data import load
+from fedveil.data import Dataset, load
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
 from fedveil.deploy.kits import init_site, write_site_settings
@@ -18,6 +18,7 @@ from fedveil.federation.messages import SecureReply
 from fedveil.federation.wire import Frame, decode, encode, pack, unpack
 from fedveil.privacy import Ledger, LedgerState, verify_ledger
 from fedveil.study import Study
+from fedveil.study.task import model_of
 
 SITES = ("north", "south", "west")
 STUDY = """
@@ -120,9 +121,16 @@ class Hospital:
             "round": number,
             "attempt": attempt,
             "participants": SITES,
-            "parameters": np.zeros(self.terms.main.parameters),
+            "parameters": self.start(),
         }
         return Request(**{**values, **changes})
+
+    def start(self) -> np.ndarray:
+        """Parameters before training, which a site accepts."""
+        data = self.offer.study.data
+        empty = Dataset.empty(self.offer.classes, channels=self.offer.channels, image_size=data.image_size)
+        model = model_of(self.offer.study, empty)
+        return model.join(None, model.initial())
 
     def hello(self, nonce: str = "n", receipt: dict[str, object] | None = None) -> Frame:
         head = {"study": self.terms.digest, "nonce": nonce, "receipt": receipt, "version": __version__}

@@ -38,6 +38,9 @@ class VectorLearner:
     def dimension(self) -> int:
         return self.rows.shape[1]
 
+    def check_parameters(self, parameters: np.ndarray, *, judged: bool = False) -> None:
+        """Any parameters are those of some vector."""
+
     def statistics(
         self, parameters: np.ndarray, units: np.ndarray | None = None, *, plain: bool = False
     ) -> np.ndarray:

@@ -127,7 +127,7 @@ def test_gradients_are_those_of_the_linear_head_on_centred_features():
         centre, weights, _, trained = model.split(sent)
         view = unit_blocks(unit_blocks(features, BLOCKS), BLOCKS, centre)
         np.testing.assert_allclose(np.linalg.norm(view, axis=1), 1, rtol=1e-6)
-        head = LinearHead(sum(BLOCKS), 3, intercept=False)
+        head = LinearHead(sum(BLOCKS), 3)
         expected = LinearLearner(head, view, labels, patients, class_weights=weights)
         np.testing.assert_allclose(
             learner.contribution(sent, clip_norm=0.3), expected.contribution(trained, clip_norm=0.3)

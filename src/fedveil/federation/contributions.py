@@ -28,6 +28,15 @@ class Contributions:
     def __init__(self, site: str, hospital: HospitalUnits, generator: np.random.Generator) -> None:
         self._site, self.hospital, self._generator = site, hospital, generator
 
+    def check(self, release: Release, parameters: Vector) -> None:
+        """Refuse parameters, of the right number, that no honest coordinator sends; the cohort is not looked at.
+
+        Raises:
+            InvalidValue: they are outside the public ranges of what the model makes.
+        """
+        if release.parameters:
+            self.hospital.training.check_parameters(parameters, judged=release.query.part == "held-out")
+
     def of(self, release: Release, parameters: Vector, *, private: bool) -> Vector:
         """What a round of the release is about: exact, so it stays at the site, unless steps of its own had noise.
 

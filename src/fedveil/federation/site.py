@@ -309,6 +309,7 @@ class Site:
                 f"they must be {release.parameters} finite numbers, none larger than {LARGEST:g}",
                 "send the model that the study describes; lower the learning rate if it has diverged",
             )
+        self._contributions.check(release, parameters)
         if release.integer is not None:
             self._secure[terms.digest].opened()
         if request.attempt <= self._served.get(request.study, 0):

@@ -7,16 +7,22 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.exact import bounded, first_sums, lengths
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import LinearHead, LinearLearner, Unit
+from fedveil.learning.model import check_sent
 from fedveil.learning.one_shot import discriminant
 from fedveil.learning.own import own_numbers
+from fedveil.learning.ranges import check_centre, check_frequencies, check_length
 from fedveil.learning.shares import image_shares
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
 
 __all__ = ["CentredHead", "CentredLearner"]
 
 SMALLEST_SCALE = 1e-9
+LONGEST_SHIFT = 2.0
+"""Length of a shift, in units of `CentredHead.scale`: middles of scores have length 1 at most, and a threshold beyond
+the norm of the weights decides nothing."""
 
 
 class CentredHead:
@@ -35,7 +41,7 @@ class CentredHead:
 
     def __init__(self, blocks: Sequence[int], classes: int, *, centred: bool = True) -> None:
         self.blocks, self.centred = tuple(blocks), centred
-        self.head = LinearHead(sum(blocks), classes, intercept=False)
+        self.head = LinearHead(sum(blocks), classes)
 
     @property
     def features(self) -> int:
@@ -94,9 +100,22 @@ class CentredHead:
         moved = np.zeros(self.head.logits) if shift is None else shift
         return np.concatenate([centre, weights, moved, trained])
 
+    def check_parameters(self, parameters: Vector) -> None:
+        """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
+
+        The centre is one of `ClassStatistics.centre`, or 0. Weights w are ``1 / (K frequency)`` for class frequencies:
+        not below 1/K, and their reciprocals sum to K. The shift is at most `LONGEST_SHIFT` times `scale` long.
+        """
+        centre, weights, shift, _ = self.split(parameters)
+        check_centre(centre, self.blocks)
+        with np.errstate(divide="ignore"):
+            check_frequencies(1 / (self.classes * weights))
+        check_length("the shift", shift, LONGEST_SHIFT * self.scale(parameters))
+
     def unshifted(self, parameters: Vector) -> Vector:
-        """The same model: `scores` take no shift into account."""
-        return parameters
+        """The same model with a shift of 0; `scores` take none into account."""
+        centre, weights, shift, trained = self.split(parameters)
+        return np.concatenate([centre, weights, np.zeros_like(shift), trained])
 
     def recalibrated(
         self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
@@ -107,15 +126,17 @@ class CentredHead:
             ClassStatistics.from_released(released, self.classes, noise_variance),
             self.scale(parameters),
         )
-        middle, own = own_numbers(shift / scale, frequencies, found)
+        middle, own = own_numbers(bounded(shift / scale, LONGEST_SHIFT), frequencies, found)
         return np.concatenate([centre, 1 / (self.classes * own), middle * scale, trained]), own
 
     def one_shot(self, statistics: ClassStatistics) -> tuple[Vector, Vector]:
         """The trained part and the shift of the logits from statistics alone, for a head that does not centre."""
         weights, thresholds = discriminant(statistics)
+        trained, shift = weights.ravel(), thresholds
         if self.classes == 2:
-            return weights[1] - weights[0], thresholds[1:] - thresholds[:1]
-        return weights.ravel(), thresholds
+            trained, shift = weights[1] - weights[0], thresholds[1:] - thresholds[:1]
+        scale = max(float(np.linalg.norm(trained)) / 2, SMALLEST_SCALE)
+        return trained, bounded(shift, LONGEST_SHIFT * scale)
 
     def split(self, parameters: Vector) -> tuple[Vector, Vector, Vector, Vector]:
         """Centre, class weights, shift and trained part of a parameter vector."""
@@ -134,7 +155,7 @@ class CentredHead:
         centre, weights, shift, trained = self.split(parameters)
         logits = self.head.logits_of(trained, self.view(features, centre)) - shift
         probabilities = self.head.probabilities_of(logits) / weights
-        result: Vector = probabilities / probabilities.sum(axis=1, keepdims=True)
+        result: Vector = (probabilities.T / first_sums(probabilities.T.copy())).T
         return result
 
     def scores(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
@@ -191,6 +212,10 @@ class CentredLearner:
         """Number of protected units."""
         return self._learner.units
 
+    def check_parameters(self, parameters: Vector, *, judged: bool = False) -> None:
+        """Refuse parameters that the model cannot have; see `Learner.check_parameters`."""
+        check_sent(self._model, parameters, judged=judged)
+
     def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
         """Sum the units' clipped gradients of the trained part; see `Learner.contribution`."""
         centre, weights, _, trained = self._model.split(parameters)
@@ -205,7 +230,7 @@ class CentredLearner:
         weights = image_shares(self._groups, None if self._unit == "site" else units)
         total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)
         if self._unit == "site":
-            total = total / max(1.0, float(np.linalg.norm(total)))
+            total = bounded(total, 1.0)
             total *= units is None or len(units) > 0
         return total
 
@@ -213,7 +238,7 @@ class CentredLearner:
         """Each image's score, averaged with that of its degraded view unless plain; both are cut to length 1 first."""
         views = [self._features] if self._degraded is None or plain else [self._features, self._degraded]
         scores = [self._model.scores(parameters, view) for view in views]
-        cut = [one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1.0) for one in scores]
+        cut = [one / np.maximum(lengths(one), 1.0)[:, None] for one in scores]
         result: Vector = np.mean(cut, axis=0)
         return result
 

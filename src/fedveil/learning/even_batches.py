@@ -1,6 +1,7 @@
-"""Images in batches of one size, so that nobody's numbers hang on how many others there are.
+"""Images in batches of one size, so that nobody's numbers depend on how many others there are.
 
-How a matrix product rounds depends on how many rows it has, and what is decided for an image may hang on its last bit.
+How a matrix product rounds depends on how many rows it has, and what is decided for an image may depend on the last
+bit.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from fedveil.learning.learner import Indices
 
-__all__ = ["Images", "at_least", "batches", "filled"]
+__all__ = ["Images", "batches", "filled", "filled_up"]
 
 SIZE = 32
 """Images in a batch; fewer are filled up with black ones."""
@@ -32,14 +33,14 @@ def filled(module: nn.Module, images: Images) -> Tensor:
     return result
 
 
-def at_least(images: Tensor, labels: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """At least `SIZE` images, the further ones black, with units of their own; and weights, 0 for those.
+def filled_up(images: Tensor, labels: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fill images up to a multiple of `SIZE` with black ones, which have units of their own; and weights, 0 for those.
 
     Where layers differ much in scale a gradient may be hardly more than rounding, and an image that one patient less
     moves from a batch of its own into a full one would turn.
     """
     count = len(images)
-    more = SIZE - count if 0 < count < SIZE else 0
+    more = -count % SIZE
     weights = torch.cat([torch.ones(count), torch.zeros(more)])
     if not more:
         return images, labels, members, weights

@@ -6,6 +6,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.learning.exact import bounded
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import Unit
 from fedveil.learning.score_histogram import ScoreHistogram
@@ -59,6 +60,6 @@ class HeldOut:
         weights = image_shares(self._groups, None if self._unit == "site" else units)
         total = ScoreHistogram.contribution(self._scores(whole), self._labels, weights, priors)
         if self._unit == "site":
-            total = total / max(1.0, float(np.linalg.norm(total)))
+            total = bounded(total, 1.0)
             total *= units is None or len(units) > 0
         return total

@@ -31,6 +31,18 @@ class Learner(Protocol):
         """Number of protected units here: patients, images, or 1 where the whole site is the unit."""
         ...
 
+    def check_parameters(self, parameters: Vector, *, judged: bool = False) -> None:
+        """Refuse parameters that the model cannot have; a function of parameters and model, never of the cohort.
+
+        Args:
+            parameters: the model's whole parameter vector.
+            judged: class frequencies come before it, as in an evaluation.
+
+        Raises:
+            InvalidValue: no honest coordinator sends them; see `fedveil.learning.Model.check_parameters`.
+        """
+        ...
+
     def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
         """Sum the units' contributions, each with L2 norm at most ``clip_norm`` whatever its images are.
 

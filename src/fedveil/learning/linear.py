@@ -1,16 +1,22 @@
-"""A linear classifier on frozen features, and its clipped per-patient gradient sums in closed form.
+"""A linear classifier on frozen features, and the sum of its per-patient gradients, each clipped by its own length.
 
 Frozen public features with a private linear head: Tramer & Boneh, "Differentially private learning needs
 better features" (2011.11660); De et al. (2204.13650); Mehta et al. (2211.13403).
 
-With features x_i (a constant 1 appended for the bias) and residuals r_i = p(x_i) - y_i, the logistic loss
-has the gradient r_i x_i^T, and a patient p whose images weigh w_i has g_p = sum_i w_i r_i x_i^T. Its norm
-needs no matrix of its own (Goodfellow, 1510.01799, with several images a unit):
+With features x_i, residuals r_i = p(x_i) - y_i and loss weights w_i, a patient p with n_p images has the gradient
+``g_p = sum_i w_i r_i x_i^T / n_p``, a few hundred to a few thousand numbers. It is formed, a few patients at a time,
+its norm is taken, and it contributes ``g_p min(1, C / ||g_p||)``. That is a function of this patient's images: no
+margin, maximum or number of others enters, and every step is arranged so that rounding does not depend on others
+either (`fedveil.learning.exact`):
 
-    ||g_p||^2 = sum_{i,j in p} <w_i r_i, w_j r_j> <x_i, x_j>
+* An image's logits, residual and part of the gradient are made by elementwise operations, in an order that the number
+  of features fixes. A unit's images are added up in an order that their number and that of features fix.
+* The norm that divides is that of the very numbers that are divided, in double precision. It errs by less than 1e-14
+  of itself, and contributions are clipped to ``(1 - 1e-12) C``: the numbers that are added have norm at most C.
+* Clipped gradients are cut to a public grid, so that their sum over up to 2^20 units is exact, whatever its order.
 
-The products <x_i, x_j> within patients never change, so they are computed once, and one round is two
-products with the feature matrix.
+So the sums over a cohort with and without a unit differ by exactly that unit's contribution, of norm at most C. Under
+secure aggregation the sum is rounded to the integer grid at random, which `fedveil.privacy.integer` prices.
 """
 
 from collections.abc import Iterator
@@ -19,35 +25,34 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse, special
+from scipy import special
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.exact import SHORTER, first_sums, grid, softmax
 from fedveil.learning.learner import Indices, Vector
 
-Clipping: TypeAlias = Literal["flat", "automatic"]
-Reduction: TypeAlias = Literal["mean", "sum"]
 Unit: TypeAlias = Literal["patient", "image", "site"]
 
 LARGEST_FEATURE = 1e6
 """Larger values, like NaN, mean broken features; the bound keeps every product far from overflow."""
 LARGEST_PARAMETER = 1e12
 LARGEST_WEIGHT = 1e6
-AUTOMATIC_STABILITY = 0.01
-"""The constant gamma of automatic clipping (Bu et al., 2206.07136, section 3.4)."""
+CLIP_NORMS = (1e-100, 1e100)
+"""Far from where the squares of norms underflow or overflow."""
+NUMBERS = 1 << 17
+"""Numbers in work at once: what fits a processor's cache, and bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinearHead:
-    """Multinomial logistic regression on ``features`` numbers, as one flat parameter vector.
+    """Multinomial logistic regression on ``features`` numbers, as one flat parameter vector; there is no intercept.
 
-    Two classes share one logit, that of class 1: parameters are (w, b), ``features + 1`` numbers. More
-    classes have one each: (w_0, b_0, w_1, b_1, ...), ``classes * (features + 1)`` numbers. Without
-    ``intercept`` there are no b.
+    Two classes share one logit, that of class 1: parameters are w, ``features`` numbers. More classes have one each:
+    (w_0, w_1, ...), ``classes * features`` numbers.
     """
 
     features: int
     classes: int
-    intercept: bool = True
 
     def __post_init__(self) -> None:
         if self.features < 1 or self.classes < 2:
@@ -59,24 +64,13 @@ class LinearHead:
 
     @property
     def logits(self) -> int:
-        """Number of logits: 1 for two classes, otherwise one a class."""
+        """Number of logits: 1 for two classes, otherwise one per class."""
         return 1 if self.classes == 2 else self.classes
 
     @property
     def dimension(self) -> int:
         """Number of parameters."""
-        return self.logits * self.inputs
-
-    @property
-    def inputs(self) -> int:
-        """Numbers that each logit weighs: the features, and the constant 1 if there is an intercept."""
-        return self.features + self.intercept
-
-    def extend(self, features: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Features (n, features) with the constant, as float64 (n, inputs)."""
-        constant = np.ones((len(features), self.inputs - self.features))
-        extended: npt.NDArray[Any] = np.concatenate([features, constant], axis=1, dtype=np.float64)
-        return extended
+        return self.logits * self.features
 
     def initial(self) -> Vector:
         """All zeros: every class equally likely. The loss is convex, so the start needs no randomness."""
@@ -98,11 +92,16 @@ class LinearHead:
         what is decided for the others.
         """
         weights = self.weights(parameters)
-        extended = self.extend(_checked_features(features, self.features))
-        return np.stack([(extended * row).sum(axis=1) for row in weights], axis=1)
+        checked = _checked_features(features, self.features)
+        step = max(1, NUMBERS // self.features)
+        parts = [np.empty((0, self.logits))]
+        for start in range(0, len(checked), step):
+            columns = checked[start : start + step].T.astype(np.float64, order="C")
+            parts.append(logits_by_image(weights, columns).T)
+        return np.concatenate(parts)
 
     def weights(self, parameters: npt.ArrayLike) -> Vector:
-        """View parameters as a matrix (logits, inputs), bias last, after checking them.
+        """View parameters as a matrix (logits, features) after checking them.
 
         Raises:
             InvalidValue: another length, or values that are not finite or absurdly large.
@@ -120,14 +119,64 @@ class LinearHead:
                 "a linear head cannot be evaluated there",
                 "lower the learning rate",
             )
-        return vector.reshape(self.logits, self.inputs)
+        return vector.reshape(self.logits, self.features)
 
     def probabilities_of(self, logits: Vector) -> Vector:
-        """Map logits (n, logits) to class probabilities (n, classes)."""
+        """Map logits (n, logits) to class probabilities (n, classes), each image by itself."""
         if self.logits == 1:
             return np.concatenate([special.expit(-logits), special.expit(logits)], axis=1)
-        result: Vector = special.softmax(logits, axis=1)
-        return result
+        return softmax(logits)
+
+
+def logits_by_image(weights: Vector, columns: Vector) -> Vector:
+    """Logits (logits, n) of images (d, n) under weights (logits, d), each image by itself."""
+    return np.stack([first_sums(columns * row[:, None]) for row in weights])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """A few units with all their images; units of one size are neighbours, so that they make regular arrays.
+
+    Attributes:
+        features: (d, n). Of u units with m images each: the first image of all, then the second of all, and so on.
+        targets: (logits, n), 1 for the class of the image.
+        weights: (n,), of the images in their unit's gradient.
+        buckets: (m, u) in order.
+    """
+
+    features: Vector
+    targets: Vector
+    weights: Vector
+    buckets: tuple[tuple[int, int], ...]
+
+    def gradients(self, head: LinearHead, weights: Vector) -> Vector:
+        """Each unit's gradient, (logits * d, units), as a function of this unit's images alone.
+
+        A unit that is too large for one piece is cut where the number of features says.
+        """
+        units, width = sum(count for _, count in self.buckets), len(self.features)
+        total = np.zeros((head.logits, width, units))
+        step = self.features.shape[1] if units > 1 else max(1, NUMBERS // width)
+        for start in range(0, self.features.shape[1], step):
+            images = slice(start, start + step)
+            features = self.features[:, images]
+            probabilities = head.probabilities_of(logits_by_image(weights, features).T).T
+            residuals = probabilities[-head.logits :] - self.targets[:, images]
+            residuals *= self.weights[images]
+            buckets = self.buckets if units > 1 else ((features.shape[1], 1),)
+            for logit, residual in enumerate(residuals):
+                total[logit] += _image_sums(features * residual, buckets)
+        return total.reshape(-1, units)
+
+
+def _image_sums(values: Vector, buckets: tuple[tuple[int, int], ...]) -> Vector:
+    """Sums (d, units) of (d, n) over each unit's images, in a tree of elementwise additions that its size fixes."""
+    sums, first = [], 0
+    for images, units in buckets:
+        block = values[:, first : first + images * units].reshape(len(values), images, units)
+        sums.append(first_sums(block.transpose(1, 0, 2)))
+        first += images * units
+    return np.concatenate(sums, axis=1)
 
 
 class LinearLearner:
@@ -138,11 +187,7 @@ class LinearLearner:
         features: (n, d) frozen features of the cohort's images, as normalised.
         labels: (n,) class codes.
         patients: (n,) patient codes 0 .. P-1, each in use.
-        unit: whom one contribution belongs to. ``"site"`` adds all patients and clips the whole.
-        reduction: whether a patient's images are averaged or added before clipping. The bound is the
-            same; the mean keeps patients with many images from being clipped harder.
-        clipping: ``"flat"``: g min(1, C / ||g||). ``"automatic"``: g C / (||g|| + 0.01), no bound to tune
-            (Bu et al., 2206.07136).
+        unit: whom one contribution belongs to. ``"site"`` adds the mean gradients of all patients and clips the whole.
         class_weights: (classes,) public, or privately released, weights of the loss; None for all 1.
 
     Raises:
@@ -158,24 +203,18 @@ class LinearLearner:
         patients: npt.NDArray[Any],
         *,
         unit: Unit = "patient",
-        reduction: Reduction = "mean",
-        clipping: Clipping = "flat",
         class_weights: npt.ArrayLike | None = None,
     ) -> None:
         checked = _checked_features(features, head.features)
-        self._head, self._unit, self._clipping = head, unit, clipping
-        self._labels = _checked_codes("label", labels, len(checked), head.classes)
-        self._groups = (
-            np.arange(len(checked)) if unit == "image" else _checked_patients(patients, len(checked))
-        )
-        self._targets = np.eye(head.classes)[self._labels][:, -head.logits :]
-        shares = 1 / np.bincount(self._groups)[self._groups] if reduction == "mean" else 1.0
+        codes = _checked_codes("label", labels, len(checked), head.classes)
+        groups = np.arange(len(checked)) if unit == "image" else _checked_patients(patients, len(checked))
         weights = (
             np.ones(head.classes) if class_weights is None else _checked_weights(class_weights, head.classes)
         )
-        self._image_weights = weights[self._labels] * shares
-        self._features = head.extend(checked)
-        self._norms = _GroupNorms(self._features, self._groups)
+        self._head, self._unit, self._groups = head, unit, int(groups.max()) + 1
+        self._features, self._labels, self._class_weights = checked, codes, weights
+        self._sizes, self._order = np.bincount(groups), np.argsort(groups, kind="stable")
+        self._everyone = tuple(self._parts(np.arange(self._groups)))
 
     @property
     def dimension(self) -> int:
@@ -185,32 +224,35 @@ class LinearLearner:
     @property
     def units(self) -> int:
         """Number of protected units."""
-        return 1 if self._unit == "site" else self._norms.groups
+        return 1 if self._unit == "site" else self._groups
 
     def contribution(
         self, parameters: npt.ArrayLike, *, clip_norm: float, units: Indices | None = None
     ) -> Vector:
-        """Sum the units' clipped gradients; see `Learner.contribution`."""
-        if not (np.isfinite(clip_norm) and clip_norm > 0):
-            raise InvalidValue(f"clip_norm is {clip_norm}", "it must be finite and positive", "1.0 is usual")
-        weights = self._head.weights(parameters)
-        rows = self._rows(units)
-        features = self._features[rows]
-        probabilities = self._head.probabilities_of(features @ weights.T)[:, -self._head.logits :]
-        residuals = np.zeros_like(self._targets)
-        residuals[rows] = self._image_weights[rows, None] * (probabilities - self._targets[rows])
-        if self._unit != "site":
-            norms = self._norms(residuals)
-            residuals *= self._factors(norms, clip_norm)[self._groups, None]
-        total: Vector = (residuals[rows].T @ features).ravel()
+        """Sum the units' clipped gradients; see `Learner.contribution`. The sum is exact; see the module's text."""
+        if not CLIP_NORMS[0] <= clip_norm <= CLIP_NORMS[1]:
+            raise InvalidValue(
+                f"clip_norm is {clip_norm}", "it must be positive, from 1e-100 to 1e100", "1.0 is usual"
+            )
+        weights, chosen = self._head.weights(parameters), self._chosen(units)
         if self._unit == "site":
-            total *= self._factors(np.linalg.norm(total), clip_norm)
-        return total
+            return self._of_site(weights, clip_norm, drawn=chosen is None or chosen.size > 0)
+        total = np.zeros(self.dimension)
+        for part in self._everyone if chosen is None else self._parts(chosen):
+            total += _clipped(part.gradients(self._head, weights), clip_norm).sum(axis=1)
+        return total * grid(clip_norm)
 
-    def _rows(self, units: Indices | None) -> Any:
-        """Images of the units that take part, as an index into the feature matrix."""
+    def _of_site(self, weights: Vector, clip_norm: float, *, drawn: bool) -> Vector:
+        """The sum of all patients' gradients as one unit's: nobody else is in it, so its order does not matter."""
+        total = np.zeros((self.dimension, 1))
+        for part in self._everyone if drawn else ():
+            total += part.gradients(self._head, weights).sum(axis=1, keepdims=True)
+        return _clipped(total, clip_norm)[:, 0] * grid(clip_norm)
+
+    def _chosen(self, units: Indices | None) -> Indices | None:
+        """The units that take part, checked; None for all of them."""
         if units is None:
-            return slice(None)
+            return None
         chosen = np.asarray(units, dtype=np.int64)
         if len(np.unique(chosen)) != chosen.size or ((chosen < 0) | (chosen >= self.units)).any():
             raise InvalidValue(
@@ -218,79 +260,41 @@ class LinearLearner:
                 f"each of {self.units} units takes part at most once",
                 "sample again",
             )
-        mask = np.zeros(self.units, dtype=bool)
-        mask[chosen] = True
-        if self._unit == "site":
-            return slice(None) if mask[0] else slice(0)
-        return np.flatnonzero(mask[self._groups])
+        return chosen
 
-    def _factors(self, norms: npt.NDArray[np.float64] | np.floating[Any], clip_norm: float) -> Vector:
-        """What to scale gradients of these norms by, so that none is longer than ``clip_norm``."""
-        if self._clipping == "automatic":
-            factors: Vector = clip_norm / (np.asarray(norms) + AUTOMATIC_STABILITY)
-        else:
-            factors = clip_norm / np.maximum(norms, clip_norm)
-        return factors
+    def _parts(self, units: Indices) -> Iterator[_Part]:
+        """These units in parts that are no larger than one unit, or `NUMBERS`; a unit's images keep their order."""
+        starts = np.cumsum(self._sizes) - self._sizes
+        units = units[np.argsort(self._sizes[units], kind="stable")]
+        most = max(1, NUMBERS // self.dimension)
+        while len(units):
+            count = max(1, int(np.searchsorted(np.cumsum(self._sizes[units]), most, side="right")))
+            part, units = units[:count], units[count:]
+            found, counts = np.unique(self._sizes[part], return_counts=True)
+            buckets = tuple((int(size), int(number)) for size, number in zip(found, counts, strict=True))
+            rows, first = [], 0
+            for size, number in buckets:
+                members = part[first : first + number]
+                rows.append((starts[members] + np.arange(size)[:, None]).ravel())
+                first += number
+            yield self._part(self._order[np.concatenate(rows)], buckets)
 
-
-class _GroupNorms:
-    """Norms of sum_i r_i x_i^T over groups of images, for fixed features x and any residuals r.
-
-    Holds the products <x_i, x_j> within groups as one sparse block-diagonal matrix K, so that all squared
-    norms are the group sums of r * (K r). The block of a group with more images than features would be larger
-    than its gradient: then that is formed instead, so memory stays within that of the features, or of blocks
-    of 64.
-
-    A norm that comes out too small by rounding would break the bound, so each is rounded up: by the error
-    bound of the inner products, a few ulp times sum_i |r_i| ||x_i||.
-    """
-
-    def __init__(self, features: Vector, groups: npt.NDArray[np.int64]) -> None:
-        self._features, self._of = features, groups
-        order = np.argsort(groups, kind="stable")
-        sizes = np.bincount(groups)
-        self.groups = len(sizes)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        limit = max(features.shape[1], 64)
-        self._large = [order[starts[g] : starts[g + 1]] for g in np.flatnonzero(sizes > limit)]
-        self._products = _blocks(features, order, starts[:-1], sizes, limit)
-        self._lengths = np.linalg.norm(features, axis=1)
-        self._slack = 4 * np.finfo(np.float64).eps * (features.shape[1] + sizes.max())
-
-    def __call__(self, residuals: Vector) -> Vector:
-        """Map residuals (n, k) to an upper bound on the norms (groups,), exact but for rounding."""
-        squares = np.bincount(self._of, (residuals * (self._products @ residuals)).sum(1), self.groups)
-        for rows in self._large:
-            squares[self._of[rows[0]]] = np.square(residuals[rows].T @ self._features[rows]).sum()
-        sizes = np.bincount(self._of, self._lengths * np.linalg.norm(residuals, axis=1), self.groups)
-        result: Vector = np.sqrt(np.maximum(squares, 0) + self._slack * sizes**2)
-        return result
+    def _part(self, rows: Indices, buckets: tuple[tuple[int, int], ...]) -> _Part:
+        labels, sizes = self._labels[rows], np.concatenate([np.full(m * u, m) for m, u in buckets])
+        return _Part(
+            self._features[rows].T.astype(np.float64, order="C"),
+            np.eye(self._head.classes)[-self._head.logits :, labels],
+            self._class_weights[labels] / sizes,
+            buckets,
+        )
 
 
-def _blocks(
-    features: Vector, order: Indices, starts: Indices, sizes: Indices, limit: int
-) -> "sparse.csr_array":
-    """Inner products between images of one group, for groups of at most ``limit`` images; (n, n), sparse."""
-    rows, columns, values = [], [], []
-    for size in np.unique(sizes[sizes <= limit]):
-        for chosen in _pieces(np.flatnonzero(sizes == size), size * features.shape[1]):
-            members = order[starts[chosen][:, None] + np.arange(size)]
-            block = features[members]
-            values.append((block @ block.transpose(0, 2, 1)).ravel())
-            rows.append(np.repeat(members, size, axis=1).ravel())
-            columns.append(np.tile(members, (1, size)).ravel())
-    shape = (len(features), len(features))
-    if not values:
-        return sparse.csr_array(shape)
-    return sparse.csr_array(
-        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=shape
-    )
-
-
-def _pieces(groups: Indices, numbers: int, most: int = 1 << 21) -> Iterator[Indices]:
-    """Split groups so that a piece holds about ``most`` numbers, to keep the copy of their features small."""
-    step = max(1, most // int(numbers))
-    return (groups[start : start + step] for start in range(0, len(groups), step))
+def _clipped(gradients: Vector, clip_norm: float) -> Vector:
+    """Gradients (d, units) of norm ``clip_norm`` at most, each by its own norm, in whole steps of the grid."""
+    bound, step = clip_norm * SHORTER, grid(clip_norm)
+    norms = np.sqrt(first_sums(gradients * gradients))
+    gradients *= bound / np.maximum(norms, bound) / step
+    return np.trunc(gradients, out=gradients)
 
 
 def _checked_features(features: npt.NDArray[Any], dimension: int) -> npt.NDArray[Any]:

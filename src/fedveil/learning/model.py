@@ -2,10 +2,13 @@
 
 from typing import Protocol
 
+import numpy as np
+
 from fedveil.learning.learner import Vector
+from fedveil.learning.ranges import check_frequencies
 from fedveil.learning.statistics import ClassStatistics
 
-__all__ = ["Model"]
+__all__ = ["Model", "check_sent"]
 
 
 class Model(Protocol):
@@ -56,6 +59,17 @@ class Model(Protocol):
         """The shift of the logits that was released after training, given what was released until then."""
         ...
 
+    def check_parameters(self, parameters: Vector) -> None:
+        """Refuse a whole parameter vector that no honest coordinator sends, see `fedveil.learning.ranges`.
+
+        Any vector that `join` or `recalibrated` makes from released numbers passes, whatever the noise in them, also
+        with another trained part where `unshifted` was applied.
+
+        Raises:
+            InvalidValue: another length, or a part outside the public range of what the model makes.
+        """
+        ...
+
     def unshifted(self, parameters: Vector) -> Vector:
         """A whole parameter vector as it was when the logits had not been shifted yet."""
         ...
@@ -75,3 +89,11 @@ class Model(Protocol):
             The model's whole parameter vector, and the hospital's frequencies.
         """
         ...
+
+
+def check_sent(model: Model, parameters: Vector, *, judged: bool) -> None:
+    """Refuse what no honest coordinator sends to a learner; see `fedveil.learning.learner.Learner.check_parameters`."""
+    if judged:
+        frequencies, parameters = np.split(parameters, [model.classes])
+        check_frequencies(frequencies)
+    model.check_parameters(parameters)

@@ -14,14 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import special
 from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.even_batches import Images, at_least, batches, filled
+from fedveil.learning.even_batches import Images, batches, filled, filled_up
+from fedveil.learning.exact import first_sums, softmax
 from fedveil.learning.learner import Indices, Vector
 from fedveil.learning.linear import Unit
+from fedveil.learning.model import check_sent
 from fedveil.learning.networks import Centred, efficientnet_lite0, network, split_frozen
 from fedveil.learning.own import own_numbers
 from fedveil.learning.private_gradients import (
@@ -34,8 +35,10 @@ from fedveil.learning.private_gradients import (
     load_flat,
     try_out,
 )
+from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre, class_sizes
 from fedveil.learning.shares import image_shares
-from fedveil.learning.statistics import FEWEST, ClassStatistics
+from fedveil.learning.statistics import ClassStatistics
+from fedveil.learning.unit_batches import first_of_runs, unit_batches
 from fedveil.learning.views import Views
 
 __all__ = ["ImageSource", "NetworkLearner", "NetworkModel"]
@@ -156,9 +159,8 @@ class NetworkModel:
         """Class counts, and the means of features that are centred; other networks have no use for means."""
         if self._blocks:
             return ClassStatistics.from_released(released, self.classes, noise_variance)
-        counts = np.maximum(released, FEWEST)
         return ClassStatistics(
-            counts=counts, means=np.zeros((self.classes, 0)), noise_variance=noise_variance
+            counts=class_sizes(released), means=np.zeros((self.classes, 0)), noise_variance=noise_variance
         )
 
     def read_shift(
@@ -175,6 +177,23 @@ class NetworkModel:
         priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
         result: Vector = np.log(priors) - middle
         return result
+
+    def check_parameters(self, parameters: Vector) -> None:
+        """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
+
+        Offsets are ``log pi - m``: class frequencies of at least ``FEWEST / (K LARGEST_COUNT)``, and a middle of norm
+        `LONGEST_LOGITS` at most. The centre is one of `ClassStatistics.centre`, or 0.
+        """
+        self._check_shape(parameters)
+        offset, centre = parameters[: self.classes], parameters[self.classes : self.classes + self._centre]
+        largest = LONGEST_LOGITS + np.log(self.classes * LARGEST_COUNT / FEWEST)
+        if not (np.abs(offset) <= largest * (1 + 1e-9)).all():
+            raise InvalidValue(
+                f"offsets of the logits reach {np.abs(offset).max():g}",
+                f"the model makes none beyond {largest:.3g}",
+                "send the model that the study made",
+            )
+        check_centre(centre, self._blocks)
 
     def unshifted(self, parameters: Vector) -> Vector:
         """The same model with an offset of 0."""
@@ -193,18 +212,21 @@ class NetworkModel:
     @contextmanager
     def loaded(self, parameters: Vector) -> Iterator[None]:
         """Set the body's parameters, for one thread at a time."""
-        if parameters.shape != (self.parameters,) or not np.isfinite(parameters).all():
-            raise InvalidValue(
-                f"parameters have shape {parameters.shape}, or are not finite",
-                f"this network has {self.parameters} of them",
-                "use the model that the study describes",
-            )
+        self._check_shape(parameters)
         centre, trained = np.split(parameters[self.classes :], [self._centre])
         with self._lock:
             load_flat(self.body, trained)
             if self._centred is not None:
                 self._centred.centre.copy_(torch.from_numpy(centre))
             yield
+
+    def _check_shape(self, parameters: Vector) -> None:
+        if parameters.shape != (self.parameters,) or not np.isfinite(parameters).all():
+            raise InvalidValue(
+                f"parameters have shape {parameters.shape}, or are not finite",
+                f"this network has {self.parameters} of them",
+                "use the model that the study describes",
+            )
 
     def logits(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
         """Logits (count, classes) of all images of a source that holds what the body takes."""
@@ -217,8 +239,7 @@ class NetworkModel:
 
     def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
         """Class probabilities (count, classes); see `logits`."""
-        result: Vector = special.softmax(self.logits(parameters, images, count), axis=1)
-        return result
+        return softmax(self.logits(parameters, images, count))
 
     def features(self, images: ImageSource, count: int) -> Vector | None:
         """Features (count, d) of norm 1 that the untrained network is going to centre; None where it centres none."""
@@ -244,8 +265,9 @@ class NetworkModel:
 ROUNDING = 2e-3
 """Part of the clip norm that is kept for single precision.
 
-Where a unit is left out, the others' images fall into other batches, whose sums in single precision are rounded another
-way: measured, by 2e-4 of the clip norm over 1,024 units in the worst case, and growing with their number.
+Where a unit is left out, others fall into other batches, whose sums are rounded in another way. Only batches of its run
+change (`fedveil.learning.unit_batches`), and sums over batches are in double precision, so this does not grow with the
+number of units: docs/private-gradients.md tells what was measured, with up to 10,000 of them.
 """
 
 
@@ -283,6 +305,7 @@ class NetworkLearner:
         self._labels = np.asarray(labels, dtype=np.int64)
         groups = {"image": np.arange(len(labels)), "site": np.zeros(len(labels)), "patient": patients}[unit]
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+        self._sizes: Indices = np.bincount(self._groups)
         self._views = views or Views()
         self._trial = model.trial  # before anything is charged
 
@@ -295,6 +318,10 @@ class NetworkLearner:
     def units(self) -> int:
         """Number of protected units."""
         return int(self._groups.max()) + 1
+
+    def check_parameters(self, parameters: Vector, *, judged: bool = False) -> None:
+        """Refuse parameters that the model cannot have; see `Learner.check_parameters`."""
+        check_sent(self._model, parameters, judged=judged)
 
     def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
         """Sum the units' clipped gradients; see `Learner.contribution`.
@@ -319,7 +346,7 @@ class NetworkLearner:
                 seen = torch.cat([Views.of(images, view) for view in views])
                 labels = torch.from_numpy(self._labels[rows]).repeat(len(views))
                 members = torch.from_numpy(self._groups[rows]).repeat(len(views))
-                total += engine.sum(*at_least(seen, labels, members)).vector.double().numpy()
+                total += engine.sum(*filled_up(seen, labels, members)).vector.double().numpy()
         return total
 
     def statistics(
@@ -336,7 +363,8 @@ class NetworkLearner:
         weights = image_shares(self._groups, units)
         if parameters.size:
             logits = self._model.logits(parameters, self._images, len(self._labels))
-            values: Vector | None = (logits - logits.mean(axis=1, keepdims=True)) / LONGEST_LOGITS
+            mean = first_sums(logits.T.copy()) / self._model.classes
+            values: Vector | None = (logits - mean[:, None]) / LONGEST_LOGITS
         else:
             values = self._model.features(self._images, len(self._labels))
         if values is not None:
@@ -345,7 +373,7 @@ class NetworkLearner:
         return total
 
     def _chunks(self, units: Indices | None) -> Iterator[Indices]:
-        """Images of the units that take part, whole units at a time, about as many as are read at once."""
+        """Images of the units that take part, whole units at a time; see `fedveil.learning.unit_batches`."""
         if units is None:
             chosen = np.arange(self.units)
         else:
@@ -358,15 +386,14 @@ class NetworkLearner:
                 )
         rows = np.flatnonzero(np.isin(self._groups, chosen))
         rows = rows[np.argsort(self._groups[rows], kind="stable")]
-        starts = np.flatnonzero(np.diff(self._groups[rows], prepend=-1))
-        ends = np.append(starts[1:], len(rows))
+        ends = np.cumsum(self._sizes[chosen])
         limit = max(1, BATCH // self._views.count)
-        first = 0
-        for unit, end in enumerate(ends):
-            following = ends[unit + 1] if unit + 1 < len(ends) else end + limit + 1
-            if following - first > limit:
-                yield rows[first:end]
-                first = end
+        for part in unit_batches(self._sizes[chosen], self._first[chosen], limit):
+            yield rows[ends[part.start] - self._sizes[chosen[part.start]] : ends[part.stop - 1]]
+
+    @functools.cached_property
+    def _first(self) -> npt.NDArray[np.bool_]:
+        return first_of_runs(self._images.read, self._labels, self._groups, BATCH)
 
 
 def _build(

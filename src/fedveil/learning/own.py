@@ -9,8 +9,10 @@ James-Stein rule, ``common + d max(0, 1 - v / ||d||^2)``.
 
 import numpy as np
 
+from fedveil.learning.exact import bounded
 from fedveil.learning.learner import Vector
-from fedveil.learning.statistics import COUNT_WEIGHT, FEWEST, ClassStatistics
+from fedveil.learning.ranges import FEWEST
+from fedveil.learning.statistics import COUNT_WEIGHT, ClassStatistics
 
 __all__ = ["own_numbers"]
 
@@ -24,6 +26,7 @@ def own_numbers(middle: Vector, frequencies: Vector, found: ClassStatistics) -> 
     With released sizes c_k, S their sum and p = c / S, noise of variance u in each c_k gives p an expected squared
     error of ``u (K - 2 + K |p|^2) / S^2``. Noise of variance w in each sum of scores gives the middle one of
     ``w k sum(1 / c_k^2) / K^2``. Where a class is hardly there its mean is noise, and everything stays as it was.
+    Scores have length 1 at most, so the hospital's middle is cut to it.
 
     Args:
         middle: the common one.
@@ -41,7 +44,7 @@ def own_numbers(middle: Vector, frequencies: Vector, found: ClassStatistics) -> 
     of_scores = found.noise_variance / (1 - COUNT_WEIGHT**2)
     moved = _moved(
         middle,
-        found.means.mean(axis=0),
+        bounded(found.means.mean(axis=0), 1.0),
         of_scores * len(middle) * float(np.square(1 / found.counts).sum()) / classes**2,
     )
     mix = _moved(frequencies, own, of_counts * (classes - 2 + classes * float(own @ own)) / total**2)

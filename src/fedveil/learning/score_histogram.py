@@ -9,7 +9,8 @@ An image with label y and class probabilities p is scored by q, the probabilitie
 is an edge. With two classes the image contributes ``onehot(y, bin of q_1)``. With K > 2 it contributes one such
 histogram for each class against the rest and ``onehot(y, predicted class)``: K + 1 onehot vectors, all divided by
 sqrt(K + 1). Either way its norm is exactly 1, and a unit contributes the average over its images, whose norm is at
-most 1 (convexity), whatever the number of images, classes and bins. A unit so has weight 1 in every count: a patient
+most 1 (convexity), whatever the number of images, classes and bins. What an image adds to a cell is cut to the grid of
+`fedveil.learning.exact`, so that sums are exact. A unit so has weight 1 in every count: a patient
 with ten images counts as one.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.exact import first_sums, on_grid
 from fedveil.learning.learner import Vector
 from fedveil.learning.noisy_counts import Estimate, NoisyCounts, isotonic, mean_of
 
@@ -70,8 +72,8 @@ class ScoreHistogram:
             InvalidValue: priors that are none.
         """
         balanced, proper = _balanced(probabilities, priors)
-        weights = weights * proper
         classes = balanced.shape[1]
+        weights = on_grid(weights * proper / (1.0 if classes == 2 else np.sqrt(classes + 1)))
         bins = np.minimum((balanced * BINS).astype(np.int64), BINS - 1)
         told = range(1, 2) if classes == 2 else range(classes)
         cells = [(labels == code) * BINS + bins[:, code] for code in told]
@@ -79,8 +81,7 @@ class ScoreHistogram:
         if classes > 2:
             hits = labels * classes + balanced.argmax(axis=1)
             blocks.append(np.bincount(hits, weights, classes**2))
-        result: Vector = np.concatenate(blocks) / np.sqrt(len(blocks))
-        return result
+        return np.concatenate(blocks)
 
     @classmethod
     def from_released(
@@ -183,9 +184,9 @@ def _balanced(probabilities: Vector, priors: Vector) -> tuple[Vector, npt.NDArra
             "send the class frequencies that were released",
         )
     weighted = probabilities / priors
-    proper = (np.isfinite(weighted) & (weighted >= 0)).all(axis=1) & (weighted.sum(axis=1) > 0)
+    proper = (np.isfinite(weighted) & (weighted >= 0)).all(axis=1) & (weighted.max(axis=1) > 0)
     even = np.where(proper[:, None], weighted, 1.0)
-    result: Vector = even / even.sum(axis=1, keepdims=True)
+    result: Vector = (even.T / first_sums(even.T.copy())).T
     return result, proper
 
 

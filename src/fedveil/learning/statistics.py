@@ -6,7 +6,9 @@ epsilon. The mean of private images is private, so it is released first, with no
 thresholds and step sizes need: one vector, one charge.
 
 A unit contributes the average over its images i of ``onehot(y_i) (x) (sqrt(1 - b^2) x_i, b)``. With ``||x_i|| <= 1``
-each term has norm at most 1, so the average has too (convexity), whatever the number of images and classes.
+each term has norm at most 1, so the average has too (convexity), whatever the number of images and classes. Terms are
+cut to the grid of `fedveil.learning.exact`: their sum is exact, so that nobody else's part of it is rounded in another
+way where a unit is left out.
 """
 
 from collections.abc import Sequence
@@ -17,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.exact import SHORTER, lengths, on_grid
 from fedveil.learning.learner import Vector
+from fedveil.learning.ranges import bounded_blocks, class_sizes
 
 __all__ = ["ClassStatistics", "unit_blocks"]
 
 COUNT_WEIGHT = 0.3
 """b above: how much of a contribution's length counts the unit; the rest carries its features."""
-FEWEST = 10.0
-"""A released class size is taken to be at least this, so that noise cannot turn a rare class's mean around."""
 SMALLEST_NORM = 1e-12
 
 
@@ -39,7 +41,8 @@ def unit_blocks(
         centre: (d,) subtracted first; None for the origin.
 
     Returns:
-        float32 (n, d); a block that is zero stays zero.
+        float32 (n, d); a block that is zero stays zero, and a row that is not finite counts as zero before the centre
+        is subtracted. Each row is a function of that row alone, to the last bit.
     """
     if sum(blocks) != features.shape[1]:
         raise InvalidValue(
@@ -48,12 +51,13 @@ def unit_blocks(
             "use the blocks of the extractor that made them",
         )
     result = np.array(features, dtype=np.float32)
+    result[~np.isfinite(result).all(axis=1)] = 0.0
     if centre is not None:
         result -= centre.astype(np.float32)
     start = 0
     for length in blocks:
         block = result[:, start : start + length]
-        norms = np.linalg.norm(block, axis=1, keepdims=True)
+        norms = lengths(block)[:, None].astype(np.float32)
         block /= np.maximum(norms, SMALLEST_NORM) * np.float32(np.sqrt(len(blocks)))
         start += length
     return result
@@ -64,7 +68,7 @@ class ClassStatistics:
     """What the release holds, noise included, hence public.
 
     Attributes:
-        counts: (classes,) units of each class, at least `FEWEST`; a unit with images of several classes is
+        counts: (classes,) units of each class, as `class_sizes` cuts them; a unit with images of several classes is
             shared among them.
         means: (classes, d) average features.
         noise_variance: of each number in the released vector.
@@ -90,7 +94,8 @@ class ClassStatistics:
         """(d,) the middle between the classes' means, each class counting alike, with noise shrunk away.
 
         Positive-part James-Stein, block by block: where a block's middle is m, with noise of variance v in each of its
-        k coordinates, it is ``m max(0, 1 - k v / ||m||^2)``. A centre that is mostly noise moves nothing.
+        k coordinates, it is ``m max(0, 1 - k v / ||m||^2)``. A centre that is mostly noise moves nothing. Blocks are
+        then cut to the length that those of features have, which no mean exceeds (`fedveil.learning.ranges`).
         """
         middle = self.means.mean(axis=0)
         variance = self.noise_variance / (1 - COUNT_WEIGHT**2) * float(np.mean(1 / self.counts**2))
@@ -99,7 +104,7 @@ class ClassStatistics:
         for block in np.split(middle, np.cumsum(blocks)[:-1]):
             power = max(float(block @ block), SMALLEST_NORM**2)
             shrunk.append(block * max(0.0, 1 - len(block) * variance / power))
-        return np.concatenate(shrunk)
+        return bounded_blocks(np.concatenate(shrunk), blocks)
 
     @staticmethod
     def size(classes: int, dimension: int) -> int:
@@ -115,6 +120,8 @@ class ClassStatistics:
     ) -> Vector:
         """Sum the units' contributions; exact, so it stays in the hospital.
 
+        Each image's term is cut to a grid and its part for classes added up without rounding.
+
         Args:
             features: (n, d), rows of norm at most 1, as `unit_blocks` makes them; longer ones are scaled down, and
                 rows that are not finite count as zero.
@@ -124,12 +131,12 @@ class ClassStatistics:
         """
         finite = np.isfinite(features).all(axis=1, keepdims=True)
         points = np.where(finite, features, 0.0).astype(np.float64)
-        points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1.0)
+        points /= np.maximum(lengths(points), 1.0)[:, None]
         extended = np.concatenate(
             [points * np.sqrt(1 - COUNT_WEIGHT**2), np.full((len(points), 1), COUNT_WEIGHT)], axis=1
         )
-        onehot = np.eye(classes)[labels] * weights[:, None]
-        total: Vector = (onehot.T @ extended).ravel()
+        terms = on_grid(extended * (SHORTER * weights)[:, None])
+        total: Vector = (np.eye(classes)[labels].T @ terms).ravel()
         return total
 
     @classmethod
@@ -145,6 +152,6 @@ class ClassStatistics:
             counts: class sizes from an earlier, more precise release; None reads them here.
         """
         rows = vector.reshape(classes, -1)
-        sizes = np.maximum(rows[:, -1] / COUNT_WEIGHT, FEWEST) if counts is None else counts
+        sizes = class_sizes(rows[:, -1] / COUNT_WEIGHT) if counts is None else counts
         means = rows[:, :-1] / (np.sqrt(1 - COUNT_WEIGHT**2) * sizes[:, None])
         return cls(counts=sizes, means=means, noise_variance=noise_variance)

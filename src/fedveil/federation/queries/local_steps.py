@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Self, final
 
-import numpy as np
-
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation.noise import Calibrated, LocalNoise
 from fedveil.federation.queries.query import Asked, Asking, HospitalUnits, Indices, NoisySum, Rounds, Vector
+from fedveil.learning.exact import bounded
 from fedveil.privacy import Mechanism, Unit
 
 __all__ = ["LocalSteps", "LocalStepsQuery"]
@@ -73,7 +72,7 @@ class LocalSteps:
             if noisy:
                 total = LocalNoise().protect(total, Calibrated(mechanism), asking.generator)
             trained -= self.learning_rate * (total / self.units + self.proximal * (trained - origin))
-        return _clipped(trained - origin, self.reach if noisy else mechanism.clip_norm)
+        return bounded(trained - origin, self.reach if noisy else mechanism.clip_norm)
 
     @staticmethod
     def _gradient(asking: Asking, parameters: Vector, clip_norm: float) -> Vector:
@@ -169,11 +168,3 @@ def _units(asked: Asked, training: Mapping[str, Any]) -> float:
             "state roughly how many units take part, over all sites, in training.units",
         )
     return float(training["units"] * training["sampling_rate"] / asked.sites)
-
-
-def _clipped(vector: Vector, bound: float) -> Vector:
-    """The vector, scaled down to the bound if it is longer; zero if it is not finite."""
-    norm = float(np.linalg.norm(vector))
-    if not np.isfinite(norm):
-        return np.zeros_like(vector)
-    return vector if norm <= bound else vector * (bound / norm)

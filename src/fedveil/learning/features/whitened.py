@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fedveil.data.phantom import phantom
 from fedveil.learning.features.extractor import FeatureExtractor, Features, Images
-from fedveil.learning.statistics import unit_blocks
+from fedveil.learning.statistics import SMALLEST_NORM
 
 __all__ = ["Whitened"]
 
@@ -57,7 +57,12 @@ class Whitened:
         return self._whiten(self._units(images)).astype(np.float32)
 
     def _units(self, images: Images) -> Matrix:
-        return unit_blocks(self._inner(images), self._inner.blocks).astype(np.float64)
+        """Each block brought to unit length, rounded as `key` has it: norms in single precision."""
+        features, blocks = np.array(self._inner(images)), self._inner.blocks
+        for block in np.split(features, np.cumsum(blocks)[:-1], axis=1):
+            norms = np.linalg.norm(block, axis=1, keepdims=True)
+            block /= np.maximum(norms, SMALLEST_NORM) * np.float32(np.sqrt(len(blocks)))
+        return features.astype(np.float64)
 
     def _whiten(self, units: Matrix) -> Matrix:
         """In blocks of one size, so that an image is rounded alike whoever else is there; see `in_batches`."""

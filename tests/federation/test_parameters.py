@@ -1,0 +1,132 @@
+"""A site refuses a model that the study cannot have made, for every release, before anything is charged."""
+
+import numpy as np
+import pytest
+
+from fedveil.errors import InvalidValue
+from fedveil.federation import (
+    CALIBRATION,
+    EVALUATION,
+    PERSONAL,
+    PERSONAL_CALIBRATION,
+    PROGRESS,
+    STATISTICS,
+    Declined,
+    LocalSteps,
+    Policy,
+    Release,
+    Reply,
+    Request,
+    Site,
+    Terms,
+)
+from fedveil.learning import CentredHead, CentredLearner, HeldOut, ScoreHistogram
+from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism
+
+HEAD = CentredHead((4, 3), 2)
+WHOLE = HEAD.parameters
+LENGTHS = {
+    STATISTICS: (HEAD.statistics_size, 0),
+    "training": (HEAD.trained, WHOLE),
+    "training-2": (HEAD.trained, WHOLE),
+    PROGRESS: (1, 2 + WHOLE),
+    CALIBRATION: (HEAD.calibration_size, WHOLE),
+    EVALUATION: (ScoreHistogram.size(2), 2 + WHOLE),
+    PERSONAL: (HEAD.trained, WHOLE),
+    PERSONAL_CALIBRATION: (HEAD.calibration_size, WHOLE),
+}
+ASKED = [name for name in LENGTHS if name not in (STATISTICS, PERSONAL, PERSONAL_CALIBRATION)]
+SPOILS = {"centre": slice(0, 4), "weights": slice(7, 9), "shift": slice(9, 10)}
+
+
+@pytest.fixture
+def site(tmp_path):
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(30, 7)).astype(np.float32)
+    labels, patients = np.arange(30) % 2, np.arange(30) // 2
+    learner = CentredLearner(HEAD, features, labels, patients)
+    held_out = HeldOut(lambda whole: HEAD.probabilities(whole, features), labels, patients, classes=2)
+    mechanism = Mechanism(noise_multiplier=50.0, clip_norm=1.0, steps=9, sampling_rate=1.0)
+    local = LocalSteps(steps=1, learning_rate=1.0, units=10.0)
+    releases = tuple(
+        Release(
+            name=name,
+            mechanism=mechanism,
+            dimension=length,
+            parameters=sent,
+            local=local if name == PERSONAL else None,
+        )
+        for name, (length, sent) in LENGTHS.items()
+    )
+    terms = Terms(
+        name="toy",
+        settings={},
+        sites=("a", "b"),
+        target=Guarantee(50.0, 1e-5, "patient", "site"),
+        releases=releases,
+        min_sites=1,
+    )
+    with Ledger(tmp_path / "ledger.jsonl", Budget(60.0, 1e-5)) as ledger:
+        made = Site("a", learner, Policy(trusts=frozenset({"site"})), ledger, held_out=held_out)
+        made.admit(terms)
+        yield made, terms, ledger
+
+
+def sent(release, generator):
+    parameters = HEAD.join(None, generator.normal(size=HEAD.trained))
+    return np.concatenate([[0.3, 0.7], parameters]) if release in (PROGRESS, EVALUATION) else parameters
+
+
+def ask(terms, release, parameters, attempt=1):
+    return Request(
+        study=terms.digest,
+        release=release,
+        round=1,
+        attempt=attempt,
+        participants=terms.sites,
+        parameters=parameters,
+    )
+
+
+@pytest.mark.parametrize("release", ASKED)
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_site_refuses_what_no_study_makes(site, release, spoil, caplog):
+    made, terms, ledger = site
+    parameters = sent(release, np.random.default_rng(1))
+    spoilt = parameters.copy()
+    before = len(spoilt) - WHOLE
+    spoilt[before + SPOILS[spoil].start : before + SPOILS[spoil].stop] = 9e5
+    answer = made.handle(ask(terms, release, spoilt))
+    assert isinstance(answer, Declined)
+    assert answer.code == "refused"
+    assert not ledger.state.charges, "nothing is charged for it"
+    assert "send the model that the study made" in caplog.text
+    assert isinstance(made.handle(ask(terms, release, parameters)), Reply)
+
+
+@pytest.mark.parametrize("release", [PROGRESS, EVALUATION])
+def test_a_site_refuses_frequencies_that_no_study_makes(site, release):
+    made, terms, ledger = site
+    parameters = sent(release, np.random.default_rng(1))
+    parameters[:2] = 1e6, 1.0
+    assert isinstance(made.handle(ask(terms, release, parameters)), Declined)
+    assert not ledger.state.charges
+
+
+def test_a_site_makes_no_model_of_its_own_from_what_no_study_makes(site):
+    made, terms, ledger = site
+    parameters = sent("training", np.random.default_rng(1))
+    spoilt = parameters.copy()
+    spoilt[:4] = 9e5
+    for own in (made.personalise, made.recalibrate):
+        with pytest.raises(InvalidValue, match="block of the centre"):
+            own(terms.digest, spoilt)
+        assert not ledger.state.charges
+    for number, own in enumerate((made.personalise, made.recalibrate), 1):
+        assert np.isfinite(own(terms.digest, parameters)).all()
+        assert len(ledger.state.charges) == number
+
+
+def test_statistics_need_no_parameters(site):
+    made, terms, _ = site
+    assert isinstance(made.handle(ask(terms, STATISTICS, np.empty(0))), Reply)
