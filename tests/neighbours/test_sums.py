@@ -14,7 +14,8 @@ from tests.neighbours.cohorts import (
     with_other_hospital,
     without,
 )
-from tests.neighbours.harness import PIXELS, SHARES, check_alone, check_neighbours, make_offer, make_study
+from tests.neighbours.checks import check_alone, check_neighbours
+from tests.neighbours.harness import PIXELS, SHARES, make_offer, make_study
 
 TWO, FOUR = ("ill", "normal"), ("a", "b", "c", "d")
 READERS = {

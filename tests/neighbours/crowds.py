@@ -1,0 +1,120 @@
+"""Cohorts that the search draws: sizes around every batch boundary, and patients of one to a thousand images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tests.neighbours.cohorts import SIZE, Cohort, Image
+
+BOUNDARIES = (16, 32, 49, 64, 128, 256)
+"""Rows that some loop takes at once: extractors 16, padded batches 32, whitening 64, gradients 256; 49 is a grid."""
+LARGEST = (1, 9, 33, 65, 129, 257, 300, 1000)
+"""Images of the patient who has most; gradients of a unit beyond 256 are taken in pieces."""
+STYLES = ("smooth", "alike", "pairs", "twins")
+FILES = ("whole", "whole", "colour", "transparent", "damaged", "empty", "deep")
+"""What is odd about one file of one patient."""
+
+
+@dataclass(frozen=True, eq=False)
+class Crowd:
+    """A cohort, and who is going to leave it.
+
+    Attributes:
+        images: of all, the one who leaves included.
+        gone: name of that patient.
+        odd: what is odd about one of their files.
+        words: how it was made, to be read.
+    """
+
+    images: Cohort
+    gone: str
+    odd: str
+    words: str
+
+
+def draw_crowd(
+    classes: Sequence[str], generator: np.random.Generator, *, most: int, odd: bool, bulk: int | None = None
+) -> Crowd:
+    """Draw a cohort.
+
+    Args:
+        classes: names of the labels.
+        generator: everything follows from it.
+        most: images in all, about.
+        odd: whether a file may be odd; the cohort then has to be written as files.
+        bulk: images of the largest patient; drawn where None.
+    """
+    style = str(generator.choice(STYLES))
+    sizes = [size for size in LARGEST if size <= most]
+    large = int(generator.choice(sizes)) if bulk is None else min(bulk, most)
+    room = max(4, most - large)
+    edge = int(generator.choice([one for one in BOUNDARIES if one <= room] or [room]))
+    count = max(4, min(room, edge + int(generator.integers(-1, 2))))
+    each = int(generator.choice([1, 2, 3]))
+    mixed = generator.random() < 0.6
+    maker = _Maker(classes, style, generator, mixed=mixed)
+    maker.add("large", large)
+    maker.add("tested-0", 2, "test")
+    left = count
+    while left > 0:
+        size = min(left, each)
+        maker.add(f"p{len(maker.found):05}", size, "test" if generator.random() < 0.15 else "train")
+        left -= size
+    maker.add("tested-1", 1, "test")
+    found = list(generator.permutation(np.array(maker.found, dtype=object)))
+    special = str(generator.choice(FILES)) if odd else "whole"
+    gone = "large" if generator.random() < 0.6 else str(generator.choice(sorted({i.patient for i in found})))
+    if special != "whole":
+        found = [_spoilt(one, special, generator) if one is _first(found, gone) else one for one in found]
+    words = f"{style}, {len(found)} images, largest {large}, others {each} each"
+    words += f"{', mixed labels' if mixed else ''}, without {gone}" + (f" ({special})" if odd else "")
+    return Crowd(found, gone, special, words)
+
+
+def _first(images: Cohort, patient: str) -> Image:
+    return next(one for one in images if one.patient == patient)
+
+
+def _spoilt(image: Image, special: str, generator: np.random.Generator) -> Image:
+    """In colour, transparent or of 16 bit; damage is done when the file is written."""
+    pixels = image.pixels
+    if special in ("colour", "transparent"):
+        depth = 3 if special == "colour" else 4
+        pixels = generator.integers(0, 256, (SIZE, SIZE, depth)).astype(np.uint8)
+    elif special == "deep":
+        pixels = pixels.astype(np.uint16) * 257
+    return Image(image.name, image.patient, image.label, pixels, image.split, image.site)
+
+
+class _Maker:
+    def __init__(
+        self, classes: Sequence[str], style: str, generator: np.random.Generator, *, mixed: bool
+    ) -> None:
+        self.found: Cohort = []
+        self._classes, self._style, self._generator, self._mixed = classes, style, generator, mixed
+        self._base = self._smooth(1)[0].astype(np.int64)
+        self._step = generator.integers(-9, 10, (SIZE, SIZE))
+
+    def add(self, patient: str, count: int, split: str = "train") -> None:
+        first = int(self._generator.integers(len(self._classes)))
+        for number, pixels in enumerate(self._pictures(count)):
+            code = first + number if self._mixed else first
+            name = f"i{len(self.found):05}"
+            self.found.append(Image(name, patient, self._classes[code % len(self._classes)], pixels, split))
+
+    def _pictures(self, count: int) -> np.ndarray:
+        """`alike`: all nearly one image; `pairs`: every patient has the same two; `twins`: one image each, repeated."""
+        if self._style == "alike":
+            changed = self._base + (self._generator.random((count, SIZE, SIZE)) < 0.02)
+        elif self._style == "pairs":
+            changed = np.stack([self._base + (1 if i % 2 else -1) * self._step for i in range(count)])
+        elif self._style == "twins":
+            return np.repeat(self._smooth(1), count, axis=0)
+        else:
+            return self._smooth(count)
+        return np.clip(changed, 1, 250).astype(np.uint8)
+
+    def _smooth(self, count: int) -> np.ndarray:
+        coarse = self._generator.normal(128, 40, (count, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
+        noise = self._generator.normal(0, 25, (count, SIZE, SIZE))
+        return np.clip(coarse + noise, 1, 240).astype(np.uint8)

@@ -1,0 +1,224 @@
+"""The search: one kind of model, one cohort, every release, and the worst parameters that are found for each."""
+
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tests.neighbours.cohorts import Cohort, manifest, without
+from tests.neighbours.crowds import Crowd, draw_crowd
+from tests.neighbours.harness import Vector, make_offer
+from tests.neighbours.kinds import Kind
+from tests.neighbours.pairs import Figures, Pair, open_pair
+from tests.neighbours.spaces import Candidate, Space, make_space
+from tests.neighbours.whole_numbers import moved_on_the_grid
+
+from fedveil.federation import EVALUATION, Release
+from fedveil.learning.network_learner import ROUNDING
+
+__all__ = ["Found", "search"]
+
+LARGEST_MOVE = 1.0001
+EXACT = 1e-9
+"""Of the others' part nothing may move; this is left for rounding, where sums are in double precision."""
+ELITE = 4
+NOTHING = np.empty(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The worst of one release in one cohort.
+
+    Attributes:
+        kind: name of the kind of model.
+        release: name of the release.
+        moved: what one unit's removal did to the sum, in bounds.
+        others: what it did to the others' part of it, in bounds.
+        masked: the same as ``moved`` in whole numbers, less what rounding to the grid may add.
+        cohort: in words.
+        seed: of the search.
+        trial: which of its cohorts.
+        tries: how many parameters were tried.
+    """
+
+    kind: str
+    release: str
+    moved: float
+    others: float
+    masked: float
+    cohort: str
+    seed: int
+    trial: int
+    tries: int
+    rounding: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether all of it is within the bound."""
+        most = 1.0 if self.rounding == ROUNDING else LARGEST_MOVE
+        return max(self.moved, self.masked) <= most and self.others <= self.rounding
+
+
+def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator[Found]:
+    """Search one cohort. The same numbers give the same result.
+
+    Args:
+        kind: of model.
+        seed: of the whole search.
+        trial: number of the cohort.
+        stop: leave a release as soon as something unsound was found in it.
+    """
+    generator = np.random.default_rng([seed, trial, zlib.crc32(kind.name.encode())])
+    study, network = kind.study(), kind.network
+    classes, unit = study.data.classes, study.privacy.unit
+    crowd = draw_crowd(classes, generator, most=kind.most, odd=kind.files)
+    neighbour = [] if unit == "site" else without(crowd.images, unit, crowd.gone)
+    write = _files(crowd) if kind.files else _array(classes)
+    masked = {} if unit == "site" else _masked(kind)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_pair(Path(folder) / "pair", study, write, (crowd.images, neighbour or crowd.images), "") as pair,
+    ):
+        if pair.whole is None and pair.less is None:
+            return
+        pair.gone = _gone(pair, unit)
+        for release in pair.terms.releases:
+            rounding = ROUNDING if network else EXACT
+            run = _Run(kind, pair, release, generator, stop=stop, rounding=rounding)
+            figures, worst = run.go()
+            grid = 0.0
+            if release.name in masked and unit != "site":
+                grid = moved_on_the_grid(masked[release.name], *pair.totals(release, worst))
+            yield Found(
+                kind=kind.name,
+                release=release.name,
+                moved=figures.moved,
+                others=figures.others,
+                masked=grid,
+                cohort=crowd.words,
+                seed=seed,
+                trial=trial,
+                tries=run.tried,
+                rounding=rounding,
+            )
+
+
+class _Run:
+    """The search for one release's parameters."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        pair: Pair,
+        release: Release,
+        generator: np.random.Generator,
+        *,
+        stop: bool,
+        rounding: float,
+    ) -> None:
+        self._kind, self._pair, self._release, self._generator = kind, pair, release, generator
+        self._stop, self._rounding = stop, rounding
+        self._pool: list[tuple[Figures, Candidate | None]] = []
+        self.tried = 0
+        others = pair.others(release)
+        self._samples = [None, frozenset(one for one in others if generator.random() < 0.5)]
+
+    def go(self) -> tuple[Figures, Vector]:
+        """The largest of both figures, and the parameters of the largest move."""
+        if self._release.parameters == 0:
+            return self._measured(NOTHING), NOTHING
+        space = self._space()
+        moved, others, worst = 0.0, 0.0, NOTHING
+        for number in range(self._kind.tries):
+            candidate = self._next(space, number)
+            parameters = space.parameters(candidate)
+            figures = self._measured(parameters)
+            self._pool.append((figures, candidate))
+            if figures.moved >= moved:
+                moved, worst = figures.moved, parameters
+            others = max(others, figures.others)
+            if self._stop and (moved > LARGEST_MOVE or others > self._rounding):
+                break
+        return Figures(moved, others), worst
+
+    def _measured(self, parameters: Vector) -> Figures:
+        self.tried += 1
+        if self._pair.gone == "site":
+            return self._pair.alone(self._release, parameters)
+        sample = self._samples[int(self._generator.random() < 0.25)]
+        return self._pair.measure(self._release, parameters, sample)
+
+    def _space(self) -> Space:
+        pair, release = self._pair, self._release
+        opened, owners = pair.open, pair.open.owners()
+        rows = opened.test if release.name == EVALUATION else opened.train
+        own = np.array([row for row in rows if owners[row] in (pair.gone, "site")], dtype=np.int64)
+        return make_space(opened, release, own, lambda one: pair.accepts(release, one), self._generator)
+
+    def _next(self, space: Space, number: int) -> Candidate:
+        """Restarts first, then steps from the best of either figure."""
+        generator = self._generator
+        if number < max(2, 0.4 * self._kind.tries) or generator.random() < 0.1:
+            return space.structured(generator)
+        figure = "moved" if generator.random() < 0.4 else "others"
+        best = sorted(self._pool, key=lambda one: -getattr(one[0], figure))[:ELITE]
+        first, second = (best[int(generator.integers(len(best)))][1] for _ in range(2))
+        assert first is not None
+        assert second is not None
+        if generator.random() < 0.6:
+            return space.changed(first, generator)
+        return space.crossed(first, second, generator)
+
+
+def _gone(pair: Pair, unit: str) -> str:
+    """The name of the unit that is missing from the smaller data set."""
+    if unit == "site":
+        return "site"
+    if pair.whole is None or pair.less is None:
+        return ""
+    (gone,) = set(pair.whole.owners()) - set(pair.less.owners())
+    return gone
+
+
+def _masked(kind: Kind) -> dict[str, Release]:
+    """The releases whose sums are masked, by name."""
+    releases = make_offer(kind.study("secure-aggregation")).terms().releases
+    return {one.name: one for one in releases if one.integer is not None and one.local is None}
+
+
+def _files(crowd: Crowd):
+    """PNG files beside a table; the one who leaves may have a damaged one."""
+    plain = manifest("patient", "split")
+
+    def write(folder: Path, images: Cohort) -> str:
+        source = plain(folder, images)
+        mine = [image for image in images if image.patient == crowd.gone]
+        if mine and crowd.odd in ("damaged", "empty"):
+            path = folder / f"{mine[0].name}.png"
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2 if crowd.odd == "damaged" else 0])
+        return source
+
+    return write
+
+
+def _array(classes: tuple[str, ...]):
+    """One file of arrays, which names all classes whoever is there."""
+
+    def write(folder: Path, images: Cohort) -> str:
+        names, patient = np.unique([one.patient for one in images], return_inverse=True)
+        np.savez(
+            folder / "images.npz",
+            images=np.stack([one.pixels for one in images]),
+            labels=np.array([classes.index(one.label) for one in images]),
+            patient=patient,
+            patient_names=names,
+            split=np.array([one.split for one in images]),
+            files=np.array([one.name for one in images]),
+            classes=np.array(classes),
+        )
+        return "images.npz"
+
+    return write
