@@ -53,21 +53,24 @@ def draw_crowd(
     each = int(generator.choice([1, 2, 3]))
     mixed = generator.random() < 0.6
     maker = _Maker(classes, style, generator, mixed=mixed)
-    maker.add("large", large)
+    tested = generator.random() < 0.3
+    maker.add("large", large, "test" if tested else "train")
     maker.add("tested-0", 2, "test")
     left = count
     while left > 0:
         size = min(left, each)
-        maker.add(f"p{len(maker.found):05}", size, "test" if generator.random() < 0.15 else "train")
+        maker.add(f"p{len(maker.found):05}", size, "test" if generator.random() < (0.5 if tested else 0.15) else "train")
         left -= size
     maker.add("tested-1", 1, "test")
+    maker.add("trained", 1)
     found = list(generator.permutation(np.array(maker.found, dtype=object)))
     special = str(generator.choice(FILES)) if odd else "whole"
     gone = "large" if generator.random() < 0.6 else str(generator.choice(sorted({i.patient for i in found})))
     if special != "whole":
         found = [_spoilt(one, special, generator) if one is _first(found, gone) else one for one in found]
     words = f"{style}, {len(found)} images, largest {large}, others {each} each"
-    words += f"{', mixed labels' if mixed else ''}, without {gone}" + (f" ({special})" if odd else "")
+    words += f"{', mixed labels' if mixed else ''}{', largest tested' if tested else ''}, without {gone}"
+    words += f" ({special})" if odd else ""
     return Crowd(found, gone, special, words)
 
 

@@ -127,11 +127,12 @@ class Pair:
     def alone(self, release: Release, parameters: Vector) -> Figures:
         """The same where all of a hospital is the unit: without it there is no sum."""
         whole = self._ask(self.whole, release, parameters, None)
-        idle = self._ask(self.whole, release, parameters, frozenset(), whole.sums)
         bound = release.mechanism.clip_norm
-        return Figures(
-            max(_length(one) for one in whole.sums) / bound, max(_length(one) for one in idle.sums) / bound
-        )
+        moved = max(_length(one) for one in whole.sums) / bound
+        if release.local is not None:  # a site takes all of its local steps: it is never drawn
+            return Figures(moved, 0.0)
+        idle = self._ask(self.whole, release, parameters, frozenset(), whole.sums)
+        return Figures(moved, max(_length(one) for one in idle.sums) / bound)
 
     def totals(self, release: Release, parameters: Vector) -> tuple[Vector, Vector]:
         """Both exact sums over everyone."""
