@@ -86,7 +86,7 @@ NETWORKS = (
     ),
     _network("cnn, own models", "cnn", settings={"training": "units = 20", "privacy": SHARES + OWN}, slow=True),
     _network("cnn, files", "cnn", files=True, most=60, tries=3),
-    _network("tuned", "efficientnet-lite0", most=300),
+    _network("tuned", "efficientnet-lite0", most=300, tries=30),
     _network("resnet18", "resnet18", most=60, tries=4, slow=True),
     _network("densenet121", "densenet121", most=20, tries=2, slow=True),
 )

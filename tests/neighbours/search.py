@@ -191,7 +191,7 @@ class _Run:
         """Restarts first, then steps from the best of either figure."""
         generator = self._generator
         if number < max(2, 0.4 * self._tries) or generator.random() < 0.1:
-            return space.structured(generator)
+            return space.start(number, generator)
         figure = "moved" if generator.random() < 0.4 else "others"
         best = sorted(self._pool, key=lambda one: -getattr(one[0], figure))[:ELITE]
         first, second = (best[int(generator.integers(len(best)))][1] for _ in range(2))

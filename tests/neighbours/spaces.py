@@ -15,6 +15,8 @@ __all__ = ["Candidate", "Space", "make_space"]
 
 SMALLEST = 1e-9
 """Of numbers that have to be positive."""
+NORMAL = 1
+"""Place of the random direction of a network's tensor."""
 HALVINGS = 24
 """Of the way from accepted numbers to those that were refused."""
 
@@ -66,8 +68,26 @@ class Space:
         self.pieces, self._plain, self._accepts = tuple(pieces), plain, accepts
         assert accepts(plain), "the site refuses what an honest coordinator sends"
 
-    def structured(self, generator: np.random.Generator) -> Candidate:
-        """A direction for each piece, at the largest scale, at 1 or anywhere between."""
+    def start(self, number: int, generator: np.random.Generator) -> Candidate:
+        """Where a search begins: what an honest coordinator sends, then that with a few pieces changed, all pieces at
+        random scales, or a direction and a scale for each piece."""
+        plain = tuple(Gene(piece.directions[0], 0.0) for piece in self.pieces)
+        if number == 0:
+            return plain
+        kind = generator.random()
+        if kind < 0.3:
+            changed = generator.random(len(plain)) < 2 / len(plain)
+            return tuple(
+                self._gene(piece, generator) if other else gene
+                for piece, gene, other in zip(self.pieces, plain, changed, strict=True)
+            )
+        if kind < 0.5:
+            powers = generator.uniform(-6, 6, len(plain))
+            chosen = [0 if generator.random() < 0.3 else NORMAL] * len(plain)
+            return tuple(
+                Gene(piece.directions[min(place, len(piece.directions) - 1)], float(power))
+                for piece, place, power in zip(self.pieces, chosen, powers, strict=True)
+            )
         return tuple(self._gene(piece, generator) for piece in self.pieces)
 
     def _gene(self, piece: Piece, generator: np.random.Generator) -> Gene:
@@ -227,9 +247,9 @@ def _network(model: Any, generator: np.random.Generator) -> list[Piece]:
     sizes = [one.numel() for one in model.body.parameters() if one.requires_grad]
     for size in sizes:
         own = initial[place : place + size]
-        others = [generator.normal(size=size), generator.choice([-1.0, 1.0], size), np.ones(size), np.zeros(size)]
+        noise, far = generator.normal(size=size), generator.choice([-1.0, 1.0], size)
         part = slice(start + place, start + place + size)
-        pieces.append(Piece(part, [own, own, own, *others]))
+        pieces.append(Piece(part, [own, noise, own, own, far, np.ones(size), np.zeros(size)]))
         place += size
     if start > model.classes:
         width = start - model.classes
