@@ -42,9 +42,7 @@ def differences(
     return sum(one != other for one, other in zip(*said, strict=True))
 
 
-def _said(
-    folder: Path, study: Study, write: Callable[[Path, Cohort], str], images: Cohort
-) -> list[object]:
+def _said(folder: Path, study: Study, write: Callable[[Path, Cohort], str], images: Cohort) -> list[object]:
     log = logging.getLogger("fedveil.site")
     level = log.level
     log.setLevel(logging.CRITICAL)

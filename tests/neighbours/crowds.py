@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from tests.neighbours.cohorts import SIZE, Cohort, Image
 
-BOUNDARIES = (16, 32, 49, 64, 128, 256)
-"""Rows that some loop takes at once: extractors 16, padded batches 32, whitening 64, gradients 256; 49 is a grid."""
+BOUNDARIES = (16, 32, 49, 64, 128, 256, 512)
+"""Rows that some loop takes at once: extractors 16, padded batches 32, whitening 64, gradients 256, parts of heads 512; 49 is a grid."""
 LARGEST = (1, 9, 33, 65, 129, 257, 300, 1000)
 """Images of the patient who has most; gradients of a unit beyond 256 are taken in pieces."""
 STYLES = ("smooth", "alike", "pairs", "twins")
@@ -33,7 +33,7 @@ class Crowd:
 
 
 def draw_crowd(
-    classes: Sequence[str], generator: np.random.Generator, *, most: int, odd: bool, bulk: int | None = None
+    classes: Sequence[str], generator: np.random.Generator, *, most: int, odd: bool, exactly: int = 0
 ) -> Crowd:
     """Draw a cohort.
 
@@ -42,24 +42,25 @@ def draw_crowd(
         generator: everything follows from it.
         most: images in all, about.
         odd: whether a file may be odd; the cohort then has to be written as files.
-        bulk: images of the largest patient; drawn where None.
+        exactly: so many images are trained on, one a patient; 0 for any number.
     """
     style = str(generator.choice(STYLES))
     sizes = [size for size in LARGEST if size <= most]
-    large = int(generator.choice(sizes)) if bulk is None else min(bulk, most)
+    large = 1 if exactly else int(generator.choice(sizes))
     room = max(4, most - large)
     edge = int(generator.choice([one for one in BOUNDARIES if one <= room] or [room]))
-    count = max(4, min(room, edge + int(generator.integers(-1, 2))))
-    each = int(generator.choice([1, 2, 3]))
+    count = exactly - 2 if exactly else max(4, min(room, edge + int(generator.integers(-1, 2))))
+    each = 1 if exactly else int(generator.choice([1, 2, 3]))
     mixed = generator.random() < 0.6
     maker = _Maker(classes, style, generator, mixed=mixed)
-    tested = generator.random() < 0.3
+    tested = generator.random() < 0.3 and not exactly
+    share = 0.0 if exactly else 0.5 if tested else 0.15
     maker.add("large", large, "test" if tested else "train")
     maker.add("tested-0", 2, "test")
     left = count
     while left > 0:
         size = min(left, each)
-        maker.add(f"p{len(maker.found):05}", size, "test" if generator.random() < (0.5 if tested else 0.15) else "train")
+        maker.add(f"p{len(maker.found):05}", size, "test" if generator.random() < share else "train")
         left -= size
     maker.add("tested-1", 1, "test")
     maker.add("trained", 1)

@@ -1,9 +1,12 @@
 """The kinds of models that the search goes through, as study files name them."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.neighbours.harness import PIXELS, SHARES, make_study
+from tests.neighbours.positions import POSITIONS, positions
 
 from fedveil.study import Study
 
@@ -24,6 +27,9 @@ class Kind:
         files: whether images are files, of which one may be odd, rather than one array.
         slow: left out of the short search.
         answers: what is compared is what a hospital's service says, not a sum.
+        cohorts: of the short search.
+        trained: so many images are trained on, one a patient; 0 for any number.
+        within: a context in which the study's network is built; for one that no study file can name.
     """
 
     name: str
@@ -33,6 +39,9 @@ class Kind:
     files: bool = False
     slow: bool = False
     answers: bool = False
+    cohorts: int = 1
+    trained: int = 0
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def study(self, trust: str = "site") -> Study:
         """The study file."""
@@ -45,7 +54,7 @@ class Kind:
 
 
 def _linear(name: str, **settings: Any) -> Kind:
-    return Kind(name, {"model": PIXELS, **settings})
+    return Kind(name, {"model": PIXELS, **settings}, cohorts=2)
 
 
 def _network(name: str, network: str, **changes: Any) -> Kind:
@@ -67,7 +76,7 @@ LINEAR = (
     _linear("averaging, sampled", training='method = "averaging"\nunits = 20\nsampling_rate = 0.4'),
     _linear("averaging, site", unit="site", training='method = "averaging"\nsampling_rate = 1.0'),
     _linear("own models", classes=THREE, training="units = 20", privacy=SHARES + OWN),
-    replace(_linear("pixels, files", privacy=CALIBRATED), files=True, most=150, tries=10),
+    replace(_linear("pixels, files", privacy=CALIBRATED), files=True, most=150, tries=10, cohorts=8),
     Kind("scattering", {"model": 'features = "scattering"', "classes": THREE}, most=120, tries=40),
     Kind("efficientnet features", {"model": 'features = "efficientnet-lite0"'}, most=120, slow=True),
 )
@@ -84,13 +93,14 @@ NETWORKS = (
         settings={"training": 'method = "averaging"\nunits = 20\nlocal_steps = 2'},
         slow=True,
     ),
-    _network("cnn, own models", "cnn", settings={"training": "units = 20", "privacy": SHARES + OWN}, slow=True),
-    _network("cnn, files", "cnn", files=True, most=60, tries=3),
+    _network(
+        "cnn, own models", "cnn", settings={"training": "units = 20", "privacy": SHARES + OWN}, slow=True
+    ),
+    _network("cnn, files", "cnn", files=True, most=60, tries=3, cohorts=4),
     _network("tuned", "efficientnet-lite0", most=300, tries=30),
+    _network("positions", "cnn", trained=POSITIONS, within=positions),
     _network("resnet18", "resnet18", most=60, tries=4, slow=True),
     _network("densenet121", "densenet121", most=20, tries=2, slow=True),
 )
-ANSWERS = (
-    Kind("answers", {"model": PIXELS, "classes": FOUR}, most=60, files=True, answers=True),
-)
+ANSWERS = (Kind("answers", {"model": PIXELS, "classes": FOUR}, most=60, files=True, answers=True, cohorts=8),)
 KINDS = {kind.name: kind for kind in (*LINEAR, *NETWORKS, *ANSWERS)}

@@ -1,9 +1,14 @@
 """Faults of earlier versions, planted into the product again one at a time: the short search has to find each.
 
-Each stands for a kind: something that is decided or bounded for one patient, computed from others.
+Each stands for a kind: something that is decided or bounded for one patient, computed from others. A table of them,
+with the time that it takes to find each and the moves found:
+
+    python -m tests.neighbours.planted
 """
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -12,17 +17,19 @@ from unittest import mock
 
 import numpy as np
 import torch
+from tests.neighbours.kinds import KINDS
+from tests.neighbours.search import Found, search
 
+from fedveil.data import stack as data_stack
 from fedveil.data.files import FileImages
 from fedveil.deploy import hosting
 from fedveil.federation.contributions import Contributions
 from fedveil.learning import linear, network_learner
-from fedveil.learning.features import extractor
 from fedveil.learning.linear import LinearHead, LinearLearner
 from fedveil.learning.private_gradients.rules import fallback, standardised
 from fedveil.study import task
 
-__all__ = ["PLANTED", "Fault"]
+__all__ = ["PLANTED", "Fault", "look_for"]
 
 Plant = Callable[[contextlib.ExitStack], None]
 
@@ -49,6 +56,23 @@ class Fault:
         with contextlib.ExitStack() as stack:
             self.plant(stack)
             yield
+
+
+def look_for(fault: Fault, seed: int, *, stop: bool) -> Found | None:
+    """Plant a fault and search; what shows it, or None.
+
+    Args:
+        fault: to be planted.
+        seed: of the search.
+        stop: at the first sign of it, rather than at the end of the cohort that shows it.
+    """
+    with fault.planted():
+        for trial in range(fault.trials):
+            for name in fault.kinds:
+                shown = [one for one in search(KINDS[name], seed, trial, stop=stop) if not one.sound]
+                if shown:
+                    return max(shown, key=lambda one: (one.moved, one.others))
+    return None
 
 
 def _patch(stack: contextlib.ExitStack, owner: ModuleType | type, name: str, value: object) -> None:
@@ -129,7 +153,9 @@ def a_file_decides_on_the_set(stack: contextlib.ExitStack) -> None:
 
 
 def one_file_takes_the_sum_along(stack: contextlib.ExitStack) -> None:
-    """A network's sum is given up where one image cannot be read."""
+    """A sum is given up where one image cannot be read."""
+    if hasattr(data_stack, "OddImages"):
+        _patch(stack, data_stack.OddImages, "read", lambda self, indices: self._base.read(indices))
     _patch(stack, task._Readable, "read", lambda self, indices: self.source.read(indices))
 
 
@@ -207,6 +233,36 @@ PLANTED = {
             ("pixels", "pixels, 3 classes"),
         ),
         Fault("gradients of batches as small as who is left", batches_of_who_is_left, ("tuned", "cnn")),
+        Fault(
+            "the slow fallback cuts any tensor with as many rows as the batch",
+            any_tensor_of_the_batchs_length,
+            ("positions",),
+            trials=2,
+        ),
         Fault("scores of batches as small as who is left", scores_of_who_is_left, ("tuned", "cnn")),
     )
 }
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    sys.stdout.write(
+        "| fault planted | found by the short search in | move found, in bounds |\n|---|---|---|\n"
+    )
+    for fault in PLANTED.values():
+        start = time.monotonic()
+        first = look_for(fault, 1, stop=True)
+        seconds = time.monotonic() - start
+        worst = look_for(fault, 1, stop=False) if first else None
+        shown = (
+            f"{worst.moved:.3g}, of others {worst.others:.2g} ({worst.kind}; {worst.release})"
+            if worst
+            else "none"
+        )
+        sys.stdout.write(f"| {fault.words} | {seconds:.1f} s | {shown} |\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -79,38 +79,41 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
         return
     study = kind.study()
     classes, unit = study.data.classes, study.privacy.unit
-    crowd = draw_crowd(classes, generator, most=kind.most, odd=kind.files)
-    neighbour = [] if unit == "site" else without(crowd.images, unit, crowd.gone)
-    write = _files(crowd) if kind.files else _array(classes)
+    crowd = draw_crowd(classes, generator, most=kind.most, odd=kind.files, exactly=kind.trained)
+    neighbour = crowd.images if unit == "site" else without(crowd.images, unit, crowd.gone)
+    both, write = (crowd.images, neighbour), _files(crowd) if kind.files else _array(classes)
     tries = kind.tries * (DEEP if trial % DEEP == DEEP - 1 else 1)
-    masked = {} if unit == "site" else _masked(kind)
     with (
+        kind.within(),
         tempfile.TemporaryDirectory() as folder,
-        open_pair(Path(folder) / "pair", study, write, (crowd.images, neighbour or crowd.images), "") as pair,
+        open_pair(Path(folder) / "pair", study, write, both, "") as pair,
     ):
         if pair.whole is None and pair.less is None:
             return
-        pair.gone = _gone(pair, unit)
+        pair.gone = _gone(pair, unit, crowd.gone)
+        masked = {} if unit == "site" else _masked(kind)
         for release in pair.terms.releases:
-            single = kind.network and release.name.startswith((TRAINING, PERSONAL))
-            rounding = ROUNDING if single and release.name != PERSONAL_CALIBRATION else EXACT
-            run = _Run(tries, pair, release, generator, stop=stop, rounding=rounding)
+            run = _Run(tries, pair, release, generator, stop=stop, rounding=_rounding(kind, release))
             figures, worst = run.go()
-            grid = 0.0
-            if release.name in masked and unit != "site":
-                grid = moved_on_the_grid(masked[release.name], *pair.totals(release, worst))
+            sums = pair.totals(release, worst) if release.name in masked else None
             yield Found(
                 kind=kind.name,
                 release=release.name,
                 moved=figures.moved,
                 others=figures.others,
-                masked=grid,
+                masked=moved_on_the_grid(masked[release.name], *sums) if sums else 0.0,
                 cohort=crowd.words,
                 seed=seed,
                 trial=trial,
                 tries=run.tried,
-                rounding=rounding,
+                rounding=run.rounding,
             )
+
+
+def _rounding(kind: Kind, release: Release) -> float:
+    """What of the others' part rounding may move: gradients of networks are summed in single precision."""
+    gradients = release.name.startswith((TRAINING, PERSONAL)) and release.name != PERSONAL_CALIBRATION
+    return ROUNDING if kind.network and gradients else EXACT
 
 
 def _answers(kind: Kind, seed: int, trial: int, generator: np.random.Generator) -> Found:
@@ -149,7 +152,7 @@ class _Run:
         rounding: float,
     ) -> None:
         self._tries, self._pair, self._release, self._generator = tries, pair, release, generator
-        self._stop, self._rounding = stop, rounding
+        self._stop, self.rounding = stop, rounding
         self._pool: list[tuple[Figures, Candidate | None]] = []
         self.tried = 0
         others = pair.others(release)
@@ -169,7 +172,7 @@ class _Run:
             if figures.moved >= moved:
                 moved, worst = figures.moved, parameters
             others = max(others, figures.others)
-            if self._stop and (moved > LARGEST_MOVE or others > self._rounding):
+            if self._stop and (moved > LARGEST_MOVE or others > self.rounding):
                 break
         return Figures(moved, others), worst
 
@@ -202,14 +205,13 @@ class _Run:
         return space.crossed(first, second, generator)
 
 
-def _gone(pair: Pair, unit: str) -> str:
-    """The name of the unit that is missing from the smaller data set."""
+def _gone(pair: Pair, unit: str, patient: str) -> str:
+    """The name of the unit that is missing from the smaller data set, be it that its file counted as nothing."""
     if unit == "site":
         return "site"
     if pair.whole is None or pair.less is None:
-        return ""
-    (gone,) = set(pair.whole.owners()) - set(pair.less.owners())
-    return gone
+        return patient
+    return next(iter(set(pair.whole.owners()) - set(pair.less.owners())), patient)
 
 
 def _masked(kind: Kind) -> dict[str, Release]:

@@ -15,6 +15,8 @@ __all__ = ["Candidate", "Space", "make_space"]
 
 SMALLEST = 1e-9
 """Of numbers that have to be positive."""
+SWEEP = 6
+"""Directions of a linear head that are tried by themselves."""
 NORMAL = 1
 """Place of the random direction of a network's tensor."""
 HALVINGS = 24
@@ -62,18 +64,23 @@ class Space:
         pieces: in the order in which they are brought to what is accepted.
         plain: parameters that the site accepts.
         accepts: the site's check.
+        sweep: how many directions of the first piece a search begins with.
     """
 
-    def __init__(self, pieces: Sequence[Piece], plain: Vector, accepts: Callable[[Vector], bool]) -> None:
-        self.pieces, self._plain, self._accepts = tuple(pieces), plain, accepts
+    def __init__(
+        self, pieces: Sequence[Piece], plain: Vector, accepts: Callable[[Vector], bool], sweep: int
+    ) -> None:
+        self.pieces, self._plain, self._accepts, self._sweep = tuple(pieces), plain, accepts, sweep
         assert accepts(plain), "the site refuses what an honest coordinator sends"
 
     def start(self, number: int, generator: np.random.Generator) -> Candidate:
-        """Where a search begins: what an honest coordinator sends, then that with a few pieces changed, all pieces at
-        random scales, or a direction and a scale for each piece."""
+        """Where a search begins: what an honest coordinator sends, that with each direction of the first piece in turn,
+        then that with a few pieces changed, all pieces at random scales, or a direction and a scale for each."""
         plain = tuple(Gene(piece.directions[0], 0.0) for piece in self.pieces)
         if number == 0:
             return plain
+        if number <= self._sweep:
+            return (Gene(self.pieces[0].directions[number], 6.0), *plain[1:])
         kind = generator.random()
         if kind < 0.3:
             changed = generator.random(len(plain)) < 2 / len(plain)
@@ -106,7 +113,9 @@ class Space:
         gene, piece = candidate[place], self.pieces[place]
         kind = generator.random()
         if kind < 0.6:
-            new = replace(gene, power=min(6.0, gene.power + float(generator.choice([-2, -1, -0.3, 0.3, 1, 2]))))
+            new = replace(
+                gene, power=min(6.0, gene.power + float(generator.choice([-2, -1, -0.3, 0.3, 1, 2])))
+            )
         elif kind < 0.7 and not piece.positive:
             new = replace(gene, direction=-gene.direction)
         elif kind < 0.85:
@@ -186,7 +195,7 @@ def make_space(
         pieces = [replace(one, part=slice(one.part.start + before, one.part.stop + before)) for one in pieces]
         pieces.append(Piece(slice(0, before), _of_classes(before), positive=True))
         plain = np.concatenate([np.full(before, 1 / before), plain])
-    return Space(pieces, plain, accepts)
+    return Space(pieces, plain, accepts, SWEEP if linear else 0)
 
 
 def _of_classes(classes: int) -> list[Vector]:
@@ -204,11 +213,15 @@ def _linear(task: LinearTask, own: Vector, generator: np.random.Generator) -> li
     labels = task.dataset.labels
     classes = [seen[labels == code].mean(axis=0) for code in np.unique(labels)]
     noise, far = generator.normal(size=head.features), generator.choice([-1.0, 1.0], head.features)
-    points = [middle, mine[0], pair, classes[0] - classes[-1], mine[0] - mine[-1], noise, far]
-    points += [_flat(seen, generator), _flat(head.view(task.features, middle).astype(np.float64), generator)]
+    points = [_flat(seen, generator), middle, mine[0], classes[0] - classes[-1], noise, far]
+    points += [
+        pair,
+        mine[0] - mine[-1],
+        _flat(head.view(task.features, middle).astype(np.float64), generator),
+    ]
     logits, one = head.head.logits, np.zeros(head.features)
     rows = [_reaching_1(point) for point in points]
-    trained = [np.zeros(head.trained), np.zeros(head.trained), *(np.tile(row, logits) for row in rows)]
+    trained = [np.zeros(head.trained), *(np.tile(row, logits) for row in rows), np.zeros(head.trained)]
     if logits > 1:
         trained += [np.concatenate([row, *[one] * (logits - 1)]) for row in rows[:4]]
         trained += [np.concatenate([row, -row, *[one] * (logits - 2)]) for row in rows[:4]]
@@ -255,6 +268,11 @@ def _network(model: Any, generator: np.random.Generator) -> list[Piece]:
         width = start - model.classes
         centre = [np.zeros(width), generator.normal(size=width), np.ones(width)]
         pieces.append(Piece(slice(model.classes, start), centre))
-    offsets = [np.zeros(model.classes), np.zeros(model.classes), np.ones(model.classes), np.eye(model.classes)[0]]
+    offsets = [
+        np.zeros(model.classes),
+        np.zeros(model.classes),
+        np.ones(model.classes),
+        np.eye(model.classes)[0],
+    ]
     pieces.append(Piece(slice(0, model.classes), offsets))
     return pieces
