@@ -7,7 +7,8 @@ import numpy as np
 from tests.neighbours.cohorts import SIZE, Cohort, Image
 
 BOUNDARIES = (16, 32, 49, 64, 128, 256, 512)
-"""Rows that some loop takes at once: extractors 16, padded batches 32, whitening 64, gradients 256, parts of heads 512; 49 is a grid."""
+"""Rows that some loop takes at once: extractors 16, padded batches 32, whitening 64, gradients 256, heads 512. A grid
+has 49."""
 LARGEST = (1, 9, 33, 65, 129, 257, 300, 1000)
 """Images of the patient who has most; gradients of a unit beyond 256 are taken in pieces."""
 STYLES = ("smooth", "alike", "pairs", "twins")

@@ -45,7 +45,7 @@ name = "neighbours"
 [data]
 source = "none"
 classes = {classes}
-channels = 1
+channels = {channels}
 image_size = 16
 [model]
 {model}
@@ -76,16 +76,17 @@ def make_study(
     training: str = "",
     privacy: str = SHARES,
     trust: str = "site",
+    channels: int = 1,
 ) -> Study:
     names = "[" + ", ".join(f'"{name}"' for name in classes) + "]"
-    return Study.parse(
-        STUDY.format(classes=names, unit=unit, model=model, training=training, privacy=privacy, trust=trust)
-    )
+    values = {"unit": unit, "model": model, "training": training, "privacy": privacy, "trust": trust}
+    return Study.parse(STUDY.format(classes=names, channels=channels, **values))
 
 
 def make_offer(study: Study) -> Offer:
-    classes = study.data.classes
-    return Offer.make(study, SITES, Dataset.empty(classes, channels=1, image_size=SIZE))
+    data = study.data
+    images = Dataset.empty(data.classes, channels=data.channels or 1, image_size=SIZE)
+    return Offer.make(study, SITES, images)
 
 
 @dataclass(frozen=True, eq=False)

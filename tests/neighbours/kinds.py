@@ -69,6 +69,7 @@ LINEAR = (
     _linear("pixels, site", unit="site"),
     _linear("pixels, sampled", training="sampling_rate = 0.3"),
     _linear("pixels, crops", training="views = 3"),
+    _linear("pixels, crops of images", unit="image", training="views = 2"),
     _linear("pixels, second moments", training="second_order = true"),
     _linear("one shot", classes=THREE, training='method = "one-shot"', privacy="evaluation_share = 0.1"),
     _linear("phases", privacy=SHARES + "\nspending = 0.2"),
@@ -77,6 +78,7 @@ LINEAR = (
     _linear("averaging, site", unit="site", training='method = "averaging"\nsampling_rate = 1.0'),
     _linear("own models", classes=THREE, training="units = 20", privacy=SHARES + OWN),
     replace(_linear("pixels, files", privacy=CALIBRATED), files=True, most=150, tries=10, cohorts=8),
+    replace(_linear("pixels, colour", channels=3, training="views = 2"), files=True, most=100, tries=10),
     Kind("scattering", {"model": 'features = "scattering"', "classes": THREE}, most=120, tries=40),
     Kind("efficientnet features", {"model": 'features = "efficientnet-lite0"'}, most=120, slow=True),
 )
