@@ -59,7 +59,7 @@ def _linear(name: str, **settings: Any) -> Kind:
 
 def _network(name: str, network: str, **changes: Any) -> Kind:
     settings = {"model": f'network = "{network}"', **changes.pop("settings", {})}
-    return Kind(name, settings, **{"most": 400, "tries": 12, **changes})
+    return Kind(name, settings, **{"most": 260, "tries": 12, **changes})
 
 
 LINEAR = (
@@ -96,7 +96,10 @@ NETWORKS = (
         slow=True,
     ),
     _network(
-        "cnn, own models", "cnn", settings={"training": "units = 20", "privacy": SHARES + OWN}, slow=True
+        "cnn, own models",
+        "cnn",
+        settings={"training": "units = 20\nsampling_rate = 1.0", "privacy": SHARES + OWN},
+        slow=True,
     ),
     _network("cnn, files", "cnn", files=True, most=60, tries=3, cohorts=4),
     _network("tuned", "efficientnet-lite0", most=300, tries=30),

@@ -81,10 +81,10 @@ class Pair:
 
     @property
     def open(self) -> Opened:
-        """One of the two that is open."""
-        found = self.whole or self.less
-        assert found is not None
-        return found
+        """One of the two that is open, with a model of the size that was admitted if either has one."""
+        sent = {one.parameters for one in self.terms.releases}
+        found = [one for one in (self.whole, self.less) if one is not None]
+        return next((one for one in found if one.task.model.parameters in sent), found[0])
 
     def accepts(self, release: Release, parameters: Vector) -> bool:
         """Whether the site takes a request with these parameters, by its own check."""

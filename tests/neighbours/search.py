@@ -93,7 +93,14 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
         pair.gone = _gone(pair, unit, crowd.gone)
         masked = {} if unit == "site" else _masked(kind)
         for release in pair.terms.releases:
-            run = _Run(tries, pair, release, generator, stop=stop, rounding=_rounding(kind, release))
+            run = _Run(
+                tries if not kind.network or _gradients(release) else tries // 3,
+                pair,
+                release,
+                generator,
+                stop=stop,
+                rounding=_rounding(kind, release),
+            )
             figures, worst = run.go()
             sums = pair.totals(release, worst) if release.name in masked else None
             yield Found(
@@ -112,8 +119,11 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
 
 def _rounding(kind: Kind, release: Release) -> float:
     """What of the others' part rounding may move: gradients of networks are summed in single precision."""
-    gradients = release.name.startswith((TRAINING, PERSONAL)) and release.name != PERSONAL_CALIBRATION
-    return ROUNDING if kind.network and gradients else EXACT
+    return ROUNDING if kind.network and _gradients(release) else EXACT
+
+
+def _gradients(release: Release) -> bool:
+    return release.name.startswith((TRAINING, PERSONAL)) and release.name != PERSONAL_CALIBRATION
 
 
 def _answers(kind: Kind, seed: int, trial: int, generator: np.random.Generator) -> Found:

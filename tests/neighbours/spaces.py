@@ -15,8 +15,6 @@ __all__ = ["Candidate", "Space", "make_space"]
 
 SMALLEST = 1e-9
 """Of numbers that have to be positive."""
-SWEEP = 6
-"""Directions of a linear head that are tried by themselves."""
 NORMAL = 1
 """Place of the random direction of a network's tensor."""
 HALVINGS = 24
@@ -64,23 +62,27 @@ class Space:
         pieces: in the order in which they are brought to what is accepted.
         plain: parameters that the site accepts.
         accepts: the site's check.
-        sweep: how many directions of the first piece a search begins with.
+        starts: where a search begins.
     """
 
     def __init__(
-        self, pieces: Sequence[Piece], plain: Vector, accepts: Callable[[Vector], bool], sweep: int
+        self,
+        pieces: Sequence[Piece],
+        plain: Vector,
+        accepts: Callable[[Vector], bool],
+        starts: Sequence[Candidate] = (),
     ) -> None:
-        self.pieces, self._plain, self._accepts, self._sweep = tuple(pieces), plain, accepts, sweep
+        self.pieces, self._plain, self._accepts, self._starts = tuple(pieces), plain, accepts, tuple(starts)
         assert accepts(plain), "the site refuses what an honest coordinator sends"
 
     def start(self, number: int, generator: np.random.Generator) -> Candidate:
-        """Where a search begins: what an honest coordinator sends, that with each direction of the first piece in turn,
-        then that with a few pieces changed, all pieces at random scales, or a direction and a scale for each."""
+        """Where a search begins: what an honest coordinator sends, the worst of earlier versions, then the first with a
+        few pieces changed, all pieces at random scales, or a direction and a scale for each."""
         plain = tuple(Gene(piece.directions[0], 0.0) for piece in self.pieces)
         if number == 0:
             return plain
-        if number <= self._sweep:
-            return (Gene(self.pieces[0].directions[number], 6.0), *plain[1:])
+        if number <= len(self._starts):
+            return self._starts[number - 1]
         kind = generator.random()
         if kind < 0.3:
             changed = generator.random(len(plain)) < 2 / len(plain)
@@ -195,7 +197,25 @@ def make_space(
         pieces = [replace(one, part=slice(one.part.start + before, one.part.stop + before)) for one in pieces]
         pieces.append(Piece(slice(0, before), _of_classes(before), positive=True))
         plain = np.concatenate([np.full(before, 1 / before), plain])
-    return Space(pieces, plain, accepts, SWEEP if linear else 0)
+    return Space(pieces, plain, accepts, _starts(pieces) if linear else ())
+
+
+def _starts(pieces: Sequence[Piece]) -> list[Candidate]:
+    """Weights that cancel every feature; a far centre with large, even weights of the classes and a head of 0, so that
+    gradients of a patient's images nearly cancel; the same near the middle; a head along one patient."""
+    nothing, flat, middle, own, between, noise, *_ = pieces[0].directions
+    _, _, at_middle, at_own, _, at_noise, *_, at_pair, _, _ = pieces[1].directions
+    rest = tuple(Gene(piece.directions[0], 0.0) for piece in pieces[3:])
+    even, steps = pieces[2].directions[0], pieces[2].directions[2]
+    found = [(flat, 6, at_own, -9, even, 0), (flat, 6, at_middle, 0, even, 0)]
+    found += [(nothing, 0, centre, far, even, 6) for centre in (at_noise, at_pair) for far in (6, 4)]
+    found += [
+        (nothing, 0, at_own, 0, steps, 6),
+        (own, 6, at_middle, 0, even, 0),
+        (between, 3, at_noise, 0, even, 6),
+    ]
+    found += [(noise, 0, at_middle, 0, steps, 3), (middle, 6, at_own, 6, even, 6)]
+    return [(Gene(a, p), Gene(b, q), Gene(c, r), *rest) for a, p, b, q, c, r in found]
 
 
 def _of_classes(classes: int) -> list[Vector]:
@@ -205,7 +225,7 @@ def _of_classes(classes: int) -> list[Vector]:
 
 
 def _linear(task: LinearTask, own: Vector, generator: np.random.Generator) -> list[Piece]:
-    """Head, centre, weights of the classes, shift."""
+    """Head, centre, weights of the classes, shift. Heads are scaled to reach 1; centres are points among the images."""
     head = task.head
     seen = head.view(task.features, np.zeros(head.features)).astype(np.float64)
     mine = seen[own] if len(own) else seen[:1]
@@ -214,11 +234,8 @@ def _linear(task: LinearTask, own: Vector, generator: np.random.Generator) -> li
     classes = [seen[labels == code].mean(axis=0) for code in np.unique(labels)]
     noise, far = generator.normal(size=head.features), generator.choice([-1.0, 1.0], head.features)
     points = [_flat(seen, generator), middle, mine[0], classes[0] - classes[-1], noise, far]
-    points += [
-        pair,
-        mine[0] - mine[-1],
-        _flat(head.view(task.features, middle).astype(np.float64), generator),
-    ]
+    centred = head.view(task.features, middle).astype(np.float64)
+    points += [pair, mine[0] - mine[-1], _flat(centred, generator)]
     logits, one = head.head.logits, np.zeros(head.features)
     rows = [_reaching_1(point) for point in points]
     trained = [np.zeros(head.trained), *(np.tile(row, logits) for row in rows), np.zeros(head.trained)]
@@ -229,7 +246,7 @@ def _linear(task: LinearTask, own: Vector, generator: np.random.Generator) -> li
     ends = np.cumsum([head.features, head.classes, logits, head.trained])
     return [
         Piece(slice(int(ends[2]), int(ends[3])), trained),
-        Piece(slice(0, int(ends[0])), [one, *rows]),
+        Piece(slice(0, int(ends[0])), [one, *points]),
         Piece(slice(int(ends[0]), int(ends[1])), _of_classes(head.classes), positive=True, reciprocal=True),
         Piece(slice(int(ends[1]), int(ends[2])), shifts),
     ]
