@@ -45,35 +45,68 @@ def draw_crowd(
         odd: whether a file may be odd; the cohort then has to be written as files.
         exactly: so many images are trained on, one a patient; 0 for any number.
     """
-    style = str(generator.choice(STYLES))
-    sizes = [size for size in LARGEST if size <= most]
-    large = 1 if exactly else int(generator.choice(sizes))
-    room = max(4, most - large)
-    edge = int(generator.choice([one for one in BOUNDARIES if one <= room] or [room]))
-    count = exactly - 2 if exactly else max(4, min(room, edge + int(generator.integers(-1, 2))))
-    each = 1 if exactly else int(generator.choice([1, 2, 3]))
-    mixed = generator.random() < 0.6
-    maker = _Maker(classes, style, generator, mixed=mixed)
-    tested = generator.random() < 0.3 and not exactly
-    share = 0.0 if exactly else 0.5 if tested else 0.15
-    maker.add("large", large, "test" if tested else "train")
+    plan = _one_each(exactly) if exactly else _plan(generator, most)
+    maker = _Maker(classes, plan.style, generator, mixed=plan.mixed)
+    maker.add("large", plan.large, "test" if plan.tested else "train")
     maker.add("tested-0", 2, "test")
-    left = count
+    left, share = plan.count, 0.0 if exactly else 0.5 if plan.tested else 0.15
     while left > 0:
-        size = min(left, each)
+        size = min(left, plan.each)
         maker.add(f"p{len(maker.found):05}", size, "test" if generator.random() < share else "train")
         left -= size
     maker.add("tested-1", 1, "test")
     maker.add("trained", 1)
     found = list(generator.permutation(np.array(maker.found, dtype=object)))
     special = str(generator.choice(FILES)) if odd else "whole"
-    gone = "large" if generator.random() < 0.6 else str(generator.choice(sorted({i.patient for i in found})))
+    gone = "large" if generator.random() < 0.75 else str(generator.choice(sorted({i.patient for i in found})))
     if special != "whole":
         found = [_spoilt(one, special, generator) if one is _first(found, gone) else one for one in found]
-    words = f"{style}, {len(found)} images, largest {large}, others {each} each"
-    words += f"{', mixed labels' if mixed else ''}{', largest tested' if tested else ''}, without {gone}"
-    words += f" ({special})" if odd else ""
+    words = f"{plan.words}, {len(found)} images, without {gone}" + (f" ({special})" if odd else "")
     return Crowd(found, gone, special, words)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The images of the largest patient, of all others, and of each other; and what they show."""
+
+    style: str
+    large: int
+    count: int
+    each: int
+    mixed: bool
+    tested: bool
+
+    @property
+    def words(self) -> str:
+        labels = ", mixed labels" if self.mixed else ""
+        return f"{self.style}, largest {self.large}{' tested' if self.tested else ''}, others {self.each} each{labels}"
+
+
+def _one_each(count: int) -> _Plan:
+    return _Plan("smooth", 1, count - 2, 1, mixed=True, tested=False)
+
+
+def _plan(generator: np.random.Generator, most: int) -> _Plan:
+    """Now and then what moved others most in earlier versions: one with many images among many who are alike."""
+    if generator.random() < 0.3:
+        large = int(generator.choice([one for one in LARGEST if 9 <= one <= most * 3 / 4] or [most // 2]))
+        each = int(generator.integers(1, 3))
+        style = str(generator.choice(["alike", "pairs"]))
+        return _Plan(style, large, min(most - large, 300), each, mixed=each > 1, tested=False)
+    style, large = (
+        str(generator.choice(STYLES)),
+        int(generator.choice([one for one in LARGEST if one <= most])),
+    )
+    room = max(4, most - large)
+    edge = int(generator.choice([one for one in BOUNDARIES if one <= room] or [room]))
+    return _Plan(
+        style,
+        large,
+        max(4, min(room, edge + int(generator.integers(-1, 2)))),
+        int(generator.choice([1, 2, 2, 3, 4])),
+        mixed=generator.random() < 0.7,
+        tested=generator.random() < 0.2,
+    )
 
 
 def _first(images: Cohort, patient: str) -> Image:

@@ -54,7 +54,7 @@ class Kind:
 
 
 def _linear(name: str, **settings: Any) -> Kind:
-    return Kind(name, {"model": PIXELS, **settings}, cohorts=2)
+    return Kind(name, {"model": PIXELS, **settings}, cohorts=3)
 
 
 def _network(name: str, network: str, **changes: Any) -> Kind:
