@@ -58,7 +58,8 @@ def draw_crowd(
     maker.add("trained", 1)
     found = list(generator.permutation(np.array(maker.found, dtype=object)))
     special = str(generator.choice(FILES)) if odd else "whole"
-    gone = "large" if generator.random() < 0.75 else str(generator.choice(sorted({i.patient for i in found})))
+    everyone = sorted({one.patient for one in found})
+    gone = "large" if plan.hard or generator.random() < 0.5 else str(generator.choice(everyone))
     if special != "whole":
         found = [_spoilt(one, special, generator) if one is _first(found, gone) else one for one in found]
     words = f"{plan.words}, {len(found)} images, without {gone}" + (f" ({special})" if odd else "")
@@ -75,6 +76,7 @@ class _Plan:
     each: int
     mixed: bool
     tested: bool
+    hard: bool = False
 
     @property
     def words(self) -> str:
@@ -87,12 +89,16 @@ def _one_each(count: int) -> _Plan:
 
 
 def _plan(generator: np.random.Generator, most: int) -> _Plan:
-    """Now and then what moved others most in earlier versions: one with many images among many who are alike."""
-    if generator.random() < 0.3:
+    """Now and then what moved others most in earlier versions: one with many images among many who are alike, or a few
+    with one image each, who fill a small batch or leave one over."""
+    kind = generator.random()
+    if kind < 0.2:
+        return _Plan("smooth", 1, int(generator.integers(3, 40)), 1, mixed=True, tested=False)
+    if kind < 0.45:
         large = int(generator.choice([one for one in LARGEST if 9 <= one <= most * 3 / 4] or [most // 2]))
         each = int(generator.integers(1, 3))
         style = str(generator.choice(["alike", "pairs"]))
-        return _Plan(style, large, min(most - large, 300), each, mixed=each > 1, tested=False)
+        return _Plan(style, large, min(most - large, 300), each, mixed=each > 1, tested=False, hard=True)
     style, large = (
         str(generator.choice(STYLES)),
         int(generator.choice([one for one in LARGEST if one <= most])),

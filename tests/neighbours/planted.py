@@ -170,12 +170,12 @@ def logits_of_all_rows_at_once(stack: contextlib.ExitStack) -> None:
 
 def batches_of_who_is_left(stack: contextlib.ExitStack) -> None:
     """A network sees a batch of as many images as there are, be it one."""
-    _patch(
-        stack,
-        network_learner,
-        "at_least",
-        lambda images, labels, members: (images, labels, members, torch.ones(len(images))),
-    )
+    name = "filled_up" if hasattr(network_learner, "filled_up") else "at_least"
+
+    def as_they_are(images: Any, labels: Any, members: Any) -> Any:
+        return images, labels, members, torch.ones(len(images))
+
+    _patch(stack, network_learner, name, as_they_are)
 
 
 def scores_of_who_is_left(stack: contextlib.ExitStack) -> None:
@@ -232,7 +232,7 @@ PLANTED = {
             logits_of_all_rows_at_once,
             ("pixels", "pixels, 3 classes"),
         ),
-        Fault("gradients of batches as small as who is left", batches_of_who_is_left, ("tuned", "cnn")),
+        Fault("gradients of batches as small as who is left", batches_of_who_is_left, ("tuned",)),
         Fault(
             "the slow fallback cuts any tensor with as many rows as the batch",
             any_tensor_of_the_batchs_length,

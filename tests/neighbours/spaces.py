@@ -90,9 +90,9 @@ class Space:
                 self._gene(piece, generator) if other else gene
                 for piece, gene, other in zip(self.pieces, plain, changed, strict=True)
             )
-        if kind < 0.5:
+        if kind < 0.75:
             powers = generator.uniform(-6, 6, len(plain))
-            chosen = [0 if generator.random() < 0.3 else NORMAL] * len(plain)
+            chosen = [0 if generator.random() < 0.25 else NORMAL] * len(plain)
             return tuple(
                 Gene(piece.directions[min(place, len(piece.directions) - 1)], float(power))
                 for piece, place, power in zip(self.pieces, chosen, powers, strict=True)
@@ -203,11 +203,12 @@ def make_space(
 def _starts(pieces: Sequence[Piece]) -> list[Candidate]:
     """Weights that cancel every feature; a far centre with large, even weights of the classes and a head of 0, so that
     gradients of a patient's images nearly cancel; the same near the middle; a head along one patient."""
-    nothing, flat, middle, own, between, noise, *_ = pieces[0].directions
-    _, _, at_middle, at_own, _, at_noise, *_, at_pair, _, _ = pieces[1].directions
+    nothing, flat, middle, own, between, noise, _, _, _, *flats = pieces[0].directions
+    origin, _, at_middle, at_own, _, at_noise, _, at_pair, *_ = pieces[1].directions
     rest = tuple(Gene(piece.directions[0], 0.0) for piece in pieces[3:])
     even, steps = pieces[2].directions[0], pieces[2].directions[2]
-    found = [(flat, 6, at_own, -9, even, 0), (flat, 6, at_middle, 0, even, 0)]
+    found = [(one, power, origin, 0, even, 0) for one in (flat, *flats[1:4]) for power in (6, 0)]
+    found += [(flats[0], 6, at_middle, 0, even, 0)]
     found += [(nothing, 0, centre, far, even, 6) for centre in (at_noise, at_pair) for far in (6, 4)]
     found += [
         (nothing, 0, at_own, 0, steps, 6),
@@ -235,7 +236,12 @@ def _linear(task: LinearTask, own: Vector, generator: np.random.Generator) -> li
     noise, far = generator.normal(size=head.features), generator.choice([-1.0, 1.0], head.features)
     points = [_flat(seen, generator), middle, mine[0], classes[0] - classes[-1], noise, far]
     centred = head.view(task.features, middle).astype(np.float64)
-    points += [pair, mine[0] - mine[-1], _flat(centred, generator)]
+    points += [
+        pair,
+        mine[0] - mine[-1],
+        _flat(centred, generator),
+        *(_flat(seen, generator) for _ in range(3)),
+    ]
     logits, one = head.head.logits, np.zeros(head.features)
     rows = [_reaching_1(point) for point in points]
     trained = [np.zeros(head.trained), *(np.tile(row, logits) for row in rows), np.zeros(head.trained)]
