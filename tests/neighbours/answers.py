@@ -19,8 +19,9 @@ from fedveil.study import Study
 
 __all__ = ["ODD", "differences", "odd_one"]
 
-ODD = ("file", "label", "overlap")
-"""What may be odd beside a file: a label that no study knows, a patient both trained and tested on."""
+ODD = ("file", "label", "overlap", "number")
+"""What may be odd beside a file: a label that no study knows, a patient both trained and tested on, one
+patient more than the budget is kept for."""
 
 
 def odd_one(images: Cohort, gone: str, what: str) -> Cohort:
@@ -35,14 +36,21 @@ def odd_one(images: Cohort, gone: str, what: str) -> Cohort:
 
 
 def differences(
-    folder: Path, study: Study, write: Callable[[Path, Cohort], str], both: tuple[Cohort, Cohort]
+    folder: Path, study: Study, write: Callable[[Path, Cohort], str], both: tuple[Cohort, Cohort], what: str
 ) -> int:
     """How many of a hospital's statuses and answers differ."""
-    said = [_said(folder / str(number) / "north", study, write, one) for number, one in enumerate(both)]
+    most = {"max_units": len({one.patient for one in both[1]})} if what == "number" else {}
+    said = [_said(folder / str(number) / "north", study, write, one, most) for number, one in enumerate(both)]
     return sum(one != other for one, other in zip(*said, strict=True))
 
 
-def _said(folder: Path, study: Study, write: Callable[[Path, Cohort], str], images: Cohort) -> list[object]:
+def _said(
+    folder: Path,
+    study: Study,
+    write: Callable[[Path, Cohort], str],
+    images: Cohort,
+    settings: dict[str, int],
+) -> list[object]:
     log = logging.getLogger("fedveil.site")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -50,7 +58,7 @@ def _said(folder: Path, study: Study, write: Callable[[Path, Cohort], str], imag
         stack.callback(log.setLevel, level)
         stack.enter_context(mock.patch.dict(os.environ, {"FEDVEIL_CACHE": str(folder.parent / "cache")}))
         stack.enter_context(np.errstate(all="ignore"))
-        served = Served(folder, study, write, images)
+        served = Served(folder, study, write, images, **settings)
         stack.callback(served.service.ledger.close)
         stack.callback(served.service.finish)
         said: list[object] = [served.status()]

@@ -168,6 +168,11 @@ def logits_of_all_rows_at_once(stack: contextlib.ExitStack) -> None:
     _patch(stack, LinearHead, "logits_of", logits_of)
 
 
+def gradients_of_all_rows_at_once(stack: contextlib.ExitStack) -> None:
+    """The same product where a linear head's gradients are taken."""
+    _patch(stack, linear, "logits_by_image", lambda weights, columns: weights @ columns)
+
+
 def batches_of_who_is_left(stack: contextlib.ExitStack) -> None:
     """A network sees a batch of as many images as there are, be it one."""
     name = "filled_up" if hasattr(network_learner, "filled_up") else "at_least"
@@ -230,6 +235,11 @@ PLANTED = {
         Fault(
             "decisions on sums that round by how many rows there are",
             logits_of_all_rows_at_once,
+            ("pixels", "pixels, 3 classes"),
+        ),
+        Fault(
+            "gradients of a linear head from logits that round by how many rows there are",
+            gradients_of_all_rows_at_once,
             ("pixels", "pixels, 3 classes"),
         ),
         Fault("gradients of batches as small as who is left", batches_of_who_is_left, ("tuned",)),

@@ -94,7 +94,7 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
         masked = {} if unit == "site" else _masked(kind)
         for release in pair.terms.releases:
             run = _Run(
-                tries if not kind.network or _gradients(release) else tries // 3,
+                _share(kind, release, tries),
                 pair,
                 release,
                 generator,
@@ -122,6 +122,13 @@ def _rounding(kind: Kind, release: Release) -> float:
     return ROUNDING if kind.network and _gradients(release) else EXACT
 
 
+def _share(kind: Kind, release: Release, tries: int) -> int:
+    """Fewer tries where each takes many steps, or where a network's gradients are not asked for."""
+    if kind.network and not _gradients(release):
+        tries = tries // 3
+    return max(tries // release.steps_per_round, min(tries, 8))
+
+
 def _gradients(release: Release) -> bool:
     return release.name.startswith((TRAINING, PERSONAL)) and release.name != PERSONAL_CALIBRATION
 
@@ -133,7 +140,7 @@ def _answers(kind: Kind, seed: int, trial: int, generator: np.random.Generator) 
     what = str(generator.choice(ODD))
     both = odd_one(crowd.images, crowd.gone, what), without(crowd.images, "patient", crowd.gone)
     with tempfile.TemporaryDirectory() as folder:
-        count = differences(Path(folder), study, _files(crowd), both)
+        count = differences(Path(folder), study, _files(crowd), both, what)
     return Found(
         kind=kind.name,
         release="statuses and answers",

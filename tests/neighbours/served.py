@@ -18,9 +18,9 @@ from fedveil.study import Study
 class Served:
     """A hospital's service in this process, and what a coordinator gets from it, without what is drawn at random."""
 
-    def __init__(self, folder: Path, study: Study, write, images: Cohort) -> None:
+    def __init__(self, folder: Path, study: Study, write, images: Cohort, **settings: object) -> None:
         folder.mkdir(parents=True)
-        site = Hospital(folder, write, study.privacy.unit)
+        site = Hospital(folder, write, study.privacy.unit, **settings)
         site.cohorts(images)
         self.coordinator = Identity.create(folder.parent / "coordinator.key")
         edit(folder / "site.toml", coordinator=f'"{self.coordinator.public}"')

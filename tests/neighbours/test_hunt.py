@@ -19,12 +19,12 @@ def test_no_move_beyond_the_bound_is_found(name):
 def test_the_search_comes_near_the_bound():
     """A search that moved nothing would find nothing."""
     found = [one for trial in range(3) for one in search(KINDS["pixels"], SEED, trial)]
-    worst = collect(found)
-    assert all(one.moved.moved > 0.7 for one in worst.values())
-    assert worst["pixels", "training"].moved.moved > 0.999
+    moved = {release: one.moved.moved for (_, release), one in collect(found).items()}
+    assert moved["training"] > 0.999
+    assert min(moved["statistics"], moved["calibration"], moved["progress"]) > 0.7
 
 
-@pytest.mark.parametrize("name", ["pixels, files", "own models", "answers"])
+@pytest.mark.parametrize("name", ["pixels, files", "averaging, sampled", "answers"])
 def test_a_search_is_repeated_by_its_seed(name):
     first, second = (list(search(KINDS[name], SEED, 2)) for _ in range(2))
     assert first == second

@@ -1,5 +1,6 @@
 """Sums as they are masked: whole numbers on a grid, encoded and decoded by the product, with noise left off."""
 
+import math
 from unittest import mock
 
 import numpy as np
@@ -21,7 +22,7 @@ def moved_on_the_grid(release: Release, total: Vector, rest: Vector) -> float:
     integer = release.integer
     assert integer is not None
     decoded = [_decoded(release, one) for one in (total, rest)]
-    allowed = np.sqrt(len(total)) * integer.step
+    allowed = math.sqrt(len(total)) * integer.step
     return max(0.0, float(np.linalg.norm(decoded[0] - decoded[1])) - allowed) / release.mechanism.clip_norm
 
 
