@@ -19,9 +19,8 @@ from fedveil.study import Study
 
 __all__ = ["ODD", "differences", "odd_one"]
 
-ODD = ("file", "label", "overlap", "number")
-"""What may be odd beside a file: a label that no study knows, a patient both trained and tested on, one
-patient more than the budget is kept for."""
+ODD = ("file", "label", "overlap")
+"""What may be odd beside a file: a label that no study knows, a patient both trained and tested on."""
 
 
 def odd_one(images: Cohort, gone: str, what: str) -> Cohort:
@@ -36,11 +35,16 @@ def odd_one(images: Cohort, gone: str, what: str) -> Cohort:
 
 
 def differences(
-    folder: Path, study: Study, write: Callable[[Path, Cohort], str], both: tuple[Cohort, Cohort], what: str
+    folder: Path,
+    study: Study,
+    write: Callable[[Path, Cohort], str],
+    both: tuple[Cohort, Cohort],
+    settings: dict[str, int],
 ) -> int:
     """How many of a hospital's statuses and answers differ."""
-    most = {"max_units": len({one.patient for one in both[1]})} if what == "number" else {}
-    said = [_said(folder / str(number) / "north", study, write, one, most) for number, one in enumerate(both)]
+    said = [
+        _said(folder / str(number) / "north", study, write, one, settings) for number, one in enumerate(both)
+    ]
     return sum(one != other for one, other in zip(*said, strict=True))
 
 

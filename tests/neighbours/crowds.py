@@ -12,8 +12,8 @@ has 49."""
 LARGEST = (1, 9, 33, 65, 129, 257, 300, 1000)
 """Images of the patient who has most; gradients of a unit beyond 256 are taken in pieces."""
 STYLES = ("smooth", "alike", "pairs", "twins")
-FILES = ("whole", "whole", "colour", "transparent", "damaged", "empty", "deep")
-"""What is odd about one file of one patient."""
+FILES = ("whole", "colour", "transparent", "damaged", "empty", "deep", "number")
+"""What is odd about one file of one patient; or that they are one patient more than the budget is kept for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,12 @@ class Crowd:
     gone: str
     odd: str
     words: str
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What the hospital's settings say of this cohort."""
+        others = {one.patient for one in self.images} - {self.gone}
+        return {"max_units": len(others)} if self.odd == "number" else {}
 
 
 def draw_crowd(

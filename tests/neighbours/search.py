@@ -86,7 +86,7 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
     with (
         kind.within(),
         tempfile.TemporaryDirectory() as folder,
-        open_pair(Path(folder) / "pair", study, write, both, "") as pair,
+        open_pair(Path(folder) / "pair", study, write, both, **crowd.settings) as pair,
     ):
         if pair.whole is None and pair.less is None:
             return
@@ -140,7 +140,7 @@ def _answers(kind: Kind, seed: int, trial: int, generator: np.random.Generator) 
     what = str(generator.choice(ODD))
     both = odd_one(crowd.images, crowd.gone, what), without(crowd.images, "patient", crowd.gone)
     with tempfile.TemporaryDirectory() as folder:
-        count = differences(Path(folder), study, _files(crowd), both, what)
+        count = differences(Path(folder), study, _files(crowd), both, crowd.settings)
     return Found(
         kind=kind.name,
         release="statuses and answers",
