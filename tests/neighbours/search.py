@@ -126,7 +126,7 @@ def _share(kind: Kind, release: Release, tries: int) -> int:
     """Fewer tries where each takes many steps, or where a network's gradients are not asked for."""
     if kind.network and not _gradients(release):
         tries = tries // 3
-    return max(tries // release.steps_per_round, min(tries, 8))
+    return max(1, tries // release.steps_per_round, min(tries, 3 if kind.network else 8))
 
 
 def _gradients(release: Release) -> bool:
