@@ -51,7 +51,7 @@ def draw_crowd(
         odd: whether a file may be odd; the cohort then has to be written as files.
         exactly: so many images are trained on, one a patient; 0 for any number.
     """
-    plan = _one_each(exactly) if exactly else _plan(generator, most)
+    plan = _one_each(exactly) if exactly else _plan(generator, most, len(classes))
     maker = _Maker(classes, plan.style, generator, mixed=plan.mixed)
     maker.add("large", plan.large, "test" if plan.tested else "train")
     maker.add("tested-0", 2, "test")
@@ -94,15 +94,17 @@ def _one_each(count: int) -> _Plan:
     return _Plan("smooth", 1, count - 2, 1, mixed=True, tested=False)
 
 
-def _plan(generator: np.random.Generator, most: int) -> _Plan:
+def _plan(generator: np.random.Generator, most: int, classes: int) -> _Plan:
     """Now and then what moved others most in earlier versions: one with many images among many who are alike, or a few
     with one image each, who fill a small batch or leave one over."""
     kind = generator.random()
-    if kind < 0.2:
+    if kind < 0.15:
         return _Plan("smooth", 1, int(generator.integers(3, 40)), 1, mixed=True, tested=False)
-    if kind < 0.45:
+    if kind < 0.5:
         large = int(generator.choice([one for one in LARGEST if 9 <= one <= most * 3 / 4] or [most // 2]))
-        each = int(generator.integers(1, 3))
+        each = (
+            classes if generator.random() < 0.7 else 1
+        )  # one image of every class, so that gradients cancel
         style = str(generator.choice(["alike", "pairs"]))
         return _Plan(style, large, min(most - large, 300), each, mixed=each > 1, tested=False, hard=True)
     style, large = (

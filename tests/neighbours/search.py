@@ -125,7 +125,7 @@ def _rounding(kind: Kind, release: Release) -> float:
 def _share(kind: Kind, release: Release, tries: int) -> int:
     """Fewer tries where each takes many steps, or where a network's gradients are not asked for."""
     if kind.network and not _gradients(release):
-        tries = tries // 3
+        tries = max(1, tries // 3)
     return max(1, tries // release.steps_per_round, min(tries, 3 if kind.network else 8))
 
 
