@@ -11,7 +11,7 @@ BOUNDARIES = (16, 32, 49, 64, 128, 256, 512)
 has 49."""
 LARGEST = (1, 9, 33, 65, 129, 257, 300, 1000)
 """Images of the patient who has most; gradients of a unit beyond 256 are taken in pieces."""
-STYLES = ("smooth", "alike", "pairs", "twins")
+STYLES = ("smooth", "alike", "pairs", "twins", "same")
 FILES = ("whole", "colour", "transparent", "damaged", "empty", "deep", "number")
 """What is odd about one file of one patient; or that they are one patient more than the budget is kept for."""
 
@@ -105,7 +105,7 @@ def _plan(generator: np.random.Generator, most: int, classes: int) -> _Plan:
         each = (
             classes if generator.random() < 0.7 else 1
         )  # one image of every class, so that gradients cancel
-        style = str(generator.choice(["alike", "pairs"]))
+        style = str(generator.choice(["alike", "pairs", "same"]))
         return _Plan(style, large, min(most - large, 300), each, mixed=each > 1, tested=False, hard=True)
     style, large = (
         str(generator.choice(STYLES)),
@@ -155,8 +155,11 @@ class _Maker:
             self.found.append(Image(name, patient, self._classes[code % len(self._classes)], pixels, split))
 
     def _pictures(self, count: int) -> np.ndarray:
-        """`alike`: all nearly one image; `pairs`: every patient has the same two; `twins`: one image each, repeated."""
-        if self._style == "alike":
+        """`alike`: all nearly one image; `pairs`: every patient has the same two; `twins`: one image each, repeated;
+        `same`: one image of everybody."""
+        if self._style == "same":
+            changed = np.repeat(self._base[None], count, axis=0)
+        elif self._style == "alike":
             changed = self._base + (self._generator.random((count, SIZE, SIZE)) < 0.02)
         elif self._style == "pairs":
             changed = np.stack([self._base + (1 if i % 2 else -1) * self._step for i in range(count)])
