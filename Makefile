@@ -4,13 +4,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test install check bench format clean
+.PHONY: demo test hunt install check bench format clean
 
 demo: install  ## install, then train on the built-in synthetic images and write a report
 	$(BIN)/fedveil demo
 
 test: install  ## every test
 	$(BIN)/python -m pytest
+
+SECONDS := 1800
+SEED := 1
+
+hunt: install  ## search for whoever moves a sum further than noise allows; one JSON line a release
+	$(BIN)/python -m tests.neighbours.hunt --seconds $(SECONDS) --seed $(SEED)
 
 install: $(STAMP)  ## a virtual environment with the pinned versions
 

@@ -5,16 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.deploy.hospital import SITES, edit
 from tests.neighbours.cohorts import Cohort
 from tests.neighbours.harness import Hospital, Opened, make_offer
+from tests.neighbours.served import Served
 
-from fedveil import __version__
-from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
-from fedveil.deploy.service import open_service
-from fedveil.federation import Declined, Reply, Request, Terms
-from fedveil.federation.wire import Frame, decode, encode, pack, unpack
-from fedveil.privacy import Ledger
+from fedveil.federation import Terms
 from fedveil.study import Study
 
 Both = tuple[Opened, Opened, Terms]
@@ -46,54 +41,6 @@ def open_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         return found[0], found[1], terms
 
     return opened
-
-
-class Served:
-    """A hospital's service in this process, and what a coordinator gets from it, without what is drawn at random."""
-
-    def __init__(self, folder: Path, study: Study, write, images: Cohort) -> None:
-        folder.mkdir(parents=True)
-        site = Hospital(folder, write, study.privacy.unit)
-        site.cohorts(images)
-        self.coordinator = Identity.create(folder.parent / "coordinator.key")
-        edit(folder / "site.toml", coordinator=f'"{self.coordinator.public}"')
-        offer = make_offer(study)
-        self.terms = offer.terms()
-        self.service = open_service(folder, Ledger(folder / "ledger.jsonl"))
-        self._send(encode(Frame("offer", {**offer.to_dict(), "nonce": "n"})))
-        self.service.studies.approve(self.terms.digest)
-
-    def _send(self, message: bytes) -> Frame:
-        answer = self.service.answer(self.coordinator.seal(message, FROM_COORDINATOR))
-        return decode(unseal(answer, signer=self.service.identity.public, purpose=FROM_SITE)[0])
-
-    def status(self) -> str:
-        """How the study stands here, once the service has looked at its images."""
-        head = {"study": self.terms.digest, "nonce": "n", "receipt": None, "version": __version__}
-        self._send(encode(Frame("hello", head)))
-        self.service._opening[self.terms.digest].join()
-        return self._send(encode(Frame("hello", head))).head["status"]
-
-    def ask(self, release: str, attempt: int, parameters) -> tuple[object, ...]:
-        """Kind, fields and code of an answer, and the shape of its vector."""
-        request = Request(
-            study=self.terms.digest,
-            release=release,
-            round=1,
-            attempt=attempt,
-            participants=SITES,
-            parameters=parameters,
-        )
-        frame = self._send(pack(request))
-        answer = unpack(frame.blobs["answer"], Reply | Declined)
-        if isinstance(answer, Declined):
-            return "Declined", answer.release, answer.round, answer.attempt, answer.code
-        receipt = {
-            key: value for key, value in frame.head["receipt"].items() if key not in ("answer", "hash")
-        }
-        assert receipt["cost"]["steps"] == self.terms.release(release).steps_per_round
-        shape, kind = answer.vector.shape, str(answer.vector.dtype)
-        return "Reply", answer.release, answer.round, answer.attempt, shape, kind
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.neighbours.cohorts import SIZE, Image, cohort, manifest, without
-from tests.neighbours.harness import PIXELS, make_study, without_noise
+from tests.neighbours.harness import PIXELS, make_study, start, without_noise
 
 TWO, FOUR = ("ill", "normal"), ("a", "b", "c", "d")
 CNN = 'network = "cnn"'
@@ -55,10 +55,7 @@ def test_what_is_said_beside_the_sums_is_the_same(open_hospital, model, gone):
         hospital = open_hospital(study, manifest("patient", "split"), one)
         said = [hospital.status()]
         for number, release in enumerate(hospital.terms.releases, 1):
-            parameters = np.zeros(release.parameters)
-            if release.name in ("progress", "evaluation"):
-                parameters[: len(FOUR)] = 1
-            said.append(hospital.ask(release.name, number, parameters))
+            said.append(hospital.ask(release.name, number, start(study, release)))
         said.append(hospital.ask("training", 99, np.full(3, 1e300)))
         answers.append(said)
     assert answers[0][0] == "ready"
@@ -90,7 +87,6 @@ def test_a_hospital_left_with_nobody_to_test_says_so_to_nobody(open_hospital):
     answers = []
     for one in (images, without(images, "patient", "tested")):
         hospital = open_hospital(study, manifest("patient", "split"), one)
-        parameters = np.zeros(hospital.terms.release("evaluation").parameters)
-        parameters[:2] = 1
+        parameters = start(study, hospital.terms.release("evaluation"))
         answers.append([hospital.status(), hospital.ask("evaluation", 1, parameters)])
     assert answers[0] == answers[1] == ["ready", ("Reply", "evaluation", 1, 1, (20,), "float64")]

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from tests.neighbours.checks import adversaries, check_neighbours
 from tests.neighbours.cohorts import cohort, manifest, npz, with_other_hospital, without
-from tests.neighbours.harness import Opened, adversaries, check_neighbours, without_noise
+from tests.neighbours.harness import Opened, without_noise
 
 from fedveil.federation import HospitalUnits
 from fedveil.federation.contributions import Contributions

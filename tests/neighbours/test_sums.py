@@ -1,6 +1,7 @@
 """One unit more or less moves no release by more than its noise is for: every reader, unit, model and release."""
 
 import pytest
+from tests.neighbours.checks import check_alone, check_neighbours
 from tests.neighbours.cohorts import (
     SPECIAL,
     cohort,
@@ -14,7 +15,7 @@ from tests.neighbours.cohorts import (
     with_other_hospital,
     without,
 )
-from tests.neighbours.harness import PIXELS, SHARES, check_alone, check_neighbours, make_offer, make_study
+from tests.neighbours.harness import PIXELS, SHARES, make_offer, make_study
 
 TWO, FOUR = ("ill", "normal"), ("a", "b", "c", "d")
 READERS = {

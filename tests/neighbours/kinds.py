@@ -1,0 +1,107 @@
+"""The kinds of models that the search goes through, as study files name them."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tests.neighbours.harness import PIXELS, SHARES, make_study
+from tests.neighbours.positions import POSITIONS, positions
+
+from fedveil.study import Study
+
+TWO, THREE, FOUR = ("ill", "normal"), ("a", "b", "c"), ("a", "b", "c", "d")
+OWN = "\npersonal_share = 0.2\npersonal_calibration_share = 0.1"
+CALIBRATED = SHARES + "\ncalibration_share = 0.1"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A model and how it is trained.
+
+    Attributes:
+        name: in the lines that the search prints.
+        settings: for `make_study`.
+        most: images in a cohort.
+        tries: parameters that are tried for each release of one cohort.
+        files: whether images are files, of which one may be odd, rather than one array.
+        slow: left out of the short search.
+        answers: what is compared is what a hospital's service says, not a sum.
+        cohorts: of the short search.
+        trained: so many images are trained on, one a patient; 0 for any number.
+        within: a context in which the study's network is built; for one that no study file can name.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    most: int = 1400
+    tries: int = 60
+    files: bool = False
+    slow: bool = False
+    answers: bool = False
+    cohorts: int = 1
+    trained: int = 0
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def study(self, trust: str = "site") -> Study:
+        """The study file."""
+        return make_study(**{"classes": TWO, **self.settings, "trust": trust})
+
+    @property
+    def network(self) -> bool:
+        """Whether sums are in single precision."""
+        return "network" in self.settings.get("model", "")
+
+
+def _linear(name: str, **settings: Any) -> Kind:
+    return Kind(name, {"model": PIXELS, **settings}, cohorts=3)
+
+
+def _network(name: str, network: str, **changes: Any) -> Kind:
+    settings = {"model": f'network = "{network}"', **changes.pop("settings", {})}
+    return Kind(name, settings, **{"most": 260, "tries": 12, **changes})
+
+
+LINEAR = (
+    _linear("pixels", privacy=CALIBRATED),
+    _linear("pixels, 3 classes", classes=THREE, privacy=CALIBRATED),
+    _linear("pixels, images", unit="image", classes=FOUR),
+    _linear("pixels, site", unit="site"),
+    _linear("pixels, sampled", training="sampling_rate = 0.3"),
+    _linear("one shot", classes=THREE, training='method = "one-shot"', privacy="evaluation_share = 0.1"),
+    _linear("averaging", training='method = "averaging"\nunits = 20\nlocal_steps = 2'),
+    _linear("averaging, sampled", training='method = "averaging"\nunits = 20\nsampling_rate = 0.4'),
+    _linear("averaging, site", unit="site", training='method = "averaging"\nsampling_rate = 1.0'),
+    _linear("own models", classes=THREE, training="units = 20", privacy=SHARES + OWN),
+    replace(_linear("pixels, files", privacy=CALIBRATED), files=True, most=150, tries=10, cohorts=8),
+    replace(_linear("pixels, colour", channels=3), files=True, most=100, tries=10),
+    Kind("scattering", {"model": 'features = "scattering"', "classes": THREE}, most=120, tries=40),
+    Kind("efficientnet features", {"model": 'features = "efficientnet-lite0"'}, most=120, slow=True),
+)
+NETWORKS = (
+    _network("cnn", "cnn", settings={"training": 'clipping = "flat"', "classes": THREE}),
+    _network("cnn, automatic", "cnn", settings={"training": 'clipping = "automatic"\nviews = 2'}),
+    _network("cnn, per layer", "cnn", settings={"training": 'clipping = "per-layer"'}, slow=True),
+    _network("cnn, sampled", "cnn", settings={"training": "sampling_rate = 0.3"}, slow=True),
+    _network("cnn, images", "cnn", settings={"unit": "image"}, slow=True),
+    _network("cnn, site", "cnn", settings={"unit": "site"}, slow=True),
+    _network(
+        "cnn, averaging",
+        "cnn",
+        settings={"training": 'method = "averaging"\nunits = 20\nlocal_steps = 2'},
+        slow=True,
+    ),
+    _network(
+        "cnn, own models",
+        "cnn",
+        settings={"training": "units = 20\nsampling_rate = 1.0", "privacy": SHARES + OWN},
+        slow=True,
+    ),
+    _network("cnn, files", "cnn", files=True, most=60, tries=3, cohorts=4),
+    _network("tuned", "efficientnet-lite0", most=300, tries=30),
+    _network("positions", "cnn", trained=POSITIONS, within=positions),
+    _network("resnet18", "resnet18", most=60, tries=4, slow=True),
+    _network("densenet121", "densenet121", most=20, tries=2, slow=True),
+)
+ANSWERS = (Kind("answers", {"model": PIXELS, "classes": FOUR}, most=60, files=True, answers=True, cohorts=8),)
+KINDS = {kind.name: kind for kind in (*LINEAR, *NETWORKS, *ANSWERS)}
