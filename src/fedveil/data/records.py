@@ -11,6 +11,7 @@ from fedveil.data.files import FileImages
 from fedveil.data.holdout import draw_test_patients
 from fedveil.data.stack import ImageStack
 from fedveil.errors import DataError, InvalidValue
+from fedveil.names import check_site_name
 
 __all__ = [
     "SPLITS",
@@ -103,6 +104,7 @@ def find_problems(records: Records, options: Options) -> Iterator[Problem]:
     if records.patients is not None and not options.allow_patient_overlap:
         yield from _overlaps(records)
     yield from _label_problems(records, options)
+    yield from _site_problems(records)
     if records.sites is not None and records.splits is not None:
         sites = np.array(records.sites)
         for site in sorted(set(records.sites) - set(sites[records.splits == TRAIN])):
@@ -112,6 +114,16 @@ def find_problems(records: Records, options: Options) -> Iterator[Problem]:
                 "every site needs at least one",
                 "give it training images, or leave its rows out",
             )
+
+
+def _site_problems(records: Records) -> Iterator[Problem]:
+    """Names that could be taken for another site's, or for a path: a site's ledger is a file of its name."""
+    for site in sorted(set(records.sites or ())):
+        try:
+            check_site_name(site)
+        except InvalidValue as error:
+            place = records.place((records.sites or ()).index(site))
+            yield Problem(place, error.found, error.rule, error.remedy)
 
 
 def _overlaps(records: Records) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from fedveil.errors import InvalidValue
+from fedveil.names import check_site_names
 from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsilon
 
 __all__ = [
@@ -239,6 +240,7 @@ class Terms:
                 "a study needs sites with different names",
                 "name each hospital once",
             )
+        check_site_names(self.sites)
         if not 1 <= self.min_sites <= len(self.sites):
             raise InvalidValue(
                 f"min_sites is {self.min_sites}",
