@@ -136,13 +136,13 @@ class Site:
 
     def _check_budget(self, terms: Terms, ledger: Ledger) -> None:
         """Check that the whole study fits; one that has begun already is checked charge by charge."""
-        charges = [charge for charge in ledger.state.charges if charge.study == terms.title]
+        charges = [charge for charge in ledger.state.charges if terms.charged_to(charge)]
         asked, served = Counter[str](), 0
         for charge in charges:
             asked[release_of(charge.label)] += charge.mechanism.steps
             served = max(served, int(charge.label.split(ATTEMPT)[1]))
         self._asked[terms.digest], self._served[terms.digest] = asked, served
-        if not charges:
+        if not any(charge.study == terms.title for charge in charges):
             ledger.admit(*(release.mechanism for release in terms.releases))
 
     def handle(self, message: Message) -> Answer:
@@ -358,5 +358,5 @@ class Site:
 
 def _has(ledger: Ledger, terms: Terms, release: str) -> bool:
     """Whether the study was charged for a release, by this process or one before it."""
-    made = (charge.label for charge in ledger.state.charges if charge.study == terms.title)
+    made = (charge.label for charge in ledger.state.charges if terms.charged_to(charge))
     return any(release_of(label) == release for label in made)

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedveil.errors import InvalidValue
 from fedveil.names import check_site_names
-from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsilon
+from fedveil.privacy import Charge, Guarantee, IntegerMechanism, Mechanism, Trust, epsilon
 
 __all__ = [
     "CALIBRATION",
@@ -301,8 +301,22 @@ class Terms:
 
     @property
     def title(self) -> str:
-        """The study in a ledger: its name, and the start of its digest, since names repeat."""
-        return f"{self.name} {self.digest[:12]}"
+        """The study in a ledger: its name, and its whole digest, which alone tells it from every other study."""
+        return f"{self.name} {self.digest}"
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """What a ledger may call this study: its title, and what earlier versions wrote, with 12 digits of the digest.
+
+        Two studies that agree in 12 digits are made in minutes. So a line of the old kind counts **against** a study in
+        whatever limits it (what it was charged, which attempts it was served, what is made once), and counts **beside**
+        it, as another study's, where studies are added up. See `charged_to`.
+        """
+        return self.title, f"{self.name} {self.digest[:12]}"
+
+    def charged_to(self, charge: Charge) -> bool:
+        """Whether a ledger's charge is this study's, or may be: to be counted against its limits, never in its favour."""
+        return charge.study in self.titles
 
     @property
     def main(self) -> Release:

@@ -112,13 +112,13 @@ class LedgerState:
         """The names of all studies that were charged, in order of their first charge."""
         return tuple(dict.fromkeys(charge.study for charge in self.charges))
 
-    def spent(self, study: str | None = None, *, delta: float | None = None) -> float:
-        """Epsilon of all charges together, or of one study's, at the budget's delta if none is given."""
-        return self._price([charge.mechanism for charge in self._of(study)], delta)
+    def spent(self, *studies: str, delta: float | None = None) -> float:
+        """Epsilon of all charges together, or of some studies', at the budget's delta if none is given."""
+        return self._price([charge.mechanism for charge in self._of(studies)], delta)
 
-    def spent_alone(self, study: str | None = None, *, delta: float | None = None) -> float:
+    def spent_alone(self, *studies: str, delta: float | None = None) -> float:
         """The same if everyone but the site colludes: what the site's own noise guarantees."""
-        alone = [charge.alone for charge in self._of(study)]
+        alone = [charge.alone for charge in self._of(studies)]
         known = [mechanism for mechanism in alone if mechanism is not None]
         return self._price(known, delta) if len(known) == len(alone) else math.inf
 
@@ -134,8 +134,8 @@ class LedgerState:
         mixed = len(kinds) > 1 and any(rate < 1 for _, rate in kinds)
         return self.budget.delta * (2 if mixed and len(self.studies) > 1 else 1)
 
-    def _of(self, study: str | None) -> list[Charge]:
-        return [charge for charge in self.charges if study is None or charge.study == study]
+    def _of(self, studies: tuple[str, ...]) -> list[Charge]:
+        return [charge for charge in self.charges if not studies or charge.study in studies]
 
     def _price(self, mechanisms: Iterable[Mechanism], delta: float | None) -> float:
         released = [one.for_unit(self.budget.unit) for one in mechanisms]
