@@ -41,7 +41,9 @@ def test_a_manifest_with_such_a_site_is_refused_when_it_is_read(tmp_path: Path, 
     for number in range(8):
         Image.fromarray(np.full((8, 8), 9 * number, np.uint8)).save(tmp_path / f"{number}.png")
         split = "test" if number > 5 else "train"
-        rows.append(f"{number}.png,{('a', 'b')[number % 2]},p{number},{site if number < 4 else 'south'},{split}")
+        rows.append(
+            f"{number}.png,{('a', 'b')[number % 2]},p{number},{site if number < 4 else 'south'},{split}"
+        )
     (tmp_path / "images.csv").write_text("\n".join(rows))
     with pytest.raises(DataError, match="a site is called"):
         load("images.csv", image_size=8, base=tmp_path)
@@ -55,7 +57,9 @@ def test_no_ledger_leaves_its_folder(tmp_path: Path, name: str) -> None:
             place(name)
 
 
-@pytest.mark.parametrize("names", [("../../x", "b", "c"), ("n\u043erth", "north", "c"), ("North", "north", "c")])
+@pytest.mark.parametrize(
+    "names", [("../../x", "b", "c"), ("n\u043erth", "north", "c"), ("North", "north", "c")]
+)
 def test_terms_hold_no_such_name(names: tuple[str, ...]) -> None:
     with pytest.raises(InvalidValue):
         replace(make_terms("site"), sites=names, min_sites=2)

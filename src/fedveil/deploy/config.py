@@ -131,6 +131,7 @@ class SiteConfig(_Table):
             trusts=frozenset(self.policy.trust),
             min_sites=self.policy.min_sites,
             max_dimension=self.policy.max_dimension,
+            max_units=None if self.budget.unit == "site" else self.budget.max_units,
         )
 
     def check(self, terms: Terms) -> None:

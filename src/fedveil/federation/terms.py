@@ -315,7 +315,7 @@ class Terms:
         return self.title, f"{self.name} {self.digest[:12]}"
 
     def charged_to(self, charge: Charge) -> bool:
-        """Whether a ledger's charge is this study's, or may be: to be counted against its limits, never in its favour."""
+        """Whether a ledger's charge is this study's, or may be: counted against its limits, never in its favour."""
         return charge.study in self.titles
 
     @property

@@ -172,7 +172,9 @@ class Payment:
         for attempt in itertools.count(1):
             folder = directory / UNDER_WAY / f"{_key(setting)}-{attempt}"
             terms = self.bill.terms(setting, attempt)
-            if not folder.exists() and any(terms.charged_to(c) for one in ledgers.values() for c in one.state.charges):
+            if not folder.exists() and any(
+                terms.charged_to(c) for one in ledgers.values() for c in one.state.charges
+            ):
                 continue  # its checkpoint is lost, what it was charged is not
             study = self.bill.study(setting, attempt)
             try:
