@@ -10,6 +10,7 @@ from fedveil.deploy.identity import check_public_key
 from fedveil.deploy.local import Address
 from fedveil.errors import InvalidValue, Refused
 from fedveil.federation import Policy, Terms, default_min_honest
+from fedveil.names import SITE_NAME
 from fedveil.privacy import Trust, Unit
 
 __all__ = ["BudgetTable", "CohortTable", "PolicyTable", "SiteConfig", "SiteTable"]
@@ -24,7 +25,7 @@ class _Table(BaseModel):
 class SiteTable(_Table):
     """Who this hospital is, whom it answers, and where its service listens."""
 
-    name: str = Field(min_length=1, max_length=80, pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=f"^{SITE_NAME}$")
     coordinator: str = ""
     listen: str = "unix:site.sock"
     group: str | None = None
