@@ -247,7 +247,7 @@ def plan_payment(data: Prepared, grid: Grid, paid: float | None, directory: Path
         raise StudyError(
             f"this sweep's ledgers are kept per {recorded[0].unit}, and it goes on per {grid.unit[0]}",
             "a ledger has one unit",
-            "begin another sweep in another directory; both cost the patients, together",
+            f"sweep per {recorded[0].unit}; other ledgers for the same patients would not count what these spent",
         )
     if not 0 < paid < math.inf:
         raise StudyError(
