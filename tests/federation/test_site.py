@@ -22,6 +22,7 @@ from fedveil.federation.messages import CHARGED_FIELDS, PUBLIC_FIELDS
 from fedveil.learning import HeldOut
 from fedveil.learning.score_histogram import BINS
 from fedveil.privacy import Budget, Guarantee, IntegerMechanism, Ledger, Mechanism, epsilon
+from fedveil.privacy.subsampled import filter_epsilon
 
 
 def ask(terms, **changes):
@@ -416,3 +417,31 @@ def test_whole_numbers_must_be_those_that_are_priced():
         Release(name="training", mechanism=cheap, dimension=4, parameters=4, integer=integer)
     with pytest.raises(InvalidValue, match="executed"):
         Release(name="training", mechanism=integer.mechanism, dimension=5, parameters=4, integer=integer)
+
+
+def mixture(delta=1e-5):
+    """A study of one full sum and sampled rounds, at the smallest target that its plan meets."""
+    training = Release(name="training", mechanism=Mechanism(1.5, 1.0, 20, 0.1), dimension=6, parameters=6)
+    statistics = Release(name="statistics", mechanism=Mechanism(6.0, 1.0, 1), dimension=2, parameters=0)
+    plan = [training.mechanism, statistics.mechanism]
+    target = Guarantee(epsilon(plan, delta, adaptive=True), delta, "patient", "site")
+    return make_terms(releases=(statistics, training), target=target)
+
+
+@pytest.mark.parametrize(
+    ("name", "others"), [("statistics", {}), ("training", {}), ("training", {"statistics": 1})]
+)
+def test_releases_that_are_repeated_cost_a_mixture_no_second_delta(name, others):
+    """One filter prices every course of events, the plan and what a coordinator makes of it: delta counts once."""
+    terms = mixture()
+    steps = max(count for count in range(1, 400) if terms.affords({name: count, **others}))
+    made = [terms.release(one).mechanism.with_steps(count) for one, count in {name: steps, **others}.items()]
+    parts = tuple((one.noise_multiplier, one.sampling_rate, one.steps) for one in made)
+    assert filter_epsilon(parts, terms.target.delta) <= terms.target.epsilon
+    assert steps >= terms.release(name).mechanism.steps
+    more = [terms.release(name).mechanism.with_steps(steps + 1), *made[1:]]
+    assert epsilon(more, terms.target.delta, adaptive=True, mixed=True) > terms.target.epsilon
+    if not others:
+        assert epsilon(more, terms.target.delta, adaptive=True) < terms.target.epsilon, (
+            "priced alone it would pass"
+        )

@@ -46,7 +46,7 @@ def show(path: LedgerFile, as_json: AsJson = False) -> None:
         console.print(f"spent:  epsilon {format_epsilon(state.spent())} in {len(state.charges)} charges")
         if state.delta > state.budget.delta:
             console.print(
-                f"delta:  {state.delta:g}, twice the budget's, since unlike sampled mechanisms were charged"
+                f"delta:  {state.delta:g}, twice the budget's, since several studies were charged and one samples units"
             )
         console.print(f"alone:  epsilon {format_epsilon(state.spent_alone())} if everyone else colludes\n")
         console.print(table)

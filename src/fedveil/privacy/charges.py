@@ -124,15 +124,15 @@ class LedgerState:
 
     @property
     def delta(self) -> float:
-        """What the budget's epsilon holds at: its delta, or twice that where studies mix sampled mechanisms.
+        """What the budget's epsilon holds at: its delta, or twice that where several studies share it and one samples.
 
-        What one study releases is fixed beforehand. Whether a hospital admits another, which makes it a mixture, may
-        depend on what the first released: courses of events in which it does not have delta, and those in which it
-        does, priced by `fedveil.privacy.subsampled.filter_epsilon`, have delta again.
+        What one study costs is filtered as a whole, see `fedveil.federation.Terms.affords`. Whether a hospital admits
+        another, which may make a mixture, can depend on what the first released: courses of events in which it does not
+        have delta, and those in which it does, priced by `fedveil.privacy.subsampled.filter_epsilon`, have delta again.
+        Both count, whichever came about.
         """
-        kinds = {(one.mechanism.noise_multiplier, one.mechanism.sampling_rate) for one in self.charges}
-        mixed = len(kinds) > 1 and any(rate < 1 for _, rate in kinds)
-        return self.budget.delta * (2 if mixed and len(self.studies) > 1 else 1)
+        samples = any(charge.mechanism.sampling_rate < 1 for charge in self.charges)
+        return self.budget.delta * (2 if samples and len(self.studies) > 1 else 1)
 
     def _of(self, studies: tuple[str, ...]) -> list[Charge]:
         return [charge for charge in self.charges if not studies or charge.study in studies]
