@@ -1,5 +1,7 @@
 """A person approves: by the whole digest, keys that were compared, images that they know of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.deploy.hospital import SITES, Hospital, MakeHospital
@@ -8,6 +10,8 @@ from typer.testing import CliRunner
 from fedveil.cli.main import app
 from fedveil.deploy.identity import Identity, fingerprint
 from fedveil.deploy.peers import Peers
+from fedveil.deploy.review import review
+from fedveil.deploy.studies import Listed
 from fedveil.federation.wire import Frame, encode
 
 
@@ -124,3 +128,11 @@ def test_a_source_that_is_gone_is_told_too(make_hospital):
     code, text = approve(hospital, "--yes")
     assert (code, is_approved(hospital)) == (2, False)
     assert "images.npz" in text
+
+
+def test_what_a_round_needs_is_said_of_many_hospitals_too(make_hospital):
+    """Beyond 64 hospitals the default guarantee asks for more of them than two thirds."""
+    hospital = make_hospital(trust="secure-aggregation", min_sites=3)
+    offer = replace(hospital.offer, sites=("north", *(f"site-{number}" for number in range(99))))
+    found = review(hospital.service.config, Listed("0" * 64, offer, offer.terms(), None))
+    assert any("a round needs 73" in line for line in found.sentences)

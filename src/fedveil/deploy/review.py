@@ -9,6 +9,7 @@ from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.studies import Listed
 from fedveil.errors import FedveilError, InvalidValue
 from fedveil.federation import KEPT, Terms
+from fedveil.federation.secure import session_of
 from fedveil.privacy import Guarantee, LedgerState, Mechanism, epsilon, operational_risk, verify_ledger
 
 __all__ = ["Review", "review"]
@@ -42,6 +43,8 @@ class Review:
         """The review as a person reads it."""
         terms, budget = self.listed.terms, self.state.budget
         needed = next(count for count in range(1, len(terms.sites) + 1) if terms.enough(count))
+        if terms.trust == "secure-aggregation":  # beyond 64 sites a sparse session needs more
+            needed = max(needed, session_of(terms, terms.sites, 0, 1).min_survivors)
         rounds = " and ".join(
             f"{r.mechanism.steps} x {r.name} ({r.dimension:,} numbers)" for r in terms.releases
         )

@@ -140,8 +140,8 @@ class Release:
     Attributes:
         name: what is released: `STATISTICS`, one sum before training; `TRAINING`, and further phases of it (see
             `phase_name`); `PROGRESS`, how many units the model has right so far; `CALIBRATION`, one sum after;
-            `EVALUATION`, one sum over the patients that hospitals hold out; `PERSONAL` and `PERSONAL_CALIBRATION`, what a
-            site makes of the finished model for itself.
+            `EVALUATION`, one sum over the patients held out; `PERSONAL` and `PERSONAL_CALIBRATION`, what a site makes
+            of the finished model for itself.
         mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.
