@@ -9,7 +9,8 @@ from PIL import Image
 from tests.federation.toy import make_terms
 
 from fedveil.data import load
-from fedveil.errors import DataError, InvalidValue
+from fedveil.deploy.receipts import Receipt
+from fedveil.errors import DataError, FederationError, InvalidValue, StudyError
 from fedveil.names import check_site_name
 from fedveil.study import RunDirectory, Study
 
@@ -67,7 +68,14 @@ def test_terms_hold_no_such_name(names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["..", "t\u043ey", "a/b", "", " toy"])
 def test_a_study_of_such_a_name_is_refused(name: str) -> None:
-    from fedveil.errors import StudyError
-
     with pytest.raises(StudyError):
         Study.parse(f'[study]\nname = "{name}"')
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", ".."])
+def test_no_receipt_leaves_its_folder(name: str) -> None:
+    values = {"study": "s", "release": "training", "round": 1, "attempt": 1, "answer": "a", "cost": None}
+    values |= {"seq": 1, "hash": "h"}
+    assert Receipt.from_dict({**values, "site": "north"}).site == "north"
+    with pytest.raises(FederationError, match="no receipt"):
+        Receipt.from_dict({**values, "site": name})

@@ -144,7 +144,7 @@ def test_a_study_beyond_the_budget_is_refused(make_hospital):
         ({"min_sites": 3}, {}),
         ({"trust": '["secure-aggregation"]'}, {}),
         ({"methods": '["one-shot"]'}, {}),
-        ({"unit": '"image"'}, {}),
+        ({"unit": '"site"'}, {}),
         ({"max_dimension": 10}, {}),
         ({}, {"trust": "none"}),
     ],

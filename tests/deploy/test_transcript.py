@@ -16,7 +16,7 @@ from fedveil.federation.messages import Answer, SecureReply
 from fedveil.federation.wire import Frame, encode, pack, unpack
 
 Table = list[dict[str, str]]
-Spoil = Callable[[Path, Table], Table]
+Spoil = Callable[[Path, Table], Table | None]
 SHARES = "[privacy]\nevaluation_share = 0.1\nprogress_share = 0.1"
 
 
@@ -29,6 +29,9 @@ def write(folder: Path, change: Spoil) -> None:
         split, label = ("test" if number % 4 == 3 else "train"), ("normal", "ill")[number % 2]
         rows.append({"path": f"i{number}.png", "label": label, "patient": f"p{number}", "split": split})
     found = change(folder, rows)
+    if found is None:
+        (folder / "images.csv").write_text("no,such,columns\n1,2,3\n")
+        return
     with (folder / "images.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ("path", "label", "patient", "split"))
         table.writeheader()
@@ -99,7 +102,12 @@ def too_many(folder: Path, rows: Table) -> Table:
     return [*rows, *({**rows[0], "path": f"./{'x/../' * n}i0.png", "patient": f"q{n}"} for n in range(40))]
 
 
+def no_table(folder: Path, rows: Table) -> None:
+    return None
+
+
 ODD: tuple[Spoil, ...] = (
+    no_table,
     one_in_colour,
     one_cut_short,
     one_missing,
