@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from fedveil.cli.approve import Folder
 from fedveil.cli.console import console, speak_plainly
-from fedveil.cli.deploy import AsJson, Folder
+from fedveil.cli.deploy import AsJson
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.describe import describe, own_records
 from fedveil.deploy.identity import Identity, private_files

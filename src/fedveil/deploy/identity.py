@@ -118,12 +118,12 @@ def unseal(data: bytes, *, signer: str | None, purpose: bytes) -> tuple[bytes, s
 
 
 def fingerprint(public: str) -> str:
-    """The first 20 digits of a public key in groups, to compare by telephone.
+    """The first 32 digits of a public key (128 bits) in groups, to compare by telephone.
 
     >>> fingerprint("0123456789abcdef" * 4)
-    '0123-4567-89ab-cdef-0123'
+    '0123-4567-89ab-cdef-0123-4567-89ab-cdef'
     """
-    return "-".join(public[start : start + 4] for start in range(0, 20, 4))
+    return "-".join(public[start : start + 4] for start in range(0, 32, 4))
 
 
 def check_public_key(text: str) -> str:

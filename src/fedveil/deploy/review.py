@@ -1,13 +1,16 @@
 """What a study would cost one hospital, for the person who has to approve it."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.studies import Listed
-from fedveil.errors import FedveilError
+from fedveil.errors import FedveilError, InvalidValue
 from fedveil.federation import Terms
-from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk, verify_ledger
+from fedveil.federation.secure import session_of
+from fedveil.privacy import Guarantee, LedgerState, Mechanism, epsilon, operational_risk, verify_ledger
 
 __all__ = ["Review", "review"]
 
@@ -45,6 +48,8 @@ class Review:
             f"{r.mechanism.steps} x {r.query.title} ({r.dimension:,} numbers); a {unit} adds {r.query.adds}"
             for r in terms.releases
         ]
+        if terms.trust == "secure-aggregation":  # beyond 64 sites a sparse session needs more
+            needed = max(needed, session_of(terms, terms.sites, 0, 1).min_survivors)
         lines = [
             f"study      {terms.name}, digest {self.listed.digest}",
             f"hospitals  {', '.join(terms.sites)}; a round needs {needed}",
@@ -100,8 +105,7 @@ def review(config: SiteConfig, listed: Listed) -> Review:
             after=float("inf"),
             objection=objection,
         )
-    others = [charge.mechanism for charge in state.charges if charge.study != terms.title]
-    after = max(state.spent(), epsilon([*others, *terms.mechanisms], state.budget.delta, adaptive=True))
+    after = max(state.spent(), _after(state, terms, terms.mechanisms))
     if objection is None and after > state.budget.epsilon * (1 + 1e-9):
         objection = f"the budget of epsilon {state.budget.epsilon:.4g} does not pay for it"
     return Review(
@@ -113,6 +117,19 @@ def review(config: SiteConfig, listed: Listed) -> Review:
         objection=objection,
         own_model=_own_model(config, terms),
     )
+
+
+def _after(state: LedgerState, terms: Terms, mechanisms: Sequence[Mechanism]) -> float:
+    """Epsilon of all other studies' charges and this whole study, each as it protects the ledger's unit.
+
+    Infinite where this study does not protect that unit at all, which the policy's objection explains.
+    """
+    others = [charge.mechanism for charge in state.charges if charge.study != terms.title]
+    try:
+        priced = [one.for_unit(state.budget.unit) for one in (*others, *mechanisms)]
+    except InvalidValue:
+        return math.inf
+    return epsilon(priced, state.budget.delta, adaptive=True)
 
 
 def _own_model(config: SiteConfig, terms: Terms) -> str | None:

@@ -9,6 +9,8 @@ import numpy as np
 from fedveil.federation.messages import Vector
 from fedveil.federation.queries import Asking, HospitalUnits
 from fedveil.federation.release import Release
+from fedveil.learning import Model
+from fedveil.learning.model import check_sent
 
 __all__ = ["Contributions"]
 
@@ -23,10 +25,17 @@ class Contributions:
         site: the hospital's name, for its log.
         hospital: the only code that sees the hospital's pixels.
         generator: draws samples of units, and the noise of local steps.
+        model: what parameters are checked by where there is no learner: a site says the same whatever its images are.
     """
 
-    def __init__(self, site: str, hospital: HospitalUnits, generator: np.random.Generator) -> None:
-        self._site, self.hospital, self._generator = site, hospital, generator
+    def __init__(
+        self,
+        site: str,
+        hospital: HospitalUnits,
+        generator: np.random.Generator,
+        model: Model | None = None,
+    ) -> None:
+        self._site, self.hospital, self._generator, self._model = site, hospital, generator, model
 
     def check(self, release: Release, parameters: Vector) -> None:
         """Refuse parameters, of the right number, that no honest coordinator sends; the cohort is not looked at.
@@ -34,8 +43,13 @@ class Contributions:
         Raises:
             InvalidValue: they are outside the public ranges of what the model makes.
         """
-        if release.parameters:
-            self.hospital.training.check_parameters(parameters, judged=release.query.part == "held-out")
+        if not release.parameters:
+            return
+        judged = release.query.part == "held-out"
+        if self.hospital.learner is not None:
+            self.hospital.learner.check_parameters(parameters, judged=judged)
+        elif self._model is not None:
+            check_sent(self._model, parameters, judged=judged)
 
     def of(self, release: Release, parameters: Vector, *, private: bool) -> Vector:
         """What a round of the release is about: exact, so it stays at the site, unless steps of its own had noise.

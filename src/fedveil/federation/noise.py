@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import Refused
+from fedveil.learning.exact import bounded
 from fedveil.privacy import (
     Guarantee,
     IntegerMechanism,
@@ -233,14 +234,19 @@ class DistributedNoise(Noise):
     def protect(
         self, total: Vector, made: Calibrated, generator: np.random.Generator
     ) -> npt.NDArray[np.uint32]:
-        """The sum in whole numbers modulo 2^32, with this site's share of the noise; nothing until it is masked."""
+        """The sum in whole numbers modulo 2^32, with this site's share of the noise; nothing until it is masked.
+
+        Whole numbers have room for a public number of units. A sum of more of them is scaled down to that room, which
+        takes no two sums further apart: to refuse it would tell how many units there are.
+        """
         if made.integer is None:
             raise Refused(
                 "a release under secure aggregation has no integer mechanism",
                 "only whole numbers can be masked",
                 "run the study that was admitted",
             )
-        return made.integer.encode(total, generator)
+        room = made.integer.units * made.integer.mechanism.clip_norm
+        return made.integer.encode(bounded(total, room), generator)
 
     def _fit(self, mechanism: Mechanism, dimension: int, units: int) -> IntegerMechanism:
         return IntegerMechanism.fit(

@@ -26,8 +26,8 @@ from fedveil.federation.queries import HospitalUnits, NoisySum
 from fedveil.federation.release import Release
 from fedveil.federation.secure import Identity, SecureSite
 from fedveil.federation.terms import Terms
-from fedveil.learning import HeldOut, Learner
-from fedveil.privacy import Ledger, check_delta, secure_generator
+from fedveil.learning import HeldOut, Learner, Model
+from fedveil.privacy import Ledger, secure_generator
 
 __all__ = ["Site", "release_of"]
 
@@ -55,21 +55,24 @@ class Site:
 
     Args:
         name: the site's name in the studies it takes part in.
-        learner: the only code that sees the cohort's pixels.
+        learner: the only code that sees the cohort's pixels; None where no image can be used: then the site answers
+            with noise alone, charged like everything, since whether it does must not be seen.
         policy: what the hospital admits.
         ledger: the hospital's open ledger; None only for a site whose policy admits nothing but trust ``"none"``.
         identity: signature key and the other sites' public keys; needed for secure aggregation only.
         held_out: the patients that the hospital tests on; None if it holds out none, which nobody else learns.
+        model: the study's, for a site without a learner: what a request may hold does not depend on images.
     """
 
     def __init__(
         self,
         name: str,
-        learner: Learner,
+        learner: Learner | None,
         policy: Policy,
         ledger: Ledger | None,
         identity: Identity | None = None,
         held_out: HeldOut | None = None,
+        model: Model | None = None,
     ) -> None:
         if ledger is None and policy.trusts != {"none"}:
             raise Refused(
@@ -85,15 +88,15 @@ class Site:
         self._asked: dict[str, Counter[str]] = {}
         self._generator = secure_generator()
         self._hospital = HospitalUnits(learner=learner, held_out=held_out)
-        self._contributions = Contributions(name, self._hospital, self._generator)
+        self._contributions = Contributions(name, self._hospital, self._generator, model)
 
     def admit(self, terms: Terms) -> str:
-        """Admit a study after checking it against the policy, the cohort and the budget; return its digest.
+        """Admit a study after checking it against the policy and the budget, never the cohort; return its digest.
 
         Raises:
             Refused: the policy forbids it, or the site is not part of it.
             BudgetExceeded: the whole study would cost more than the budget has left.
-            InvalidValue: delta is larger than one over the site's units.
+            InvalidValue: delta is larger than one over the most units that the policy says there may be.
         """
         self._policy.check(terms)
         if self.name not in terms.sites:
@@ -102,8 +105,6 @@ class Site:
                 f"{self.name} is not among them",
                 "add it to the study's sites",
             )
-        if terms.trust != "none" and terms.target.unit != "site":
-            check_delta(terms.target.delta, sum(self._counts))
         if not terms.holds:
             raise Refused(
                 f"the releases of {terms.name} cost more than its target",
@@ -124,30 +125,19 @@ class Site:
                 "secure aggregation needs keys that the sites know each other by",
                 "make one with `fedveil site init`",
             )
-        largest = min(
-            (one.integer.units for one in terms.releases if one.integer and not one.noise_inside),
-            default=None,
-        )
-        units = max(self._counts)
-        if largest is not None and units > largest:
-            raise Refused(
-                f"{self.name} holds {units:,} units",
-                f"the study leaves room for {largest:,} a site",
-                "raise federation.max_units in the study",
-            )
         secure = SecureSite(self.name, terms, self._identity)
         secure.claimed(self._served.get(terms.digest, 0))
         return secure
 
     def _check_budget(self, terms: Terms, ledger: Ledger) -> None:
         """Check that the whole study fits; one that has begun already is checked charge by charge."""
-        charges = [charge for charge in ledger.state.charges if charge.study == terms.title]
+        charges = [charge for charge in ledger.state.charges if terms.charged_to(charge)]
         asked, served = Counter[str](), 0
         for charge in charges:
             asked[release_of(charge.label)] += charge.mechanism.steps
             served = max(served, int(charge.label.split(ATTEMPT)[1]))
         self._asked[terms.digest], self._served[terms.digest] = asked, served
-        if not charges:
+        if not any(charge.study == terms.title for charge in charges):
             ledger.admit(*(release.mechanism for release in terms.releases))
 
     def handle(self, message: Message) -> Answer:
@@ -258,11 +248,6 @@ class Site:
         words = cast(npt.NDArray[np.uint32], protected)
         return self._secure[terms.digest].mask(request.attempt, words, release.name)
 
-    @property
-    def _counts(self) -> tuple[int, int]:
-        """Units that are trained on, and that are held out."""
-        return self._hospital.count("training"), self._hospital.count("held-out")
-
     def _terms_of(self, study: str) -> Terms:
         try:
             return self._admitted[study]
@@ -351,5 +336,5 @@ class Site:
 
 def _has(ledger: Ledger, terms: Terms, release: str) -> bool:
     """Whether the study was charged for a release, by this process or one before it."""
-    made = (charge.label for charge in ledger.state.charges if charge.study == terms.title)
+    made = (charge.label for charge in ledger.state.charges if terms.charged_to(charge))
     return any(release_of(label) == release for label in made)

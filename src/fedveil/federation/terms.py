@@ -17,7 +17,8 @@ from fedveil.errors import InvalidValue
 from fedveil.federation.noise import LocalNoise, Noise, default_min_honest, noise_by
 from fedveil.federation.queries import Rounds
 from fedveil.federation.release import Release
-from fedveil.privacy import Guarantee, Mechanism, Trust, epsilon
+from fedveil.names import check_site_names
+from fedveil.privacy import Charge, Guarantee, Mechanism, Trust, epsilon, is_mixture
 
 __all__ = ["Terms"]
 
@@ -51,6 +52,7 @@ class Terms:
                 "a study needs sites with different names",
                 "name each hospital once",
             )
+        check_site_names(self.sites)
         if not 1 <= self.min_sites <= len(self.sites):
             raise InvalidValue(
                 f"min_sites is {self.min_sites}",
@@ -116,8 +118,20 @@ class Terms:
 
     @property
     def title(self) -> str:
-        """The study in a ledger: its name, and the start of its digest, since names repeat."""
-        return f"{self.name} {self.digest[:12]}"
+        """The study in a ledger: its name, and its whole digest, which alone tells it from every other study."""
+        return f"{self.name} {self.digest}"
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """What a ledger may call it: its title, and what earlier versions wrote, with 12 digits of the digest.
+
+        Studies that agree in those are made in minutes: such a line counts both against this study and beside it.
+        """
+        return self.title, f"{self.name} {self.digest[:12]}"
+
+    def charged_to(self, charge: Charge) -> bool:
+        """Whether a ledger's charge is this study's, or may be: counted against its limits, never in its favour."""
+        return charge.study in self.titles
 
     @property
     def main(self) -> Release:
@@ -142,11 +156,13 @@ class Terms:
         """Epsilon of some of the study's steps together, at the target's delta, as a ledger prices its charges.
 
         What a plan, a review, a coordinator and a result state is this number; infinite without privacy. A ledger does
-        not know which steps are still to come, so mechanisms count as chosen in view of what was released before.
+        not know which steps are still to come, so mechanisms count as chosen in view of what was released before. All
+        courses of a study are priced in one way: two ways would have the target's delta each.
         """
         if self.trust == "none":
             return math.inf
-        return epsilon(mechanisms, self.target.delta, adaptive=True)
+        mixed = is_mixture(self.mechanisms)
+        return epsilon(mechanisms, self.target.delta, adaptive=True, mixed=mixed)
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
@@ -182,10 +198,7 @@ class Terms:
         return self.price(self.asked(counts)) <= self.target.epsilon
 
     def enough(self, survivors: int) -> bool:
-        """Whether a round that so many sites completed may be opened.
-
-        Under secure aggregation the survivors must hold the honest shares *beside* one curious site's own.
-        """
+        """Whether so many sites may open a round: masked, they must hold the honest shares beside a curious site's."""
         if survivors < self.min_sites:
             return False
         return self.trust != "secure-aggregation" or survivors > self.honest

@@ -8,14 +8,14 @@ from fedveil.errors import InvalidValue
 from fedveil.federation import LocalNoise, Noise, Query, Release, Terms, default_min_honest
 from fedveil.federation.noise import Calibrated, Sums, noise_by
 from fedveil.federation.queries import Asked, asked_by
-from fedveil.learning import Model
+from fedveil.learning import Sizes
 from fedveil.privacy import Guarantee, Mechanism, calibrate
 from fedveil.study.settings import Study
 
 __all__ = ["make_terms", "target_of"]
 
 
-def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
+def make_terms(study: Study, *, sites: Sequence[str], model: Sizes) -> Terms:
     """Calibrate the study's releases to its target and fix everything that touches privacy.
 
     Queries that state a share s of the budget get it in the Gaussian mechanism's own measure: where a target allows mu
@@ -27,7 +27,7 @@ def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
     Args:
         study: the resolved study.
         sites: names of the sites, in order.
-        model: the model; its sizes are public.
+        model: the model, or its sizes alone; they are public.
     """
     return Terms(
         name=study.study.name,
@@ -50,7 +50,7 @@ class _Calibrator:
     asked: Asked
 
     @classmethod
-    def of(cls, study: Study, sites: int, model: Model) -> "_Calibrator":
+    def of(cls, study: Study, sites: int, model: Sizes) -> "_Calibrator":
         target = target_of(study)
         honest = study.federation.min_honest or default_min_honest(sites)
         single = calibrate(target, steps=1).noise_multiplier  # 0 without privacy

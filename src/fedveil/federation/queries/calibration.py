@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from fedveil.federation.queries.query import HospitalUnits, Indices, ModelState, NoisySum, OneSum, Vector
-from fedveil.learning import Model
+from fedveil.learning import Sizes
 
 __all__ = ["CalibrationQuery"]
 
@@ -25,7 +25,7 @@ class CalibrationQuery(OneSum):
     purpose: ClassVar[str] = "the decision threshold"
     optional: ClassVar[bool] = True
 
-    def length(self, model: Model) -> int:
+    def length(self, model: Sizes) -> int:
         """Class statistics of scores."""
         return model.calibration_size
 

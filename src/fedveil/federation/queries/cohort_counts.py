@@ -10,7 +10,7 @@ import numpy as np
 from fedveil.data import Cohort
 from fedveil.errors import FederationError
 from fedveil.federation.queries.query import Asked, HospitalUnits, Indices, NoisySum, Query, Vector
-from fedveil.learning import Model
+from fedveil.learning import Sizes
 from fedveil.learning.shares import image_shares
 from fedveil.privacy import Unit
 
@@ -78,12 +78,12 @@ class CohortCountsQuery(Query):
         """Length of the released vector."""
         return sum(len(names) for names in self.blocks.values())
 
-    def length(self, model: Model) -> int:
+    def length(self, model: Sizes) -> int:
         """That of all blocks; no model is needed."""
         del model
         return self.size
 
-    def sent_length(self, model: Model) -> int:
+    def sent_length(self, model: Sizes) -> int:
         """0: nothing is sent."""
         del model
         return 0

@@ -16,7 +16,7 @@ from fedveil.federation.queries.query import (
     Part,
     Vector,
 )
-from fedveil.learning import Model, ScoreHistogram
+from fedveil.learning import ScoreHistogram, Sizes
 
 __all__ = ["EvaluationQuery"]
 
@@ -40,11 +40,11 @@ class EvaluationQuery(OneSum):
     part: ClassVar[Part] = "held-out"
     optional: ClassVar[bool] = True
 
-    def length(self, model: Model) -> int:
+    def length(self, model: Sizes) -> int:
         """Bins by true class."""
         return ScoreHistogram.size(model.classes)
 
-    def sent_length(self, model: Model) -> int:
+    def sent_length(self, model: Sizes) -> int:
         """Class frequencies, then the model."""
         return model.classes + model.parameters
 

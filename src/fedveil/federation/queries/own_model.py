@@ -16,7 +16,7 @@ from fedveil.federation.queries.query import (
     OneSum,
     Vector,
 )
-from fedveil.learning import Model
+from fedveil.learning import Sizes
 from fedveil.learning.step_size import head_length, learning_rate
 from fedveil.privacy import Unit
 
@@ -80,7 +80,7 @@ class OwnModelQuery(OneSum):
         del asked
         return self.local.steps
 
-    def length(self, model: Model) -> int:
+    def length(self, model: Sizes) -> int:
         """That of the trained part."""
         return model.trained
 

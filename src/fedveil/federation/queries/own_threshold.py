@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import numpy as np
 
 from fedveil.federation.queries.query import HospitalUnits, Indices, ModelState, NoisySum, OneSum, Vector
-from fedveil.learning import Model
+from fedveil.learning import Sizes
 
 __all__ = ["OwnThresholdQuery"]
 
@@ -30,7 +30,7 @@ class OwnThresholdQuery(OneSum):
         "little about it: there the common threshold may do better, at home the own one."
     )
 
-    def length(self, model: Model) -> int:
+    def length(self, model: Sizes) -> int:
         """Class statistics of scores."""
         return model.calibration_size
 

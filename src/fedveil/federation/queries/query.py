@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fedveil.data import Cohort
 from fedveil.errors import FederationError, InvalidValue
-from fedveil.learning import ClassStatistics, HeldOut, Learner, Model, ScoreHistogram
+from fedveil.learning import ClassStatistics, HeldOut, Learner, Model, ScoreHistogram, Sizes
 from fedveil.privacy import Mechanism, Unit
 
 __all__ = ["Asked", "Asking", "HospitalUnits", "ModelState", "NoisySum", "OneSum", "Query", "Rounds"]
@@ -96,7 +96,7 @@ class Asked:
     """
 
     settings: Mapping[str, Any]
-    model: Model
+    model: Sizes
     sites: int
     single: float
 
@@ -202,10 +202,10 @@ class Query(ABC):
         return 1
 
     @abstractmethod
-    def length(self, model: Model) -> int:
+    def length(self, model: Sizes) -> int:
         """Length of the released vector."""
 
-    def sent_length(self, model: Model) -> int:
+    def sent_length(self, model: Sizes) -> int:
         """Length of the parameters that sites are sent."""
         return model.parameters
 
@@ -294,7 +294,7 @@ class Rounds(Query):
         """As the study says."""
         return float(asked.privacy["clip_norm"])
 
-    def length(self, model: Model) -> int:
+    def length(self, model: Sizes) -> int:
         """That of the trained part."""
         return model.trained
 

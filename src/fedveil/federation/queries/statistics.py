@@ -14,7 +14,7 @@ from fedveil.federation.queries.query import (
     OneSum,
     Vector,
 )
-from fedveil.learning import Model
+from fedveil.learning import Sizes
 
 __all__ = ["StatisticsQuery"]
 
@@ -48,11 +48,11 @@ class StatisticsQuery(OneSum):
         """With "one-shot" all that is left."""
         return None if _alone(asked.training) else super().share(asked)
 
-    def length(self, model: Model) -> int:
+    def length(self, model: Sizes) -> int:
         """As the model wants them."""
         return model.statistics_size
 
-    def sent_length(self, model: Model) -> int:
+    def sent_length(self, model: Sizes) -> int:
         """0: no model is needed."""
         del model
         return 0
