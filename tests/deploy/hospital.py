@@ -125,12 +125,16 @@ class Hospital:
         }
         return Request(**{**values, **changes})
 
-    def start(self) -> np.ndarray:
+    def start(self, release: str = "training") -> np.ndarray:
         """Parameters before training, which a site accepts."""
+        length = self.terms.release(release).parameters
+        if not length:
+            return np.empty(0)
         data = self.offer.study.data
         empty = Dataset.empty(self.offer.classes, channels=self.offer.channels, image_size=data.image_size)
         model = model_of(self.offer.study, empty)
-        return model.join(None, model.initial())
+        frequencies = np.full(length - model.parameters, 1 / model.classes)
+        return np.concatenate([frequencies, model.join(None, model.initial())])
 
     def hello(self, nonce: str = "n", receipt: dict[str, object] | None = None) -> Frame:
         head = {"study": self.terms.digest, "nonce": nonce, "receipt": receipt, "version": __version__}

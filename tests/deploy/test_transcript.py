@@ -17,7 +17,7 @@ from fedveil.federation.wire import Frame, encode, pack, unpack
 
 Table = list[dict[str, str]]
 Spoil = Callable[[Path, Table], Table | None]
-SHARES = "[privacy]\nevaluation_share = 0.1\nprogress_share = 0.1"
+SHARES = "[privacy]\nevaluation_share = 0.1"
 
 
 def write(folder: Path, change: Spoil) -> None:
@@ -171,13 +171,14 @@ def ready(hospital: Hospital) -> list[object]:
 
 
 def rounds(hospital: Hospital) -> list[object]:
-    """Every release, one twice, one with a model that diverged, and one that was not announced."""
+    """Every release, one twice, models that diverged or that no study makes, and one that was not announced."""
     heard, attempt = [], 0
     for release in hospital.terms.releases:
         for number in (1, release.rounds, release.rounds + 1):
             attempt += 1
-            parameters = np.full(release.parameters, 0.5)
-            heard.append((release.name, number, attempt, parameters))
+            heard.append((release.name, number, attempt, hospital.start(release.name)))
+        attempt += 1
+        heard.append((release.name, 1, attempt, np.full(release.parameters, 0.5)))
     heard.append(("training", 1, attempt + 1, np.full(hospital.terms.release("training").parameters, 1e300)))
     heard.append(("training", 1, attempt, np.zeros(1)))
     return [
@@ -251,7 +252,7 @@ def test_masked_rounds_are_the_same_whatever_the_images_are(make):
         line = Listening(hospitals, "north")
         coordinator = Coordinator(hospitals["north"].terms, line)
         for release in hospitals["north"].terms.releases:
-            start = np.full(release.parameters, 0.5)
+            start = hospitals["north"].start(release.name)
             assert coordinator.collect(release, 1, start).survivors == SITES
         found[change.__name__] = line.heard
         for one in hospitals.values():

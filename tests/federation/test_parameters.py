@@ -4,38 +4,32 @@ import numpy as np
 import pytest
 
 from fedveil.errors import InvalidValue
-from fedveil.federation import (
-    CALIBRATION,
-    EVALUATION,
-    PERSONAL,
-    PERSONAL_CALIBRATION,
-    PROGRESS,
-    STATISTICS,
-    Declined,
-    LocalSteps,
-    Policy,
-    Release,
-    Reply,
-    Request,
-    Site,
-    Terms,
+from fedveil.federation import Declined, LocalSteps, Policy, Release, Reply, Request, Site, Terms
+from fedveil.federation.queries import (
+    CalibrationQuery,
+    EvaluationQuery,
+    GradientQuery,
+    LocalStepsQuery,
+    OwnModelQuery,
+    OwnThresholdQuery,
+    StatisticsQuery,
 )
 from fedveil.learning import CentredHead, CentredLearner, HeldOut, ScoreHistogram
 from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism
 
 HEAD = CentredHead((4, 3), 2)
 WHOLE = HEAD.parameters
-LENGTHS = {
-    STATISTICS: (HEAD.statistics_size, 0),
-    "training": (HEAD.trained, WHOLE),
-    "training-2": (HEAD.trained, WHOLE),
-    PROGRESS: (1, 2 + WHOLE),
-    CALIBRATION: (HEAD.calibration_size, WHOLE),
-    EVALUATION: (ScoreHistogram.size(2), 2 + WHOLE),
-    PERSONAL: (HEAD.trained, WHOLE),
-    PERSONAL_CALIBRATION: (HEAD.calibration_size, WHOLE),
+LOCAL = LocalSteps(steps=1, learning_rate=1.0, units=10.0)
+QUERIES = {
+    StatisticsQuery(): (HEAD.statistics_size, 0),
+    GradientQuery(): (HEAD.trained, WHOLE),
+    LocalStepsQuery(LOCAL): (HEAD.trained, WHOLE),
+    CalibrationQuery(): (HEAD.calibration_size, WHOLE),
+    EvaluationQuery(): (ScoreHistogram.size(2), 2 + WHOLE),
+    OwnModelQuery(LOCAL): (HEAD.trained, WHOLE),
+    OwnThresholdQuery(): (HEAD.calibration_size, WHOLE),
 }
-ASKED = [name for name in LENGTHS if name not in (STATISTICS, PERSONAL, PERSONAL_CALIBRATION)]
+ASKED = [query.name for query in QUERIES if query.name != "statistics" and not query.at_site]
 SPOILS = {"centre": slice(0, 4), "weights": slice(7, 9), "shift": slice(9, 10)}
 
 
@@ -47,16 +41,9 @@ def site(tmp_path):
     learner = CentredLearner(HEAD, features, labels, patients)
     held_out = HeldOut(lambda whole: HEAD.probabilities(whole, features), labels, patients, classes=2)
     mechanism = Mechanism(noise_multiplier=50.0, clip_norm=1.0, steps=9, sampling_rate=1.0)
-    local = LocalSteps(steps=1, learning_rate=1.0, units=10.0)
     releases = tuple(
-        Release(
-            name=name,
-            mechanism=mechanism,
-            dimension=length,
-            parameters=sent,
-            local=local if name == PERSONAL else None,
-        )
-        for name, (length, sent) in LENGTHS.items()
+        Release(query=query, mechanism=mechanism, dimension=length, parameters=sent)
+        for query, (length, sent) in QUERIES.items()
     )
     terms = Terms(
         name="toy",
@@ -74,7 +61,7 @@ def site(tmp_path):
 
 def sent(release, generator):
     parameters = HEAD.join(None, generator.normal(size=HEAD.trained))
-    return np.concatenate([[0.3, 0.7], parameters]) if release in (PROGRESS, EVALUATION) else parameters
+    return np.concatenate([[0.3, 0.7], parameters]) if release == "evaluation" else parameters
 
 
 def ask(terms, release, parameters, attempt=1):
@@ -104,12 +91,11 @@ def test_a_site_refuses_what_no_study_makes(site, release, spoil, caplog):
     assert isinstance(made.handle(ask(terms, release, parameters)), Reply)
 
 
-@pytest.mark.parametrize("release", [PROGRESS, EVALUATION])
-def test_a_site_refuses_frequencies_that_no_study_makes(site, release):
+def test_a_site_refuses_frequencies_that_no_study_makes(site):
     made, terms, ledger = site
-    parameters = sent(release, np.random.default_rng(1))
+    parameters = sent("evaluation", np.random.default_rng(1))
     parameters[:2] = 1e6, 1.0
-    assert isinstance(made.handle(ask(terms, release, parameters)), Declined)
+    assert isinstance(made.handle(ask(terms, "evaluation", parameters)), Declined)
     assert not ledger.state.charges
 
 
@@ -118,15 +104,15 @@ def test_a_site_makes_no_model_of_its_own_from_what_no_study_makes(site):
     parameters = sent("training", np.random.default_rng(1))
     spoilt = parameters.copy()
     spoilt[:4] = 9e5
-    for own in (made.personalise, made.recalibrate):
+    for own in ("personal", "personal-calibration"):
         with pytest.raises(InvalidValue, match="block of the centre"):
-            own(terms.digest, spoilt)
+            made.make_own(terms.digest, own, spoilt)
         assert not ledger.state.charges
-    for number, own in enumerate((made.personalise, made.recalibrate), 1):
-        assert np.isfinite(own(terms.digest, parameters)).all()
+    for number, own in enumerate(("personal", "personal-calibration"), 1):
+        assert np.isfinite(made.make_own(terms.digest, own, parameters).total).all()
         assert len(ledger.state.charges) == number
 
 
 def test_statistics_need_no_parameters(site):
     made, terms, _ = site
-    assert isinstance(made.handle(ask(terms, STATISTICS, np.empty(0))), Reply)
+    assert isinstance(made.handle(ask(terms, "statistics", np.empty(0))), Reply)

@@ -70,7 +70,7 @@ def test_so_have_the_packages_own_networks(name):
     "text",
     [
         '[model]\nfeatures = "pixels"',
-        '[model]\nfeatures = "scattering@32+pixels@8"\nwhitened = false\n[training]\nsecond_order = true',
+        '[model]\nfeatures = "scattering@32+pixels@8"\nwhitened = false',
         '[model]\nfeatures = "efficientnet-lite0"\n[training]\nmethod = "one-shot"',
         '[model]\nnetwork = "cnn"\nfeatures = "none"',
     ],

@@ -118,7 +118,7 @@ def test_rounds_that_were_repeated_leave_an_own_model_its_price(personal, tmp_pa
 def test_the_report_shows_own_models(personal, tmp_path):
     run(RunDirectory.create(tmp_path / "out", personal()))
     sites = load(tmp_path / "out").sites
-    assert all(0.5 < site.personal_auroc <= 1 for site in sites)
+    assert all(0.5 < site.personal.auroc <= 1 for site in sites)
 
 
 @pytest.mark.parametrize("trust", ["site", "secure-aggregation", "none"])

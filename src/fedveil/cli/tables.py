@@ -75,9 +75,9 @@ def accuracy_words(metrics: Mapping[str, Any]) -> str:
     >>> accuracy_words({"test": {"auroc": 0.9661}}), accuracy_words({})
     ('AUROC 0.966', 'nothing was judged')
     """
-    if "test" in metrics:
+    if metrics.get("test"):
         return f"AUROC {metrics['test']['auroc']:.3f}"
-    if "released" in metrics:
+    if metrics.get("released"):
         low, high = metrics["released"]["auroc_interval"]
         return f"AUROC {metrics['released']['auroc']:.3f} ({low:.3f} to {high:.3f}) on held-out patients, with noise"
     return "nothing was judged"

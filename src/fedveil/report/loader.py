@@ -43,7 +43,7 @@ def load(path: Path) -> RunRecord:
         path=path,
         digest=hashlib.sha256((path / "result.json").read_bytes()).hexdigest(),
         result=result,
-        recomputed_epsilon=epsilon(mechanisms, guarantee.delta) if guarantee else math.nan,
+        recomputed_epsilon=epsilon(mechanisms, guarantee.delta, adaptive=True) if guarantee else math.nan,
         risk=operational_risk(guarantee, mechanisms) if guarantee else None,
         rounds=_rounds(path, result),
         predictions=_predictions(path / "predictions.csv", test) if test else None,
