@@ -9,9 +9,10 @@ import numpy as np
 from fedveil import __version__
 from fedveil.data import Dataset, load
 from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
+from fedveil.deploy.identity import Identity
 from fedveil.deploy.kits import init_site, write_site_settings
 from fedveil.deploy.offer import Offer
+from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, new_id, seal, unseal
 from fedveil.deploy.service import SiteService
 from fedveil.federation import Declined, Reply, Request, Terms
 from fedveil.federation.messages import SecureReply
@@ -102,12 +103,18 @@ class Hospital:
 
     def ask(self, message: bytes, signer: Identity | None = None) -> Frame:
         """What the service answers to a body sealed by the coordinator, or by another signer."""
-        sealed = (signer or self.coordinator).seal(message, FROM_COORDINATOR)
-        return self.open(self.service.answer(sealed))
+        return self.open(self.service.answer(self.seal(message, signer)))
+
+    def seal(
+        self, message: bytes, signer: Identity | None = None, purpose: bytes = FROM_COORDINATOR
+    ) -> bytes:
+        """A body as the coordinator, or another signer, sends it to this hospital."""
+        to = self.service.identity.public
+        return seal(message, signer or self.coordinator, to=to, purpose=purpose, message=new_id())
 
     def open(self, answer: bytes) -> Frame:
-        body, _ = unseal(answer, signer=self.service.identity.public, purpose=FROM_SITE)
-        return decode(body)
+        sender = self.service.identity.public
+        return decode(unseal(answer, self.coordinator, sender=sender, purpose=FROM_SITE).body)
 
     def round(self, number: int = 1, attempt: int = 1, **changes: object) -> Reply | Declined | SecureReply:
         """What the service answers to a request for one round of training."""
@@ -125,9 +132,9 @@ class Hospital:
         }
         return Request(**{**values, **changes})
 
-    def start(self, release: str = "training") -> np.ndarray:
-        """Parameters before training, which a site accepts."""
-        length = self.terms.release(release).parameters
+    def start(self, release: str | None = None) -> np.ndarray:
+        """Parameters before training, which a site accepts; for the main release where none is named."""
+        length = (self.terms.release(release) if release else self.terms.main).parameters
         if not length:
             return np.empty(0)
         data = self.offer.study.data

@@ -171,12 +171,16 @@ def test_studies_share_images_only_where_they_see_them_alike(make_hospital):
 
 
 def test_nothing_is_sent_again_after_an_approval_is_withdrawn(hospital):
-    asked = pack(hospital.request())
-    first = hospital.ask(asked)
-    assert hospital.ask(asked).blobs == first.blobs
+    sealed = hospital.seal(pack(hospital.request()))
+
+    def heard():
+        return hospital.open(hospital.service.answer(sealed))
+
+    first = heard()
+    assert heard().blobs == first.blobs
     hospital.service.studies.withdraw(hospital.terms.digest)
-    assert hospital.ask(asked).head["receipt"] is None
-    assert hospital.ask(asked).blobs != first.blobs
+    assert heard().head["receipt"] is None
+    assert heard().blobs != first.blobs
 
 
 def test_a_receipt_quotes_what_a_round_of_local_steps_is_charged(make_hospital):

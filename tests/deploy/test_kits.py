@@ -15,10 +15,10 @@ from tests.deploy.hospital import edit
 
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.federation import Federation
-from fedveil.deploy.identity import FROM_SITE, Identity, check_private, unseal
+from fedveil.deploy.identity import Identity, check_private
 from fedveil.deploy.kits import init_site, make_kits, renew
 from fedveil.deploy.peers import Peers
-from fedveil.errors import FederationError, InvalidValue, Refused
+from fedveil.errors import InvalidValue, Refused
 from fedveil.privacy import verify_ledger
 
 HOSPITALS = ["north", "south", "west"]
@@ -212,21 +212,6 @@ def test_a_key_is_never_replaced(tmp_path):
     Identity.create(tmp_path / "k.key")
     with pytest.raises(InvalidValue, match="never replaced"):
         Identity.create(tmp_path / "k.key")
-
-
-def test_a_seal_opens_for_its_signer_and_purpose_only(tmp_path):
-    one, two = (Identity.create(tmp_path / f"{name}.key") for name in "ab")
-    sealed = one.seal(b"body", FROM_SITE)
-    assert unseal(sealed, signer=one.public, purpose=FROM_SITE) == (b"body", one.public)
-    assert unseal(sealed, signer=None, purpose=FROM_SITE)[1] == one.public
-    for signer, purpose, data in (
-        (two.public, FROM_SITE, sealed),
-        (one.public, b"another", sealed),
-        (one.public, FROM_SITE, sealed + b"x"),
-        (None, FROM_SITE, b""),
-    ):
-        with pytest.raises(FederationError):
-            unseal(data, signer=signer, purpose=purpose)
 
 
 def test_a_hospitals_key_is_confirmed_once_and_then_held_to(tmp_path):

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from tests.deploy.hospital import NETWORK, make_offer, set_up
 
-from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
+from fedveil.deploy.identity import Identity
 from fedveil.deploy.local import Address, ask
 from fedveil.deploy.offer import Offer
+from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, new_id, seal, unseal
 from fedveil.federation.wire import Frame, decode, encode
 
 CLI = "from fedveil.cli.main import app; app()"
@@ -102,9 +103,13 @@ class Service:
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
     def ask(self, frame: Frame) -> Frame:
-        sealed = self.coordinator.seal(encode(frame), FROM_COORDINATOR)
+        sealed = seal(
+            encode(frame), self.coordinator, to=self.site, purpose=FROM_COORDINATOR, message=new_id()
+        )
         answer = ask(Address(str(self.folder / "site.sock")), sealed, timeout=120, limit=2**20)
-        return decode(unseal(answer, signer=self.site, purpose=FROM_SITE)[0])
+        opened = unseal(answer, self.coordinator, sender=self.site, purpose=FROM_SITE)
+        assert opened.body is not None
+        return decode(opened.body)
 
     def offer(self, offer: Offer) -> Frame:
         return self.ask(Frame("offer", {**offer.to_dict(), "nonce": "n"}))

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedveil import __version__
-from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity
+from fedveil.deploy.identity import Identity
+from fedveil.deploy.sealing import FROM_SITE
 from fedveil.errors import Refused
 from fedveil.federation import Declined, Reply
 from fedveil.federation.wire import Frame, encode, pack, unpack
@@ -86,7 +87,7 @@ def test_a_message_of_another_signer_is_refused(hospital, tmp_path, caplog):
 
 
 def test_an_altered_message_is_refused(hospital):
-    sealed = bytearray(hospital.coordinator.seal(pack(hospital.request()), FROM_COORDINATOR))
+    sealed = bytearray(hospital.seal(pack(hospital.request())))
     for place in (0, 10, 50, 120, len(sealed) - 1):
         changed = bytes(sealed[:place]) + bytes([sealed[place] ^ 1]) + bytes(sealed[place + 1 :])
         assert hospital.open(hospital.service.answer(changed)).kind == "refused"
@@ -94,10 +95,10 @@ def test_an_altered_message_is_refused(hospital):
 
 
 def test_an_answer_sent_back_as_a_request_is_refused(hospital):
-    echo = hospital.service.answer(hospital.coordinator.seal(pack(hospital.request()), FROM_COORDINATOR))
+    echo = hospital.service.answer(hospital.seal(pack(hospital.request())))
     spent = len(hospital.ledger.charges)
     assert hospital.open(hospital.service.answer(echo)).kind == "refused"
-    own = hospital.coordinator.seal(pack(hospital.request(2, 2)), FROM_SITE)
+    own = hospital.seal(pack(hospital.request(2, 2)), purpose=FROM_SITE)
     assert hospital.open(hospital.service.answer(own)).kind == "refused"
     assert len(hospital.ledger.charges) == spent
 
@@ -193,7 +194,7 @@ def test_site_refuses_over_budget_request(make_hospital):
 
 
 def test_the_same_request_gets_the_very_same_bytes(hospital):
-    sealed = hospital.coordinator.seal(pack(hospital.request()), FROM_COORDINATOR)
+    sealed = hospital.seal(pack(hospital.request()))
     first = hospital.service.answer(sealed)
     assert hospital.service.answer(sealed) == first
     hospital.restart()
@@ -213,11 +214,8 @@ def test_noise_is_not_reproducible_by_asking_again(hospital):
 
 
 def test_old_rounds_cannot_be_replayed_after_a_restart(hospital):
-    sealed = [
-        hospital.coordinator.seal(pack(hospital.request(number, number)), FROM_COORDINATOR)
-        for number in (1, 2, 3, 4)
-    ]
-    more = hospital.coordinator.seal(pack(hospital.request(1, 5)), FROM_COORDINATOR)
+    sealed = [hospital.seal(pack(hospital.request(number, number))) for number in (1, 2, 3, 4)]
+    more = hospital.seal(pack(hospital.request(1, 5)))
     for message in [*sealed, more]:
         hospital.service.answer(message)
     hospital.restart()

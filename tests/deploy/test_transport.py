@@ -9,10 +9,12 @@ import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedveil.deploy.flower.asking import Patience
 from fedveil.deploy.flower.records import bytes_of, content_of
-from fedveil.deploy.flower.transport import FlowerTransport, Patience
-from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
+from fedveil.deploy.flower.transport import FlowerTransport
+from fedveil.deploy.identity import Identity
 from fedveil.deploy.receipts import Receipt, Receipts
+from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, new_id, seal, unseal
 from fedveil.errors import FederationError
 from fedveil.federation import Declined, Reply, Request
 from fedveil.federation.wire import Frame, decode, encode, pack, unpack
@@ -21,6 +23,7 @@ SITES = ("north", "south", "west")
 REQUEST = Request(
     study="ab" * 32, release="training", round=1, attempt=1, participants=SITES, parameters=np.zeros(3)
 )
+IDS = {"study": "ab" * 32, "release": "training", "round": 1, "attempt": 1}
 QUICK = Patience(away=0.2, answer=1.5, again=0.5)
 
 
@@ -85,10 +88,8 @@ def make(tmp_path):
 
     def honest(site: str, /, *, seq: int = 1, **changes: object) -> Callable[[bytes], bytes]:
         def answer(sealed: bytes) -> bytes:
-            body, _ = unseal(
-                sealed, signer=identities["coordinator"].public, purpose=b"fedveil coordinator to site 1"
-            )
-            request = unpack(body, Request)
+            asked = opened(site, sealed)
+            request = unpack(asked.body, Request)
             ids = {"study": request.study, "release": request.release, "round": request.round}
             values = {"site": site, **ids, "attempt": request.attempt, "vector": np.ones(3), **changes}
             reply = Reply(**values)
@@ -103,9 +104,17 @@ def make(tmp_path):
                 hash="0" * 64,
             )
             frame = Frame("answer", {"site": site, "receipt": receipt.to_dict()}, {}, {"answer": raw})
-            return identities[site].seal(encode(frame), FROM_SITE)
+            return sealed_by(site, encode(frame), asked.id)
 
         return answer
+
+    def opened(site: str, sealed: bytes):
+        sender = identities["coordinator"].public
+        return unseal(sealed, identities[site], sender=sender, purpose=FROM_COORDINATOR)
+
+    def sealed_by(site: str, body: bytes, message: bytes) -> bytes:
+        to = identities["coordinator"].public
+        return seal(body, identities[site], to=to, purpose=FROM_SITE, message=message)
 
     def build(**answers):
         chosen = {site: answers.get(site, honest(site)) for site in SITES if answers.get(site, True)}
@@ -117,7 +126,9 @@ def make(tmp_path):
         )
         return SimpleNamespace(transport=transport, link=link, receipts=receipts)
 
-    return SimpleNamespace(build=build, honest=honest, identities=identities)
+    return SimpleNamespace(
+        build=build, honest=honest, identities=identities, opened=opened, sealed_by=sealed_by
+    )
 
 
 def exchange(town):
@@ -148,18 +159,44 @@ def test_a_hospital_that_says_nothing_is_absent_and_asked_again(make):
     [
         lambda make: lambda _: b"garbage",
         lambda make: lambda sealed: sealed,
-        lambda make: lambda _: make.identities["west"].seal(b"garbage", FROM_SITE),
-        lambda make: make.honest("north"),
-        lambda make: make.honest("west", site="north"),
-        lambda make: make.honest("west", round=2),
-        lambda make: make.honest("west", attempt=2),
-        lambda make: make.honest("west", study="cd" * 32),
+        lambda make: lambda _: make.sealed_by("west", b"garbage", new_id()),
+        lambda make: lambda _: make.sealed_by("north", b"garbage", new_id()),
     ],
 )
-def test_a_hospital_that_breaks_the_protocol_is_left_out_and_others_are_not(make, answer, caplog):
-    answers = exchange(make.build(west=answer(make)))
-    assert set(answers) == {"north", "south"}
-    assert "west" in caplog.text
+def test_what_is_not_the_hospitals_own_answer_is_dropped_and_the_hospital_asked_again(make, answer, caplog):
+    """Anybody in between can send it, so the hospital is not to blame: it does not answer, and others do."""
+    town = make.build(west=answer(make))
+    assert set(exchange(town)) == {"north", "south"}
+    assert town.link.pushed.count("west") > 1
+    assert "an answer from west is refused" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"site": "north"},
+        {"round": 2},
+        {"attempt": 2},
+        {"study": "cd" * 32},
+        {"release": "statistics"},
+        {"body": b"garbage"},
+        {"body": encode(Frame("answer", {"site": "west"}))},
+        {"body": encode(Frame("kept", {"site": "west"}))},
+        {"body": encode(Frame("answer", {"site": "west"}, {}, {"answer": b"FVWR"}))},
+    ],
+)
+def test_what_the_hospital_itself_signed_and_the_protocol_does_not_allow_is_its_own(make, change, caplog):
+    """It is named at once, and never asked again: the coordinator leaves it out for the rest of the study."""
+    body = change.get("body")
+    honest = make.honest("west", **change) if body is None else None
+    town = make.build(
+        west=honest or (lambda sealed: make.sealed_by("west", body, make.opened("west", sealed).id))
+    )
+    answers = exchange(town)
+    assert answers["west"] == Declined(**IDS, site="west", code="invalid")
+    assert isinstance(answers["north"], Reply)
+    assert town.link.pushed.count("west") == 1
+    assert "west broke the protocol" in caplog.text
 
 
 def test_nan_and_wrong_shapes_reach_the_coordinators_own_check(make):
@@ -181,7 +218,9 @@ def test_a_node_that_signs_on_anew_is_asked_again(make):
 
     town = make.build(west=lose_the_first)
     assert isinstance(exchange(town)["west"], Reply)
-    assert lost[0] == lost[1], "the very same bytes, so that the site can answer from its spool"
+    first, second = (make.opened("west", one) for one in lost)
+    assert first.digest == second.digest, "the same message, so that the site can answer from its spool"
+    assert first.sent < second.sent, "with another date, so that it is not held for one that was withheld"
 
 
 def test_a_ledger_that_goes_back_is_caught(make, caplog):
@@ -203,12 +242,11 @@ def test_a_finished_model_reaches_those_who_confirm_it(make):
 
     def answering(site: str, kind: str, nonce: str | None = None) -> Callable[[bytes], bytes]:
         def answer(sealed: bytes) -> bytes:
-            frame = decode(
-                unseal(sealed, signer=make.identities["coordinator"].public, purpose=FROM_COORDINATOR)[0]
-            )
+            asked = make.opened(site, sealed)
+            frame = decode(asked.body)
             seen.append((frame.kind, frame.head["study"], frame.arrays["parameters"].tolist()))
             head = {"site": site, "nonce": nonce or frame.head["nonce"]}
-            return make.identities[site].seal(encode(Frame(kind, head)), FROM_SITE)
+            return make.sealed_by(site, encode(Frame(kind, head)), asked.id if nonce is None else new_id())
 
         return answer
 

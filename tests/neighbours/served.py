@@ -7,7 +7,8 @@ from tests.neighbours.cohorts import Cohort
 from tests.neighbours.harness import Hospital, make_offer
 
 from fedveil import __version__
-from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
+from fedveil.deploy.identity import Identity
+from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, new_id, seal, unseal
 from fedveil.deploy.service import open_service
 from fedveil.federation import Declined, Reply, Request
 from fedveil.federation.wire import Frame, decode, encode, pack, unpack
@@ -31,8 +32,11 @@ class Served:
         self.service.studies.approve(self.terms.digest)
 
     def _send(self, message: bytes) -> Frame:
-        answer = self.service.answer(self.coordinator.seal(message, FROM_COORDINATOR))
-        return decode(unseal(answer, signer=self.service.identity.public, purpose=FROM_SITE)[0])
+        site = self.service.identity.public
+        sealed = seal(message, self.coordinator, to=site, purpose=FROM_COORDINATOR, message=new_id())
+        answer = unseal(self.service.answer(sealed), self.coordinator, sender=site, purpose=FROM_SITE)
+        assert answer.body is not None
+        return decode(answer.body)
 
     def status(self) -> str:
         """How the study stands here, once the service has looked at its images."""

@@ -62,6 +62,7 @@ class PolicyTable(_Table):
         default=("gradient",), strict=False
     )
     own_models: bool = True
+    max_message_age: Number = Field(default=600.0, ge=1, le=86400)
 
     def __str__(self) -> str:
         """The policy on one line.

@@ -8,8 +8,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedveil.deploy.flower.asking import Patience
 from fedveil.deploy.flower.link import LinkSettings
-from fedveil.deploy.flower.transport import Patience
 from fedveil.deploy.identity import Identity, check_private, check_public_key
 from fedveil.deploy.receipts import Receipts
 from fedveil.errors import InvalidValue
@@ -95,13 +95,13 @@ class Federation:
         return found
 
     def keys(self) -> dict[str, str]:
-        """Public signing key of each hospital that was met before."""
+        """Public key of each hospital that was met before."""
         return {
             path.stem: check_public_key(path.read_text()) for path in (self.folder / "sites").glob("*.pub")
         }
 
     def pin(self, site: str, key: str) -> None:
-        """Remember a hospital's signing key from its first contact on."""
+        """Remember a hospital's public key from its first contact on."""
         path = self.folder / "sites" / f"{site}.pub"
         path.parent.mkdir(exist_ok=True)
         path.write_text(key + "\n")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fedveil.data import Dataset, Options, load, load_usable
 from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.identity import Identity
+from fedveil.deploy.identity import Identity, signing_key
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.peers import Peers
 from fedveil.errors import DataError, FedveilError
@@ -121,10 +121,8 @@ class Cohorts:
 
     def _signer(self) -> Signer:
         """The hospital's own key, and the keys of the others that its people confirmed."""
-        pinned = {
-            name: bytes.fromhex(key) for name, key in Peers(self.config.folder / "peers").known().items()
-        }
-        own = {self.config.site.name: bytes.fromhex(self.identity.public)}
+        pinned = {name: signing_key(key) for name, key in Peers(self.config.folder / "peers").known().items()}
+        own = {self.config.site.name: signing_key(self.identity.public)}
         return Signer(self.identity.key, {**pinned, **own})
 
     def task(self, offer: Offer) -> Task:

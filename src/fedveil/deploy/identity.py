@@ -1,46 +1,49 @@
-"""Who speaks: Ed25519 identities, and messages sealed with them.
+"""Who a party is: one secret, and the two public keys that follow from it.
 
-Flower authenticates the machines and encrypts the line; the seal makes what travels independent of both. A
-site acts only on what its coordinator has signed, a coordinator believes only what the site itself has
-signed, and whoever owns the SuperLink, the network or a node's key in between can drop messages but neither
-write nor alter one."""
+One key signs (Ed25519), the other is what messages are encrypted to (X25519). Both are derived from the 32 bytes in
+``identity.key``, and others know their owner by both together: a public key is the 64 bytes of the two, a fingerprint
+is taken of all of them."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedveil.errors import FederationError, InvalidValue
+from fedveil.errors import InvalidValue
 
 __all__ = [
-    "FROM_COORDINATOR",
-    "FROM_SITE",
+    "PUBLIC_BYTES",
     "Identity",
     "check_private",
     "check_public_key",
+    "encryption_key",
     "fingerprint",
     "private_files",
-    "unseal",
+    "signing_key",
     "write_private",
 ]
 
-FROM_COORDINATOR = b"fedveil coordinator to site 1"
-FROM_SITE = b"fedveil site to coordinator 1"
+PUBLIC_BYTES = 64
+"""Length of a public key: 32 bytes for Ed25519, 32 for X25519."""
 
-_MAGIC = b"FVSG"
-_HEAD = len(_MAGIC) + 32 + 64
+_ENCRYPTION = b"fedveil encryption key 1"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A private signing key. Its public half, 64 hexadecimal digits, is how others know its owner."""
+    """A party's secret. Its public key, 128 hexadecimal digits, is how others know it.
+
+    Attributes:
+        key: the private key that signs (Ed25519); everything else of an identity is derived from it.
+    """
 
     key: Ed25519PrivateKey
 
@@ -55,86 +58,79 @@ class Identity:
 
     @classmethod
     def load(cls, path: Path) -> "Identity":
-        """Read a stored key; refuses one that other users of the machine can read."""
+        """Read a stored key; refuses one that other users of the machine can read.
+
+        The ``.pub`` file beside it follows from the key. One that an earlier version wrote, without the key that
+        messages are encrypted to, is replaced.
+        """
         check_private(path)
         try:
-            return cls(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip())))
+            identity = cls(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip())))
         except (ValueError, UnicodeDecodeError):
             raise InvalidValue(
                 f"{path} holds no identity key",
                 "it must be 64 hexadecimal digits",
                 "restore it from a back-up, or set the site up anew",
             ) from None
+        public = path.with_suffix(".pub")
+        if public.exists() and public.read_text().strip() != identity.public:
+            with suppress(OSError):  # a folder that may not be written to; the key itself is what counts
+                public.write_text(identity.public + "\n")
+        return identity
 
     @property
     def public(self) -> str:
-        """The public key as 64 hexadecimal digits."""
-        return self.key.public_key().public_bytes_raw().hex()
+        """The public key as 128 hexadecimal digits: what signatures are checked with, and what is encrypted to."""
+        encryption = self.encryption_key().public_key().public_bytes_raw()
+        return (self.key.public_key().public_bytes_raw() + encryption).hex()
+
+    def encryption_key(self) -> X25519PrivateKey:
+        """The private key that opens what is encrypted to this identity."""
+        return X25519PrivateKey.from_private_bytes(self.secret(_ENCRYPTION))
 
     def secret(self, purpose: bytes) -> bytes:
         """32 bytes for one purpose that only this key's owner can work out, by HKDF-SHA256 (RFC 5869)."""
         return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self.key.private_bytes_raw())
 
-    def seal(self, body: bytes, purpose: bytes) -> bytes:
-        """The body with this identity's public key and signature before it."""
-        return (
-            _MAGIC + self.key.public_key().public_bytes_raw() + self.key.sign(purpose + b"\0" + body) + body
-        )
+
+def signing_key(public: str) -> bytes:
+    """The Ed25519 half of a public key, 32 bytes."""
+    return bytes.fromhex(public)[:32]
 
 
-def unseal(data: bytes, *, signer: str | None, purpose: bytes) -> tuple[bytes, str]:
-    """Check a sealed message; return its body and its signer's public key.
-
-    Args:
-        data: what `Identity.seal` made.
-        signer: the only public key that is accepted; None accepts any, for a first contact.
-        purpose: direction of the message; one sealed for another purpose is refused.
-
-    Raises:
-        FederationError: it was altered, is another's, or is no sealed message.
-    """
-    if len(data) < _HEAD or data[:4] != _MAGIC:
-        raise FederationError(
-            f"{len(data)} bytes arrived that are no sealed message",
-            "every message must be signed by its sender",
-            "check that the peer runs the same fedveil version",
-        )
-    public, signature, body = data[4:36], data[36:_HEAD], bytes(data[_HEAD:])
-    if signer is not None and public.hex() != signer:
-        raise FederationError(
-            f"a message signed by {fingerprint(public.hex())} arrived",
-            f"only {fingerprint(signer)} is trusted here",
-            "compare the fingerprints by telephone, and replace the key only if its owner confirms",
-        )
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, purpose + b"\0" + body)
-    except InvalidSignature:
-        raise FederationError(
-            f"a message in the name of {fingerprint(public.hex())} has a wrong signature",
-            "what was signed must arrive unchanged",
-            "look for someone who alters messages between the parties",
-        ) from None
-    return body, public.hex()
+def encryption_key(public: str) -> X25519PublicKey:
+    """The X25519 half of a public key."""
+    return X25519PublicKey.from_public_bytes(bytes.fromhex(public)[32:])
 
 
 def fingerprint(public: str) -> str:
-    """The first 32 digits of a public key (128 bits) in groups, to compare by telephone.
+    """128 bits of the SHA-256 of a whole public key in groups, to compare by telephone.
 
-    >>> fingerprint("0123456789abcdef" * 4)
-    '0123-4567-89ab-cdef-0123-4567-89ab-cdef'
+    >>> fingerprint("0123456789abcdef" * 8)
+    '23c5-dc6f-5df5-36ce-f090-5793-6c04-10fd'
     """
-    return "-".join(public[start : start + 4] for start in range(0, 32, 4))
+    digest = hashlib.sha256(bytes.fromhex(public)).hexdigest()
+    return "-".join(digest[start : start + 4] for start in range(0, 32, 4))
 
 
 def check_public_key(text: str) -> str:
     """The public key if it is one; `InvalidValue` otherwise."""
     try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(text.strip()))
+        raw = bytes.fromhex(text.strip())
+        if len(raw) != PUBLIC_BYTES:
+            raise ValueError(f"{len(raw)} bytes")
+        Ed25519PublicKey.from_public_bytes(raw[:32])
+        X25519PrivateKey.generate().exchange(
+            X25519PublicKey.from_public_bytes(raw[32:])
+        )  # no point of small order
     except ValueError:
+        older = len(text.strip()) == PUBLIC_BYTES
         raise InvalidValue(
-            f"{text[:80]!r} is no public key",
-            "it must be 64 hexadecimal digits",
-            "copy the .pub file's line whole",
+            f"{text[:80]!r} is no public key" + " of this version" * older,
+            f"it must be {2 * PUBLIC_BYTES} hexadecimal digits: the key that signs, then the one that is encrypted to",
+            "have its owner run this version of fedveil and send its new .pub file; compare the fingerprints"
+            if older
+            else "copy the .pub file's line whole",
         ) from None
     return text.strip().lower()
 

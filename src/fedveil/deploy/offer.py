@@ -30,7 +30,7 @@ class Offer:
         sites: the hospitals, in the order that the terms name them.
         classes: what the labels mean, in order; a hospital's labels must be among them.
         channels: 1 for grey images, 3 for colour.
-        keys: the hospitals' public signing keys as the coordinator knows them; no part of the terms, since a
+        keys: the hospitals' public keys as the coordinator knows them; no part of the terms, since a
             hospital takes them from the others, not from the coordinator.
     """
 
@@ -125,7 +125,7 @@ def _is_class(name: object) -> bool:
 
 def _is_keys(value: object) -> bool:
     return isinstance(value, dict) and all(
-        _is_site(name) and isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key)
+        _is_site(name) and isinstance(key, str) and re.fullmatch("[0-9a-f]{128}", key)
         for name, key in value.items()
     )
 

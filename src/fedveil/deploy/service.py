@@ -9,6 +9,7 @@ import hashlib
 import logging
 import re
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 from fedveil import __version__
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.hosting import Cohorts
-from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
+from fedveil.deploy.identity import Identity
 from fedveil.deploy.models import Kept, Models
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.receipts import Receipt
+from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, NO_ID, OVERHEAD, Opened, seal, unseal
 from fedveil.deploy.spool import Spool
 from fedveil.deploy.studies import Studies
 from fedveil.errors import FederationError, FedveilError, Refused
@@ -38,8 +40,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def message_limit(config: SiteConfig) -> int:
-    """The longest message in bytes that a site of this policy can have a use for."""
-    return 8 * config.policy.max_dimension + 2**21
+    """The longest sealed message in bytes that a site of this policy can have a use for."""
+    return 8 * config.policy.max_dimension + 2**21 + OVERHEAD
+
+
+class Stale(Refused):
+    """A message whose date is too far from this machine's clock: it was held back, or a clock is wrong."""
 
 
 class SiteService:
@@ -67,29 +73,60 @@ class SiteService:
 
     def answer(self, sealed: bytes) -> bytes:
         """The sealed answer to a sealed message. Never raises for anything that a message holds."""
+        asked = NO_ID
         try:
-            body, _ = unseal(sealed, signer=self.config.site.coordinator, purpose=FROM_COORDINATOR)
-            frame = decode(body, limit=self._limit)
-            match frame.kind:
-                case "request":
-                    return self._request(unpack(body, Request, limit=self._limit), sealed)
-                case "secure-request":
-                    return self._secure(unpack(body, SecureRequest, limit=self._limit), sealed)
-                case "hello":
-                    reply = self._hello(frame.head)
-                case "offer":
-                    reply = self._offer(frame.head)
-                case "model":
-                    reply = self._model(frame)
-                case other:
-                    raise WireError(f"a message of kind {other!r} arrived")
+            opened = unseal(
+                sealed, self.identity, sender=self.config.site.coordinator, purpose=FROM_COORDINATOR
+            )
+            asked = opened.id
+            reply = self._reply(opened)
+        except Stale as error:
+            log.warning("refused: %s", error)
+            reply = self._frame("stale", clock=round(time.time()))
         except FedveilError as error:
             log.warning("refused: %s", error)
             reply = self._frame("refused")
         except Exception as error:  # noqa: BLE001 - no message may stop the service, no trace may leave it
             log.error("refused: %s: %s", type(error).__name__, error)
             reply = self._frame("refused")
-        return self.identity.seal(encode(reply), FROM_SITE)
+        return reply if isinstance(reply, bytes) else self._sealed(reply, asked)
+
+    def _reply(self, asked: Opened) -> Frame | bytes:
+        """The answer to a message whose seal is in order; bytes where it is one that is sealed already."""
+        if asked.body is None:
+            self._check_fresh(asked)
+            return self._frame("introduced")
+        frame = decode(asked.body, limit=self._limit)
+        match frame.kind:
+            case "request":
+                return self._request(unpack(asked.body, Request, limit=self._limit), asked)
+            case "secure-request":
+                return self._secure(unpack(asked.body, SecureRequest, limit=self._limit), asked)
+        self._check_fresh(asked)
+        match frame.kind:
+            case "hello":
+                return self._hello(frame.head)
+            case "offer":
+                return self._offer(frame.head)
+            case "model":
+                return self._model(frame)
+            case other:
+                raise WireError(f"a message of kind {other!r} arrived")
+
+    def _check_fresh(self, asked: Opened) -> None:
+        """Refuse what was held back on its way; what was answered before is found, and sent again, before this."""
+        most, age = self.config.policy.max_message_age, asked.age()
+        if abs(age) > most:
+            raise Stale(
+                f"a message arrived that was sent {age:.0f} s ago by the two clocks",
+                f"policy.max_message_age is {most:g} s, in either direction",
+                "set the clocks of coordinator and hospital by NTP; if they agree, somebody holds messages back",
+            )
+
+    def _sealed(self, frame: Frame, asked: bytes) -> bytes:
+        """An answer, encrypted to the coordinator; ``asked`` is the id of what it answers."""
+        coordinator = self.config.site.coordinator
+        return seal(encode(frame), self.identity, to=coordinator, purpose=FROM_SITE, message=asked)
 
     def _frame(self, kind: str, **head: Any) -> Frame:
         return Frame(kind, {"site": self.config.site.name, **head})
@@ -219,33 +256,31 @@ class SiteService:
             log.info("study %s (%s) is ready", listed.terms.name, digest[:12])
             return site
 
-    def _request(self, request: Request, sealed: bytes) -> bytes:
-        if not _is_digest(request.study):
-            raise WireError("a request names no study")
+    def _request(self, request: Request, asked: Opened) -> bytes:
         if not self.studies.is_approved(request.study):
-            return self._decline(request, f"study {request.study[:12]} is not approved here")
+            return self._decline(request, f"study {request.study[:12]} is not approved here", asked)
         with self._busy:
-            stored = self._stored(request, sealed)
+            stored = self._stored(request, asked)
         if stored is not None:
             return stored
+        self._check_fresh(asked)
         site = self._approved(request.study)
         if site is None:
-            return self._decline(request, f"study {request.study} is refused here")
+            return self._decline(request, f"study {request.study} is refused here", asked)
         with self._busy:
-            stored = self._stored(request, sealed)
+            stored = self._stored(request, asked)
             if stored is not None:
                 return stored
             answer = site.handle(request)
             if not isinstance(answer, Reply):
-                return self._seal(answer, None)
-            reply = self._seal(answer, self._receipt(answer))
-            self._spool.keep(request, sealed, reply)
+                return self._seal(answer, None, asked)
+            reply = self._seal(answer, self._receipt(answer), asked)
+            self._spool.keep(request, asked.digest, reply)
         log.info("%s round %s, attempt %s answered", request.release, request.round, request.attempt)
         return reply
 
-    def _secure(self, message: SecureRequest, sealed: bytes) -> bytes:
+    def _secure(self, message: SecureRequest, asked: Opened) -> bytes:
         """Answer a set-up or recovery message of secure aggregation; one that comes again gets the same answer."""
-        asked = hashlib.sha256(sealed).digest()
         site = self._approved(message.study)
         if site is None:
             raise Refused(
@@ -254,12 +289,12 @@ class SiteService:
                 "see `fedveil site studies`",
             )
         with self._busy:
-            if asked not in self._secure_answers:
-                answer = self._seal(site.handle(message), None)
-                self._secure_answers[asked] = answer
+            if asked.digest not in self._secure_answers:
+                self._check_fresh(asked)
+                self._secure_answers[asked.digest] = self._seal(site.handle(message), None, asked)
                 while len(self._secure_answers) > _SECURE_ANSWERS:
                     self._secure_answers.pop(next(iter(self._secure_answers)))
-            return self._secure_answers[asked]
+            return self._secure_answers[asked.digest]
 
     def _approved(self, study: str) -> Site | None:
         """The site that answers an approved study; None for any other study."""
@@ -268,16 +303,16 @@ class SiteService:
             return None
         return self._sites.get(study) or self._host(study)
 
-    def _stored(self, request: Request, sealed: bytes) -> bytes | None:
+    def _stored(self, request: Request, asked: Opened) -> bytes | None:
         try:
-            stored = self._spool.find(request, sealed)
+            stored = self._spool.find(request, asked.digest)
         except Refused as error:
-            return self._decline(request, str(error))
+            return self._decline(request, str(error), asked)
         if stored is not None:
             log.info("%s round %s: the stored answer is sent again", request.release, request.round)
         return stored
 
-    def _decline(self, request: Request, reason: str) -> bytes:
+    def _decline(self, request: Request, reason: str, asked: Opened) -> bytes:
         log.warning("refused: %s", reason)
         declined = Declined(
             site=self.config.site.name,
@@ -287,7 +322,7 @@ class SiteService:
             attempt=request.attempt,
             code="refused",
         )
-        return self._seal(declined, None)
+        return self._seal(declined, None, asked)
 
     def _receipt(self, reply: Reply) -> Receipt:
         head = self.ledger.head
@@ -306,9 +341,9 @@ class SiteService:
             hash=head.hash,
         )
 
-    def _seal(self, answer: Answer, receipt: Receipt | None) -> bytes:
+    def _seal(self, answer: Answer, receipt: Receipt | None, asked: Opened) -> bytes:
         head = {"site": answer.site, "receipt": receipt.to_dict() if receipt else None}
-        return self.identity.seal(encode(Frame("answer", head, {}, {"answer": pack(answer)})), FROM_SITE)
+        return self._sealed(Frame("answer", head, {}, {"answer": pack(answer)}), asked.id)
 
 
 def _is_digest(value: str) -> bool:

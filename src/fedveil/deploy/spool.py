@@ -28,19 +28,22 @@ class Spool:
         self._journal = folder / "served"
         self._served = set(self._journal.read_text().split("\n")) if self._journal.exists() else set()
 
-    def find(self, request: Request, sealed: bytes) -> bytes | None:
+    def find(self, request: Request, asked: bytes) -> bytes | None:
         """What this request was answered with; None for one that was never answered.
+
+        Args:
+            request: names the round and attempt.
+            asked: digest of the whole message that asks (`Opened.digest`).
 
         Raises:
             Refused: its round and attempt were answered, but the request is another, or the answer is gone.
         """
         name = _name(request)
-        asked = hashlib.sha256(sealed).hexdigest()
         path = self._path(request, name)
         if path.exists():
             stored = path.read_bytes()
-            if stored[:64] == asked.encode():
-                return stored[64:]
+            if stored[:32] == asked:
+                return stored[32:]
         elif name not in self._served:
             return None
         raise Refused(
@@ -49,12 +52,12 @@ class Spool:
             "raise the attempt to repeat a round",
         )
 
-    def keep(self, request: Request, sealed: bytes, answer: bytes) -> None:
+    def keep(self, request: Request, asked: bytes, answer: bytes) -> None:
         """Store an answer durably, before it is sent."""
         name = _name(request)
         path = self._path(request, name)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        _write(path, hashlib.sha256(sealed).hexdigest().encode() + answer)
+        _write(path, asked + answer)
         with self._journal.open("a") as journal:
             journal.write(name + "\n")
             journal.flush()

@@ -30,6 +30,7 @@ min_sites = 2                   # fewest hospitals of a round
 max_dimension = 5000000         # longest vector that leaves this hospital in a round
 methods = ["gradient"]          # also "averaging", "one-shot"
 own_models = true               # pay for a model of this hospital's own where a study provides for one
+#max_message_age = 600          # seconds after which a message that was held back is refused; room for clocks too
 """
 
 NODE = """# The node carries sealed messages between the coordinator and the site service. It reads no images.

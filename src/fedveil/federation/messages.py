@@ -3,10 +3,15 @@
 Every field of a reply is named in `PUBLIC_FIELDS` (known to the coordinator already, or a constant of the study)
 or in `CHARGED_FIELDS` (paid for in the site's ledger before it was computed). Counts, losses, metrics and the text
 of exceptions have no field to travel in.
+
+Text and numbers have a closed type each: what arrives is checked against it before anybody looks at it, so that no
+name, digest or status holds markup, control characters, a path, or more than it may.
 """
 
+import re
+from collections.abc import Sized
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +19,62 @@ import numpy.typing as npt
 __all__ = [
     "CHARGED_FIELDS",
     "PUBLIC_FIELDS",
+    "SITE_NAME",
     "Answer",
+    "Counter",
     "Declined",
+    "Digest",
+    "Matching",
     "Message",
+    "ReleaseName",
     "Reply",
     "Request",
     "SecureReply",
     "SecureRequest",
+    "SiteName",
+    "SiteNames",
     "Vector",
+    "Within",
 ]
+
+SITE_NAME = re.compile(r"[\w.-]{1,80}")
+"""What a site may be called: no white space, markup, separator of paths or control character is among these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """Text that a regular expression describes, from its first character to its last."""
+
+    pattern: re.Pattern[str]
+
+    def holds(self, value: str) -> bool:
+        """Whether the text is of this kind."""
+        return self.pattern.fullmatch(value) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """A whole number between two others, or so many items."""
+
+    least: int
+    most: int
+
+    def holds(self, value: int | Sized) -> bool:
+        """Whether the number, or the number of items, is between the two."""
+        return self.least <= (value if isinstance(value, int) else len(value)) <= self.most
+
+
+SiteName = Annotated[str, Matching(SITE_NAME)]
+SiteNames = Annotated[tuple[SiteName, ...], Within(1, 1000)]
+Digest = Annotated[str, Matching(re.compile(r"[0-9a-f]{64}"))]
+ReleaseName = Annotated[str, Matching(re.compile(r"[a-z0-9-]{1,64}"))]
+Counter = Annotated[int, Within(0, 2**63 - 1)]
 
 Vector = npt.NDArray[np.float64]
 
-DeclineCode = Literal["over-budget", "refused", "failed", "unreachable"]
+DeclineCode = Literal["over-budget", "refused", "failed", "unreachable", "invalid"]
+"""Why a site contributes nothing. The last two are the coordinator's own words: for a site that does not answer, and
+for one that answers what the protocol does not allow."""
 
 PUBLIC_FIELDS = frozenset({"site", "study", "release", "round", "attempt", "code", "keys"})
 CHARGED_FIELDS = frozenset({"vector"})
@@ -46,11 +94,11 @@ class Request:
         parameters: the model, a flat vector; empty for a release that needs none.
     """
 
-    study: str
-    release: str
-    round: int
-    attempt: int
-    participants: tuple[str, ...]
+    study: Digest
+    release: ReleaseName
+    round: Counter
+    attempt: Counter
+    participants: SiteNames
     parameters: Vector
 
 
@@ -61,11 +109,11 @@ class Reply:
     ``vector`` is float64, or under secure aggregation masked words: uint32, uniform to anyone but the sum.
     """
 
-    site: str
-    study: str
-    release: str
-    round: int
-    attempt: int
+    site: SiteName
+    study: Digest
+    release: ReleaseName
+    round: Counter
+    attempt: Counter
     vector: Vector | npt.NDArray[np.uint32]
 
 
@@ -73,11 +121,11 @@ class Reply:
 class Declined:
     """A site that sends no contribution. The reason is one of four public words; the details stay in its own log."""
 
-    site: str
-    study: str
-    release: str
-    round: int
-    attempt: int
+    site: SiteName
+    study: Digest
+    release: ReleaseName
+    round: Counter
+    attempt: Counter
     code: DeclineCode
 
 
@@ -85,7 +133,7 @@ class Declined:
 class SecureRequest:
     """A message of the secure aggregation protocol to a site: its set-up, or the recovery that ends a round."""
 
-    study: str
+    study: Digest
     body: bytes
 
 
@@ -93,8 +141,8 @@ class SecureRequest:
 class SecureReply:
     """A site's protocol answer: public keys, encrypted shares, or shares of one round's masks; never of its data."""
 
-    site: str
-    study: str
+    site: SiteName
+    study: Digest
     keys: bytes
 
 

@@ -16,7 +16,7 @@ import struct
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ __all__ = [
     "unpack",
 ]
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME = 2**31
 """Default limit on a frame's length in bytes: a vector of 250 million float64."""
 
@@ -154,7 +154,10 @@ def decode(data: bytes, *, limit: int = MAX_FRAME) -> Frame:
 
 def _header(raw: bytes) -> tuple[str, dict[str, Any], list[Any]]:
     try:
-        header = json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_unique)
+        header = json.loads(raw, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+        json.dumps(
+            header, ensure_ascii=False
+        ).encode()  # half a character has no bytes, and cannot be printed
     except (ValueError, RecursionError) as error:
         raise WireError(f"the header is no JSON ({str(error)[:80]})") from None
     if not isinstance(header, dict) or set(header) != {"kind", "head", "parts"}:
@@ -180,13 +183,23 @@ def _part(part: object) -> tuple[str, int]:
     shape = part.get("shape")
     if set(part) != {"name", "dtype", "shape"} or not isinstance(shape, list) or part["dtype"] not in _DTYPES:
         raise WireError(f"part {part['name']!r} has no type and shape")
+    size = np.dtype(part["dtype"]).itemsize
     if len(shape) > _MAX_DIMENSIONS or not all(_is_count(side) for side in shape):
         raise WireError(f"part {part['name']!r} has an impossible shape")
-    return part["name"], math.prod(shape) * np.dtype(part["dtype"]).itemsize
+    if math.prod(max(side, 1) for side in shape) * size > MAX_FRAME:  # also where another side is 0
+        raise WireError(f"part {part['name']!r} has an impossible shape")
+    return part["name"], math.prod(shape) * size
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_FRAME
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no JSON number")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -200,7 +213,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def pack(message: Any) -> bytes:
-    """A message of one of the `KINDS` as bytes; with fields of text, integers, arrays or bytes."""
+    """A message of one of the `KINDS` as bytes; with fields of closed types, arrays or bytes."""
     kind = next((name for name, cls in KINDS.items() if type(message) is cls), None)
     if kind is None:
         raise WireError(f"a {type(message).__name__} is no message that travels")
@@ -226,7 +239,7 @@ def unpack(data: bytes, expected: type[T] | types.UnionType, *, limit: int = MAX
     if cls is None or cls not in allowed:
         raise WireError(f"a message of kind {frame.kind!r} arrived")
     given: dict[str, Any] = {**frame.head, **frame.arrays, **frame.blobs}
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     if set(given) != set(hints) or len(given) != len(frame.head) + len(frame.arrays) + len(frame.blobs):
         raise WireError(f"a {frame.kind} has the fields {', '.join(sorted(given))[:200]}")
     values = {name: _checked(given[name], hint, f"{frame.kind}.{name}") for name, hint in hints.items()}
@@ -234,9 +247,18 @@ def unpack(data: bytes, expected: type[T] | types.UnionType, *, limit: int = MAX
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
-    """The value if it has the type that the field is declared with; lists become tuples."""
+    """The value if it has the type that the field is declared with; lists become tuples.
+
+    Text and whole numbers need a rule (`Matching`, `Within`) beside their type: nothing open travels.
+    """
     origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
+    if origin is Annotated:
+        plain, rule = get_args(hint)
+        closed = value if plain in (str, int) and type(value) is plain else None
+        checked = _checked(value, plain, where) if closed is None else closed
+        if rule.holds(checked):
+            return checked
+    elif origin in (Union, types.UnionType):
         for choice in get_args(hint):
             try:
                 return _checked(value, choice, where)
@@ -255,6 +277,6 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     elif hint in (None, type(None)):
         if value is None:
             return None
-    elif type(value) is hint and not (hint is int and abs(value) >= 2**63):
+    elif hint is bytes and isinstance(value, bytes):
         return value
     raise WireError(f"{where} is {str(value)[:40]!r}")

@@ -2,67 +2,50 @@
 
 Flower delivers a message at most once: one that was fetched by a node that then died is lost. So a request
 is sent again when its node signs on anew, when Flower reports a failure, and at growing intervals. Asking
-twice is harmless, since a site answers a request that it knows with the very same bytes."""
+twice is harmless, since a site answers a request that it knows with the very same bytes.
+
+An answer that is not the site's own, or not to this message, may come from anybody in between: it is dropped and the
+site asked again. One that the site itself signed, for this very message, and that the protocol does not allow, is the
+site's: `Declined` as "invalid" in its name."""
 
 import hashlib
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from flwr.app import Message as FlowerMessage
-
 from fedveil import __version__
+from fedveil.deploy.flower.asking import BRIEF, Asking, Patience, sessions
 from fedveil.deploy.flower.link import Link
-from fedveil.deploy.flower.records import MESSAGE_TYPE, bytes_of, content_of
-from fedveil.deploy.identity import FROM_COORDINATOR, FROM_SITE, Identity, unseal
+from fedveil.deploy.identity import Identity, check_public_key, signing_key
 from fedveil.deploy.receipts import Receipt, Receipts
+from fedveil.deploy.sealing import (
+    FROM_COORDINATOR,
+    FROM_SITE,
+    NO_ID,
+    Opened,
+    introduction,
+    new_id,
+    seal,
+    unseal,
+)
 from fedveil.errors import FederationError, FedveilError
 from fedveil.federation import Declined, Reply, Request
 from fedveil.federation.messages import Answer, Message, SecureReply
 from fedveil.federation.wire import Array, Frame, WireError, decode, encode, pack, unpack
 
-__all__ = ["FlowerTransport", "Patience"]
+__all__ = ["SITE_STATES", "FlowerTransport", "Patience"]
 
 log = logging.getLogger("fedveil.coordinator")
 
-_POLL = 0.1
-_LOOK = 1.0
-_SPOILT = 3
 _IDS = ("study", "release", "round", "attempt")
+_VERSION = re.compile(r"[0-9A-Za-z.+!-]{1,20}")
 
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a site is waited for.
-
-    Attributes:
-        away: seconds for which a site whose node is not connected is waited for.
-        answer: seconds for which a connected site may take over one answer.
-        again: seconds after which an unanswered request is sent once more; doubles each time.
-    """
-
-    away: float = 120.0
-    answer: float = 3600.0
-    again: float = 15.0
-
-
-BRIEF = Patience(away=5.0, answer=30.0, again=10.0)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """One site that has not answered yet."""
-
-    since: float
-    sent: float
-    again: float
-    session: str
-    away_since: float | None = None
-    again_at: float = 0.0
-    spoilt: int = 0
+SITE_STATES = ("unknown", "pending", "loading", "ready", "refused")
+"""What a site may say of a study; anything else is no answer."""
 
 
 class FlowerTransport:
@@ -70,7 +53,7 @@ class FlowerTransport:
 
     Args:
         link: the SuperLink and this process's run on it.
-        identity: the coordinator's signing key.
+        identity: the coordinator's keys.
         keys: each site's public key; a site that has none yet is pinned by ``pin`` at first contact.
         receipts: the receipts that the sites gave so far.
         pin: told of a site's public key at first contact.
@@ -91,17 +74,22 @@ class FlowerTransport:
         self._keys = dict(keys)
         self._patience = patience or Patience()
 
-    def exchange(self, requests: Mapping[str, Any]) -> Mapping[str, Any]:
+    @property
+    def signing_keys(self) -> Mapping[str, bytes]:
+        """The Ed25519 key of each site that was met."""
+        return {site: signing_key(key) for site, key in self._keys.items()}
+
+    def exchange(self, requests: Mapping[str, Message]) -> Mapping[str, Answer]:
         """Ask each site; those that stay away are absent from the answers."""
-        data = {
-            site: self._identity.seal(pack(request), FROM_COORDINATOR) for site, request in requests.items()
-        }
         answers: dict[str, Answer] = {}
 
-        def accept(site: str, body: bytes) -> None:
-            answers[site] = self._accept(requests[site], site, body)
+        def accept(site: str, frame: Frame) -> None:
+            answers[site] = self._accept(requests[site], site, frame)
 
-        self._ask(data, accept)
+        def invalid(site: str) -> None:
+            answers[site] = _declined(requests[site], site, "invalid")
+
+        self._ask({site: pack(request) for site, request in requests.items()}, accept, invalid)
         return answers
 
     def greet(
@@ -112,26 +100,19 @@ class FlowerTransport:
         With ``need_keys`` it is offered only once the keys of all sites are known.
 
         Returns:
-            by site: absent, unknown, pending, loading, ready, refused, or ``on fedveil X`` for another version.
+            by site: absent, stale (its clock and this machine's differ, or messages are held back), one of
+            `SITE_STATES`, ``on fedveil X`` for another version, or invalid for an answer that makes no sense.
         """
         status = dict.fromkeys(sites, "absent")
         online = self._sessions()
         present = [site for site in sites if site in online]
-        for site, frame in self._talk({site: self._hello(site, study) for site in present}).items():
-            status[site] = str(frame.head.get("status", "refused"))
-            if frame.kind == "hello" and frame.head.get("version") != __version__:
-                status[site] = f"on fedveil {str(frame.head.get('version'))[:20]}"
+        self._meet([site for site in present if site not in self._keys])
+        status |= self._states({site: self._hello(site, study) for site in present}, study)
         strangers = [site for site in present if status[site] == "unknown"]
         if need_keys and not all(site in self._keys for site in sites):
             return status
         whole = {**offer, "keys": {site: self._keys[site] for site in sites if site in self._keys}}
-        for site, frame in self._talk({site: Frame("offer", whole) for site in strangers}).items():
-            if frame.head.get("study") != study:
-                log.warning("%s derives other terms from the study; is its fedveil version the same?", site)
-                status[site] = "refused"
-            else:
-                status[site] = str(frame.head.get("status", "refused"))
-        return status
+        return status | self._states({site: Frame("offer", whole) for site in strangers}, study)
 
     def deliver(self, sites: Sequence[str], study: str, arrays: Mapping[str, Array]) -> tuple[str, ...]:
         """Send each site the finished model of a study; return the sites that did not confirm that they keep it."""
@@ -139,41 +120,64 @@ class FlowerTransport:
         answers = self._talk(dict.fromkeys(sites, frame), self._patience)
         return tuple(site for site in sites if site not in answers or answers[site].kind != "kept")
 
+    def _meet(self, strangers: Sequence[str]) -> None:
+        """Learn the keys of sites that were never met; the first that answers in a site's name is pinned."""
+        ids = {site: new_id() for site in strangers}
+
+        def receive(site: str, sealed: bytes) -> bool:
+            opened = self._open(site, sealed, ids[site])
+            if opened is None:
+                return False
+            try:
+                frame = _of(site, opened)
+                key = check_public_key(opened.sender)
+            except FedveilError as error:
+                log.error("%s cannot be met: %s", site, error)
+                return False
+            if frame.kind == "introduced":
+                self._keys[site] = key
+                self._pin(site, key)
+            else:
+                _say_refused(site, frame)
+            return frame.kind != "stale"
+
+        send = {site: lambda site=site: introduction(self._identity, ids[site]) for site in strangers}
+        Asking(self._link, send, receive, BRIEF).run()
+
     def _hello(self, site: str, study: str) -> Frame:
         last = self._receipts.last(site)
         receipt = last.to_dict() if last else None
         return Frame("hello", {"study": study, "receipt": receipt, "version": __version__})
 
+    def _states(self, frames: Mapping[str, Frame], study: str) -> dict[str, str]:
+        """What each site says of a study, in words of this side."""
+        return {site: _state(site, frame, study) for site, frame in self._talk(frames).items()}
+
     def _talk(self, frames: Mapping[str, Frame], patience: Patience = BRIEF) -> dict[str, Frame]:
-        """One short exchange with each site; each answer proves by a nonce that it is fresh."""
+        """One short exchange with each site."""
         nonces = {site: secrets.token_hex(16) for site in frames}
-        sealed = {
-            site: self._identity.seal(
-                encode(replace(frame, head={**frame.head, "nonce": nonces[site]})), FROM_COORDINATOR
-            )
-            for site, frame in frames.items()
-        }
         answers: dict[str, Frame] = {}
 
-        def accept(site: str, body: bytes) -> None:
-            frame = decode(body)
-            if frame.head.get("site") != site:
-                raise WireError(f"{site}'s node answered in the name of {frame.head.get('site')!r}")
-            if frame.kind == "refused":
-                log.warning("%s refuses; the reason is in its own log", site)
-            elif frame.head.get("nonce") != nonces[site]:
-                raise WireError(f"{site} answered an older greeting")
+        def accept(site: str, frame: Frame) -> None:
+            _say_refused(site, frame)
             answers[site] = frame
 
-        self._ask(sealed, accept, patience)
+        def invalid(site: str) -> None:
+            answers[site] = Frame("invalid")
+
+        bodies = {
+            site: encode(replace(frame, head={**frame.head, "nonce": nonces[site]}))
+            for site, frame in frames.items()
+        }
+        self._ask(bodies, accept, invalid, patience)
         return answers
 
-    def _accept(self, request: Message, site: str, body: bytes) -> Answer:
+    def _accept(self, request: Message, site: str, frame: Frame) -> Answer:
         """The answer inside, if everything about it is in order."""
-        frame = decode(body)
-        if frame.kind == "refused":
+        if frame.kind in ("refused", "stale"):
+            _say_refused(site, frame)
             return _declined(request, site, "refused")
-        if frame.kind != "answer" or set(frame.blobs) != {"answer"}:
+        if frame.kind != "answer" or set(frame.blobs) != {"answer"} or frame.arrays:
             raise WireError(f"{site} sent a {frame.kind}")
         raw = frame.blobs["answer"]
         answer: Answer = unpack(raw, Reply | SecureReply | Declined)
@@ -203,142 +207,99 @@ class FlowerTransport:
 
     def _ask(
         self,
-        data: Mapping[str, bytes],
-        accept: Callable[[str, bytes], None],
+        bodies: Mapping[str, bytes],
+        accept: Callable[[str, Frame], None],
+        invalid: Callable[[str], None],
         patience: Patience | None = None,
-    ) -> list[str]:
-        """Send each site its bytes until each has answered or is given up; return the ones given up."""
-        return _Asking(self._link, data, self._opened(accept), patience or self._patience).run()
+    ) -> None:
+        """Send each site its body until each has answered or is given up.
 
-    def _opened(self, accept: Callable[[str, bytes], None]) -> Callable[[str, bytes], bool]:
-        """Check the seal, pin the key of a site that is met for the first time, hand the body on."""
+        ``accept`` gets what a site answered to this very message and raises `FedveilError` where that makes no sense;
+        ``invalid`` is then told of the site. Each time that a body is sent it gets a new date and ciphertext.
+        """
+        known = {site: body for site, body in bodies.items() if site in self._keys}
+        for site in bodies.keys() - known.keys():
+            log.warning("%s was never met: there is no key to encrypt to", site)
+        ids = {site: new_id() for site in known}
 
-        def open_and_accept(site: str, sealed: bytes) -> bool:
-            try:
-                body, signer = unseal(sealed, signer=self._keys.get(site), purpose=FROM_SITE)
-                accept(site, body)
-            except FedveilError as error:
-                log.error("an answer from %s is refused: %s", site, error)
+        def receive(site: str, sealed: bytes) -> bool:
+            opened = self._open(site, sealed, ids[site])
+            if opened is None:
                 return False
-            if site not in self._keys:
-                self._keys[site] = signer
-                self._pin(site, signer)
-            return True
+            try:
+                frame = _of(site, opened)
+                accept(site, frame)
+            except FedveilError as error:
+                log.error("%s broke the protocol: %s", site, error)
+                invalid(site)
+                return True
+            return frame.kind != "stale"  # one that is sent now has another date
 
-        return open_and_accept
+        def send(site: str, body: bytes) -> Callable[[], bytes]:
+            to, message = self._keys[site], ids[site]
+            return lambda: seal(body, self._identity, to=to, purpose=FROM_COORDINATOR, message=message)
+
+        sealing = {site: send(site, body) for site, body in known.items()}
+        Asking(self._link, sealing, receive, patience or self._patience).run()
+
+    def _open(self, site: str, sealed: bytes, asked: bytes) -> Opened | None:
+        """What the site itself answered to the message with this id; None of anything else.
+
+        A site that could not open a message says so without its id. Whoever repeats that later does no more than to
+        drop a message, which anybody in between can do.
+        """
+        try:
+            opened = unseal(sealed, self._identity, sender=self._keys.get(site), purpose=FROM_SITE)
+        except FedveilError as error:
+            log.error("an answer from %s is refused: %s", site, error)
+            return None
+        if opened.id in (asked, NO_ID):
+            return opened
+        log.error("an answer from %s is refused: it is to another message", site)
+        return None
 
     def _sessions(self) -> dict[str, str]:
         return sessions(self._link)
 
 
-def sessions(link: Link) -> dict[str, str]:
-    """The sites whose nodes are connected now, and when each signed on."""
-    return {
-        node.name: f"{node.node_id} {node.last_activated_at}"
-        for node in link.call(lambda g: list(g.get_nodes()))
-    }
+def _of(site: str, opened: Opened) -> Frame:
+    """What a site answered, if it names itself; without the id of what it answers it can only refuse."""
+    frame = decode(opened.body or b"")
+    if opened.id == NO_ID and frame.kind != "refused":
+        raise WireError(f"{site} sent a {frame.kind} without saying what it answers")
+    if frame.head.get("site") != site:
+        raise WireError(f"{site} answered in the name of {frame.head.get('site')!r:.80}")
+    return frame
 
 
-class _Asking:
-    """One message to each of several sites, repeated as long as that may help."""
+def _state(site: str, frame: Frame, study: str) -> str:
+    """How a study stands at a site, from an answer of which nothing is taken over but a word of a closed list."""
+    state, version = frame.head.get("status"), frame.head.get("version")
+    if frame.kind in ("refused", "stale", "invalid"):
+        return frame.kind
+    if frame.kind == "hello" and version != __version__:
+        known = isinstance(version, str) and _VERSION.fullmatch(version)
+        return f"on fedveil {version if known else 'of an unreadable version'}"
+    if frame.kind not in ("hello", "offered") or state not in SITE_STATES:
+        log.error("%s broke the protocol: it says that the study is %.80r", site, state)
+        return "invalid"
+    if frame.head.get("study") != study:
+        log.warning("%s derives other terms from the study; is its fedveil version the same?", site)
+        return "refused"
+    return str(state)
 
-    def __init__(
-        self,
-        link: Link,
-        data: Mapping[str, bytes],
-        accept: Callable[[str, bytes], bool],
-        patience: Patience,
-    ) -> None:
-        self._link, self._data, self._accept, self._patience = link, data, accept, patience
-        now = time.monotonic()
-        self._waiting = {site: _Waiting(now, 0.0, patience.again, "") for site in data}
-        self._sent: dict[str, str] = {}
-        self._given_up: list[str] = []
 
-    def run(self) -> list[str]:
-        """Ask until nobody is waited for."""
-        looked = 0.0
-        while self._waiting:
-            if time.monotonic() - looked > _LOOK:
-                self._look()
-                looked = time.monotonic()
-            if not self._collect() and self._waiting:
-                time.sleep(_POLL)
-        return self._given_up
-
-    def _look(self) -> None:
-        """Who is connected? Send to those who have to be asked, give up those who stay away."""
-        online, now = sessions(self._link), time.monotonic()
-        due = []
-        for site, state in list(self._waiting.items()):
-            session = online.get(site)
-            if session is None:
-                state.away_since = state.away_since or now
-                if now - state.away_since > self._patience.away:
-                    self._give_up(site, "its node is not connected")
-                continue
-            state.away_since = None
-            if now - state.since > self._patience.answer:
-                self._give_up(site, "it does not answer")
-            elif session != state.session or now >= state.again_at:
-                due.append(site)
-                state.session, state.again_at = session, now + state.again
-                state.again *= 2
-        if due:
-            self._send(due, online)
-
-    def _give_up(self, site: str, why: str) -> None:
-        log.warning("%s is given up for this round: %s", site, why)
-        del self._waiting[site]
-        self._given_up.append(site)
-
-    def _spoilt(self, site: str, reason: str, *, may_recover: bool) -> None:
-        """Something unusable came back: ask again, but not for ever."""
-        state = self._waiting[site]
-        state.spoilt += 1
-        state.again_at = min(state.again_at, time.monotonic() + state.spoilt * _LOOK)
-        away = time.monotonic() - state.since > self._patience.away
-        if state.spoilt >= _SPOILT and (away or not may_recover):
-            self._give_up(site, reason)
-        else:
-            log.warning("%s is asked again: %s", site, reason)
-
-    def _send(self, due: Sequence[str], online: Mapping[str, str]) -> None:
-        lifetime = self._patience.answer + 60
-
-        def push(grid: Any) -> list[str]:
-            messages = [
-                FlowerMessage(
-                    content_of(self._data[site]),
-                    dst_node_id=int(online[site].split()[0]),
-                    message_type=MESSAGE_TYPE,
-                    ttl=lifetime,
-                )
-                for site in due
-            ]
-            return list(grid.push_messages(messages))
-
-        for name, site in zip(self._link.call(push), due, strict=True):
-            if name:
-                self._sent[name] = site
-
-    def _collect(self) -> bool:
-        """Take in what has arrived; True if anything has."""
-        names = [name for name, site in self._sent.items() if site in self._waiting]
-        if not names:
-            return False
-        arrived = self._link.call(lambda grid: list(grid.pull_messages(names)))
-        for message in arrived:
-            site = self._sent.pop(message.metadata.reply_to_message_id, None)
-            if site is None or site not in self._waiting:
-                continue
-            data = bytes_of(message)
-            if data is not None and self._accept(site, data):
-                del self._waiting[site]
-            else:
-                reason = message.error.reason if message.has_error() else None
-                self._spoilt(site, reason or "its answer was refused", may_recover=message.has_error())
-        return bool(arrived)
+def _say_refused(site: str, frame: Frame) -> None:
+    clock = frame.head.get("clock")
+    if frame.kind == "stale" and isinstance(clock, int | float):
+        log.warning(
+            "%s refuses a message as too old: its clock is %+.0f s from this machine's; set both by NTP, and if they "
+            "agree look for somebody who holds messages back",
+            site,
+            clock - time.time(),
+        )
+    elif frame.kind in ("refused", "stale"):
+        log.warning("%s refuses; the reason is in its own log", site)
 
 
 def _ids(request: Message) -> dict[str, Any]:
