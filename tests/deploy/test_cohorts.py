@@ -61,12 +61,12 @@ def test_a_hospital_where_nobody_happens_to_be_held_out_takes_part(make_hospital
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"images": np.zeros((60, 8, 8, 3), np.uint8)},
-        {"labels": np.array([0, 1] * 29 + [0, 2]), "classes": np.array(["normal", "ill", "rare"])},
+        {"labels": np.array([0, 1] * 30), "classes": np.array(["sound", "sick"])},
         {"patient": None},
         {"images": np.zeros((59, 8, 8), np.uint8)},
+        {"images": np.zeros((60, 8, 8), np.int64)},
     ],
-    ids=["colour", "unknown label", "no patients", "damaged"],
+    ids=["other labels", "no patients", "damaged", "no public white"],
 )
 def test_the_status_says_nothing_of_the_images(make_hospital, caplog, wrong):
     """A hospital whose images cannot be used looks like one where nobody approved; its own log and check tell why."""
@@ -78,6 +78,43 @@ def test_the_status_says_nothing_of_the_images(make_hospital, caplog, wrong):
     assert not hospital.ledger.charges
     code, said = fedveil("site", "check", hospital.folder)
     assert code == 2 or "problem      study toy" in said
+
+
+ODD_ROWS = {
+    "unknown label": ("labels", 2, {"classes": np.array(["normal", "ill", "rare"])}),
+    "no label": ("labels", -1, {}),
+    "misspelt label": ("labels", 2, {"classes": np.array(["normal", "ill", "Ill"])}),
+    "no number": ("images", np.nan, {}),
+    "nobody": ("patient", 59, {"patient_names": np.array([*(f"p{n}" for n in range(59)), "ANONYMOUS"])}),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS)
+def test_a_hospital_takes_part_whatever_one_image_is(make_hospital, odd):
+    """That image counts as nothing, whatever is odd about it, and all others as if it were not there."""
+    hospital = make_hospital()
+    key, value, more = ODD_ROWS[odd]
+    arrays = dict(np.load(hospital.folder / "images.npz"))
+    column = arrays[key].astype(float) / (255 if key == "images" else 1)
+    column[-1] = value
+    spoil(hospital, **{key: column, **more})
+    cohorts = Cohorts(hospital.service.config, hospital.service.identity)
+    found = cohorts.task(hospital.offer)
+    assert status(hospital) == "ready"
+    spoil(
+        hospital,
+        **{
+            name: array[:-1]
+            for name, array in dict(np.load(hospital.folder / "images.npz")).items()
+            if len(array) == 60 and name != "patient_names"
+        },
+    )
+    alone = Cohorts(hospital.service.config, hospital.service.identity).task(hospital.offer)
+    assert len(found.dataset) == len(alone.dataset) == 59
+    np.testing.assert_array_equal(found.features, alone.features)
+    np.testing.assert_array_equal(found.degraded, alone.degraded)
+    np.testing.assert_array_equal(found.dataset.patients, alone.dataset.patients)
+    np.testing.assert_array_equal(found.dataset.split, alone.dataset.split)
 
 
 def test_more_patients_than_said_are_the_hospitals_own_trouble(make_hospital):

@@ -160,8 +160,10 @@ def study_labels(
         )
     if options.classes is None:
         return labels, classes
-    order = np.array([_position(one, options.classes, "classes") for one in classes], dtype=np.int64)
-    return order[labels].astype(np.int64), options.classes
+    order = np.full(len(classes), -1, np.int64)
+    for code in np.unique(labels):  # a file may name classes of which it has no image
+        order[code] = _position(classes[code], options.classes, "classes")
+    return order[labels], options.classes
 
 
 def _merged(labels: Codes, classes: tuple[str, ...], options: Options) -> tuple[Codes, tuple[str, ...]]:
