@@ -14,7 +14,7 @@ from fedveil.data.labels import Fault, findings, joined_labels, label_faults, st
 from fedveil.data.options import Options
 from fedveil.data.patients import patient_key, patient_pairs, placeholder_fault
 from fedveil.data.stack import ArrayImages, ImageStack, OddImages
-from fedveil.errors import DataError, InvalidValue
+from fedveil.errors import DataError, InvalidValue, printable
 
 __all__ = [
     "SPLITS",
@@ -51,6 +51,10 @@ class Problem:
     rule: str
     remedy: str
     left_out: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("place", "found", "rule", "remedy"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{self.place}: {self.found}; {self.rule}: {self.remedy.rstrip('.')}."
