@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_rescale, apply_voi
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from fedveil.data.codestream import stated_size
 from fedveil.data.facts import ImageFacts, check_pixels, unusable
 from fedveil.data.options import Reading
 from fedveil.data.windows import FILE, FULL, apply_window, is_hounsfield, limits
@@ -70,6 +72,7 @@ def read_dicom(path: Path, content: bytes, reading: Reading) -> Pixels:
     with _damage_named(path):
         header = _header(path, content, reading)
         _check(path, header, reading)
+        _check_frame(path, header)
     try:
         return _pixels(header, reading)
     except Exception as error:  # noqa: BLE001 - a damaged file makes the decoders raise nearly anything
@@ -222,6 +225,21 @@ def _check_codec(path: Path, header: pydicom.FileDataset) -> None:
             f"its pixels are compressed as {syntax.name}",
             "that needs a decoder that is not installed",
             'pip install "fedveil[dicom]", or export the file uncompressed',
+        )
+
+
+def _check_frame(path: Path, header: pydicom.FileDataset) -> None:
+    """Refuse a compressed image whose own size is not the header's, whose pixels were counted before decoding."""
+    if not (hasattr(header, "file_meta") and header.file_meta.TransferSyntaxUID.is_encapsulated):
+        return
+    stated = stated_size(next(generate_frames(header.PixelData, number_of_frames=1), b""))
+    expected = int(header.Columns), int(header.Rows)
+    if stated is not None and stated != expected:
+        raise unusable(
+            path,
+            f"its pixels are {stated[0]} x {stated[1]}, by its header {expected[0]} x {expected[1]}",
+            "both must agree",
+            "export it again",
         )
 
 
