@@ -134,11 +134,11 @@ def test_one_colour_file_keeps_no_hospital_out_and_moves_nobody(make_hospital, k
         pixels = generator.integers(0, 256, (12, 12), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
         rows.append(f"{number}.png,{('normal', 'ill')[number % 2]},p{number // 2}")
-    shapes = {"RGBA": (12, 12, 4), "RGB": (12, 12, 3)}
+    shapes = {"RGBA": (12, 12, 4), "RGB": (12, 12, 3), "torn": (64, 64)}
     odd = generator.integers(0, 256, shapes.get(kind, (12, 12)), dtype=np.uint8)
     Image.fromarray(odd.astype(np.uint16) * 257 if kind == "I;16" else odd).save(folder / "odd.png")
     if kind == "torn":
-        (folder / "odd.png").write_bytes((folder / "odd.png").read_bytes()[:90])
+        (folder / "odd.png").write_bytes((folder / "odd.png").read_bytes()[:2000])
     edit(folder / "site.toml", source='"images.csv"')
     tasks = []
     for line in ([], ["odd.png,ill,p99" if kind != "table" else "odd.png,ill"]):
