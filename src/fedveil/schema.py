@@ -57,7 +57,7 @@ def explain(error: ValidationError, where: str, make: type[E], remedy: str, mode
     more = f" ({others} more after this one)" if others else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, tuple(str(part) for part in first["loc"][:-1]))
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.6)
         instead = f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
         return make(f"{where}: {key} is not a known key", "unknown keys are refused", instead + more)
     rule = first["msg"].removeprefix("Value error, ")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedveil.data import Dataset, Options, load_usable
+from fedveil.data import Dataset, Options, Reading, load_usable
 from fedveil.errors import DataError
 
 Table = list[dict[str, str]]
@@ -31,9 +31,10 @@ def write(folder: Path, change: Callable[[Path, Table], Table]) -> None:
 
 def usable(folder: Path, positive: tuple[str, ...] | None = None, **settings: object) -> Dataset:
     classes = ("normal", "ill") if positive is None else ("normal", "positive")
-    options = Options(image_size=8, classes=classes, positive=positive, secret=b"key")
-    wanted = {"channels": 1, "need_patients": True, **settings}
-    return load_usable("images.csv", options, base=folder, **wanted)
+    options = Options(
+        image_size=8, reading=Reading(channels=1), classes=classes, positive=positive, secret=b"key"
+    )
+    return load_usable("images.csv", options, base=folder, **{"need_patients": True, **settings})
 
 
 def contents(dataset: Dataset, without: str) -> dict[str, tuple[object, ...]]:
@@ -123,7 +124,14 @@ def test_images_that_nobody_names_are_of_different_patients_even_where_they_are_
 def test_what_is_wrong_with_the_whole_source_is_said(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         usable(tmp_path)
-    np.savez(tmp_path / "images.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.array([0, 1, 0, 1]))
     options = Options(image_size=8, classes=("0", "1"))
-    with pytest.raises(DataError, match="3 channels"):
-        load_usable("images.npz", options, base=tmp_path, channels=1, need_patients=False)
+    with pytest.raises(DataError, match="no channels"):
+        load_usable("images.npz", options, base=tmp_path, need_patients=False)
+
+
+def test_images_of_an_array_are_brought_to_the_channels_of_the_study(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.array([0, 1, 0, 1]))
+    options = Options(image_size=8, classes=("0", "1"), reading=Reading(channels=1))
+    found = load_usable("images.npz", options, base=tmp_path, need_patients=False)
+    assert found.images.read(range(4)).shape == (4, 1, 8, 8)

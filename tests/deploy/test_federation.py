@@ -106,7 +106,7 @@ def test_hospitals_judge_the_model_at_home_and_make_their_own(town):
     town.coordinate("own", rounds=2, template=template)
     town.approve("own")
     result = town.finish("own")
-    assert result["metrics"] == {}
+    assert not any(result["metrics"].values())
     assert any("Nothing was judged" in note for note in result["notes"])
     assert "Accuracy is unknown" in (town.folder / "own" / "report.html").read_text()
     for name in SITES:
@@ -249,7 +249,7 @@ def test_without_a_hospital_that_can_be_spared_and_without_images_of_the_coordin
     assert log[-1]["sites"] == list(SITES)
     assert result["guarantee"]["epsilon"] <= 2.0 + 1e-9
     assert ("training", 1) in town.charges("east", "four")
-    assert set(result["metrics"]) == {"released"}
+    assert result["metrics"]["test"] is None
     assert all(entry["test"] is None for entry in log)
     assert not (town.folder / "four" / "predictions.csv").exists()
     assert "released histograms" in (town.folder / "four" / "report.html").read_text()

@@ -10,11 +10,13 @@ from fedveil.data.check import CheckReport, check
 from fedveil.data.cohort import TEST, TRAIN, VALIDATION, Cohort, Dataset, PatientImages
 from fedveil.data.load import is_path, load
 from fedveil.data.medmnist import MEDMNIST, fetch
+from fedveil.data.options import Options, Reading, Settings
 from fedveil.data.partition import Scheme, held_out_patients, hospitals, named_hospitals
-from fedveil.data.records import Options, Problem
+from fedveil.data.records import Problem
 from fedveil.data.stack import ArrayImages, ImageStack, in_memory
 from fedveil.data.unlabelled import Unlabelled, read_unlabelled
 from fedveil.data.usable import load_usable
+from fedveil.data.windows import Window, check_window
 from fedveil.data.write import write_split
 
 __all__ = [
@@ -31,10 +33,14 @@ __all__ = [
     "Options",
     "PatientImages",
     "Problem",
+    "Reading",
     "Scheme",
-    "cache_folder",
+    "Settings",
     "Unlabelled",
+    "Window",
+    "cache_folder",
     "check",
+    "check_window",
     "fetch",
     "held_out_patients",
     "hospitals",

@@ -7,13 +7,13 @@ where none can the site answers with noise; only the hospital's own log says so.
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, Options, load, load_usable
+from fedveil.data import Dataset, Options, Settings, load, load_usable
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity, signing_key
 from fedveil.deploy.offer import Offer
@@ -142,14 +142,7 @@ class Cohorts:
         Raises:
             DataError: they cannot be used, or this budget's words do not fit them.
         """
-        options = self._options(offer, classes)
-        dataset = load(self.config.data.source, base=self.config.folder, **asdict(options))
-        if offer and dataset.images.channels != offer.channels:
-            raise DataError(
-                f"the images here have {dataset.images.channels} channels",
-                f"the study's have {offer.channels}",
-                "convert them, or leave the study",
-            )
+        dataset = load(self.config.data.source, base=self.config.folder, **self._settings(offer, classes))
         self._check_units(dataset)
         return dataset
 
@@ -169,29 +162,25 @@ class Cohorts:
                 "correct data.source or data.site in site.toml, or leave the study",
             )
 
-    def _options(self, offer: Offer | None, classes: tuple[str, ...] | None = None) -> Options:
-        settings = self.config.data
-        study: dict[str, Any] = (
-            {"classes": classes}
-            if offer is None
-            else {"image_size": offer.study.data.image_size, "classes": offer.classes}
-        )
-        return Options(
-            **study,
-            positive=(offer.study.data.positive or None) if offer else None,
-            secret=self.identity.secret(HELD_OUT),
-            test_fraction=settings.test_fraction,
-            allow_patient_overlap=settings.allow_patient_overlap,
-        )
+    def _settings(self, offer: Offer | None, classes: tuple[str, ...] | None = None) -> Settings:
+        """How images are read: as the hospital says, and as the study says in public."""
+        own: Settings = {**self.config.data.settings, "secret": self.identity.secret(HELD_OUT)}
+        if offer is None:
+            return {**own, "classes": classes} if classes else own
+        return {
+            **own,
+            **offer.study.data.public,
+            "classes": offer.classes,
+            "channels": offer.channels,
+        }
 
     def _seen_by(self, offer: Offer) -> Dataset:
         """The images that a study can use, each judged by itself."""
         named = self.config.budget.unit == "patient" and not self.config.data.one_image_a_patient
         return load_usable(
             self.config.data.source,
-            self._options(offer),
+            Options.of(self._settings(offer)),
             base=self.config.folder,
-            channels=offer.channels,
             need_patients=named,
         )
 

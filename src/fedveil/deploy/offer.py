@@ -9,7 +9,7 @@ from fedveil.data import Dataset
 from fedveil.errors import Refused
 from fedveil.federation import Terms
 from fedveil.names import SITE_NAME
-from fedveil.study.settings import Study
+from fedveil.study.settings import ColumnSettings, Study
 from fedveil.study.task import sizes_of
 from fedveil.study.terms import make_terms
 
@@ -42,8 +42,14 @@ class Offer:
 
     @classmethod
     def make(cls, study: Study, sites: tuple[str, ...], dataset: Dataset) -> "Offer":
-        """Offer a study whose classes and channels are those of the coordinator's data set, be it empty."""
-        data = study.data.model_copy(update={"source": SOURCE, "classes": (), "channels": None})
+        """Offer a study whose classes and channels are those of the coordinator's data set, be it empty.
+
+        What else every image is brought to, such as its size and window, stands in the study. How the coordinator's
+        own table is read does not: that is each hospital's own.
+        """
+        own: dict[str, Any] = {"columns": ColumnSettings(), "layout": "", "accept": ()}
+        own |= {"allow_patient_overlap": False, "source": SOURCE}
+        data = study.data.model_copy(update={**own, "classes": (), "channels": None})
         described = study.study.model_copy(update={"description": " ".join(study.study.description.split())})
         return cls(
             study=study.model_copy(update={"data": data, "study": described}),

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, held_out_patients, hospitals, is_path, load, named_hospitals
+from fedveil.data import Dataset, Settings, held_out_patients, hospitals, is_path, load, named_hospitals
 from fedveil.errors import StudyError
 from fedveil.privacy import check_delta
 from fedveil.study.settings import NOTHING, Study
 
-__all__ = ["Prepared", "prepare", "resolve"]
+__all__ = ["Prepared", "pinned", "prepare", "resolve"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -81,6 +81,16 @@ class Prepared:
         return notes
 
 
+def pinned(study: Study, dataset: Dataset) -> Study:
+    """The study with channels and classes written down as they were found, public from here on.
+
+    They are chosen once, from the header of the first image and the labels. A run that goes on, or a model that is
+    trained once more, takes them from the study, whatever images have come or gone.
+    """
+    data = study.data.model_copy(update={"channels": dataset.images.channels, "classes": dataset.classes})
+    return study.model_copy(update={"data": data})
+
+
 def resolve(study: Study, base: Path) -> Study:
     """The study with its data source as an absolute path, if it is a path relative to ``base``."""
     source = study.data.source
@@ -104,14 +114,8 @@ def prepare(study: Study) -> Prepared:
             "that is for the coordinator of real hospitals, who hold the images; on one machine there are none",
             "name a data source, or start the study with `fedveil coordinate`",
         )
-    dataset = load(
-        settings.source,
-        image_size=settings.image_size,
-        positive=settings.positive or None,
-        seed=study.study.seed,
-        test_fraction=settings.test_fraction,
-        allow_patient_overlap=settings.allow_patient_overlap,
-    )
+    asked: Settings = {**settings.settings, "seed": study.study.seed}
+    dataset = load(settings.source, **asked)
     if not len(dataset.test):
         raise StudyError(
             f"{settings.source} holds no test images",
@@ -128,7 +132,9 @@ def prepare(study: Study) -> Prepared:
         sites = named_hospitals(dataset)
     released = study.privacy.evaluation_share > 0
     held_out = held_out_patients(dataset, tuple(sites), study.study.seed) if released else {}
-    prepared = Prepared(study=study, dataset=dataset, sites=sites, simulated=simulated, held_out=held_out)
+    prepared = Prepared(
+        study=pinned(study, dataset), dataset=dataset, sites=sites, simulated=simulated, held_out=held_out
+    )
     _check_delta(prepared)
     _check_baselines(prepared)
     return prepared
