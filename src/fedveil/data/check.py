@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedveil.data.embeddings import Embeddings
 from fedveil.data.files import FileImages, read_image
 from fedveil.data.load import read_records
 from fedveil.data.records import SPLITS, Options, Problem, Records, find_problems, study_labels
@@ -136,6 +137,8 @@ def _facts(records: Records) -> tuple[Counter[str], Counter[str]]:
         height, width = images.stored_shape
         mode = f"{images.stored([0]).dtype} {'grey' if images.channels == 1 else 'colour'}"
         return Counter({f"{width} x {height}": len(images)}), Counter({mode: len(images)})
+    if isinstance(images, Embeddings):
+        return Counter({f"{images.dimension} numbers": len(images)}), Counter({"embedding": len(images)})
     return Counter(), Counter()
 
 

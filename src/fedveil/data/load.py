@@ -12,7 +12,10 @@ from fedveil.data.phantom import phantom
 from fedveil.data.records import Options, Records, assemble
 from fedveil.errors import DataError, InvalidValue
 
-__all__ = ["is_path", "load", "read_records"]
+__all__ = ["MEMORY", "is_path", "load", "read_records"]
+
+MEMORY = "memory"
+"""The source of data that a program holds, and gave to the library by itself."""
 
 
 def load(
@@ -50,6 +53,12 @@ def read_records(source: str, options: Options, base: Path) -> Records:
         return _phantom(source, options)
     if source.startswith("medmnist:"):
         return read_medmnist(source.removeprefix("medmnist:"), options.image_size)
+    if source == MEMORY:
+        raise DataError(
+            f'the source is "{MEMORY}"',
+            "such data was in a program's memory, and is nowhere else",
+            "call fedveil.run again with the same data and resume=True",
+        )
     path = base / source
     if path.is_dir():
         return read_folder(path, options.image_size)
@@ -66,7 +75,7 @@ def read_records(source: str, options: Options, base: Path) -> Records:
 
 def is_path(source: str) -> bool:
     """Whether the source is a file or folder, and so relative to the study that names it."""
-    return source.partition(":")[0] not in ("phantom", "medmnist", "none")
+    return source.partition(":")[0] not in ("phantom", "medmnist", "none", MEMORY)
 
 
 def _phantom(source: str, options: Options) -> Records:

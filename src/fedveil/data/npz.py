@@ -2,7 +2,8 @@
 
 MedMNIST's: ``train_images``, ``train_labels`` and the same for ``val`` and ``test``. Flat: ``images`` and
 ``labels``, and optionally ``patient``, ``site``, ``split`` (0 train, 1 test, 2 validation), the names that
-integers stand for (``classes``, ``patient_names``, ``site_names``), and ``files``.
+integers stand for (``classes``, ``patient_names``, ``site_names``), and ``files``. There ``features`` (n, d) may stand
+for ``images``: embeddings, for studies with ``model.features = "precomputed"``.
 """
 
 import zipfile
@@ -14,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.cohort import TEST, TRAIN, VALIDATION
+from fedveil.data.embeddings import Embeddings
 from fedveil.data.records import SPLIT_NAMES, Records
-from fedveil.data.stack import ArrayImages
+from fedveil.data.stack import ArrayImages, ImageStack
 from fedveil.errors import DataError
 
 __all__ = ["read_npz"]
@@ -26,6 +28,9 @@ Array = npt.NDArray[Any]
 def read_npz(path: Path, image_size: int, class_names: Sequence[str] | None = None) -> Records:
     """Everything the file holds; ``class_names`` names integer labels where the file itself does not."""
     arrays = _open(path)
+    embedded = "features" in arrays and "images" not in arrays
+    if embedded:
+        arrays["images"] = arrays.pop("features")
     if "train_images" in arrays:
         columns, splits = _medmnist(path, arrays)
     elif "images" in arrays and "labels" in arrays:
@@ -36,7 +41,7 @@ def read_npz(path: Path, image_size: int, class_names: Sequence[str] | None = No
         raise _error(
             path,
             f"it holds the arrays {', '.join(arrays) or 'none'}",
-            "there must be images and labels, or train_images and train_labels",
+            "there must be images (or features) and labels, or train_images and train_labels",
             "store them by those names",
         )
     count = len(columns["images"])
@@ -53,7 +58,7 @@ def read_npz(path: Path, image_size: int, class_names: Sequence[str] | None = No
     files = columns.get("files", np.arange(count).astype(str))
     return Records(
         name=path.stem,
-        images=_images(path, columns["images"], image_size),
+        images=_images(path, columns["images"], None if embedded else image_size),
         labels=labels,
         classes=classes,
         image_names=tuple(str(file) for file in files),
@@ -130,9 +135,10 @@ def _medmnist(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], n
     ).astype(np.int8)
 
 
-def _images(path: Path, images: Array, size: int) -> ArrayImages:
+def _images(path: Path, images: Array, size: int | None) -> ImageStack:
+    """Images, or embeddings where no size is given."""
     try:
-        return ArrayImages(images, size)
+        return Embeddings(images) if size is None else ArrayImages(images, size)
     except DataError as error:
         raise _error(path, error.found, error.rule, error.remedy) from None
 

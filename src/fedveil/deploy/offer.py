@@ -8,6 +8,7 @@ from typing import Any
 from fedveil.data import Dataset
 from fedveil.errors import Refused
 from fedveil.federation import Terms
+from fedveil.study.prepare import pinned
 from fedveil.study.settings import Study
 from fedveil.study.task import model_of
 from fedveil.study.terms import make_terms
@@ -46,6 +47,7 @@ class Offer:
     def make(cls, study: Study, sites: tuple[str, ...], dataset: Dataset) -> "Offer":
         """Offer a study whose classes and channels are those of the coordinator's data set, be it empty."""
         data = study.data.model_copy(update={"source": SOURCE, "classes": (), "channels": None})
+        study = pinned(study, dataset)
         described = study.study.model_copy(update={"description": " ".join(study.study.description.split())})
         return cls(
             study=study.model_copy(update={"data": data, "study": described}),

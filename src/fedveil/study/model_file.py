@@ -15,9 +15,11 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from fedveil.data import Unlabelled, read_unlabelled
+from fedveil.data.arrays import array_of, as_pixels
+from fedveil.data.embeddings import as_vectors
 from fedveil.errors import FedveilError, StudyError
 from fedveil.learning import CentredHead, NetworkModel, decide
-from fedveil.learning.features import FeatureExtractor, feature_extractor
+from fedveil.learning.features import PRECOMPUTED, FeatureExtractor, feature_extractor
 from fedveil.study.files import write_atomic, write_json
 from fedveil.study.settings import Study
 
@@ -43,6 +45,7 @@ class TrainedModel:
         frequencies: (classes,) released class frequencies of training, which decisions divide by; all equal if
             none were released.
         parameters: the whole parameter vector.
+        dimension: length of precomputed features; None for others, which have a length of their own.
     """
 
     features: str
@@ -54,6 +57,7 @@ class TrainedModel:
     classes: tuple[str, ...]
     frequencies: Vector
     parameters: Vector
+    dimension: int | None = None
 
     @classmethod
     def of(
@@ -76,6 +80,7 @@ class TrainedModel:
             classes=classes,
             frequencies=np.full(len(classes), 1 / len(classes)) if frequencies is None else frequencies,
             parameters=parameters,
+            dimension=study.model.dimension,
         )
 
     @property
@@ -88,7 +93,7 @@ class TrainedModel:
         """Write both files, each whole or not at all."""
         arrays = {"parameters": self.parameters, "frequencies": self.frequencies}
         write_atomic(folder / "model.safetensors", lambda file: file.write(save_tensors(arrays)))
-        described = {k: v for k, v in asdict(self).items() if k not in arrays}
+        described = {k: v for k, v in asdict(self).items() if k not in arrays and v is not None}
         write_json(folder / "model.json", {"version": VERSION, "extractor": self._key, **described})
 
     @classmethod
@@ -138,7 +143,11 @@ class TrainedModel:
     def extractor(self) -> FeatureExtractor:
         """The frozen feature extractor of a linear head."""
         return feature_extractor(
-            self.features, image_size=self.image_size, channels=self.channels, whitened=self.whitened
+            self.features,
+            image_size=self.image_size,
+            channels=self.channels,
+            whitened=self.whitened,
+            dimension=self.dimension,
         )
 
     @cached_property
@@ -163,6 +172,23 @@ class TrainedModel:
     def decide(self, probabilities: Vector) -> npt.NDArray[np.int64]:
         """Predicted classes under equal class frequencies."""
         return decide(probabilities, self.frequencies)
+
+    def predict_proba(self, images: Any) -> Vector:
+        """Class probabilities (n, classes) under the class frequencies of training.
+
+        Args:
+            images: as `fedveil.Dataset.from_arrays` takes them, of any size; or embeddings (n, d), for a model that
+                was trained on embeddings.
+        """
+        if self.features == PRECOMPUTED:
+            return self.probabilities(as_vectors(array_of(images)))
+        pixels = as_pixels(images, self.image_size, self.channels)
+        parts = [self.probabilities(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+        return np.concatenate([np.empty((0, len(self.classes))), *parts])
+
+    def predict(self, images: Any) -> npt.NDArray[np.str_]:
+        """The predicted class of each image, (n,), by name; see `decide` and `predict_proba`."""
+        return np.array(self.classes)[self.decide(self.predict_proba(images))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, held_out_patients, hospitals, is_path, load, named_hospitals
+from fedveil.data import Dataset, Embeddings, held_out_patients, hospitals, is_path, load, named_hospitals
 from fedveil.errors import StudyError
 from fedveil.privacy import check_delta
 from fedveil.study.settings import NOTHING, Study
 
-__all__ = ["Prepared", "prepare", "resolve"]
+__all__ = ["Prepared", "pinned", "prepare", "resolve"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -81,6 +81,20 @@ class Prepared:
         return notes
 
 
+def pinned(study: Study, dataset: Dataset) -> Study:
+    """The study with the length of its precomputed features as it was found, public from here on."""
+    if not isinstance(dataset.images, Embeddings) or study.model.dimension is not None:
+        return study
+    if study.model.features != "precomputed":
+        raise StudyError(
+            f"{dataset.name} holds embeddings, and model.features is {study.model.features!r}",
+            "features are computed from pixels, which are not there",
+            'set model.features = "precomputed"',
+        )
+    model = study.model.model_copy(update={"dimension": dataset.images.dimension})
+    return study.model_copy(update={"model": model})
+
+
 def resolve(study: Study, base: Path) -> Study:
     """The study with its data source as an absolute path, if it is a path relative to ``base``."""
     source = study.data.source
@@ -90,8 +104,8 @@ def resolve(study: Study, base: Path) -> Study:
     return study.model_copy(update={"data": data})
 
 
-def prepare(study: Study) -> Prepared:
-    """Read a resolved study's data and deal it out to its sites.
+def prepare(study: Study, dataset: Dataset | None = None) -> Prepared:
+    """Read a resolved study's data, unless it is given, and deal it out to its sites.
 
     Raises:
         DataError: the data cannot be used as it stands.
@@ -104,7 +118,7 @@ def prepare(study: Study) -> Prepared:
             "that is for the coordinator of real hospitals, who hold the images; on one machine there are none",
             "name a data source, or start the study with `fedveil coordinate`",
         )
-    dataset = load(
+    dataset = dataset or load(
         settings.source,
         image_size=settings.image_size,
         positive=settings.positive or None,
@@ -128,6 +142,7 @@ def prepare(study: Study) -> Prepared:
         sites = named_hospitals(dataset)
     released = study.privacy.evaluation_share > 0
     held_out = held_out_patients(dataset, tuple(sites), study.study.seed) if released else {}
+    study = pinned(study, dataset)
     prepared = Prepared(study=study, dataset=dataset, sites=sites, simulated=simulated, held_out=held_out)
     _check_delta(prepared)
     _check_baselines(prepared)

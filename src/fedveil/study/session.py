@@ -91,6 +91,7 @@ def carry_out(directory: RunDirectory, hospitals: Hospitals, progress: Progress)
         study = directory.study()
         watch.begin("data")
         prepared = hospitals.prepare(study)
+        study = prepared.study
         watch.begin("features")
         task = make_task(study, prepared.dataset, progress)
         watch.begin("joining")

@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, FeatureCache
+from fedveil.data import Dataset, Embeddings, FeatureCache
+from fedveil.errors import InvalidValue
 from fedveil.learning import (
     CentredHead,
     CentredLearner,
@@ -26,7 +27,7 @@ from fedveil.learning import (
 from fedveil.learning.crops import crop, crop_version
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
-from fedveil.learning.features import FeatureExtractor, feature_extractor
+from fedveil.learning.features import PRECOMPUTED, FeatureExtractor, feature_extractor
 from fedveil.study.model_file import TrainedModel
 from fedveil.study.progress import Progress
 from fedveil.study.settings import Study
@@ -234,6 +235,7 @@ def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
         image_size=study.data.image_size,
         channels=dataset.images.channels,
         whitened=study.model.whitened,
+        dimension=study.model.dimension,
     )
 
 
@@ -293,6 +295,14 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
     extractor, training = _extractor(study, dataset), study.training
+    if study.model.features == PRECOMPUTED:
+        return LinearTask(
+            study=study,
+            dataset=dataset,
+            extractor=extractor,
+            head=_head(study, dataset),
+            features=_vectors(dataset, extractor.dimension),
+        )
     calibrated = study.privacy.calibration_share > 0
     progress.stage("features", len(dataset) * (training.views + calibrated))
 
@@ -313,6 +323,21 @@ def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
         degraded=features(DEGRADED, degraded) if calibrated else None,
         crops=tuple(cropped(number) for number in range(1, training.views)),
     )
+
+
+def _vectors(dataset: Dataset, dimension: int) -> npt.NDArray[np.float32]:
+    """The embeddings that are the data; there are no degraded views of them."""
+    images = dataset.images
+    if not len(dataset):
+        return np.empty((0, dimension), np.float32)
+    found = images.dimension if isinstance(images, Embeddings) else None
+    if not isinstance(images, Embeddings) or found != dimension:
+        raise InvalidValue(
+            f"{dataset.name} holds {'pixels' if found is None else f'embeddings of {found} numbers'}",
+            f"the study's features are precomputed vectors of {dimension} numbers",
+            "use embeddings from the same encoder at every hospital",
+        )
+    return images.vectors(np.arange(len(images)))
 
 
 def _once(

@@ -98,6 +98,16 @@ class PrivateGradients:
         self._clip_norm, self._clipping, self._reduction = clip_norm, clipping, reduction
         self._micro_batch, self._precision = micro_batch, precision
 
+    @property
+    def model(self) -> nn.Module:
+        """The model whose gradients are summed."""
+        return self._model
+
+    @property
+    def clip_norm(self) -> float:
+        """Largest L2 norm of one unit's contribution."""
+        return self._clip_norm
+
     def sum(
         self, images: Tensor, labels: Tensor, units: Tensor, weights: Tensor | None = None
     ) -> GradientSum:
