@@ -47,7 +47,10 @@ def test_a_given_table_is_left_as_it_was():
     [
         ({"epsillon": 1.0}, ["epsillon was given", "did you mean epsilon?"]),
         ({"nonsense_beyond_words": 1.0}, ["neither a table nor a key"]),
-        ({"epsilon": 1.0, "privacy": {"epsilon": 2.0}}, ["by itself and in its table", "leave one of them out"]),
+        (
+            {"epsilon": 1.0, "privacy": {"epsilon": 2.0}},
+            ["by itself and in its table", "leave one of them out"],
+        ),
         ({"epsilon": -1.0}, ["privacy.epsilon is -1.0", "greater than 0"]),
         ({"privacy": {"epsilo": 1.0}}, ["privacy.epsilo is not a key", "did you mean epsilon?"]),
         ({"privacy": 3, "epsilon": 1.0}, ["privacy is 3"]),
