@@ -136,7 +136,7 @@ def test_embeddings_stand_for_images():
     part = dataset.subset([3, 1])
     assert np.array_equal(part.images.vectors([0, 1]), vectors[[3, 1]].astype(np.float32))
     assert len({*dataset.images.digest(range(20))}) == 20
-    with pytest.raises(DataError, match="set model.features"):
+    with pytest.raises(DataError, match="pixels were asked for"):
         dataset.images.read([0])
 
 
