@@ -87,6 +87,15 @@ def test_help_loads_nothing_heavy():
     assert loaded_after(ask + "try: main()\nexcept SystemExit: pass") == set()
 
 
+def test_completion_loads_nothing_heavy():
+    ask = (
+        "import typer\nfrom fedveil.cli import app\ngroup = typer.main.get_command(app)\n"
+        "found = group.shell_complete(typer.Context(group), 'p')\n"
+        "assert [one.value for one in found] == ['plan', 'predict'], found"
+    )
+    assert loaded_after(ask) == set()
+
+
 def test_a_heavy_package_would_be_seen():
     assert "torch" in loaded_after("import fedveil; fedveil.PrivateGradients")
 

@@ -41,6 +41,9 @@ def test_the_command_line_takes_a_file_of_embeddings(x_rays, here):
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
     assert fv.load("run").metrics.auroc > 0.75
+    refused = CliRunner().invoke(app, ["predict", "run", "."])
+    assert refused.exit_code == 2
+    assert "takes embeddings" in refused.stderr
     assert not (here / "run" / "examples.npz").exists()
 
 

@@ -173,6 +173,12 @@ class Mixes(nn.Module):
         return self.layer(x - x.mean(dim=0))
 
 
+def relative(outputs, labels):
+    """A loss that weighs each image by the batch's largest."""
+    losses = LOSS(outputs, labels)
+    return losses * losses.max().detach()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -186,6 +192,11 @@ class Mixes(nn.Module):
         ({"data": 3}, "data is a int"),
         ({"data": (images(0)[0], images(0)[1]), "patients": PATIENTS[:0]}, "there are no images"),
         ({"sums": fv.PrivateGradients(Mixes(), LOSS, clip_norm=1.0)}, "other patients are in the batch"),
+        ({"sums": fv.PrivateGradients(tiny(), relative, clip_norm=1.0)}, "other images of its batch"),
+        (
+            {"sums": fv.PrivateGradients(tiny(), functional.cross_entropy, clip_norm=1.0)},
+            "one number for each",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_charged(ledger, change, words):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import typer
+from click.shell_completion import CompletionItem
 from typer.core import TyperGroup
 
 __all__ = ["LazyCommand", "lazy_group"]
@@ -80,5 +81,11 @@ def lazy_group(*lazy: LazyCommand) -> type[TyperGroup]:
             del ctx
             with formatter.section("Commands"):
                 formatter.write_dl([(one.name, one.help) for one in lazy])
+
+        def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+            found = [
+                CompletionItem(one.name, help=one.help) for one in lazy if one.name.startswith(incomplete)
+            ]
+            return found + click.Command.shell_complete(self, ctx, incomplete)
 
     return LazyGroup

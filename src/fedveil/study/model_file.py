@@ -208,6 +208,12 @@ def predict(model: Path, source: str, base: Path = Path()) -> str:
         CSV text: image, predicted class, and a probability a class.
     """
     trained = TrainedModel.load(model)
+    if trained.features == PRECOMPUTED:
+        raise StudyError(
+            f"the model in {model} takes embeddings",
+            "images are classified by models that were trained on images",
+            "classify embeddings from Python: fedveil.load(directory).model.predict(embeddings)",
+        )
     images: Unlabelled = read_unlabelled(source, trained.image_size, trained.channels, base=base)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

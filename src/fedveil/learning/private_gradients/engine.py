@@ -104,6 +104,11 @@ class PrivateGradients:
         return self._model
 
     @property
+    def loss(self) -> Loss:
+        """One loss for each image, from outputs and labels."""
+        return self._loss
+
+    @property
     def clip_norm(self) -> float:
         """Largest L2 norm of one unit's contribution."""
         return self._clip_norm
