@@ -128,10 +128,11 @@ def test_hospitals_that_the_data_names_are_kept(x_rays):
     assert [site.name for site in run.record.sites] == ["north", "south", "west"]
 
 
-def test_a_notebook_shows_a_summary_with_names_escaped(x_rays):
+def test_a_notebook_shows_a_summary_with_names_escaped(x_rays, tmp_path):
     study = fv.Study(**SMALL, name="chest")
     evil = np.where(x_rays.labels == "normal", "<script>alert(1)</script>", "b")
-    shown = fv.run(study, fv.Dataset.from_arrays(x_rays.images, evil, name="<b>"))._repr_html_()
+    data = fv.Dataset.from_arrays(x_rays.images, evil, name="<b>")
+    shown = fv.run(study, data, directory=tmp_path / "<b>")._repr_html_()
     assert "<script>" not in shown
     assert "<b>" not in shown
     for words in ("epsilon", "AUROC", "chest", "data:image/svg+xml;base64,", "names no patients"):

@@ -41,7 +41,7 @@ def read_npz(path: Path, image_size: int, class_names: Sequence[str] | None = No
         raise _error(
             path,
             f"it holds the arrays {', '.join(arrays) or 'none'}",
-            "there must be images (or features) and labels, or train_images and train_labels",
+            "there must be images and labels, or features and labels, or train_images and train_labels",
             "store them by those names",
         )
     count = len(columns["images"])
