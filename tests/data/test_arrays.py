@@ -179,6 +179,21 @@ def table_of(folder):
     }
 
 
+class Missing:
+    """As pandas.NA: what it is compared with gives no truth."""
+
+    def __eq__(self, other):
+        return self
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    __hash__ = None
+
+
 class Frame:
     """What a pandas or polars DataFrame has in common: columns by name."""
 
@@ -209,6 +224,7 @@ def test_a_table_is_read_as_a_manifest_is(tmp_path, kind):
         ({"label": None}, ["needs label"]),
         ({"path": ["none.png"] * 20}, ["line 3", "listed before"]),
         ({"label": ["ill", float("nan")] * 10}, ["line 3", "label is empty"]),
+        ({"label": ["ill", Missing()] * 10}, ["line 3", "label is empty"]),
     ],
 )
 def test_the_checks_of_a_manifest_apply_to_a_table(tmp_path, change, words):

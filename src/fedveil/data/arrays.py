@@ -215,13 +215,21 @@ def _names(what: str, values: Iterable[Any] | None, count: int) -> tuple[str, ..
     return cells
 
 
+def _missing(value: Any) -> bool:
+    """None, NaN, or what a table library has for it, which equals nothing and is neither true nor false."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:
+        return True
+
+
 def _cell(value: Any) -> str:
     """One entry as text; empty where there is none.
 
     >>> [_cell(value) for value in (3, 3.0, np.int64(3), "a", None, float("nan"), True)]
     ['3', '3', '3', 'a', '', '', '1']
     """
-    if value is None or value != value:
+    if _missing(value):
         return ""
     if isinstance(value, bool | np.bool_):
         return str(int(value))
