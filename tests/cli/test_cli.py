@@ -96,6 +96,32 @@ def test_a_study_from_its_file_to_its_report_and_predictions(tmp_path):
         [row["predicted"] == ["left", "right"][label] for row, label in zip(rows, labels, strict=True)]
     )
     assert hits >= 0.75
+    for row in rows:
+        scores = {name: float(row[f"score:{name}"]) for name in ("left", "right")}
+        assert row["predicted"] == max(scores, key=scores.get)
+        assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+
+    (tmp_path / "new" / "05.png").write_bytes(b"no image")
+    (tmp_path / "new" / "table.tsv").write_text("Image Index\tage\n04.png\t1\n05.png\t2\n06.png\t3\n")
+    predicted = fedveil("predict", "out", "new/table.tsv", "--column", "path=Image Index")
+    assert predicted.exit_code == 2
+    assert [line.split(",")[0] for line in predicted.stdout.splitlines()] == ["image", "04.png", "06.png"]
+    assert "not classified: new/table.tsv, line 3: new/05.png: it is not an image" in predicted.stderr
+
+
+def test_a_study_file_is_checked_with_all_that_it_says_of_its_data(tmp_path):
+    with np.load(tmp_path / "images.npz") as file:
+        for number, image in enumerate(file["images"][:4]):
+            Image.fromarray(image).save(tmp_path / f"{number}.png")
+    (tmp_path / "set.csv").write_text("Image Index,dx\n0.png,a|b\n1.png,c\n2.png,b\n3.png,c\n")
+    refused(fedveil("run", "study.toml", "--data", "set.csv"), 'path = "Image Index", label = "dx"')
+    text = SMALL.replace('"images.npz"', '"set.csv"\npositive = ["b"]\nseparator = "|"')
+    (tmp_path / "own.toml").write_text(text + '[data.columns]\npath = "Image Index"\nlabel = "dx"\n')
+    checked = fedveil("data", "check", "own.toml")
+    assert checked.exit_code == 0, checked.output
+    assert "positive: 2 images" in checked.stdout
+    mapped = fedveil("data", "check", "set.csv", "--column", "path=Image Index", "--column", "label=dx")
+    assert "which looks like 2 findings" in mapped.stdout
 
 
 def test_one_round_makes_a_model_and_a_report(tmp_path):

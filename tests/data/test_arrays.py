@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedveil.data import Dataset, Embeddings, load, write_split
+from fedveil.data import Dataset, Embeddings, Reading, load, write_split
 from fedveil.data.arrays import as_pixels, sized
 from fedveil.errors import DataError
 
@@ -118,15 +118,15 @@ def test_what_does_not_fit_is_named(images, labels, columns, words):
 
 def test_images_are_read_at_the_size_that_a_study_asks_for():
     images = pixels(20, 32, 32)
-    dataset = sized(Dataset.from_arrays(images, LABELS), 32)
+    dataset = sized(Dataset.from_arrays(images, LABELS), 32, Reading())
     assert np.array_equal(whole(dataset)[:, 0], images / np.float32(255))
 
 
 def test_pixels_are_brought_to_a_models_channels():
     grey, colour = pixels(3, 8, 8), pixels(3, 8, 8, 3)
-    assert as_pixels(grey, 16, 3).shape == (3, 3, 16, 16)
-    assert np.ptp(as_pixels(grey, 16, 3), axis=1).max() == 0
-    assert as_pixels(colour, 16, 1).shape == (3, 1, 16, 16)
+    assert as_pixels(grey, 16, Reading(channels=3)).shape == (3, 3, 16, 16)
+    assert np.ptp(as_pixels(grey, 16, Reading(channels=3)), axis=1).max() == 0
+    assert as_pixels(colour, 16, Reading(channels=1)).shape == (3, 1, 16, 16)
 
 
 def test_embeddings_stand_for_images():

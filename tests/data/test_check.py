@@ -57,7 +57,8 @@ def test_copies_are_noted_with_what_they_cross(manifest, tmp_path):
     (tmp_path / "image-7.png").write_bytes((tmp_path / "image-0.png").read_bytes())
     report = check(str(path), image_size=8)
     assert report.ok
-    (note,) = report.notes
+    note, torn = report.notes
+    assert torn.startswith(f"1 copies have another label than their original; the first is {path}, line 9")
     assert note.startswith(
         "1 images are copies of another (1 under another patient, 1 under another site, 1 under"
     )

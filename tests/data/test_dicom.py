@@ -1,12 +1,20 @@
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.pixels import apply_voi_lut
+from pydicom.pixels import apply_voi_lut, get_decoder
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, RLELossless, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
 
 from fedveil.data import check, load
 from fedveil.data.files import probe, read_image
@@ -155,15 +163,54 @@ def test_damaged_files_are_refused(tmp_path):
     (tmp_path / "text.dcm").write_bytes(b"this is no DICOM file at all" * 10)
     with pytest.raises(DataError, match=r"text.dcm: it cannot be read as DICOM"):
         probe(tmp_path / "text.dcm")
-    unknown = write(tmp_path / "lossless.dcm")
-    header = pydicom.dcmread(unknown)
-    header.file_meta.TransferSyntaxUID = JPEGLosslessSV1
-    header.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+
+
+def encapsulated(path, frame, syntax):
+    """The file with its pixels replaced by a codestream."""
+    header = pydicom.dcmread(path)
+    header.file_meta.TransferSyntaxUID = syntax
+    header.PixelData = pydicom.encaps.encapsulate([frame])
     header["PixelData"].VR = "OB"
     header["PixelData"].is_undefined_length = True
-    header.save_as(unknown)
-    with pytest.raises(DataError, match="install pylibjpeg"):
-        read_image(unknown)
+    header.save_as(path)
+    return path
+
+
+def test_a_decoder_that_is_missing_is_named_before_anything_is_decoded(tmp_path, monkeypatch):
+    path = encapsulated(write(tmp_path / "lossless.dcm"), b"\xff\xd8\xff\xd9", JPEGLosslessSV1)
+    monkeypatch.setattr(type(get_decoder(JPEGLosslessSV1)), "is_available", False)
+    for look in (probe, read_image):
+        with pytest.raises(DataError, match=r'pip install "fedveil\[dicom\]"'):
+            look(path)
+
+
+def test_a_compressed_image_is_as_large_as_its_header_says(tmp_path):
+    """A few hundred bytes of JPEG can claim 65,535 pixels a side, in a file that says 3 x 2."""
+    buffer = BytesIO()
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(buffer, "JPEG")
+    path = write(tmp_path / "large.dcm", np.zeros((2, 3), np.uint8), bits=8)
+    encapsulated(path, buffer.getvalue(), JPEGBaseline8Bit)
+    with pytest.raises(DataError, match="its pixels are 50 x 40, by its header 3 x 2"):
+        read_image(path)
+
+
+def test_other_codecs_are_decoded(tmp_path):
+    gdcm = pytest.importorskip("gdcm", reason="fedveil[dicom] is not installed")
+    pixels = np.random.default_rng(0).integers(0, 4096, (40, 32)).astype(np.uint16)
+    path = write(tmp_path / "plain.dcm", pixels)
+    kinds = ("JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless")
+    for kind in kinds:
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(path))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(str(tmp_path / f"{kind}.dcm"))
+        assert writer.Write()
+        np.testing.assert_allclose(read_image(tmp_path / f"{kind}.dcm")[0], pixels / 4095, atol=1e-6)
 
 
 def build(folder: Path, identifiers) -> Path:
@@ -196,4 +243,7 @@ def test_a_patient_column_overrules_the_header(tmp_path):
     path.write_text(
         "\n".join([text[0] + ",patient", *(f"{line},p{row}" for row, line in enumerate(text[1:]))])
     )
-    assert load(str(path), image_size=8).patient_names == ("p0", "p1", "p2", "p3")
+    with pytest.raises(DataError, match="the PatientID x is patient p1 here and p0 elsewhere"):
+        load(str(path), image_size=8)
+    accept = ("dicom-patients",)
+    assert load(str(path), image_size=8, accept=accept).patient_names == ("p0", "p1", "p2", "p3")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from fedveil.data import load
+from fedveil.data import Reading, load
 from fedveil.data.files import FileImages, probe, read_image
 from fedveil.errors import DataError
 
@@ -192,8 +192,7 @@ def test_grey_among_colour_becomes_three_equal_channels(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "grey.png")
     Image.fromarray(np.stack([RAMP, RAMP // 2, RAMP // 3], axis=2)).save(tmp_path / "colour.png")
     paths = [tmp_path / "grey.png", tmp_path / "colour.png"]
-    stack = FileImages(paths, [probe(path) for path in paths], 8)
-    assert stack.channels == 3
+    stack = FileImages(paths, [probe(path) for path in paths], 8, Reading(channels=3))
     grey, colour = stack.read([0, 1])
     np.testing.assert_array_equal(grey[0], grey[1])
     np.testing.assert_array_equal(grey[0], grey[2])

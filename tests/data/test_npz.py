@@ -129,21 +129,21 @@ NAN = np.where(PIXELS > 250, np.nan, 0.5).astype(np.float32)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"images": NAN}, "pixels hold NaN or infinity"),
-        ({"images": PIXELS.astype(np.float32)}, "floating point pixels reach from"),
+        ({"images": NAN}, "row 2: its pixels hold NaN, infinity or values outside"),
+        ({"images": PIXELS.astype(np.float32)}, "row 0: its pixels hold NaN, infinity or values outside"),
         ({"images": PIXELS.astype(np.int64)}, "pixels are of the type int64"),
         ({"images": PIXELS[:, :, :, None, None]}, "images have the shape"),
         ({"images": PIXELS[:, :0]}, "images have the shape"),
         ({"images": PIXELS[:7]}, "there are 7 images but 8 entries in labels"),
         ({"images": PIXELS.astype(object)}, "it holds Python objects"),
         ({"patient": FLAT["patient"][:5]}, "there are 8 images but 5 entries in patient"),
-        ({"labels": np.array([0, 1, 2, 0, 1, np.nan, 0, 1])}, "labels holds NaN, fractions"),
-        ({"labels": LABELS + 0.5}, "labels holds NaN, fractions"),
-        ({"labels": LABELS + 1}, "labels reach from 1 to 3"),
-        ({"labels": LABELS.astype(np.int8) - 1}, "labels reach from -1 to 1"),
-        ({"split": FLAT["split"] + 3}, "split holds 3, 4"),
-        ({"patient": FLAT["patient"] + 5}, "patient reaches from 5 to 14"),
-        ({"patient": FLAT["patient"].astype(float) / 2}, "patient holds NaN, fractions"),
+        ({"labels": np.array([0, 1, 2, 0, 1, np.nan, 0, 1])}, "row 5: label is -1; what nobody"),
+        ({"labels": LABELS + 0.5}, "row 0: labels holds 0.5; it must be a whole number"),
+        ({"labels": LABELS + 1}, "row 2: its label is 3; with the classes normal, bacteria, virus"),
+        ({"labels": LABELS.astype(np.int8) - 1}, "row 0: label is -1; what nobody knows"),
+        ({"split": FLAT["split"] + 3}, "row 0: split holds 3; it must be 0 or train"),
+        ({"patient": FLAT["patient"] + 5}, "row 0: its patient is 10; patient_names names 10"),
+        ({"patient": FLAT["patient"].astype(float) / 2}, "row 0: patient holds 2.5"),
         ({"patient": np.stack([FLAT["patient"]] * 2, axis=1)}, "patient has 2 dimensions"),
         ({"split": np.array([0, 1] * 4)}, "patient p5 is in the split test, but in train at"),
         ({"split": np.ones(8, int)}, "no image is in the training split"),
@@ -272,5 +272,5 @@ def test_a_hospital_need_not_have_every_positive_class(read, here, labels):
 @pytest.mark.parametrize("here", [["normal", "Virus"], ["0", "1"]])
 def test_other_names_for_positive_classes_are_still_refused(read, here):
     arrays = {"images": PIXELS[:2], "labels": np.array(here)}
-    with pytest.raises(DataError, match="is unknown"):
+    with pytest.raises(DataError, match=r"is unknown|is spelt differently"):
         read(arrays, positive=["bacteria", "virus"], classes=["normal", "positive"])

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.deploy.hospital import OWN_MODELS, Hospital, edit
 from typer.testing import CliRunner
 
@@ -12,6 +13,7 @@ from fedveil.cli.main import app
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import Identity
+from fedveil.deploy.offer import Offer
 from fedveil.deploy.review import review
 from fedveil.deploy.service import open_service
 from fedveil.errors import DataError, InvalidValue, Refused
@@ -25,6 +27,10 @@ def status(hospital: Hospital) -> str:
     hospital.hello()
     hospital.service._opening[hospital.terms.digest].join()
     return hospital.hello().head["status"]
+
+
+def _of(hospital: Hospital) -> tuple[SiteConfig, Identity]:
+    return hospital.service.config, hospital.service.identity
 
 
 def spoil(hospital: Hospital, **changes: object) -> None:
@@ -61,12 +67,12 @@ def test_a_hospital_where_nobody_happens_to_be_held_out_takes_part(make_hospital
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"images": np.zeros((60, 8, 8, 3), np.uint8)},
-        {"labels": np.array([0, 1] * 29 + [0, 2]), "classes": np.array(["normal", "ill", "rare"])},
+        {"labels": np.array([0, 1] * 30), "classes": np.array(["sound", "sick"])},
         {"patient": None},
         {"images": np.zeros((59, 8, 8), np.uint8)},
+        {"images": np.zeros((60, 8, 8), np.int64)},
     ],
-    ids=["colour", "unknown label", "no patients", "damaged"],
+    ids=["other labels", "no patients", "damaged", "no public white"],
 )
 def test_the_status_says_nothing_of_the_images(make_hospital, caplog, wrong):
     """A hospital whose images cannot be used looks like one where nobody approved; its own log and check tell why."""
@@ -78,6 +84,93 @@ def test_the_status_says_nothing_of_the_images(make_hospital, caplog, wrong):
     assert not hospital.ledger.charges
     code, said = fedveil("site", "check", hospital.folder)
     assert code == 2 or "problem      study toy" in said
+
+
+ODD_ROWS = {
+    "unknown label": ("labels", 2, {"classes": np.array(["normal", "ill", "rare"])}),
+    "no label": ("labels", -1, {}),
+    "misspelt label": ("labels", 2, {"classes": np.array(["normal", "ill", "Ill"])}),
+    "no number": ("images", np.nan, {}),
+    "nobody": ("patient", 59, {"patient_names": np.array([*(f"p{n}" for n in range(59)), "ANONYMOUS"])}),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS)
+def test_a_hospital_takes_part_whatever_one_image_is(make_hospital, odd):
+    """That image counts as nothing, whatever is odd about it, and all others as if it were not there."""
+    hospital = make_hospital()
+    key, value, more = ODD_ROWS[odd]
+    arrays = dict(np.load(hospital.folder / "images.npz"))
+    column = arrays[key].astype(float) / (255 if key == "images" else 1)
+    column[-1] = value
+    spoil(hospital, **{key: column, **more})
+    cohorts = Cohorts(hospital.service.config, hospital.service.identity)
+    found = cohorts.task(hospital.offer)
+    assert status(hospital) == "ready"
+    spoil(
+        hospital,
+        **{
+            name: array[:-1]
+            for name, array in dict(np.load(hospital.folder / "images.npz")).items()
+            if len(array) == 60 and name != "patient_names"
+        },
+    )
+    alone = Cohorts(hospital.service.config, hospital.service.identity).task(hospital.offer)
+    assert len(found.dataset) == len(alone.dataset) == 59
+    np.testing.assert_array_equal(found.features, alone.features)
+    np.testing.assert_array_equal(found.degraded, alone.degraded)
+    np.testing.assert_array_equal(found.dataset.patients, alone.dataset.patients)
+    np.testing.assert_array_equal(found.dataset.split, alone.dataset.split)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "RGB", "I;16", "torn", "table"])
+def test_one_colour_file_keeps_no_hospital_out_and_moves_nobody(make_hospital, kind):
+    """It decided the channels of the whole set: 3, where the study's are 1, and the seeds of all degraded views."""
+    hospital = make_hospital()
+    folder = hospital.folder
+    rows = ["path,label,patient"]
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        pixels = generator.integers(0, 256, (12, 12), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{('normal', 'ill')[number % 2]},p{number // 2}")
+    shapes = {"RGBA": (12, 12, 4), "RGB": (12, 12, 3), "torn": (64, 64)}
+    odd = generator.integers(0, 256, shapes.get(kind, (12, 12)), dtype=np.uint8)
+    Image.fromarray(odd.astype(np.uint16) * 257 if kind == "I;16" else odd).save(folder / "odd.png")
+    if kind == "torn":
+        (folder / "odd.png").write_bytes((folder / "odd.png").read_bytes()[:2000])
+    edit(folder / "site.toml", source='"images.csv"')
+    tasks = []
+    for line in ([], ["odd.png,ill,p99" if kind != "table" else "odd.png,ill"]):
+        (folder / "images.csv").write_text("\n".join([rows[0], *line, *rows[1:]]))
+        hospital.restart()
+        assert status(hospital) == "ready"
+        tasks.append(Cohorts(hospital.service.config, hospital.service.identity).task(hospital.offer))
+    alone, both = tasks
+    named = [both.dataset.image_names.index(name) for name in alone.dataset.image_names]
+    np.testing.assert_array_equal(both.features[named], alone.features)
+    np.testing.assert_array_equal(both.degraded[named], alone.degraded)
+    np.testing.assert_array_equal(both.dataset.split[named], alone.dataset.split)
+
+
+def test_a_hospitals_own_table_may_have_other_names(make_hospital):
+    """Columns, layout and what is meant are each hospital's own; what images are brought to is the study's."""
+    hospital = make_hospital()
+    rows = ["Image Index,Finding Labels,Patient ID"]
+    for number in range(8):
+        Image.fromarray(np.full((9, 9), 20 * number, np.uint8)).save(hospital.folder / f"{number}.png")
+        rows.append(f"{number}.png,{('normal', 'ill')[number % 2]},{('A1', 'a1')[number % 2]}{number}")
+    (hospital.folder / "images.csv").write_text("\n".join(rows))
+    columns = '{ path = "Image Index", label = "Finding Labels", patient = "Patient ID" }'
+    edit(hospital.folder / "site.toml", source='"images.csv"', columns=columns)
+    hospital.restart()
+    assert status(hospital) == "ready"
+    code, said = fedveil("site", "check", hospital.folder)
+    assert code == 0, said
+    study = hospital.offer.study.with_changes({"data": {"window": [9.0, 3.0], "columns": {"path": "x"}}})
+    offered = Offer.make(study, hospital.offer.sites, Cohorts(*_of(hospital)).dataset())
+    assert offered.study.data.window == (9.0, 3.0)
+    assert not offered.study.data.columns.path
 
 
 def test_more_patients_than_said_are_the_hospitals_own_trouble(make_hospital):

@@ -53,7 +53,11 @@ def test_a_finished_model_is_kept_for_predictions_and_costs_nothing(hospital, tm
     folder = tmp_path / "new scans"
     folder.mkdir()
     Image.fromarray(np.full((8, 8), 90, dtype=np.uint8)).save(folder / "one.png")
-    assert predict(found.folder, str(folder)).startswith("image,predicted,prob:normal,prob:ill\none.png,")
+    (folder / "torn.png").write_bytes(b"no image")
+    said = predict(found.folder, str(folder))
+    header = "image,predicted,prob:normal,prob:ill,score:normal,score:ill"
+    assert said.csv.startswith(f"{header}\none.png,")
+    assert [problem.place for problem in said.problems] == [str(folder / "torn.png")]
     assert found.folder.stat().st_mode & 0o077 == 0
 
 

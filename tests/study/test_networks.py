@@ -149,7 +149,7 @@ def test_predict_gives_what_the_run_gave(networks, tmp_path):
     (tmp_path / "new").mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "new" / f"{number}.png")
-    found = list(csv.DictReader(predict(tmp_path / "out", str(tmp_path / "new")).splitlines()))
+    found = list(csv.DictReader(predict(tmp_path / "out", str(tmp_path / "new")).csv.splitlines()))
     stored = list(csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines()))
     for one, other in zip(found, stored, strict=False):
         assert float(one["prob:right"]) == pytest.approx(float(other["prob:right"]), abs=2e-6)

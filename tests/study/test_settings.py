@@ -56,7 +56,11 @@ def test_the_template_is_a_valid_study_that_names_every_key():
             '[data]\nsource = "none"\nchannels = 1\nclasses = ["a", "b", "c"]\npositive = ["c"]',
             ["two classes"],
         ),
-        ('[data]\nclasses = ["a", "b"]', ["are for the source", "other sources have them"]),
+        ('[data]\nclasses = ["a"]', ["two different names"]),
+        ("[data]\nwindow = [40, 0]", ["data.window", "positive width"]),
+        ('[data]\nwindow = "liver"', ["data.window", "lung"]),
+        ('[data]\naccept = ["everything"]', ["data.accept", "similar-patients"]),
+        ('[data.columns]\nfile = "x"', ["data.columns.file is not a key"]),
     ],
 )
 def test_a_mistake_is_named_with_its_rule(text, words):

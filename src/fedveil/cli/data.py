@@ -6,15 +6,21 @@ from typing import Annotated
 
 import typer
 
+from fedveil.cli.columns import Columns, read_columns
 from fedveil.cli.console import console, speak_plainly
-from fedveil.data import MEDMNIST, Scheme, check, fetch, load, write_split
+from fedveil.data import MEDMNIST, Scheme, Settings, check, fetch, load, write_split
+from fedveil.study import Study
+from fedveil.study.prepare import resolve
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Check, fetch and split images.", no_args_is_help=True, rich_markup_mode=None)
 
 Source = Annotated[
-    str, typer.Argument(help='A manifest .csv, a folder, an .npz file, "medmnist:NAME" or "phantom".')
+    str,
+    typer.Argument(
+        help='A manifest .csv or .tsv, a folder, an .npz file, "medmnist:NAME", "phantom", or a study .toml.'
+    ),
 ]
 Positive = Annotated[
     list[str] | None, typer.Option("--positive", help="A class of the positive group; repeat it.")
@@ -30,14 +36,25 @@ def check_command(
     source: Source,
     positive: Positive = None,
     allow_patient_overlap: Overlap = False,
+    column: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Say what a source holds and everything that is wrong with it, by file and line; exit code 2 if anything is.
 
+    A study file is checked with all that its [data] table says.
+
     Example: fedveil data check scans/manifest.csv
     """
+    settings: Settings
     with speak_plainly():
-        report = check(source, positive=positive or None, allow_patient_overlap=allow_patient_overlap)
+        if source.endswith(".toml"):
+            study = resolve(Study.load(Path(source)), Path(source).parent)
+            source, settings = study.data.source, study.data.settings
+        else:
+            settings = {"columns": read_columns(column), "allow_patient_overlap": allow_patient_overlap}
+        if positive:
+            settings["positive"] = positive
+        report = check(source, **settings)
         if as_json:
             print(json.dumps(report.to_dict(), indent=2))
         else:

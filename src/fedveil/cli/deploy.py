@@ -125,9 +125,7 @@ def site_check(folder: Folder = Path("site")) -> None:
 
 def _check_images(config: SiteConfig, cohorts: Cohorts) -> None:
     """Say what the images are, every problem that they have, and which offered studies cannot use them as they are."""
-    report = check(
-        config.data.source, base=config.folder, allow_patient_overlap=config.data.allow_patient_overlap
-    )
+    report = check(config.data.source, base=config.folder, **config.data.settings)
     for problem in report.problems:
         console.print(f"problem      {problem}", soft_wrap=True, markup=False)
     dataset = cohorts.dataset()

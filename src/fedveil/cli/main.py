@@ -25,7 +25,11 @@ COMMANDS = (
         "fedveil.cli.studies:demo",
         "Run the whole job on the built-in synthetic images: five hospitals, epsilon 1 per patient.",
     ),
-    LazyCommand("predict", "fedveil.cli.studies:predict_command", "Classify images with a trained model."),
+    LazyCommand(
+        "predict",
+        "fedveil.cli.studies:predict_command",
+        "Classify images with a trained model. Images that cannot be read are named, and the exit code is 2 then.",
+    ),
     LazyCommand("report", "fedveil.cli.studies:report", "Write the report of a finished run again."),
     LazyCommand(
         "sweep",

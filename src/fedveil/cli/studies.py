@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fedveil.cli.columns import Columns, read_columns
 from fedveil.cli.console import console, errors, speak_plainly
 from fedveil.cli.progress import Bars
 from fedveil.cli.study_file import AsJson, Data, Epsilon, StudyFile, Trust, read_study
@@ -80,22 +81,27 @@ def predict_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="CSV file to write; default standard output.")
     ] = None,
+    column: Columns = None,
 ) -> None:
-    """Classify images with a trained model.
+    """Classify images with a trained model. Images that cannot be read are named, and the exit code is 2 then.
 
     Example: fedveil predict runs/first new-scans/ --out predictions.csv
     """
     with speak_plainly():
-        text = predict(model, images)
-        if out is None:
-            print(text, end="")
-        elif out.exists():
+        if out is not None and out.exists():
             raise StudyError(
                 f"{out} exists", "predict never overwrites a file", "choose another name, or delete it"
             )
+        found = predict(model, images, columns=read_columns(column))
+        if out is None:
+            print(found.csv, end="")
         else:
-            write_atomic(out, lambda file: file.write(text.encode()))
+            write_atomic(out, lambda file: file.write(found.csv.encode()))
             console.print(f"wrote {out}")
+        for problem in found.problems:
+            errors.print(f"not classified: {problem}", soft_wrap=True, markup=False)
+        if found.problems:
+            raise SystemExit(2)
 
 
 def report(

@@ -11,10 +11,12 @@ from fedveil.data.cohort import TEST, TRAIN, VALIDATION, Cohort, Dataset, Patien
 from fedveil.data.embeddings import Embeddings
 from fedveil.data.load import MEMORY, is_path, load
 from fedveil.data.medmnist import MEDMNIST, fetch
+from fedveil.data.options import Reading, Settings
 from fedveil.data.partition import Scheme, held_out_patients, hospitals, named_hospitals
 from fedveil.data.records import Problem
 from fedveil.data.stack import ArrayImages, ImageStack, in_memory
 from fedveil.data.unlabelled import Unlabelled, read_unlabelled
+from fedveil.data.windows import Window, check_window
 from fedveil.data.write import write_split
 
 __all__ = [
@@ -32,10 +34,14 @@ __all__ = [
     "ImageStack",
     "PatientImages",
     "Problem",
+    "Reading",
     "Scheme",
-    "cache_folder",
+    "Settings",
     "Unlabelled",
+    "Window",
+    "cache_folder",
     "check",
+    "check_window",
     "fetch",
     "held_out_patients",
     "hospitals",

@@ -14,9 +14,11 @@ from fedveil.data.cohort import Dataset
 from fedveil.data.embeddings import Embeddings
 from fedveil.data.files import FileImages
 from fedveil.data.load import load
-from fedveil.data.records import SPLIT_NAMES, Options, Records, assemble
-from fedveil.data.stack import ArrayImages, ImageStack
+from fedveil.data.options import Options, Reading
+from fedveil.data.records import SPLIT_NAMES, Records, assemble, judged
+from fedveil.data.stack import OUTSIDE, ArrayImages, ImageStack
 from fedveil.data.table import class_order
+from fedveil.data.windows import FILE, Window, check_window
 from fedveil.errors import DataError, FedveilError
 
 __all__ = ["Columns", "array_of", "as_pixels", "from_arrays", "from_features", "from_frame", "sized"]
@@ -24,8 +26,6 @@ __all__ = ["Columns", "array_of", "as_pixels", "from_arrays", "from_features", "
 Array = npt.NDArray[Any]
 SIZE = 64
 """Pixels along each side until a study says otherwise, see `sized`."""
-LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Rec. 601 weights, a public constant."""
 TABLE = "frame.csv"
 
 
@@ -41,12 +41,16 @@ class Columns:
     test_fraction: float = 0.2
     seed: int = 0
     allow_patient_overlap: bool = False
+    accept: Sequence[str] = ()
+    unknown_labels: str = "refuse"
+    window: Window = FILE
     name: str = "arrays"
 
 
 def from_arrays(images: Any, labels: Any, columns: Columns) -> Dataset:
     """See `Dataset.from_arrays`."""
-    return _dataset(ArrayImages(_channels_last(images), SIZE), labels, columns)
+    reading = Reading(window=check_window(columns.window))
+    return _dataset(_stack(images, SIZE, reading), labels, columns)
 
 
 def from_features(features: Any, labels: Any, columns: Columns) -> Dataset:
@@ -54,11 +58,22 @@ def from_features(features: Any, labels: Any, columns: Columns) -> Dataset:
     return _dataset(Embeddings(array_of(features)), labels, columns)
 
 
+def _stack(images: Any, size: int, reading: Reading) -> ArrayImages:
+    """Images in memory, every one of which can be read; otherwise the first that cannot is named."""
+    stack = ArrayImages(_channels_last(images), size, reading)
+    outside = stack.outside()
+    if len(outside):
+        found, rule, remedy = OUTSIDE
+        raise DataError(f"image {outside[0]}: {found}", rule, remedy)
+    return stack
+
+
 def from_frame(frame: Any, base: Path, settings: dict[str, Any]) -> Dataset:
     """See `Dataset.from_frame`: the table is read as a manifest is, with all of its checks."""
     header = [str(name) for name in getattr(frame, "columns", frame)]
     columns = [[_cell(value) for value in frame[name]] for name in getattr(frame, "columns", frame)]
-    paths = [number for number, name in enumerate(header) if name.strip().lower() == "path"]
+    called = str(settings.get("columns", {}).get("path") or "path").strip().lower()
+    paths = [number for number, name in enumerate(header) if name.strip().lower() == called]
     for number in paths:
         columns[number] = [str((base / path).absolute()) if path else "" for path in columns[number]]
     with tempfile.TemporaryDirectory(prefix="fedveil-") as folder:
@@ -77,32 +92,33 @@ def from_frame(frame: Any, base: Path, settings: dict[str, Any]) -> Dataset:
     return dataset
 
 
-def sized(dataset: Dataset, size: int) -> Dataset:
-    """The data set with its images read at another size; embeddings have none."""
+def sized(dataset: Dataset, size: int, reading: Reading) -> Dataset:
+    """The data set with its images read at another size, and in other channels or another window.
+
+    Where ``reading`` names no channels, those of the data set stay. Embeddings have none of these.
+    """
     images = dataset.images
-    if images.size == size or isinstance(images, Embeddings):
+    wanted = replace(reading, channels=reading.channels or images.channels)
+    same = images.size == size and replace(images.reading, channels=images.channels) == wanted
+    if same or isinstance(images, Embeddings):
         return dataset
     if isinstance(images, ArrayImages):
-        return replace(dataset, images=ArrayImages(images.stored(np.arange(len(images))), size))
+        stored = images.stored(np.arange(len(images)))
+        return replace(dataset, images=_stack(stored, size, wanted))
     if isinstance(images, FileImages):
-        return replace(dataset, images=FileImages(images.paths, images.facts, size))
+        return replace(dataset, images=FileImages(images.paths, images.facts, size, wanted))
     raise DataError(
-        f"the images are read at {images.size} pixels, and the study asks for {size}",
-        "a part of a data set keeps the size of the whole",
-        f"set image_size={images.size} in the study",
+        f"the images are read at {images.size} pixels in {images.channels} channels by {images.reading.window!r}, "
+        f"and the study asks for {size}, {wanted.channels} and {wanted.window!r}",
+        "a part of a data set is read as the whole is",
+        "set image_size, channels and window in the study to those of the images",
     )
 
 
-def as_pixels(images: Any, size: int, channels: int) -> npt.NDArray[np.float32]:
-    """Images as a model sees them: float32 (k, channels, size, size) in [0, 1]; colour becomes grey, grey colour."""
-    stack = ArrayImages(_channels_last(images), size)
-    pixels = stack.read(np.arange(len(stack)))
-    if pixels.shape[1] == channels:
-        return pixels
-    if channels == 1:
-        grey: npt.NDArray[np.float32] = np.einsum("nchw,c->nhw", pixels, LUMINANCE)[:, None]
-        return grey
-    return np.repeat(pixels, channels, axis=1)
+def as_pixels(images: Any, size: int, reading: Reading) -> npt.NDArray[np.float32]:
+    """Images as a model sees them: float32 (k, channels, size, size) in [0, 1], by channels and window."""
+    stack = _stack(images, size, reading)
+    return stack.read(np.arange(len(stack)))
 
 
 def array_of(values: Any) -> Array:
@@ -162,8 +178,11 @@ def _dataset(images: ImageStack, labels: Any, columns: Columns) -> Dataset:
         seed=columns.seed,
         test_fraction=columns.test_fraction,
         allow_patient_overlap=columns.allow_patient_overlap,
+        accept=tuple(columns.accept),
+        unknown_labels=columns.unknown_labels,
     )
-    return assemble(records, options, columns.name)
+    named = None if columns.classes is None else classes
+    return assemble(judged(records, replace(options, classes=named)), options, columns.name)
 
 
 def _labels(

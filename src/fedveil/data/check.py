@@ -2,23 +2,30 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
+import numpy.typing as npt
 
 from fedveil.data.embeddings import Embeddings
-from fedveil.data.files import FileImages, read_image
+from fedveil.data.files import FileImages
+from fedveil.data.labels import study_labels
 from fedveil.data.load import read_records
-from fedveil.data.records import SPLITS, Options, Problem, Records, find_problems, study_labels
+from fedveil.data.options import Options, Settings
+from fedveil.data.records import SPLITS, Problem, Records, find_problems
 from fedveil.data.stack import ArrayImages
 from fedveil.data.table import file_problem
 from fedveil.errors import DataError, InvalidValue
 
 __all__ = ["CheckReport", "Count", "check"]
+
+FAINT = 0.1
+"""An image that uses less of its range of shades is probably scaled wrongly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +81,10 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def check(
-    source: str,
-    *,
-    image_size: int = 64,
-    positive: Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
-    base: Path | None = None,
-    allow_patient_overlap: bool = False,
-) -> CheckReport:
+def check(source: str, *, base: Path | None = None, **settings: Unpack[Settings]) -> CheckReport:
     """Reads all that :func:`fedveil.data.load` would, and decodes every image. Never raises DataError."""
-    options = Options(
-        image_size=image_size,
-        positive=None if positive is None else tuple(positive),
-        classes=None if classes is None else tuple(classes),
-        allow_patient_overlap=allow_patient_overlap,
-    )
     try:
+        options = Options.of(settings)
         records = read_records(source, options, base or Path())
     except (DataError, InvalidValue) as error:
         place, separator, found = error.found.partition(": ")
@@ -99,6 +93,7 @@ def check(
     sizes, modes = _facts(records)
     owners = Counter(_owners(records))
     numbers = sorted(owners.values()) or [0]
+    undecodable, decoded = _decoded(records)
     return CheckReport(
         source=source,
         images=len(records.images),
@@ -108,8 +103,8 @@ def check(
         counts=_counts(records, options),
         sizes=tuple(sizes.most_common()),
         modes=tuple(modes.most_common()),
-        problems=(*find_problems(records, options), *_undecodable(records)),
-        notes=(*records.notes, *_notes(records)),
+        problems=(*find_problems(records, options), *undecodable),
+        notes=(*records.notes, *_notes(records, options), *decoded),
     )
 
 
@@ -134,8 +129,8 @@ def _facts(records: Records) -> tuple[Counter[str], Counter[str]]:
         sizes = Counter(f"{facts.width} x {facts.height}" for facts in images.facts)
         return sizes, Counter(facts.mode for facts in images.facts)
     if isinstance(images, ArrayImages) and len(images):
-        height, width = images.stored_shape
-        mode = f"{images.stored([0]).dtype} {'grey' if images.channels == 1 else 'colour'}"
+        height, width, *colours = images.stored_shape
+        mode = f"{images.stored([0]).dtype} {'colour' if colours else 'grey'}"
         return Counter({f"{width} x {height}": len(images)}), Counter({mode: len(images)})
     if isinstance(images, Embeddings):
         return Counter({f"{images.dimension} numbers": len(images)}), Counter({"embedding": len(images)})
@@ -148,7 +143,7 @@ def _owners(records: Records) -> Sequence[str | int]:
 
 def _counts(records: Records, options: Options) -> tuple[Count, ...]:
     try:
-        labels, classes = study_labels(records, options)
+        labels, classes = study_labels(records.name, records.labels, records.classes, options)
     except InvalidValue:
         return ()
     owners = _owners(records)
@@ -163,35 +158,80 @@ def _counts(records: Records, options: Options) -> tuple[Count, ...]:
     )
 
 
-def _undecodable(records: Records) -> list[Problem]:
-    """Files whose header is sound but whose pixels are not."""
+def _decoded(records: Records) -> tuple[list[Problem], list[str]]:
+    """Files whose header is sound but whose pixels are not, and notes on what the pixels show."""
     images = records.images
-    if not isinstance(images, FileImages):
-        return []
+    rows = range(len(images))
+    look = partial(_reach, images.read)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        errors = list(pool.map(_try_read, images.paths))
-    return [
-        file_problem(records.place(index), path, error)
-        for index, (path, error) in enumerate(zip(images.paths, errors, strict=True))
-        if error is not None
+        found = list(pool.map(look, rows))
+    problems = [
+        file_problem(records.place(row), images.paths[row], one)
+        for row, one in zip(rows, found, strict=True)
+        if isinstance(one, DataError) and isinstance(images, FileImages)
     ]
+    faint = [row for row, one in zip(rows, found, strict=True) if isinstance(one, float) and one < FAINT]
+    notes = []
+    if faint:
+        notes.append(
+            f"{len(faint)} images use less than a tenth of their range of shades, and details are lost; the first is "
+            f"{records.place(faint[0])}. Set data.window to the values that become black and white"
+        )
+    return problems, notes
 
 
-def _try_read(path: Path) -> DataError | None:
+def _reach(read: Callable[[list[int]], npt.NDArray[np.float32]], row: int) -> float | DataError:
+    """The part of the range of shades that nearly all pixels of an image lie in, but for markers burnt into it."""
     try:
-        read_image(path)
+        low, high = np.percentile(read([row]), (1, 99))
     except DataError as error:
         return error
-    return None
+    return float(high - low)
 
 
-def _notes(records: Records) -> list[str]:
+def _notes(records: Records, options: Options) -> list[str]:
     notes = []
     if records.patients is None:
         notes.append("no patients are named: each image counts as one, and the guarantee covers an image")
     if records.splits is None:
         notes.append("there is no split: a study holds out a part of the patients for its test")
-    return notes + _copies(records)
+    return notes + _other_channels(records, options) + _renamed(records) + _copies(records)
+
+
+def _other_channels(records: Records, options: Options) -> list[str]:
+    """Images that are brought to other channels than they have."""
+    images = records.images
+    if not isinstance(images, FileImages) or not len(images):
+        return []
+    names = {1: "grey", 3: "colour"}
+    others = [row for row, facts in enumerate(images.facts) if facts.channels != images.channels]
+    notes = []
+    if options.reading.channels is None and others:
+        notes.append(
+            f"data.channels is not set: {images.channels} ({names[images.channels]}) is taken from the first image"
+        )
+    if others:
+        notes.append(
+            f"{len(others)} images are brought to {names[images.channels]}; the first is {records.place(others[0])}"
+        )
+    return notes
+
+
+def _renamed(records: Records) -> list[str]:
+    """Patients whom DICOM files call otherwise than the table does."""
+    if records.patients is None or not isinstance(records.images, FileImages):
+        return []
+    others = [
+        row
+        for row, facts in enumerate(records.images.facts)
+        if facts.patient is not None and facts.patient != records.patients[row]
+    ]
+    if not others:
+        return []
+    return [
+        f"the PatientID of {len(others)} files is not what the table calls the patient, and the table counts; "
+        f"the first is {records.place(others[0])}"
+    ]
 
 
 def _copies(records: Records) -> list[str]:
@@ -212,7 +252,15 @@ def _copies(records: Records) -> list[str]:
     ]
     original, copy = pairs[0]
     said = f" ({', '.join(across)})" if across else ""
-    return [
+    notes = [
         f"{len(pairs)} images are copies of another{said}; "
         f"the first is {records.place(copy)}, a copy of {records.place(original)}"
     ]
+    torn = [(one, other) for one, other in pairs if np.any(records.labels[one] != records.labels[other])]
+    if torn:
+        original, copy = torn[0]
+        notes.append(
+            f"{len(torn)} copies have another label than their original; "
+            f"the first is {records.place(copy)}, a copy of {records.place(original)}"
+        )
+    return notes

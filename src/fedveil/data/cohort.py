@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.stack import ArrayImages, ImageStack, Indices
+from fedveil.data.windows import FILE, Window
 from fedveil.errors import DataError
 
 __all__ = ["TEST", "TRAIN", "VALIDATION", "Cohort", "Dataset", "PatientImages"]
@@ -84,6 +85,9 @@ class Dataset:
         test_fraction: float = 0.2,
         seed: int = 0,
         allow_patient_overlap: bool = False,
+        accept: Sequence[str] = (),
+        unknown_labels: str = "refuse",
+        window: Window = FILE,
         name: str = "arrays",
     ) -> "Dataset":
         """A data set from images in memory.
@@ -102,6 +106,10 @@ class Dataset:
             test_fraction: chance of each patient to be drawn for testing.
             seed: of that draw; public.
             allow_patient_overlap: accept a patient in two sites, or in training and test.
+            accept: what would be refused if it were not meant, as ``data.accept`` of a study file.
+            unknown_labels: "refuse", or "drop" for images whose label is -1, "uncertain" or the like.
+            window: stored values that become black and white, as ``data.window`` of a study file; any numbers may be
+                stored where it is given.
             name: for reports and errors.
 
         Raises:
@@ -122,6 +130,9 @@ class Dataset:
             test_fraction=test_fraction,
             seed=seed,
             allow_patient_overlap=allow_patient_overlap,
+            accept=accept,
+            unknown_labels=unknown_labels,
+            window=window,
             name=name,
         )
         return from_arrays(images, labels, columns)

@@ -6,13 +6,20 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.options import Reading
 from fedveil.data.stack import DIGEST_BYTES, ImageStack, Indices, Pixels
 from fedveil.errors import DataError
 
-__all__ = ["Embeddings", "as_vectors"]
+__all__ = ["ODD", "Embeddings", "as_vectors", "odd_vectors"]
 
 LARGEST = 1e6
 """Larger numbers mean a broken encoder; the bound keeps every product far from overflow."""
+ODD = (
+    "it holds NaN, infinity or numbers beyond 1e6",
+    "every coordinate must be a finite number",
+    "leave that row out, or compute it again",
+)
+"""What is wrong with a vector that `odd_vectors` names: found, rule, remedy."""
 
 
 @final
@@ -38,6 +45,11 @@ class Embeddings(ImageStack):
     def size(self) -> int:
         """1: there are no pixels."""
         return 1
+
+    @property
+    def reading(self) -> Reading:
+        """The default one: there are no pixels that it would matter for."""
+        return Reading()
 
     @property
     def dimension(self) -> int:
@@ -78,17 +90,23 @@ def as_vectors(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     Raises:
         DataError: another shape or type, or a vector that is none; the first such row is named.
     """
+    odd = odd_vectors(values)
+    if len(odd):
+        found, rule, remedy = ODD
+        raise DataError(f"embedding {odd[0]}: {found}", rule, remedy)
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def odd_vectors(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Rows that cannot be used, each judged by itself.
+
+    Raises:
+        DataError: the whole array has another shape or type.
+    """
     if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiu":
         raise DataError(
             f"embeddings have the shape {values.shape} and the type {values.dtype}",
-            "they must be numbers of the shape (n, d), one row an image",
-            "store one vector an image",
+            "they must be numbers of the shape (n, d), one row for each image",
+            "store one vector for each image",
         )
-    fits = (np.abs(values) <= LARGEST).all(axis=1)
-    if not fits.all():
-        raise DataError(
-            f"embedding {int(np.flatnonzero(~fits)[0])} holds NaN, infinity or numbers beyond 1e6",
-            "every coordinate must be a finite number",
-            "leave that row out, or compute it again",
-        )
-    return np.ascontiguousarray(values, dtype=np.float32)
+    return np.flatnonzero(~(np.abs(values) <= LARGEST).all(axis=1))

@@ -1,11 +1,11 @@
-"""What a file's header says about the image in it, and the error for a file that cannot be used."""
+"""What a file's header says about the image in it, and the errors for a file that cannot be used."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedveil.errors import DataError
 
-__all__ = ["ImageFacts", "unusable"]
+__all__ = ["ImageFacts", "check_pixels", "unusable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,3 +22,16 @@ class ImageFacts:
 def unusable(path: Path, found: str, rule: str, remedy: str) -> DataError:
     """An error about one file, which it names first."""
     return DataError(f"{path}: {found}", rule, remedy)
+
+
+def check_pixels(path: Path, width: int, height: int, max_megapixels: float) -> None:
+    """Refuse an image without pixels, or with more than may be decoded."""
+    if width < 1 or height < 1:
+        raise unusable(path, f"it is {width} x {height} pixels", "no side may be zero", "leave it out")
+    if width * height > max_megapixels * 1e6:
+        raise unusable(
+            path,
+            f"it is {width} x {height} pixels, {width * height / 1e6:.1f} megapixels",
+            f"an image of more than {max_megapixels:g} would fill the memory",
+            "save it smaller, or raise data.max_megapixels",
+        )

@@ -12,6 +12,7 @@ import pooch
 
 from fedveil.data.cache import cache_folder
 from fedveil.data.npz import read_npz
+from fedveil.data.options import Options
 from fedveil.data.records import Records
 from fedveil.errors import DataError, InvalidValue
 
@@ -219,10 +220,10 @@ def class_names(stem: str) -> tuple[str, ...] | None:
     return None if known is None else known.classes
 
 
-def read_medmnist(name: str, image_size: int) -> Records:
+def read_medmnist(name: str, options: Options) -> Records:
     """The set ``name`` at its least size that suffices for ``image_size``; ``name_64`` asks for one."""
-    path = fetch(name, image_size)
-    return read_npz(path, image_size, class_names(path.stem))
+    path = fetch(name, options.image_size)
+    return read_npz(path, options, class_names(path.stem))
 
 
 def fetch(name: str, image_size: int = 28) -> Path:

@@ -1,28 +1,34 @@
 """What a reader found, before anybody has judged it; the judgement; and the data set that comes out of it."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.cohort import TEST, TRAIN, VALIDATION, Dataset
+from fedveil.data.embeddings import Embeddings
 from fedveil.data.files import FileImages
 from fedveil.data.holdout import draw_test_patients
-from fedveil.data.stack import ImageStack
-from fedveil.errors import DataError, InvalidValue
+from fedveil.data.labels import Fault, findings, joined_labels, label_faults, study_labels
+from fedveil.data.options import Options
+from fedveil.data.patients import patient_key, patient_pairs, placeholder_fault
+from fedveil.data.stack import ArrayImages, ImageStack, OddImages
+from fedveil.errors import DataError, InvalidValue, printable
 
 __all__ = [
     "SPLITS",
     "SPLIT_NAMES",
-    "Options",
     "Problem",
     "Records",
     "assemble",
     "find_problems",
+    "judged",
     "raise_first",
-    "study_labels",
 ]
+
+log = logging.getLogger("fedveil.site")
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "0"), TRAIN),
@@ -36,42 +42,32 @@ Codes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and where: a file, with its line where it has lines."""
+    """One thing that is wrong, and where: a file, with its line where it has lines.
+
+    With ``left_out`` it concerns one image, which is not among the records: the others can be used without it.
+    """
 
     place: str
     found: str
     rule: str
     remedy: str
+    left_out: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("place", "found", "rule", "remedy"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{self.place}: {self.found}; {self.rule}: {self.remedy.rstrip('.')}."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the study says about its data; the same for every kind of source.
-
-    ``classes`` fixes the classes and their order, for a hospital that may not hold all of them. ``positive``
-    makes the task binary: the named classes, not all of which such a hospital needs to hold, against the rest. Where
-    the source has no split, each patient is held out with the chance ``test_fraction``, by a hash of ``seed`` and
-    their name that is keyed with ``secret``.
-    """
-
-    image_size: int = 64
-    positive: tuple[str, ...] | None = None
-    classes: tuple[str, ...] | None = None
-    seed: int = 0
-    secret: bytes = b""
-    test_fraction: float = 0.2
-    allow_patient_overlap: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Records:
     """One entry an image in every column; ``place(i)`` is the file and line to blame for image i.
 
-    ``labels`` are codes into ``classes``, ``(n,)``, or one 0/1 column a class where an image can have several
-    findings, ``(n, len(classes))``. ``patients``, ``sites``, ``splits`` are None where the source has none.
+    ``labels`` are codes into ``classes``, ``(n,)``, or one column a class where an image can have several findings,
+    ``(n, len(classes))``: 1 or 0, or -1 where nobody knows. ``patients``, ``sites``, ``splits`` are None where the
+    source has none.
     """
 
     name: str
@@ -88,6 +84,66 @@ class Records:
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
+    def subset(self, rows: Codes) -> "Records":
+        """These images only, in that order."""
+        images, place = self.images, self.place
+        if isinstance(images, ArrayImages):
+            kept: ImageStack = ArrayImages(images.stored(rows), images.size, images.reading)
+        else:
+            kept = images.subset(rows)
+        return replace(
+            self,
+            images=kept,
+            labels=self.labels[rows],
+            image_names=tuple(self.image_names[row] for row in rows),
+            place=lambda row: place(int(rows[row])),
+            patients=None if self.patients is None else tuple(self.patients[row] for row in rows),
+            sites=None if self.sites is None else tuple(self.sites[row] for row in rows),
+            splits=None if self.splits is None else self.splits[rows],
+        )
+
+
+def judged(records: Records, options: Options) -> Records:
+    """The records without images that cannot be used for what is said of them, each with its problem or a note.
+
+    Every image is judged by itself.
+    """
+    wrong, unknown = label_faults(records.labels, records.classes, options)
+    if options.unknown_labels == "drop":
+        dropped = set(unknown)
+    else:
+        dropped = set()
+        wrong |= unknown
+    named = {name: placeholder_fault(name, options) for name in set(records.patients or ())}
+    nobody = {row: named[name] for row, name in enumerate(records.patients or ()) if named[name]}
+    faults: dict[int, Fault] = wrong | {row: fault for row, fault in nobody.items() if fault}
+    problems = [Problem(records.place(row), *faults[row], left_out=True) for row in sorted(faults)]
+    notes = [f"{len(dropped)} images of unknown label are left out"] if dropped else []
+    if faults or dropped:
+        rows = [row for row in range(len(records.images)) if row not in faults and row not in dropped]
+        records = _without_lost_classes(records.subset(np.array(rows, np.int64)), records.labels)
+    if options.separator and records.labels.ndim == 1:
+        labels, classes = findings(records.labels, records.classes, options.separator)
+        records = replace(records, labels=labels, classes=classes)
+    return replace(
+        records,
+        problems=(*records.problems, *problems),
+        notes=(*records.notes, *notes),
+    )
+
+
+def _without_lost_classes(records: Records, before: Codes) -> Records:
+    """Drop the classes that have lost all the images they had, where images have one class each."""
+    if records.labels.ndim == 2:
+        return records
+    lost = set(before.tolist()) - set(records.labels.tolist())
+    kept = [code for code in range(len(records.classes)) if code not in lost]
+    order = np.full(len(records.classes), -1, np.int64)
+    order[kept] = np.arange(len(kept))
+    return replace(
+        records, labels=order[records.labels], classes=tuple(records.classes[code] for code in kept)
+    )
+
 
 def find_problems(records: Records, options: Options) -> Iterator[Problem]:
     """Everything that stands against training on these records, the reader's findings first."""
@@ -100,8 +156,10 @@ def find_problems(records: Records, options: Options) -> Iterator[Problem]:
             "check that it is the right one",
         )
         return
-    if records.patients is not None and not options.allow_patient_overlap:
-        yield from _overlaps(records)
+    if records.patients is not None:
+        yield from _doubtful_patients(records, options)
+        if not options.allow_patient_overlap:
+            yield from _overlaps(records)
     yield from _label_problems(records, options)
     if records.sites is not None and records.splits is not None:
         sites = np.array(records.sites)
@@ -111,7 +169,19 @@ def find_problems(records: Records, options: Options) -> Iterator[Problem]:
                 f"the site {site} has no patients to train on",
                 "every site needs at least one",
                 "give it training images, or leave its rows out",
+                left_out=True,
             )
+
+
+def _doubtful_patients(records: Records, options: Options) -> Iterator[Problem]:
+    """Patients who may have two names. They can take part all the same: a hospital answers for its own table."""
+    images, patients = records.images, records.patients or ()
+    told = (
+        [facts.patient for facts in images.facts] if isinstance(images, FileImages) else [None] * len(images)
+    )
+    for row, earlier, (found, rule, remedy) in patient_pairs(patients, told, options):
+        place = f"{found} (at {records.place(earlier)})"
+        yield Problem(records.place(row), place, rule, remedy, left_out=True)
 
 
 def _overlaps(records: Records) -> Iterator[Problem]:
@@ -131,15 +201,19 @@ def _overlaps(records: Records) -> Iterator[Problem]:
                     f"but in {before} at {records.place(where)}",
                     f"a patient belongs to one {column}, or nothing said about patients holds",
                     "correct the table, or set allow_patient_overlap = true if it is meant",
+                    left_out=True,
                 )
 
 
 def _label_problems(records: Records, options: Options) -> Iterator[Problem]:
     try:
-        labels, classes = study_labels(records, options)
+        labels, classes = study_labels(records.name, records.labels, records.classes, options)
     except InvalidValue as error:
         yield Problem(records.name, error.found, error.rule, error.remedy)
         return
+    if records.labels.ndim == 1:
+        for code, fault in joined_labels(records.classes, options):
+            yield Problem(records.place(int(np.flatnonzero(records.labels == code)[0])), *fault)
     train = np.ones(len(labels), bool) if records.splits is None else records.splits == TRAIN
     if not train.any():
         yield Problem(
@@ -177,9 +251,15 @@ def raise_first(problems: Sequence[Problem], source: str) -> None:
 
 def assemble(records: Records, options: Options, source: str) -> Dataset:
     """The data set, or the first problem as a DataError."""
-    _check_options(options)
-    raise_first(list(find_problems(records, options)), source)
-    labels, classes = study_labels(records, options)
+    problems = list(find_problems(records, options))
+    if options.leave_out:
+        for problem in problems:
+            log.warning("%s", problem)
+        problems = [problem for problem in problems if not problem.left_out]
+        if records.patients is not None and "similar-patients" not in options.accept:
+            records = replace(records, patients=tuple(map(patient_key, records.patients)))
+    raise_first(problems, source)
+    labels, classes = study_labels(records.name, records.labels, records.classes, options)
     count = len(records.images)
     names = records.patients or tuple(f"image-{row + 1}" for row in range(count))
     patient_names, patients = np.unique(np.array(names), return_inverse=True)
@@ -193,9 +273,11 @@ def assemble(records: Records, options: Options, source: str) -> Dataset:
         own = records.patients or _image_keys(records)
         held_out = draw_test_patients(own, options.test_fraction, options.seed, options.secret)
         split = np.where(held_out, TEST, TRAIN)
+    # Embeddings are in memory and have been judged row by row: none of them can fail later.
+    wrapped = options.leave_out and not isinstance(records.images, Embeddings)
     return Dataset(
         name=records.name,
-        images=records.images,
+        images=OddImages(records.images) if wrapped else records.images,
         labels=labels,
         patients=patients.astype(np.int64),
         patient_names=tuple(str(name) for name in patient_names),
@@ -215,68 +297,3 @@ def _image_keys(records: Records) -> Sequence[str]:
     if isinstance(records.images, FileImages):
         return records.image_names
     return records.images.digest(np.arange(len(records.images)))
-
-
-def study_labels(records: Records, options: Options) -> tuple[Codes, tuple[str, ...]]:
-    """Labels and classes as the study wants them: merged by ``positive``, or in the order of ``classes``."""
-    labels, classes = records.labels, records.classes
-    if options.positive is not None:
-        asked, study = options.positive, options.classes
-        wanted = asked if study is None else _those_here(asked, classes, study)
-        named = [_position(name, classes, "positive") for name in wanted]
-        if not asked or (study is None and len(set(named)) == len(classes) and labels.ndim == 1):
-            raise InvalidValue(
-                f"positive names {len(named)} of the {len(classes)} classes",
-                "it must name at least one class and leave at least one",
-                f"choose among {', '.join(classes)}",
-            )
-        merged = np.asarray(labels[:, named].any(axis=1) if labels.ndim == 2 else np.isin(labels, named))
-        others = [name for code, name in enumerate(classes) if code not in named]
-        negative = " or ".join(others) if labels.ndim == 1 and len(others) <= 3 else "other"
-        return merged.astype(np.int64), (negative, "positive")
-    if labels.ndim == 2:
-        raise InvalidValue(
-            f"an image of {records.name} can have several labels at once",
-            "fedveil tells classes apart of which every image has exactly one",
-            f"set positive to the findings that count, among {', '.join(classes)}",
-        )
-    if options.classes is None:
-        return labels, classes
-    order = np.array([_position(name, options.classes, "classes") for name in classes], dtype=np.int64)
-    return order[labels].astype(np.int64), options.classes
-
-
-def _those_here(positive: Sequence[str], classes: tuple[str, ...], study: tuple[str, ...]) -> Sequence[str]:
-    """The positive classes that occur here; others need not, since what patients have is no reason to stay away.
-
-    All are asked for where one is spelt differently here, or where no name here is one of the study's: a hospital
-    with names of its own would take part with every label wrong.
-    """
-    known = {*positive, *study[0].split(" or ")}
-    plain = {_letters(name) for name in classes if name not in positive}
-    if known.isdisjoint(classes) or any(_letters(name) in plain for name in positive):
-        return positive
-    return [name for name in positive if name in classes]
-
-
-def _letters(name: str) -> str:
-    return "".join(filter(str.isalnum, name.casefold()))
-
-
-def _position(name: str, classes: tuple[str, ...], setting: str) -> int:
-    if name not in classes:
-        raise InvalidValue(
-            f"the class {name} is unknown",
-            f"the classes are {', '.join(classes)}",
-            f"correct it, or the setting {setting}",
-        )
-    return classes.index(name)
-
-
-def _check_options(options: Options) -> None:
-    if not 0 <= options.test_fraction < 1:
-        raise InvalidValue(
-            f"test_fraction is {options.test_fraction}",
-            "it must lie in [0, 1)",
-            "give the fraction of patients to hold out for the test",
-        )

@@ -4,16 +4,18 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from fedveil.data.facts import ImageFacts
 from fedveil.data.files import FileImages, probe
+from fedveil.data.options import Options, Reading
 from fedveil.data.records import Problem, Records
 from fedveil.errors import DataError
 
-__all__ = ["Row", "class_order", "file_problem", "file_records"]
+__all__ = ["Row", "class_order", "file_problem", "file_records", "try_probe"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,7 @@ class Row:
 
 
 def file_records(
-    name: str, rows: Sequence[Row], image_size: int, problems: Iterable[Problem], notes: Iterable[str]
+    name: str, rows: Sequence[Row], options: Options, problems: Iterable[Problem], notes: Iterable[str]
 ) -> Records:
     """Looks into every file's header; a file that cannot be used becomes a problem and is left out.
 
@@ -38,19 +40,22 @@ def file_records(
     """
     found = list(problems)
     usable: list[tuple[Row, ImageFacts]] = []
+    probe_one = partial(try_probe, reading=options.reading)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for row, facts in zip(rows, pool.map(_try_probe, (row.path for row in rows)), strict=True):
+        for row, facts in zip(rows, pool.map(probe_one, (row.path for row in rows)), strict=True):
             if isinstance(facts, DataError):
                 found.append(file_problem(row.place, row.path, facts))
             else:
                 usable.append((row, facts))
+    usable, patients, missing = _patients(name, usable)
     kept = [row for row, _ in usable]
-    patients, missing = _patients(name, usable)
     classes = class_order(row.label for row in kept)
     codes = {label: code for code, label in enumerate(classes)}
     return Records(
         name=name,
-        images=FileImages([row.path for row in kept], [facts for _, facts in usable], image_size),
+        images=FileImages(
+            [row.path for row in kept], [facts for _, facts in usable], options.image_size, options.reading
+        ),
         labels=np.array([codes[row.label] for row in kept], np.int64),
         classes=classes,
         image_names=tuple(row.name for row in kept),
@@ -66,7 +71,7 @@ def file_records(
 def file_problem(place: str, path: Path, error: DataError) -> Problem:
     """An error about a file as a problem at ``place``, which does not name the file twice."""
     found = error.found.removeprefix(f"{path}: ") if place == str(path) else error.found
-    return Problem(place, found, error.rule, error.remedy)
+    return Problem(place, found, error.rule, error.remedy, left_out=True)
 
 
 def class_order(labels: Iterable[str]) -> tuple[str, ...]:
@@ -81,32 +86,36 @@ def class_order(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def _try_probe(path: Path) -> ImageFacts | DataError:
+def try_probe(path: Path, reading: Reading) -> ImageFacts | DataError:
+    """What the file's header says, or why it cannot be used."""
     try:
-        return probe(path)
+        return probe(path, reading)
     except DataError as error:
         return error
 
 
 def _patients(
     name: str, usable: list[tuple[Row, ImageFacts]]
-) -> tuple[tuple[str, ...] | None, list[Problem]]:
+) -> tuple[list[tuple[Row, ImageFacts]], tuple[str, ...] | None, list[Problem]]:
+    """The images whose patients are known, or all of them where no patient is named."""
     given = _column([row.patient for row, _ in usable])
     if given is not None:
-        return given, []
-    identifiers = [facts.patient for _, facts in usable]
-    known = [identifier for identifier in identifiers if identifier is not None]
-    if not known or len(known) == len(identifiers):
-        return (tuple(known) or None), []
-    first = usable[identifiers.index(None)][0]
-    return None, [
+        return usable, given, []
+    known = [(row, facts) for row, facts in usable if facts.patient is not None]
+    if not known:
+        return usable, None, []
+    problems = [
         Problem(
-            first.place,
-            f"{len(known)} DICOM files of {name} say whose they are, but {first.path} does not",
+            row.place,
+            f"{len(known)} DICOM files of {name} say whose they are, but {row.path} does not",
             "either every image names its patient, or none does",
             "add a patient column that names them all",
+            left_out=True,
         )
+        for row, facts in usable
+        if facts.patient is None
     ]
+    return known, tuple(facts.patient or "" for _, facts in known), problems
 
 
 def _column(values: list[str | None]) -> tuple[str, ...] | None:

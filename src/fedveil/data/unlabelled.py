@@ -1,78 +1,91 @@
-"""Images to classify: a folder, one file, or a manifest of which only ``path`` is read."""
+"""Images to classify: a folder, one file, or a table of which nothing but the paths is needed."""
 
-import csv
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.facts import ImageFacts
-from fedveil.data.files import FileImages, probe
+from fedveil.data.files import FileImages, read_image
 from fedveil.data.folders import SUFFIXES
-from fedveil.data.stack import Indices
+from fedveil.data.manifest import TABLES, table_rows
+from fedveil.data.options import Reading
+from fedveil.data.records import Problem
+from fedveil.data.table import file_problem, try_probe
 from fedveil.errors import DataError
 
 __all__ = ["Unlabelled", "read_unlabelled"]
 
-LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Rec. 601 weights, a public constant."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unlabelled:
-    """Images by name, read with as many channels as the model has seen."""
+    """Images by name, brought to the channels and the window that the model has seen.
+
+    ``problems`` are the images that cannot be used by their header; reading one may find more.
+    """
 
     names: tuple[str, ...]
     images: FileImages
-    channels: int
+    problems: tuple[Problem, ...] = field(default=())
 
-    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
-        """Float32 (k, channels, size, size) in [0, 1]; colour becomes grey, grey three equal channels."""
-        pixels = self.images.read(indices)
-        if pixels.shape[1] == self.channels:
-            return pixels
-        if self.channels == 1:
-            grey: npt.NDArray[np.float32] = np.einsum("nchw,c->nhw", pixels, LUMINANCE)[:, None]
-            return grey
-        return np.repeat(pixels, self.channels, axis=1)
+    def read(
+        self, indices: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[Problem]]:
+        """The images that can be decoded, their indices and float32 (k, channels, size, size), and the others."""
+        try:
+            return indices, self.images.read(indices), []
+        except DataError:
+            kept, problems = [], []
+            for index in indices:
+                path = self.images.paths[index]
+                try:
+                    read_image(path, self.images.reading)
+                    kept.append(index)
+                except DataError as error:
+                    problems.append(file_problem(str(path), path, error))
+            rows = np.array(kept, np.int64)
+            return rows, self.images.read(rows), problems
 
 
-def read_unlabelled(source: str, image_size: int, channels: int, *, base: Path = Path()) -> Unlabelled:
+def read_unlabelled(
+    source: str,
+    image_size: int,
+    reading: Reading,
+    *,
+    base: Path = Path(),
+    columns: Mapping[str, str] | None = None,
+) -> Unlabelled:
     """The images that ``source`` names, relative to ``base``.
 
     Raises:
-        DataError: there are none, or one of them cannot be read.
+        DataError: there are none, or the table cannot be read.
     """
     path = base / source
+    problems: list[Problem] = []
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix.lower() in SUFFIXES)
-        names = [file.relative_to(path).as_posix() for file in files]
-    elif path.suffix.lower() == ".csv":
-        names = _manifest_paths(path)
-        files = [path.parent / name for name in names]
+        named = [(file.relative_to(path).as_posix(), file, str(file)) for file in files]
+    elif path.suffix.lower() in TABLES:
+        named = []
+        for row in table_rows(path, columns or {}, [], only_paths=True):
+            if isinstance(row, Problem):
+                problems.append(row)
+            else:
+                named.append((row.name, row.path, row.place))
     else:
-        files, names = [path], [path.name]
-    if not files:
+        named = [(path.name, path, str(path))]
+    kept: list[tuple[str, Path, ImageFacts]] = []
+    for name, file, place in named:
+        facts = try_probe(file, reading)
+        if isinstance(facts, DataError):
+            problems.append(file_problem(place, file, facts))
+        else:
+            kept.append((name, file, facts))
+    if not named and not problems:
         raise DataError(
             f"{source} holds no images", "there must be at least one to classify", "check the path"
         )
-    facts: list[ImageFacts] = [probe(file) for file in files]
-    return Unlabelled(tuple(names), FileImages(files, facts, image_size), channels)
-
-
-def _manifest_paths(path: Path) -> list[str]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if "path" not in (reader.fieldnames or ()):
-                raise DataError(
-                    f"{path} has no column path",
-                    "a manifest names its images in it",
-                    "name the column in line 1",
-                )
-            return [row["path"] for row in reader if row["path"]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path} cannot be read ({error})", "it must be a UTF-8 CSV", "check the file"
-        ) from None
+    images = FileImages([file for _, file, _ in kept], [facts for _, _, facts in kept], image_size, reading)
+    return Unlabelled(tuple(name for name, _, _ in kept), images, tuple(problems))

@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedveil.data import Settings
 from fedveil.deploy.identity import check_public_key
 from fedveil.deploy.local import Address
 from fedveil.errors import InvalidValue, Refused
 from fedveil.federation import Policy, Terms, default_min_honest
 from fedveil.privacy import Trust, Unit
+from fedveil.study.data_settings import ColumnSettings
 
 __all__ = ["BudgetTable", "CohortTable", "PolicyTable", "SiteConfig", "SiteTable"]
 
@@ -31,13 +33,27 @@ class SiteTable(_Table):
 
 
 class CohortTable(_Table):
-    """Where the hospital's own images are."""
+    """Where the hospital's own images are, and what its own tables and folders mean."""
 
     source: str
     site: str | None = None
+    columns: ColumnSettings = ColumnSettings()
+    layout: str = ""
+    accept: tuple[str, ...] = Field(default=(), strict=False)
     allow_patient_overlap: bool = False
     one_image_a_patient: bool = False
     test_fraction: Number = Field(default=0.2, ge=0, lt=1)
+
+    @property
+    def settings(self) -> Settings:
+        """Keywords of `fedveil.data.load`."""
+        return {
+            "columns": self.columns.model_dump(),
+            "layout": self.layout,
+            "accept": self.accept,
+            "test_fraction": self.test_fraction,
+            "allow_patient_overlap": self.allow_patient_overlap,
+        }
 
 
 class BudgetTable(_Table):

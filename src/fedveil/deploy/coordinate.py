@@ -16,7 +16,7 @@ from typing import final
 import numpy as np
 
 from fedveil import __version__
-from fedveil.data import TEST, Dataset, load
+from fedveil.data import TEST, Dataset, Settings, load
 from fedveil.deploy.federation import Federation
 from fedveil.deploy.flower.link import Link
 from fedveil.deploy.flower.transport import FlowerTransport
@@ -136,14 +136,8 @@ def load_test_set(study: Study) -> Dataset:
         return Dataset.empty(
             settings.classes, channels=settings.channels or 1, image_size=settings.image_size
         )
-    dataset = load(
-        settings.source,
-        image_size=settings.image_size,
-        positive=settings.positive or None,
-        seed=study.study.seed,
-        test_fraction=0.0,
-        allow_patient_overlap=settings.allow_patient_overlap,
-    )
+    asked: Settings = {**settings.settings, "seed": study.study.seed, "test_fraction": 0.0}
+    dataset = load(settings.source, **asked)
     if len(dataset.test):
         return dataset
     return replace(dataset, split=np.full(len(dataset), TEST, dtype=np.int8))

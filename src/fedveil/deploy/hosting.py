@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, load
+from fedveil.data import Dataset, Settings, load
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.offer import Offer
@@ -101,27 +101,17 @@ class Cohorts:
     def dataset(self, offer: Offer | None = None) -> Dataset:
         """The hospital's images as a study sees them, or as they are; no pixel is read.
 
+        In a study an image that cannot be used counts as nothing: whether this hospital takes part does not depend
+        on one file. The log names it, and so does `fedveil site check`.
+
         Raises:
             DataError: they cannot be used, or this budget's words do not fit them.
         """
-        settings = self.config.data
-        size: dict[str, Any] = {"image_size": offer.study.data.image_size} if offer else {}
-        dataset = load(
-            settings.source,
-            **size,
-            positive=(offer.study.data.positive or None) if offer else None,
-            classes=offer.classes if offer else None,
-            base=self.config.folder,
-            secret=self.identity.secret(HELD_OUT),
-            test_fraction=settings.test_fraction,
-            allow_patient_overlap=settings.allow_patient_overlap,
-        )
-        if offer and dataset.images.channels != offer.channels:
-            raise DataError(
-                f"the images here have {dataset.images.channels} channels",
-                f"the study's have {offer.channels}",
-                "convert them, or leave the study",
-            )
+        own: Settings = {**self.config.data.settings, "secret": self.identity.secret(HELD_OUT)}
+        if offer:
+            public = offer.study.data.public
+            own = {**own, **public, "classes": offer.classes, "channels": offer.channels, "leave_out": True}
+        dataset = load(self.config.data.source, base=self.config.folder, **own)
         self._check_units(dataset)
         return dataset
 

@@ -11,7 +11,8 @@ listen = "{listen}"             # or "tcp:127.0.0.1:PORT", with 64 random charac
 {group}
 
 [data]
-source = "{source}"             # a manifest .csv, a folder of images, or an .npz file
+source = "{source}"             # a manifest .csv or .tsv, a folder of images, or an .npz file
+#columns = {{ path = "Image Index", label = "Finding Labels", patient = "Patient ID" }}   # of a table with other names
 #site = "{name}"                # where the data names several hospitals: the one that this is
 test_fraction = 0.2             # chance of a patient to be held out for tests, where the data has no split
 allow_patient_overlap = false

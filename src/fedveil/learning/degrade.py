@@ -2,18 +2,18 @@
 
 Thresholds that are set on clean training images fail first where images come from elsewhere. The last release of a
 study therefore takes each image's score together with that of its degraded view. The transformation is public, and
-seeded by the image's own content, so that it is the same at every run.
+seeded by the image's own pixels, so that it is the same at every run, and whatever other images there are.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedveil.learning.seeds import pixel_seed
+
 __all__ = ["VERSION", "degraded"]
 
-VERSION = "degraded-1"
+VERSION = "degraded-2"
 """Names the transformation in the keys of cached features."""
 
 GAMMA, CONTRAST, OFFSET = 0.25, 0.2, 0.08
@@ -24,38 +24,40 @@ NOISE = 0.01
 """Standard deviation of the pixel noise, where 1 is full scale."""
 
 
-def degraded(images: npt.NDArray[np.float32], digests: Sequence[str]) -> npt.NDArray[np.float32]:
+def degraded(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Change gamma, contrast, brightness, zoom, rotation and position, and add noise, at random.
+
+    Each image is changed by itself, so that it comes out the same to the last bit whoever else is there.
 
     Args:
         images: (k, channels, size, size) in [0, 1].
-        digests: a content hash an image; it seeds the changes.
 
     Returns:
         The same shape, in [0, 1].
     """
-    if not len(images):
-        return images
-    generators = [np.random.default_rng(int(digest, 16)) for digest in digests]
-    draws = np.stack([generator.normal(size=7) for generator in generators])
-    noise = np.stack([generator.normal(0, NOISE, images.shape[1:]) for generator in generators])
-    gamma = np.exp(GAMMA * draws[:, 0])[:, None, None, None]
-    contrast = np.exp(CONTRAST * draws[:, 1])[:, None, None, None]
-    offset = OFFSET * draws[:, 2][:, None, None, None]
-    toned = np.clip((np.clip(images, 0, 1) ** gamma - 0.5) * contrast + 0.5 + offset, 0, 1)
-    moved = _moved(torch.from_numpy(toned.astype(np.float32)), draws[:, 3:])
+    return np.stack([_degraded(image) for image in images]) if len(images) else images
+
+
+def _degraded(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    generator = np.random.default_rng(pixel_seed(image))
+    draws = generator.normal(size=7)
+    noise = generator.normal(0, NOISE, image.shape)
+    gamma, contrast, offset = np.exp(GAMMA * draws[0]), np.exp(CONTRAST * draws[1]), OFFSET * draws[2]
+    toned = np.clip((np.clip(image, 0, 1) ** gamma - 0.5) * contrast + 0.5 + offset, 0, 1)
+    moved = _moved(torch.from_numpy(toned.astype(np.float32)), draws[3:])
     result: npt.NDArray[np.float32] = np.clip(moved.numpy() + noise, 0, 1).astype(np.float32)
     return result
 
 
-def _moved(images: torch.Tensor, draws: npt.NDArray[np.float64]) -> torch.Tensor:
-    """Zoom, rotate and shift each image by its own draws (k, 4), bilinear, borders repeated."""
-    zoom, angle = np.exp(ZOOM * draws[:, 0]), np.deg2rad(DEGREES * draws[:, 1])
-    shift = SHIFT * draws[:, 2:]
+def _moved(image: torch.Tensor, draws: npt.NDArray[np.float64]) -> torch.Tensor:
+    """Zoom, rotate and shift an image by its draws (4,), bilinear, borders repeated."""
+    zoom, angle = np.exp(ZOOM * draws[0]), np.deg2rad(DEGREES * draws[1])
+    across, down = SHIFT * draws[2:]
     rows = [
-        np.stack([np.cos(angle) * zoom, -np.sin(angle) * zoom, shift[:, 0]], axis=1),
-        np.stack([np.sin(angle) * zoom, np.cos(angle) * zoom, shift[:, 1]], axis=1),
+        [np.cos(angle) * zoom, -np.sin(angle) * zoom, across],
+        [np.sin(angle) * zoom, np.cos(angle) * zoom, down],
     ]
-    maps = torch.from_numpy(np.stack(rows, axis=1).astype(np.float32))
-    grid = torch.nn.functional.affine_grid(maps, list(images.shape), align_corners=False)
-    return torch.nn.functional.grid_sample(images, grid, align_corners=False, padding_mode="border")
+    maps = torch.tensor([rows], dtype=torch.float32)
+    grid = torch.nn.functional.affine_grid(maps, [1, *image.shape], align_corners=False)
+    moved = torch.nn.functional.grid_sample(image[None], grid, align_corners=False, padding_mode="border")
+    return moved[0]

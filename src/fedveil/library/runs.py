@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from fedveil.data import MEMORY, Dataset, Embeddings
-from fedveil.data.arrays import sized
 from fedveil.errors import FedveilError, StudyError
 from fedveil.library.display import run_html
 from fedveil.privacy import Guarantee, Trust, Unit
@@ -40,7 +39,10 @@ __all__ = ["Run", "load", "plan", "run", "sweep"]
 
 AnyPath: TypeAlias = str | PathLike[str]
 Source: TypeAlias = Dataset | AnyPath | None
-READING = ("positive", "test_fraction", "allow_patient_overlap")
+READING = (
+    *("positive", "test_fraction", "allow_patient_overlap"),
+    *("separator", "unknown_labels", "columns", "layout", "accept"),
+)
 """Settings of a study that a data set in memory was read by already."""
 
 
@@ -233,10 +235,13 @@ def _resolved(study: Study | AnyPath | None, data: Source) -> tuple[Study, Datas
     if not isinstance(data, Dataset):
         return resolve(found.with_changes({"data": {"source": str(data)}}), Path()), None
     _check_reading(found)
-    changes: dict[str, dict[str, object]] = {"data": {"source": MEMORY}}
+    read = data.images.reading
+    own = {"window": read.window, "max_megapixels": read.max_megapixels}
+    left = {key: value for key, value in own.items() if key not in found.data.model_fields_set}
+    changes: dict[str, dict[str, object]] = {"data": {"source": MEMORY, **left}}
     if isinstance(data.images, Embeddings) and "features" not in found.model.model_fields_set:
         changes["model"] = {"features": "precomputed"}
-    return found.with_changes(changes), sized(data, found.data.image_size)
+    return found.with_changes(changes), data
 
 
 def _check_reading(study: Study) -> None:

@@ -31,6 +31,7 @@ from fedveil.report.records import (
 __all__ = ["load"]
 
 PROBABILITY = "prob:"
+SCORE = "score:"
 
 
 def load(path: Path) -> RunRecord:
@@ -248,16 +249,20 @@ def _provenance(fields: Fields) -> Provenance:
 def _predictions(path: Path, test: Metrics) -> Predictions:
     rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
     header, body = (rows[0], rows[1:]) if rows else ([], [])
-    classes = tuple(name.removeprefix(PROBABILITY) for name in header[4:])
+    classes = tuple(name.removeprefix(PROBABILITY) for name in header if name.startswith(PROBABILITY))
     expected = ["image", "patient", "label", "predicted", *(PROBABILITY + name for name in classes)]
-    if header != expected or len(classes) < 2 or any(len(row) != len(header) for row in body):
+    # Files of earlier versions end here; later ones add the scores that the prediction follows from.
+    scored = [*expected, *(SCORE + name for name in classes)]
+    if header not in (expected, scored) or len(classes) < 2 or any(len(row) != len(header) for row in body):
         raise StudyError(
             f"{path.name} does not have the columns image,patient,label,predicted,prob:CLASS,...",
             "the file is damaged",
             REMEDY,
         )
     try:
-        probabilities = np.array([row[4:] for row in body], dtype=np.float64).reshape(len(body), len(classes))
+        probabilities = np.array([row[4 : 4 + len(classes)] for row in body], dtype=np.float64).reshape(
+            len(body), len(classes)
+        )
         labels, predicted = (_codes([row[column] for row in body], classes) for column in (2, 3))
     except ValueError as error:
         raise StudyError(

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +15,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from fedveil.data import Unlabelled, read_unlabelled
+from fedveil.data import Problem, Reading, Window, check_window, read_unlabelled
 from fedveil.data.arrays import array_of, as_pixels
 from fedveil.data.embeddings import as_vectors
+from fedveil.data.options import MEGAPIXELS
+from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.learning import CentredHead, NetworkModel, decide
 from fedveil.learning.features import PRECOMPUTED, FeatureExtractor, feature_extractor
 from fedveil.study.files import write_atomic, write_json
 from fedveil.study.settings import Study
 
-__all__ = ["TrainedModel", "predict"]
+__all__ = ["Predictions", "TrainedModel", "predict", "prediction_cells", "prediction_columns"]
 
 Vector = npt.NDArray[np.float64]
 VERSION = 1
@@ -41,6 +44,8 @@ class TrainedModel:
         trained_blocks: of a pretrained network; the rest of it is as published.
         image_size: pixels along each side.
         channels: 1 or 3.
+        window: stored values that become black and white.
+        max_megapixels: largest image that is decoded.
         classes: names of the classes.
         frequencies: (classes,) released class frequencies of training, which decisions divide by; all equal if
             none were released.
@@ -57,6 +62,8 @@ class TrainedModel:
     classes: tuple[str, ...]
     frequencies: Vector
     parameters: Vector
+    window: Window = FILE
+    max_megapixels: float = MEGAPIXELS
     dimension: int | None = None
 
     @classmethod
@@ -80,8 +87,15 @@ class TrainedModel:
             classes=classes,
             frequencies=np.full(len(classes), 1 / len(classes)) if frequencies is None else frequencies,
             parameters=parameters,
+            window=study.data.window,
+            max_megapixels=study.data.max_megapixels,
             dimension=study.model.dimension,
         )
+
+    @property
+    def reading(self) -> Reading:
+        """How an image is brought to what the model has seen."""
+        return Reading(channels=self.channels, window=self.window, max_megapixels=self.max_megapixels)
 
     @property
     def fits(self) -> bool:
@@ -117,6 +131,7 @@ class TrainedModel:
         key = described.pop("extractor", None)
         try:
             fields: dict[str, Any] = described | arrays | {"classes": tuple(described["classes"])}
+            fields["window"] = check_window(described.get("window", FILE))
             model = cls(**fields)
             fits = model.fits
             same = key == model._key
@@ -182,7 +197,7 @@ class TrainedModel:
         """
         if self.features == PRECOMPUTED:
             return self.probabilities(as_vectors(array_of(images)))
-        pixels = as_pixels(images, self.image_size, self.channels)
+        pixels = as_pixels(images, self.image_size, self.reading)
         parts = [self.probabilities(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
         return np.concatenate([np.empty((0, len(self.classes))), *parts])
 
@@ -201,11 +216,29 @@ class _Batch:
         return self.images[indices]
 
 
-def predict(model: Path, source: str, base: Path = Path()) -> str:
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a model says of images: CSV text, and the images that could not be read, which are not in it."""
+
+    csv: str
+    problems: tuple[Problem, ...]
+
+
+def predict(
+    model: Path, source: str, base: Path = Path(), columns: Mapping[str, str] | None = None
+) -> Predictions:
     """Classify the images of a folder or manifest; labels are neither needed nor looked at.
 
+    Args:
+        model: folder of a trained model.
+        source: a folder, a manifest or one image, relative to ``base``.
+        base: where relative paths start.
+        columns: what a manifest calls its columns.
+
     Returns:
-        CSV text: image, predicted class, and a probability a class.
+        One row an image: its name, the predicted class, a probability a class under the class frequencies of training,
+        and a score a class, which is the probability under equal frequencies. The predicted class has the largest
+        score, not the largest probability: training frequencies are released with the model and divided out.
     """
     trained = TrainedModel.load(model)
     if trained.features == PRECOMPUTED:
@@ -214,17 +247,40 @@ def predict(model: Path, source: str, base: Path = Path()) -> str:
             "images are classified by models that were trained on images",
             "classify embeddings from Python: fedveil.load(directory).model.predict(embeddings)",
         )
-    images: Unlabelled = read_unlabelled(source, trained.image_size, trained.channels, base=base)
-    text = io.StringIO()
+    images = read_unlabelled(source, trained.image_size, trained.reading, base=base, columns=columns)
+    text, problems = io.StringIO(), list(images.problems)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "predicted", *(f"prob:{name}" for name in trained.classes)])
+    writer.writerow(["image", *prediction_columns(trained.classes)])
     for start in range(0, len(images.names), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(images.names)))
-        probabilities = trained.probabilities(images.read(rows))
-        for row, scores, code in zip(rows, probabilities, trained.decide(probabilities), strict=True):
-            values = [f"{score:.6f}" for score in scores]
-            writer.writerow([images.names[row], trained.classes[code], *values])
-    return text.getvalue()
+        asked = np.arange(start, min(start + BATCH, len(images.names)))
+        rows, pixels, unreadable = images.read(asked)
+        problems += unreadable
+        if not len(rows):
+            continue
+        probabilities = trained.probabilities(pixels)
+        predicted = trained.decide(probabilities)
+        for row, cells in zip(
+            rows,
+            prediction_cells(probabilities, predicted, trained.classes, trained.frequencies),
+            strict=True,
+        ):
+            writer.writerow([images.names[row], *cells])
+    return Predictions(text.getvalue(), tuple(problems))
+
+
+def prediction_columns(classes: Sequence[str]) -> list[str]:
+    """Names of the columns that `prediction_cells` fills."""
+    return ["predicted", *(f"prob:{name}" for name in classes), *(f"score:{name}" for name in classes)]
+
+
+def prediction_cells(
+    probabilities: Vector, predicted: npt.NDArray[np.int64], classes: Sequence[str], frequencies: Vector
+) -> Iterator[list[str]]:
+    """The predicted class of each image, its probabilities, and the scores of which that class has the largest."""
+    shifted = np.asarray(probabilities, dtype=np.float64) / frequencies
+    scores = shifted / shifted.sum(axis=1, keepdims=True)
+    for code, row, own in zip(predicted, probabilities, scores, strict=True):
+        yield [classes[code], *(f"{value:.6f}" for value in (*row, *own))]
 
 
 def _damaged(folder: Path, why: str) -> StudyError:

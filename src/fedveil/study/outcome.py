@@ -18,7 +18,7 @@ from fedveil.learning import decide
 from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.files import write_atomic
-from fedveil.study.model_file import TrainedModel
+from fedveil.study.model_file import TrainedModel, prediction_cells, prediction_columns
 from fedveil.study.prepare import Prepared
 from fedveil.study.rundir import RunDirectory
 from fedveil.study.task import Task
@@ -111,7 +111,7 @@ class Outcome:
         priors = self.trained.priors
         probabilities = test.probabilities(self.trained.parameters)
         predicted = decide(probabilities, priors)
-        _write_predictions(directory, self.task, test, probabilities, predicted)
+        _write_predictions(directory, self.task, test, probabilities, predicted, priors)
         _write_examples(directory, self.task, test, probabilities, predicted)
         return test.metrics(probabilities, priors)
 
@@ -258,21 +258,17 @@ def _write_predictions(
     test: TestSet,
     probabilities: Vector,
     predicted: npt.NDArray[np.int64],
+    priors: Vector | None,
 ) -> None:
     dataset = task.dataset
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "patient", "label", "predicted", *(f"prob:{name}" for name in dataset.classes)])
-    for row, scores, guess in zip(test.rows, probabilities, predicted, strict=True):
-        writer.writerow(
-            [
-                dataset.image_names[row],
-                dataset.patient_names[dataset.patients[row]],
-                dataset.classes[dataset.labels[row]],
-                dataset.classes[guess],
-                *(f"{score:.6f}" for score in scores),
-            ]
-        )
+    writer.writerow(["image", "patient", "label", *prediction_columns(dataset.classes)])
+    frequencies = np.ones(len(dataset.classes)) if priors is None else np.asarray(priors, dtype=np.float64)
+    said = prediction_cells(probabilities, predicted, dataset.classes, frequencies)
+    for row, cells in zip(test.rows, said, strict=True):
+        patient = dataset.patient_names[dataset.patients[row]]
+        writer.writerow([dataset.image_names[row], patient, dataset.classes[dataset.labels[row]], *cells])
     write_atomic(directory.path / "predictions.csv", lambda file: file.write(text.getvalue().encode()))
 
 

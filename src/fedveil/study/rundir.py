@@ -61,7 +61,7 @@ class RunDirectory:
                 f"{path} holds a finished run", "there is nothing to resume", "read it with `fedveil report`"
             )
         run = cls(path)
-        if study is not None and study != run.study():
+        if study is not None and _as_chosen(study, run.study()) != run.study():
             raise StudyError(
                 f"{path} was started with another study",
                 "a resumed run keeps its settings",
@@ -100,6 +100,12 @@ class RunDirectory:
     def study(self) -> Study:
         """The resolved study that the run was started with."""
         return Study.load(self.path / "study.toml")
+
+    def pin(self, study: Study) -> Study:
+        """Keep the study with what was chosen from its data; a resumed run then takes it from here."""
+        if study != self.study():
+            write_atomic(self.path / "study.toml", lambda file: file.write(study.to_toml().encode()))
+        return study
 
     def ledger(self, site: str) -> Path:
         """Where a simulated site's ledger lies."""
@@ -179,3 +185,12 @@ class RunDirectory:
         (self.path / "sessions").unlink(missing_ok=True)
         (self.path / "charged.json").unlink(missing_ok=True)
         (self.path / ".lock").unlink(missing_ok=True)
+
+
+def _as_chosen(study: Study, begun: Study) -> Study:
+    """The study with what it leaves to its data as it was chosen when the run began."""
+    left = {key: getattr(begun.data, key) for key in ("channels", "classes") if not getattr(study.data, key)}
+    model = study.model
+    if model.dimension is None:
+        model = model.model_copy(update={"dimension": begun.model.dimension})
+    return study.model_copy(update={"data": study.data.model_copy(update=left), "model": model})

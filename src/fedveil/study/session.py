@@ -88,10 +88,9 @@ def carry_out(directory: RunDirectory, hospitals: Hospitals, progress: Progress)
     watch = Stopwatch()
     started = datetime.now(UTC)
     with directory:
-        study = directory.study()
         watch.begin("data")
-        prepared = hospitals.prepare(study)
-        study = prepared.study
+        prepared = hospitals.prepare(directory.study())
+        study = directory.pin(prepared.study)
         watch.begin("features")
         task = make_task(study, prepared.dataset, progress)
         watch.begin("joining")

@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fedveil.errors import StudyError
 from fedveil.study.conflicts import conflicts
+from fedveil.study.data_settings import NOTHING, ColumnSettings, DataSettings, SiteSettings, Table
 from fedveil.study.defaults import with_defaults
 from fedveil.study.shortcuts import ModelMetaclass, nested
 from fedveil.study.toml import to_toml
 
 __all__ = [
+    "NOTHING",
+    "ColumnSettings",
     "DataSettings",
     "FederationSettings",
     "ModelSettings",
@@ -27,15 +30,8 @@ __all__ = [
     "TrainingSettings",
 ]
 
-NOTHING = "none"
-"""The data source of a coordinator who has no images, not even for testing."""
 
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class StudySettings(_Table):
+class StudySettings(Table):
     """What the study is called, and the seed of everything that may be repeated."""
 
     name: str = Field(
@@ -51,65 +47,7 @@ class StudySettings(_Table):
     )
 
 
-class SiteSettings(_Table):
-    """Simulated hospitals, where the data names none."""
-
-    count: int = Field(default=5, ge=1, le=1000, description="number of hospitals")
-    scheme: Literal["iid", "dirichlet", "quantity"] = Field(
-        default="dirichlet",
-        description="how patients are dealt out: evenly, by skewed labels, or by skewed numbers",
-    )
-    alpha: float = Field(default=0.5, gt=0, description="how alike hospitals are: smaller is more skewed")
-
-
-class DataSettings(_Table):
-    """The images: where they are, how large, and which classes make the task."""
-
-    source: str = Field(
-        default="phantom",
-        description='"phantom", "medmnist:NAME", a manifest .csv, a folder, an .npz file, or for a coordinator "none"',
-    )
-    classes: tuple[str, ...] = Field(
-        default=(), strict=False, description='names of the classes in order, where the source is "none"'
-    )
-    channels: Literal[1, 3] | None = Field(
-        default=None, description='1 for grey images, 3 for colour, where the source is "none"'
-    )
-    image_size: int = Field(default=64, ge=8, le=1024, description="pixels along each side after resizing")
-    positive: tuple[str, ...] = Field(
-        default=(), strict=False, description="classes that together are the positive one of a binary task"
-    )
-    test_fraction: float = Field(
-        default=0.2, gt=0, lt=1, description="patients held out for testing, where the data has no test split"
-    )
-    allow_patient_overlap: bool = Field(
-        default=False, description="accept a patient in two sites, or in training and test"
-    )
-    sites: SiteSettings = SiteSettings()
-
-    @model_validator(mode="after")
-    def _tells_the_task(self) -> Self:
-        """Classes and channels come from images, or from the file where there are none."""
-        if self.source != NOTHING:
-            if self.classes or self.channels is not None:
-                raise ValueError(
-                    f'classes and channels are for the source "{NOTHING}": other sources have them'
-                )
-            return self
-        if self.channels is None:
-            raise ValueError(f'the source "{NOTHING}" needs channels: 1 for grey images, 3 for colour')
-        if not all(self.classes) or not 2 <= len(set(self.classes)) == len(self.classes):
-            raise ValueError(
-                f'the source "{NOTHING}" needs classes: two different names or more, as hospitals use'
-            )
-        if self.positive and len(self.classes) != 2:
-            raise ValueError(
-                "with positive there are two classes: name the rest first, then the positive one"
-            )
-        return self
-
-
-class ModelSettings(_Table):
+class ModelSettings(Table):
     """The classifier: frozen public features under a linear head, or a network trained whole."""
 
     features: str = Field(
@@ -132,7 +70,7 @@ class ModelSettings(_Table):
     )
 
 
-class TrainingSettings(_Table):
+class TrainingSettings(Table):
     """Federated rounds and the server's optimiser."""
 
     method: Literal["gradient", "averaging", "one-shot"] = Field(
@@ -196,7 +134,7 @@ class TrainingSettings(_Table):
     )
 
 
-class PrivacySettings(_Table):
+class PrivacySettings(Table):
     """The guarantee that the study calibrates to."""
 
     unit: Literal["patient", "image", "site"] = Field(
@@ -255,7 +193,7 @@ class PrivacySettings(_Table):
         return self
 
 
-class FederationSettings(_Table):
+class FederationSettings(Table):
     """How many sites a round needs."""
 
     min_sites: int | None = Field(
@@ -271,7 +209,7 @@ class FederationSettings(_Table):
     )
 
 
-class ReportSettings(_Table):
+class ReportSettings(Table):
     """What the report shows."""
 
     examples: int = Field(default=8, ge=0, le=64, description="test images embedded in the report")
@@ -288,7 +226,7 @@ class _ByKeyword(ModelMetaclass):
             raise _explain(error, "Study") from None
 
 
-class Study(_Table, metaclass=_ByKeyword):
+class Study(Table, metaclass=_ByKeyword):
     """A whole study file, or the same from keywords: tables as mappings, and any key that only one table has.
 
     >>> Study.parse('[privacy]\\nepsilon = 3').privacy.epsilon

@@ -40,7 +40,7 @@ BATCH = 256
 log = logging.getLogger("fedveil.site")
 Vector = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
-Change = Callable[[npt.NDArray[np.float32], list[str]], npt.NDArray[np.float32]]
+Change = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -285,7 +285,7 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
             np.zeros((1, dataset.images.channels, *(study.data.image_size,) * 2), np.float32)
         ).shape
 
-        def compute(pixels: npt.NDArray[np.float32], _: list[str]) -> npt.NDArray[np.float32]:
+        def compute(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
             return network.before(pixels).reshape(len(pixels), -1)
 
         kept = _once(network.key, dataset, compute, progress)
@@ -308,7 +308,7 @@ def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
 
     def features(view: str, change: Change) -> npt.NDArray[np.float32]:
         key = f"{extractor.key} {view}".strip()
-        return _once(key, dataset, lambda images, digests: extractor(change(images, digests)), progress)
+        return _once(key, dataset, lambda images: extractor(change(images)), progress)
 
     def cropped(number: int) -> npt.NDArray[np.float32]:
         change = partial(crop, number=number, flip=training.flip)
@@ -319,7 +319,7 @@ def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
         dataset=dataset,
         extractor=extractor,
         head=_head(study, dataset),
-        features=features("", lambda images, _: images),
+        features=features("", lambda images: images),
         degraded=features(DEGRADED, degraded) if calibrated else None,
         crops=tuple(cropped(number) for number in range(1, training.views)),
     )
@@ -346,13 +346,13 @@ def _once(
     compute: Change,
     progress: Progress,
 ) -> npt.NDArray[np.float32]:
-    """One row an image, from the cache or from its pixels and their digest."""
+    """One row an image, from the cache or from its pixels."""
     digests = dataset.images.digest(np.arange(len(dataset)))
 
     def rows_of(rows: Indices) -> npt.NDArray[np.float32]:
         parts = []
         for batch in np.array_split(rows, max(1, math.ceil(len(rows) / BATCH))):
-            parts.append(compute(dataset.images.read(batch), [digests[row] for row in batch]))
+            parts.append(compute(dataset.images.read(batch)))
             progress.advance(len(batch))
         return np.concatenate(parts)
 

@@ -1,0 +1,35 @@
+"""The option that says what a table calls its columns."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from fedveil.data.options import COLUMNS
+from fedveil.errors import InvalidValue
+
+__all__ = ["Columns", "read_columns"]
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help='What the table calls a column, such as path="Image Index"; repeat it.'),
+]
+
+
+def read_columns(given: Sequence[str] | None) -> dict[str, str]:
+    """Names of columns by what they mean.
+
+    >>> read_columns(["path=Image Index"])
+    {'path': 'Image Index'}
+    """
+    found = {}
+    for text in given or ():
+        meaning, _, name = text.partition("=")
+        if meaning not in COLUMNS or not name:
+            raise InvalidValue(
+                f"--column is {text}",
+                f"it is MEANING=NAME, with one of {', '.join(COLUMNS)}",
+                'write it as path="Image Index"',
+            )
+        found[meaning] = name
+    return found

@@ -1,0 +1,128 @@
+"""What a study or a hospital says about its images: settings that are public, and that no image decides."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self, TypedDict
+
+from fedveil.data.windows import FILE, Window, check_window
+from fedveil.errors import InvalidValue
+
+__all__ = ["ACCEPTABLE", "COLUMNS", "MEGAPIXELS", "Options", "Reading", "Settings"]
+
+COLUMNS = ("path", "label", "patient", "site", "split")
+"""What the columns of a table can mean; the first two are needed."""
+
+MEGAPIXELS = 30.0
+"""Largest image that is decoded, unless a setting allows more. A mammogram at 50 µm has 29."""
+
+ACCEPTABLE = {
+    "similar-patients": "patients whose names differ only in letter case, spaces or leading zeros",
+    "placeholder-patients": 'patients called "ANONYMOUS", "unknown" and the like',
+    "dicom-patients": "a patient column that splits what DICOM files call one patient",
+    "joined-labels": "labels that look like several findings, or that contain the name of a positive class",
+}
+"""Oddities that are refused unless a setting says that they are meant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How every image is brought to the shape and the scale of a study, each by itself.
+
+    ``channels`` is 1 for grey and 3 for colour; None takes those of the first image of a source, whose header is
+    public then. ``window`` says which stored values become black and white, see :mod:`fedveil.data.windows`. Images
+    of more than ``max_megapixels`` are refused before they are decoded.
+    """
+
+    channels: int | None = None
+    window: Window = FILE
+    max_megapixels: float = MEGAPIXELS
+
+    @property
+    def key(self) -> str:
+        """Names what decides pixels, for content hashes."""
+        return f"{self.channels} {self.window}"
+
+
+class Settings(TypedDict, total=False):
+    """The keywords of :func:`fedveil.data.load`; see :class:`Options`."""
+
+    image_size: int
+    channels: int | None
+    window: Window
+    max_megapixels: float
+    positive: Sequence[str] | None
+    classes: Sequence[str] | None
+    separator: str
+    unknown_labels: str
+    columns: Mapping[str, str]
+    layout: str
+    accept: Sequence[str]
+    seed: int
+    secret: bytes
+    test_fraction: float
+    allow_patient_overlap: bool
+    leave_out: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the study says about its data; the same for every kind of source.
+
+    ``classes`` fixes the classes and their order, for a hospital that may not hold all of them. ``positive``
+    makes the task binary: the named classes, not all of which such a hospital needs to hold, against the rest.
+    With a ``separator`` a label is a list of findings, and an image is positive if any of its findings is.
+    ``unknown_labels`` is "refuse", or "drop" for images whose label is blank, -1, "uncertain" and the like.
+    ``columns`` names the columns of a table where they are not called path, label, patient, site and split;
+    ``layout`` says what the folders above an image mean, such as "split/class". ``accept`` lists what would be
+    refused if it were not meant, see `ACCEPTABLE`.
+
+    Where the source has no split, each patient is held out with the chance ``test_fraction``, by a hash of ``seed``
+    and their name that is keyed with ``secret``.
+
+    With ``leave_out``, an image that cannot be used counts as nothing instead of being an error. That is for a
+    hospital that has approved a study: whether it takes part must not depend on one file. Each image is then judged
+    by itself and by these settings; patients whose names are similar count as one.
+    """
+
+    image_size: int = 64
+    reading: Reading = Reading()
+    positive: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    separator: str = ""
+    unknown_labels: str = "refuse"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    layout: str = ""
+    accept: tuple[str, ...] = ()
+    seed: int = 0
+    secret: bytes = b""
+    test_fraction: float = 0.2
+    allow_patient_overlap: bool = False
+    leave_out: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.accept) - set(ACCEPTABLE))
+        if unknown:
+            raise InvalidValue(
+                f"accept holds {', '.join(unknown)}", f"it lists any of {', '.join(ACCEPTABLE)}", "correct it"
+            )
+        if not 0 <= self.test_fraction < 1:
+            raise InvalidValue(
+                f"test_fraction is {self.test_fraction}",
+                "it must lie in [0, 1)",
+                "give the fraction of patients to hold out for the test",
+            )
+        check_window(self.reading.window)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Options from the keywords of :func:`fedveil.data.load`."""
+        given: dict[str, Any] = dict(settings)
+        reading = Reading(**{one.name: given.pop(one.name) for one in fields(Reading) if one.name in given})
+        for name in ("positive", "classes"):
+            if given.get(name) is not None:
+                given[name] = tuple(given[name])
+        if "accept" in given:
+            given["accept"] = tuple(given["accept"])
+        if "columns" in given:
+            given["columns"] = {key: name for key, name in given["columns"].items() if name}
+        return cls(reading=reading, **given)

@@ -1,0 +1,168 @@
+"""The [data] table of a study file: where images are, and what every one of them is brought to."""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fedveil.data import Reading, Settings, check_window
+from fedveil.data.options import ACCEPTABLE, MEGAPIXELS
+from fedveil.data.windows import FILE, HOUNSFIELD
+from fedveil.errors import InvalidValue
+
+__all__ = ["NOTHING", "ColumnSettings", "DataSettings", "SiteSettings", "Table"]
+
+NOTHING = "none"
+"""The data source of a coordinator who has no images, not even for testing."""
+
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+class Table(BaseModel):
+    """One table of a study file: frozen, strict, without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SiteSettings(Table):
+    """Simulated hospitals, where the data names none."""
+
+    count: int = Field(default=5, ge=1, le=1000, description="number of hospitals")
+    scheme: Literal["iid", "dirichlet", "quantity"] = Field(
+        default="dirichlet",
+        description="how patients are dealt out: evenly, by skewed labels, or by skewed numbers",
+    )
+    alpha: float = Field(default=0.5, gt=0, description="how alike hospitals are: smaller is more skewed")
+
+
+class ColumnSettings(Table):
+    """What a table calls its columns; empty where it calls them as here."""
+
+    path: str = Field(default="", description='column of the image file, such as "Image Index"')
+    label: str = Field(default="", description='column of the label, such as "Finding Labels"')
+    patient: str = Field(default="", description='column of the patient, such as "Patient ID"')
+    site: str = Field(default="", description="column of the hospital")
+    split: str = Field(default="", description="column of the split: train, test or validation")
+
+
+class DataSettings(Table):
+    """The images: where they are, what they are brought to, and which classes make the task."""
+
+    source: str = Field(
+        default="phantom",
+        description='"phantom", "medmnist:NAME", a manifest .csv or .tsv, a folder, an .npz file, '
+        'or for a coordinator "none"',
+    )
+    classes: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="names of the classes in order; with positive the rest, then the positive one",
+    )
+    channels: Literal[1, 3] | None = Field(
+        default=None,
+        description="1 brings every image to grey, 3 to colour; default as the first image, whose header is public",
+    )
+    image_size: int = Field(default=64, ge=8, le=1024, description="pixels along each side after resizing")
+    window: str | Pair = Field(
+        default=FILE,
+        description="stored values that become black and white: [centre, width], "
+        '"file" (as each DICOM file says), "full range", ' + _quoted(HOUNSFIELD),
+    )
+    max_megapixels: float = Field(
+        default=MEGAPIXELS, gt=0, le=10_000, description="largest image that is decoded"
+    )
+    positive: tuple[str, ...] = Field(
+        default=(), strict=False, description="classes that together are the positive one of a binary task"
+    )
+    separator: str = Field(
+        default="",
+        max_length=3,
+        description='what separates findings in a label, such as "|"; positive if any of them is',
+    )
+    unknown_labels: Literal["refuse", "drop"] = Field(
+        default="refuse", description='images whose label is blank, -1, "uncertain" or the like'
+    )
+    layout: str = Field(
+        default="",
+        description='what the levels of a folder mean, such as "split/class"; default as in most images',
+    )
+    accept: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="what would be refused if it were not meant: " + _quoted(ACCEPTABLE),
+    )
+    test_fraction: float = Field(
+        default=0.2, gt=0, lt=1, description="patients held out for testing, where the data has no test split"
+    )
+    allow_patient_overlap: bool = Field(
+        default=False, description="accept a patient in two sites, or in training and test"
+    )
+    columns: ColumnSettings = ColumnSettings()
+    sites: SiteSettings = SiteSettings()
+
+    @field_validator("window")
+    @classmethod
+    def _is_window(cls, value: object) -> object:
+        try:
+            return check_window(value)
+        except InvalidValue as error:
+            raise ValueError(f"{error.rule}: {error.remedy}") from None
+
+    @field_validator("accept")
+    @classmethod
+    def _can_be_accepted(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not set(value) <= set(ACCEPTABLE):
+            raise ValueError(f"it lists any of {', '.join(ACCEPTABLE)}")
+        return value
+
+    @model_validator(mode="after")
+    def _tells_the_task(self) -> Self:
+        """Classes and channels are settings; a coordinator without images has nowhere else to take them from."""
+        if self.classes and (not all(self.classes) or not 2 <= len(set(self.classes)) == len(self.classes)):
+            raise ValueError("classes are two different names or more, as hospitals use")
+        if self.source == NOTHING and self.channels is None:
+            raise ValueError(f'the source "{NOTHING}" needs channels: 1 for grey images, 3 for colour')
+        if self.source == NOTHING and not self.classes:
+            raise ValueError(
+                f'the source "{NOTHING}" needs classes: two different names or more, as hospitals use'
+            )
+        if self.classes and self.positive and len(self.classes) != 2:
+            raise ValueError(
+                "with positive there are two classes: name the rest first, then the positive one"
+            )
+        return self
+
+    @property
+    def reading(self) -> Reading:
+        """How every image is brought to one shape and scale."""
+        return Reading(channels=self.channels, window=self.window, max_megapixels=self.max_megapixels)
+
+    @property
+    def public(self) -> Settings:
+        """What every image is brought to, wherever it is: keywords of `fedveil.data.load`."""
+        return {
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "window": self.window,
+            "max_megapixels": self.max_megapixels,
+            "positive": self.positive or None,
+            "classes": self.classes or None,
+            "separator": self.separator,
+            "unknown_labels": self.unknown_labels,
+        }
+
+    @property
+    def settings(self) -> Settings:
+        """All keywords of `fedveil.data.load`, but for seed and secret."""
+        return {
+            **self.public,
+            "columns": self.columns.model_dump(),
+            "layout": self.layout,
+            "accept": self.accept,
+            "test_fraction": self.test_fraction,
+            "allow_patient_overlap": self.allow_patient_overlap,
+        }
