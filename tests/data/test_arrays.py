@@ -234,3 +234,69 @@ def test_the_checks_of_a_manifest_apply_to_a_table(tmp_path, change, words):
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "the table" in str(error.value)
     assert "/tmp/fedveil" not in str(error.value)
+
+
+def test_data_is_brought_to_channels_and_window_of_a_study(tmp_path):
+    """In memory and in files alike; the study's window is not lost on the way."""
+    deep = np.random.default_rng(2).integers(0, 4096, (20, 8, 8)).astype(np.uint16)
+    for row, image in enumerate(deep):
+        Image.fromarray(image).save(tmp_path / f"{row}.png")
+    table = {"path": [f"{row}.png" for row in range(20)], "label": LABELS}
+    asked = Reading(channels=3, window=(2048.0, 4096.0))
+    expected = np.repeat((deep / 4096)[:, None], 3, axis=1)
+    for dataset in (Dataset.from_arrays(deep, LABELS), Dataset.from_frame(table, base=tmp_path)):
+        found = sized(dataset, 8, asked)
+        assert np.allclose(whole(found), expected, atol=1e-3)
+        assert sized(found, 8, asked) is found
+        assert sized(found, 8, Reading(window=asked.window)) is found
+    assert np.allclose(as_pixels(deep, 8, asked), expected, atol=1e-3)
+
+
+def test_any_numbers_may_be_stored_where_a_window_is_given():
+    hounsfield = np.random.default_rng(2).integers(-1000, 1000, (20, 8, 8)).astype(np.int16)
+    dataset = Dataset.from_arrays(hounsfield, LABELS, window="lung")
+    assert np.ptp(whole(dataset)) == 1
+    with pytest.raises(DataError, match="give window"):
+        Dataset.from_arrays(hounsfield, LABELS)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.5])
+def test_one_image_that_cannot_be_read_is_named(value):
+    images = pixels(20, 8, 8) / 255
+    images[7, 2, 3] = value
+    with pytest.raises(DataError, match=r"image 7: its pixels .* must lie in \[0, 1\].* divide them"):
+        Dataset.from_arrays(images, LABELS)
+
+
+def test_patients_and_labels_in_memory_are_judged_as_in_files():
+    images, nobody = pixels(20, 8, 8), ["ANONYMOUS", *range(19)]
+    with pytest.raises(DataError, match="the patient is called ANONYMOUS"):
+        Dataset.from_arrays(images, LABELS, patients=nobody)
+    assert len(Dataset.from_arrays(images, LABELS, patients=nobody, accept=["placeholder-patients"])) == 20
+    unsure = ["unknown", *LABELS[1:]]
+    with pytest.raises(DataError, match="label is unknown"):
+        Dataset.from_arrays(images, unsure)
+    assert len(Dataset.from_arrays(images, unsure, unknown_labels="drop")) == 19
+    assert "unknown" in Dataset.from_arrays(images, unsure, classes=["ill", "well", "unknown"]).classes
+
+
+def test_one_vector_that_cannot_be_used_changes_nothing_about_the_others(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    columns = {"labels": np.array(LABELS), "patient": np.arange(20)}
+    np.savez(tmp_path / "whole.npz", features=vectors, **columns)
+    vectors[6, 2] = np.nan
+    np.savez(tmp_path / "odd.npz", features=vectors, **columns)
+    with pytest.raises(DataError, match=r"odd\.npz, row 6: it holds NaN"):
+        load("odd.npz", base=tmp_path)
+    settings = {"classes": ("ill", "well"), "leave_out": True}
+    odd, sound = (load(f"{name}.npz", base=tmp_path, **settings) for name in ("odd", "whole"))
+    assert isinstance(odd.images, Embeddings)
+    others = np.flatnonzero(np.arange(20) != 6)
+    assert odd.digest() == sound.subset(others).digest()
+
+
+def test_the_column_of_paths_may_be_called_otherwise(tmp_path):
+    table = table_of(tmp_path)
+    table["Image Index"] = table.pop("path")
+    found = Dataset.from_frame(table, base=tmp_path, columns={"path": "Image Index"})
+    assert len(whole(found)) == 20

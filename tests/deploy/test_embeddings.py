@@ -50,3 +50,13 @@ def test_the_status_says_nothing_of_what_a_hospital_holds(make_hospital, caplog,
         assert hospital.hello().head["status"] == "pending"
     assert "cannot be opened here" in caplog.text
     assert not hospital.ledger.charges
+
+
+def test_a_hospital_takes_part_whatever_one_vector_is(make_hospital):
+    hospital = make_hospital(template=EMBEDDINGS)
+    embed(hospital)
+    path = hospital.folder / "images.npz"
+    arrays = dict(np.load(path))
+    arrays["features"][3, 0] = np.nan
+    np.savez(path, **arrays)
+    assert isinstance(hospital.round(), Reply)

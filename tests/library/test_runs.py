@@ -100,6 +100,54 @@ def test_a_run_that_was_stopped_goes_on(data, tmp_path, monkeypatch):
     assert fv.run(study, data, directory=folder, resume=True).metrics.n == len(data.test)
 
 
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_run_that_was_stopped_knows_what_it_took_from_its_data(x_rays, tmp_path, monkeypatch, embedded):
+    """Channels, classes, window and vector length are kept; the study that is given leaves them open."""
+    if embedded:
+        data = fv.Dataset.from_features(x_rays.embeddings, x_rays.labels)
+        study = fv.Study(rounds=5)
+    else:
+        data = fv.Dataset.from_arrays(x_rays.images.astype(np.int16), x_rays.labels, window=(128, 256))
+        study = fv.Study(**SMALL)
+    folder = tmp_path / "study"
+    with monkeypatch.context() as patch:
+        patch.setattr("fedveil.study.session.train", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fv.run(study, data, directory=folder)
+    run = fv.run(study, data, directory=folder, resume=True)
+    kept = run.study
+    assert (kept.data.channels, kept.data.classes) == (1, ("normal", "pneumonia"))
+    assert kept.model.dimension == (256 if embedded else None)
+    assert kept.data.window == ("file" if embedded else (128.0, 256.0))
+    again = fv.run(kept, data)
+    assert again.study.data == kept.data
+
+
+def _interrupted(*_args, **_kwargs):
+    raise KeyboardInterrupt
+
+
+def test_the_model_reads_images_by_the_window_of_its_data(x_rays):
+    """Stored values that only a window makes shades of; the study names none."""
+    shifted = x_rays.images.astype(np.int16) - 1000
+    data = fv.Dataset.from_arrays(shifted, x_rays.labels, patients=x_rays.patients, window=(-872.5, 255))
+    model = fv.run(fv.Study(**SMALL), data).model
+    assert model.window == (-872.5, 255.0)
+    same = fv.Dataset.from_arrays(x_rays.images, x_rays.labels, patients=x_rays.patients)
+    read = [one.images.read(np.arange(5)) for one in (data, same)]
+    assert np.allclose(*read, atol=1e-6)
+    assert model.predict_proba(shifted[:5]).shape == (5, 2)
+
+
+def test_a_study_brings_data_in_memory_to_its_channels(x_rays):
+    colour = np.repeat(x_rays.images[..., None], 3, axis=3)
+    data = fv.Dataset.from_arrays(colour, x_rays.labels, patients=x_rays.patients)
+    run = fv.run(fv.Study(**SMALL, channels=1), data)
+    assert run.model.channels == run.study.data.channels == 1
+    with pytest.raises(fv.StudyError, match="the study's are a, b"):
+        fv.run(fv.Study(**SMALL, classes=("a", "b")), data)
+
+
 def test_a_mistake_leaves_no_directory(data, tmp_path):
     few = data.subset(np.concatenate([data.train[:20], data.test[:5]]))
     with pytest.raises(fv.FedveilError):
@@ -114,7 +162,14 @@ def test_data_in_memory_cannot_be_found_again_by_a_file(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"positive": ("pneumonia",)}, {"test_fraction": 0.5}, {"allow_patient_overlap": True}]
+    "settings",
+    [
+        {"positive": ("pneumonia",)},
+        {"test_fraction": 0.5},
+        {"allow_patient_overlap": True},
+        {"separator": "|"},
+        {"columns": {"label": "dx"}},
+    ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(data, settings):
     with pytest.raises(fv.StudyError, match=r"Dataset\.from_arrays"):

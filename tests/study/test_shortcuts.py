@@ -31,6 +31,11 @@ def test_tables_and_keys_go_together():
     assert (made.data.sites.count, made.data.sites.alpha) == (4, 5.0)
 
 
+def test_an_inner_table_needs_no_table_around_it():
+    made = Study(columns={"label": "dx"}, sites={"count": 3})
+    assert (made.data.columns.label, made.data.sites.count) == ("dx", 3)
+
+
 def test_a_table_may_be_another_studys():
     first = Study(epsilon=2.0, trust="site")
     assert Study(privacy=first.privacy, rounds=3).privacy == first.privacy

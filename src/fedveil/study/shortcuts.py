@@ -42,17 +42,15 @@ def nested(schema: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]
     for name, value in values.items():
         if name in schema.model_fields:
             continue
-        path: Path
-        if name == SITES[-1]:
-            path = SITES if isinstance(value, Mapping | BaseModel) else (*SITES, "count")
-        else:
-            path = _only(name, places, schema)
+        path = _only(name, places, schema)
+        if path == SITES and not isinstance(value, Mapping | BaseModel):
+            path = (*SITES, "count")
         _put(tables, path, _table(os.fspath(value) if isinstance(value, os.PathLike) else value))
     return tables
 
 
 def _places(schema: type[BaseModel], path: Path = ()) -> dict[str, list[Path]]:
-    """Every key of the schema's tables, with the paths at which it stands."""
+    """Every key and every inner table of the schema's tables, with the paths at which it stands."""
     found: dict[str, list[Path]] = {}
     for name, place in _keys(schema, path):
         found.setdefault(name, []).append(place)
@@ -62,10 +60,11 @@ def _places(schema: type[BaseModel], path: Path = ()) -> dict[str, list[Path]]:
 def _keys(schema: type[BaseModel], path: Path) -> Iterator[tuple[str, Path]]:
     for name, field in schema.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _keys(kind, (*path, name))
-        else:
+        inner = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        if path or inner is None:
             yield name, (*path, name)
+        if inner is not None:
+            yield from _keys(inner, (*path, name))
 
 
 def _only(name: str, places: Mapping[str, list[Path]], schema: type[BaseModel]) -> Path:
@@ -80,7 +79,7 @@ def _only(name: str, places: Mapping[str, list[Path]], schema: type[BaseModel]) 
             f"it stands for {where}",
             f"give the table, such as {found[0][0]}={{{name!r}: ...}}",
         )
-    known = [*places, *schema.model_fields, SITES[-1]]
+    known = [*places, *schema.model_fields]
     close = difflib.get_close_matches(name, known, 1, 0.5)
     raise StudyError(
         f"{name} was given to Study",
