@@ -36,7 +36,7 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-BENCHMARKS := main_job secure_aggregation trade_off cross_validation own_thresholds deployment private_gradients deep_federation
+BENCHMARKS := start main_job secure_aggregation trade_off cross_validation own_thresholds deployment private_gradients deep_federation
 
 bench: install  ## every benchmark, about an hour on two cores; one JSON line a figure
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done

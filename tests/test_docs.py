@@ -40,3 +40,11 @@ def test_links_between_pages_lead_somewhere():
     for page in [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_citation_names_the_version_that_is_built():
+    built = re.search(r'^version = "(.+)"$', (PROJECT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    cited = re.search(r"^version: (.+)$", (PROJECT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert built is not None
+    assert cited is not None
+    assert cited[1] == built[1]

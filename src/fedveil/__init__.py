@@ -1,5 +1,74 @@
-"""Federated learning of medical image classifiers under a patient-level privacy budget."""
+"""Federated learning of medical image classifiers under a patient-level privacy budget.
 
-from importlib.metadata import version
+Names are imported when they are first used: ``import fedveil`` itself loads neither torch nor scipy.
+"""
 
-__version__ = version("fedveil")
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedveil.data import Dataset
+    from fedveil.errors import BudgetExceeded, DataError, FedveilError, InvalidValue, StudyError
+    from fedveil.learning.private_gradients import PrivateGradients
+    from fedveil.library import PrivateLinearClassifier, Run, load, plan, private_steps, run, sweep
+    from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism, calibrate, epsilon
+    from fedveil.study import Measurement, Plan, Study, TrainedModel
+
+    __version__: str
+
+_PLACES = {
+    "fedveil.data": ("Dataset",),
+    "fedveil.errors": ("BudgetExceeded", "DataError", "FedveilError", "InvalidValue", "StudyError"),
+    "fedveil.learning.private_gradients": ("PrivateGradients",),
+    "fedveil.library.classifier": ("PrivateLinearClassifier",),
+    "fedveil.library.gradients": ("private_steps",),
+    "fedveil.library.runs": ("Run", "load", "plan", "run", "sweep"),
+    "fedveil.privacy": ("Budget", "Guarantee", "Ledger", "Mechanism", "calibrate", "epsilon"),
+    "fedveil.study": ("Measurement", "Plan", "Study", "TrainedModel"),
+}
+_PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}
+
+__all__ = [
+    "Budget",
+    "BudgetExceeded",
+    "DataError",
+    "Dataset",
+    "FedveilError",
+    "Guarantee",
+    "InvalidValue",
+    "Ledger",
+    "Measurement",
+    "Mechanism",
+    "Plan",
+    "PrivateGradients",
+    "PrivateLinearClassifier",
+    "Run",
+    "Study",
+    "StudyError",
+    "TrainedModel",
+    "__version__",
+    "calibrate",
+    "epsilon",
+    "load",
+    "plan",
+    "private_steps",
+    "run",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported on first use (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fedveil")
+    if name not in _PLACE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_PLACE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -7,9 +7,11 @@ def test_the_public_names():
         "CheckReport",
         "Cohort",
         "Dataset",
+        "Embeddings",
         "FeatureCache",
         "ImageStack",
         "MEDMNIST",
+        "MEMORY",
         "Options",
         "PatientImages",
         "Problem",
@@ -40,6 +42,7 @@ def test_the_public_names():
 
 def test_which_sources_are_paths():
     assert [
-        fedveil.data.is_path(source) for source in ("phantom", "phantom:5", "medmnist:pathmnist", "none")
-    ] == [False] * 4
+        fedveil.data.is_path(source)
+        for source in ("phantom", "phantom:5", "medmnist:pathmnist", "none", "memory")
+    ] == [False] * 5
     assert [fedveil.data.is_path(source) for source in ("set.csv", "folder/", "phantom.npz")] == [True] * 3

@@ -124,9 +124,10 @@ def test_images_that_nobody_names_are_of_different_patients_even_where_they_are_
 def test_what_is_wrong_with_the_whole_source_is_said(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         usable(tmp_path)
+    write(tmp_path, lambda folder, rows: rows)
     options = Options(image_size=8, classes=("0", "1"))
     with pytest.raises(DataError, match="no channels"):
-        load_usable("images.npz", options, base=tmp_path, need_patients=False)
+        load_usable("images.csv", options, base=tmp_path, need_patients=False)
 
 
 def test_images_of_an_array_are_brought_to_the_channels_of_the_study(tmp_path):

@@ -19,6 +19,7 @@ from fedveil.errors import DataError, Refused
 
 __all__ = ["Folder", "approve", "show"]
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Folder = Annotated[Path, typer.Argument(help="The site's folder, with its site.toml.")]
 
 

@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from fedveil.cli.approve import Folder, approve, show
+from fedveil.cli.approve import AsJson, Folder, approve, show
 from fedveil.cli.console import console, errors, speak_plainly
+from fedveil.cli.describe import describe_cohort
 from fedveil.cli.progress import Bars
 from fedveil.cli.tables import accuracy_words
 from fedveil.data import check
@@ -35,8 +36,6 @@ __all__ = ["coordinate", "federation", "site"]
 
 site = typer.Typer(help="Run a hospital's side of a federation.", no_args_is_help=True, rich_markup_mode=None)
 federation = typer.Typer(help="Set a federation up.", no_args_is_help=True, rich_markup_mode=None)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def _log_to_stderr() -> None:
@@ -213,6 +212,7 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
 
 
 site.command("approve")(approve)
+site.command("describe")(describe_cohort)
 
 
 @federation.command("init")

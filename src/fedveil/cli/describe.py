@@ -6,20 +6,14 @@ from typing import Annotated
 
 import typer
 
-from fedveil.cli.approve import Folder
+from fedveil.cli.approve import AsJson, Folder
 from fedveil.cli.console import console, speak_plainly
-from fedveil.cli.deploy import AsJson
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.describe import describe, own_records
 from fedveil.deploy.identity import Identity, private_files
 from fedveil.privacy import Ledger
 
-__all__ = ["register"]
-
-
-def register(site: typer.Typer) -> None:
-    """Add the verb to a hospital's."""
-    site.command("describe")(describe_cohort)
+__all__ = ["describe_cohort"]
 
 
 def describe_cohort(

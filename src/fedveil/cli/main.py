@@ -1,33 +1,66 @@
-"""The program ``fedveil``: thin verbs over the library."""
+"""The program ``fedveil``: thin verbs over the library, each imported when it is run."""
 
 from typing import Annotated
 
 import typer
 
-from fedveil import __version__
-from fedveil.cli import data, deploy, describe, ledger, studies, sweep
+from fedveil.cli.lazy import LazyCommand, lazy_group
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
+
+COMMANDS = (
+    LazyCommand("init", "fedveil.cli.studies:init", "Write a study file with every setting explained."),
+    LazyCommand(
+        "plan",
+        "fedveil.cli.plan:plan",
+        "Say what a study would cost, or which setting to choose, before anything runs.",
+    ),
+    LazyCommand(
+        "run",
+        "fedveil.cli.studies:run_command",
+        "Train a study's model under its guarantee and write a report.",
+    ),
+    LazyCommand(
+        "demo",
+        "fedveil.cli.studies:demo",
+        "Run the whole job on the built-in synthetic images: five hospitals, epsilon 1 per patient.",
+    ),
+    LazyCommand(
+        "predict",
+        "fedveil.cli.studies:predict_command",
+        "Classify images with a trained model. Images that cannot be read are named, and the exit code is 2 then.",
+    ),
+    LazyCommand("report", "fedveil.cli.studies:report", "Write the report of a finished run again."),
+    LazyCommand(
+        "sweep",
+        "fedveil.cli.sweep:sweep_command",
+        "Measure what each privacy setting costs in accuracy; on real hospitals' data, if all of it is paid for.",
+    ),
+    LazyCommand("data", "fedveil.cli.data:app", "Check, fetch and split images."),
+    LazyCommand("ledger", "fedveil.cli.ledger:app", "Look at a hospital's privacy ledger."),
+    LazyCommand("site", "fedveil.cli.deploy:site", "Run a hospital's side of a federation."),
+    LazyCommand("federation", "fedveil.cli.deploy:federation", "Set a federation up."),
+    LazyCommand(
+        "coordinate",
+        "fedveil.cli.deploy:coordinate",
+        "Train a study's model with the hospitals of a federation.",
+    ),
+)
 
 app = typer.Typer(
     name="fedveil",
+    cls=lazy_group(*COMMANDS),
     help="Train medical image classifiers across hospitals under a patient-level privacy budget.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-studies.register(app)
-sweep.register(app)
-app.add_typer(data.app, name="data")
-app.add_typer(ledger.app, name="ledger")
-describe.register(deploy.site)
-app.add_typer(deploy.site, name="site")
-app.add_typer(deploy.federation, name="federation")
-app.command("coordinate")(deploy.coordinate)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from fedveil import __version__
+
         print(f"fedveil {__version__}")
         raise typer.Exit
 
@@ -43,4 +76,4 @@ def _root(
 
 def main() -> None:
     """Run the program."""
-    app()
+    app(prog_name="fedveil")

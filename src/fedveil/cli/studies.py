@@ -8,7 +8,6 @@ import typer
 
 from fedveil.cli.columns import Columns, read_columns
 from fedveil.cli.console import console, errors, speak_plainly
-from fedveil.cli.plan import plan
 from fedveil.cli.progress import Bars
 from fedveil.cli.study_file import AsJson, Data, Epsilon, StudyFile, Trust, read_study
 from fedveil.cli.tables import print_result
@@ -17,16 +16,9 @@ from fedveil.report import write_report
 from fedveil.study import RunDirectory, Study, predict, run, study_template
 from fedveil.study.files import write_atomic
 
-__all__ = ["register"]
+__all__ = ["demo", "init", "predict_command", "report", "run_command"]
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/NAME.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the program."""
-    for verb in (init, plan, run_command, demo, predict_command, report):
-        name = verb.__name__.removesuffix("_command")
-        app.command(name, rich_help_panel="Studies")(verb)
 
 
 def init(

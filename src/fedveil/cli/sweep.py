@@ -30,16 +30,11 @@ from fedveil.study import (
     sweep,
 )
 
-__all__ = ["register"]
+__all__ = ["sweep_command"]
 
 T = TypeVar("T")
 TRUSTS = ("site", "secure-aggregation", "server")
 WORDS = {"none": NO_PRIVACY, "iid": EVEN, "all": None}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the program."""
-    app.command("sweep", rich_help_panel="Studies")(sweep_command)
 
 
 def sweep_command(

@@ -8,7 +8,8 @@ only. Nothing in here knows about privacy budgets, networks or rounds.
 from fedveil.data.cache import FeatureCache, cache_folder
 from fedveil.data.check import CheckReport, check
 from fedveil.data.cohort import TEST, TRAIN, VALIDATION, Cohort, Dataset, PatientImages
-from fedveil.data.load import is_path, load
+from fedveil.data.embeddings import Embeddings
+from fedveil.data.load import MEMORY, is_path, load
 from fedveil.data.medmnist import MEDMNIST, fetch
 from fedveil.data.options import Options, Reading, Settings
 from fedveil.data.partition import Scheme, held_out_patients, hospitals, named_hospitals
@@ -21,6 +22,7 @@ from fedveil.data.write import write_split
 
 __all__ = [
     "MEDMNIST",
+    "MEMORY",
     "TEST",
     "TRAIN",
     "VALIDATION",
@@ -28,6 +30,7 @@ __all__ = [
     "CheckReport",
     "Cohort",
     "Dataset",
+    "Embeddings",
     "FeatureCache",
     "ImageStack",
     "Options",

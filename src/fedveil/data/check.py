@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.embeddings import Embeddings
 from fedveil.data.files import FileImages
 from fedveil.data.labels import study_labels
 from fedveil.data.load import read_records
@@ -131,6 +132,8 @@ def _facts(records: Records) -> tuple[Counter[str], Counter[str]]:
         height, width, *colours = images.stored_shape
         mode = f"{images.stored([0]).dtype} {'colour' if colours else 'grey'}"
         return Counter({f"{width} x {height}": len(images)}), Counter({mode: len(images)})
+    if isinstance(images, Embeddings):
+        return Counter({f"{images.dimension} numbers": len(images)}), Counter({"embedding": len(images)})
     return Counter(), Counter()
 
 

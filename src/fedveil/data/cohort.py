@@ -1,14 +1,16 @@
 """A data set, and the part of it that one hospital holds: images grouped by the patient they show."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.stack import ArrayImages, ImageStack, Indices
+from fedveil.data.windows import FILE, Window
 from fedveil.errors import DataError
 
 __all__ = ["TEST", "TRAIN", "VALIDATION", "Cohort", "Dataset", "PatientImages"]
@@ -16,7 +18,7 @@ __all__ = ["TEST", "TRAIN", "VALIDATION", "Cohort", "Dataset", "PatientImages"]
 TRAIN, TEST, VALIDATION = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True, repr=False)
 class Dataset:
     """n labelled images of P patients, checked: every reader ends here.
 
@@ -67,6 +69,104 @@ class Dataset:
             image_names=(),
             classes=classes,
             split=nothing.astype(np.int8),
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Any,
+        labels: Any,
+        *,
+        patients: Iterable[Any] | None = None,
+        sites: Iterable[Any] | None = None,
+        split: Iterable[Any] | None = None,
+        classes: Sequence[str] | None = None,
+        positive: Sequence[str] | None = None,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+        allow_patient_overlap: bool = False,
+        accept: Sequence[str] = (),
+        unknown_labels: str = "refuse",
+        window: Window = FILE,
+        name: str = "arrays",
+    ) -> "Dataset":
+        """A data set from images in memory.
+
+        Args:
+            images: a numpy array (n, height, width) or (n, height, width, 1 or 3), or a torch tensor (n, height, width)
+                or (n, 1 or 3, height, width); uint8, uint16, or floats in [0, 1].
+            labels: (n,) class names, or whole numbers.
+            patients: (n,) whom each image shows; without them every image counts as a patient of its own, and the
+                guarantee covers one image.
+            sites: (n,) which hospital holds each image; without them a study simulates hospitals.
+            split: (n,) train, test or validation; without it test patients are drawn.
+            classes: names of the classes in order, which whole numbers index. They are public. By default those that
+                occur.
+            positive: classes that together are the positive one of a binary task.
+            test_fraction: chance of each patient to be drawn for testing.
+            seed: of that draw; public.
+            allow_patient_overlap: accept a patient in two sites, or in training and test.
+            accept: what would be refused if it were not meant, as ``data.accept`` of a study file.
+            unknown_labels: "refuse", or "drop" for images whose label is -1, "uncertain" or the like.
+            window: stored values that become black and white, as ``data.window`` of a study file; any numbers may be
+                stored where it is given.
+            name: for reports and errors.
+
+        Raises:
+            DataError: the columns do not fit together, or no classifier can be learned from them.
+
+        >>> images = np.zeros((4, 8, 8), np.uint8)
+        >>> Dataset.from_arrays(images, ["ill", "well"] * 2, patients=[1, 2, 3, 4], test_fraction=0.0)
+        Dataset arrays: 4 images of 4 patients, classes ill, well; 4 to train on, 0 to test
+        """
+        from fedveil.data.arrays import Columns, from_arrays
+
+        columns = Columns(
+            patients=patients,
+            sites=sites,
+            split=split,
+            classes=classes,
+            positive=positive,
+            test_fraction=test_fraction,
+            seed=seed,
+            allow_patient_overlap=allow_patient_overlap,
+            accept=accept,
+            unknown_labels=unknown_labels,
+            window=window,
+            name=name,
+        )
+        return from_arrays(images, labels, columns)
+
+    @classmethod
+    def from_features(cls, features: Any, labels: Any, **columns: Any) -> "Dataset":
+        """A data set from embeddings (n, d) in place of images, for a linear head; see `from_arrays` for the rest.
+
+        The encoder must be public: what it was trained on no guarantee here covers.
+        """
+        from fedveil.data.arrays import Columns, from_features
+
+        return from_features(features, labels, Columns(**columns))
+
+    @classmethod
+    def from_frame(cls, frame: Any, *, base: Path | str = ".", **settings: Any) -> "Dataset":
+        """A data set from a table of image files: a pandas or polars DataFrame, or a mapping of columns.
+
+        Args:
+            frame: columns ``path`` and ``label``, and optionally ``patient``, ``site`` and ``split``.
+            base: where relative paths start.
+            settings: as `fedveil.data.load` takes them, such as ``positive`` and ``test_fraction``.
+
+        Raises:
+            DataError: as for a manifest, whose checks apply; lines are counted from 1, the header's.
+        """
+        from fedveil.data.arrays import from_frame
+
+        return from_frame(frame, Path(base), settings)
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset {self.name}: {len(self)} images of {len(self.patient_names)} patients, "
+            f"classes {', '.join(self.classes)}; {len(self.train)} to train on, {len(self.test)} to test"
         )
 
     def __len__(self) -> int:

@@ -59,8 +59,8 @@ class FileImages(ImageStack):
         self, paths: Sequence[Path], facts: Sequence[ImageFacts], size: int, reading: Reading | None = None
     ) -> None:
         self.paths, self.facts = tuple(paths), tuple(facts)
-        self.reading = reading or Reading()
-        self._channels = self.reading.channels or (facts[0].channels if facts else 1)
+        self._reading = reading or Reading()
+        self._channels = self._reading.channels or (facts[0].channels if facts else 1)
         self._size = check_size(size)
 
     def __len__(self) -> int:
@@ -75,6 +75,11 @@ class FileImages(ImageStack):
     def size(self) -> int:
         """Height and width after resizing."""
         return self._size
+
+    @property
+    def reading(self) -> Reading:
+        """As it was given."""
+        return self._reading
 
     def read(self, indices: Indices) -> Pixels:
         """Decoded, scaled, brought to the channels asked for, resized; a DataError names the file that cannot be."""

@@ -17,7 +17,10 @@ from fedveil.data.records import Records, assemble, judged
 from fedveil.data.stack import ArrayImages
 from fedveil.errors import DataError, InvalidValue
 
-__all__ = ["is_path", "load", "read_records"]
+__all__ = ["MEMORY", "is_path", "load", "read_records"]
+
+MEMORY = "memory"
+"""The source of data that a program holds, and gave to the library by itself."""
 
 
 def load(source: str, *, base: Path | None = None, **settings: Unpack[Settings]) -> Dataset:
@@ -40,6 +43,12 @@ def _read(source: str, options: Options, base: Path) -> Records:
         return _phantom(source, options)
     if source.startswith("medmnist:"):
         return read_medmnist(source.removeprefix("medmnist:"), options)
+    if source == MEMORY:
+        raise DataError(
+            f'the source is "{MEMORY}"',
+            "such data was in a program's memory, and is nowhere else",
+            "call fedveil.run again with the same data and resume=True",
+        )
     path = base / source
     if path.is_dir():
         return read_folder(path, options)
@@ -56,7 +65,7 @@ def _read(source: str, options: Options, base: Path) -> Records:
 
 def is_path(source: str) -> bool:
     """Whether the source is a file or folder, and so relative to the study that names it."""
-    return source.partition(":")[0] not in ("phantom", "medmnist", "none")
+    return source.partition(":")[0] not in ("phantom", "medmnist", "none", MEMORY)
 
 
 def _phantom(source: str, options: Options) -> Records:

@@ -2,7 +2,8 @@
 
 MedMNIST's: ``train_images``, ``train_labels`` and the same for ``val`` and ``test``. Flat: ``images`` and
 ``labels``, and optionally ``patient``, ``site``, ``split`` (0 train, 1 test, 2 validation), the names that
-integers stand for (``classes``, ``patient_names``, ``site_names``), and ``files``.
+integers stand for (``classes``, ``patient_names``, ``site_names``), and ``files``. There ``features`` (n, d) may stand
+for ``images``: embeddings, for studies with ``model.features = "precomputed"``.
 
 Type and shape of the arrays are those of the whole set, chosen by whoever wrote it, and public. What one entry holds
 concerns that image alone: it is left out, with its problem, where it cannot be used.
@@ -18,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.cohort import TEST, TRAIN, VALIDATION
+from fedveil.data.embeddings import ODD, Embeddings, odd_vectors
 from fedveil.data.labels import UNSURE, Fault
 from fedveil.data.options import Options
 from fedveil.data.records import SPLIT_NAMES, Problem, Records
-from fedveil.data.stack import ArrayImages
+from fedveil.data.stack import OUTSIDE, ArrayImages, ImageStack
 from fedveil.errors import DataError
 
 __all__ = ["read_npz"]
@@ -34,6 +36,9 @@ Faults = dict[int, Fault]
 def read_npz(path: Path, options: Options, class_names: Sequence[str] | None = None) -> Records:
     """Everything the file holds; ``class_names`` names integer labels where the file itself does not."""
     arrays = _open(path)
+    embedded = "features" in arrays and "images" not in arrays
+    if embedded:
+        arrays["images"] = arrays.pop("features")
     faults: Faults = {}
     if "train_images" in arrays:
         columns, splits = _medmnist(path, arrays)
@@ -45,7 +50,7 @@ def read_npz(path: Path, options: Options, class_names: Sequence[str] | None = N
         raise _error(
             path,
             f"it holds the arrays {', '.join(arrays) or 'none'}",
-            "there must be images and labels, or train_images and train_labels",
+            "there must be images and labels, or features and labels, or train_images and train_labels",
             "store them by those names",
         )
     count = len(columns["images"])
@@ -62,13 +67,8 @@ def read_npz(path: Path, options: Options, class_names: Sequence[str] | None = N
         raise _error(path, "classes names one class twice", "a class has one name", "rename one")
     labels, classes = _labels(columns["labels"], named, faults)
     files = columns.get("files", np.arange(count).astype(str))
-    images = _images(path, columns["images"], options)
-    for row in images.outside():
-        faults[int(row)] = (
-            "its pixels hold NaN, infinity or values outside of [0, 1]",
-            "floating point pixels must lie in [0, 1], since scaling by what the images hold would leak it",
-            "divide them by a constant that you know beforehand, store uint8 or uint16, or give a window",
-        )
+    read = _embeddings if embedded else _images
+    images = read(path, columns["images"], options, faults)
     records = Records(
         name=path.stem,
         images=images,
@@ -153,11 +153,27 @@ def _medmnist(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], n
     ).astype(np.int8)
 
 
-def _images(path: Path, images: Array, options: Options) -> ArrayImages:
+def _images(path: Path, images: Array, options: Options, faults: Faults) -> ImageStack:
     try:
-        return ArrayImages(images, options.image_size, options.reading)
+        stack = ArrayImages(images, options.image_size, options.reading)
     except DataError as error:
         raise _error(path, error.found, error.rule, error.remedy) from None
+    faults.update(dict.fromkeys((int(row) for row in stack.outside()), OUTSIDE))
+    return stack
+
+
+def _embeddings(path: Path, vectors: Array, options: Options, faults: Faults) -> ImageStack:
+    """Vectors in place of images; one that cannot be used is zero until its row is left out."""
+    del options
+    try:
+        odd = odd_vectors(vectors)
+        sound = vectors.copy()
+        sound[odd] = 0
+        stack = Embeddings(sound)
+    except DataError as error:
+        raise _error(path, error.found, error.rule, error.remedy) from None
+    faults.update(dict.fromkeys((int(row) for row in odd), ODD))
+    return stack
 
 
 def _splits(split: Array, faults: Faults) -> npt.NDArray[np.int8]:

@@ -22,6 +22,7 @@ from fedveil.errors import DataError, InvalidValue
 __all__ = [
     "ArrayImages",
     "ImageStack",
+    "OUTSIDE",
     "Indices",
     "OddImages",
     "brought_to",
@@ -45,6 +46,13 @@ PREPROCESSING = "fedveil-images-2"
 
 DIGEST_BYTES = 16
 
+OUTSIDE = (
+    "its pixels hold NaN, infinity or values outside of [0, 1]",
+    "floating point pixels must lie in [0, 1], since scaling by what the images hold would leak it",
+    "divide them by a constant that you know beforehand, store uint8 or uint16, or give a window",
+)
+"""What is wrong with an image that `ArrayImages.outside` names: found, rule, remedy."""
+
 
 class ImageStack(ABC):
     """A sequence of images of one shape, ``channels`` x ``size`` x ``size``, that need not be in memory."""
@@ -61,6 +69,11 @@ class ImageStack(ABC):
     @abstractmethod
     def size(self) -> int:
         """Height and width in pixels."""
+
+    @property
+    @abstractmethod
+    def reading(self) -> Reading:
+        """How stored values become shades, and the channels asked for."""
 
     @abstractmethod
     def read(self, indices: Indices) -> Pixels:
@@ -90,6 +103,10 @@ class _Selection(ImageStack):
     @property
     def size(self) -> int:
         return self._base.size
+
+    @property
+    def reading(self) -> Reading:
+        return self._base.reading
 
     def read(self, indices: Indices) -> Pixels:
         return self._base.read(self._rows[np.asarray(indices, dtype=np.int64)])
@@ -123,6 +140,11 @@ class OddImages(ImageStack):
     def size(self) -> int:
         """Height and width in pixels."""
         return self._base.size
+
+    @property
+    def reading(self) -> Reading:
+        """That of the images."""
+        return self._base.reading
 
     def read(self, indices: Indices) -> Pixels:
         """The images, or black ones in their place; never an error."""
@@ -173,8 +195,8 @@ class ArrayImages(ImageStack):
                 "it must be (n, height, width) for grey or (n, height, width, 3) for colour, no side zero",
                 "store one two-dimensional image a row",
             )
-        self.reading = reading or Reading()
-        self._window = _array_window(pixels, self.reading)
+        self._reading = reading or Reading()
+        self._window = _array_window(pixels, self._reading)
         if not self._window:
             type_scale(pixels.dtype)
         self._pixels, self._size = pixels, check_size(size)
@@ -191,6 +213,11 @@ class ArrayImages(ImageStack):
     def size(self) -> int:
         """Height and width after resizing."""
         return self._size
+
+    @property
+    def reading(self) -> Reading:
+        """As it was given."""
+        return self._reading
 
     @property
     def stored_shape(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.cohort import TEST, TRAIN, Dataset
+from fedveil.data.embeddings import Embeddings
 from fedveil.data.holdout import draw_test_patients
 from fedveil.data.load import read_records
 from fedveil.data.options import Options
@@ -46,11 +47,13 @@ def load_usable(source: str, options: Options, *, base: Path, need_patients: boo
         DataError: the source as a whole cannot be read.
     """
     classes, options = options.classes, replace(options, leave_out=True)
-    if classes is None or options.reading.channels is None:
+    records = read_records(source, options, base)
+    embedded = isinstance(records.images, Embeddings)  # in memory, and judged row by row: none can fail later
+    if classes is None or (options.reading.channels is None and not embedded):
         raise DataError(
             "no classes or no channels are given", "they are the study's, not the images'", "give the study's"
         )
-    records = read_records(source, options, base)
+    images = records.images if embedded else OddImages(records.images)
     labels, patients = _labels(records, options, classes), _patients(records, options)
     keep = np.flatnonzero(np.array([name is not None or not need_patients for name in patients], dtype=bool))
     left_out = sum(problem.left_out for problem in records.problems) + len(labels) - len(keep)
@@ -72,7 +75,7 @@ def load_usable(source: str, options: Options, *, base: Path, need_patients: boo
     )
     return Dataset(
         name=records.name,
-        images=OddImages(records.images).subset(keep),
+        images=images.subset(keep),
         labels=labels[keep],
         patients=codes.astype(np.int64),
         patient_names=tuple(str(name) for name in patient_names),

@@ -5,11 +5,13 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.cohort import Dataset
+from fedveil.data.embeddings import Embeddings
 from fedveil.data.files import FileImages
 from fedveil.data.partition import Scheme, hospitals
 from fedveil.data.records import SPLITS
@@ -90,11 +92,14 @@ def _write_manifest(dataset: Dataset, images: FileImages, rows: Codes, target: P
 
 def _write_arrays(dataset: Dataset, rows: Codes, target: Path) -> None:
     images = dataset.images
-    pixels = (
-        images.stored(rows) if isinstance(images, ArrayImages) else images.read(rows).transpose(0, 2, 3, 1)
-    )
-    arrays = {
-        "images": pixels,
+    if isinstance(images, Embeddings):
+        held: dict[str, npt.NDArray[Any]] = {"features": images.vectors(rows)}
+    elif isinstance(images, ArrayImages):
+        held = {"images": images.stored(rows)}
+    else:
+        held = {"images": images.read(rows).transpose(0, 2, 3, 1)}
+    arrays: dict[str, Any] = {
+        **held,
         "labels": dataset.labels[rows],
         "split": dataset.split[rows],
         "classes": np.array(dataset.classes),

@@ -25,6 +25,7 @@ from fedveil.errors import FederationError, StudyError
 from fedveil.federation import Terms
 from fedveil.privacy import Budget, Charge, Head, LedgerState
 from fedveil.study import HandedOver, Hospitals, Joined, Prepared, RunDirectory, Study, Trained, TrainedModel
+from fedveil.study.prepare import pinned
 from fedveil.study.settings import NOTHING
 from fedveil.study.task import Task
 
@@ -52,7 +53,8 @@ class RealHospitals(Hospitals):
 
     def prepare(self, study: Study) -> Prepared:
         """The coordinator's own images, all for testing; of the hospitals' images nothing is known here."""
-        return Prepared(study=study, dataset=load_test_set(study), sites={}, simulated=False)
+        dataset = load_test_set(study)
+        return Prepared(study=pinned(study, dataset), dataset=dataset, sites={}, simulated=False)
 
     @contextmanager
     def join(self, prepared: Prepared, task: Task, directory: RunDirectory) -> Iterator[Joined]:

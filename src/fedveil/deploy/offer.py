@@ -9,6 +9,7 @@ from fedveil.data import Dataset
 from fedveil.errors import Refused
 from fedveil.federation import Terms
 from fedveil.names import SITE_NAME
+from fedveil.study.prepare import pinned
 from fedveil.study.settings import ColumnSettings, Study
 from fedveil.study.task import sizes_of
 from fedveil.study.terms import make_terms
@@ -44,9 +45,10 @@ class Offer:
     def make(cls, study: Study, sites: tuple[str, ...], dataset: Dataset) -> "Offer":
         """Offer a study whose classes and channels are those of the coordinator's data set, be it empty.
 
-        What else every image is brought to, such as its size and window, stands in the study. How the coordinator's
-        own table is read does not: that is each hospital's own.
+        What else every image is brought to, such as its size and window, stands in the study, and so does the length of
+        precomputed features. How the coordinator's own table is read does not: that is each hospital's own.
         """
+        study = pinned(study, dataset)
         own: dict[str, Any] = {"columns": ColumnSettings(), "layout": "", "accept": ()}
         own |= {"allow_patient_overlap": False, "source": SOURCE}
         data = study.data.model_copy(update={**own, "classes": (), "channels": None})

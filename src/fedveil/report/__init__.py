@@ -10,7 +10,7 @@ Names from the data are untrusted: they are escaped in the page, and no drawing 
 from fedveil.report.loader import load
 from fedveil.report.page import render, write_report
 from fedveil.report.records import RunRecord
-from fedveil.report.summary import figure_result
+from fedveil.report.summary import figure_result, svg_result
 from fedveil.report.sweep import figure_alternatives, figure_trade_off, write_sweep
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "figure_trade_off",
     "load",
     "render",
+    "svg_result",
     "write_report",
     "write_sweep",
 ]

@@ -1,5 +1,6 @@
 """One figure that sums a run up, for a README or a slide: how well the model ranks, and how it got there."""
 
+import io
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -16,9 +17,19 @@ from fedveil.report.wording import trust_name
 from fedveil.study.files import write_atomic
 from fedveil.study.result_schema import ModelMetrics
 
-__all__ = ["figure_result"]
+__all__ = ["figure_result", "svg_result"]
 
 FORMATS = (".svg", ".png")
+
+
+def svg_result(record: RunRecord) -> bytes | None:
+    """A run's ROC curve and learning curve on white as one SVG file; None where there are no test images."""
+    if record.test is None or record.predictions is None:
+        return None
+    with style(text_as_paths=True):
+        file = io.BytesIO()
+        _draw(record, record.test).savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def figure_result(run_directory: Path, path: Path) -> Path:

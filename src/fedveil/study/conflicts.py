@@ -12,6 +12,7 @@ __all__ = ["conflicts"]
 def conflicts(study: "Study") -> Iterator[str]:
     """What does not go together in a study, as rules with their remedies."""
     yield from _network(study)
+    yield from _precomputed(study)
     if study.training.method == "one-shot":
         yield from _one_shot(study)
     yield from _own_models(study)
@@ -32,6 +33,16 @@ def _network(study: "Study") -> Iterator[str]:
         )
     if network.startswith("efficientnet-lite0") and training.views > 1:
         yield "training.views must be 1 for efficientnet-lite0, whose frozen part runs only once"
+
+
+def _precomputed(study: "Study") -> Iterator[str]:
+    model = study.model
+    if model.features != "precomputed":
+        if model.dimension is not None:
+            yield 'model.dimension is for model.features = "precomputed": other features have a length of their own'
+        return
+    if model.whitened:
+        yield "model.whitened needs the encoder, to see synthetic images: set it to false for precomputed features"
 
 
 def _one_shot(study: "Study") -> Iterator[str]:

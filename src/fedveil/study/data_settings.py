@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from fedveil.data import Settings, check_window
+from fedveil.data import Reading, Settings, check_window
 from fedveil.data.options import ACCEPTABLE, MEGAPIXELS
 from fedveil.data.windows import FILE, HOUNSFIELD
 from fedveil.errors import InvalidValue
@@ -135,6 +135,11 @@ class DataSettings(Table):
                 "with positive there are two classes: name the rest first, then the positive one"
             )
         return self
+
+    @property
+    def reading(self) -> Reading:
+        """How every image is brought to one shape and scale."""
+        return Reading(channels=self.channels, window=self.window, max_megapixels=self.max_megapixels)
 
     @property
     def public(self) -> Settings:

@@ -45,7 +45,7 @@ def with_defaults(values: Any) -> Any:
         isinstance(values.get(table, {}), Mapping) for table in ("model", "training", "privacy")
     ):
         return values
-    return _of_one_shot(_of_network(values))
+    return _of_one_shot(_of_precomputed(_of_network(values)))
 
 
 def _of_network(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -65,6 +65,14 @@ def _of_network(values: Mapping[str, Any]) -> Mapping[str, Any]:
             NETWORK_DEFAULTS["training"] | AVERAGING_DEFAULTS | whole | dict(values["training"])
         )
     return filled
+
+
+def _of_precomputed(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What synthetic images show of an encoder takes the encoder, which is not here."""
+    model = values.get("model", {})
+    if model.get("features") != "precomputed":
+        return values
+    return dict(values) | {"model": {"whitened": False} | dict(model)}
 
 
 def _of_one_shot(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,11 +16,13 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from fedveil.data import Problem, Reading, Window, check_window, read_unlabelled
+from fedveil.data.arrays import array_of, as_pixels
+from fedveil.data.embeddings import as_vectors
 from fedveil.data.options import MEGAPIXELS
 from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.learning import CentredHead, NetworkModel, decide
-from fedveil.learning.features import FeatureExtractor, feature_extractor
+from fedveil.learning.features import PRECOMPUTED, FeatureExtractor, feature_extractor
 from fedveil.study.files import write_atomic, write_json
 from fedveil.study.settings import Study
 
@@ -48,6 +50,7 @@ class TrainedModel:
         frequencies: (classes,) released class frequencies of training, which decisions divide by; all equal if
             none were released.
         parameters: the whole parameter vector.
+        dimension: length of precomputed features; None for others, which have a length of their own.
     """
 
     features: str
@@ -61,6 +64,7 @@ class TrainedModel:
     parameters: Vector
     window: Window = FILE
     max_megapixels: float = MEGAPIXELS
+    dimension: int | None = None
 
     @classmethod
     def of(
@@ -85,7 +89,13 @@ class TrainedModel:
             parameters=parameters,
             window=study.data.window,
             max_megapixels=study.data.max_megapixels,
+            dimension=study.model.dimension,
         )
+
+    @property
+    def reading(self) -> Reading:
+        """How an image is brought to what the model has seen."""
+        return Reading(channels=self.channels, window=self.window, max_megapixels=self.max_megapixels)
 
     @property
     def fits(self) -> bool:
@@ -97,7 +107,7 @@ class TrainedModel:
         """Write both files, each whole or not at all."""
         arrays = {"parameters": self.parameters, "frequencies": self.frequencies}
         write_atomic(folder / "model.safetensors", lambda file: file.write(save_tensors(arrays)))
-        described = {k: v for k, v in asdict(self).items() if k not in arrays}
+        described = {k: v for k, v in asdict(self).items() if k not in arrays and v is not None}
         write_json(folder / "model.json", {"version": VERSION, "extractor": self._key, **described})
 
     @classmethod
@@ -148,7 +158,11 @@ class TrainedModel:
     def extractor(self) -> FeatureExtractor:
         """The frozen feature extractor of a linear head."""
         return feature_extractor(
-            self.features, image_size=self.image_size, channels=self.channels, whitened=self.whitened
+            self.features,
+            image_size=self.image_size,
+            channels=self.channels,
+            whitened=self.whitened,
+            dimension=self.dimension,
         )
 
     @cached_property
@@ -173,6 +187,23 @@ class TrainedModel:
     def decide(self, probabilities: Vector) -> npt.NDArray[np.int64]:
         """Predicted classes under equal class frequencies."""
         return decide(probabilities, self.frequencies)
+
+    def predict_proba(self, images: Any) -> Vector:
+        """Class probabilities (n, classes) under the class frequencies of training.
+
+        Args:
+            images: as `fedveil.Dataset.from_arrays` takes them, of any size; or embeddings (n, d), for a model that
+                was trained on embeddings.
+        """
+        if self.features == PRECOMPUTED:
+            return self.probabilities(as_vectors(array_of(images)))
+        pixels = as_pixels(images, self.image_size, self.reading)
+        parts = [self.probabilities(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+        return np.concatenate([np.empty((0, len(self.classes))), *parts])
+
+    def predict(self, images: Any) -> npt.NDArray[np.str_]:
+        """The predicted class of each image, (n,), by name; see `decide` and `predict_proba`."""
+        return np.array(self.classes)[self.decide(self.predict_proba(images))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,8 +241,13 @@ def predict(
         score, not the largest probability: training frequencies are released with the model and divided out.
     """
     trained = TrainedModel.load(model)
-    reading = Reading(channels=trained.channels, window=trained.window, max_megapixels=trained.max_megapixels)
-    images = read_unlabelled(source, trained.image_size, reading, base=base, columns=columns)
+    if trained.features == PRECOMPUTED:
+        raise StudyError(
+            f"the model in {model} takes embeddings",
+            "images are classified by models that were trained on images",
+            "classify embeddings from Python: fedveil.load(directory).model.predict(embeddings)",
+        )
+    images = read_unlabelled(source, trained.image_size, trained.reading, base=base, columns=columns)
     text, problems = io.StringIO(), list(images.problems)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *prediction_columns(trained.classes)])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data import Embeddings
 from fedveil.federation import Rounds, Terms
 from fedveil.learning import decide
 from fedveil.privacy import Guarantee, LedgerState, operational_risk
@@ -263,7 +264,7 @@ def _write_examples(
 ) -> None:
     """Keep a few test images, drawn by the study's seed, for the report; none if the study asks for none."""
     count = min(task.study.report.examples, len(test.rows))
-    if count == 0:
+    if count == 0 or isinstance(task.dataset.images, Embeddings):
         return
     dataset = task.dataset
     chosen = np.sort(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fedveil.data import Dataset
 from fedveil.federation import Release, Terms
 from fedveil.privacy import Guarantee, Risk, operational_risk
 from fedveil.study.outlook import Outlook, make_outlook
@@ -113,9 +114,15 @@ class Plan:
         )
 
 
-def make_plan(study: Study) -> Plan:
-    """Read the data, calibrate the noise and price the whole study; nothing is trained, nothing is charged."""
-    prepared = prepare(study)
+def make_plan(study: Study, dataset: Dataset | None = None) -> Plan:
+    """Read the data, calibrate the noise and price the whole study; nothing is trained, nothing is charged.
+
+    Args:
+        study: the resolved study.
+        dataset: data that a program holds; by default the study's source is read.
+    """
+    prepared = prepare(study, dataset)
+    study = prepared.study
     terms = make_terms(study, sites=tuple(prepared.sites), model=model_of(study, prepared.dataset))
     guarantee = terms.planned
     if guarantee is None:

@@ -6,8 +6,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, Settings, held_out_patients, hospitals, is_path, load, named_hospitals
+from fedveil.data import (
+    Dataset,
+    Embeddings,
+    Settings,
+    held_out_patients,
+    hospitals,
+    is_path,
+    load,
+    named_hospitals,
+)
+from fedveil.data.arrays import sized
 from fedveil.errors import StudyError
+from fedveil.learning.features import PRECOMPUTED
 from fedveil.privacy import check_delta
 from fedveil.study.settings import NOTHING, Study
 
@@ -82,13 +93,34 @@ class Prepared:
 
 
 def pinned(study: Study, dataset: Dataset) -> Study:
-    """The study with channels and classes written down as they were found, public from here on.
+    """The study with what was found in its data written down, public from here on: channels, classes, vector length.
 
-    They are chosen once, from the header of the first image and the labels. A run that goes on, or a model that is
-    trained once more, takes them from the study, whatever images have come or gone.
+    They are chosen once, from the header of the first image, the labels and the shape of embeddings. A run that goes
+    on, or a model that is trained once more, takes them from the study, whatever images have come or gone.
     """
     data = study.data.model_copy(update={"channels": dataset.images.channels, "classes": dataset.classes})
-    return study.model_copy(update={"data": data})
+    model = study.model
+    if isinstance(dataset.images, Embeddings) and model.dimension is None:
+        if model.features != PRECOMPUTED:
+            raise StudyError(
+                f"{dataset.name} holds embeddings, and model.features is {model.features!r}",
+                "features are computed from pixels, which are not there",
+                f'set model.features = "{PRECOMPUTED}"',
+            )
+        model = model.model_copy(update={"dimension": dataset.images.dimension})
+    return study.model_copy(update={"data": data, "model": model})
+
+
+def _given(study: Study, dataset: Dataset) -> Dataset:
+    """Data that a program holds, as the study asks for it: its size, channels and window, and these classes."""
+    asked = study.data
+    if asked.classes and asked.classes != dataset.classes:
+        raise StudyError(
+            f"{dataset.name} has the classes {', '.join(dataset.classes)}",
+            f"the study's are {', '.join(asked.classes)}",
+            "give classes to Dataset.from_arrays, or leave data.classes out of the study",
+        )
+    return sized(dataset, asked.image_size, asked.reading)
 
 
 def resolve(study: Study, base: Path) -> Study:
@@ -100,8 +132,8 @@ def resolve(study: Study, base: Path) -> Study:
     return study.model_copy(update={"data": data})
 
 
-def prepare(study: Study) -> Prepared:
-    """Read a resolved study's data and deal it out to its sites.
+def prepare(study: Study, dataset: Dataset | None = None) -> Prepared:
+    """Read a resolved study's data, unless it is given, and deal it out to its sites.
 
     Raises:
         DataError: the data cannot be used as it stands.
@@ -114,8 +146,11 @@ def prepare(study: Study) -> Prepared:
             "that is for the coordinator of real hospitals, who hold the images; on one machine there are none",
             "name a data source, or start the study with `fedveil coordinate`",
         )
-    asked: Settings = {**settings.settings, "seed": study.study.seed}
-    dataset = load(settings.source, **asked)
+    if dataset is None:
+        asked: Settings = {**settings.settings, "seed": study.study.seed}
+        dataset = load(settings.source, **asked)
+    else:
+        dataset = _given(study, dataset)
     if not len(dataset.test):
         raise StudyError(
             f"{settings.source} holds no test images",
@@ -132,9 +167,8 @@ def prepare(study: Study) -> Prepared:
         sites = named_hospitals(dataset)
     released = study.privacy.evaluation_share > 0
     held_out = held_out_patients(dataset, tuple(sites), study.study.seed) if released else {}
-    prepared = Prepared(
-        study=pinned(study, dataset), dataset=dataset, sites=sites, simulated=simulated, held_out=held_out
-    )
+    study = pinned(study, dataset)
+    prepared = Prepared(study=study, dataset=dataset, sites=sites, simulated=simulated, held_out=held_out)
     _check_delta(prepared)
     _check_baselines(prepared)
     return prepared

@@ -192,4 +192,7 @@ class RunDirectory:
 def _as_chosen(study: Study, begun: Study) -> Study:
     """The study with what it leaves to its data as it was chosen when the run began."""
     left = {key: getattr(begun.data, key) for key in ("channels", "classes") if not getattr(study.data, key)}
-    return study.model_copy(update={"data": study.data.model_copy(update=left)})
+    model = study.model
+    if model.dimension is None:
+        model = model.model_copy(update={"dimension": begun.model.dimension})
+    return study.model_copy(update={"data": study.data.model_copy(update=left), "model": model})

@@ -4,7 +4,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,6 +14,7 @@ from fedveil.study.conflicts import conflicts
 from fedveil.study.data_settings import NOTHING, ColumnSettings, DataSettings, SiteSettings, Table
 from fedveil.study.defaults import with_defaults
 from fedveil.study.removed import without_removed
+from fedveil.study.shortcuts import ModelMetaclass, nested
 from fedveil.study.toml import to_toml
 
 __all__ = [
@@ -52,7 +53,10 @@ class ModelSettings(Table):
 
     features: str = Field(
         default="efficientnet-lite0",
-        description='"efficientnet-lite0", "scattering", "pixels", joined by "+"; "none" trains a network on pixels',
+        description='"efficientnet-lite0", "scattering", "pixels", joined by "+"; "precomputed"; "none" for networks',
+    )
+    dimension: int | None = Field(
+        default=None, ge=1, le=100_000, description="length of precomputed features; default as in the data"
     )
     whitened: bool = Field(
         default=True, description="centre and whiten features by what synthetic images show, at no cost"
@@ -197,12 +201,28 @@ class ReportSettings(Table):
     baselines: bool = Field(default=False, description="also train without privacy, and each hospital alone")
 
 
-class Study(Table):
-    """A whole study file.
+class _ByKeyword(ModelMetaclass):
+    """Lets a call name keys without their tables; `Study.parse`, which validates files, does not pass here."""
+
+    def __call__(self, **settings: Any) -> Any:
+        try:
+            return super().__call__(**nested(self, settings))  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise explain(error, "Study", StudyError, "correct the value", Study) from None
+
+
+class Study(Table, metaclass=_ByKeyword):
+    """A whole study file, or the same from keywords: tables as mappings, and any key that only one table has.
 
     >>> Study.parse('[privacy]\\nepsilon = 3').privacy.epsilon
     3.0
+    >>> Study(epsilon=3, sites=3, privacy={"trust": "site"}).privacy.trust
+    'site'
     """
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Any) -> None: ...
 
     study: StudySettings = StudySettings()
     data: DataSettings = DataSettings()

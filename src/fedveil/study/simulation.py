@@ -8,6 +8,7 @@ from typing import Any, final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedveil.data import Dataset
 from fedveil.errors import BudgetExceeded
 from fedveil.federation import Identity, InProcess, Policy, Site, Terms
 from fedveil.privacy import Budget, Ledger
@@ -54,14 +55,17 @@ class Simulated(Hospitals):
     Args:
         ledgers: open ledgers by site, which study after study is charged to; by default every study has its own, with
             just what it costs.
+        dataset: data that a program holds; by default the study's source is read.
     """
 
-    def __init__(self, ledgers: Mapping[str, Ledger] | None = None) -> None:
-        self._ledgers = ledgers
+    def __init__(
+        self, ledgers: Mapping[str, Ledger] | None = None, *, dataset: Dataset | None = None
+    ) -> None:
+        self._ledgers, self._dataset = ledgers, dataset
 
     def prepare(self, study: Study) -> Prepared:
         """Read the study's data and deal it out."""
-        return prepare(study)
+        return prepare(study, self._dataset)
 
     @contextmanager
     def join(self, prepared: Prepared, task: Task, directory: RunDirectory) -> Iterator[Joined]:

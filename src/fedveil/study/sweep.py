@@ -62,6 +62,7 @@ def sweep(
     workers: int | None = None,
     pay: float | None = None,
     progress: Progress | None = None,
+    dataset: Dataset | None = None,
 ) -> list[Measurement]:
     """Measure every setting of a grid, keep the results in ``directory``, and return them in the grid's order.
 
@@ -74,12 +75,15 @@ def sweep(
         pay: where the data names real hospitals, the epsilon that all models together may cost each one's patients;
             by default, on resuming, what was paid before.
         progress: told of every finished setting.
+        dataset: data that a program holds, which the sweep stays in one process for; by default the study's source
+            is read.
 
     Raises:
         StudyError: the directory is in use, or the data names real hospitals and not enough is paid.
     """
     listener = progress or Silent()
-    data = prepare(study)
+    data = prepare(study, dataset)
+    workers = 1 if dataset is not None else workers
     payment = plan_payment(data, grid, pay, directory)
     settings = list(payment.settings) if payment else grid.settings()
     if payment:
@@ -92,7 +96,7 @@ def sweep(
         left = [setting for setting in settings if setting not in done]
         if payment:
             payment.check(directory, left)
-        task = make_task(study, data.dataset, listener)
+        task = make_task(data.study, data.dataset, listener)
         listener.stage("settings", len(settings), len(settings) - len(left))
         found = measure(task, left, workers=workers)
         if payment:

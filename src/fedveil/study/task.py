@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, FeatureCache
+from fedveil.data import Dataset, Embeddings, FeatureCache
+from fedveil.errors import InvalidValue
 from fedveil.learning import (
     CentredHead,
     CentredLearner,
@@ -26,7 +27,7 @@ from fedveil.learning import (
 )
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
-from fedveil.learning.features import FeatureExtractor, feature_extractor
+from fedveil.learning.features import PRECOMPUTED, FeatureExtractor, feature_extractor
 from fedveil.study.model_file import TrainedModel
 from fedveil.study.progress import Progress
 from fedveil.study.settings import Study
@@ -229,6 +230,7 @@ def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
         image_size=study.data.image_size,
         channels=dataset.images.channels,
         whitened=study.model.whitened,
+        dimension=study.model.dimension,
     )
 
 
@@ -302,6 +304,14 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
     extractor = _extractor(study, dataset)
+    if study.model.features == PRECOMPUTED:
+        return LinearTask(
+            study=study,
+            dataset=dataset,
+            extractor=extractor,
+            head=_head(study, dataset),
+            features=_vectors(dataset, extractor.dimension),
+        )
     calibrated = study.privacy.calibration_share > 0
     progress.stage("features", len(dataset) * (1 + calibrated))
 
@@ -317,6 +327,21 @@ def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
         features=features("", lambda images: images),
         degraded=features(DEGRADED, degraded) if calibrated else None,
     )
+
+
+def _vectors(dataset: Dataset, dimension: int) -> npt.NDArray[np.float32]:
+    """The embeddings that are the data; there are no degraded views of them."""
+    images = dataset.images
+    if not len(dataset):
+        return np.empty((0, dimension), np.float32)
+    found = images.dimension if isinstance(images, Embeddings) else None
+    if not isinstance(images, Embeddings) or found != dimension:
+        raise InvalidValue(
+            f"{dataset.name} holds {'pixels' if found is None else f'embeddings of {found} numbers'}",
+            f"the study's features are precomputed vectors of {dimension} numbers",
+            "use embeddings from the same encoder at every hospital",
+        )
+    return images.vectors(np.arange(len(images)))
 
 
 def _once(

@@ -6,7 +6,16 @@ takes out of their features what synthetic images show already.
 """
 
 from fedveil.learning.features.extractor import Concatenation, FeatureExtractor
+from fedveil.learning.features.precomputed import PRECOMPUTED, Precomputed
 from fedveil.learning.features.registry import EXTRACTORS, feature_extractor
 from fedveil.learning.features.whitened import Whitened
 
-__all__ = ["EXTRACTORS", "Concatenation", "FeatureExtractor", "Whitened", "feature_extractor"]
+__all__ = [
+    "EXTRACTORS",
+    "PRECOMPUTED",
+    "Concatenation",
+    "FeatureExtractor",
+    "Precomputed",
+    "Whitened",
+    "feature_extractor",
+]

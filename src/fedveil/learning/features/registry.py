@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.features.extractor import Concatenation, FeatureExtractor
+from fedveil.learning.features.precomputed import PRECOMPUTED, Precomputed
 from fedveil.learning.features.whitened import Whitened
 
 LARGEST = 1024
@@ -43,15 +44,16 @@ _PART = re.compile(r"(?P<base>[a-z0-9-]+)(?:@(?P<size>[0-9]{1,4}))?")
 
 
 def feature_extractor(
-    name: str, image_size: int, channels: int, *, whitened: bool = False
+    name: str, image_size: int, channels: int, *, whitened: bool = False, dimension: int | None = None
 ) -> FeatureExtractor:
     """Build the extractor that a study file names.
 
     Args:
-        name: extractors joined by ``+``, each with an optional resolution ``@SIZE`` in pixels.
+        name: extractors joined by ``+``, each with an optional resolution ``@SIZE`` in pixels; or "precomputed".
         image_size: pixels a side of the images it will be given.
         channels: 1 for grey images, 3 for colour.
         whitened: whether features are centred and whitened by synthetic images, see `Whitened`.
+        dimension: length of precomputed features.
 
     Raises:
         InvalidValue: an unknown name, a size out of range, or another number of channels.
@@ -59,6 +61,8 @@ def feature_extractor(
     >>> feature_extractor("pixels@8+pixels@4", image_size=64, channels=1).blocks
     (64, 16)
     """
+    if name == PRECOMPUTED:
+        return Precomputed.of(dimension)
     if channels not in CHANNELS:
         raise InvalidValue(
             f"images have {channels} channels", "extractors take 1 (grey) or 3 (colour)", "convert the images"

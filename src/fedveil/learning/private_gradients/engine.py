@@ -103,6 +103,21 @@ class PrivateGradients:
         self._micro_batch, self._precision = micro_batch, precision
         self._trial, self._calls = trial, dict[Hashable, Calls]()
 
+    @property
+    def model(self) -> nn.Module:
+        """The model whose gradients are summed."""
+        return self._model
+
+    @property
+    def loss(self) -> Loss:
+        """One loss for each image, from outputs and labels."""
+        return self._loss
+
+    @property
+    def clip_norm(self) -> float:
+        """Largest L2 norm of one unit's contribution."""
+        return self._clip_norm
+
     def sum(
         self, images: Tensor, labels: Tensor, units: Tensor, weights: Tensor | None = None
     ) -> GradientSum:

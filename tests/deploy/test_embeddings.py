@@ -1,0 +1,62 @@
+"""Hospitals that hold embeddings in place of images."""
+
+import logging
+
+import numpy as np
+import pytest
+from tests.deploy.hospital import NO_IMAGES, Hospital
+
+from fedveil.federation import Reply
+from fedveil.study.model_file import TrainedModel
+
+EMBEDDINGS = NO_IMAGES.replace('features = "pixels"', 'features = "precomputed"\ndimension = 64')
+
+
+def embed(hospital: Hospital, dimension: int = 64) -> None:
+    """The hospital's images as vectors: rows of pixels."""
+    path = hospital.folder / "images.npz"
+    arrays = dict(np.load(path))
+    arrays["features"] = arrays.pop("images").reshape(60, -1)[:, :dimension] / 255 - 0.5
+    np.savez(path, **arrays)
+
+
+def test_a_hospital_answers_a_round_from_embeddings_and_charges_it(make_hospital):
+    hospital = make_hospital(template=EMBEDDINGS)
+    embed(hospital)
+    answer = hospital.round()
+    assert isinstance(answer, Reply)
+    assert hospital.terms.release("training").dimension == 64
+    assert [charge.study for charge in hospital.ledger.charges] == [hospital.terms.title]
+
+
+def test_a_model_of_another_length_does_not_fit(make_hospital):
+    hospital = make_hospital(template=EMBEDDINGS)
+    offer, parameters = hospital.offer, hospital.terms.release("training").parameters
+    fits = [
+        TrainedModel.of(offer.study, classes=offer.classes, channels=1, parameters=np.zeros(length)).fits
+        for length in (parameters, parameters + 2)
+    ]
+    assert fits == [True, False]
+
+
+@pytest.mark.parametrize("dimension", [63, None], ids=["another length", "images"])
+def test_the_status_says_nothing_of_what_a_hospital_holds(make_hospital, caplog, dimension):
+    hospital = make_hospital(template=EMBEDDINGS)
+    if dimension:
+        embed(hospital, dimension)
+    with caplog.at_level(logging.ERROR):
+        hospital.hello()
+        hospital.service._opening[hospital.terms.digest].join()
+        assert hospital.hello().head["status"] == "pending"
+    assert "cannot be opened here" in caplog.text
+    assert not hospital.ledger.charges
+
+
+def test_a_hospital_takes_part_whatever_one_vector_is(make_hospital):
+    hospital = make_hospital(template=EMBEDDINGS)
+    embed(hospital)
+    path = hospital.folder / "images.npz"
+    arrays = dict(np.load(path))
+    arrays["features"][3, 0] = np.nan
+    np.savez(path, **arrays)
+    assert isinstance(hospital.round(), Reply)
