@@ -121,7 +121,7 @@ def test_a_bad_row_is_told_by_file_and_line(manifest, line, row, said):
     assert said in message
     assert message.count("; ") >= 1
     problems = check(str(path), image_size=8).problems
-    assert [problem.place for problem in problems] == [f"{path}, line {line}"]
+    assert {problem.place for problem in problems} == {f"{path}, line {line}"}
 
 
 def test_every_problem_is_listed_and_counted(manifest, tmp_path):

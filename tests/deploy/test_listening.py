@@ -186,3 +186,55 @@ def test_the_line_needs_the_standard_library_only():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_callers_without_a_token_keep_nobody_out(serve):
+    """Fifty of them hang, some after half a token: a caller that knows it is served, again and again."""
+    address = Address(("127.0.0.1", free_port()), b"a" * 64)
+    serve(address)
+    strangers = []
+    try:
+        for number in range(50):
+            line = socket.create_connection(address.where)
+            strangers.append(line)
+            line.sendall(b"a" * (number % 3 * 20))
+        for _ in range(3):
+            assert ask(address, b"ab", timeout=20, limit=10) == b"ba"
+        for line in strangers:
+            line.settimeout(20)
+            assert line.recv(1) == b""
+    finally:
+        for line in strangers:
+            line.close()
+
+
+def test_more_strangers_than_are_kept_give_way_to_who_knows_the_token(serve, monkeypatch):
+    monkeypatch.setattr(listening, "_STRANGERS", 4)
+    address = Address(("127.0.0.1", free_port()), b"a" * 64)
+    serve(address)
+    strangers = [socket.create_connection(address.where) for _ in range(20)]
+    try:
+        assert ask(address, b"ab", timeout=20, limit=10) == b"ba"
+    finally:
+        for line in strangers:
+            line.close()
+
+
+def test_a_message_that_trickles_in_has_one_deadline(serve, tmp_path, monkeypatch):
+    """Each byte comes in time, the message does not: the caller is dropped all the same."""
+    monkeypatch.setattr(listening, "_PATIENCE", 0.5)
+    serve()
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(tmp_path / "s"))
+        line.sendall((1000).to_bytes(8, "big"))
+        line.settimeout(0.1)
+        for _ in range(200):
+            try:
+                line.sendall(b"x")
+                if line.recv(1) == b"":
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+        pytest.fail("a caller that trickles was never dropped")

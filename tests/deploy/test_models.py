@@ -134,7 +134,7 @@ def test_a_model_of_a_study_whose_approval_was_withdrawn_is_refused(hospital):
 
 
 def test_what_a_kill_left_half_written_is_no_model(hospital):
-    unfinished = hospital.folder / "models" / f".{hospital.terms.digest[:12]}.tmp"
+    unfinished = hospital.folder / "models" / f".{hospital.terms.digest}.tmp"
     unfinished.mkdir(parents=True)
     (unfinished / "model.json").write_text("{")
     assert not kept(hospital).exists()

@@ -14,7 +14,7 @@ from fedveil.deploy.identity import Identity
 from fedveil.deploy.sealing import FROM_SITE
 from fedveil.errors import Refused
 from fedveil.federation import Declined, Reply
-from fedveil.federation.wire import Frame, encode, pack
+from fedveil.federation.wire import Frame, encode, pack, unpack
 
 
 def refused(hospital, answer):
@@ -145,7 +145,7 @@ def test_a_study_beyond_the_budget_is_refused(make_hospital):
         ({"min_sites": 3}, {}),
         ({"trust": '["secure-aggregation"]'}, {}),
         ({"methods": '["one-shot"]'}, {}),
-        ({"unit": '"image"'}, {}),
+        ({"unit": '"site"'}, {}),
         ({"max_dimension": 10}, {}),
         ({}, {"trust": "none"}),
     ],
@@ -271,4 +271,5 @@ def test_what_breaks_in_the_cohort_stays_there(hospital, caplog):
     frame = hospital.ask(pack(hospital.request()))
     assert "images.npz" not in str(frame)
     assert "images.npz" in caplog.text
-    assert not hospital.ledger.charges
+    assert isinstance(unpack(frame.blobs["answer"], Reply), Reply)
+    assert len(hospital.ledger.charges) == 1

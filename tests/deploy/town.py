@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.deploy.hospital import SITES, STUDY, edit, study_text, write_images
 
+from fedveil.deploy.identity import fingerprint
 from fedveil.deploy.kits import init_site, make_kits
 from fedveil.deploy.peers import Peers
 from fedveil.deploy.studies import Studies
@@ -137,7 +138,14 @@ class Town:
         for name in self.enrolled:
             wait_until(lambda name=name: self._offered(name, run), f"{run} to be offered to {name}")
             if by_command:
-                command = [sys.executable, "-c", _CLI, "site", "approve", run, str(self.site(name)), "--yes"]
+                listed = Studies(self.site(name) / "studies").find(run)
+                keys = {
+                    other: (self.site(other) / "identity.pub").read_text().strip() for other in self.enrolled
+                }
+                said = [f"--key={other}={fingerprint(key)}" for other, key in keys.items() if other != name]
+                said = said if listed.terms.trust == "secure-aggregation" else []
+                command = [sys.executable, "-c", _CLI, "site", "approve", listed.digest, str(self.site(name))]
+                command += ["--yes", *said]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=DEADLINE)
                 continue
             studies = Studies(self.site(name) / "studies")

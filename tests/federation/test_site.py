@@ -7,11 +7,22 @@ import pytest
 from tests.federation.toy import DIMENSION, make_terms
 
 from fedveil.errors import BudgetExceeded, InvalidValue, Refused
-from fedveil.federation import Declined, LocalSteps, Policy, Release, Reply, Request, SecureReply, Site
+from fedveil.federation import (
+    Coordinator,
+    Declined,
+    LocalSteps,
+    Policy,
+    Release,
+    Reply,
+    Request,
+    SecureReply,
+    Site,
+)
 from fedveil.federation.messages import CHARGED_FIELDS, PUBLIC_FIELDS
 from fedveil.learning import HeldOut
 from fedveil.learning.score_histogram import BINS
 from fedveil.privacy import Budget, Guarantee, IntegerMechanism, Ledger, Mechanism, epsilon
+from fedveil.privacy.subsampled import filter_epsilon
 
 
 def ask(terms, **changes):
@@ -208,8 +219,39 @@ def test_delta_must_be_small(federate):
     terms = make_terms()
     federation = federate(terms, admit=False)
     large = dataclasses.replace(terms, target=Guarantee(1.0, 0.05, "patient", "site"))
+    policy = Policy(max_units=40)
+    site = Site("site-1", federation.learners["site-1"], policy, federation.ledgers["site-1"])
     with pytest.raises(InvalidValue, match=r"delta is 0\.05 for 40 units"):
-        federation.sites["site-1"].admit(large)
+        site.admit(large)
+
+
+@pytest.mark.parametrize("units", [1, 1000, 1001])
+def test_admission_does_not_depend_on_how_many_units_there_are(federate, units):
+    """Delta and room are checked against the public bound alone, whatever the cohort."""
+    terms = make_terms("secure-aggregation")
+    federation = federate(terms, units=units)
+    assert all(site.admit(terms) == terms.digest for site in federation.sites.values())
+    anyone = frozenset({"secure-aggregation"})
+    Policy(trusts=anyone, max_units=1000).check(terms)
+    with pytest.raises(Refused, match="room for 1,000 units"):
+        Policy(trusts=anyone, max_units=1001).check(terms)
+
+
+@pytest.mark.parametrize("units", [999, 1000, 1001, 3000])
+def test_a_sum_beyond_its_room_is_scaled_and_answered(federate, units):
+    """More units than there is room for: no refusal, no wrapping around, and one unit moves it by its bound at most."""
+    terms = make_terms(
+        "secure-aggregation", noise=1.0, target=Guarantee(500.0, 1e-5, "patient", "secure-aggregation")
+    )
+    federation = federate(terms, units=10, epsilon=1000.0)
+    federation.learners["site-1"].rows = np.tile(np.eye(DIMENSION)[0] * 5.0, (units, 1))
+    for name in terms.sites[1:]:
+        federation.learners[name].rows = np.zeros((1, DIMENSION))
+    found = Coordinator(terms, federation.transport).collect(
+        terms.release("training"), 1, np.zeros(DIMENSION)
+    )
+    assert found.survivors == terms.sites
+    assert found.total[0] == pytest.approx(min(units, 1000), abs=20.0)
 
 
 @pytest.mark.parametrize(
@@ -361,14 +403,6 @@ def test_hostile_class_frequencies_get_noise(federate):
     assert answer.vector.std() > 0
 
 
-def test_held_out_patients_count_for_delta_and_for_room(federate):
-    terms = evaluation_terms()
-    federation = federate(terms, admit=False)
-    many = HeldOut(Scorer(), np.zeros(200_000, int), np.arange(200_000), classes=2)
-    with pytest.raises(InvalidValue, match=r"delta is 1e-05 for 200,?040 units"):
-        with_held_out(federation, terms, many)
-
-
 @pytest.mark.parametrize("name", ["statistics", "calibration", "evaluation"])
 def test_a_bounded_release_must_state_its_real_bound(name):
     """Its contributions have norm up to 1, so a smaller clip norm would mean less noise than is charged."""
@@ -383,3 +417,31 @@ def test_whole_numbers_must_be_those_that_are_priced():
         Release(name="training", mechanism=cheap, dimension=4, parameters=4, integer=integer)
     with pytest.raises(InvalidValue, match="executed"):
         Release(name="training", mechanism=integer.mechanism, dimension=5, parameters=4, integer=integer)
+
+
+def mixture(delta=1e-5):
+    """A study of one full sum and sampled rounds, at the smallest target that its plan meets."""
+    training = Release(name="training", mechanism=Mechanism(1.5, 1.0, 20, 0.1), dimension=6, parameters=6)
+    statistics = Release(name="statistics", mechanism=Mechanism(6.0, 1.0, 1), dimension=2, parameters=0)
+    plan = [training.mechanism, statistics.mechanism]
+    target = Guarantee(epsilon(plan, delta, adaptive=True), delta, "patient", "site")
+    return make_terms(releases=(statistics, training), target=target)
+
+
+@pytest.mark.parametrize(
+    ("name", "others"), [("statistics", {}), ("training", {}), ("training", {"statistics": 1})]
+)
+def test_releases_that_are_repeated_cost_a_mixture_no_second_delta(name, others):
+    """One filter prices every course of events, the plan and what a coordinator makes of it: delta counts once."""
+    terms = mixture()
+    steps = max(count for count in range(1, 400) if terms.affords({name: count, **others}))
+    made = [terms.release(one).mechanism.with_steps(count) for one, count in {name: steps, **others}.items()]
+    parts = tuple((one.noise_multiplier, one.sampling_rate, one.steps) for one in made)
+    assert filter_epsilon(parts, terms.target.delta) <= terms.target.epsilon
+    assert steps >= terms.release(name).mechanism.steps
+    more = [terms.release(name).mechanism.with_steps(steps + 1), *made[1:]]
+    assert epsilon(more, terms.target.delta, adaptive=True, mixed=True) > terms.target.epsilon
+    if not others:
+        assert epsilon(more, terms.target.delta, adaptive=True) < terms.target.epsilon, (
+            "priced alone it would pass"
+        )

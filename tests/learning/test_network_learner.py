@@ -27,7 +27,7 @@ class Stack:
         return self.images[indices]
 
 
-def tiny(name, *, classes, channels, image_size, seed):
+def tiny(name, *, classes, channels, image_size, seed, weights=True):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from fedveil.errors import InvalidValue
-from fedveil.privacy import Mechanism, delta_at, epsilon, gdp_mu
+from fedveil.privacy import Guarantee, Mechanism, calibrate, delta_at, epsilon, gdp_mu
 from fedveil.privacy.accounting import tally, within
 from fedveil.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
 from fedveil.privacy.subsampled import loss_epsilon, renyi_epsilon
@@ -220,3 +220,23 @@ def test_within_agrees_with_the_price(parts: list[tuple[float, int]], eps: float
 def test_impossible_delta_is_refused(delta: float) -> None:
     with pytest.raises(InvalidValue, match="delta"):
         epsilon([full(1.0)], delta)
+
+
+@pytest.mark.parametrize("target", [1.0, 8.0])
+@pytest.mark.parametrize(("rate", "steps"), [(0.01, 1000), (0.3, 60)])
+@pytest.mark.parametrize("delta", [1e-5, 1e-6])
+def test_mixtures_that_are_chosen_adaptively_cost_what_the_documentation_says(target, rate, steps, delta):
+    """19 to 37 % more than a fixed mixture of two networks' noise; see docs/privacy.md."""
+    first = calibrate(Guarantee(target / 2, delta, "patient", "server"), steps=steps, sampling_rate=rate)
+    both = [first, sampled(1.2 * first.noise_multiplier, rate, steps)]
+    assert 1.185 < epsilon(both, delta, adaptive=True) / epsilon(both, delta) < 1.38
+
+
+def test_a_course_that_may_become_a_mixture_is_priced_as_one() -> None:
+    alone = [sampled(2.0, 0.1, 50)]
+    assert epsilon(alone, 1e-5, adaptive=True) == epsilon(alone, 1e-5)
+    assert epsilon(alone, 1e-5, mixed=True) > epsilon(alone, 1e-5)
+    assert epsilon([full(5.0)], 1e-5, mixed=True) > epsilon([full(5.0)], 1e-5)
+    both = [*alone, full(5.0)]
+    assert epsilon(both, 1e-5, mixed=True) == epsilon(both, 1e-5, adaptive=True)
+    assert epsilon([], 1e-5, mixed=True) == 0.0

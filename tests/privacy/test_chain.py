@@ -341,3 +341,32 @@ def test_a_line_that_lies_whole_but_wrong_at_the_end_is_dropped_unless_the_head_
     put(path, lost, head_after)
     with pytest.raises(LedgerError, match="rolled back"):
         Chain(path)
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard"])
+def test_two_names_of_one_file_have_one_lock(tmp_path: Path, link: str) -> None:
+    path, other = tmp_path / "ledger.jsonl", tmp_path / "elsewhere" / "other.jsonl"
+    made(path, 1)
+    other.parent.mkdir()
+    if link == "symbolic":
+        other.symlink_to(path)
+    else:
+        os.link(path, other)
+        head_path(other).write_bytes(head_path(path).read_bytes())
+    with Chain(path), pytest.raises(LedgerError, match="held by another process"):
+        Chain(other)
+    with Chain(other) as chain:
+        with pytest.raises(LedgerError, match="held by another process"):
+            Chain(path)
+        chain.append({"kind": "charge", "number": 1})
+    assert numbers(path) == numbers(other) == [0, 1]
+
+
+def test_a_link_to_a_ledger_knows_the_ledgers_head(tmp_path: Path) -> None:
+    """Lines that are cut from the file are missed under its other name too."""
+    path, other = tmp_path / "ledger.jsonl", tmp_path / "other.jsonl"
+    made(path, 3)
+    other.symlink_to(path)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(LedgerError, match="rolled back"):
+        read_chain(other)

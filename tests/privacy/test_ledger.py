@@ -314,6 +314,10 @@ def test_later_studies_that_sample_are_priced_as_adaptively_chosen(tmp_path: Pat
         charge(ledger, second, study="b")
         assert ledger.spent() == epsilon([first, second], 1e-5, adaptive=True)
         assert ledger.state.delta == 2e-5, "with and without a mixture: each has the budget's"
+    with Ledger(tmp_path / "third.jsonl", Budget(8.0, 1e-5)) as ledger:
+        charge(ledger, first, study="a")
+        charge(ledger, first, study="b")
+        assert ledger.state.delta == 2e-5, "whether the second would differ was not settled beforehand"
 
 
 def test_calibration_beside_a_ledger_fits_to_the_last_step(tmp_path: Path) -> None:

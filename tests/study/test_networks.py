@@ -36,7 +36,7 @@ def small(classes: int, channels: int) -> nn.Module:
 def tiny(monkeypatch):
     """The study's "cnn" is tiny here, so that a test takes a second."""
 
-    def build(name, *, classes, channels, image_size, seed):
+    def build(name, *, classes, channels, image_size, seed, weights=True):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return small(classes, channels)
@@ -161,7 +161,7 @@ def test_predict_gives_what_the_run_gave(networks, tmp_path):
 def test_a_network_that_mixes_patients_is_refused_before_any_budget_is_reserved(
     networks, tmp_path, monkeypatch
 ):
-    def build(name, *, classes, channels, image_size, seed):
+    def build(name, *, classes, channels, image_size, seed, weights=True):
         return nn.Sequential(
             nn.Flatten(), nn.BatchNorm1d(256, track_running_stats=False), nn.Linear(256, classes)
         )

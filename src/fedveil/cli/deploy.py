@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from fedveil.cli.approve import Folder, approve, show
 from fedveil.cli.console import console, errors, speak_plainly
 from fedveil.cli.progress import Bars
 from fedveil.cli.tables import accuracy_words
@@ -22,11 +23,11 @@ from fedveil.deploy.identity import Identity, fingerprint, private_files
 from fedveil.deploy.kits import init_site, make_kits, renew, write_site_settings
 from fedveil.deploy.listening import Listener
 from fedveil.deploy.models import Models
-from fedveil.deploy.peers import Peers
-from fedveil.deploy.review import Review, review
+from fedveil.deploy.offline import offline
+from fedveil.deploy.review import review
 from fedveil.deploy.service import message_limit, open_service
 from fedveil.deploy.studies import Studies
-from fedveil.errors import DataError, FedveilError, InvalidValue, Refused
+from fedveil.errors import DataError, FedveilError, InvalidValue
 from fedveil.privacy import Ledger, verify_ledger
 from fedveil.study import RunDirectory, Study, resolve, run
 
@@ -35,7 +36,6 @@ __all__ = ["coordinate", "federation", "site"]
 site = typer.Typer(help="Run a hospital's side of a federation.", no_args_is_help=True, rich_markup_mode=None)
 federation = typer.Typer(help="Set a federation up.", no_args_is_help=True, rich_markup_mode=None)
 
-Folder = Annotated[Path, typer.Argument(help="The site's folder, with its site.toml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -107,7 +107,7 @@ def site_check(folder: Folder = Path("site")) -> None:
 
     Example: fedveil site check site
     """
-    with speak_plainly():
+    with speak_plainly(), offline():
         config = SiteConfig.load(folder)
         identity = Identity.load(folder / "identity.key")
         state = verify_ledger(folder / "ledger.jsonl")
@@ -146,7 +146,7 @@ def _check_images(config: SiteConfig, cohorts: Cohorts) -> None:
     if report.problems:
         raise DataError(
             f"{config.data.source} has {len(report.problems)} problems",
-            "a study is not opened before they are mended",
+            "what cannot be used counts as nothing in a study, which nobody is told once it is approved",
             "correct what is named above, or leave those rows out",
         )
 
@@ -157,7 +157,7 @@ def site_serve(folder: Folder = Path("site")) -> None:
 
     Example: fedveil site serve site
     """
-    with speak_plainly():
+    with speak_plainly(), offline():
         _log_to_stderr()
         config = SiteConfig.load(folder)
         os.environ.setdefault("FEDVEIL_CACHE", str(folder.resolve() / "cache"))
@@ -196,7 +196,7 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
 
     Example: fedveil site studies site
     """
-    with speak_plainly():
+    with speak_plainly(), offline():
         config = SiteConfig.load(folder)
         models = Models(folder / "models")
         reviews = [review(config, listed) for listed in Studies(folder / "studies").all()]
@@ -206,7 +206,7 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
         if not reviews:
             console.print("no study was offered yet")
         for one in reviews:
-            _show(one)
+            show(one)
             console.print(f"approved   {one.listed.approved or 'no'}")
             kept = models.of(one.listed.digest)
             if kept.exists():
@@ -214,53 +214,7 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
             console.print()
 
 
-@site.command("approve")
-def site_approve(
-    study: Annotated[
-        str, typer.Argument(help="An offered study: its digest, the digest's beginning, or its name.")
-    ],
-    folder: Folder = Path("site"),
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
-) -> None:
-    """Approve one offered study, after showing what it would cost here.
-
-    Example: fedveil site approve 3f2a91 site
-    """
-    with speak_plainly():
-        config, studies = SiteConfig.load(folder), Studies(folder / "studies")
-        listed = studies.find(study)
-        if withdraw:
-            studies.withdraw(listed.digest)
-            console.print(f"{listed.terms.name} is no longer approved")
-            return
-        found = review(config, listed)
-        _show(found)
-        if found.objection:
-            raise Refused(
-                f"{listed.terms.name} is outside this site's policy or budget",
-                "what the policy forbids cannot be approved",
-                "change site.toml or the study",
-            )
-        peers, new = Peers(folder / "peers"), {}
-        if listed.terms.trust == "secure-aggregation":
-            new = peers.unconfirmed(listed.terms.sites, listed.offer.keys, config.site.name)
-        for hospital, key in new.items():
-            console.print(
-                f"{hospital} has the fingerprint {fingerprint(key)}: compare it with theirs by telephone",
-                soft_wrap=True,
-            )
-        if not yes:
-            typer.confirm("Approve it?", abort=True)
-        with private_files():
-            peers.confirm(new)
-            studies.approve(listed.digest)
-        console.print(f"approved {listed.digest}", soft_wrap=True)
-
-
-def _show(found: Review) -> None:
-    for line in found.sentences:
-        console.print(line, soft_wrap=True, markup=False)
+site.command("approve")(approve)
 
 
 @federation.command("init")

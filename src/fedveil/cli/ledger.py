@@ -36,7 +36,7 @@ def show(path: LedgerFile, as_json: AsJson = False) -> None:
         for entry in _summary(state)["studies"]:
             for release in entry["releases"]:
                 table.add_row(
-                    entry["study"],
+                    _short(entry["study"]),
                     release["label"],
                     str(release["charges"]),
                     release["first"],
@@ -46,7 +46,7 @@ def show(path: LedgerFile, as_json: AsJson = False) -> None:
         console.print(f"spent:  epsilon {format_epsilon(state.spent())} in {len(state.charges)} charges")
         if state.delta > state.budget.delta:
             console.print(
-                f"delta:  {state.delta:g}, twice the budget's, since unlike sampled mechanisms were charged"
+                f"delta:  {state.delta:g}, twice the budget's, since several studies were charged and one samples units"
             )
         console.print(f"alone:  epsilon {format_epsilon(state.spent_alone())} if everyone else colludes\n")
         console.print(table)
@@ -91,6 +91,12 @@ def _amend(path: Path, epsilon: float, delta: float | None, reason: str) -> None
         budget = Budget(epsilon, old.delta if delta is None else delta, old.unit)
         ledger.amend_budget(budget, reason)
         console.print(f"the budget of {path} is now {budget} (it was {old})", soft_wrap=True)
+
+
+def _short(study: str) -> str:
+    """A study as a person reads it; ``--json`` has the whole digest, which is what decides."""
+    name, _, digest = study.rpartition(" ")
+    return f"{name} {digest[:12]}..." if len(digest) == 64 else study
 
 
 def _summary(state: LedgerState) -> dict[str, Any]:

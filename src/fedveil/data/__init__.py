@@ -11,9 +11,10 @@ from fedveil.data.cohort import TEST, TRAIN, VALIDATION, Cohort, Dataset, Patien
 from fedveil.data.load import is_path, load
 from fedveil.data.medmnist import MEDMNIST, fetch
 from fedveil.data.partition import Scheme, held_out_patients, hospitals, named_hospitals
-from fedveil.data.records import Problem
+from fedveil.data.records import Options, Problem
 from fedveil.data.stack import ArrayImages, ImageStack, in_memory
 from fedveil.data.unlabelled import Unlabelled, read_unlabelled
+from fedveil.data.usable import load_usable
 from fedveil.data.write import write_split
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Dataset",
     "FeatureCache",
     "ImageStack",
+    "Options",
     "PatientImages",
     "Problem",
     "Scheme",
@@ -39,6 +41,7 @@ __all__ = [
     "in_memory",
     "is_path",
     "load",
+    "load_usable",
     "named_hospitals",
     "read_unlabelled",
     "write_split",

@@ -49,8 +49,7 @@ def read_manifest(path: Path, image_size: int) -> Records:
                     "delete one of them",
                 )
             )
-            continue
-        rows.append(row)
+        rows.append(row)  # the second, too: one row must not decide over another
     return file_records(path.stem, rows, image_size, problems, notes)
 
 

@@ -11,15 +11,18 @@ from fedveil.data.files import FileImages
 from fedveil.data.holdout import draw_test_patients
 from fedveil.data.stack import ImageStack
 from fedveil.errors import DataError, InvalidValue
+from fedveil.names import check_site_name
 
 __all__ = [
     "SPLITS",
     "SPLIT_NAMES",
+    "Given",
     "Options",
     "Problem",
     "Records",
     "assemble",
     "find_problems",
+    "letters",
     "raise_first",
     "study_labels",
 ]
@@ -66,12 +69,22 @@ class Options:
     allow_patient_overlap: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What is said of one image alone."""
+
+    patient: str | None
+    site: str | None
+    split: int | None
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Records:
     """One entry an image in every column; ``place(i)`` is the file and line to blame for image i.
 
     ``labels`` are codes into ``classes``, ``(n,)``, or one 0/1 column a class where an image can have several
-    findings, ``(n, len(classes))``. ``patients``, ``sites``, ``splits`` are None where the source has none.
+    findings, ``(n, len(classes))``. ``patients``, ``sites``, ``splits`` are None where the source has none, or not for
+    every image; ``rows`` says what it has for each, where that may differ.
     """
 
     name: str
@@ -87,6 +100,31 @@ class Records:
     description: str = ""
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    rows: tuple["Given", ...] | None = None
+
+    def patients_given(self) -> list[str | None]:
+        """Each image's patient, None where nobody names one; unlike ``patients`` whatever is said of the others."""
+        if self.rows is not None:
+            return [row.patient for row in self.rows]
+        return list(self.patients or (None,) * len(self.image_names))
+
+    def sites_given(self) -> list[str | None]:
+        """Each image's site, None where nobody names one."""
+        if self.rows is not None:
+            return [row.site for row in self.rows]
+        return list(self.sites or (None,) * len(self.image_names))
+
+    def splits_given(self) -> list[int | None]:
+        """Each image's split, None where nobody gives one."""
+        if self.rows is not None:
+            return [row.split for row in self.rows]
+        return [None] * len(self.image_names) if self.splits is None else [int(code) for code in self.splits]
+
+    def image_keys(self) -> Sequence[str]:
+        """What tells each image from the others wherever it stands: its file, or in an array its content."""
+        if isinstance(self.images, FileImages):
+            return self.image_names
+        return self.images.digest(np.arange(len(self.images)))
 
 
 def find_problems(records: Records, options: Options) -> Iterator[Problem]:
@@ -103,6 +141,7 @@ def find_problems(records: Records, options: Options) -> Iterator[Problem]:
     if records.patients is not None and not options.allow_patient_overlap:
         yield from _overlaps(records)
     yield from _label_problems(records, options)
+    yield from _site_problems(records)
     if records.sites is not None and records.splits is not None:
         sites = np.array(records.sites)
         for site in sorted(set(records.sites) - set(sites[records.splits == TRAIN])):
@@ -112,6 +151,16 @@ def find_problems(records: Records, options: Options) -> Iterator[Problem]:
                 "every site needs at least one",
                 "give it training images, or leave its rows out",
             )
+
+
+def _site_problems(records: Records) -> Iterator[Problem]:
+    """Names that could be taken for another site's, or for a path: a site's ledger is a file of its name."""
+    for site in sorted(set(records.sites or ())):
+        try:
+            check_site_name(site)
+        except InvalidValue as error:
+            place = records.place((records.sites or ()).index(site))
+            yield Problem(place, error.found, error.rule, error.remedy)
 
 
 def _overlaps(records: Records) -> Iterator[Problem]:
@@ -190,7 +239,7 @@ def assemble(records: Records, options: Options, source: str) -> Dataset:
         sites, site_names = codes.astype(np.int64), tuple(str(site) for site in unique_sites)
     split = records.splits
     if split is None:
-        own = records.patients or _image_keys(records)
+        own = records.patients or records.image_keys()
         held_out = draw_test_patients(own, options.test_fraction, options.seed, options.secret)
         split = np.where(held_out, TEST, TRAIN)
     return Dataset(
@@ -208,13 +257,6 @@ def assemble(records: Records, options: Options, source: str) -> Dataset:
         synthetic=records.synthetic,
         description=records.description,
     )
-
-
-def _image_keys(records: Records) -> Sequence[str]:
-    """What tells each image from the others wherever it stands among them: its file, or in an array its content."""
-    if isinstance(records.images, FileImages):
-        return records.image_names
-    return records.images.digest(np.arange(len(records.images)))
 
 
 def study_labels(records: Records, options: Options) -> tuple[Codes, tuple[str, ...]]:
@@ -253,13 +295,18 @@ def _those_here(positive: Sequence[str], classes: tuple[str, ...], study: tuple[
     with names of its own would take part with every label wrong.
     """
     known = {*positive, *study[0].split(" or ")}
-    plain = {_letters(name) for name in classes if name not in positive}
-    if known.isdisjoint(classes) or any(_letters(name) in plain for name in positive):
+    plain = {letters(name) for name in classes if name not in positive}
+    if known.isdisjoint(classes) or any(letters(name) in plain for name in positive):
         return positive
     return [name for name in positive if name in classes]
 
 
-def _letters(name: str) -> str:
+def letters(name: str) -> str:
+    """A name without case, spaces and signs, for spellings that are meant alike.
+
+    >>> letters("Pleural-Effusion ") == letters("pleural effusion")
+    True
+    """
     return "".join(filter(str.isalnum, name.casefold()))
 
 

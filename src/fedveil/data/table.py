@@ -10,7 +10,7 @@ import numpy as np
 
 from fedveil.data.facts import ImageFacts
 from fedveil.data.files import FileImages, probe
-from fedveil.data.records import Problem, Records
+from fedveil.data.records import Given, Problem, Records
 from fedveil.errors import DataError
 
 __all__ = ["Row", "class_order", "file_problem", "file_records"]
@@ -60,6 +60,12 @@ def file_records(
         splits=_splits([row.split for row in kept]),
         problems=(*found, *missing),
         notes=tuple(notes),
+        rows=tuple(
+            Given(
+                patient=facts.patient if row.patient is None else row.patient, site=row.site, split=row.split
+            )
+            for row, facts in usable
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from fedveil.deploy.identity import check_public_key
 from fedveil.deploy.local import Address
 from fedveil.errors import InvalidValue, Refused
 from fedveil.federation import Policy, Terms, default_min_honest
+from fedveil.names import SITE_NAME
 from fedveil.privacy import Trust, Unit
 
 __all__ = ["BudgetTable", "CohortTable", "PolicyTable", "SiteConfig", "SiteTable"]
@@ -24,7 +25,7 @@ class _Table(BaseModel):
 class SiteTable(_Table):
     """Who this hospital is, whom it answers, and where its service listens."""
 
-    name: str = Field(min_length=1, max_length=80, pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=f"^{SITE_NAME}$")
     coordinator: str = ""
     listen: str = "unix:site.sock"
     group: str | None = None
@@ -132,6 +133,7 @@ class SiteConfig(_Table):
             trusts=frozenset(self.policy.trust),
             min_sites=self.policy.min_sites,
             max_dimension=self.policy.max_dimension,
+            max_units=None if self.budget.unit == "site" else self.budget.max_units,
         )
 
     def check(self, terms: Terms) -> None:
@@ -163,24 +165,25 @@ class SiteConfig(_Table):
             )
 
     def _check_units(self, terms: Terms) -> None:
-        """Refuse what would depend on how many units there are, by the public bound instead of their number."""
+        """Refuse what one ledger cannot price for its own unit, and a delta above one over the most units.
+
+        All studies on the same patients are charged to one ledger. What protects a coarser unit protects this ledger's
+        too, at a price that the ledger knows; what protects a finer one bounds nothing for it.
+        """
         if terms.trust == "none":
             return
-        unit = terms.target.unit
-        if unit != self.budget.unit:
-            raise Refused(
-                f"the study protects each {unit}",
-                f"this site's budget is kept for each {self.budget.unit}",
-                "change privacy.unit in the study, or keep a second site folder for that unit",
-            )
+        for release in terms.releases:
+            try:
+                release.mechanism.for_unit(self.budget.unit)
+            except InvalidValue as error:
+                raise Refused(
+                    f"the study protects each {terms.target.unit}, this site's budget is kept for each "
+                    f"{self.budget.unit}: {error.found}",
+                    error.rule,
+                    f'set privacy.unit = "{self.budget.unit}" in the study, which protects its parts as well; a second '
+                    "budget for the same patients would not count what the first one spent",
+                ) from None
         self.check_delta(terms.target.delta)
-        room = [one.integer.units for one in terms.releases if one.integer and not one.local]
-        if unit != "site" and room and min(room) < self.budget.max_units:
-            raise Refused(
-                f"the study leaves room for {min(room):,} units a site",
-                f"this site may hold {self.budget.max_units:,}",
-                "raise federation.max_units in the study, or lower budget.max_units in site.toml",
-            )
 
 
 def _setting(terms: Terms, table: str, key: str) -> Any:

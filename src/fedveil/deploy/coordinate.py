@@ -180,7 +180,7 @@ def _not_ready(status: Mapping[str, str], terms: Terms) -> FederationError:
     words = {
         "absent": "not connected",
         "unknown": "does not know the study",
-        "pending": "has not approved the study, or has something to mend first",
+        "pending": "has not approved the study",
         "loading": "is still reading its images",
         "refused": "refuses the study; its own log says why",
     }

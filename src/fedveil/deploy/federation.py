@@ -13,6 +13,7 @@ from fedveil.deploy.flower.link import LinkSettings
 from fedveil.deploy.identity import Identity, check_private, check_public_key
 from fedveil.deploy.receipts import Receipts
 from fedveil.errors import InvalidValue
+from fedveil.names import SITE_NAME
 
 __all__ = ["Federation", "FederationTable"]
 
@@ -31,7 +32,7 @@ class FederationTable(BaseModel):
     name: str = Field(min_length=1, max_length=80)
     port: int = Field(ge=1, le=65535)
     listen: str = "0.0.0.0"
-    sites: tuple[str, ...] = Field(strict=False, min_length=1)
+    sites: tuple[Annotated[str, Field(pattern=f"^{SITE_NAME}$")], ...] = Field(strict=False, min_length=1)
     wait_for_approval: Number = Field(default=86400.0, ge=0)
     wait_for_absent: Number = Field(default=120.0, ge=1)
     wait_for_answer: Number = Field(default=3600.0, ge=1)

@@ -1,13 +1,19 @@
-"""From an approved study to a site that can answer: the hospital's images, read once and kept as features."""
+"""From an approved study to a site that can answer: the hospital's images, read once and kept as features.
+
+`Cohorts.check` is for the person who approves: it refuses whatever is wrong with the images. `Cohorts.open` is for the
+service afterwards: it depends on policy and budget alone. An image that cannot be used counts as nothing there, and
+where none can the site answers with noise; only the hospital's own log says so.
+"""
 
 import json
-from dataclasses import dataclass, field, replace
+import logging
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, load
+from fedveil.data import Dataset, Options, load, load_usable
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity, signing_key
 from fedveil.deploy.offer import Offer
@@ -15,13 +21,17 @@ from fedveil.deploy.peers import Peers
 from fedveil.errors import DataError
 from fedveil.federation import Site, Terms
 from fedveil.federation.secure import Identity as Signer
+from fedveil.learning import HeldOut, Learner
 from fedveil.privacy import Ledger
 from fedveil.study import TrainedModel
 from fedveil.study.evaluation import TestSet
 from fedveil.study.progress import Silent
-from fedveil.study.task import Task, make_task
+from fedveil.study.task import Task, make_task, model_of
 
 __all__ = ["Cohorts"]
+
+log = logging.getLogger("fedveil.site")
+Rows = npt.NDArray[np.int64]
 
 HELD_OUT = b"fedveil patients held out 1"
 """What the hospital's secret is for that decides who is held out."""
@@ -53,28 +63,47 @@ class Cohorts:
             ledger.admit(*(release.mechanism for release in terms.releases))
 
     def open(self, offer: Offer, terms: Terms, ledger: Ledger) -> Site:
-        """A site that has admitted the terms; everything that could refuse them has been asked.
+        """A site that has admitted the terms. Nothing about the images decides whether there is one, or what it admits.
 
         Raises:
-            FedveilError: the policy, the budget or the images do not allow the study. Nothing is charged.
+            FedveilError: the policy or the budget does not allow the study. Nothing is charged.
         """
         self.agree(terms, ledger)
-        task = self.task(offer)
+        learner, held_out = self._learner(offer)
         site = Site(
             self.config.site.name,
-            task.learner(self.own(task.dataset, task.dataset.train)),
+            learner,
             self.config.core_policy(),
             ledger,
             self._signer(),
-            held_out=task.held_out(self.own(task.dataset, task.dataset.test)),
+            held_out=held_out,
         )
         site.admit(terms)
         return site
 
+    def _learner(self, offer: Offer) -> tuple[Learner | None, HeldOut | None]:
+        """What the images make for a study; nothing where none can be used, which only the log tells."""
+        try:
+            task = self.task(offer)
+            train, test = (
+                self._usable(task.dataset, task.dataset.train),
+                self._usable(task.dataset, task.dataset.test),
+            )
+            if not len(train):
+                log.error("no training image can be used: this site answers with noise alone")
+            return (task.learner(train) if len(train) else None), task.held_out(test)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the images stays in this hospital
+            log.error(
+                "the images cannot be used (%s): this site answers with noise alone, charged like everything, until "
+                "they are corrected and the service is started again",
+                error,
+            )
+            return None, None
+
     def judge(self, offer: Offer, model: TrainedModel) -> dict[str, Any] | None:
         """How good a model is on the images that the hospital tests on; exact, so nothing of it may leave."""
         task = self.task(offer)
-        test = TestSet(task, self.own(task.dataset, task.dataset.test))
+        test = TestSet(task, self._usable(task.dataset, task.dataset.test))
         if not len(test.rows):
             return None
         return test.metrics(test.probabilities(model.parameters), model.frequencies)
@@ -93,27 +122,17 @@ class Cohorts:
         seen = [values["data"], values["model"], values["training"], study.study.seed, calibrated]
         key = json.dumps([seen, offer.classes, offer.channels], sort_keys=True)
         if key not in self.tasks:
-            self.tasks[key] = make_task(study, self.dataset(offer), Silent())
+            self.tasks[key] = make_task(study, self._seen_by(offer), Silent())
         return replace(self.tasks[key], study=study)
 
     def dataset(self, offer: Offer | None = None) -> Dataset:
-        """The hospital's images as a study sees them, or as they are; no pixel is read.
+        """The hospital's images as a study sees them, or as they are, for a person's eyes; no pixel is read.
 
         Raises:
             DataError: they cannot be used, or this budget's words do not fit them.
         """
-        settings = self.config.data
-        size: dict[str, Any] = {"image_size": offer.study.data.image_size} if offer else {}
-        dataset = load(
-            settings.source,
-            **size,
-            positive=(offer.study.data.positive or None) if offer else None,
-            classes=offer.classes if offer else None,
-            base=self.config.folder,
-            secret=self.identity.secret(HELD_OUT),
-            test_fraction=settings.test_fraction,
-            allow_patient_overlap=settings.allow_patient_overlap,
-        )
+        options = self._options(offer)
+        dataset = load(self.config.data.source, base=self.config.folder, **asdict(options))
         if offer and dataset.images.channels != offer.channels:
             raise DataError(
                 f"the images here have {dataset.images.channels} channels",
@@ -123,7 +142,54 @@ class Cohorts:
         self._check_units(dataset)
         return dataset
 
-    def own(self, dataset: Dataset, part: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def check(self, offer: Offer) -> None:
+        """Refuse images, or a model, that a study cannot use as they are: before a person approves it.
+
+        Raises:
+            DataError: an image cannot be used.
+            InvalidValue: the study's model cannot be built here; its public weights are not on this machine, say.
+        """
+        dataset = self.dataset(offer)
+        model_of(offer.study, dataset)
+        if not len(self.own(dataset, dataset.train)):
+            raise DataError(
+                f"{self.config.data.source} holds nobody to train on for this hospital",
+                "a site needs at least one patient",
+                "correct data.source or data.site in site.toml, or leave the study",
+            )
+
+    def _options(self, offer: Offer | None) -> Options:
+        settings = self.config.data
+        study: dict[str, Any] = (
+            {} if offer is None else {"image_size": offer.study.data.image_size, "classes": offer.classes}
+        )
+        return Options(
+            **study,
+            positive=(offer.study.data.positive or None) if offer else None,
+            secret=self.identity.secret(HELD_OUT),
+            test_fraction=settings.test_fraction,
+            allow_patient_overlap=settings.allow_patient_overlap,
+        )
+
+    def _seen_by(self, offer: Offer) -> Dataset:
+        """The images that a study can use, each judged by itself."""
+        named = self.config.budget.unit == "patient" and not self.config.data.one_image_a_patient
+        return load_usable(
+            self.config.data.source,
+            self._options(offer),
+            base=self.config.folder,
+            channels=offer.channels,
+            need_patients=named,
+        )
+
+    def _usable(self, dataset: Dataset, part: Rows) -> Rows:
+        """Images of this hospital among some that can be used; none where no image names it."""
+        wanted = self.config.data.site
+        if wanted is not None and wanted not in dataset.site_names:
+            return part[:0]
+        return self.own(dataset, part)
+
+    def own(self, dataset: Dataset, part: Rows) -> Rows:
         """Images of this hospital among some of the data set's."""
         wanted = self.config.data.site
         if wanted is None:

@@ -10,6 +10,7 @@ from fedveil.deploy.certificates import Authority, names_of, node_keys
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity, check_private, fingerprint, private_files, write_private
 from fedveil.errors import InvalidValue
+from fedveil.names import check_site_name, check_site_names
 from fedveil.privacy import Budget, Ledger
 from fedveil.study.toml import toml_value
 
@@ -173,13 +174,13 @@ def init_site(folder: Path) -> Identity:
 
 def _check_names(hospitals: Sequence[str]) -> None:
     for hospital in hospitals:
-        plain = hospital.replace("-", "").replace("_", "").replace(".", "")
-        if not plain.isalnum() or hospital.startswith((".", "-")) or hospital == "coordinator":
+        if check_site_name(hospital, plain=True) == "coordinator":
             raise InvalidValue(
                 f"a hospital is called {hospital!r}",
-                "a name is letters, digits, hyphens and underscores, and not coordinator",
-                "choose a short name",
+                "that is the folder of the coordinator",
+                "choose another name",
             )
+    check_site_names(tuple(hospitals))
     if len(set(hospitals)) != len(hospitals) or not hospitals:
         raise InvalidValue(
             f"the hospitals are {', '.join(hospitals) or 'none'}", "their names must differ", "name each once"

@@ -7,6 +7,7 @@ A connection carries one exchange: a length (8 bytes, big-endian) and that many 
 import hmac
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +66,9 @@ class Address:
             raise
         return line
 
-    def admits(self, line: socket.socket) -> bool:
+    def admits(self, sent: bytes) -> bool:
         """Whether a caller knows the token; compared in constant time."""
-        return self.token is None or hmac.compare_digest(_exactly(line, TOKEN_LENGTH), self.token)
+        return self.token is None or hmac.compare_digest(sent, self.token)
 
 
 def ask(address: Address, data: bytes, *, timeout: float, limit: int) -> bytes:
@@ -90,18 +91,26 @@ def send(line: socket.socket, data: bytes) -> None:
     line.sendall(data)
 
 
-def receive(line: socket.socket, limit: int) -> bytes:
-    """Receive a length and that many bytes, ``limit`` at most."""
-    (length,) = _LENGTH.unpack(_exactly(line, _LENGTH.size))
+def receive(line: socket.socket, limit: int, *, until: float | None = None) -> bytes:
+    """Receive a length and that many bytes, ``limit`` at most.
+
+    Args:
+        line: a connection; where ``until`` is None its own timeout holds for each part that arrives.
+        limit: the most bytes that are taken.
+        until: when the whole message must have arrived, by `time.monotonic`.
+    """
+    (length,) = _LENGTH.unpack(_exactly(line, _LENGTH.size, until))
     if length > limit:
         raise LineError(f"{length:,} bytes announced, {limit:,} are allowed")
-    return _exactly(line, length)
+    return _exactly(line, length, until)
 
 
-def _exactly(line: socket.socket, length: int) -> bytes:
+def _exactly(line: socket.socket, length: int, until: float | None) -> bytes:
     chunks: list[bytes] = []
     missing = length
     while missing:
+        if until is not None:
+            line.settimeout(max(until - time.monotonic(), 1e-3))
         chunk = line.recv(min(missing, _CHUNK))
         if not chunk:
             raise LineError(f"the peer hung up {missing:,} bytes before the end")

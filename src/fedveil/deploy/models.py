@@ -1,6 +1,6 @@
 """The finished models that a hospital keeps, a folder each, for `fedveil predict` on its own scans.
 
-``models/DIGEST`` (the first twelve characters of the study's) appears whole, with the common model and the study
+``models/DIGEST`` (the study's, whole) appears whole, with the common model and the study
 that it is of. What the hospital itself makes of it is added beside: ``personal/``, a model of its own, and
 ``evaluation.json``, how good both are on the patients that it holds out: exact, hence as private as the images.
 """
@@ -32,7 +32,7 @@ class Models:
 
     def of(self, digest: str) -> "Kept":
         """What is kept of one study."""
-        return Kept(self._folder / digest[:12])
+        return Kept(self._folder / digest)
 
     def keep(self, digest: str, offer: Offer, arrays: Mapping[str, Array]) -> bool:
         """Keep a study's finished model; False if the very same one is kept already.
@@ -45,13 +45,13 @@ class Models:
         if kept.exists():
             if not _same(kept.common(), model):
                 raise Refused(
-                    f"another finished model of study {digest[:12]} arrived",
+                    f"another finished model of study {digest} arrived",
                     f"{kept.folder} holds the one that came first",
                     "if it has to be replaced, move that folder away and have the model sent again",
                 )
             return False
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        unfinished = self._folder / f".{digest[:12]}.tmp"
+        unfinished = self._folder / f".{digest}.tmp"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         model.save(unfinished)

@@ -8,17 +8,15 @@ from typing import Any
 from fedveil.data import Dataset
 from fedveil.errors import Refused
 from fedveil.federation import Terms
+from fedveil.names import SITE_NAME
 from fedveil.study.settings import Study
-from fedveil.study.task import model_of
+from fedveil.study.task import sizes_of
 from fedveil.study.terms import make_terms
 
 __all__ = ["SOURCE", "Offer"]
 
 SOURCE = "each hospital's own images"
 """What stands in an offered study for its data source, which differs at every hospital."""
-
-SITE_NAME = re.compile(r"[\w.-]{1,80}")
-"""What a hospital may be called, as in its own settings."""
 
 _FIELDS = {"study", "sites", "classes", "channels", "keys"}
 
@@ -57,11 +55,14 @@ class Offer:
     def terms(self) -> Terms:
         """What touches privacy, calibrated from the offer alone; the classes are bound into the digest.
 
+        A stranger may name anything in a study, and nobody here has read it yet. So its model is not built: nothing
+        that it names is downloaded, read or allocated.
+
         Raises:
             FedveilError: the study asks for something impossible.
         """
-        empty = Dataset.empty(self.classes, channels=self.channels, image_size=self.study.data.image_size)
-        terms = make_terms(self.study, sites=self.sites, model=model_of(self.study, empty))
+        sizes = sizes_of(self.study, len(self.classes), self.channels)
+        terms = make_terms(self.study, sites=self.sites, model=sizes)
         meaning = {"classes": list(self.classes), "channels": self.channels}
         return replace(terms, settings={**terms.settings, "offer": meaning})
 
@@ -115,7 +116,7 @@ def _are(fits: Callable[[object], bool], value: object) -> bool:
 
 
 def _is_site(name: object) -> bool:
-    return isinstance(name, str) and SITE_NAME.fullmatch(name) is not None
+    return isinstance(name, str) and re.fullmatch(SITE_NAME, name) is not None
 
 
 def _is_class(name: object) -> bool:

@@ -8,12 +8,14 @@ receipt that does not lie behind the last one is no receipt, so its answer is le
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fedveil.errors import FederationError
+from fedveil.names import SITE_NAME
 
 __all__ = ["Receipt", "Receipts"]
 
@@ -53,6 +55,7 @@ class Receipt:
             not isinstance(values, dict)
             or sorted(values) != sorted(names)
             or not all(isinstance(values[name], kinds.get(name, str)) for name in names)
+            or not re.fullmatch(SITE_NAME, values["site"])  # receipts are kept in a file of its name
         ):
             raise FederationError(
                 f"{str(values)[:60]!r} is no receipt",

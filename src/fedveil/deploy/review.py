@@ -1,12 +1,15 @@
 """What a study would cost one hospital, for the person who has to approve it."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.studies import Listed
-from fedveil.errors import FedveilError
+from fedveil.errors import FedveilError, InvalidValue
 from fedveil.federation import KEPT, Terms
+from fedveil.federation.secure import session_of
 from fedveil.privacy import Guarantee, LedgerState, Mechanism, epsilon, operational_risk, verify_ledger
 
 __all__ = ["Review", "review"]
@@ -40,6 +43,8 @@ class Review:
         """The review as a person reads it."""
         terms, budget = self.listed.terms, self.state.budget
         needed = next(count for count in range(1, len(terms.sites) + 1) if terms.enough(count))
+        if terms.trust == "secure-aggregation":  # beyond 64 sites a sparse session needs more
+            needed = max(needed, session_of(terms, terms.sites, 0, 1).min_survivors)
         rounds = " and ".join(
             f"{r.mechanism.steps} x {r.name} ({r.dimension:,} numbers)" for r in terms.releases
         )
@@ -104,8 +109,7 @@ def review(config: SiteConfig, listed: Listed) -> Review:
         )
     target = terms.target
     guarantee = Guarantee(epsilon(mechanisms, target.delta), target.delta, target.unit, target.trust)
-    others = [charge.mechanism for charge in state.charges if charge.study != terms.title]
-    after = max(state.spent(), epsilon([*others, *mechanisms], state.budget.delta, adaptive=True))
+    after = max(state.spent(), _after(state, terms, mechanisms))
     if objection is None and after > state.budget.epsilon * (1 + 1e-9):
         objection = f"the budget of epsilon {state.budget.epsilon:.4g} does not pay for it"
     return Review(
@@ -117,6 +121,19 @@ def review(config: SiteConfig, listed: Listed) -> Review:
         objection=objection,
         own_model=_own_model(config, terms),
     )
+
+
+def _after(state: LedgerState, terms: Terms, mechanisms: Sequence[Mechanism]) -> float:
+    """Epsilon of all other studies' charges and this whole study, each as it protects the ledger's unit.
+
+    Infinite where this study does not protect that unit at all, which the policy's objection explains.
+    """
+    others = [charge.mechanism for charge in state.charges if charge.study != terms.title]
+    try:
+        priced = [one.for_unit(state.budget.unit) for one in (*others, *mechanisms)]
+    except InvalidValue:
+        return math.inf
+    return epsilon(priced, state.budget.delta, adaptive=True)
 
 
 def _own_model(config: SiteConfig, terms: Terms) -> str | None:

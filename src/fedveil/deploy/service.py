@@ -69,7 +69,6 @@ class SiteService:
         self._terms: dict[str, Terms] = {}
         self._secure_answers: dict[bytes, bytes] = {}
         self._opening: dict[str, threading.Thread] = {}
-        self._refused: set[str] = set()
         self._busy, self._keeping = threading.Lock(), threading.Lock()
 
     def answer(self, sealed: bytes) -> bytes:
@@ -168,7 +167,10 @@ class SiteService:
         return self._frame("offered", study=digest, status=status, nonce=str(head.get("nonce", ""))[:64])
 
     def _model(self, frame: Frame) -> Frame:
-        """Keep a finished model. The answer is the same whatever this hospital then makes of it."""
+        """Keep a finished model. The answer follows from the message and the approval, which the status tells.
+
+        It is the same whatever this hospital then makes of the model.
+        """
         study = str(frame.head.get("study"))
         if not (_is_digest(study) and self.studies.is_approved(study)):
             raise Refused(
@@ -221,8 +223,8 @@ class SiteService:
     def status(self, digest: str) -> str:
         """How a study stands here: unknown, pending, loading, ready or refused.
 
-        Refused follows from policy and budget alone. Whatever is wrong with the images is pending, as if nobody had
-        approved: a person has to look.
+        All of it follows from what was offered, who approved it, policy and budget. Of the images nothing but the time
+        that it takes to read them can be seen, between loading and ready.
         """
         if not self.studies.is_known(digest):
             return "unknown"
@@ -232,7 +234,7 @@ class SiteService:
             return "ready"
         thread = self._opening.get(digest)
         if thread is not None and not thread.is_alive():
-            return "refused" if digest in self._refused else "pending"
+            return "ready" if digest in self._sites else "refused"
         if thread is None:
             thread = threading.Thread(target=self._host, args=(digest,), daemon=True)
             self._opening[digest] = thread
@@ -240,21 +242,15 @@ class SiteService:
         return "loading"
 
     def _host(self, digest: str) -> Site | None:
-        """Make an approved study answerable: check policy and budget, and then read images."""
+        """Make an approved study answerable: None if policy or budget forbids it, and whatever the images are else."""
         with self._busy:
             if digest in self._sites:
                 return self._sites[digest]
             try:
                 listed = self.studies.read(digest)
-                self._cohorts.agree(listed.terms, self.ledger)
-            except FedveilError as error:
-                log.error("study %s is refused: %s", digest[:12], error)
-                self._refused.add(digest)
-                return None
-            try:
                 site = self._cohorts.open(listed.offer, listed.terms, self.ledger)
-            except Exception as error:  # noqa: BLE001 - the cohort's trouble stays in the cohort's log
-                log.error("study %s cannot be opened here, until this is mended: %s", digest[:12], error)
+            except Exception as error:  # noqa: BLE001 - policy, budget or this machine; never the images
+                log.error("study %s is refused: %s", digest, error)
                 return None
             self._sites[digest], self._terms[digest] = site, listed.terms
             log.info("study %s (%s) is ready", listed.terms.name, digest[:12])
@@ -270,7 +266,7 @@ class SiteService:
         self._check_fresh(asked)
         site = self._approved(request.study)
         if site is None:
-            return self._decline(request, f"study {request.study[:12]} cannot be opened here", asked)
+            return self._decline(request, f"study {request.study} is refused here", asked)
         with self._busy:
             stored = self._stored(request, asked)
             if stored is not None:

@@ -68,7 +68,7 @@ class Spool:
             old.unlink()
 
     def _path(self, request: Request, name: str) -> Path:
-        return self._folder / request.study[:16] / f"answer-{name[:32]}"
+        return self._folder / request.study / f"answer-{name}"
 
 
 def _name(request: Request) -> str:

@@ -140,7 +140,7 @@ messages between the two; this hospital needs no open port.
 4. `fedveil site check site`
 5. `fedveil site serve site`, and as another user `fedveil site connect node`
 6. When a study is offered: `fedveil site studies site`, read what it would cost, then
-   `fedveil site approve STUDY site`
+   `fedveil site approve STUDY site`, which also decodes every image and has the others' fingerprints compared
 7. A finished study leaves its model in `site/models/STUDY`, for `fedveil predict`, and in `evaluation.json` there
    how good it is on the patients that are held out here. That file is as private as the images.
 

@@ -21,7 +21,7 @@ from fedveil.federation.terms import (
 from fedveil.learning import HeldOut, Learner
 from fedveil.privacy import release as release_noisy
 
-__all__ = ["Contributions"]
+__all__ = ["Contributions", "within"]
 
 log = logging.getLogger("fedveil.site")
 
@@ -32,25 +32,15 @@ class Contributions:
 
     Args:
         site: the hospital's name, for its log.
-        learner: the only code that sees the cohort's pixels.
+        learner: the only code that sees the cohort's pixels; None where no image can be used, and every sum is 0.
         held_out: the patients that the hospital tests on; None if it holds out none.
         generator: draws samples of units, and the noise of local steps.
     """
 
     def __init__(
-        self, site: str, learner: Learner, held_out: HeldOut | None, generator: np.random.Generator
+        self, site: str, learner: Learner | None, held_out: HeldOut | None, generator: np.random.Generator
     ) -> None:
         self._site, self._learner, self._held_out, self._generator = site, learner, held_out, generator
-
-    @property
-    def units(self) -> int:
-        """Number of units that are trained on."""
-        return self._learner.units
-
-    @property
-    def units_held_out(self) -> int:
-        """Number of units that are tested on."""
-        return 0 if self._held_out is None else self._held_out.units
 
     def of(self, release: Release, parameters: Vector, *, private: bool) -> Vector:
         """What a round of the release is about: exact, so it stays at the site, unless local steps had noise.
@@ -75,7 +65,7 @@ class Contributions:
                 total = release_noisy(total, std, self._generator)
             trained -= local.learning_rate * (total / local.units + local.proximal * (trained - origin))
         bound = local.reach if release.local_noise else release.mechanism.clip_norm
-        return _clipped(trained - origin, bound)
+        return within(trained - origin, bound)
 
     def _shielded(self, compute: Callable[[], Vector], release: Release, private: bool) -> Vector:
         """What ``compute`` gives; zero if it fails or is no vector of finite numbers, which only the site's log tells.
@@ -101,18 +91,22 @@ class Contributions:
             if self._held_out is None:
                 return np.zeros(release.dimension)
             return self._held_out.histogram(parameters, self._sample(release, self._held_out.units))
+        if release.local is not None:
+            return self.local_steps(release, release.local, parameters, private=private)
+        if self._learner is None:
+            return np.zeros(release.dimension)
         if release.name == PROGRESS:
             return self._learner.hits(parameters, self._sample(release, self._learner.units))
         if release.name in (STATISTICS, CALIBRATION, PERSONAL_CALIBRATION):
             chosen = self._sample(release, self._learner.units)
             own = release.name == PERSONAL_CALIBRATION
             return self._learner.statistics(parameters, chosen, plain=own)
-        if release.local is not None:
-            return self.local_steps(release, release.local, parameters, private=private)
         return self._gradients(release, parameters, release.mechanism.clip_norm)
 
     def _gradients(self, release: Release, parameters: Vector, clip_norm: float) -> Vector:
         """The sum over the sampled units of their clipped contributions; each unit is drawn by itself."""
+        if self._learner is None:
+            return np.zeros(release.dimension)
         return self._learner.contribution(
             parameters, clip_norm=clip_norm, units=self._sample(release, self._learner.units)
         )
@@ -125,8 +119,11 @@ class Contributions:
         return np.flatnonzero(self._generator.random(units) < rate)
 
 
-def _clipped(vector: Vector, bound: float) -> Vector:
-    """The vector, scaled down to the bound if it is longer; zero if it is not finite."""
+def within(vector: Vector, bound: float) -> Vector:
+    """The vector, scaled down to the bound if it is longer; zero if it is not finite.
+
+    That is the projection onto a ball, which takes no two vectors further apart.
+    """
     norm = float(np.linalg.norm(vector))
     if not np.isfinite(norm):
         return np.zeros_like(vector)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fedveil.errors import Refused
 from fedveil.federation.terms import Terms
-from fedveil.privacy import Trust
+from fedveil.privacy import Trust, check_delta
 
 __all__ = ["Policy"]
 
@@ -17,11 +17,13 @@ class Policy:
         trusts: the levels of trust it accepts; ``"none"`` lets un-noised sums out and is never a default.
         min_sites: fewest participants of a round that it joins.
         max_dimension: longest vector that it releases.
+        max_units: the most units that the site will ever hold, a public number; None where nothing is said of it.
     """
 
     trusts: frozenset[Trust] = frozenset({"site", "secure-aggregation"})
     min_sites: int = 1
     max_dimension: int = 50_000_000
+    max_units: int | None = None
 
     def check(self, terms: Terms) -> None:
         """Raise `Refused` if the hospital's policy does not admit the terms."""
@@ -37,10 +39,24 @@ class Policy:
                 f"this site's policy asks for {self.min_sites} or more",
                 "raise federation.min_sites in the study",
             )
+        self._check_units(terms)
         largest = max(release.dimension for release in terms.releases)
         if largest > self.max_dimension:
             raise Refused(
                 f"the study releases vectors of length {largest:,}",
                 f"this site's policy allows {self.max_dimension:,} at most",
                 "choose a smaller model, or raise the site's limit",
+            )
+
+    def _check_units(self, terms: Terms) -> None:
+        """Refuse what would depend on how many units there are, by the public bound, never by their number."""
+        if self.max_units is None or terms.trust == "none" or terms.target.unit == "site":
+            return
+        check_delta(terms.target.delta, self.max_units)
+        room = [one.integer.units for one in terms.releases if one.integer and not one.local]
+        if room and min(room) < self.max_units:
+            raise Refused(
+                f"the study leaves room for {min(room):,} units a site",
+                f"this site may hold {self.max_units:,}",
+                "raise federation.max_units in the study, or lower the site's own bound",
             )

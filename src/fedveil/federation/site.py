@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import BudgetExceeded, FedveilError, Refused
-from fedveil.federation.contributions import Contributions
+from fedveil.federation.contributions import Contributions, within
 from fedveil.federation.messages import (
     Answer,
     DeclineCode,
@@ -23,7 +23,7 @@ from fedveil.federation.policy import Policy
 from fedveil.federation.secure import Identity, SecureSite
 from fedveil.federation.terms import KEPT, PERSONAL, PERSONAL_CALIBRATION, Release, Terms
 from fedveil.learning import HeldOut, Learner
-from fedveil.privacy import Ledger, check_delta, secure_generator
+from fedveil.privacy import Ledger, secure_generator
 from fedveil.privacy import release as release_noisy
 
 __all__ = ["Site", "release_of"]
@@ -52,7 +52,8 @@ class Site:
 
     Args:
         name: the site's name in the studies it takes part in.
-        learner: the only code that sees the cohort's pixels.
+        learner: the only code that sees the cohort's pixels; None where no image can be used: then the site answers
+            with noise alone, charged like everything, since whether it does must not be seen.
         policy: what the hospital admits.
         ledger: the hospital's open ledger; None only for a site whose policy admits nothing but trust ``"none"``.
         identity: signature key and the other sites' public keys; needed for secure aggregation only.
@@ -62,7 +63,7 @@ class Site:
     def __init__(
         self,
         name: str,
-        learner: Learner,
+        learner: Learner | None,
         policy: Policy,
         ledger: Ledger | None,
         identity: Identity | None = None,
@@ -84,12 +85,12 @@ class Site:
         self._contributions = Contributions(name, learner, held_out, self._generator)
 
     def admit(self, terms: Terms) -> str:
-        """Admit a study after checking it against the policy, the cohort and the budget; return its digest.
+        """Admit a study after checking it against the policy and the budget, never the cohort; return its digest.
 
         Raises:
             Refused: the policy forbids it, or the site is not part of it.
             BudgetExceeded: the whole study would cost more than the budget has left.
-            InvalidValue: delta is larger than one over the site's units.
+            InvalidValue: delta is larger than one over the most units that the policy says there may be.
         """
         self._policy.check(terms)
         if self.name not in terms.sites:
@@ -98,8 +99,6 @@ class Site:
                 f"{self.name} is not among them",
                 "add it to the study's sites",
             )
-        if terms.trust != "none" and terms.target.unit != "site":
-            check_delta(terms.target.delta, self._contributions.units + self._contributions.units_held_out)
         if not terms.holds:
             raise Refused(
                 f"the releases of {terms.name} cost more than its target",
@@ -120,29 +119,19 @@ class Site:
                 "secure aggregation needs keys that the sites know each other by",
                 "make one with `fedveil site init`",
             )
-        largest = min(
-            (one.integer.units for one in terms.releases if one.integer and not one.local), default=None
-        )
-        units = max(self._contributions.units, self._contributions.units_held_out)
-        if largest is not None and units > largest:
-            raise Refused(
-                f"{self.name} holds {units:,} units",
-                f"the study leaves room for {largest:,} a site",
-                "raise federation.max_units in the study",
-            )
         secure = SecureSite(self.name, terms, self._identity)
         secure.claimed(self._served.get(terms.digest, 0))
         return secure
 
     def _check_budget(self, terms: Terms, ledger: Ledger) -> None:
         """Check that the whole study fits; one that has begun already is checked charge by charge."""
-        charges = [charge for charge in ledger.state.charges if charge.study == terms.title]
+        charges = [charge for charge in ledger.state.charges if terms.charged_to(charge)]
         asked, served = Counter[str](), 0
         for charge in charges:
             asked[release_of(charge.label)] += charge.mechanism.steps
             served = max(served, int(charge.label.split(ATTEMPT)[1]))
         self._asked[terms.digest], self._served[terms.digest] = asked, served
-        if not charges:
+        if not any(charge.study == terms.title for charge in charges):
             ledger.admit(*(release.mechanism for release in terms.releases))
 
     def handle(self, message: Message) -> Answer:
@@ -262,9 +251,14 @@ class Site:
     def _protect(
         self, request: Request, terms: Terms, release: Release, total: Vector
     ) -> Vector | npt.NDArray[np.uint32]:
-        """The sum as it may leave: with noise, or with its share of the noise and masked."""
+        """The sum as it may leave: with noise, or with its share of the noise and masked.
+
+        Whole numbers have room for a public number of units. A sum of more of them is scaled down to that room, which
+        takes no two sums further apart: to refuse it would tell how many units there are.
+        """
         if release.integer is not None:
-            words = release.integer.encode(total, self._generator)
+            room = release.integer.units * release.integer.mechanism.clip_norm
+            words = release.integer.encode(within(total, room), self._generator)
             return self._secure[terms.digest].mask(request.attempt, words, release.name)
         return total if release.local_noise else self._noisy(total, terms.noise_std(release))
 
@@ -358,5 +352,5 @@ class Site:
 
 def _has(ledger: Ledger, terms: Terms, release: str) -> bool:
     """Whether the study was charged for a release, by this process or one before it."""
-    made = (charge.label for charge in ledger.state.charges if charge.study == terms.title)
+    made = (charge.label for charge in ledger.state.charges if terms.charged_to(charge))
     return any(release_of(label) == release for label in made)

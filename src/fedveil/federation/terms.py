@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import Any
 
 from fedveil.errors import InvalidValue
-from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, Trust, epsilon
+from fedveil.names import check_site_names
+from fedveil.privacy import Charge, Guarantee, IntegerMechanism, Mechanism, Trust, epsilon, is_mixture
 
 __all__ = [
     "CALIBRATION",
@@ -60,9 +61,8 @@ def phase_name(number: int) -> str:
 def default_min_honest(sites: int) -> int:
     """The fewest noise shares that an adversary is assumed not to know: two thirds of the sites, rounded down.
 
-    The secure aggregation opens a sum when more than two thirds of the sites survive a round (Bonawitz et al. 2017,
-    section 6.2, against an active server); one of the survivors may always be curious, since each of them sees the sum
-    and knows its own share. So a third of the sites may be lost without a guarantee that fails.
+    A sum is opened when more than two thirds of the sites survive a round (Bonawitz et al. 2017, section 6.2, against
+    an active server); one survivor may always be curious, since each knows its own share.
 
     >>> [default_min_honest(n) for n in (3, 5, 10, 50)]
     [2, 3, 6, 33]
@@ -140,9 +140,8 @@ class Release:
     Attributes:
         name: what is released: `STATISTICS`, one sum before training; `TRAINING`, and further phases of it (see
             `phase_name`); `PROGRESS`, how many units the model has right so far; `CALIBRATION`, one sum after;
-            `EVALUATION`, one sum over the patients that hospitals hold out;
-            `PERSONAL` and `PERSONAL_CALIBRATION`, what a site makes of the finished model, which leaves it only as it
-            pleases.
+            `EVALUATION`, one sum over the patients held out; `PERSONAL` and `PERSONAL_CALIBRATION`, what a site makes
+            of the finished model for itself.
         mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.
@@ -239,6 +238,7 @@ class Terms:
                 "a study needs sites with different names",
                 "name each hospital once",
             )
+        check_site_names(self.sites)
         if not 1 <= self.min_sites <= len(self.sites):
             raise InvalidValue(
                 f"min_sites is {self.min_sites}",
@@ -299,8 +299,20 @@ class Terms:
 
     @property
     def title(self) -> str:
-        """The study in a ledger: its name, and the start of its digest, since names repeat."""
-        return f"{self.name} {self.digest[:12]}"
+        """The study in a ledger: its name, and its whole digest, which alone tells it from every other study."""
+        return f"{self.name} {self.digest}"
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """What a ledger may call it: its title, and what earlier versions wrote, with 12 digits of the digest.
+
+        Studies that agree in those are made in minutes: such a line counts both against this study and beside it.
+        """
+        return self.title, f"{self.name} {self.digest[:12]}"
+
+    def charged_to(self, charge: Charge) -> bool:
+        """Whether a ledger's charge is this study's, or may be: counted against its limits, never in its favour."""
+        return charge.study in self.titles
 
     @property
     def main(self) -> Release:
@@ -343,15 +355,14 @@ class Terms:
         )
 
     def _meets(self, mechanisms: Iterable[Mechanism]) -> bool:
+        """Whether the target pays for these, one way for all courses: two ways would have its delta each."""
         if self.trust == "none":
             return True
-        return epsilon(mechanisms, self.target.delta, adaptive=True) <= self.target.epsilon
+        mixed = is_mixture(release.mechanism for release in self.releases)
+        return epsilon(mechanisms, self.target.delta, adaptive=True, mixed=mixed) <= self.target.epsilon
 
     def enough(self, survivors: int) -> bool:
-        """Whether a round that so many sites completed may be opened.
-
-        Under secure aggregation the survivors must hold the honest shares *beside* one curious site's own.
-        """
+        """Whether so many sites may open a round: masked, they must hold the honest shares beside a curious site's."""
         if survivors < self.min_sites:
             return False
         return self.trust != "secure-aggregation" or survivors > self.honest

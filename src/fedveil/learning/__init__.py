@@ -18,10 +18,11 @@ from fedveil.learning.features import FeatureExtractor, feature_extractor
 from fedveil.learning.held_out import HeldOut
 from fedveil.learning.learner import Learner
 from fedveil.learning.linear import LinearHead, LinearLearner
-from fedveil.learning.model import Model
+from fedveil.learning.model import Model, Sizes
 from fedveil.learning.network_learner import ImageSource, NetworkLearner, NetworkModel
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
 from fedveil.learning.score_histogram import ScoreHistogram
+from fedveil.learning.sizes import NetworkSizes
 from fedveil.learning.statistics import ClassStatistics, unit_blocks
 from fedveil.learning.views import Views
 
@@ -42,10 +43,12 @@ __all__ = [
     "Model",
     "NetworkLearner",
     "NetworkModel",
+    "NetworkSizes",
     "Optimizer",
     "OptimizerState",
     "ScoreHistogram",
     "Sgd",
+    "Sizes",
     "Views",
     "auroc",
     "decide",

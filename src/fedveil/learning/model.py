@@ -5,11 +5,11 @@ from typing import Protocol
 from fedveil.learning.learner import Vector
 from fedveil.learning.statistics import ClassStatistics
 
-__all__ = ["Model"]
+__all__ = ["Model", "Sizes"]
 
 
-class Model(Protocol):
-    """A model's public side. Its whole parameter vector ends with the trained part."""
+class Sizes(Protocol):
+    """How long a model's vectors are: all that terms need to know of it."""
 
     @property
     def classes(self) -> int:
@@ -35,6 +35,10 @@ class Model(Protocol):
     def calibration_size(self) -> int:
         """Length of what is released after training."""
         ...
+
+
+class Model(Sizes, Protocol):
+    """A model's public side. Its whole parameter vector ends with the trained part."""
 
     def initial(self) -> Vector:
         """The trained part before training, (trained,); the same everywhere."""

@@ -36,7 +36,7 @@ from fedveil.learning.shares import hits, image_shares
 from fedveil.learning.statistics import FEWEST, ClassStatistics
 from fedveil.learning.views import Views
 
-__all__ = ["ImageSource", "NetworkLearner", "NetworkModel"]
+__all__ = ["ImageSource", "NetworkLearner", "NetworkModel", "layers_of"]
 
 BATCH = 256
 """Images whose gradients are taken at once."""
@@ -88,7 +88,7 @@ class NetworkModel:
         trained_blocks: int = 1,
     ) -> None:
         self.name, self.classes, self.image_size = name, classes, image_size
-        self.module = _build(name, classes, channels, image_size, seed, trained_blocks).eval()
+        self.module = layers_of(name, classes, channels, image_size, seed, trained_blocks).eval()
         self.notices = check_private(self.module, (channels, image_size, image_size))
         frozen, self.body = split_frozen(self.module)
         self.frozen = frozen if len(frozen) else None
@@ -357,14 +357,24 @@ class NetworkLearner:
                 first = end
 
 
-def _build(
-    name: str, classes: int, channels: int, image_size: int, seed: int, trained_blocks: int
+def layers_of(
+    name: str,
+    classes: int,
+    channels: int,
+    image_size: int,
+    seed: int,
+    trained_blocks: int,
+    *,
+    weights: bool = True,
 ) -> nn.Sequential:
+    """The network that a study file names, as a sequence; without ``weights`` only its shapes count."""
     base, _, resolution = name.partition("@")
-    module = network(name, classes=classes, channels=channels, image_size=image_size, seed=seed)
+    module = network(
+        name, classes=classes, channels=channels, image_size=image_size, seed=seed, weights=weights
+    )
     if not isinstance(module, nn.Sequential):
         return nn.Sequential(module)
     if base == "efficientnet-lite0":
         size = int(resolution) if resolution else max(32, image_size)
-        module = efficientnet_lite0(classes, size, trained_blocks=trained_blocks)
+        module = efficientnet_lite0(classes, size, trained_blocks=trained_blocks, weights=weights)
     return module

@@ -6,7 +6,7 @@ an attacker; a site's ledger holds what it ever released and refuses what its bu
 images, no networks; the only layer that imports dp-accounting and randomgen.
 """
 
-from fedveil.privacy.accounting import delta_at, epsilon, gdp_mu
+from fedveil.privacy.accounting import delta_at, epsilon, gdp_mu, is_mixture
 from fedveil.privacy.calibration import calibrate
 from fedveil.privacy.chain import Head, restore_head
 from fedveil.privacy.charges import Budget, Charge, LedgerState, read_ledger, verify_ledger
@@ -37,6 +37,7 @@ __all__ = [
     "epsilon",
     "gaussian",
     "gdp_mu",
+    "is_mixture",
     "operational_risk",
     "read_ledger",
     "release",

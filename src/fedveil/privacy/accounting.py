@@ -35,6 +35,7 @@ __all__ = [
     "epsilon",
     "gaussian_room",
     "gdp_mu",
+    "is_mixture",
     "price",
     "tally",
     "within",
@@ -62,25 +63,34 @@ def tally(mechanisms: Iterable["Mechanism"]) -> Counter[Step]:
     return count
 
 
-def epsilon(mechanisms: Iterable["Mechanism"], delta: float, *, adaptive: bool = False) -> float:
+def epsilon(
+    mechanisms: Iterable["Mechanism"], delta: float, *, adaptive: bool = False, mixed: bool = False
+) -> float:
     """An upper bound, tight to numerical precision, on the epsilon at `delta` of all `mechanisms` together.
 
     0 for none. ``adaptive`` says that later mechanisms may be chosen in view of what earlier ones released,
     as in a ledger that outlives a study. It changes the bound only where mechanisms differ and some sample:
     then filters by Renyi divergences replace privacy loss distributions, for which no such theorem is known. Of
     a ledger that admits such mixtures, `delta` holds for the courses of events without one and again for those
-    with one: in all, counting both, it is (epsilon, 2 delta)-private. See `LedgerState.delta`.
+    with one: in all, counting both, it is (epsilon, 2 delta)-private. See `LedgerState.delta`. With ``mixed`` the
+    filter prices every course, also one that has not become a mixture yet: then all of them together have `delta`.
 
     >>> from fedveil.privacy import Mechanism
     >>> round(epsilon([Mechanism(28.9, 1.0, steps=60)], 1e-5), 3)
     1.0
     """
-    return price(tally(mechanisms), check_delta(delta), adaptive=adaptive)
+    return price(tally(mechanisms), check_delta(delta), adaptive=adaptive, mixed=mixed)
 
 
-def price(composition: Composition, delta: float, *, adaptive: bool = False) -> float:
+def price(composition: Composition, delta: float, *, adaptive: bool = False, mixed: bool = False) -> float:
     """`epsilon`, for steps that are already counted."""
-    return _price(tuple(sorted(composition.items())), delta, adaptive)
+    return _price(tuple(sorted(composition.items())), delta, adaptive or mixed, mixed)
+
+
+def is_mixture(mechanisms: Iterable["Mechanism"]) -> bool:
+    """Whether mechanisms differ and some sample: what has no tight price where it is chosen adaptively."""
+    kinds = {(one.noise_multiplier, one.sampling_rate) for one in mechanisms}
+    return len(kinds) > 1 and any(rate < 1 for _, rate in kinds)
 
 
 def within(composition: Composition, epsilon: float, delta: float) -> bool:
@@ -89,7 +99,7 @@ def within(composition: Composition, epsilon: float, delta: float) -> bool:
         return True
     steps = tuple(sorted(composition.items()))
     if _samples(steps):
-        return _price(steps, delta, True) <= epsilon
+        return _price(steps, delta, True, False) <= epsilon
     return _delta(steps, epsilon) <= delta
 
 
@@ -123,13 +133,15 @@ _Steps = tuple[tuple[Step, int], ...]
 
 
 @lru_cache(maxsize=4096)
-def _price(steps: _Steps, delta: float, adaptive: bool) -> float:
+def _price(steps: _Steps, delta: float, adaptive: bool, mixed: bool) -> float:
     slack_epsilon, slack_delta = _slack(steps)
     delta = math.exp(-slack_epsilon / 2) * (delta - slack_delta)
     if delta <= 0 or _noiseless(steps):
         return math.inf
     bound = gaussian_epsilon(_mu(steps), delta)
-    if _samples(steps) and bound > 0:
+    if mixed and steps:
+        bound = filter_epsilon(_sampled(steps), delta)
+    elif _samples(steps) and bound > 0:
         # To be left out of a sample only protects, so what full participation costs is an upper bound, too.
         sampled = _sampled(steps)
         if len(sampled) > 1 and adaptive:

@@ -71,6 +71,7 @@ def read_chain(path: Path) -> Contents:
 
     Raises LedgerError where the file is missing, damaged, edited, or behind its head.
     """
+    path = _file_of(path)
     try:
         # The head first: a writer may append in between, and only a file behind its head is refused.
         slots = _head_path(path).read_bytes() if _head_path(path).exists() else b""
@@ -93,6 +94,7 @@ def check_receipt(path: Path, contents: Contents, receipt: Head) -> None:
 
 def restore_head(path: Path, receipt: Head) -> None:
     """Write a lost head anew for a file that holds the line which `receipt` names; else raise LedgerError."""
+    path = _file_of(path)
     with _open_head(path) as slots:
         try:
             contents = _parse(path, path.read_bytes())
@@ -112,6 +114,7 @@ class Chain:
     """
 
     def __init__(self, path: Path, first: Mapping[str, Any] | None = None) -> None:
+        path = _file_of(path)
         if first is None and not path.exists():
             raise _missing(path)
         self.path = path
@@ -134,6 +137,7 @@ class Chain:
                 raise _missing(self.path)
             _create(self.path, first)
         self._file = FileIO(self.path, "r+b")
+        _lock(self._file, self.path)  # a hard link is another name of the file, with another head beside it
         contents = _check_head(self.path, _parse(self.path, self._file.readall() or b""), slots)
         if contents.torn:
             self._cut(contents.length)
@@ -199,6 +203,8 @@ class Chain:
         if self._file is not None:
             with suppress(OSError):  # the file itself is on the disk; a head that lags is in order
                 _flush(self._slots.fileno())
+            if self._process == os.getpid():
+                fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
             self._file.close()
             self._file = None
         if not self._slots.closed and self._process == os.getpid():
@@ -302,6 +308,15 @@ def _head_path(path: Path) -> Path:
     return path.with_name(path.name + ".head")
 
 
+def _file_of(path: Path) -> Path:
+    """The file itself, whatever link names it: of two names for one file the lock and the head must be the same."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else OSError(str(error))
+        raise _system_error(path, "found", reason) from error
+
+
 def _open_head(path: Path) -> FileIO:
     """The head's file, made if need be, locked until closed."""
     try:
@@ -309,18 +324,24 @@ def _open_head(path: Path) -> FileIO:
     except OSError as error:
         raise _system_error(path, "opened", error) from error
     try:
-        fcntl.flock(slots.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        _lock(slots, path)
+    except BaseException:
         slots.close()
+        raise
+    return slots
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         raise LedgerError(
             f"{path} is held by another process or another open ledger",
             "one at a time may charge it",
             "wait until the other study has ended, or stop it",
         ) from error
     except OSError as error:
-        slots.close()
         raise _system_error(path, "locked", error) from error
-    return slots
 
 
 def _slot(head: Head) -> bytes:

@@ -112,30 +112,30 @@ class LedgerState:
         """The names of all studies that were charged, in order of their first charge."""
         return tuple(dict.fromkeys(charge.study for charge in self.charges))
 
-    def spent(self, study: str | None = None, *, delta: float | None = None) -> float:
-        """Epsilon of all charges together, or of one study's, at the budget's delta if none is given."""
-        return self._price([charge.mechanism for charge in self._of(study)], delta)
+    def spent(self, *studies: str, delta: float | None = None) -> float:
+        """Epsilon of all charges together, or of some studies', at the budget's delta if none is given."""
+        return self._price([charge.mechanism for charge in self._of(studies)], delta)
 
-    def spent_alone(self, study: str | None = None, *, delta: float | None = None) -> float:
+    def spent_alone(self, *studies: str, delta: float | None = None) -> float:
         """The same if everyone but the site colludes: what the site's own noise guarantees."""
-        alone = [charge.alone for charge in self._of(study)]
+        alone = [charge.alone for charge in self._of(studies)]
         known = [mechanism for mechanism in alone if mechanism is not None]
         return self._price(known, delta) if len(known) == len(alone) else math.inf
 
     @property
     def delta(self) -> float:
-        """What the budget's epsilon holds at: its delta, or twice that where studies mix sampled mechanisms.
+        """What the budget's epsilon holds at: its delta, or twice that where several studies share it and one samples.
 
-        What one study releases is fixed beforehand. Whether a hospital admits another, which makes it a mixture, may
-        depend on what the first released: courses of events in which it does not have delta, and those in which it
-        does, priced by `fedveil.privacy.subsampled.filter_epsilon`, have delta again.
+        What one study costs is filtered as a whole, see `fedveil.federation.Terms.affords`. Whether a hospital admits
+        another, which may make a mixture, can depend on what the first released: courses of events in which it does not
+        have delta, and those in which it does, priced by `fedveil.privacy.subsampled.filter_epsilon`, have delta again.
+        Both count, whichever came about.
         """
-        kinds = {(one.mechanism.noise_multiplier, one.mechanism.sampling_rate) for one in self.charges}
-        mixed = len(kinds) > 1 and any(rate < 1 for _, rate in kinds)
-        return self.budget.delta * (2 if mixed and len(self.studies) > 1 else 1)
+        samples = any(charge.mechanism.sampling_rate < 1 for charge in self.charges)
+        return self.budget.delta * (2 if samples and len(self.studies) > 1 else 1)
 
-    def _of(self, study: str | None) -> list[Charge]:
-        return [charge for charge in self.charges if study is None or charge.study == study]
+    def _of(self, studies: tuple[str, ...]) -> list[Charge]:
+        return [charge for charge in self.charges if not studies or charge.study in studies]
 
     def _price(self, mechanisms: Iterable[Mechanism], delta: float | None) -> float:
         released = [one.for_unit(self.budget.unit) for one in mechanisms]

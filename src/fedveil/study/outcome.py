@@ -153,7 +153,7 @@ class Outcome:
         target = self.terms.target
         if self.terms.trust == "none":
             return target
-        spent = max(state.spent(self.terms.title) for state in self.ledgers.values())
+        spent = max(state.spent(*self.terms.titles) for state in self.ledgers.values())
         if self.trained.stopped:
             planned = [release.mechanism for release in self.terms.releases]
             spent = max(spent, epsilon(planned, target.delta, adaptive=True))
@@ -173,8 +173,8 @@ class Outcome:
         """What is known of a site: of a real hospital's cohort nothing is known here."""
         state = self.ledgers.get(name)
         spent = {
-            "epsilon_spent": state.spent(self.terms.title) if state else None,
-            "epsilon_alone": state.spent_alone(self.terms.title) if state else None,
+            "epsilon_spent": state.spent(*self.terms.titles) if state else None,
+            "epsilon_alone": state.spent_alone(*self.terms.titles) if state else None,
         }
         if name not in self.prepared.sites:
             return {"name": name, **spent}

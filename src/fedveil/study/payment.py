@@ -172,7 +172,9 @@ class Payment:
         for attempt in itertools.count(1):
             folder = directory / UNDER_WAY / f"{_key(setting)}-{attempt}"
             terms = self.bill.terms(setting, attempt)
-            if not folder.exists() and any(terms.title in one.state.studies for one in ledgers.values()):
+            if not folder.exists() and any(
+                terms.charged_to(c) for one in ledgers.values() for c in one.state.charges
+            ):
                 continue  # its checkpoint is lost, what it was charged is not
             study = self.bill.study(setting, attempt)
             try:
@@ -245,7 +247,7 @@ def plan_payment(data: Prepared, grid: Grid, paid: float | None, directory: Path
         raise StudyError(
             f"this sweep's ledgers are kept per {recorded[0].unit}, and it goes on per {grid.unit[0]}",
             "a ledger has one unit",
-            "begin another sweep in another directory; both cost the patients, together",
+            f"sweep per {recorded[0].unit}; other ledgers for the same patients would not count what these spent",
         )
     if not 0 < paid < math.inf:
         raise StudyError(

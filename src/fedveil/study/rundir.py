@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import StudyError
+from fedveil.names import check_site_name
 from fedveil.study.files import json_line, write_atomic, write_json
 from fedveil.study.settings import Study
 
@@ -103,11 +104,11 @@ class RunDirectory:
 
     def ledger(self, site: str) -> Path:
         """Where a simulated site's ledger lies."""
-        return self.path / "ledgers" / f"{site}.jsonl"
+        return self.path / "ledgers" / f"{check_site_name(site)}.jsonl"
 
     def personal(self, site: str) -> Path:
         """Where a simulated site's own model lies, if the study has them."""
-        return self.path / "personal" / site
+        return self.path / "personal" / check_site_name(site)
 
     def scratch(self, name: str, study: Study) -> "RunDirectory":
         """A directory inside this one for an alternative that is trained to compare with; begun or resumed."""

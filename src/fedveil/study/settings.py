@@ -41,7 +41,7 @@ class StudySettings(_Table):
         default="study",
         min_length=1,
         max_length=80,
-        pattern=r"^[\w .+-]+$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_ .+-]*$",
         description="for ledgers, reports and the run directory",
     )
     description: str = Field(default="", description="what the study is for, shown in the report")

@@ -173,19 +173,23 @@ def _personal(
 
 def _sites(prepared: Prepared, task: Task, terms: Terms, ledgers: Mapping[str, Ledger]) -> list[Site]:
     """Sites that have admitted the terms, and know each other's keys."""
-    policy = Policy(trusts=frozenset({terms.trust}))
+    learners = {name: task.learner(rows) for name, rows in prepared.sites.items()}
+    held_out = {name: task.held_out(prepared.held_out.get(name, NOTHING)) for name in prepared.sites}
+    tested = [one.units for one in held_out.values() if one is not None]
+    most = max([one.units for one in learners.values()] + tested)  # known to whoever simulates
+    policy = Policy(trusts=frozenset({terms.trust}), max_units=most)
     keys = {name: Ed25519PrivateKey.generate() for name in terms.sites}
     pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
     sites = [
         Site(
             name,
-            task.learner(rows),
+            learner,
             policy,
             ledgers.get(name),
             Identity(keys[name], pinned),
-            held_out=task.held_out(prepared.held_out.get(name, NOTHING)),
+            held_out=held_out[name],
         )
-        for name, rows in prepared.sites.items()
+        for name, learner in learners.items()
     ]
     for site in sites:
         site.admit(terms)

@@ -21,6 +21,8 @@ from fedveil.learning import (
     Model,
     NetworkLearner,
     NetworkModel,
+    NetworkSizes,
+    Sizes,
     Views,
 )
 from fedveil.learning.crops import crop, crop_version
@@ -31,7 +33,7 @@ from fedveil.study.model_file import TrainedModel
 from fedveil.study.progress import Progress
 from fedveil.study.settings import Study
 
-__all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of"]
+__all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
 
 BATCH = 256
 """Images read and pushed through an extractor at a time, which bounds the memory that large sets need."""
@@ -244,6 +246,25 @@ def model_of(study: Study, dataset: Dataset) -> Model:
         InvalidValue: there is no such model, or it cannot be trained privately. Nothing has been charged by then.
     """
     return _network(study, dataset) if study.model.network != "linear" else _head(study, dataset)
+
+
+def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
+    """The sizes of the study's model, worked out without building it: no weights are read, nothing large is allocated.
+
+    Raises:
+        InvalidValue: there is no such model.
+    """
+    if study.model.network == "linear":
+        return _head(
+            study, Dataset.empty(("",) * classes, channels=channels, image_size=study.data.image_size)
+        )
+    return NetworkSizes.of(
+        study.model.network,
+        classes=classes,
+        channels=channels,
+        image_size=study.data.image_size,
+        trained_blocks=study.model.trained_blocks,
+    )
 
 
 def _head(study: Study, dataset: Dataset) -> CentredHead:

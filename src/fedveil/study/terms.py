@@ -19,7 +19,7 @@ from fedveil.federation import (
     Terms,
     default_min_honest,
 )
-from fedveil.learning import Model, ScoreHistogram
+from fedveil.learning import ScoreHistogram, Sizes
 from fedveil.privacy import Guarantee, IntegerMechanism, Mechanism, calibrate, calibrate_integer, epsilon
 from fedveil.study.phases import checks, make_phases
 from fedveil.study.rules import head_length, learning_rate
@@ -33,7 +33,7 @@ UNBOUNDED = 1e9
 """Where a difference is not masked, its size needs no bound."""
 
 
-def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
+def make_terms(study: Study, *, sites: Sequence[str], model: Sizes) -> Terms:
     """Calibrate the study's releases to its target and fix everything that touches privacy.
 
     Sums that are made once (statistics, calibration, evaluation), if asked for, get fractions s of the budget: in the
@@ -47,7 +47,7 @@ def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
     Args:
         study: the resolved study.
         sites: names of the sites, in order.
-        model: the model; its sizes are public.
+        model: the model, or its sizes alone; they are public.
     """
     target = target_of(study)
     min_honest = study.federation.min_honest or default_min_honest(len(sites))
@@ -63,7 +63,7 @@ def make_terms(study: Study, *, sites: Sequence[str], model: Model) -> Terms:
     )
 
 
-def _releases(study: Study, calibrator: "_Calibrator", model: Model) -> list[Release]:
+def _releases(study: Study, calibrator: "_Calibrator", model: Sizes) -> list[Release]:
     """All releases, in the order in which they are made."""
     single = _singles(study, model)
     if study.model.network != "linear" and study.training.sampling_rate < 1:
@@ -93,7 +93,7 @@ class _Single(NamedTuple):
     times: int = 1
 
 
-def _singles(study: Study, model: Model) -> list[_Single]:
+def _singles(study: Study, model: Sizes) -> list[_Single]:
     """The sums beside training that the study asks for, in order."""
     privacy = study.privacy
     histogram, judged = ScoreHistogram.size(model.classes), model.classes + model.parameters
@@ -125,7 +125,7 @@ class _Calibrator:
         """The noise multiplier of a single sum that takes all of the budget."""
         return calibrate(self.target, steps=1).noise_multiplier if self.target.trust != "none" else 0.0
 
-    def kept(self, model: Model) -> list[Release]:
+    def kept(self, model: Sizes) -> list[Release]:
         """What every hospital makes for itself, as far as the study pays for it."""
         privacy, found = self.study.privacy, []
         if privacy.personal_share > 0:
@@ -142,7 +142,7 @@ class _Calibrator:
             )
         return found
 
-    def rest(self, spent: Sequence[Mechanism], model: Model) -> Release:
+    def rest(self, spent: Sequence[Mechanism], model: Sizes) -> Release:
         """The class statistics of a study without training, with the least noise that meets the target."""
         one = _Single(STATISTICS, 1.0, model.statistics_size, 0)
         match self.target.trust:
@@ -214,7 +214,7 @@ class _Calibrator:
             integer=integer,
         )
 
-    def personal(self, model: Model) -> Release:
+    def personal(self, model: Sizes) -> Release:
         """A hospital's own steps from the finished model, which take their share of the budget.
 
         How far they go follows from the hospital's signal-to-noise ratio as in `fedveil.study.rules`. With the pull p
@@ -248,7 +248,7 @@ class _Calibrator:
             ),
         )
 
-    def training(self, spent: Sequence[Mechanism], model: Model, *, more: int = 0) -> Release:
+    def training(self, spent: Sequence[Mechanism], model: Sizes, *, more: int = 0) -> Release:
         """The rounds of training, with the least noise that meets the target beside what is spent and more steps."""
         settings, clip_norm, dimension = self.study.training, self.study.privacy.clip_norm, model.trained
         local = self.local_steps() if settings.method == "averaging" else None

@@ -6,7 +6,9 @@ import json
 import pytest
 
 from fedveil.errors import FederationError, InvalidValue
+from fedveil.federation import default_min_honest
 from fedveil.federation.secure_aggregation import Session
+from fedveil.federation.secure_aggregation.graph import isolated
 
 
 def names(count):
@@ -92,3 +94,26 @@ def test_every_setting_changes_the_digest():
     ]
     digests = {dataclasses.replace(session, **change).digest for change in changed}
     assert len(digests | {session.digest}) == len(changed) + 1
+
+
+@pytest.mark.parametrize(
+    ("sites", "threshold", "lost", "min_honest"),
+    [
+        (3, 3, 0, 2),
+        (5, 4, 1, 3),
+        (10, 7, 3, 6),
+        (50, 34, 16, 33),
+        (64, 43, 21, 42),
+        (65, 44, 17, 43),
+        (100, 67, 27, 66),
+        (200, 134, 52, 133),
+    ],
+)
+def test_a_studys_session_loses_as_many_sites_as_the_documentation_says(sites, threshold, lost, min_honest):
+    """The table of docs/secure-aggregation.md: a round needs max(T, h + c + a) survivors."""
+    session = Session.of("study", names(sites), rounds=1, min_honest=default_min_honest(sites))
+    cut_off = isolated(sites) if session.sparse else 0
+    assert (session.threshold, session.min_honest) == (threshold, min_honest)
+    assert session.min_survivors == sites - lost == max(threshold, min_honest + session.colluding + cut_off)
+    smaller = Session.of("study", names(sites), rounds=1, min_honest=threshold - session.colluding - cut_off)
+    assert smaller.min_survivors == threshold

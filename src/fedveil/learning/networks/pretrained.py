@@ -22,7 +22,9 @@ HEAD_LENGTH = 2.0
 """Norm of the features under the head, which weighs its training against that of the blocks below."""
 
 
-def efficientnet_lite0(classes: int, resolution: int, *, trained_blocks: int = 1) -> nn.Sequential:
+def efficientnet_lite0(
+    classes: int, resolution: int, *, trained_blocks: int = 1, weights: bool = True
+) -> nn.Sequential:
     """EfficientNet-Lite0 with ImageNet weights up to its 11th block, and a linear head: few parameters are tuned.
 
     Images are resized to `resolution`. The blocks behind, which were trained to name animals, are left out. In the
@@ -31,7 +33,7 @@ def efficientnet_lite0(classes: int, resolution: int, *, trained_blocks: int = 1
     al., arXiv 2210.00036). The head takes mean and deviation over space of each channel, `Centred` in the middle
     between the classes. Batch norm of the frozen part is folded into its convolutions.
     """
-    source: Any = pretrained(resolution)
+    source: Any = pretrained(resolution, weights=weights)
     if not 0 <= trained_blocks <= _BLOCKS:
         raise InvalidValue(
             f"trained_blocks is {trained_blocks}",

@@ -15,11 +15,15 @@ NETWORKS = ("cnn", "resnet18", "densenet121", "efficientnet-lite0")
 of the images. `timm:NAME` works where timm is installed."""
 
 
-def network(name: str, *, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
+def network(
+    name: str, *, classes: int, channels: int, image_size: int, seed: int, weights: bool = True
+) -> nn.Module:
     """Build a network that can be trained privately: images `(k, channels, size, size)` in [0, 1] to logits.
 
     Every site and the coordinator call this with the same arguments and get the same initial parameters; the
     seed is public and touches nothing but them. No network holds batch statistics that follow the images.
+
+    Without ``weights`` none that are published are read, and only shapes count, as on PyTorch's meta device.
     """
     for key, value, least in (
         ("classes", classes, 2),
@@ -46,7 +50,7 @@ def network(name: str, *, classes: int, channels: int, image_size: int, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if foreign:
-            return timm_network(name.removeprefix("timm:"), classes, channels, image_size)
+            return timm_network(name.removeprefix("timm:"), classes, channels, image_size, weights=weights)
         match base:
             case "cnn":
                 return cnn(classes, channels)
@@ -55,7 +59,7 @@ def network(name: str, *, classes: int, channels: int, image_size: int, seed: in
             case "densenet121":
                 return densenet121(classes, channels, image_size)
             case "efficientnet-lite0":
-                return efficientnet_lite0(classes, int(setting or max(32, image_size)))
+                return efficientnet_lite0(classes, int(setting or max(32, image_size)), weights=weights)
     raise InvalidValue(
         f"network is {name!r}",
         f"it must be one of {', '.join(NETWORKS)}, or timm:NAME",

@@ -1,0 +1,109 @@
+"""The verb by which a person at a hospital admits a study, with all that has to be looked at before."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedveil.cli.console import console, speak_plainly
+from fedveil.deploy.approval import image_problems, match_keys
+from fedveil.deploy.config import SiteConfig
+from fedveil.deploy.hosting import Cohorts
+from fedveil.deploy.identity import Identity, fingerprint, private_files
+from fedveil.deploy.offline import offline
+from fedveil.deploy.peers import Peers
+from fedveil.deploy.review import Review, review
+from fedveil.deploy.studies import Listed, Studies
+from fedveil.errors import DataError, Refused
+
+__all__ = ["Folder", "approve", "show"]
+
+Folder = Annotated[Path, typer.Argument(help="The site's folder, with its site.toml.")]
+
+
+def approve(
+    study: Annotated[
+        str, typer.Argument(help="An offered study: its digest, the digest's beginning, or its name.")
+    ],
+    folder: Folder = Path("site"),
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask; the study must be given by its whole digest.")
+    ] = False,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FINGERPRINT, as that hospital read it to you; once for each new key."),
+    ] = None,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Approve although some images here will count as nothing.")
+    ] = False,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
+) -> None:
+    """Approve one offered study, after showing what it would cost here.
+
+    Example: fedveil site approve 3f2a91 site
+    """
+    with speak_plainly(), offline():
+        config, studies = SiteConfig.load(folder), Studies(folder / "studies")
+        listed = studies.find(study)
+        if withdraw:
+            studies.withdraw(listed.digest)
+            console.print(f"{listed.terms.name} is no longer approved")
+            return
+        if yes and study != listed.digest:
+            raise Refused(
+                f"{study} names the study",
+                "names repeat, and beginnings of digests can be made alike: without a question the whole digest counts",
+                f"read the study, then give its digest; the one that is offered now has {listed.digest}",
+            )
+        found = review(config, listed)
+        show(found)
+        if found.objection:
+            raise Refused(
+                f"{listed.terms.name} is outside this site's policy or budget",
+                "what the policy forbids cannot be approved",
+                "change site.toml or the study",
+            )
+        _say_images(config, listed, leave_out=leave_out)
+        peers, new = Peers(folder / "peers"), {}
+        if listed.terms.trust == "secure-aggregation":
+            new = peers.unconfirmed(listed.terms.sites, listed.offer.keys, config.site.name)
+        _compare_keys(match_keys(new, key or []), ask=not yes)
+        if not yes:
+            typer.confirm("Approve it?", abort=True)
+        with private_files():
+            peers.confirm(new)
+            studies.approve(listed.digest)
+        console.print(f"approved {listed.digest}", soft_wrap=True)
+
+
+def _say_images(config: SiteConfig, listed: Listed, *, leave_out: bool) -> None:
+    """Name every image that the study cannot use; refuse then, unless a person wants to go without them."""
+    problems = image_problems(Cohorts(config, Identity.load(config.folder / "identity.key")), listed)
+    for problem in problems:
+        console.print(f"problem    {problem}", soft_wrap=True, markup=False)
+    if problems and not leave_out:
+        raise DataError(
+            f"{config.data.source} has {len(problems)} problems for {listed.terms.name}",
+            "what cannot be used counts as nothing, which nobody is told once a study is approved",
+            "correct what is named above, or approve without it by --leave-out",
+        )
+
+
+def _compare_keys(new: Mapping[str, str], *, ask: bool) -> None:
+    """Have a person say of each new key that its owner read the same fingerprint; without a person, refuse."""
+    for hospital, public in new.items():
+        console.print(f"{hospital} has the fingerprint {fingerprint(public)}", soft_wrap=True, markup=False)
+        if not ask:
+            raise Refused(
+                f"nobody here has confirmed the key of {hospital}",
+                "a coordinator that may choose the hospitals' keys can read their sums",
+                f"have {hospital} read its fingerprint by telephone and give it: --key {hospital}=FINGERPRINT",
+            )
+        typer.confirm(f"Did {hospital} read you this very fingerprint, by telephone?", abort=True)
+
+
+def show(found: Review) -> None:
+    """Print what a study would cost here."""
+    for line in found.sentences:
+        console.print(line, soft_wrap=True, markup=False)

@@ -1,0 +1,61 @@
+"""How long a model's vectors are, without the model: no weight is read, downloaded or held in memory.
+
+A hospital works out the terms of whatever study it is offered, before anybody there has read the offer. A network is
+laid out on PyTorch's meta device, where parameters have shapes and no storage; a linear head's sizes are arithmetic.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from fedveil.learning.network_learner import layers_of
+from fedveil.learning.networks import Centred, split_frozen
+from fedveil.learning.private_gradients import dimension
+from fedveil.learning.statistics import ClassStatistics
+
+__all__ = ["NetworkSizes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSizes:
+    """The sizes of a network; implements `fedveil.learning.Sizes`, as `NetworkModel` does.
+
+    Attributes:
+        classes: number of classes.
+        centre: number of features that are centred, 0 where none are.
+        trained: number of trained parameters.
+    """
+
+    classes: int
+    centre: int
+    trained: int
+
+    @classmethod
+    def of(
+        cls, name: str, *, classes: int, channels: int, image_size: int, trained_blocks: int = 1
+    ) -> "NetworkSizes":
+        """The sizes of a network that a study file names; see `fedveil.learning.NetworkModel`.
+
+        Raises:
+            InvalidValue: there is no such network, or its package is not installed.
+        """
+        with torch.device("meta"):
+            layers = layers_of(name, classes, channels, image_size, 0, trained_blocks, weights=False)
+        _, body = split_frozen(layers)
+        centred = next((layer for layer in body if isinstance(layer, Centred)), None)
+        return cls(classes=classes, centre=sum(centred.blocks) if centred else 0, trained=dimension(body))
+
+    @property
+    def parameters(self) -> int:
+        """One offset of the logits a class, the centre, and the trained part."""
+        return self.classes + self.centre + self.trained
+
+    @property
+    def statistics_size(self) -> int:
+        """One count a class, or class statistics of the features that are centred."""
+        return ClassStatistics.size(self.classes, self.centre) if self.centre else self.classes
+
+    @property
+    def calibration_size(self) -> int:
+        """Class statistics of the logits."""
+        return ClassStatistics.size(self.classes, self.classes)
