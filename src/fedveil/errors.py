@@ -21,7 +21,17 @@ __all__ = [
     "LedgerError",
     "Refused",
     "StudyError",
+    "printable",
 ]
+
+
+def printable(text: str) -> str:
+    """The text on one line, without what could steer a terminal: it may quote files and messages of others.
+
+    >>> printable("label is a\\x1b[2J")
+    'label is a�[2J'
+    """
+    return "".join(one if one.isprintable() else "\ufffd" for one in text)
 
 
 class FedveilError(Exception):
@@ -32,6 +42,7 @@ class FedveilError(Exception):
     """
 
     def __init__(self, found: str, rule: str, remedy: str) -> None:
+        found, rule, remedy = printable(found), printable(rule), printable(remedy)
         super().__init__(f"{found}; {rule}: {remedy.rstrip('.')}.")
         self.found, self.rule, self.remedy = found, rule, remedy
 

@@ -211,7 +211,10 @@ class Outcome:
         return facts
 
     def _notes(self) -> list[str]:
-        notes = []
+        notes = [
+            f"{site} was left out of the last rounds: {why}."
+            for site, why in self.trained.coordinator.left_out.items()
+        ]
         planned = sum(phase.rounds for phase in self.terms.phases)
         if self.trained.stopped:
             notes.append(
