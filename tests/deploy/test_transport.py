@@ -118,6 +118,14 @@ def make(tmp_path):
         to = identities["coordinator"].public
         return seal(body, identities[site], to=to, purpose=FROM_SITE, message=message)
 
+    def to(site: str, body: bytes) -> bytes:
+        key = identities[site].public
+        return seal(body, identities["coordinator"], to=key, purpose=FROM_COORDINATOR, message=new_id())
+
+    def opened_by_coordinator(site: str, sealed: bytes) -> bytes:
+        sender = identities[site].public
+        return unseal(sealed, identities["coordinator"], sender=sender, purpose=FROM_SITE).body
+
     def build(**answers):
         chosen = {site: answers.get(site, honest(site)) for site in SITES if answers.get(site, True)}
         link = Link(chosen)
@@ -129,7 +137,13 @@ def make(tmp_path):
         return SimpleNamespace(transport=transport, link=link, receipts=receipts)
 
     return SimpleNamespace(
-        build=build, honest=honest, identities=identities, opened=opened, sealed_by=sealed_by
+        build=build,
+        honest=honest,
+        identities=identities,
+        opened=opened,
+        sealed_by=sealed_by,
+        to=to,
+        opened_by_coordinator=opened_by_coordinator,
     )
 
 

@@ -157,8 +157,8 @@ class Coordinator:
     def _leave_out(self, site: str, why: str) -> None:
         """Ask a site no more, and name it."""
         if self._secure is not None:
-            self._secure.lose(site)
-        if site not in self.left_out:
+            (self._secure.lose if why == DISPUTED else self._secure.expel)(site)
+        if self.left_out.get(site, DISPUTED) == DISPUTED != why or site not in self.left_out:
             self.left_out[site] = why
             log.error("%s is left out for the rest of this run: %s", site, why)
 

@@ -134,6 +134,11 @@ class SecureRounds:
         """Count on a site no more in the present session: it failed, and may have been restarted without its keys."""
         self._lost.add(site)
 
+    def expel(self, site: str) -> None:
+        """Count on a site no more in any session: it broke the protocol, so those in dispute with it did not."""
+        self._lost.add(site)
+        self._disputes = frozenset(pair for pair in self._disputes if site not in pair)
+
     @property
     def suspects(self) -> frozenset[str]:
         """Sites that are left out since they and others contradict each other; see `suspects`."""
