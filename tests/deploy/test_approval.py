@@ -92,10 +92,12 @@ def test_a_person_is_asked_for_each_key_and_then_for_the_study(masked, keys):
     assert all(fingerprint(key) in text for key in keys.values())
 
 
-def test_a_fingerprint_has_128_bits(keys):
-    one, other = keys["south"], keys["south"][:31] + "0" * 33
-    assert fingerprint(one) != fingerprint(other) or one[31] == "0"
-    assert len(fingerprint(one).replace("-", "")) == 32
+def test_a_fingerprint_has_128_bits_and_is_of_both_keys(keys):
+    """Nobody can keep the key that signs and replace the one that messages are encrypted to, or the reverse."""
+    one, other = keys["south"], keys["west"]
+    mixed = {fingerprint(key) for key in (one, other, one[:64] + other[64:], other[:64] + one[64:])}
+    assert len(mixed) == 4
+    assert all(len(text.replace("-", "")) == 32 for text in mixed)
 
 
 @pytest.mark.parametrize("name", ["toy", "beginning"])

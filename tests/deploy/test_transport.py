@@ -18,12 +18,14 @@ from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, new_id, seal, un
 from fedveil.errors import FederationError
 from fedveil.federation import Declined, Reply, Request
 from fedveil.federation.wire import Frame, decode, encode, pack, unpack
+from fedveil.privacy import Mechanism
 
 SITES = ("north", "south", "west")
 REQUEST = Request(
     study="ab" * 32, release="training", round=1, attempt=1, participants=SITES, parameters=np.zeros(3)
 )
 IDS = {"study": "ab" * 32, "release": "training", "round": 1, "attempt": 1}
+COST = Mechanism(noise_multiplier=8.0, clip_norm=1.0, steps=1, sampling_rate=1.0).to_dict()
 QUICK = Patience(away=0.2, answer=1.5, again=0.5)
 
 
@@ -99,7 +101,7 @@ def make(tmp_path):
                 **ids,
                 attempt=request.attempt,
                 answer=hashlib.sha256(raw).hexdigest(),
-                cost={},
+                cost=COST,
                 seq=seq,
                 hash="0" * 64,
             )
@@ -116,6 +118,14 @@ def make(tmp_path):
         to = identities["coordinator"].public
         return seal(body, identities[site], to=to, purpose=FROM_SITE, message=message)
 
+    def to(site: str, body: bytes) -> bytes:
+        key = identities[site].public
+        return seal(body, identities["coordinator"], to=key, purpose=FROM_COORDINATOR, message=new_id())
+
+    def opened_by_coordinator(site: str, sealed: bytes) -> bytes:
+        sender = identities[site].public
+        return unseal(sealed, identities["coordinator"], sender=sender, purpose=FROM_SITE).body
+
     def build(**answers):
         chosen = {site: answers.get(site, honest(site)) for site in SITES if answers.get(site, True)}
         link = Link(chosen)
@@ -127,7 +137,13 @@ def make(tmp_path):
         return SimpleNamespace(transport=transport, link=link, receipts=receipts)
 
     return SimpleNamespace(
-        build=build, honest=honest, identities=identities, opened=opened, sealed_by=sealed_by
+        build=build,
+        honest=honest,
+        identities=identities,
+        opened=opened,
+        sealed_by=sealed_by,
+        to=to,
+        opened_by_coordinator=opened_by_coordinator,
     )
 
 
@@ -281,7 +297,8 @@ def test_a_message_without_bytes_carries_none(content):
 
 
 def test_receipts_survive_a_restart_and_a_torn_line(tmp_path):
-    values = {"site": "a", "study": "s", "release": "r", "round": 1, "answer": "", "cost": {}, "hash": "h"}
+    texts = dict.fromkeys(("study", "answer", "hash"), "ab" * 32)
+    values = {"site": "a", "release": "r", "round": 1, "cost": COST, **texts}
     receipts = Receipts(tmp_path)
     receipts.keep(Receipt(**values, attempt=1, seq=3))
     with (tmp_path / "a.jsonl").open("a") as file:

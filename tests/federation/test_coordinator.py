@@ -209,10 +209,12 @@ class Tampering(InProcess):
     ("change", "reason"),
     [
         (lambda reply: None, "unreachable"),
-        (lambda reply: _with(reply, vector=reply.vector[:-1]), "failed"),
-        (lambda reply: _with(reply, vector=reply.vector * np.nan), "failed"),
-        (lambda reply: _with(reply, round=99), "failed"),
-        (lambda reply: _with(reply, site="site-1"), "failed"),
+        (lambda reply: _with(reply, vector=reply.vector[:-1]), "invalid"),
+        (lambda reply: _with(reply, vector=reply.vector * np.nan), "invalid"),
+        (lambda reply: _with(reply, vector=np.full(DIMENSION, 1e12)), "invalid"),
+        (lambda reply: _with(reply, vector=np.zeros(DIMENSION, dtype=np.uint32)), "invalid"),
+        (lambda reply: _with(reply, round=99), "invalid"),
+        (lambda reply: _with(reply, site="site-1"), "invalid"),
     ],
 )
 def test_a_bad_reply_excludes_its_site_and_nobody_else(federate, change, reason):

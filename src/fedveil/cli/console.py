@@ -1,23 +1,33 @@
 """How the command line speaks: one console, one way to end in an error, one progress display."""
 
 import errno
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.text import Text
 
-from fedveil.errors import FedveilError
+from fedveil.errors import FedveilError, printable
 
-__all__ = ["console", "errors", "speak_plainly"]
+__all__ = ["OneLine", "console", "errors", "speak_plainly"]
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
+class OneLine(logging.Formatter):
+    """One event, one line, whatever a value in it holds: so nobody can write lines that were never logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of printable text."""
+        return printable(super().format(record))
+
+
 def fail(message: str) -> SystemExit:
     """Print one error line and make the exit that ends the program with code 2."""
-    errors.print(f"[bold red]error:[/] {message.replace('[', chr(92) + '[')}", soft_wrap=True)
+    errors.print(Text.assemble(("error:", "bold red"), " ", message), soft_wrap=True)
     return SystemExit(2)
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from fedveil.cli.approve import AsJson, Folder, approve, show
-from fedveil.cli.console import console, errors, speak_plainly
+from fedveil.cli.console import OneLine, console, errors, speak_plainly
 from fedveil.cli.describe import describe_cohort
 from fedveil.cli.progress import Bars
 from fedveil.cli.tables import accuracy_words
@@ -40,7 +40,9 @@ federation = typer.Typer(help="Set a federation up.", no_args_is_help=True, rich
 
 def _log_to_stderr() -> None:
     """One line an event, with the time, for the journal; other libraries only where something is wrong."""
-    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("fedveil").setLevel(logging.INFO)
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
@@ -320,10 +322,12 @@ def coordinate(
             accuracy = accuracy_words(result["metrics"])
             console.print(f"finished {result['rounds']} rounds, {accuracy}; see {page}", soft_wrap=True)
             for note in result["notes"]:
-                errors.print(f"note: {note}", soft_wrap=True)
+                errors.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
 def _say(status: Mapping[str, str]) -> None:
     errors.print(
-        "hospitals: " + ", ".join(f"{site} {state}" for site, state in status.items()), soft_wrap=True
+        "hospitals: " + ", ".join(f"{site} {state}" for site, state in status.items()),
+        soft_wrap=True,
+        markup=False,
     )

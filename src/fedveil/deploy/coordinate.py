@@ -161,7 +161,9 @@ def wait_for_sites(
             say(status)
             told = status
         ready = sum(state == "ready" for state in status.values())
-        settled = all(state in ("ready", "refused") or state.startswith("on ") for state in status.values())
+        settled = all(
+            state in ("ready", "refused", "invalid") or state.startswith("on ") for state in status.values()
+        )
         if ready == len(status):
             return status
         if settled or time.monotonic() > until:
@@ -179,6 +181,8 @@ def _not_ready(status: Mapping[str, str], terms: Terms) -> FederationError:
         "pending": "has not approved the study",
         "loading": "is still reading its images",
         "refused": "refuses the study; its own log says why",
+        "stale": "finds messages too old: set its clock and this machine's by NTP",
+        "invalid": "answers what the protocol does not allow",
     }
     other = f"; here runs fedveil {__version__}, and every hospital needs the same"
     words |= {state: state + other for state in status.values() if state.startswith("on ")}

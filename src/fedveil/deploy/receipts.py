@@ -14,10 +14,21 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fedveil.errors import FederationError
+from fedveil.errors import FederationError, FedveilError
 from fedveil.names import SITE_NAME
+from fedveil.privacy import Mechanism
 
 __all__ = ["Receipt", "Receipts"]
+
+
+_HASH = re.compile("[0-9a-f]{64}")
+_TEXT = {
+    "site": re.compile(SITE_NAME),  # receipts are kept in a file of its name
+    "release": re.compile("[a-z0-9-]{1,64}"),
+    "study": _HASH,
+    "answer": _HASH,
+    "hash": _HASH,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +60,12 @@ class Receipt:
     @classmethod
     def from_dict(cls, values: object) -> "Receipt":
         """Read what `to_dict` wrote, trusting nothing in it."""
-        kinds: dict[str, Any] = {"round": int, "attempt": int, "seq": int, "cost": (dict, type(None))}
-        names = [item.name for item in fields(cls)]
         if (
             not isinstance(values, dict)
-            or sorted(values) != sorted(names)
-            or not all(isinstance(values[name], kinds.get(name, str)) for name in names)
-            or not re.fullmatch(SITE_NAME, values["site"])  # receipts are kept in a file of its name
+            or values.keys() != {item.name for item in fields(cls)}
+            or not all(_is(pattern, values[name]) for name, pattern in _TEXT.items())
+            or not all(_is_count(values[name]) for name in ("round", "attempt", "seq"))
+            or not (values["cost"] is None or _is_cost(values["cost"]))
         ):
             raise FederationError(
                 f"{str(values)[:60]!r} is no receipt",
@@ -63,6 +73,24 @@ class Receipt:
                 "install the same fedveil version at the coordinator and at every site",
             )
         return cls(**values)
+
+
+def _is(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_cost(value: object) -> bool:
+    """Whether a site's word for what it charged is a mechanism as ledgers hold it."""
+    if not isinstance(value, dict):
+        return False
+    try:
+        return dict(Mechanism.from_dict(value).to_dict()) == value
+    except (FedveilError, TypeError, ValueError, KeyError, OverflowError):
+        return False
 
 
 class Receipts:

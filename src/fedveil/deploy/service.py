@@ -87,7 +87,7 @@ class SiteService:
             log.warning("refused: %s", error)
             reply = self._frame("refused")
         except Exception as error:  # noqa: BLE001 - no message may stop the service, no trace may leave it
-            log.error("refused: %s: %s", type(error).__name__, error)
+            log.error("refused: %s: %.200r", type(error).__name__, str(error))
             reply = self._frame("refused")
         return reply if isinstance(reply, bytes) else self._sealed(reply, asked)
 
@@ -136,7 +136,7 @@ class SiteService:
         study, nonce, known = head.get("study"), head.get("nonce"), head.get("receipt")
         if head.get("version") != __version__:
             log.warning(
-                "the coordinator runs fedveil %.20s, this site %s: install the same version at both ends",
+                "the coordinator runs fedveil %.22r, this site %s: install the same version at both ends",
                 head.get("version"),
                 __version__,
             )

@@ -1,10 +1,11 @@
 """The coordinator's side of a round: ask, collect, check that the noise is enough, sum.
 
 What a round needs is public: who took part, and that each vector has the right shape. A site that fails is named and
-left out for a while. If the rest hold too little noise the attempt is abandoned: nothing of it is opened, its charge
-stays, and the round is repeated.
+left out for a while; one whose answer the protocol does not allow, for the rest of the run. If the rest hold too little
+noise the attempt is abandoned: nothing of it is opened, its charge stays, and the round is repeated.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,11 @@ from fedveil.federation.transport import Transport
 
 __all__ = ["BudgetSpent", "Coordinator", "Dropped", "RoundSum"]
 
+log = logging.getLogger("fedveil.coordinator")
+
+MOST_UNITS = 1e9
+"""No hospital has more patients or images: a sum that only more of them could have is none."""
+DISPUTED = "it and other sites contradict each other in secure aggregation, and it is likelier to be at fault"
 MOST_TRIES = 8
 """Attempts at one round before the run stops and asks for help: each of them is charged."""
 
@@ -61,6 +67,7 @@ class Coordinator:
         charged: steps of each release's mechanism that were asked for, abandoned attempts included.
         note: told of ``charged`` before every request, to keep it where a killed process does not lose it.
         benched: per site, how often it failed in a row and the attempt before which it is not asked again.
+        left_out: the sites that are not asked again by this process, and why.
     """
 
     terms: Terms
@@ -69,6 +76,7 @@ class Coordinator:
     charged: dict[str, int] = field(default_factory=dict)
     note: Callable[[Mapping[str, int]], None] = lambda _: None
     benched: dict[str, tuple[int, int]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     _secure: SecureRounds | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -105,15 +113,45 @@ class Coordinator:
         if self._secure is None:
             return ready
         while self._secure.enough(ready):
-            missing = self._secure.prepare(self.attempt + 1, ready)
-            if not missing:
+            failed = self._secure.prepare(self.attempt + 1, ready)
+            if failed is None:
                 return self._secure.members(ready)
-            self._drop([Dropped(site, "unreachable") for site in missing], dropped)
+            self._drop([Dropped(site, code) for site, code in failed.items()], dropped)
+            dropped += [Dropped(site, "disputed") for site in self._expel() if site in ready]
             ready = self._ready()
         return ready
 
     def _ready(self) -> tuple[str, ...]:
-        return tuple(site for site in self.terms.sites if self.benched.get(site, (0, 0))[1] <= self.attempt)
+        return tuple(
+            site
+            for site in self.terms.sites
+            if self.benched.get(site, (0, 0))[1] <= self.attempt and site not in self.left_out
+        )
+
+    def _expel(self) -> frozenset[str]:
+        """Leave out who broke the protocol of secure aggregation; return the sites that are out since others say so.
+
+        One of these comes back once it is clear that another of those who contradict each other is at fault.
+        """
+        if self._secure is None:
+            return frozenset()
+        for site, why in self._secure.invalid().items():
+            self._leave_out(site, why)
+        suspects = self._secure.suspects
+        for site in [site for site, why in self.left_out.items() if why == DISPUTED and site not in suspects]:
+            del self.left_out[site]
+            log.warning("%s takes part again: others are at fault", site)
+        for site in suspects:
+            self._leave_out(site, DISPUTED)
+        return suspects
+
+    def _leave_out(self, site: str, why: str) -> None:
+        """Ask a site no more, and name it."""
+        if self._secure is not None:
+            (self._secure.lose if why == DISPUTED else self._secure.expel)(site)
+        if self.left_out.get(site, DISPUTED) == DISPUTED != why or site not in self.left_out:
+            self.left_out[site] = why
+            log.error("%s is left out for the rest of this run: %s", site, why)
 
     def _enough(self, participants: tuple[str, ...]) -> bool:
         """Whether a round of these sites could be opened if all of them answered."""
@@ -154,9 +192,19 @@ class Coordinator:
             parameters=parameters,
         )
         answers = self.transport.exchange(dict.fromkeys(participants, request))
-        checked = [self._checked(request, release, site, answers.get(site)) for site in participants]
-        self._drop([Dropped(a.site, a.code) for a in checked if isinstance(a, Declined)], dropped)
-        return [answer for answer in checked if isinstance(answer, Reply)]
+        replies = []
+        for site in participants:
+            answer = answers.get(site)
+            why = self._misfit(request, release, site, answer)
+            if why is not None:
+                self._leave_out(site, why)
+                dropped.append(Dropped(site, "invalid"))
+            elif isinstance(answer, Reply):
+                replies.append(answer)
+            else:
+                code = answer.code if isinstance(answer, Declined) else "unreachable"
+                self._drop([Dropped(site, code)], dropped)
+        return replies
 
     def _total(self, release: Release, replies: Sequence[Reply]) -> tuple[Vector | None, tuple[str, ...]]:
         """The sum and whose contributions are in it; None where it must not, or cannot, be opened."""
@@ -172,34 +220,41 @@ class Coordinator:
             return self._secure.total(aggregation, release), aggregation.survivors
         except RoundAbandoned:
             return None, ()
+        finally:
+            self._expel()
 
-    @staticmethod
-    def _checked(request: Request, release: Release, site: str, answer: Answer | None) -> Reply | Declined:
-        """The answer itself if it fits the request; otherwise a refusal in the site's name."""
-        fits = (
-            isinstance(answer, Reply | Declined)
-            and answer.site == site
-            and (answer.study, answer.release, answer.round, answer.attempt)
-            == (request.study, request.release, request.round, request.attempt)
-            and (
-                isinstance(answer, Declined)
-                or (
-                    answer.vector.dtype == (np.uint32 if release.integer else np.float64)
-                    and answer.vector.shape == (release.dimension,)
-                    and bool(np.isfinite(answer.vector).all())
-                )
-            )
-        )
-        if isinstance(answer, Reply | Declined) and fits:
-            return answer
-        return Declined(
-            site=site,
-            study=request.study,
-            release=request.release,
-            round=request.round,
-            attempt=request.attempt,
-            code="unreachable" if answer is None else "failed",
-        )
+    def _misfit(self, request: Request, release: Release, site: str, answer: Answer | None) -> str | None:
+        """What about a site's answer the protocol does not allow; None if nothing is wrong, or nothing came."""
+        if answer is None:
+            return None
+        if not isinstance(answer, Reply | Declined) or any(
+            getattr(answer, name) != wanted
+            for name, wanted in {
+                "site": site,
+                "study": request.study,
+                "release": request.release,
+                "round": request.round,
+                "attempt": request.attempt,
+            }.items()
+        ):
+            return "its answer is in another's name, or to another request"
+        if isinstance(answer, Declined):
+            return "it answered what the protocol does not allow" if answer.code == "invalid" else None
+        vector = answer.vector
+        kind = np.uint32 if release.integer else np.float64
+        if vector.dtype != kind or vector.shape != (release.dimension,):
+            return f"it sent {vector.dtype} numbers of shape {vector.shape}, not {release.dimension} of {kind.__name__}"
+        if not release.integer and not np.abs(vector).max(initial=0.0) <= self._largest(release):
+            return f"it sent numbers that are not finite, or larger than {self._largest(release):.3g}"
+        return None
+
+    def _largest(self, release: Release) -> float:
+        """More than any number of an honest reply: `MOST_UNITS` contributions and a hundred deviations of noise."""
+        if self.terms.trust == "none":  # nothing is clipped
+            return 1e30
+        reach = release.query.carried(release.mechanism.unit) or 0.0
+        bound = max(1.0, release.mechanism.clip_norm, reach)
+        return MOST_UNITS * bound + 100 * self.terms.noise_std(release)
 
     def _bench(self, failure: Dropped) -> None:
         """Leave a failing site out for 2, 4, 8, ... attempts; one whose budget is spent, for good.

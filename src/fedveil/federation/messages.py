@@ -16,10 +16,11 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.names import SITE_NAME
+
 __all__ = [
     "CHARGED_FIELDS",
     "PUBLIC_FIELDS",
-    "SITE_NAME",
     "Answer",
     "Counter",
     "Declined",
@@ -36,9 +37,6 @@ __all__ = [
     "Vector",
     "Within",
 ]
-
-SITE_NAME = re.compile(r"[\w.-]{1,80}")
-"""What a site may be called: no white space, markup, separator of paths or control character is among these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class Within:
         return self.least <= (value if isinstance(value, int) else len(value)) <= self.most
 
 
-SiteName = Annotated[str, Matching(SITE_NAME)]
+SiteName = Annotated[str, Matching(re.compile(SITE_NAME))]
 SiteNames = Annotated[tuple[SiteName, ...], Within(1, 1000)]
 Digest = Annotated[str, Matching(re.compile(r"[0-9a-f]{64}"))]
 ReleaseName = Annotated[str, Matching(re.compile(r"[a-z0-9-]{1,64}"))]

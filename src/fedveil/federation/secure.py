@@ -13,16 +13,19 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.errors import FederationError, FedveilError, InvalidValue, Refused
-from fedveil.federation.messages import SecureReply, SecureRequest, Vector
+from fedveil.federation.messages import DeclineCode, Declined, SecureReply, SecureRequest, Vector
 from fedveil.federation.release import Release
 from fedveil.federation.secure_aggregation import (
     Aggregation,
+    Dispute,
     MaskedInput,
     RoundAbandoned,
     SecureAggregationClient,
     SecureAggregationServer,
     Session,
+    SetUpFailed,
     establish,
+    suspects,
     unmask,
 )
 from fedveil.federation.terms import Terms
@@ -124,13 +127,33 @@ class SecureRounds:
         self._terms, self._transport = terms, transport
         self._server: SecureAggregationServer | None = None
         self._lost: set[str] = set()
+        self._disputes = frozenset[Dispute]()
+        self._declined: dict[str, DeclineCode] = {}
+        self._invalid: dict[str, str] = {}
 
     def lose(self, site: str) -> None:
         """Count on a site no more in the present session: it failed, and may have been restarted without its keys."""
         self._lost.add(site)
 
-    def prepare(self, attempt: int, sites: tuple[str, ...]) -> tuple[str, ...]:
-        """Make sure that a session holds the attempt and the sites; return those that failed to join a new one.
+    def expel(self, site: str) -> None:
+        """Count on a site no more in any session: it broke the protocol, so those in dispute with it did not."""
+        self._lost.add(site)
+        self._disputes = frozenset(pair for pair in self._disputes if site not in pair)
+
+    @property
+    def suspects(self) -> frozenset[str]:
+        """Sites that are left out since they and others contradict each other; see `suspects`."""
+        return suspects(self._disputes)
+
+    def invalid(self) -> Mapping[str, str]:
+        """What was wrong with answers since the last call, by site."""
+        found, self._invalid = self._invalid, {}
+        return found
+
+    def prepare(self, attempt: int, sites: tuple[str, ...]) -> Mapping[str, DeclineCode] | None:
+        """Make sure that a session holds the attempt and the sites; None if one does.
+
+        Otherwise the sites that failed to join a new one, and why; it may also be that only `suspects` has changed.
 
         A session that has lost too many of its sites gives way to one of those that are left; and once they are back,
         to one of all.
@@ -142,26 +165,21 @@ class SecureRounds:
             and len(sites) >= session.min_survivors
             and self.members(sites) == sites
         ):
-            return ()
+            return None
         self._server = None  # whoever is asked to join another session gives up this one
         session = session_of(self._terms, sites, attempt, SESSION_ROUNDS)
-        server, answered = SecureAggregationServer(session), set(sites)
-
-        def exchange(messages: Mapping[str, bytes]) -> Mapping[str, bytes]:
-            answers = self._exchange(messages)
-            answered.intersection_update(answers)
-            return answers
-
+        server = SecureAggregationServer(session, self._transport.signing_keys)
         try:
-            establish(server, exchange)
-        except FederationError:
-            missing = tuple(site for site in sites if site not in answered)
-            if not missing:
-                raise
-            return missing
+            establish(server, self._exchange)
+        except SetUpFailed as error:
+            self._disputes |= error.disputes
+            self._invalid |= error.invalid
+            return {site: self._declined.get(site, "unreachable") for site in error.silent} | dict.fromkeys(
+                self._invalid, "invalid"
+            )
         self._server = server
         self._lost.clear()
-        return ()
+        return None
 
     def enough(self, sites: tuple[str, ...]) -> bool:
         """Whether the terms give a session that these sites could complete a round of.
@@ -203,18 +221,28 @@ class SecureRounds:
             self._lost.update(set(messages) - set(answers))
             return answers
 
-        return release.integer.decode(unmask(aggregation, exchange))
+        try:
+            return release.integer.decode(unmask(aggregation, exchange, self._invalid.__setitem__))
+        finally:
+            self._disputes |= aggregation.disputes
 
     def _exchange(self, messages: Mapping[str, bytes]) -> Mapping[str, bytes]:
         requests = {
             site: SecureRequest(study=self._terms.digest, body=body) for site, body in messages.items()
         }
-        answers = self._transport.exchange(requests)
-        return {
-            site: answer.keys
-            for site, answer in answers.items()
-            if isinstance(answer, SecureReply) and answer.site == site
-        }
+        answers, keys = self._transport.exchange(requests), {}
+        self._declined = {}
+        for site in messages:
+            answer = answers.get(site)
+            if isinstance(answer, SecureReply) and (answer.site, answer.study) == (site, self._terms.digest):
+                keys[site] = answer.keys
+            elif isinstance(answer, Declined) and answer.site == site:
+                self._declined[site] = answer.code
+            elif answer is not None:
+                self._declined[site] = "invalid"
+            if self._declined.get(site) == "invalid":
+                self._invalid[site] = "its answer is not one to what it was asked"
+        return keys
 
 
 def add_masked(aggregation: Aggregation, site: str, words: npt.NDArray[Any], attempt: int) -> bool:

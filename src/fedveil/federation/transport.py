@@ -18,6 +18,11 @@ class Transport(Protocol):
         """
         ...
 
+    @property
+    def signing_keys(self) -> Mapping[str, bytes]:
+        """The sites' Ed25519 keys, as far as this side knows them."""
+        ...
+
 
 class Handler(Protocol):
     """What answers messages under a name: a `Site`."""
@@ -38,3 +43,8 @@ class InProcess:
     def exchange(self, requests: Mapping[str, Message]) -> Mapping[str, Answer]:
         """Ask each site in turn."""
         return {name: self._sites[name].handle(request) for name, request in requests.items()}
+
+    @property
+    def signing_keys(self) -> Mapping[str, bytes]:
+        """None: sites in this process are not told apart by keys."""
+        return {}

@@ -265,7 +265,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
             except WireError:
                 continue
     elif origin is Literal:
-        if value in get_args(hint):
+        if isinstance(value, str) and value in get_args(hint):
             return value
     elif origin is tuple:
         if isinstance(value, list):
@@ -279,4 +279,17 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
             return None
     elif hint is bytes and isinstance(value, bytes):
         return value
-    raise WireError(f"{where} is {str(value)[:40]!r}")
+    raise WireError(f"{where} is {_short(value)}")
+
+
+def _short(value: object) -> str:
+    """What arrived, as far as it may be quoted: nothing long is turned into text only to be cut."""
+    match value:
+        case str():
+            return repr(value[:40])
+        case bool() | float() | None:
+            return repr(value)
+        case int():
+            return repr(value) if value.bit_length() <= 64 else "a number of more than 64 bits"
+        case _:
+            return f"a {type(value).__name__}"

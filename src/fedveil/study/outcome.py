@@ -203,7 +203,10 @@ class Outcome:
         return facts
 
     def _notes(self) -> list[str]:
-        notes = []
+        notes = [
+            f"{site} was left out of the last rounds: {why}."
+            for site, why in self.trained.coordinator.left_out.items()
+        ]
         planned = sum(one.rounds for one in self.terms.releases if isinstance(one.query, Rounds))
         if self.trained.rounds != planned:
             notes.append(

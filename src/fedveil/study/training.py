@@ -243,6 +243,8 @@ class _Loop:
             )
         )
         note = f"epsilon {spent:.3f}" if np.isfinite(spent) else "no privacy"
+        if self.coordinator.left_out:
+            note += f", without {', '.join(self.coordinator.left_out)}"
         self.progress.advance(note=note + (f", AUROC {point['auroc']:.3f}" if point else ""))
 
 

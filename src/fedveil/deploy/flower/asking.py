@@ -10,6 +10,7 @@ from flwr.app import Message as FlowerMessage
 
 from fedveil.deploy.flower.link import Link
 from fedveil.deploy.flower.records import MESSAGE_TYPE, bytes_of, content_of
+from fedveil.errors import printable
 
 __all__ = ["BRIEF", "Asking", "Patience", "sessions"]
 
@@ -160,6 +161,6 @@ class Asking:
             if data is not None and self._accept(site, data):
                 del self._waiting[site]
             else:
-                reason = message.error.reason if message.has_error() else None
+                reason = printable(str(message.error.reason))[:200] if message.has_error() else None
                 self._spoilt(site, reason or "its answer was refused", may_recover=message.has_error())
         return bool(arrived)

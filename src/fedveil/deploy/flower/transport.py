@@ -291,7 +291,7 @@ def _state(site: str, frame: Frame, study: str) -> str:
 
 def _say_refused(site: str, frame: Frame) -> None:
     clock = frame.head.get("clock")
-    if frame.kind == "stale" and isinstance(clock, int | float):
+    if frame.kind == "stale" and type(clock) is int and 0 <= clock < 2**40:
         log.warning(
             "%s refuses a message as too old: its clock is %+.0f s from this machine's; set both by NTP, and if they "
             "agree look for somebody who holds messages back",

@@ -8,24 +8,33 @@ noise included, come from `fedveil.privacy.integer`.
 """
 
 from fedveil.federation.secure_aggregation.client import SecureAggregationClient
+from fedveil.federation.secure_aggregation.disputes import Dispute, suspects
 from fedveil.federation.secure_aggregation.exchange import Exchange, establish, unmask
 from fedveil.federation.secure_aggregation.messages import (
     Announcement,
     MaskedInput,
+    Ready,
     Recovery,
     RecoveryRequest,
     Roster,
     SharesDelivered,
     SharesSent,
 )
-from fedveil.federation.secure_aggregation.server import Aggregation, RoundAbandoned, SecureAggregationServer
+from fedveil.federation.secure_aggregation.server import (
+    Aggregation,
+    RoundAbandoned,
+    SecureAggregationServer,
+    SetUpFailed,
+)
 from fedveil.federation.secure_aggregation.session import Session
 
 __all__ = [
     "Aggregation",
     "Announcement",
+    "Dispute",
     "Exchange",
     "MaskedInput",
+    "Ready",
     "Recovery",
     "RecoveryRequest",
     "RoundAbandoned",
@@ -33,8 +42,10 @@ __all__ = [
     "SecureAggregationClient",
     "SecureAggregationServer",
     "Session",
+    "SetUpFailed",
     "SharesDelivered",
     "SharesSent",
     "establish",
+    "suspects",
     "unmask",
 ]

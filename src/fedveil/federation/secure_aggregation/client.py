@@ -11,6 +11,7 @@ private key if it is lost. The seed of a site that is lost stays secret for ever
 from it late stays masked; and rounds have no secret in common.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import final
@@ -36,6 +37,7 @@ from fedveil.federation.secure_aggregation.masks import Words, apply_masks, pair
 from fedveil.federation.secure_aggregation.messages import (
     Announcement,
     MaskedInput,
+    Ready,
     Recovery,
     RecoveryRequest,
     Roster,
@@ -48,8 +50,29 @@ from fedveil.federation.secure_aggregation.shamir import split
 
 __all__ = ["Claim", "SecureAggregationClient"]
 
+log = logging.getLogger("fedveil.site")
+
 Claim = Callable[[int], None]
 """Records a round's number durably, or raises Refused where it, or a later one, was recorded before."""
+
+
+class UnreadableShares(Refused):
+    """What some sites sent for this one cannot be decrypted; it is not ready.
+
+    Attributes:
+        senders: those sites.
+    """
+
+    def __init__(self, senders: tuple[str, ...]) -> None:
+        super().__init__(
+            f"the shares from {', '.join(senders)} are missing or cannot be decrypted",
+            "both sites must have seen the same roster, and nobody may have altered the shares",
+            "run the set-up again; if it happens again, somebody between the sites interferes",
+        )
+        self.senders = senders
+
+    def __reduce__(self) -> tuple[type["UnreadableShares"], tuple[tuple[str, ...]]]:  # type: ignore[override]
+        return type(self), (self.senders,)
 
 
 @final
@@ -136,16 +159,16 @@ class SecureAggregationClient:
         """Decrypt the neighbours' shares; the site is then ready for rounds."""
         if self._ready or not self._roster:
             raise _out_of_order("a delivery of shares")
+        unreadable = []
         for name in self._neighbours:
             box = delivered.boxes.get(name)
             shares = unseal(self._box_key(name, self._site), box, self._roster) if box is not None else None
             if shares is None or len(shares) != len(self._secrets):
-                raise Refused(
-                    f"the shares from {name} are missing or cannot be decrypted",
-                    "both sites must have seen the same roster, and nobody may have altered the shares",
-                    "run the set-up again; if it happens again, somebody between the sites interferes",
-                )
-            self._shares[name] = bytearray(shares)
+                unreadable.append(name)
+            else:
+                self._shares[name] = bytearray(shares)
+        if unreadable:
+            raise UnreadableShares(tuple(unreadable))
         self._channel_key = b""
         self._ready = True
 
@@ -208,9 +231,18 @@ class SecureAggregationClient:
         if kind == Roster.KIND:
             return self.share(Roster.from_bytes(message)).to_bytes()
         if kind == SharesDelivered.KIND:
-            self.receive(SharesDelivered.from_bytes(message))
-            return b""
+            return self._readied(SharesDelivered.from_bytes(message)).to_bytes()
         return self.recover(RecoveryRequest.from_bytes(message)).to_bytes()
+
+    def _readied(self, delivered: SharesDelivered) -> Ready:
+        try:
+            self.receive(delivered)
+        except (
+            UnreadableShares
+        ) as error:  # said, since the server cannot see it, and would take this site for the fault
+            log.warning("%s", error)
+            return Ready(self._site, error.senders)
+        return Ready(self._site)
 
     # Checks
 

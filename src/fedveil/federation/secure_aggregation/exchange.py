@@ -1,11 +1,13 @@
 """The exchanges in order, over anything that carries bytes to sites and back."""
 
 from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
 
 from fedveil.errors import FederationError
+from fedveil.federation.secure_aggregation.codec import malformed
 from fedveil.federation.secure_aggregation.masks import Words
-from fedveil.federation.secure_aggregation.messages import Announcement, Recovery, SharesSent
-from fedveil.federation.secure_aggregation.server import Aggregation, SecureAggregationServer
+from fedveil.federation.secure_aggregation.messages import Announcement, Ready, Recovery, SharesSent
+from fedveil.federation.secure_aggregation.server import Aggregation, SecureAggregationServer, SetUpFailed
 
 __all__ = ["Exchange", "establish", "unmask"]
 
@@ -13,37 +15,78 @@ Exchange = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
 """Delivers to each site its message, and returns the answers of those who answered."""
 
 
+class _Signed(Protocol):
+    @property
+    def site(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Signed)
+
+
 def establish(server: SecureAggregationServer, exchange: Exchange) -> None:
-    """Set a session up, in three exchanges; raises FederationError, naming sites, where one of them fails.
+    """Set a session up, in three exchanges; raises SetUpFailed, naming sites, where one of them fails.
 
     A site answers the first message, the session itself, with its announcement once it has checked the
     session, and the others through `SecureAggregationClient.reply`.
     """
     sites = server.session.sites
-    announced = exchange(dict.fromkeys(sites, server.session.to_bytes()))
-    roster = server.roster(Announcement.from_bytes(answer) for answer in announced.values())
-    sent = exchange(dict.fromkeys(sites, roster.to_bytes()))
-    boxes = server.deliver(SharesSent.from_bytes(answer) for answer in sent.values())
-    ready = exchange({site: delivered.to_bytes() for site, delivered in boxes.items()})
-    missing = [site for site in sites if site not in ready]
-    if missing:
-        raise FederationError(
-            f"{', '.join(missing)} did not take its shares",
-            "every site of a session takes part in its set-up",
-            "open a session with the sites that answer",
-        )
+
+    def ask(
+        messages: Mapping[str, bytes], read: Callable[[bytes], T], check: Callable[[T], None]
+    ) -> dict[str, T]:
+        answers = exchange(messages)
+        found, invalid = _read(answers, read, check)
+        silent = tuple(site for site in sites if site not in answers)
+        if silent or invalid:
+            raise SetUpFailed(silent, invalid)
+        return found
+
+    opening = dict.fromkeys(sites, server.session.to_bytes())
+    announced = ask(opening, Announcement.from_bytes, server.check_announcement)
+    roster = server.roster(announced.values()).to_bytes()
+    sent = ask(dict.fromkeys(sites, roster), SharesSent.from_bytes, server.check_shares)
+    boxes = server.deliver(sent.values())
+    ready = ask(
+        {site: delivered.to_bytes() for site, delivered in boxes.items()},
+        Ready.from_bytes,
+        server.check_ready,
+    )
+    disputes = frozenset((site, other) for site, one in ready.items() for other in one.unreadable)
+    if disputes:
+        raise SetUpFailed(disputes=disputes)
 
 
-def unmask(aggregation: Aggregation, exchange: Exchange) -> Words:
+def unmask(
+    aggregation: Aggregation,
+    exchange: Exchange,
+    refuse: Callable[[str, str], None] = lambda *_: None,
+) -> Words:
     """The second exchange of a round: ask the survivors for their shares and open the sum.
 
-    Raises RoundAbandoned where too few are left. A survivor whose answer cannot be read counts as silent.
+    Raises RoundAbandoned where too few are left. A survivor whose answer cannot be used counts as silent, and
+    ``refuse`` is told of it and of what is wrong.
     """
     request = aggregation.request().to_bytes()
     answers = exchange(dict.fromkeys(aggregation.survivors, request))
-    for answer in answers.values():
-        try:
-            aggregation.reveal(Recovery.from_bytes(answer))
-        except FederationError:
-            continue
+    _, invalid = _read(answers, Recovery.from_bytes, aggregation.reveal)
+    for site, why in invalid.items():
+        refuse(site, why)
     return aggregation.total()
+
+
+def _read(
+    answers: Mapping[str, bytes], read: Callable[[bytes], T], check: Callable[[T], None]
+) -> tuple[dict[str, T], dict[str, str]]:
+    """What each site sent, and of those that sent nothing usable what is wrong with it."""
+    found, invalid = dict[str, T](), dict[str, str]()
+    for site, answer in answers.items():
+        try:
+            one = read(answer)
+            if one.site != site:
+                raise malformed()
+            check(one)
+        except FederationError as error:
+            invalid[site] = str(error)
+        else:
+            found[site] = one
+    return found, invalid

@@ -8,7 +8,7 @@ back.
                 server → site   Roster                 everyone's announcement
                 site → server   SharesSent             a box of shares for each neighbour
                 server → site   SharesDelivered        the boxes from its neighbours
-                site → server   (empty)
+                site → server   Ready                  whose boxes could not be read, if any
     a round     site → server   MaskedInput            in answer to the round's parameters
                 server → site   RecoveryRequest        who survived
                 site → server   Recovery               shares, locked
@@ -30,6 +30,7 @@ from fedveil.federation.secure_aggregation.session import Session
 __all__ = [
     "Announcement",
     "MaskedInput",
+    "Ready",
     "Recovery",
     "RecoveryRequest",
     "Roster",
@@ -182,6 +183,25 @@ class SharesDelivered:
     def from_bytes(cls, data: bytes) -> Self:
         """Raises FederationError on anything else."""
         return cls(_pairs(_fields(data, cls.KIND)))
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The end of a site's set-up: it has its shares, or says whose it could not read."""
+
+    KIND: ClassVar = "ready 1"
+    site: str
+    unreadable: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """One way only to write it."""
+        return pack(self.KIND, self.site, *self.unreadable)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Raises FederationError on anything else."""
+        site, *unreadable = _fields(data, cls.KIND) or _exactly([], 1)
+        return cls(_text(site), tuple(map(_text, unreadable)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

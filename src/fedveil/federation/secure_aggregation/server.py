@@ -4,16 +4,19 @@ Nothing here is trusted by the sites: all that the server could do wrong is chec
 random words.
 """
 
+import secrets
 from collections.abc import Iterable, Mapping
 from typing import final
 
 from fedveil.errors import FederationError
 from fedveil.federation.secure_aggregation.codec import split_evenly
+from fedveil.federation.secure_aggregation.disputes import Dispute
 from fedveil.federation.secure_aggregation.keys import KEY_BYTES, agree, private_key, public_bytes, verify
 from fedveil.federation.secure_aggregation.masks import Words, apply_masks, pair_mask_key, self_mask_key
 from fedveil.federation.secure_aggregation.messages import (
     Announcement,
     MaskedInput,
+    Ready,
     Recovery,
     RecoveryRequest,
     Roster,
@@ -23,24 +26,55 @@ from fedveil.federation.secure_aggregation.messages import (
 from fedveil.federation.secure_aggregation.session import Session
 from fedveil.federation.secure_aggregation.shamir import combine
 
-__all__ = ["Aggregation", "RoundAbandoned", "SecureAggregationServer"]
+__all__ = ["Aggregation", "RoundAbandoned", "SecureAggregationServer", "SetUpFailed"]
+
+_TAG = 16  # bytes that AES-GCM adds to what it encrypts
 
 
 class RoundAbandoned(FederationError):
     """Too few sites are left in a round to open its sum. It stays charged; nothing was revealed."""
 
 
+class SetUpFailed(FederationError):
+    """A session was not set up.
+
+    Attributes:
+        silent: sites that did not answer.
+        invalid: by site, what was wrong with its answer.
+        disputes: sites of which one at least is at fault.
+    """
+
+    def __init__(
+        self,
+        silent: tuple[str, ...] = (),
+        invalid: Mapping[str, str] | None = None,
+        disputes: frozenset[Dispute] = frozenset(),
+    ) -> None:
+        wrong = [f"{site} did not answer" for site in silent]
+        wrong += [f"of {site}: {why}" for site, why in (invalid or {}).items()]
+        wrong += [f"{site} cannot use what {other} sent" for site, other in sorted(disputes)]
+        super().__init__(
+            "; ".join(wrong) or "nobody answered",
+            "every site of a session takes part in its set-up",
+            "open a session with the sites that answer",
+        )
+        self.silent, self.invalid, self.disputes = silent, dict(invalid or {}), disputes
+
+    def __reduce__(self) -> tuple[type["SetUpFailed"], tuple[object, ...]]:  # type: ignore[override]
+        return type(self), (self.silent, self.invalid, self.disputes)
+
+
 @final
 class SecureAggregationServer:
     """The coordinator in one session.
 
-    Args: session: what is agreed. pinned: the sites' long-term public keys, where the coordinator has them:
+    Args: session: what is agreed. pinned: the sites' long-term public keys, as far as the coordinator has them:
         it then notices damaged announcements before the sites refuse them.
     """
 
     def __init__(self, session: Session, pinned: Mapping[str, bytes] | None = None) -> None:
         self.session = session
-        self._pinned = pinned
+        self._pinned = dict(pinned or {})
         self._keys: dict[str, tuple[bytes, ...]] = {}
         self._neighbours: dict[str, tuple[str, ...]] = {}
         self._roster = b""
@@ -50,24 +84,27 @@ class SecureAggregationServer:
         owner's.
         """
         given = {one.site: one for one in announcements}
-        bad = [site for site in self.session.sites if site not in given or not self._signed(given[site])]
-        if bad:
-            raise _unusable("announcement of keys", bad)
+        silent = tuple(site for site in self.session.sites if site not in given)
+        if silent:
+            raise SetUpFailed(silent)
+        for site in self.session.sites:
+            self.check_announcement(given[site])
         roster = Roster(tuple(given[site] for site in self.session.sites))
         self._keys = {one.site: one.round_keys for one in roster.announcements}
         self._roster = roster.digest(self.session)
         return roster
 
     def deliver(self, sent: Iterable[SharesSent]) -> dict[str, SharesDelivered]:
-        """Each site's boxes, sorted by receiver; raises FederationError where some are missing."""
+        """Each site's boxes, sorted by receiver; raises SetUpFailed where some are missing."""
         given = {one.site: one.boxes for one in sent}
-        bad = [
-            site
-            for site in self.session.sites
-            if site not in given or any(site not in given.get(other, ()) for other in given[site])
-        ]
-        if bad:
-            raise _unusable("shares", bad)
+        silent = tuple(site for site in self.session.sites if site not in given)
+        if silent:
+            raise SetUpFailed(silent)
+        disputes = frozenset(
+            (site, other) for site in given for other in given[site] if site not in given[other]
+        )
+        if disputes:
+            raise SetUpFailed(disputes=disputes)
         self._neighbours = {site: tuple(given[site]) for site in self.session.sites}
         return {
             site: SharesDelivered({other: given[other][site] for other in neighbours})
@@ -86,13 +123,34 @@ class SecureAggregationServer:
         keys = {site: keys[index] for site, keys in self._keys.items()}
         return Aggregation(self.session, self._roster, keys, self._neighbours, round_number, purpose)
 
-    def _signed(self, one: Announcement) -> bool:
-        if len(one.round_keys) != self.session.rounds:
-            return False
-        if self._pinned is None:
-            return True
+    # What a site sends is checked here because all others would refuse it, and seem to be at fault.
+
+    def check_announcement(self, one: Announcement) -> None:
+        """Raise FederationError for keys that the other sites would refuse."""
         statement = Announcement.statement(self.session.digest, one.site, one.channel_key, one.round_keys)
-        return one.site in self._pinned and verify(self._pinned[one.site], one.signature, *statement)
+        pinned = self._pinned.get(one.site)
+        if len(one.round_keys) != self.session.rounds or (
+            pinned is not None and not verify(pinned, one.signature, *statement)
+        ):
+            raise _unusable(
+                one.site, "announcement of keys is not signed by it, or is not one for each round"
+            )
+        probe = private_key(secrets.token_bytes(KEY_BYTES))
+        if any(agree(probe, key) is None for key in (one.channel_key, *one.round_keys)):
+            raise _unusable(one.site, "announcement holds a key of small order")
+
+    def check_shares(self, one: SharesSent) -> None:
+        """Raise FederationError for boxes that are not for the site's neighbours, or of another size."""
+        others = set(self.session.sites) - {one.site}
+        size = 2 * KEY_BYTES * self.session.rounds + _TAG
+        expected = set(one.boxes) <= others if self.session.sparse else set(one.boxes) == others
+        if not expected or any(len(box) != size for box in one.boxes.values()):
+            raise _unusable(one.site, "boxes are not for the others in the session, or not of their size")
+
+    def check_ready(self, one: Ready) -> None:
+        """Raise FederationError for complaints about sites that sent it nothing."""
+        if not set(one.unreadable) <= set(self._neighbours[one.site]):
+            raise _unusable(one.site, "complaints are not about what it was sent")
 
 
 @final
@@ -164,6 +222,7 @@ class Aggregation:
             self._request is None
             or recovery.site not in self._arrived
             or recovery.round_number != self.round_number
+            or len(recovery.lock.box) != KEY_BYTES * (1 + len(self._neighbours[recovery.site])) + _TAG
         ):
             raise FederationError(
                 f"shares from {recovery.site} for round {recovery.round_number} were not asked for",
@@ -171,6 +230,16 @@ class Aggregation:
                 "leave them out",
             )
         self._recoveries[recovery.site] = recovery
+
+    @property
+    def disputes(self) -> frozenset[Dispute]:
+        """Survivors whose pads do not open each other's locks: one of the two is at fault."""
+        return frozenset(
+            (owner, holder)
+            for owner, recovery in self._recoveries.items()
+            for holder, given in self._recoveries.items()
+            if owner != holder and not recovery.lock.takes(holder, given.pads.get(owner, b""))
+        )
 
     def total(self) -> Words:
         """The sum of the survivors' words modulo 2^32; raises RoundAbandoned where too few of them revealed
@@ -239,9 +308,9 @@ class Aggregation:
         )
 
 
-def _unusable(what: str, sites: list[str]) -> FederationError:
+def _unusable(site: str, what: str) -> FederationError:
     return FederationError(
-        f"the {what} of {', '.join(sites)} is missing or cannot be used",
-        "every site of a session takes part in its set-up",
-        "open a session with the sites that answer",
+        f"{site}'s {what}",
+        "what a site sends must be of use to the other sites of its session",
+        f"have {site} check its software; go on without it",
     )
