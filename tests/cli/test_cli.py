@@ -16,6 +16,7 @@ from tests.study.conftest import write_images
 from typer.testing import CliRunner
 
 from fedveil.cli import app
+from fedveil.cli.console import console
 
 SMALL = """
 [study]
@@ -38,6 +39,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDVEIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)  # otherwise as it was when the console was made
     write_images(tmp_path / "images.npz")
     (tmp_path / "study.toml").write_text(SMALL)
 
