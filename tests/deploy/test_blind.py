@@ -66,7 +66,7 @@ def test_nothing_is_judged_and_that_is_said(blind):
     assert "Accuracy is unknown" in page
     assert "AUROC" not in page
     assert "images were shown" not in page
-    assert json.loads((folder / "provenance.json").read_text())["data_digest"] is None
+    assert json.loads((folder / "provenance.json").read_text())["data_digest"] == ""
     assert accuracy_words(result["metrics"]) == "nothing was judged"
 
 

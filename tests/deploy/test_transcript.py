@@ -10,6 +10,7 @@ from PIL import Image
 from tests.deploy.hospital import OWN_MODELS, SITES, STUDY, Hospital, MakeHospital
 from tests.deploy.test_models import model_for, send
 
+from fedveil.deploy.identity import signing_key
 from fedveil.deploy.peers import Peers
 from fedveil.federation import Coordinator, Declined, Message, Reply, Request
 from fedveil.federation.messages import Answer, SecureReply
@@ -148,6 +149,11 @@ class Listening:
     def __init__(self, hospitals: Mapping[str, Hospital], spied: str) -> None:
         self.hospitals, self.spied = hospitals, spied
         self.heard: list[object] = []
+
+    @property
+    def signing_keys(self) -> Mapping[str, bytes]:
+        """Those that secure aggregation checks messages by."""
+        return {name: signing_key(one.service.identity.public) for name, one in self.hospitals.items()}
 
     def exchange(self, requests: Mapping[str, Message]) -> dict[str, Answer]:
         answers = {}
