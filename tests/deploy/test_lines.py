@@ -94,7 +94,7 @@ def test_an_error_is_one_line_whatever_it_quotes(kind):
 @pytest.mark.parametrize("text", ["[bold red]ready[/]", "[/]", "a[b", "\\[/x]"])
 def test_an_error_is_printed_as_it_is_not_as_markup(text, monkeypatch):
     written = io.StringIO()
-    monkeypatch.setattr(console.errors, "file", written)
+    monkeypatch.setattr(console.errors, "_file", written)
     fail(f"north says {text}")
     assert f"error: north says {text}" in written.getvalue()
 
