@@ -1,4 +1,4 @@
-"""Real messages, changed at random by the thousand, at both ends: no traceback, little memory, and the study ends well."""
+"""Real messages, changed at random by the thousand, at both ends: no traceback, little memory, the study finishes."""
 
 import json
 import logging
