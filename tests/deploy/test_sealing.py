@@ -73,7 +73,7 @@ def test_only_the_receiver_opens_a_message(parties):
     data = sent(parties)
     assert opened(parties, data).body == BODY
     for name in ("stranger", "coordinator"):
-        with pytest.raises(FederationError):
+        with pytest.raises(FederationError, match="a message for"):
             opened(parties, data, by=name)
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from tests.deploy.hospital import make_offer
 
+from fedveil.deploy.coordinate import wait_for_sites
 from fedveil.deploy.flower.asking import Patience
 from fedveil.deploy.flower.records import bytes_of, content_of
 from fedveil.deploy.flower.transport import FlowerTransport
@@ -273,6 +275,18 @@ def test_a_finished_model_reaches_those_who_confirm_it(make):
     assert make.build(north=False, south=answering("south", "kept"), west=lambda _: None).transport.deliver(
         SITES, "ab" * 32, arrays
     ) == ("north", "west")
+
+
+def test_a_hospital_that_answers_rubbish_when_greeted_keeps_nobody_waiting(tmp_path):
+    """The study begins with the others at once, not when patience for approvals ends."""
+    offer = make_offer(tmp_path)
+    found = {"north": "ready", "south": "ready", "west": "invalid"}
+    greetings = iter([found])
+    transport = SimpleNamespace(greet=lambda *_, **__: next(greetings))
+    assert wait_for_sites(transport, offer, offer.terms(), patience=1e9, say=lambda _: None) == found
+    greetings = iter([found | {"south": "stale"}])
+    with pytest.raises(FederationError, match="west answers what the protocol does not allow"):
+        wait_for_sites(transport, offer, offer.terms(), patience=-1.0, say=lambda _: None)
 
 
 @pytest.mark.parametrize("size", [0, 10, 2**20, 2**20 + 1])

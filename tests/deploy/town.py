@@ -57,7 +57,7 @@ class Town:
         self.kits = folder / "kits"
         make_kits(self.kits, name="town", hospitals=names, hosts=["127.0.0.1"], port=self.port)
         self.coordinator = self.kits / "coordinator"
-        edit(self.coordinator / "federation.toml", wait_for_absent=6, ask_again=3, wait_for_approval=100)
+        edit(self.coordinator / "federation.toml", wait_for_absent=6, ask_again=3, wait_for_approval=400)
         self.enrol(self.enrolled)
         self.cohorts = cohorts or folder
         if cohorts is None:

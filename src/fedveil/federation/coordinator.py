@@ -149,7 +149,8 @@ class Coordinator:
         """Ask a site no more, and name it."""
         if self._secure is not None:
             (self._secure.lose if why == DISPUTED else self._secure.expel)(site)
-        if self.left_out.get(site, DISPUTED) == DISPUTED != why or site not in self.left_out:
+        known = self.left_out.get(site)
+        if known in (None, DISPUTED) and known != why:
             self.left_out[site] = why
             log.error("%s is left out for the rest of this run: %s", site, why)
 

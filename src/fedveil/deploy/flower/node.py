@@ -45,7 +45,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 )
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
-    ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
     push_objects,
@@ -242,11 +241,13 @@ class Node:
                 message_from_proto(response.messages_list[0]), response.message_object_trees[0]
             )
             self._send(self._answer(message))
-        except (ObjectPullError, ObjectPushError, ValueError) as error:
-            log.warning("refused: a message did not arrive whole (%s)", error)
         except httpx.HTTPStatusError as error:
             self._complain("the SuperLink refuses a call (%s)", error.response.status_code)
             return False
+        except (FedveilError, _Stopped):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever Flower's own reader makes of rubbish, the node goes on
+            log.warning("refused: a message did not arrive whole (%.200r)", str(error))
         return True
 
     def _complain(self, text: str, *words: object) -> None:
