@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
 
 .PHONY: demo test hunt install check bench format clean
 
@@ -10,7 +11,7 @@ demo: install  ## install, then train on the built-in synthetic images and write
 	$(BIN)/fedveil demo
 
 test: install  ## every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 SECONDS := 1800
 SEED := 1
@@ -26,11 +27,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable ".[dev,dicom,flower]"
 	touch $(STAMP)
 
-check: install  ## format, lint, types, layers
+check: install  ## format, lint, types, layers, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: install
 	$(BIN)/ruff format .
