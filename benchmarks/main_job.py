@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fedveil.learning import CentredLearner
-from fedveil.privacy import chain
+from fedveil.privacy.ledger import chain
 from fedveil.study import RunDirectory, Study, run
 
 DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

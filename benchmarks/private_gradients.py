@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedveil.learning.gradients import PrivateGradients, trainable_parameters
 from fedveil.learning.networks import (
     WeightStandardizedConv2d,
     cnn,
@@ -35,7 +36,6 @@ from fedveil.learning.networks import (
     resnet18,
 )
 from fedveil.learning.networks.layers import FixedBatchNorm2d
-from fedveil.learning.private_gradients import PrivateGradients, trainable_parameters
 
 CLIP_NORM, NOISE, RATE = 1.0, 1.0, 0.01
 loss_of_each = partial(functional.cross_entropy, reduction="none")

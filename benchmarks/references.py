@@ -26,24 +26,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedveil.study import (
-    EVEN,
-    METRICS,
-    NO_PRIVACY,
-    Grid,
-    Measurement,
-    Metric,
-    Reference,
-    Setting,
-    Study,
-    references,
-    sweep,
-)
-from fedveil.study.files import write_json
+from fedveil.io import write_json
+from fedveil.planning import Reference, references
+from fedveil.study import METRICS, Metric, Study
+from fedveil.sweeps import EVEN, NO_PRIVACY, Grid, Measurement, Setting, sweep
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FEDVEIL_DATA", PROJECT.parent / "shared" / "data"))
-SHIPPED = PROJECT / "src" / "fedveil" / "study" / "references.json"
+SHIPPED = PROJECT / "src" / "fedveil" / "planning" / "references.json"
 TASKS = {
     "chest-x-rays": {
         "source": str(DATA / "kermany_cxr" / "kermany_cxr_64.npz"),

@@ -5,7 +5,7 @@
 
 Random images, one per unit. Each figure is the largest ``|(sum of all - sum without one) - that one alone|`` over the
 parameters tried, in units of the clip norm: the initial ones, and layers of wildly different scales, up to the largest
-that a site accepts. `ROUNDING` in `fedveil.learning.network_learner` has to cover it.
+that a site accepts. `ROUNDING` in `fedveil.learning.models.network` has to cover it.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from fedveil.learning import NetworkLearner, NetworkModel
-from fedveil.learning.learner import Indices, Vector
+from fedveil.learning.models.learner import Indices, Vector
 
 SIZE = 16
 LARGEST = 1e6

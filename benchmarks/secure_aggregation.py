@@ -30,9 +30,10 @@ from fedveil.federation.secure_aggregation import (
     unmask,
 )
 from fedveil.privacy import Guarantee, Mechanism, calibrate, epsilon, secure_generator
-from fedveil.privacy.integer import IntegerMechanism
-from fedveil.study import Setting, Silent, Study, measure, prepare
-from fedveil.study.task import make_task
+from fedveil.privacy.accounting.integer import IntegerMechanism
+from fedveil.study import Silent, Study, prepare
+from fedveil.study.pipeline import make_task
+from fedveil.sweeps import Setting, measure
 
 DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ROUNDS = 60

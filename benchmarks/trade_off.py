@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedveil.study import EVEN, NO_PRIVACY, Grid, Measurement, Setting, Silent, Study, measure, prepare, sweep
-from fedveil.study.task import make_task
+from fedveil.study import Silent, Study, prepare
+from fedveil.study.pipeline import make_task
+from fedveil.sweeps import EVEN, NO_PRIVACY, Grid, Measurement, Setting, measure, sweep
 from references import held_out_errors
 
 DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.study.template import schema_rows
+from fedveil.study.settings.template import schema_rows
 
 PROJECT = Path(__file__).resolve().parents[1]
 SOURCES = [path.read_text(encoding="utf-8") for path in (PROJECT / "tests").rglob("test_*.py")]
@@ -25,7 +25,7 @@ def test_the_pitfalls_are_all_there():
 
 
 def test_the_study_page_lists_every_setting():
-    """Regenerate it with `python -m fedveil.study.template > docs/study.md`."""
+    """Regenerate it with `python -m fedveil.study.settings.template > docs/study.md`."""
     page = (PROJECT / "docs" / "study.md").read_text(encoding="utf-8")
     rows = [
         f"| `{key}` | {f'`{default}`' if default else ''} | {meaning} |"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.federation.toy import make_terms
+from tests.federation.toy import make_agreement
 
 from fedveil.data import load
 from fedveil.deploy.receipts import Receipt
@@ -63,7 +63,7 @@ def test_no_ledger_leaves_its_folder(tmp_path: Path, name: str) -> None:
 )
 def test_terms_hold_no_such_name(names: tuple[str, ...]) -> None:
     with pytest.raises(InvalidValue):
-        replace(make_terms("site"), sites=names, min_sites=2)
+        replace(make_agreement("site"), sites=names, min_sites=2)
 
 
 @pytest.mark.parametrize("name", ["..", "t\u043ey", "a/b", "", " toy"])

@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedveil.data import Dataset
     from fedveil.errors import BudgetExceeded, DataError, FedveilError, InvalidValue, StudyError
-    from fedveil.learning.private_gradients import PrivateGradients
+    from fedveil.learning.gradients import PrivateGradients
     from fedveil.library import PrivateLinearClassifier, Run, load, plan, private_steps, run, sweep
+    from fedveil.planning import Plan
     from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism, calibrate, epsilon
-    from fedveil.study import Measurement, Plan, Study, TrainedModel
+    from fedveil.study import Study, TrainedModel
+    from fedveil.sweeps import Measurement
 
     __version__: str
 
 _PLACES = {
     "fedveil.data": ("Dataset",),
     "fedveil.errors": ("BudgetExceeded", "DataError", "FedveilError", "InvalidValue", "StudyError"),
-    "fedveil.learning.private_gradients": ("PrivateGradients",),
+    "fedveil.learning.gradients": ("PrivateGradients",),
     "fedveil.library.classifier": ("PrivateLinearClassifier",),
     "fedveil.library.gradients": ("private_steps",),
     "fedveil.library.runs": ("Run", "load", "plan", "run", "sweep"),
     "fedveil.privacy": ("Budget", "Guarantee", "Ledger", "Mechanism", "calibrate", "epsilon"),
-    "fedveil.study": ("Measurement", "Plan", "Study", "TrainedModel"),
+    "fedveil.planning": ("Plan",),
+    "fedveil.study": ("Study", "TrainedModel"),
+    "fedveil.sweeps": ("Measurement",),
 }
 _PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}
 

@@ -16,7 +16,7 @@ from tests.study.conftest import write_images
 from typer.testing import CliRunner
 
 from fedveil.cli import app
-from fedveil.cli.console import console
+from fedveil.cli.output.console import console
 
 SMALL = """
 [study]

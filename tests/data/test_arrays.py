@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fedveil.data import Dataset, Embeddings, Options, Reading, load, load_usable, write_split
-from fedveil.data.arrays import as_pixels, sized
+from fedveil.data.formats.arrays import as_pixels, sized
 from fedveil.errors import DataError
 
 LABELS = ["ill", "well"] * 10

@@ -17,7 +17,7 @@ from pydicom.uid import (
 )
 
 from fedveil.data import check, load
-from fedveil.data.files import probe, read_image
+from fedveil.data.formats.image_files import probe, read_image
 from fedveil.errors import DataError
 
 STORED = np.array([[0, 100, 1000], [2048, 3000, 4095]], np.uint16)

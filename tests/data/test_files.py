@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from fedveil.data import Reading, load
-from fedveil.data.files import FileImages, probe, read_image
+from fedveil.data.formats.image_files import FileImages, probe, read_image
 from fedveil.errors import DataError
 
 RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.data import load
-from fedveil.data.holdout import draw_test_patients, patient_labels
+from fedveil.data.split import draw_test_patients, patient_labels
 
 NAMES = st.lists(st.text(max_size=8), min_size=1, max_size=40, unique=True)
 PIXELS = np.random.default_rng(0).integers(0, 256, (400, 8, 8)).astype(np.uint8)

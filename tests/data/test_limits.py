@@ -17,7 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELos
 from tests.data.test_dicom import write
 
 from fedveil.data import Reading, check, load
-from fedveil.data.files import probe, read_image
+from fedveil.data.formats.image_files import probe, read_image
 from fedveil.errors import DataError
 
 TRIES = int(os.environ.get("FEDVEIL_FUZZ", "25"))

@@ -11,8 +11,8 @@ from fedveil.data import load, load_usable
 from fedveil.data.options import Options
 from fedveil.errors import DataError
 from fedveil.study import Study, prepare
+from fedveil.study.pipeline import make_task
 from fedveil.study.progress import Silent
-from fedveil.study.task import make_task
 
 PUBLIC = {"classes": ("ill", "normal"), "channels": 1, "image_size": 16}
 

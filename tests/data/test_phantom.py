@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fedveil.data import load, named_hospitals
-from fedveil.data.phantom import phantom
+from fedveil.data.phantom.patients import phantom
 from fedveil.errors import InvalidValue
 
 

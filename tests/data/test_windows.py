@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRBigEndian
 from tests.data.test_dicom import write
 
 from fedveil.data import Reading, check, load
-from fedveil.data.files import probe, read_image
+from fedveil.data.formats.image_files import probe, read_image
 from fedveil.errors import DataError, InvalidValue
 from fedveil.study import Study
 

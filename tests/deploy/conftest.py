@@ -30,11 +30,11 @@ def make_hospital(tmp_path: Path) -> Iterator[MakeHospital]:
     ) -> Hospital:
         folder = set_up(tmp_path, coordinator, name, **(settings or {}))
         offer = make_offer(tmp_path, **study)
-        hospital = Hospital(folder, coordinator, start_service(folder), offer, offer.terms())
+        hospital = Hospital(folder, coordinator, start_service(folder), offer, offer.agreement())
         made.append(hospital)
         hospital.ask(encode(Frame("offer", {**offer.to_dict(), "nonce": "n"})))
         if approve:
-            hospital.service.studies.approve(hospital.terms.digest)
+            hospital.service.studies.approve(hospital.agreement.digest)
         return hospital
 
     yield make

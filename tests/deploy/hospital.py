@@ -8,18 +8,18 @@ import numpy as np
 
 from fedveil import __version__
 from fedveil.data import Dataset, load
-from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity
-from fedveil.deploy.kits import init_site, write_site_settings
 from fedveil.deploy.offer import Offer
+from fedveil.deploy.provisioning.kits import init_site, write_site_settings
 from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, new_id, seal, unseal
-from fedveil.deploy.service import SiteService
-from fedveil.federation import Declined, Reply, Request, Terms
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.service import SiteService
+from fedveil.federation import Agreement, Declined, Reply, Request
 from fedveil.federation.messages import SecureReply
 from fedveil.federation.wire import Frame, decode, encode, pack, unpack
 from fedveil.privacy import Ledger, LedgerState, verify_ledger
 from fedveil.study import Study
-from fedveil.study.task import model_of
+from fedveil.study.pipeline import model_of
 
 SITES = ("north", "south", "west")
 STUDY = """
@@ -99,7 +99,7 @@ class Hospital:
     coordinator: Identity
     service: SiteService
     offer: Offer
-    terms: Terms
+    agreement: Agreement
 
     def ask(self, message: bytes, signer: Identity | None = None) -> Frame:
         """What the service answers to a body sealed by the coordinator, or by another signer."""
@@ -123,8 +123,8 @@ class Hospital:
 
     def request(self, number: int = 1, attempt: int = 1, **changes: object) -> Request:
         values: dict[str, object] = {
-            "study": self.terms.digest,
-            "release": self.terms.main.name,
+            "study": self.agreement.digest,
+            "release": self.agreement.main.name,
             "round": number,
             "attempt": attempt,
             "participants": SITES,
@@ -134,7 +134,7 @@ class Hospital:
 
     def start(self, release: str | None = None) -> np.ndarray:
         """Parameters before training, which a site accepts; for the main release where none is named."""
-        length = (self.terms.release(release) if release else self.terms.main).parameters
+        length = (self.agreement.release(release) if release else self.agreement.main).parameters
         if not length:
             return np.empty(0)
         data = self.offer.study.data
@@ -144,7 +144,7 @@ class Hospital:
         return np.concatenate([frequencies, model.join(None, model.initial())])
 
     def hello(self, nonce: str = "n", receipt: dict[str, object] | None = None) -> Frame:
-        head = {"study": self.terms.digest, "nonce": nonce, "receipt": receipt, "version": __version__}
+        head = {"study": self.agreement.digest, "nonce": nonce, "receipt": receipt, "version": __version__}
         return self.ask(encode(Frame("hello", head)))
 
     @property

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from fedveil.cli.main import app
 from fedveil.deploy.identity import Identity, fingerprint
-from fedveil.deploy.peers import Peers
-from fedveil.deploy.review import review
-from fedveil.deploy.studies import Listed
+from fedveil.deploy.site.approvals import Listed
+from fedveil.deploy.site.keys import Peers
+from fedveil.deploy.site.review import review
 from fedveil.federation.wire import Frame, encode
 
 
@@ -26,13 +26,13 @@ def masked(make_hospital: MakeHospital, keys) -> Hospital:
     """A hospital that was offered a study with secure aggregation, and has confirmed no key yet."""
     hospital = make_hospital(approve=False, trust="secure-aggregation", min_sites=3)
     offered = {**hospital.offer.to_dict(), "keys": keys, "nonce": "n"}
-    (hospital.folder / "studies" / f"{hospital.terms.digest}.json").unlink()
+    (hospital.folder / "studies" / f"{hospital.agreement.digest}.json").unlink()
     assert hospital.ask(encode(Frame("offer", offered))).kind == "offered"
     return hospital
 
 
 def approve(hospital: Hospital, *words: str, answers: str = "", study: str | None = None) -> tuple[int, str]:
-    command = ["site", "approve", study or hospital.terms.digest, str(hospital.folder), *words]
+    command = ["site", "approve", study or hospital.agreement.digest, str(hospital.folder), *words]
     done = CliRunner().invoke(app, command, input=answers)
     return done.exit_code, " ".join((done.output + done.stderr).split())
 
@@ -43,7 +43,7 @@ def said(keys: dict[str, str], **changes: str) -> list[str]:
 
 
 def is_approved(hospital: Hospital) -> bool:
-    return hospital.service.studies.is_approved(hospital.terms.digest)
+    return hospital.service.studies.is_approved(hospital.agreement.digest)
 
 
 def test_without_a_question_no_key_is_confirmed_that_nobody_compared(masked, keys):
@@ -59,7 +59,7 @@ def test_fingerprints_as_they_were_read_confirm_the_keys(masked, keys):
     )
     assert (code, is_approved(masked)) == (0, True), text
     assert Peers(masked.folder / "peers").known() == keys
-    masked.service.studies.withdraw(masked.terms.digest)
+    masked.service.studies.withdraw(masked.agreement.digest)
     assert approve(masked, "--yes")[0] == 0
 
 
@@ -103,10 +103,10 @@ def test_a_fingerprint_has_128_bits_and_is_of_both_keys(keys):
 @pytest.mark.parametrize("name", ["toy", "beginning"])
 def test_without_a_question_a_study_is_named_by_its_whole_digest(make_hospital, name):
     hospital = make_hospital(approve=False)
-    study = "toy" if name == "toy" else hospital.terms.digest[:12]
+    study = "toy" if name == "toy" else hospital.agreement.digest[:12]
     code, text = approve(hospital, "--yes", study=study)
     assert (code, is_approved(hospital)) == (2, False)
-    assert hospital.terms.digest in text
+    assert hospital.agreement.digest in text
     assert approve(hospital, answers="y\n", study=study)[0] == 0
 
 
@@ -136,5 +136,5 @@ def test_what_a_round_needs_is_said_of_many_hospitals_too(make_hospital):
     """Beyond 64 hospitals the default guarantee asks for more of them than two thirds."""
     hospital = make_hospital(trust="secure-aggregation", min_sites=3)
     offer = replace(hospital.offer, sites=("north", *(f"site-{number}" for number in range(99))))
-    found = review(hospital.service.config, Listed("0" * 64, offer, offer.terms(), None))
+    found = review(hospital.service.config, Listed("0" * 64, offer, offer.agreement(), None))
     assert any("a round needs 73" in line for line in found.sentences)

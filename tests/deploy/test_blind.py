@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 from tests.deploy.hospital import IMAGES, STUDY, write_images
 
-from fedveil.cli.tables import accuracy_words
-from fedveil.deploy.coordinate import load_test_set
+from fedveil.cli.output.tables import accuracy_words
+from fedveil.deploy.coordinator.runner import load_test_set
 from fedveil.errors import StudyError
+from fedveil.planning import make_plan
 from fedveil.report import load, write_report
-from fedveil.study import HandedOver, Hospitals, Prepared, RunDirectory, Study, make_plan, run
+from fedveil.study import HandedOver, Hospitals, Prepared, RunDirectory, Study, run
+from fedveil.study.pipeline import make_task
 from fedveil.study.progress import Silent
 from fedveil.study.simulation import Simulated
-from fedveil.study.task import make_task
 
 TABLES = {"rounds": 3, "epsilon": 20.0, "trust": "secure-aggregation", "min_sites": 3}
 NO_IMAGES = STUDY.replace(*IMAGES)

@@ -10,12 +10,12 @@ from tests.deploy.hospital import OWN_MODELS, Hospital, edit
 from typer.testing import CliRunner
 
 from fedveil.cli.main import app
-from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.offer import Offer
-from fedveil.deploy.review import review
-from fedveil.deploy.service import open_service
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.review import review
+from fedveil.deploy.site.runtime import Cohorts
+from fedveil.deploy.site.service import open_service
 from fedveil.errors import DataError, InvalidValue, Refused
 from fedveil.federation import Reply
 from fedveil.federation.wire import Frame, encode, pack
@@ -25,7 +25,7 @@ from fedveil.privacy import Budget, Ledger
 def status(hospital: Hospital) -> str:
     """What the coordinator is told once the service has looked at its images."""
     hospital.hello()
-    hospital.service._opening[hospital.terms.digest].join()
+    hospital.service._opening[hospital.agreement.digest].join()
     return hospital.hello().head["status"]
 
 
@@ -197,8 +197,8 @@ def test_masked_sums_need_room_for_the_most_units_that_a_hospital_may_hold(make_
     hospital = make_hospital(trust="secure-aggregation", min_sites=3)
     small = hospital.offer.study.with_changes({"federation": {"max_units": 999}})
     with pytest.raises(Refused, match="room for 999 units"):
-        hospital.service.config.check(replace(hospital.offer, study=small).terms())
-    hospital.service.config.check(hospital.terms)
+        hospital.service.config.check(replace(hospital.offer, study=small).agreement())
+    hospital.service.config.check(hospital.agreement)
 
 
 def test_delta_must_be_small_for_the_most_patients_that_may_come(make_hospital, tmp_path):
@@ -208,7 +208,7 @@ def test_delta_must_be_small_for_the_most_patients_that_may_come(make_hospital, 
     with pytest.raises(InvalidValue, match="publish somebody's data"):
         SiteConfig.load(hospital.folder)
     edit(path, delta=1e-3)
-    listed = hospital.service.studies.read(hospital.terms.digest)
+    listed = hospital.service.studies.read(hospital.agreement.digest)
     assert review(SiteConfig.load(hospital.folder), listed).objection is None
     edit(path, max_units=1001, delta=1e-4)
     assert "publish somebody's data" in review(SiteConfig.load(hospital.folder), listed).objection
@@ -267,7 +267,7 @@ def test_nothing_is_sent_again_after_an_approval_is_withdrawn(hospital):
     asked = hospital.seal(pack(hospital.request()))
     first = hospital.service.answer(asked)
     assert hospital.service.answer(asked) == first
-    hospital.service.studies.withdraw(hospital.terms.digest)
+    hospital.service.studies.withdraw(hospital.agreement.digest)
     again = hospital.open(hospital.service.answer(asked))
     assert again.head["receipt"] is None
     assert again.blobs != hospital.open(first).blobs

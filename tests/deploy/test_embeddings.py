@@ -7,7 +7,7 @@ import pytest
 from tests.deploy.hospital import NO_IMAGES, Hospital
 
 from fedveil.federation import Reply
-from fedveil.study.model_file import TrainedModel
+from fedveil.study.results.trained_model import TrainedModel
 
 EMBEDDINGS = NO_IMAGES.replace('features = "pixels"', 'features = "precomputed"\ndimension = 64')
 
@@ -25,13 +25,13 @@ def test_a_hospital_answers_a_round_from_embeddings_and_charges_it(make_hospital
     embed(hospital)
     answer = hospital.round()
     assert isinstance(answer, Reply)
-    assert hospital.terms.release("training").dimension == 64
-    assert [charge.study for charge in hospital.ledger.charges] == [hospital.terms.title]
+    assert hospital.agreement.release("training").dimension == 64
+    assert [charge.study for charge in hospital.ledger.charges] == [hospital.agreement.title]
 
 
 def test_a_model_of_another_length_does_not_fit(make_hospital):
     hospital = make_hospital(template=EMBEDDINGS)
-    offer, parameters = hospital.offer, hospital.terms.release("training").parameters
+    offer, parameters = hospital.offer, hospital.agreement.release("training").parameters
     fits = [
         TrainedModel.of(offer.study, classes=offer.classes, channels=1, parameters=np.zeros(length)).fits
         for length in (parameters, parameters + 2)
@@ -46,7 +46,7 @@ def test_the_status_says_nothing_of_what_a_hospital_holds(make_hospital, caplog,
         embed(hospital, dimension)
     with caplog.at_level(logging.ERROR):
         hospital.hello()
-        hospital.service._opening[hospital.terms.digest].join()
+        hospital.service._opening[hospital.agreement.digest].join()
         assert hospital.hello().head["status"] == "ready"
         assert isinstance(hospital.round(), Reply), "with noise alone"
     assert "use embeddings from the same encoder at every hospital" in caplog.text

@@ -18,9 +18,9 @@ from tests.deploy.cohorts import LUNGS, deal_lungs, join
 from tests.deploy.hospital import IMAGES, NETWORK, NO_IMAGES, OWN_MODELS, SITES, edit
 from tests.deploy.town import Town, wait_until
 
-from fedveil.deploy.certificates import Authority, node_keys
-from fedveil.deploy.federation import Federation
+from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.flower.link import Link
+from fedveil.deploy.provisioning.certificates import Authority, node_keys
 from fedveil.deploy.receipts import Receipts
 from fedveil.privacy import Head, verify_ledger
 from fedveil.study import RunDirectory, Study, TrainedModel, run

@@ -11,7 +11,7 @@ import pytest
 from tests.deploy.hospital import SITES
 from tests.deploy.test_transport import COST, REQUEST, make, run_identity  # noqa: F401
 from tests.federation.conftest import federate  # noqa: F401
-from tests.federation.toy import DIMENSION, make_terms
+from tests.federation.toy import DIMENSION, make_agreement
 
 from fedveil import __version__
 from fedveil.errors import FederationError, FedveilError
@@ -109,18 +109,18 @@ def within():
 
 def real_messages(hospital) -> list[bytes]:
     offer = {**hospital.offer.to_dict(), "nonce": "n"}
-    greeting = {"study": hospital.terms.digest, "nonce": "n", "receipt": None, "version": __version__}
+    greeting = {"study": hospital.agreement.digest, "nonce": "n", "receipt": None, "version": __version__}
     receipt = dict.fromkeys(("study", "answer", "hash"), "ab" * 32)
     receipt |= {"site": "north", "release": "training", "round": 1, "attempt": 1, "seq": 2, "cost": COST}
     model = {"parameters": np.ones(10), "frequencies": np.full(2, 0.5)}
     return [
         pack(hospital.request(1, 1)),
         pack(hospital.request(2, 2)),
-        pack(SecureRequest(study=hospital.terms.digest, body=b'{"study": "x"}')),
+        pack(SecureRequest(study=hospital.agreement.digest, body=b'{"study": "x"}')),
         encode(Frame("hello", greeting)),
         encode(Frame("hello", greeting | {"receipt": receipt})),
         encode(Frame("offer", offer)),
-        encode(Frame("model", {"study": hospital.terms.digest, "nonce": "n"}, model)),
+        encode(Frame("model", {"study": hospital.agreement.digest, "nonce": "n"}, model)),
     ]
 
 
@@ -296,16 +296,16 @@ def test_a_study_with_a_hospital_that_sends_rubbish_is_finished_by_the_others(
     share,
     monkeypatch,
 ):
-    monkeypatch.setattr("fedveil.federation.secure.SESSION_ROUNDS", 4)
+    monkeypatch.setattr("fedveil.federation.secure_rounds.SESSION_ROUNDS", 4)
     logging.getLogger("fedveil").setLevel(logging.CRITICAL)
-    terms = make_terms(trust, rounds=1500)
-    federation = federate(terms, epsilon=1e6)
-    generator, release, zero = np.random.default_rng(11), terms.release("training"), np.zeros(DIMENSION)
+    agreement = make_agreement(trust, rounds=1500)
+    federation = federate(agreement, epsilon=1e6)
+    generator, release, zero = np.random.default_rng(11), agreement.release("training"), np.zeros(DIMENSION)
     left_out, studies = 0, 80 if trust == "site" else 25
     attempt = 0
     for number in range(studies):
         coordinator = Coordinator(
-            terms, Wire(federation, generator, f"site-{1 + number % 5}", share), attempt=attempt
+            agreement, Wire(federation, generator, f"site-{1 + number % 5}", share), attempt=attempt
         )
         for round_number in (1, 2):
             collected = coordinator.collect(release, round_number, zero)

@@ -13,11 +13,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from tests.deploy.hospital import edit
 
-from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.federation import Federation
+from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.identity import Identity, check_private
-from fedveil.deploy.kits import init_site, make_kits, renew
-from fedveil.deploy.peers import Peers
+from fedveil.deploy.provisioning.kits import init_site, make_kits, renew
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.keys import Peers
 from fedveil.errors import InvalidValue, Refused
 from fedveil.privacy import verify_ledger
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tests.deploy.test_transport import make, run_identity  # noqa: F401
 
-from fedveil.cli import console
 from fedveil.cli import deploy as verbs
-from fedveil.cli.console import OneLine, fail
+from fedveil.cli.output import console
+from fedveil.cli.output.console import OneLine, fail
 from fedveil.deploy.flower.transport import _state
 from fedveil.deploy.receipts import Receipt
 from fedveil.errors import FederationError, FedveilError, Refused
@@ -45,14 +45,14 @@ def test_a_request_forges_no_line_in_a_hospitals_log(hospital, journal, field):
     assert len(events(journal)) == 1
     assert all(line.isprintable() for line in events(journal))
     direct = Request(
-        study=hospital.terms.digest,
+        study=hospital.agreement.digest,
         release=FORGED if field == "release" else "training",
         round=1,
         attempt=1,
         participants=("north", FORGED) if field == "participants" else ("north", "south"),
         parameters=np.zeros(3),
     )
-    site = hospital.service._approved(hospital.terms.digest)
+    site = hospital.service._approved(hospital.agreement.digest)
     before = len(events(journal))
     site.handle(direct)
     assert len(events(journal)) == before + 1
@@ -62,7 +62,7 @@ def test_a_request_forges_no_line_in_a_hospitals_log(hospital, journal, field):
 
 @pytest.mark.parametrize("version", [FORGED, "[bold red]x", 10**30, None, ["x"]])
 def test_a_greetings_version_forges_no_line(hospital, journal, caplog, version):
-    head = {"study": hospital.terms.digest, "nonce": "n", "receipt": None, "version": version}
+    head = {"study": hospital.agreement.digest, "nonce": "n", "receipt": None, "version": version}
     hospital.ask(encode(Frame("hello", head)))
     assert all(record.getMessage().isprintable() for record in caplog.records)
     assert sum("install the same version" in line for line in events(journal)) == 1

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.deploy import listening
-from fedveil.deploy.listening import Listener
-from fedveil.deploy.local import Address, LineError, ask
+from fedveil.deploy.site import listening
+from fedveil.deploy.site.ipc import Address, LineError, ask
+from fedveil.deploy.site.listening import Listener
 from fedveil.errors import InvalidValue
 
 
@@ -181,7 +181,7 @@ def test_an_absent_service_is_a_line_error(tmp_path):
 
 def test_the_line_needs_the_standard_library_only():
     program = (
-        "import sys; before = set(sys.modules); import fedveil.deploy.local; "
+        "import sys; before = set(sys.modules); import fedveil.deploy.site.ipc; "
         "print([m for m in set(sys.modules) - before if m.split('.')[0] not in sys.stdlib_module_names | {'fedveil'}])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -19,10 +19,10 @@ from tests.deploy.town import Town, wait_until
 from typer.testing import CliRunner
 
 from fedveil.cli import deploy
-from fedveil.deploy.certificates import Authority
-from fedveil.deploy.federation import Federation
+from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.flower.link import Link
-from fedveil.deploy.service import open_service
+from fedveil.deploy.provisioning.certificates import Authority
+from fedveil.deploy.site.service import open_service
 from fedveil.errors import FedveilError
 from fedveil.privacy import Ledger
 

@@ -8,13 +8,13 @@ from PIL import Image
 from tests.deploy.hospital import OWN_MODELS, Hospital
 
 from fedveil.data import Dataset
-from fedveil.deploy.hosting import Cohorts
-from fedveil.deploy.review import review
+from fedveil.deploy.site.review import review
+from fedveil.deploy.site.runtime import Cohorts
 from fedveil.federation import Reply, release_of
 from fedveil.federation.queries import OwnModelQuery, OwnThresholdQuery
 from fedveil.federation.wire import Frame, encode
 from fedveil.study import TrainedModel, predict
-from fedveil.study.task import model_of
+from fedveil.study.pipeline import model_of
 
 FREQUENCIES = np.array([0.4, 0.6])
 
@@ -27,14 +27,14 @@ def model_for(hospital: Hospital, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def send(hospital: Hospital, arrays: dict[str, np.ndarray], **head: object) -> Frame:
-    values = {"study": hospital.terms.digest, "nonce": "n", **head}
+    values = {"study": hospital.agreement.digest, "nonce": "n", **head}
     return hospital.ask(encode(Frame("model", values, arrays)))
 
 
 def kept(hospital: Hospital):
     """What the hospital has of the study once it has done all that follows."""
     hospital.service.finish()
-    return hospital.service.models.of(hospital.terms.digest)
+    return hospital.service.models.of(hospital.agreement.digest)
 
 
 def own_charges(hospital: Hospital) -> int:
@@ -66,7 +66,7 @@ def test_a_finished_model_is_kept_for_predictions_and_costs_nothing(hospital, tm
 def test_the_answer_is_the_same_whatever_the_hospital_makes_of_the_model(make_hospital, fraction):
     hospital = make_hospital(settings={"test_fraction": fraction}, template=OWN_MODELS)
     answer = send(hospital, model_for(hospital), nonce="abc")
-    assert answer.head == {"site": "north", "study": hospital.terms.digest, "nonce": "abc"}
+    assert answer.head == {"site": "north", "study": hospital.agreement.digest, "nonce": "abc"}
     assert (answer.kind, dict(answer.arrays), dict(answer.blobs)) == ("kept", {}, {})
     found = json.loads((kept(hospital).folder / "evaluation.json").read_text())
     assert (found["common"] is None) is (fraction == 0.0)
@@ -133,13 +133,13 @@ def test_a_model_of_a_study_that_nobody_approved_is_refused(hospital, study):
 
 
 def test_a_model_of_a_study_whose_approval_was_withdrawn_is_refused(hospital):
-    hospital.service.studies.withdraw(hospital.terms.digest)
+    hospital.service.studies.withdraw(hospital.agreement.digest)
     assert send(hospital, model_for(hospital)).kind == "refused"
     assert not (hospital.folder / "models").exists()
 
 
 def test_what_a_kill_left_half_written_is_no_model(hospital):
-    unfinished = hospital.folder / "models" / f".{hospital.terms.digest}.tmp"
+    unfinished = hospital.folder / "models" / f".{hospital.agreement.digest}.tmp"
     unfinished.mkdir(parents=True)
     (unfinished / "model.json").write_text("{")
     assert not kept(hospital).exists()
@@ -157,15 +157,15 @@ def test_an_own_model_is_made_and_charged_once(make_hospital, caplog):
     for charge, name in zip(
         hospital.ledger.charges[-2:], (OwnModelQuery.name, OwnThresholdQuery.name), strict=True
     ):
-        assert charge.mechanism == charge.alone == hospital.terms.release(name).mechanism
+        assert charge.mechanism == charge.alone == hospital.agreement.release(name).mechanism
     hospital.restart()
-    hospital.service.conclude(hospital.terms.digest)
+    hospital.service.conclude(hospital.agreement.digest)
     np.testing.assert_array_equal(kept(hospital).own().parameters, own.parameters)
     # As if the service was killed between charge and file: to make it again would cost its price again.
     for name in ("evaluation.json", "personal/model.json"):
         (kept(hospital).folder / name).unlink()
     hospital.restart()
-    hospital.service.conclude(hospital.terms.digest)
+    hospital.service.conclude(hospital.agreement.digest)
     assert kept(hospital).own() is None
     assert kept(hospital).is_done
     assert own_charges(hospital) == 1
@@ -179,7 +179,7 @@ def test_an_own_model_that_was_not_begun_before_a_kill_is_made_afterwards(make_h
         assert send(hospital, model_for(hospital)).kind == "kept"
     assert not kept(hospital).is_done
     hospital.restart()
-    hospital.service.conclude(hospital.terms.digest)
+    hospital.service.conclude(hospital.agreement.digest)
     assert kept(hospital).own() is not None
     assert own_charges(hospital) == 1
 
@@ -194,14 +194,14 @@ def test_a_hospital_may_do_without_a_model_of_its_own(make_hospital):
 
 def test_the_review_names_the_price_of_an_own_model(make_hospital):
     hospital = make_hospital(template=OWN_MODELS)
-    found = review(hospital.service.config, hospital.service.studies.read(hospital.terms.digest))
+    found = review(hospital.service.config, hospital.service.studies.read(hospital.agreement.digest))
     assert any(line.startswith("own model") and "epsilon" in line for line in found.sentences)
     assert "30 x own model" in "".join(found.sentences)
 
 
 def test_the_review_counts_what_was_charged_for_a_study_once(make_hospital):
     hospital = make_hospital(template=OWN_MODELS)
-    listed = hospital.service.studies.read(hospital.terms.digest)
+    listed = hospital.service.studies.read(hospital.agreement.digest)
     before = review(hospital.service.config, listed)
     hospital.round(1, 1)
     send(hospital, model_for(hospital))

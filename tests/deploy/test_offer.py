@@ -3,7 +3,7 @@
 import pytest
 from tests.deploy.hospital import IMAGES, OWN_MODELS, SITES, STUDY, study_text, write_images
 
-from fedveil.deploy.coordinate import load_test_set
+from fedveil.deploy.coordinator.runner import load_test_set
 from fedveil.deploy.offer import Offer
 from fedveil.errors import Refused
 from fedveil.federation.queries import OwnModelQuery
@@ -19,13 +19,13 @@ def test_hospitals_cannot_tell_whether_the_coordinator_has_images(tmp_path):
     source = str(write_images(tmp_path / "test.npz", 40, seed=9))
     sighted, blind = offer(study_text(source=source)), offer(study_text(template=STUDY.replace(*IMAGES)))
     assert sighted == blind
-    assert sighted.terms().digest == blind.terms().digest
-    assert Offer.from_dict(blind.to_dict()).terms().digest == blind.terms().digest
+    assert sighted.agreement().digest == blind.agreement().digest
+    assert Offer.from_dict(blind.to_dict()).agreement().digest == blind.agreement().digest
 
 
 def test_own_models_are_part_of_what_is_offered():
-    terms = offer(study_text(template=OWN_MODELS.replace(*IMAGES))).terms()
-    assert terms.release(OwnModelQuery.name).mechanism.steps > 1
+    agreement = offer(study_text(template=OWN_MODELS.replace(*IMAGES))).agreement()
+    assert agreement.release(OwnModelQuery.name).mechanism.steps > 1
 
 
 FORGED = (

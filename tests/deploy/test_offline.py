@@ -14,9 +14,9 @@ import pytest
 from tests.deploy.hospital import NETWORK, make_offer, set_up
 
 from fedveil.deploy.identity import Identity
-from fedveil.deploy.local import Address, ask
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, new_id, seal, unseal
+from fedveil.deploy.site.ipc import Address, ask
 from fedveil.federation.wire import Frame, decode, encode
 
 CLI = "from fedveil.cli.main import app; app()"
@@ -182,7 +182,7 @@ def test_a_service_still_answers_at_a_port_of_its_own_machine(tmp_path):
     """Nobody is dialled in order to be answered."""
     program = (
         "import socket\n"
-        "from fedveil.deploy.offline import offline\n"
+        "from fedveil.deploy.site.offline import offline\n"
         "server = socket.create_server(('127.0.0.1', 0))\n"
         "client = socket.create_connection(server.getsockname())\n"
         "with offline():\n"

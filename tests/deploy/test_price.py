@@ -5,14 +5,15 @@ from tests.deploy.hospital import SITES, set_up, write_images
 
 from fedveil import report
 from fedveil.data import load
-from fedveil.deploy.config import SiteConfig
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.offer import Offer
-from fedveil.deploy.review import review
-from fedveil.deploy.studies import Studies
+from fedveil.deploy.site.approvals import Studies
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.review import review
 from fedveil.federation import Coordinator, InProcess
+from fedveil.planning import Configuration, PlanRequest, make_plan
 from fedveil.privacy import verify_ledger
-from fedveil.study import RunDirectory, Study, Way, Wishes, make_plan, run
+from fedveil.study import RunDirectory, Study, run
 from fedveil.study.recipes import Recipe
 
 OWN = {"personal_share": 0.2, "personal_calibration_share": 0.1}
@@ -69,10 +70,10 @@ def test_what_is_planned_is_what_is_approved_is_what_is_charged(tmp_path, monkey
     assert found.alone == pytest.approx(planned.epsilon_alone, rel=1e-12)
 
     recipe = Recipe(method=study.training.method)
-    wishes = Wishes(cohorts=(32,) * 3, trusts=(trust,), recipes=(recipe,), study=study)
-    terms = wishes.terms(Way(unit="patient", trust=trust, recipe=recipe), 2.0)
-    assert terms.planned.epsilon == pytest.approx(planned.guarantee.epsilon, rel=1e-4)
+    plan_request = PlanRequest(cohorts=(32,) * 3, trusts=(trust,), recipes=(recipe,), study=study)
+    agreement = plan_request.agreement(Configuration(unit="patient", trust=trust, recipe=recipe), 2.0)
+    assert agreement.planned.epsilon == pytest.approx(planned.guarantee.epsilon, rel=1e-4)
     coordinator = Coordinator(
-        terms, InProcess([]), charged={one.name: one.mechanism.steps for one in terms.releases}
+        agreement, InProcess([]), charged={one.name: one.mechanism.steps for one in agreement.releases}
     )
-    assert coordinator.epsilon_spent() == terms.planned.epsilon
+    assert coordinator.epsilon_spent() == agreement.planned.epsilon

@@ -10,12 +10,12 @@ from tests.deploy.hospital import SITES
 
 from fedveil.deploy import sealing
 from fedveil.deploy.identity import Identity
-from fedveil.deploy.peers import Peers
 from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, introduction, new_id, seal, unseal
+from fedveil.deploy.site.keys import Peers
 from fedveil.errors import FederationError
 from fedveil.federation import Declined, Reply
 from fedveil.federation.messages import SecureReply, SecureRequest
-from fedveil.federation.secure import session_of
+from fedveil.federation.secure_rounds import session_of
 from fedveil.federation.wire import Frame, encode, pack, unpack
 
 BODY = b"what nobody else may read, of any length"
@@ -52,15 +52,15 @@ def test_what_passes_the_superlink_holds_no_parameters_sums_or_names(make_hospit
     if trust == "secure-aggregation":  # the set-up's answer holds keys
         others = {name: Identity.create(tmp_path / f"{name}.key").public for name in SITES[1:]}
         Peers(hospital.folder / "peers").confirm(others)
-        session = session_of(hospital.terms, SITES, 1, 4)
-        body = pack(SecureRequest(study=hospital.terms.digest, body=session.to_bytes()))
+        session = session_of(hospital.agreement, SITES, 1, 4)
+        body = pack(SecureRequest(study=hospital.agreement.digest, body=session.to_bytes()))
     asked = hospital.seal(body)
     answer = hospital.service.answer(asked)
     frame = hospital.open(answer)
     inner = unpack(frame.blobs["answer"], Reply | Declined | SecureReply)
     expected = {"none": Declined, "secure-aggregation": SecureReply}.get(trust, Reply)  # the budget is finite
     assert isinstance(inner, expected)
-    secrets = [body, encode(frame), hospital.terms.digest.encode(), b"training", b"secure"]
+    secrets = [body, encode(frame), hospital.agreement.digest.encode(), b"training", b"secure"]
     if isinstance(inner, Reply):
         secrets.append(inner.vector.tobytes())
     for secret in secrets:
@@ -168,10 +168,10 @@ def test_a_request_that_was_held_back_is_stale_and_nothing_is_charged(hospital, 
 
 def test_every_kind_of_message_goes_stale(hospital, monkeypatch):
     most = hospital.service.config.policy.max_message_age
-    greeting = encode(Frame("hello", {"study": hospital.terms.digest, "nonce": "n", "receipt": None}))
+    greeting = encode(Frame("hello", {"study": hospital.agreement.digest, "nonce": "n", "receipt": None}))
     offer = encode(Frame("offer", {**hospital.offer.to_dict(), "nonce": "n"}))
-    model = encode(Frame("model", {"study": hospital.terms.digest, "nonce": "n"}))
-    secure = pack(SecureRequest(study=hospital.terms.digest, body=b"{"))
+    model = encode(Frame("model", {"study": hospital.agreement.digest, "nonce": "n"}))
+    secure = pack(SecureRequest(study=hospital.agreement.digest, body=b"{"))
     for body in (greeting, offer, model, secure):
         late = held_back(hospital, most + 5, body, monkeypatch)
         assert hospital.open(hospital.service.answer(late)).kind == "stale"

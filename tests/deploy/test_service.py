@@ -34,7 +34,7 @@ def test_an_approved_round_is_answered_charged_and_receipted(hospital):
     receipt = frame.head["receipt"]
     assert len(hospital.ledger.charges) == 1
     assert (receipt["seq"], receipt["hash"]) == hospital.ledger.head
-    assert receipt["cost"] == hospital.terms.release("training").mechanism.with_steps(1).to_dict()
+    assert receipt["cost"] == hospital.agreement.release("training").mechanism.with_steps(1).to_dict()
 
 
 def test_reply_fields_are_charged_or_public(hospital):
@@ -59,7 +59,7 @@ def test_a_request_that_is_not_approved_is_refused(make_hospital, caplog):
 
 def test_a_withdrawn_approval_counts_at_once(hospital):
     assert isinstance(hospital.round(1, 1), Reply)
-    hospital.service.studies.withdraw(hospital.terms.digest)
+    hospital.service.studies.withdraw(hospital.agreement.digest)
     assert isinstance(hospital.round(2, 2), Declined)
     assert len(hospital.ledger.charges) == 1
 
@@ -68,12 +68,12 @@ def test_a_study_changed_after_approval_is_unknown(hospital):
     changed = hospital.offer.study.with_changes({"privacy": {"epsilon": 3.0}})
     offer = replace(hospital.offer, study=changed)
     hospital.ask(encode(Frame("offer", {**offer.to_dict(), "nonce": "n"})))
-    answer = hospital.round(study=offer.terms().digest)
+    answer = hospital.round(study=offer.agreement().digest)
     assert refused(hospital, answer)
 
 
 def test_an_edited_offer_file_is_noticed(hospital, caplog):
-    path = hospital.folder / "studies" / f"{hospital.terms.digest}.json"
+    path = hospital.folder / "studies" / f"{hospital.agreement.digest}.json"
     path.write_text(path.read_text().replace("epsilon = 2.0", "epsilon = 9.0"))
     assert isinstance(hospital.round(), Declined)
     assert not hospital.ledger.charges
@@ -118,7 +118,7 @@ def test_garbage_leaves_the_service_up(hospital):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_parameters_that_are_not_finite_are_refused(hospital, bad):
-    size = hospital.terms.release("training").parameters
+    size = hospital.agreement.release("training").parameters
     assert refused(hospital, hospital.round(parameters=np.full(size, bad)))
 
 
@@ -159,7 +159,7 @@ def test_policy_holds_even_for_an_approved_study(make_hospital, settings, study)
 def test_policy_says_how_many_hospitals_a_guarantee_may_count_on(make_hospital):
     hospital = make_hospital(settings={"max_honest": 1}, trust="secure-aggregation", min_sites=3)
     with pytest.raises(Refused, match="counts on 2 honest hospitals among 3"):
-        hospital.service.config.check(hospital.terms)
+        hospital.service.config.check(hospital.agreement)
     assert isinstance(hospital.round(), Declined)
 
 
@@ -169,7 +169,7 @@ def test_two_studies_at_once_share_one_ledger(make_hospital):
     changed = hospital.offer.study.with_changes({"study": {"name": "other"}})
     other = replace(hospital.offer, study=changed)
     hospital.ask(encode(Frame("offer", {**other.to_dict(), "nonce": "n"})))
-    digest = other.terms().digest
+    digest = other.agreement().digest
     hospital.service.studies.approve(digest)
     answers = [
         hospital.round(1, 1),
@@ -246,11 +246,11 @@ def test_a_greeting_tells_how_a_study_stands(make_hospital):
     assert hospital.hello("abc").head == {
         "site": "north",
         "nonce": "abc",
-        "study": hospital.terms.digest,
+        "study": hospital.agreement.digest,
         "status": "pending",
         "version": __version__,
     }
-    hospital.service.studies.approve(hospital.terms.digest)
+    hospital.service.studies.approve(hospital.agreement.digest)
     assert hospital.hello().head["status"] in ("loading", "ready")
     assert isinstance(hospital.round(), Reply)
     assert hospital.hello().head["status"] == "ready"
@@ -258,7 +258,7 @@ def test_a_greeting_tells_how_a_study_stands(make_hospital):
 
 def test_offers_do_not_pile_up(make_hospital, monkeypatch):
     hospital = make_hospital(approve=False)
-    monkeypatch.setattr("fedveil.deploy.studies._MAX_PENDING", 1)
+    monkeypatch.setattr("fedveil.deploy.site.approvals._MAX_PENDING", 1)
     other = replace(hospital.offer, study=hospital.offer.study.with_changes({"study": {"name": "other"}}))
     assert hospital.ask(encode(Frame("offer", {**other.to_dict(), "nonce": "n"}))).kind == "refused"
 

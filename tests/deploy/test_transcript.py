@@ -11,7 +11,7 @@ from tests.deploy.hospital import OWN_MODELS, SITES, STUDY, Hospital, MakeHospit
 from tests.deploy.test_models import model_for, send
 
 from fedveil.deploy.identity import signing_key
-from fedveil.deploy.peers import Peers
+from fedveil.deploy.site.keys import Peers
 from fedveil.federation import Coordinator, Declined, Message, Reply, Request
 from fedveil.federation.messages import Answer, SecureReply
 from fedveil.federation.wire import Frame, encode, pack, unpack
@@ -172,27 +172,29 @@ def offer(hospital: Hospital) -> object:
 def ready(hospital: Hospital) -> list[object]:
     """An offer's answer as the service begins to read the images, and a greeting's once it has ended."""
     begun = offer(hospital)
-    hospital.service._opening[hospital.terms.digest].join()
+    hospital.service._opening[hospital.agreement.digest].join()
     return [begun, said(hospital.hello())]
 
 
 def rounds(hospital: Hospital) -> list[object]:
     """Every release, one twice, models that diverged or that no study makes, and one that was not announced."""
     heard, attempt = [], 0
-    for release in hospital.terms.releases:
+    for release in hospital.agreement.releases:
         for number in (1, release.rounds, release.rounds + 1):
             attempt += 1
             heard.append((release.name, number, attempt, hospital.start(release.name)))
         attempt += 1
         heard.append((release.name, 1, attempt, np.full(release.parameters, 0.5)))
-    heard.append(("training", 1, attempt + 1, np.full(hospital.terms.release("training").parameters, 1e300)))
+    heard.append(
+        ("training", 1, attempt + 1, np.full(hospital.agreement.release("training").parameters, 1e300))
+    )
     heard.append(("training", 1, attempt, np.zeros(1)))
     return [
         said(
             hospital.ask(
                 pack(
                     Request(
-                        study=hospital.terms.digest,
+                        study=hospital.agreement.digest,
                         release=name,
                         round=number,
                         attempt=one,
@@ -209,7 +211,7 @@ def rounds(hospital: Hospital) -> list[object]:
 def transcript(hospital: Hospital) -> list[object]:
     """From the offer to a second, different model, and a service that was started again."""
     heard = [offer(hospital), said(send(hospital, model_for(hospital)))]
-    hospital.service.studies.approve(hospital.terms.digest)
+    hospital.service.studies.approve(hospital.agreement.digest)
     heard += [*ready(hospital), *rounds(hospital)]
     for seed in (0, 0, 1):
         heard.append(said(send(hospital, model_for(hospital, seed))))
@@ -254,10 +256,10 @@ def test_masked_rounds_are_the_same_whatever_the_images_are(make):
         keys = {name: one.service.identity.public for name, one in hospitals.items()}
         for name, one in hospitals.items():
             Peers(one.folder / "peers").confirm({other: key for other, key in keys.items() if other != name})
-            one.service.studies.approve(one.terms.digest)
+            one.service.studies.approve(one.agreement.digest)
         line = Listening(hospitals, "north")
-        coordinator = Coordinator(hospitals["north"].terms, line)
-        for release in hospitals["north"].terms.releases:
+        coordinator = Coordinator(hospitals["north"].agreement, line)
+        for release in hospitals["north"].agreement.releases:
             start = hospitals["north"].start(release.name)
             assert coordinator.collect(release, 1, start).survivors == SITES
         found[change.__name__] = line.heard

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from tests.deploy.hospital import make_offer
 
-from fedveil.deploy.coordinate import wait_for_sites
+from fedveil.deploy.coordinator.runner import wait_for_sites
 from fedveil.deploy.flower.asking import Patience
 from fedveil.deploy.flower.records import bytes_of, content_of
 from fedveil.deploy.flower.transport import FlowerTransport
@@ -283,10 +283,10 @@ def test_a_hospital_that_answers_rubbish_when_greeted_keeps_nobody_waiting(tmp_p
     found = {"north": "ready", "south": "ready", "west": "invalid"}
     greetings = iter([found])
     transport = SimpleNamespace(greet=lambda *_, **__: next(greetings))
-    assert wait_for_sites(transport, offer, offer.terms(), patience=1e9, say=lambda _: None) == found
+    assert wait_for_sites(transport, offer, offer.agreement(), patience=1e9, say=lambda _: None) == found
     greetings = iter([found | {"south": "stale"}])
     with pytest.raises(FederationError, match="west answers what the protocol does not allow"):
-        wait_for_sites(transport, offer, offer.terms(), patience=-1.0, say=lambda _: None)
+        wait_for_sites(transport, offer, offer.agreement(), patience=-1.0, say=lambda _: None)
 
 
 @pytest.mark.parametrize("size", [0, 10, 2**20, 2**20 + 1])

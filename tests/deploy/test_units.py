@@ -4,7 +4,7 @@ import pytest
 from tests.deploy.hospital import STUDY
 from tests.deploy.test_cohorts import status
 
-from fedveil.deploy.review import review
+from fedveil.deploy.site.review import review
 from fedveil.errors import Refused
 from fedveil.federation import Declined, Reply
 from fedveil.privacy import epsilon
@@ -17,9 +17,9 @@ PER_IMAGE = STUDY.replace("[privacy]", '[privacy]\nunit = "image"')
 def test_a_study_of_a_coarser_unit_is_priced_in_the_ledger_of_the_finer_one(make_hospital, trust):
     """To remove one patient changes what a site contributes, by up to twice the bound: half the noise multiplier."""
     hospital = make_hospital(template=PER_SITE, epsilon=4.0, trust=trust, min_sites=3)
-    listed = hospital.service.studies.read(hospital.terms.digest)
+    listed = hospital.service.studies.read(hospital.agreement.digest)
     found = review(hospital.service.config, listed)
-    mechanisms = [release.mechanism for release in hospital.terms.releases]
+    mechanisms = [release.mechanism for release in hospital.agreement.releases]
     as_patients = [one.for_unit("patient") for one in mechanisms]
     assert all(
         one.noise_multiplier == whole.noise_multiplier / 2
@@ -34,13 +34,16 @@ def test_a_study_of_a_coarser_unit_is_priced_in_the_ledger_of_the_finer_one(make
 def test_charges_of_both_units_add_up_in_one_ledger(make_hospital):
     hospital = make_hospital(template=PER_SITE, epsilon=4.0)
     assert isinstance(hospital.round(1, 1), Reply)
-    mechanism = hospital.terms.release("training").mechanism.with_steps(1)
+    mechanism = hospital.agreement.release("training").mechanism.with_steps(1)
     hospital.service.ledger.reserve(
-        hospital.terms.release("training").mechanism.for_unit("patient"), study="x", trust="site"
+        hospital.agreement.release("training").mechanism.for_unit("patient"), study="x", trust="site"
     )
-    parts = [mechanism.for_unit("patient"), hospital.terms.release("training").mechanism.for_unit("patient")]
+    parts = [
+        mechanism.for_unit("patient"),
+        hospital.agreement.release("training").mechanism.for_unit("patient"),
+    ]
     assert hospital.ledger.spent() == pytest.approx(epsilon(parts, 1e-3, adaptive=True))
-    listed = hospital.service.studies.read(hospital.terms.digest)
+    listed = hospital.service.studies.read(hospital.agreement.digest)
     assert review(hospital.service.config, listed).after > hospital.ledger.spent()
 
 
@@ -55,10 +58,10 @@ def test_a_coarser_study_that_does_not_fit_is_refused_by_the_finer_price(make_ho
 def test_a_study_of_a_finer_unit_is_refused_with_advice_that_keeps_one_ledger(make_hospital):
     hospital = make_hospital(template=PER_IMAGE)
     with pytest.raises(Refused) as refused:
-        hospital.service.config.check(hospital.terms)
+        hospital.service.config.check(hospital.agreement)
     assert 'set privacy.unit = "patient"' in str(refused.value)
     assert "would not count what the first one spent" in str(refused.value)
-    listed = hospital.service.studies.read(hospital.terms.digest)
+    listed = hospital.service.studies.read(hospital.agreement.digest)
     assert review(hospital.service.config, listed).after == float("inf")
     assert status(hospital) == "refused"
 
@@ -67,4 +70,4 @@ def test_a_sampled_study_of_a_coarser_unit_is_refused(make_hospital):
     template = PER_SITE.replace("[training]", "[training]\nsampling_rate = 0.5")
     hospital = make_hospital(template=template, epsilon=1.0)
     with pytest.raises(Refused, match="price per patient of sampling by site is not known"):
-        hospital.service.config.check(hospital.terms)
+        hospital.service.config.check(hospital.agreement)

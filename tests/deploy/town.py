@@ -13,9 +13,9 @@ from pathlib import Path
 from tests.deploy.hospital import SITES, STUDY, edit, study_text, write_images
 
 from fedveil.deploy.identity import fingerprint
-from fedveil.deploy.kits import init_site, make_kits
-from fedveil.deploy.peers import Peers
-from fedveil.deploy.studies import Studies
+from fedveil.deploy.provisioning.kits import init_site, make_kits
+from fedveil.deploy.site.approvals import Studies
+from fedveil.deploy.site.keys import Peers
 from fedveil.privacy import LedgerState, verify_ledger
 
 DEADLINE = 150.0
@@ -143,16 +143,16 @@ class Town:
                     other: (self.site(other) / "identity.pub").read_text().strip() for other in self.enrolled
                 }
                 said = [f"--key={other}={fingerprint(key)}" for other, key in keys.items() if other != name]
-                said = said if listed.terms.trust == "secure-aggregation" else []
+                said = said if listed.agreement.trust == "secure-aggregation" else []
                 command = [sys.executable, "-c", _CLI, "site", "approve", listed.digest, str(self.site(name))]
                 command += ["--yes", *said]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=DEADLINE)
                 continue
             studies = Studies(self.site(name) / "studies")
             listed = studies.find(run)
-            if listed.terms.trust == "secure-aggregation":
+            if listed.agreement.trust == "secure-aggregation":
                 peers = Peers(self.site(name) / "peers")
-                peers.confirm(peers.unconfirmed(listed.terms.sites, listed.offer.keys, name))
+                peers.confirm(peers.unconfirmed(listed.agreement.sites, listed.offer.keys, name))
             studies.approve(listed.digest)
 
     def _offered(self, name: str, run: str) -> bool:

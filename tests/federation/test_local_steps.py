@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.federation.toy import DIMENSION, make_terms
+from tests.federation.toy import DIMENSION, make_agreement
 
 from fedveil.errors import InvalidValue
 from fedveil.federation import Coordinator, LocalSteps, Reply, Request
@@ -15,25 +15,25 @@ LOCAL = LocalSteps(steps=4, learning_rate=0.5, units=20.0, proximal=0.3, clip_no
 
 
 def averaging(trust="site", rounds=2, local=LOCAL, noise=100.0, unit="patient", **changes):
-    terms = make_terms("server" if trust == "secure-aggregation" else trust, **changes)
+    agreement = make_agreement("server" if trust == "secure-aggregation" else trust, **changes)
     steps = rounds * (1 if unit == "site" else local.steps)
     mechanism = Mechanism(noise, 1.0, steps, changes.get("sampling_rate", 1.0), unit)
     integer = None
     if trust == "secure-aggregation":
         carrier = Mechanism(1e-5, local.reach, rounds)
         integer = IntegerMechanism.fit(carrier, dimension=DIMENSION, sites=5, shares=3, units=1)
-    (release,) = terms.releases
+    (release,) = agreement.releases
     release = replace(release, mechanism=mechanism, integer=integer, query=LocalStepsQuery(local))
-    return replace(terms, target=replace(terms.target, trust=trust, unit=unit), releases=(release,))
+    return replace(agreement, target=replace(agreement.target, trust=trust, unit=unit), releases=(release,))
 
 
-def request(terms, **changes):
+def request(agreement, **changes):
     values = {
-        "study": terms.digest,
+        "study": agreement.digest,
         "release": "local-steps",
         "round": 1,
         "attempt": 1,
-        "participants": terms.sites,
+        "participants": agreement.sites,
         "parameters": np.zeros(DIMENSION),
     }
     return Request(**(values | changes))
@@ -48,10 +48,10 @@ def by_hand(rows, start, local):
 
 
 def test_without_privacy_a_site_answers_with_what_its_steps_come_to(federate):
-    terms = averaging("none", noise=0.0)
-    federation = federate(terms)
+    agreement = averaging("none", noise=0.0)
+    federation = federate(agreement)
     start = np.arange(DIMENSION, dtype=float)
-    answer = federation.sites["site-1"].handle(request(terms, parameters=start))
+    answer = federation.sites["site-1"].handle(request(agreement, parameters=start))
     expected = by_hand(federation.learners["site-1"].rows, start, LOCAL)
     np.testing.assert_allclose(answer.vector, expected, rtol=1e-12)
 
@@ -59,10 +59,10 @@ def test_without_privacy_a_site_answers_with_what_its_steps_come_to(federate):
 @pytest.mark.parametrize("trust", ["site", "server", "secure-aggregation"])
 def test_charge_matches_steps_executed(federate, trust):
     """Each local step is one step of the mechanism, executed and charged, whatever the trust."""
-    terms = averaging(trust)
-    federation = federate(terms)
-    coordinator = Coordinator(terms, federation.transport)
-    release = terms.release("local-steps")
+    agreement = averaging(trust)
+    federation = federate(agreement)
+    coordinator = Coordinator(agreement, federation.transport)
+    release = agreement.release("local-steps")
     for number in (1, 2):
         coordinator.collect(release, number, np.zeros(DIMENSION))
     executed = len(federation.learners["site-1"].seen)
@@ -71,7 +71,7 @@ def test_charge_matches_steps_executed(federate, trust):
     price = epsilon([release.mechanism], 1e-5)
     assert federation.ledgers["site-1"].spent() == pytest.approx(price, rel=1e-6)
     assert coordinator.epsilon_spent() == pytest.approx(price, rel=1e-6)
-    assert terms.alone(release) == release.mechanism
+    assert agreement.alone(release) == release.mechanism
 
 
 @pytest.mark.parametrize("trust", ["site", "server", "secure-aggregation"])
@@ -79,10 +79,10 @@ def test_every_local_step_has_the_whole_noise_at_every_site(federate, trust):
     """Noise in local steps cannot be shared: the variance of the sum is that of all sites' whole noise."""
     rounds = 150
     local = replace(LOCAL, proximal=0.0, reach=1e4)
-    terms = averaging(trust, rounds=rounds, local=local, noise=1000.0)
-    federation = federate(terms, epsilon=1000.0)
-    coordinator = Coordinator(terms, federation.transport)
-    release = terms.release("local-steps")
+    agreement = averaging(trust, rounds=rounds, local=local, noise=1000.0)
+    federation = federate(agreement, epsilon=1000.0)
+    coordinator = Coordinator(agreement, federation.transport)
+    release = agreement.release("local-steps")
     totals = [coordinator.collect(release, r, np.zeros(DIMENSION)).total for r in range(1, rounds + 1)]
     step = release.mechanism.noise_std * local.learning_rate / local.units
     measured = np.var(totals) / (5 * local.steps * step**2)
@@ -91,10 +91,10 @@ def test_every_local_step_has_the_whole_noise_at_every_site(federate, trust):
 
 def test_sampling_executed_is_sampling_accounted(federate):
     """Each local step draws a fresh Poisson sample at the rate that the ledger is charged for."""
-    terms = averaging("site", rounds=50, sampling_rate=0.3)
-    federation = federate(terms, units=40, epsilon=1000.0)
+    agreement = averaging("site", rounds=50, sampling_rate=0.3)
+    federation = federate(agreement, units=40, epsilon=1000.0)
     for attempt in range(1, 51):
-        federation.sites["site-1"].handle(request(terms, attempt=attempt, round=attempt))
+        federation.sites["site-1"].handle(request(agreement, attempt=attempt, round=attempt))
     seen = federation.learners["site-1"].seen
     sizes = np.array([len(units) for units in seen])
     assert len(seen) == 200
@@ -106,15 +106,15 @@ def test_sampling_executed_is_sampling_accounted(federate):
 
 def test_a_whole_sites_difference_is_clipped_and_priced_once_a_round(federate):
     local = replace(LOCAL, learning_rate=50.0, proximal=0.0)
-    terms = averaging("none", noise=0.0, unit="site", local=local)
-    federation = federate(terms)
-    answer = federation.sites["site-1"].handle(request(terms))
+    agreement = averaging("none", noise=0.0, unit="site", local=local)
+    federation = federate(agreement)
+    answer = federation.sites["site-1"].handle(request(agreement))
     raw = by_hand(federation.learners["site-1"].rows, np.zeros(DIMENSION), local)
     assert np.linalg.norm(raw) > 1
     np.testing.assert_allclose(answer.vector, raw / np.linalg.norm(raw), rtol=2e-12)
-    assert terms.release("local-steps").steps_per_round == 1
+    assert agreement.release("local-steps").steps_per_round == 1
     federation.learners["site-1"].rows[:] = np.nan
-    answer = federation.sites["site-1"].handle(request(terms, attempt=2, round=2))
+    answer = federation.sites["site-1"].handle(request(agreement, attempt=2, round=2))
     assert isinstance(answer, Reply)
     assert not answer.vector.any(), "what is not finite counts as nothing"
 

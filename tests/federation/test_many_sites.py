@@ -2,51 +2,51 @@
 
 import numpy as np
 import pytest
-from tests.federation.toy import DIMENSION, make_terms
+from tests.federation.toy import DIMENSION, make_agreement
 
 from fedveil.errors import FederationError
 from fedveil.federation import Coordinator
-from fedveil.federation.secure import session_of
+from fedveil.federation.secure_rounds import session_of
 
 SITES = 70
 
 
 @pytest.fixture
-def terms():
-    return make_terms("secure-aggregation", sites=SITES, rounds=3, noise=100.0, min_sites=10)
+def agreement():
+    return make_agreement("secure-aggregation", sites=SITES, rounds=3, noise=100.0, min_sites=10)
 
 
-def test_a_smaller_session_is_opened_when_a_sparse_one_has_lost_too_many(federate, terms):
-    sparse = session_of(terms, terms.sites, 1, 256)
+def test_a_smaller_session_is_opened_when_a_sparse_one_has_lost_too_many(federate, agreement):
+    sparse = session_of(agreement, agreement.sites, 1, 256)
     assert sparse.sparse
     left = SITES - (sparse.min_survivors - 1)
-    assert terms.enough(SITES - left), "the terms alone would let this round begin"
-    federation = federate(terms, epsilon=100.0)
-    for name in terms.sites[:left]:
+    assert agreement.enough(SITES - left), "the terms alone would let this round begin"
+    federation = federate(agreement, epsilon=100.0)
+    for name in agreement.sites[:left]:
         federation.silent.add(name)
-    coordinator = Coordinator(terms, federation.transport)
-    collected = coordinator.collect(terms.release("training"), 1, np.zeros(DIMENSION))
+    coordinator = Coordinator(agreement, federation.transport)
+    collected = coordinator.collect(agreement.release("training"), 1, np.zeros(DIMENSION))
     assert len(collected.survivors) == SITES - left
     assert coordinator.charged["training"] == 2, "the sparse session's attempt is charged too"
 
 
-def test_too_few_sites_for_any_session_are_named_before_they_are_charged(federate, terms):
-    federation = federate(terms, epsilon=100.0)
-    coordinator = Coordinator(terms, federation.transport)
-    for name in terms.sites[: SITES - terms.honest]:
+def test_too_few_sites_for_any_session_are_named_before_they_are_charged(federate, agreement):
+    federation = federate(agreement, epsilon=100.0)
+    coordinator = Coordinator(agreement, federation.transport)
+    for name in agreement.sites[: SITES - agreement.honest]:
         coordinator.benched[name] = (1, 2**62)
-    with pytest.raises(FederationError, match=f"{terms.honest} of {SITES} sites are left"):
-        coordinator.collect(terms.release("training"), 1, np.zeros(DIMENSION))
+    with pytest.raises(FederationError, match=f"{agreement.honest} of {SITES} sites are left"):
+        coordinator.collect(agreement.release("training"), 1, np.zeros(DIMENSION))
     assert not coordinator.charged
 
 
 def test_a_session_that_the_terms_cannot_give_counts_as_missing_sites(federate):
     """With 100 sites a sparse session of 67 cannot promise the 66 honest shares that the noise was sized by."""
-    terms = make_terms("secure-aggregation", sites=100, rounds=1, noise=100.0, min_sites=10)
-    assert terms.enough(67)
-    federation = federate(terms, epsilon=100.0, units=2)
-    coordinator = Coordinator(terms, federation.transport)
-    for name in terms.sites[:33]:
+    agreement = make_agreement("secure-aggregation", sites=100, rounds=1, noise=100.0, min_sites=10)
+    assert agreement.enough(67)
+    federation = federate(agreement, epsilon=100.0, units=2)
+    coordinator = Coordinator(agreement, federation.transport)
+    for name in agreement.sites[:33]:
         coordinator.benched[name] = (1, 2**62)
     with pytest.raises(FederationError, match="67 of 100 sites are left"):
-        coordinator.collect(terms.release("training"), 1, np.zeros(DIMENSION))
+        coordinator.collect(agreement.release("training"), 1, np.zeros(DIMENSION))

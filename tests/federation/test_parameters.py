@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedveil.errors import InvalidValue
-from fedveil.federation import Declined, LocalSteps, Policy, Release, Reply, Request, Site, Terms
+from fedveil.federation import Agreement, Declined, LocalSteps, Policy, Release, Reply, Request, Site
 from fedveil.federation.queries import (
     CalibrationQuery,
     EvaluationQuery,
@@ -45,7 +45,7 @@ def site(tmp_path):
         Release(query=query, mechanism=mechanism, dimension=length, parameters=sent)
         for query, (length, sent) in QUERIES.items()
     )
-    terms = Terms(
+    agreement = Agreement(
         name="toy",
         settings={},
         sites=("a", "b"),
@@ -55,8 +55,8 @@ def site(tmp_path):
     )
     with Ledger(tmp_path / "ledger.jsonl", Budget(60.0, 1e-5)) as ledger:
         made = Site("a", learner, Policy(trusts=frozenset({"site"})), ledger, held_out=held_out)
-        made.admit(terms)
-        yield made, terms, ledger
+        made.admit(agreement)
+        yield made, agreement, ledger
 
 
 def sent(release, generator):
@@ -64,13 +64,13 @@ def sent(release, generator):
     return np.concatenate([[0.3, 0.7], parameters]) if release == "evaluation" else parameters
 
 
-def ask(terms, release, parameters, attempt=1):
+def ask(agreement, release, parameters, attempt=1):
     return Request(
-        study=terms.digest,
+        study=agreement.digest,
         release=release,
         round=1,
         attempt=attempt,
-        participants=terms.sites,
+        participants=agreement.sites,
         parameters=parameters,
     )
 
@@ -78,41 +78,41 @@ def ask(terms, release, parameters, attempt=1):
 @pytest.mark.parametrize("release", ASKED)
 @pytest.mark.parametrize("spoil", SPOILS)
 def test_a_site_refuses_what_no_study_makes(site, release, spoil, caplog):
-    made, terms, ledger = site
+    made, agreement, ledger = site
     parameters = sent(release, np.random.default_rng(1))
     spoilt = parameters.copy()
     before = len(spoilt) - WHOLE
     spoilt[before + SPOILS[spoil].start : before + SPOILS[spoil].stop] = 9e5
-    answer = made.handle(ask(terms, release, spoilt))
+    answer = made.handle(ask(agreement, release, spoilt))
     assert isinstance(answer, Declined)
     assert answer.code == "refused"
     assert not ledger.state.charges, "nothing is charged for it"
     assert "send the model that the study made" in caplog.text
-    assert isinstance(made.handle(ask(terms, release, parameters)), Reply)
+    assert isinstance(made.handle(ask(agreement, release, parameters)), Reply)
 
 
 def test_a_site_refuses_frequencies_that_no_study_makes(site):
-    made, terms, ledger = site
+    made, agreement, ledger = site
     parameters = sent("evaluation", np.random.default_rng(1))
     parameters[:2] = 1e6, 1.0
-    assert isinstance(made.handle(ask(terms, "evaluation", parameters)), Declined)
+    assert isinstance(made.handle(ask(agreement, "evaluation", parameters)), Declined)
     assert not ledger.state.charges
 
 
 def test_a_site_makes_no_model_of_its_own_from_what_no_study_makes(site):
-    made, terms, ledger = site
+    made, agreement, ledger = site
     parameters = sent("training", np.random.default_rng(1))
     spoilt = parameters.copy()
     spoilt[:4] = 9e5
     for own in ("personal", "personal-calibration"):
         with pytest.raises(InvalidValue, match="block of the centre"):
-            made.make_own(terms.digest, own, spoilt)
+            made.make_own(agreement.digest, own, spoilt)
         assert not ledger.state.charges
     for number, own in enumerate(("personal", "personal-calibration"), 1):
-        assert np.isfinite(made.make_own(terms.digest, own, parameters).total).all()
+        assert np.isfinite(made.make_own(agreement.digest, own, parameters).total).all()
         assert len(ledger.state.charges) == number
 
 
 def test_statistics_need_no_parameters(site):
-    made, terms, _ = site
-    assert isinstance(made.handle(ask(terms, "statistics", np.empty(0))), Reply)
+    made, agreement, _ = site
+    assert isinstance(made.handle(ask(agreement, "statistics", np.empty(0))), Reply)

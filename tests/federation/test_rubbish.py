@@ -6,18 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.federation.toy import DIMENSION, make_terms
+from tests.federation.toy import DIMENSION, make_agreement
 
 from fedveil.errors import FederationError
 from fedveil.federation import Coordinator, Declined, InProcess, Request
 from fedveil.federation.messages import SecureReply
-from fedveil.federation.secure_aggregation import (
-    Announcement,
-    Ready,
-    Recovery,
-    SharesSent,
-    suspects,
-)
+from fedveil.federation.secure_aggregation import Announcement, Ready, Recovery, SharesSent, suspects
 from fedveil.federation.secure_aggregation.keys import sign
 from fedveil.federation.secure_aggregation.messages import kind_of
 
@@ -53,14 +47,14 @@ class Hostile(InProcess):
 
 
 def study(federate, trust, change, kind=None, sites=5, rounds=6, **changes):
-    terms = make_terms(trust, sites=sites, rounds=rounds + 2, **changes)
-    federation = federate(terms)
-    return federation, Coordinator(terms, Hostile(federation, change, kind))
+    agreement = make_agreement(trust, sites=sites, rounds=rounds + 2, **changes)
+    federation = federate(agreement)
+    return federation, Coordinator(agreement, Hostile(federation, change, kind))
 
 
 def finish(coordinator, rounds=4):
     """Run rounds; the sums are near those of the survivors."""
-    release = coordinator.terms.release("training")
+    release = coordinator.agreement.release("training")
     return [coordinator.collect(release, number, ZERO) for number in range(1, rounds + 1)]
 
 
@@ -68,7 +62,7 @@ def near(federation, collected):
     exact = sum(federation.learners[name].contribution(ZERO, clip_norm=1.0) for name in collected.survivors)
     return (
         np.linalg.norm(collected.total - exact)
-        < 60 * federation.terms.release("training").mechanism.noise_std
+        < 60 * federation.agreement.release("training").mechanism.noise_std
     )
 
 
@@ -142,7 +136,7 @@ def test_a_key_of_small_order_or_a_foreign_signature_is_seen_before_the_others_r
         if not weak:
             return replace(one, signature=os.urandom(64)).to_bytes()
         keys, bad = (bytes(32), *one.round_keys[1:]), federation.sites[BAD]
-        session = bad._secure[federation.terms.digest].opened()._session
+        session = bad._secure[federation.agreement.digest].opened()._session
         statement = Announcement.statement(session.digest, one.site, one.channel_key, keys)
         signature = sign(bad._identity.private, *statement)
         return replace(one, round_keys=keys, signature=signature).to_bytes()
@@ -213,11 +207,11 @@ def test_wrong_pads_of_one_hospital_keep_no_lock_shut(federate, place):
 
 
 def test_with_too_few_others_the_study_ends_with_the_names(federate):
-    terms = make_terms("site", sites=3, min_sites=3)
-    federation = federate(terms)
-    coordinator = Coordinator(terms, Hostile(federation, WRONG["NaN"]))
+    agreement = make_agreement("site", sites=3, min_sites=3)
+    federation = federate(agreement)
+    coordinator = Coordinator(agreement, Hostile(federation, WRONG["NaN"]))
     with pytest.raises(FederationError, match=r"site-2 \(invalid\)"):
-        coordinator.collect(terms.release("training"), 1, ZERO)
+        coordinator.collect(agreement.release("training"), 1, ZERO)
 
 
 def test_what_a_hospital_says_of_itself_is_never_taken_for_another(federate):

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.federation.toy import DIMENSION, make_terms
+from tests.federation.toy import DIMENSION, make_agreement
 
 from fedveil.errors import BudgetExceeded, InvalidValue, Refused
 from fedveil.federation import (
@@ -27,18 +27,18 @@ from fedveil.federation.queries import (
     StatisticsQuery,
 )
 from fedveil.learning import HeldOut
-from fedveil.learning.score_histogram import BINS
+from fedveil.learning.evaluation.score_histogram import BINS
 from fedveil.privacy import Budget, Guarantee, IntegerMechanism, Ledger, Mechanism, epsilon
-from fedveil.privacy.subsampled import filter_epsilon
+from fedveil.privacy.accounting.subsampled import filter_epsilon
 
 
-def ask(terms, **changes):
+def ask(agreement, **changes):
     values = {
-        "study": terms.digest,
+        "study": agreement.digest,
         "release": "training",
         "round": 1,
         "attempt": 1,
-        "participants": terms.sites,
+        "participants": agreement.sites,
         "parameters": np.zeros(DIMENSION),
     }
     return Request(**(values | changes))
@@ -54,14 +54,14 @@ def test_reply_fields_are_charged_or_public():
 @pytest.mark.parametrize("trouble", ["raises", "nan", "shape"])
 def test_a_failing_learner_tells_nothing_about_its_cohort(federate, caplog, monkeypatch, trouble):
     """Whether a file can be read, or a number overflows, depends on who is there: the answer is noise, as always."""
-    federation = federate(make_terms())
+    federation = federate(make_agreement())
     learner, site = federation.learners["site-1"], federation.sites["site-1"]
     if trouble == "raises":
         learner.broken = True
     else:
         wrong = np.full(DIMENSION, np.nan) if trouble == "nan" else np.ones(DIMENSION + 1)
         monkeypatch.setattr(learner, "contribution", lambda *_, **__: wrong)
-    answers = [site.handle(ask(federation.terms, attempt=k)) for k in range(1, 5)]
+    answers = [site.handle(ask(federation.agreement, attempt=k)) for k in range(1, 5)]
     assert all(isinstance(one, Reply) for one in answers)
     noise = np.concatenate([one.vector for one in answers])
     assert 3 < noise.std() < 16, "the noise of the mechanism, 8, and nothing else"
@@ -72,9 +72,9 @@ def test_a_failing_learner_tells_nothing_about_its_cohort(federate, caplog, monk
 
 
 def test_without_privacy_a_failing_learner_is_told(federate):
-    federation = federate(make_terms("none", noise=0.0))
+    federation = federate(make_agreement("none", noise=0.0))
     federation.learners["site-1"].broken = True
-    answer = federation.sites["site-1"].handle(ask(federation.terms))
+    answer = federation.sites["site-1"].handle(ask(federation.agreement))
     assert isinstance(answer, Declined)
     assert answer.code == "failed"
     assert "Jane Doe" not in repr(answer)
@@ -89,90 +89,92 @@ def test_one_bad_local_step_is_noise_and_the_next_ones_go_on(federate, monkeypat
         dimension=DIMENSION,
         parameters=DIMENSION,
     )
-    federation = federate(make_terms(releases=(release,)))
+    federation = federate(make_agreement(releases=(release,)))
     federation.learners["site-1"].broken = True
-    answer = federation.sites["site-1"].handle(ask(federation.terms, release=release.name))
+    answer = federation.sites["site-1"].handle(ask(federation.agreement, release=release.name))
     assert isinstance(answer, Reply)
     assert np.linalg.norm(answer.vector) > 0
 
 
 def test_an_admitted_study_costs_what_was_admitted_at_most(federate):
     """Whatever a coordinator asks for again, and however much of the hospital's budget is left."""
-    terms = make_terms(rounds=4, noise=8.0)
-    planned = epsilon([terms.release("training").mechanism], 1e-5)
-    terms = dataclasses.replace(terms, target=dataclasses.replace(terms.target, epsilon=planned * 1.0001))
-    federation = federate(terms, epsilon=60.0)
+    agreement = make_agreement(rounds=4, noise=8.0)
+    planned = epsilon([agreement.release("training").mechanism], 1e-5)
+    agreement = dataclasses.replace(
+        agreement, target=dataclasses.replace(agreement.target, epsilon=planned * 1.0001)
+    )
+    federation = federate(agreement, epsilon=60.0)
     site, ledger = federation.sites["site-1"], federation.ledgers["site-1"]
-    answers = [site.handle(ask(terms, attempt=k)) for k in range(1, 30)]
+    answers = [site.handle(ask(agreement, attempt=k)) for k in range(1, 30)]
     assert sum(isinstance(one, Reply) for one in answers) == 4
     assert {one.code for one in answers[4:]} == {"over-budget"}
-    assert ledger.spent_on(terms.title) <= terms.target.epsilon
+    assert ledger.spent_on(agreement.title) <= agreement.target.epsilon
     again = Site("site-1", federation.learners["site-1"], Policy(), ledger)
-    again.admit(terms)
-    assert isinstance(again.handle(ask(terms, attempt=99)), Declined), "a restart forgets nothing of it"
+    again.admit(agreement)
+    assert isinstance(again.handle(ask(agreement, attempt=99)), Declined), "a restart forgets nothing of it"
 
 
 def test_releases_that_cost_more_than_the_target_are_not_admitted(federate):
-    terms = make_terms(rounds=400, noise=2.0)
-    terms = dataclasses.replace(terms, target=dataclasses.replace(terms.target, epsilon=1.0))
-    federation = federate(terms, admit=False)
+    agreement = make_agreement(rounds=400, noise=2.0)
+    agreement = dataclasses.replace(agreement, target=dataclasses.replace(agreement.target, epsilon=1.0))
+    federation = federate(agreement, admit=False)
     with pytest.raises(Refused, match="cost more than its target"):
-        federation.sites["site-1"].admit(terms)
+        federation.sites["site-1"].admit(agreement)
 
 
 def test_a_study_without_privacy_needs_a_budget_without_end(federate, tmp_path):
     """Exact sums are in the ledger too, which then says that nothing bounds what was revealed."""
-    terms = make_terms("none", noise=0.0)
-    federation = federate(terms)
-    assert isinstance(federation.sites["site-1"].handle(ask(terms)), Reply)
+    agreement = make_agreement("none", noise=0.0)
+    federation = federate(agreement)
+    assert isinstance(federation.sites["site-1"].handle(ask(agreement)), Reply)
     assert federation.ledgers["site-1"].spent() == float("inf")
     with Ledger(tmp_path / "finite.jsonl", Budget(8.0, 1e-5)) as ledger:
         site = Site("site-1", federation.learners["site-1"], Policy(trusts=frozenset({"none"})), ledger)
         with pytest.raises(BudgetExceeded):
-            site.admit(terms)
+            site.admit(agreement)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e7])
 def test_parameters_that_make_numbers_overflow_are_refused(federate, value):
-    terms = make_terms()
-    federation = federate(terms)
-    answer = federation.sites["site-1"].handle(ask(terms, parameters=np.full(DIMENSION, value)))
+    agreement = make_agreement()
+    federation = federate(agreement)
+    answer = federation.sites["site-1"].handle(ask(agreement, parameters=np.full(DIMENSION, value)))
     assert isinstance(answer, Declined)
     assert not federation.ledgers["site-1"].state.charges
 
 
 def test_no_unclipped_state_leaves_a_site(federate):
-    federation = federate(make_terms("none", noise=0.0))
+    federation = federate(make_agreement("none", noise=0.0))
     federation.learners["site-1"].rows *= 1e6
-    answer = federation.sites["site-1"].handle(ask(federation.terms))
+    answer = federation.sites["site-1"].handle(ask(federation.agreement))
     assert isinstance(answer, Reply)
     assert np.linalg.norm(answer.vector) <= federation.learners["site-1"].units * 1.0 + 1e-9
 
 
 def test_a_failure_after_the_charge_keeps_the_charge(federate):
-    federation = federate(make_terms())
+    federation = federate(make_agreement())
     federation.learners["site-1"].broken = True
-    federation.sites["site-1"].handle(ask(federation.terms))
+    federation.sites["site-1"].handle(ask(federation.agreement))
     assert federation.ledgers["site-1"].spent() > 0
 
 
 def test_charge_matches_steps_executed(federate):
-    terms = make_terms(rounds=3)
-    federation = federate(terms)
+    agreement = make_agreement(rounds=3)
+    federation = federate(agreement)
     for round_number in (1, 2, 3):
-        federation.sites["site-1"].handle(ask(terms, round=round_number, attempt=round_number))
+        federation.sites["site-1"].handle(ask(agreement, round=round_number, attempt=round_number))
     executed = len(federation.learners["site-1"].seen)
-    mechanism = terms.release("training").mechanism.with_steps(executed)
+    mechanism = agreement.release("training").mechanism.with_steps(executed)
     assert federation.ledgers["site-1"].spent() == pytest.approx(epsilon([mechanism], 1e-5), rel=1e-12)
 
 
 def test_sampling_executed_is_sampling_accounted(federate):
     """Each patient is drawn independently with the accounted rate: sizes are binomial, not fixed batches."""
-    terms = make_terms(rounds=300, sampling_rate=0.25, noise=20.0)
-    federation = federate(terms, units=200)
+    agreement = make_agreement(rounds=300, sampling_rate=0.25, noise=20.0)
+    federation = federate(agreement, units=200)
     for round_number in range(1, 301):
         assert isinstance(
-            federation.sites["site-1"].handle(ask(terms, round=round_number, attempt=round_number)), Reply
+            federation.sites["site-1"].handle(ask(agreement, round=round_number, attempt=round_number)), Reply
         )
     sizes = np.array([len(units) for units in federation.learners["site-1"].seen])
     assert abs(sizes.mean() - 50) < 5 * np.sqrt(200 * 0.25 * 0.75 / 300)
@@ -183,12 +185,12 @@ def test_sampling_executed_is_sampling_accounted(federate):
 
 def test_site_recomputes_mechanism_from_policy(federate):
     """A request has no field for noise, clip norm or sampling, and terms with less noise are other terms."""
-    terms = make_terms()
-    federation = federate(terms)
+    agreement = make_agreement()
+    federation = federate(agreement)
     fields = {field.name for field in dataclasses.fields(Request)}
     assert fields == {"study", "release", "round", "attempt", "participants", "parameters"}
     weaker = dataclasses.replace(
-        terms,
+        agreement,
         releases=(
             Release(
                 query=GradientQuery(),
@@ -198,7 +200,7 @@ def test_site_recomputes_mechanism_from_policy(federate):
             ),
         ),
     )
-    assert weaker.digest != terms.digest
+    assert weaker.digest != agreement.digest
     answer = federation.sites["site-1"].handle(ask(weaker))
     assert isinstance(answer, Declined)
     assert answer.code == "refused"
@@ -206,13 +208,13 @@ def test_site_recomputes_mechanism_from_policy(federate):
 
 
 def test_site_refuses_over_budget_request(federate):
-    terms = make_terms(rounds=4)
-    one_round = epsilon([terms.release("training").mechanism.with_steps(1)], 1e-5)
-    federation = federate(terms, epsilon=one_round * 1.01, admit=False)
+    agreement = make_agreement(rounds=4)
+    one_round = epsilon([agreement.release("training").mechanism.with_steps(1)], 1e-5)
+    federation = federate(agreement, epsilon=one_round * 1.01, admit=False)
     with pytest.raises(BudgetExceeded):
-        federation.sites["site-1"].admit(terms)
+        federation.sites["site-1"].admit(agreement)
 
-    short = make_terms(rounds=1)
+    short = make_agreement(rounds=1)
     federation.sites["site-1"].admit(short)
     assert isinstance(federation.sites["site-1"].handle(ask(short)), Reply)
     again = federation.sites["site-1"].handle(ask(short, attempt=2))
@@ -222,9 +224,9 @@ def test_site_refuses_over_budget_request(federate):
 
 
 def test_delta_must_be_small(federate):
-    terms = make_terms()
-    federation = federate(terms, admit=False)
-    large = dataclasses.replace(terms, target=Guarantee(1.0, 0.05, "patient", "site"))
+    agreement = make_agreement()
+    federation = federate(agreement, admit=False)
+    large = dataclasses.replace(agreement, target=Guarantee(1.0, 0.05, "patient", "site"))
     policy = Policy(max_units=40)
     site = Site("site-1", federation.learners["site-1"], policy, federation.ledgers["site-1"])
     with pytest.raises(InvalidValue, match=r"delta is 0\.05 for 40 units"):
@@ -234,29 +236,29 @@ def test_delta_must_be_small(federate):
 @pytest.mark.parametrize("units", [1, 1000, 1001])
 def test_admission_does_not_depend_on_how_many_units_there_are(federate, units):
     """Delta and room are checked against the public bound alone, whatever the cohort."""
-    terms = make_terms("secure-aggregation")
-    federation = federate(terms, units=units)
-    assert all(site.admit(terms) == terms.digest for site in federation.sites.values())
+    agreement = make_agreement("secure-aggregation")
+    federation = federate(agreement, units=units)
+    assert all(site.admit(agreement) == agreement.digest for site in federation.sites.values())
     anyone = frozenset({"secure-aggregation"})
-    Policy(trusts=anyone, max_units=1000).check(terms)
+    Policy(trusts=anyone, max_units=1000).check(agreement)
     with pytest.raises(Refused, match="room for 1,000 units"):
-        Policy(trusts=anyone, max_units=1001).check(terms)
+        Policy(trusts=anyone, max_units=1001).check(agreement)
 
 
 @pytest.mark.parametrize("units", [999, 1000, 1001, 3000])
 def test_a_sum_beyond_its_room_is_scaled_and_answered(federate, units):
     """More units than there is room for: no refusal, no wrapping around, and one unit moves it by its bound at most."""
-    terms = make_terms(
+    agreement = make_agreement(
         "secure-aggregation", noise=1.0, target=Guarantee(500.0, 1e-5, "patient", "secure-aggregation")
     )
-    federation = federate(terms, units=10, epsilon=1000.0)
+    federation = federate(agreement, units=10, epsilon=1000.0)
     federation.learners["site-1"].rows = np.tile(np.eye(DIMENSION)[0] * 5.0, (units, 1))
-    for name in terms.sites[1:]:
+    for name in agreement.sites[1:]:
         federation.learners[name].rows = np.zeros((1, DIMENSION))
-    found = Coordinator(terms, federation.transport).collect(
-        terms.release("training"), 1, np.zeros(DIMENSION)
+    found = Coordinator(agreement, federation.transport).collect(
+        agreement.release("training"), 1, np.zeros(DIMENSION)
     )
-    assert found.survivors == terms.sites
+    assert found.survivors == agreement.sites
     assert found.total[0] == pytest.approx(min(units, 1000), abs=20.0)
 
 
@@ -277,8 +279,8 @@ def test_a_sum_beyond_its_room_is_scaled_and_answered(federate, units):
     ],
 )
 def test_a_request_that_does_not_fit_is_refused_and_costs_nothing(federate, change):
-    federation = federate(make_terms())
-    answer = federation.sites["site-1"].handle(ask(federation.terms, **change))
+    federation = federate(make_agreement())
+    answer = federation.sites["site-1"].handle(ask(federation.agreement, **change))
     assert isinstance(answer, Declined)
     assert answer.code == "refused"
     assert federation.ledgers["site-1"].spent() == 0
@@ -286,41 +288,43 @@ def test_a_request_that_does_not_fit_is_refused_and_costs_nothing(federate, chan
 
 
 def test_an_attempt_is_served_once_also_after_a_restart(federate):
-    federation = federate(make_terms())
+    federation = federate(make_agreement())
     site = federation.sites["site-1"]
-    assert isinstance(site.handle(ask(federation.terms, attempt=7)), Reply)
+    assert isinstance(site.handle(ask(federation.agreement, attempt=7)), Reply)
     restarted = Site("site-1", federation.learners["site-1"], site._policy, federation.ledgers["site-1"])
-    restarted.admit(federation.terms)
+    restarted.admit(federation.agreement)
     for served in (site, restarted):
-        assert isinstance(served.handle(ask(federation.terms, attempt=7)), Declined)
-        assert isinstance(served.handle(ask(federation.terms, attempt=6)), Declined)
-    assert isinstance(restarted.handle(ask(federation.terms, attempt=8)), Reply)
+        assert isinstance(served.handle(ask(federation.agreement, attempt=7)), Declined)
+        assert isinstance(served.handle(ask(federation.agreement, attempt=6)), Declined)
+    assert isinstance(restarted.handle(ask(federation.agreement, attempt=8)), Reply)
 
 
 def test_policy_refuses_what_the_hospital_does_not_accept(federate):
-    terms = make_terms("server")
-    federation = federate(terms, admit=False)
+    agreement = make_agreement("server")
+    federation = federate(agreement, admit=False)
     learner, ledger = federation.learners["site-1"], federation.ledgers["site-1"]
     with pytest.raises(Refused, match='trust "server"'):
-        Site("site-1", learner, Policy(), ledger).admit(terms)
+        Site("site-1", learner, Policy(), ledger).admit(agreement)
     with pytest.raises(Refused, match="min_sites"):
-        Site("site-1", learner, Policy(trusts=frozenset({"server"}), min_sites=4), ledger).admit(terms)
+        Site("site-1", learner, Policy(trusts=frozenset({"server"}), min_sites=4), ledger).admit(agreement)
     with pytest.raises(Refused, match="length 6"):
-        Site("site-1", learner, Policy(trusts=frozenset({"server"}), max_dimension=5), ledger).admit(terms)
+        Site("site-1", learner, Policy(trusts=frozenset({"server"}), max_dimension=5), ledger).admit(
+            agreement
+        )
     with pytest.raises(Refused, match="not among them"):
-        Site("site-x", learner, Policy(trusts=frozenset({"server"})), ledger).admit(terms)
+        Site("site-x", learner, Policy(trusts=frozenset({"server"})), ledger).admit(agreement)
 
 
 def test_a_private_site_needs_a_ledger(federate):
-    federation = federate(make_terms(), admit=False)
+    federation = federate(make_agreement(), admit=False)
     with pytest.raises(Refused, match="no ledger"):
         Site("site-1", federation.learners["site-1"], Policy(), None)
 
 
 def test_clip_bound_is_public(federate):
     """The bound is a constant of the terms, the same in every round, whatever the cohort's norms are."""
-    terms = make_terms("none", noise=0.0, rounds=3)
-    federation = federate(terms)
+    agreement = make_agreement("none", noise=0.0, rounds=3)
+    federation = federate(agreement)
     site, learner = federation.sites["site-1"], federation.learners["site-1"]
     used = []
     original = learner.contribution
@@ -329,18 +333,18 @@ def test_clip_bound_is_public(federate):
     )
     for round_number, scale in enumerate((1.0, 100.0, 0.01), 1):
         learner.rows *= scale
-        site.handle(ask(terms, round=round_number, attempt=round_number))
-    assert used == [terms.release("training").mechanism.clip_norm] * 3
+        site.handle(ask(agreement, round=round_number, attempt=round_number))
+    assert used == [agreement.release("training").mechanism.clip_norm] * 3
 
 
 def evaluation_terms(trust="site", **changes):
     """Terms with a training release and an evaluation on held-out units."""
-    terms = make_terms(trust, rounds=1)
+    agreement = make_agreement(trust, rounds=1)
     mechanism = dataclasses.replace(Mechanism(noise_multiplier=5.0, clip_norm=1.0, steps=1), **changes)
     integer = None
     if trust == "secure-aggregation":
         integer = IntegerMechanism.fit(
-            mechanism, dimension=2 * BINS, sites=5, shares=terms.honest, units=1000
+            mechanism, dimension=2 * BINS, sites=5, shares=agreement.honest, units=1000
         )
         mechanism = integer.mechanism
     evaluation = Release(
@@ -350,7 +354,7 @@ def evaluation_terms(trust="site", **changes):
         parameters=2 + DIMENSION,
         integer=integer,
     )
-    return dataclasses.replace(terms, releases=(*terms.releases, evaluation))
+    return dataclasses.replace(agreement, releases=(*agreement.releases, evaluation))
 
 
 class Scorer:
@@ -362,28 +366,30 @@ def held_out():
     return HeldOut(Scorer(), np.array([0, 1, 1]), np.array([0, 1, 1]), classes=2)
 
 
-def with_held_out(federation, terms, held=None):
+def with_held_out(federation, agreement, held=None):
     site = federation.sites["site-1"]
     again = Site(
         "site-1", federation.learners["site-1"], site._policy, federation.ledgers["site-1"], held_out=held
     )
-    again.admit(terms)
+    again.admit(agreement)
     return again
 
 
 def test_an_evaluation_is_charged_before_a_held_out_score_leaves(federate):
     """The reply is the histogram with the whole noise of the mechanism, and the ledger holds the price."""
-    terms = evaluation_terms()
-    federation = federate(terms, admit=False)
-    site = with_held_out(federation, terms, held_out())
-    request = ask(terms, release="evaluation", parameters=np.concatenate([[1.0, 1.0], np.zeros(DIMENSION)]))
+    agreement = evaluation_terms()
+    federation = federate(agreement, admit=False)
+    site = with_held_out(federation, agreement, held_out())
+    request = ask(
+        agreement, release="evaluation", parameters=np.concatenate([[1.0, 1.0], np.zeros(DIMENSION)])
+    )
     answer = site.handle(request)
     assert isinstance(answer, Reply)
     exact = held_out().histogram(request.parameters)
     assert exact.sum() == pytest.approx(2), "two patients, one of them with two images"
     assert 1.0 < np.std(answer.vector - exact) < 12.0
     charge = federation.ledgers["site-1"].state.charges[-1]
-    assert charge.mechanism == terms.release("evaluation").mechanism
+    assert charge.mechanism == agreement.release("evaluation").mechanism
     assert charge.label.startswith("evaluation")
     assert federation.learners["site-1"].seen == [], "training patients take no part"
     twice = site.handle(dataclasses.replace(request, round=2, attempt=2))
@@ -391,20 +397,20 @@ def test_an_evaluation_is_charged_before_a_held_out_score_leaves(federate):
 
 
 def test_a_site_without_held_out_patients_answers_with_noise_alone(federate):
-    terms = evaluation_terms()
-    federation = federate(terms, admit=False)
-    site = with_held_out(federation, terms)
-    answer = site.handle(ask(terms, release="evaluation", parameters=np.ones(2 + DIMENSION)))
+    agreement = evaluation_terms()
+    federation = federate(agreement, admit=False)
+    site = with_held_out(federation, agreement)
+    answer = site.handle(ask(agreement, release="evaluation", parameters=np.ones(2 + DIMENSION)))
     assert isinstance(answer, Reply)
     assert answer.vector.shape == (2 * BINS,)
     assert federation.ledgers["site-1"].spent() > 0, "whether it holds any is nobody's business"
 
 
 def test_hostile_class_frequencies_get_noise(federate):
-    terms = evaluation_terms()
-    federation = federate(terms, admit=False)
-    site = with_held_out(federation, terms, held_out())
-    answer = site.handle(ask(terms, release="evaluation", parameters=np.zeros(2 + DIMENSION)))
+    agreement = evaluation_terms()
+    federation = federate(agreement, admit=False)
+    site = with_held_out(federation, agreement, held_out())
+    answer = site.handle(ask(agreement, release="evaluation", parameters=np.zeros(2 + DIMENSION)))
     assert isinstance(answer, Reply)
     assert answer.vector.std() > 0
 
@@ -429,25 +435,25 @@ def test_whole_numbers_must_be_those_that_are_priced():
 
 def test_without_privacy_no_release_states_noise():
     """Nobody would add it, and a charge would say that somebody did."""
-    terms = make_terms("site")
+    agreement = make_agreement("site")
     with pytest.raises(InvalidValue, match="states noise"):
-        dataclasses.replace(terms, target=Guarantee(float("inf"), 1e-5, "patient", "none"))
+        dataclasses.replace(agreement, target=Guarantee(float("inf"), 1e-5, "patient", "none"))
 
 
 def test_what_all_sites_make_together_no_hospital_makes_for_itself(federate):
     """It would leave with the noise of one share, and count as another round."""
-    terms = make_terms("secure-aggregation")
-    federation = federate(terms)
+    agreement = make_agreement("secure-aggregation")
+    federation = federate(agreement)
     with pytest.raises(Refused, match="a release of all sites together"):
-        federation.sites["site-1"].make_own(terms.digest, "training", np.zeros(DIMENSION))
+        federation.sites["site-1"].make_own(agreement.digest, "training", np.zeros(DIMENSION))
     assert not federation.ledgers["site-1"].state.charges
 
 
 def test_a_ledger_with_charges_of_kinds_that_are_gone_is_read_and_counts(federate, tmp_path):
     """Earlier versions released checks of progress and several phases of training, and charged them by name."""
-    terms, old = make_terms(rounds=4, noise=8.0), Mechanism(8.0, 1.0, 1)
-    both = epsilon([terms.main.mechanism, old.with_steps(4)], 1e-5)
-    learner = federate(terms, admit=False).learners["site-1"]
+    agreement, old = make_agreement(rounds=4, noise=8.0), Mechanism(8.0, 1.0, 1)
+    both = epsilon([agreement.main.mechanism, old.with_steps(4)], 1e-5)
+    learner = federate(agreement, admit=False).learners["site-1"]
     for budget, fits in ((both * 1.001, True), (both * 0.999, False)):
         path = tmp_path / f"{fits}.jsonl"
         with Ledger(path, Budget(budget, 1e-5)) as ledger:
@@ -458,11 +464,11 @@ def test_a_ledger_with_charges_of_kinds_that_are_gone_is_read_and_counts(federat
         with Ledger(path) as ledger:
             site = Site("site-1", learner, Policy(), ledger)
             if fits:
-                site.admit(terms)
-                assert isinstance(site.handle(ask(terms)), Reply)
+                site.admit(agreement)
+                assert isinstance(site.handle(ask(agreement)), Reply)
                 continue
             with pytest.raises(BudgetExceeded):
-                site.admit(terms)
+                site.admit(agreement)
 
 
 def mixture(delta=1e-5):
@@ -473,7 +479,7 @@ def mixture(delta=1e-5):
     statistics = Release(query=StatisticsQuery(), mechanism=Mechanism(6.0, 1.0, 1), dimension=2, parameters=0)
     plan = [training.mechanism, statistics.mechanism]
     target = Guarantee(epsilon(plan, delta, adaptive=True), delta, "patient", "site")
-    return make_terms(releases=(statistics, training), target=target)
+    return make_agreement(releases=(statistics, training), target=target)
 
 
 @pytest.mark.parametrize(
@@ -481,15 +487,17 @@ def mixture(delta=1e-5):
 )
 def test_releases_that_are_repeated_cost_a_mixture_no_second_delta(name, others):
     """One filter prices every course of events, the plan and what a coordinator makes of it: delta counts once."""
-    terms = mixture()
-    steps = max(count for count in range(1, 400) if terms.affords({name: count, **others}))
-    made = [terms.release(one).mechanism.with_steps(count) for one, count in {name: steps, **others}.items()]
+    agreement = mixture()
+    steps = max(count for count in range(1, 400) if agreement.affords({name: count, **others}))
+    made = [
+        agreement.release(one).mechanism.with_steps(count) for one, count in {name: steps, **others}.items()
+    ]
     parts = tuple((one.noise_multiplier, one.sampling_rate, one.steps) for one in made)
-    assert filter_epsilon(parts, terms.target.delta) <= terms.target.epsilon
-    assert steps >= terms.release(name).mechanism.steps
-    more = [terms.release(name).mechanism.with_steps(steps + 1), *made[1:]]
-    assert epsilon(more, terms.target.delta, adaptive=True, mixed=True) > terms.target.epsilon
+    assert filter_epsilon(parts, agreement.target.delta) <= agreement.target.epsilon
+    assert steps >= agreement.release(name).mechanism.steps
+    more = [agreement.release(name).mechanism.with_steps(steps + 1), *made[1:]]
+    assert epsilon(more, agreement.target.delta, adaptive=True, mixed=True) > agreement.target.epsilon
     if not others:
-        assert epsilon(more, terms.target.delta, adaptive=True) < terms.target.epsilon, (
+        assert epsilon(more, agreement.target.delta, adaptive=True) < agreement.target.epsilon, (
             "priced alone it would pass"
         )

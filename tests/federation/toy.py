@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedveil.federation import (
+    Agreement,
     Answer,
     Declined,
     InProcess,
@@ -13,7 +14,6 @@ from fedveil.federation import (
     Release,
     Request,
     Site,
-    Terms,
     default_min_honest,
 )
 from fedveil.federation.queries import GradientQuery
@@ -57,7 +57,7 @@ class VectorLearner:
         return (rows * np.minimum(1, clip_norm / np.maximum(norms, 1e-300))).sum(axis=0)
 
 
-def make_terms(
+def make_agreement(
     trust: Trust = "site",
     sites: int = 5,
     rounds: int = 4,
@@ -65,7 +65,7 @@ def make_terms(
     sampling_rate: float = 1.0,
     min_sites: int = 3,
     **changes: object,
-) -> Terms:
+) -> Agreement:
     noise = 0.0 if trust == "none" else noise
     mechanism = Mechanism(noise_multiplier=noise, clip_norm=1.0, steps=rounds, sampling_rate=sampling_rate)
     integer = None
@@ -90,12 +90,12 @@ def make_terms(
         ),
         "min_sites": min_sites,
     }
-    return Terms(**(values | changes))  # type: ignore[arg-type]
+    return Agreement(**(values | changes))  # type: ignore[arg-type]
 
 
 @dataclass
 class Federation:
-    terms: Terms
+    agreement: Agreement
     sites: dict[str, Site]
     learners: dict[str, VectorLearner]
     ledgers: dict[str, Ledger]

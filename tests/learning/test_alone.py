@@ -6,18 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.data import load
-from fedveil.learning import (
-    CentredHead,
-    CentredLearner,
-    ClassStatistics,
-    HeldOut,
-    LinearHead,
-    LinearLearner,
-)
+from fedveil.learning import CentredHead, CentredLearner, ClassStatistics, HeldOut, LinearHead, LinearLearner
+from fedveil.learning.encoders import feature_extractor
+from fedveil.learning.evaluation.score_histogram import ScoreHistogram
 from fedveil.learning.exact import first_sums, grid, on_grid, softmax
-from fedveil.learning.features import feature_extractor
-from fedveil.learning.score_histogram import ScoreHistogram
-from fedveil.learning.shares import image_shares
+from fedveil.learning.unit_weights import image_shares
 
 CLIP = 0.2
 
@@ -206,8 +199,8 @@ def test_sums_on_the_grid_are_exact_in_any_order(values, bound, random):
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(0, 2**32 - 1))
-def test_first_sums_are_those_of_each_column_alone(terms, columns, seed):
-    values = np.random.default_rng(seed).normal(size=(terms, columns)) * 10.0 ** np.arange(columns)
+def test_first_sums_are_those_of_each_column_alone(agreement, columns, seed):
+    values = np.random.default_rng(seed).normal(size=(agreement, columns)) * 10.0 ** np.arange(columns)
     found = first_sums(values.copy())
     np.testing.assert_allclose(found, values.sum(axis=0), atol=1e-12 * np.abs(values).sum())
     for column in range(columns):

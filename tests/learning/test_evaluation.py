@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from fedveil.errors import InvalidValue
 from fedveil.learning import auroc, decide, evaluate, expected_calibration_error
-from fedveil.learning.evaluation import _weighted_auroc, _weighted_balanced
+from fedveil.learning.evaluation.metrics import _weighted_auroc, _weighted_balanced
 
 
 def predictions(seed=0, images=80, classes=2, decimals=2):

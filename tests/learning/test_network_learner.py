@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-from fedveil.learning import LinearHead, LinearLearner, NetworkLearner, NetworkModel, Views, network_learner
-from fedveil.learning.network_learner import ROUNDING
+from fedveil.learning import LinearHead, LinearLearner, NetworkLearner, NetworkModel, Views
+from fedveil.learning.models import network as network_learner
+from fedveil.learning.models.network import ROUNDING
 from fedveil.learning.networks import Centred
 
 SIZE = 16

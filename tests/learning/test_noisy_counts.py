@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.learning.noisy_counts import Estimate, NoisyCounts, isotonic, mean_of
+from fedveil.learning.evaluation.noisy_ratios import Estimate, NoisyCounts, isotonic, mean_of
 
 RUNS = 4000
 EXPECTED = np.array(

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.learning import CentredHead, CentredLearner, ClassStatistics, NetworkModel
-from fedveil.learning.own import own_numbers
-from fedveil.learning.statistics import COUNT_WEIGHT
+from fedveil.learning.models.class_statistics import COUNT_WEIGHT
+from fedveil.learning.models.site_threshold import own_numbers
 
 
 def statistics(counts, means, variance=0.0):

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedveil.errors import InvalidValue
 from fedveil.learning import CentredHead, CentredLearner, ClassStatistics, NetworkModel
-from fedveil.learning.network_learner import LONGEST_LOGITS
+from fedveil.learning.models.network import LONGEST_LOGITS
 from fedveil.learning.networks import Centred
 from fedveil.learning.ranges import FEWEST, LARGEST_COUNT
 
@@ -73,7 +73,7 @@ def tiny(*_, classes, **__):
 def test_a_network_from_any_noisy_release_is_accepted(seed, classes, noise, size):
     generator = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedveil.learning.network_learner.network", tiny)
+        patch.setattr("fedveil.learning.models.network.network", tiny)
         model = NetworkModel("cnn", classes=classes, channels=1, image_size=4)
     found = model.read_statistics(released(model.statistics_size, noise, size, generator), noise**2)
     trained = generator.normal(size=model.trained)
@@ -130,7 +130,7 @@ def test_frequencies_that_no_release_makes_are_refused(frequencies):
 
 @pytest.mark.parametrize(("place", "value", "match"), [(0, 40.0, "offsets"), (3, 0.8, "block of the centre")])
 def test_a_network_that_no_release_makes_is_refused(monkeypatch, place, value, match):
-    monkeypatch.setattr("fedveil.learning.network_learner.network", tiny)
+    monkeypatch.setattr("fedveil.learning.models.network.network", tiny)
     model = NetworkModel("cnn", classes=2, channels=1, image_size=4)
     parameters = model.join(None, model.initial())
     parameters[place] = value

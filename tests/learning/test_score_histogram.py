@@ -8,7 +8,7 @@ from sklearn import metrics
 
 from fedveil.errors import InvalidValue
 from fedveil.learning import HeldOut, ScoreHistogram
-from fedveil.learning.score_histogram import BINS
+from fedveil.learning.evaluation.score_histogram import BINS
 
 
 class Scores:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedveil.learning.shares import image_shares
+from fedveil.learning.unit_weights import image_shares
 
 
 def test_shares_sum_to_one_within_a_unit_that_takes_part():

@@ -9,7 +9,7 @@ from fedveil.data import Dataset
 from fedveil.errors import InvalidValue
 from fedveil.learning import NetworkModel, NetworkSizes, Sizes
 from fedveil.study import Study
-from fedveil.study.task import model_of, sizes_of
+from fedveil.study.pipeline import model_of, sizes_of
 
 NAMES = ("classes", "trained", "parameters", "statistics_size", "calibration_size")
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.learning import NetworkLearner, NetworkModel, unit_batches
-from fedveil.learning.even_batches import SIZE, filled_up
+from fedveil.learning.padded_batches import SIZE, filled_up
 from fedveil.learning.unit_batches import first_of_runs
 
 
@@ -63,7 +63,7 @@ def test_where_runs_begin_follows_from_each_unit_alone():
 def test_a_network_changes_few_of_many_units(monkeypatch):
     """With batches filled one after the other, every batch behind the unit that is gone is summed anew."""
     monkeypatch.setattr(unit_batches, "EVERY", 16)
-    monkeypatch.setattr("fedveil.learning.network_learner.BATCH", SIZE)
+    monkeypatch.setattr("fedveil.learning.models.network.BATCH", SIZE)
     model = NetworkModel("cnn", classes=2, channels=1, image_size=8)
     generator, count = np.random.default_rng(3), 400
     pixels = generator.random((count, 1, 8, 8)).astype(np.float32)
@@ -74,7 +74,7 @@ def test_a_network_changes_few_of_many_units(monkeypatch):
         seen[-1].add(images.numpy().tobytes())
         return filled_up(images, *rest)
 
-    monkeypatch.setattr("fedveil.learning.network_learner.filled_up", watched)
+    monkeypatch.setattr("fedveil.learning.models.network.filled_up", watched)
 
     def batches(rows):
         seen.append(set())

@@ -9,10 +9,10 @@ from fedveil.cli import app
 from fedveil.data import Dataset
 from fedveil.deploy.offer import Offer
 from fedveil.errors import InvalidValue
-from fedveil.study.model_file import TrainedModel
+from fedveil.study.pipeline import make_task, model_of
 from fedveil.study.prepare import pinned
 from fedveil.study.progress import Silent
-from fedveil.study.task import make_task, model_of
+from fedveil.study.results.trained_model import TrainedModel
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,8 @@ def test_hospitals_derive_the_same_terms_from_an_offer_that_names_the_length(dat
     offer = Offer.make(study, ("a", "b", "c"), data)
     again = Offer.from_dict(offer.to_dict())
     assert again.study.model.dimension == 256
-    assert again.terms().digest == offer.terms().digest
-    assert again.terms().releases[0].dimension == model_of(pinned(study, data), data).statistics_size
+    assert again.agreement().digest == offer.agreement().digest
+    assert again.agreement().releases[0].dimension == model_of(pinned(study, data), data).statistics_size
 
 
 def test_embeddings_of_another_encoder_are_refused(data):

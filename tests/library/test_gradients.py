@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 import fedveil as fv
-from fedveil.learning.network_learner import ROUNDING
+from fedveil.learning.models.network import ROUNDING
 from fedveil.library import gradients
 from fedveil.privacy import verify_ledger
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import fedveil as fv
+from fedveil.planning import make_plan
 from fedveil.privacy import verify_ledger
-from fedveil.study import Study, make_plan
+from fedveil.study import Study
 
 SMALL = {"features": "pixels", "image_size": 28, "rounds": 5}
 
@@ -112,7 +113,7 @@ def test_a_run_that_was_stopped_knows_what_it_took_from_its_data(x_rays, tmp_pat
         study = fv.Study(**SMALL)
     folder = tmp_path / "study"
     with monkeypatch.context() as patch:
-        patch.setattr("fedveil.study.session.train", _interrupted)
+        patch.setattr("fedveil.study.runner.train", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             fv.run(study, data, directory=folder)
     run = fv.run(study, data, directory=folder, resume=True)

@@ -67,6 +67,6 @@ def _said(
         stack.callback(served.service.ledger.close)
         stack.callback(served.service.finish)
         said: list[object] = [served.status()]
-        for number, release in enumerate(served.terms.releases, 1):
+        for number, release in enumerate(served.agreement.releases, 1):
             said.append(served.ask(release.name, number, start(study, release)))
         return [*said, served.status()]

@@ -10,8 +10,8 @@ from tests.neighbours.harness import Opened, Vector, without_noise
 
 from fedveil.federation import Release
 from fedveil.learning import NetworkLearner
-from fedveil.learning.network_learner import ROUNDING
-from fedveil.study.task import LinearTask
+from fedveil.learning.models.network import ROUNDING
+from fedveil.study.pipeline import LinearTask
 
 EXACT = 1e-9
 """What rounding may move, as a part of the bound, where everything is summed in double precision."""

@@ -9,10 +9,10 @@ from tests.neighbours.cohorts import Cohort
 from tests.neighbours.harness import Hospital, Opened, make_offer
 from tests.neighbours.served import Served
 
-from fedveil.federation import Terms
+from fedveil.federation import Agreement
 from fedveil.study import Study
 
-Both = tuple[Opened, Opened, Terms]
+Both = tuple[Opened, Opened, Agreement]
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +34,11 @@ def open_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             (tmp_path / "north").mkdir()
             made["north"] = Hospital(tmp_path / "north", write, unit, **settings)
         hospital, offer = made["north"], make_offer(study)
-        terms, found = offer.terms(), []
+        agreement, found = offer.agreement(), []
         for one in (images, neighbour):
             monkeypatch.setenv("FEDVEIL_CACHE", str(tmp_path / f"cache-{hospital.loads}"))
-            found.append(hospital.open(offer, terms, one))
-        return found[0], found[1], terms
+            found.append(hospital.open(offer, agreement, one))
+        return found[0], found[1], agreement
 
     return opened
 

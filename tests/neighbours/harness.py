@@ -17,17 +17,17 @@ from tests.deploy.hospital import SITES, edit
 from tests.neighbours.cohorts import SIZE, Cohort
 
 from fedveil.data import Dataset
-from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import Identity
-from fedveil.deploy.kits import init_site, write_site_settings
 from fedveil.deploy.offer import Offer
-from fedveil.federation import LocalSteps, Release, Site, Terms
+from fedveil.deploy.provisioning.kits import init_site, write_site_settings
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.runtime import Cohorts
+from fedveil.federation import Agreement, LocalSteps, Release, Site
 from fedveil.federation.contributions import Contributions
 from fedveil.learning import HeldOut, Learner
 from fedveil.privacy import Ledger
 from fedveil.study import Study
-from fedveil.study.task import Task, model_of
+from fedveil.study.pipeline import Task, model_of
 
 STUDY = """
 [study]
@@ -177,10 +177,10 @@ class Hospital:
         edit(self.folder / "site.toml", source=f'"{source}"')
         return Cohorts(SiteConfig.load(self.folder), Identity.load(self.folder / "identity.key"))
 
-    def open(self, offer: Offer, terms: Terms, images: Cohort) -> Opened:
+    def open(self, offer: Offer, agreement: Agreement, images: Cohort) -> Opened:
         cohorts = self.cohorts(images)
         with Ledger(self.folder / "ledger.jsonl") as ledger:
-            site = cohorts.open(offer, terms, ledger)
+            site = cohorts.open(offer, agreement, ledger)
         task = cohorts.task(offer)
         rows = [cohorts.own(task.dataset, part) for part in (task.dataset.train, task.dataset.test)]
         return Opened(site._contributions, task, *rows, site=site)

@@ -26,7 +26,7 @@ from tests.neighbours.cohorts import Cohort
 from tests.neighbours.harness import Hospital, Opened, Vector, make_offer
 
 from fedveil.errors import FedveilError
-from fedveil.federation import Release, Request, Terms
+from fedveil.federation import Agreement, Release, Request
 from fedveil.federation.noise import LocalNoise
 from fedveil.study import Study
 
@@ -74,7 +74,7 @@ class Pair:
         gone: the unit's name.
     """
 
-    terms: Terms
+    agreement: Agreement
     whole: Opened | None
     less: Opened | None
     gone: str = ""
@@ -83,7 +83,7 @@ class Pair:
     @property
     def open(self) -> Opened:
         """One of the two that is open, with a model of the size that was admitted if either has one."""
-        sent = {one.parameters for one in self.terms.releases}
+        sent = {one.parameters for one in self.agreement.releases}
         found = [one for one in (self.whole, self.less) if one is not None]
         return next((one for one in found if one.task.model.parameters in sent), found[0])
 
@@ -92,7 +92,7 @@ class Pair:
         site = self.open.site
         assert site is not None
         request = Request(
-            study=self.terms.digest,
+            study=self.agreement.digest,
             release=release.name,
             round=1,
             attempt=LATER,
@@ -100,7 +100,7 @@ class Pair:
             parameters=parameters,
         )
         try:
-            site._check(request, self.terms)
+            site._check(request, self.agreement)
         except FedveilError:
             return False
         return True
@@ -210,15 +210,15 @@ def open_pair(
     level = log.level
     log.setLevel(logging.CRITICAL)
     hospital, offer = Hospital(folder / "north", write, study.privacy.unit, **settings), make_offer(study)
-    terms, opened = offer.terms(), []
+    agreement, opened = offer.agreement(), []
     try:
         for number, images in enumerate(both):
             with mock.patch.dict(os.environ, {"FEDVEIL_CACHE": str(folder / f"cache-{number}")}):
                 try:
-                    opened.append(hospital.open(offer, terms, images))
+                    opened.append(hospital.open(offer, agreement, images))
                 except Exception:  # noqa: BLE001 - a hospital that its images keep out, in whatever way
                     opened.append(None)
-        yield Pair(terms, opened[0], opened[1])
+        yield Pair(agreement, opened[0], opened[1])
     finally:
         log.setLevel(level)
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,14 +20,15 @@ import torch
 from tests.neighbours.kinds import KINDS
 from tests.neighbours.search import Found, search
 
-from fedveil.data import stack as data_stack
-from fedveil.data.files import FileImages
-from fedveil.deploy import hosting
+from fedveil.data import image_store as data_stack
+from fedveil.data.formats.image_files import FileImages
+from fedveil.deploy.site import runtime as hosting
 from fedveil.federation.contributions import Contributions
-from fedveil.learning import linear, network_learner
-from fedveil.learning.linear import LinearHead, LinearLearner
-from fedveil.learning.private_gradients.rules import fallback, standardised
-from fedveil.study import task
+from fedveil.learning.gradients.rules import fallback, standardised
+from fedveil.learning.models import logistic as linear
+from fedveil.learning.models import network as network_learner
+from fedveil.learning.models.logistic import LinearHead, LinearLearner
+from fedveil.study import pipeline as task
 
 __all__ = ["PLANTED", "Fault", "look_for"]
 

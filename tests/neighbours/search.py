@@ -17,7 +17,7 @@ from tests.neighbours.spaces import Candidate, Space, make_space
 from tests.neighbours.whole_numbers import moved_on_the_grid
 
 from fedveil.federation import Release
-from fedveil.learning.network_learner import ROUNDING
+from fedveil.learning.models.network import ROUNDING
 
 __all__ = ["Found", "search"]
 
@@ -92,7 +92,7 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
             return
         pair.gone = _gone(pair, unit, crowd.gone)
         masked = {} if unit == "site" else _masked(kind)
-        for release in pair.terms.releases:
+        for release in pair.agreement.releases:
             run = _Run(
                 _share(kind, release, tries),
                 pair,
@@ -233,7 +233,7 @@ def _gone(pair: Pair, unit: str, patient: str) -> str:
 
 def _masked(kind: Kind) -> dict[str, Release]:
     """The releases whose sums are masked, by name."""
-    releases = make_offer(kind.study("secure-aggregation")).terms().releases
+    releases = make_offer(kind.study("secure-aggregation")).agreement().releases
     return {one.name: one for one in releases if one.integer is not None and not one.noise_inside}
 
 

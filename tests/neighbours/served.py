@@ -9,7 +9,7 @@ from tests.neighbours.harness import Hospital, make_offer
 from fedveil import __version__
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, new_id, seal, unseal
-from fedveil.deploy.service import open_service
+from fedveil.deploy.site.service import open_service
 from fedveil.federation import Declined, Reply, Request
 from fedveil.federation.wire import Frame, decode, encode, pack, unpack
 from fedveil.privacy import Ledger
@@ -26,10 +26,10 @@ class Served:
         self.coordinator = Identity.create(folder.parent / "coordinator.key")
         edit(folder / "site.toml", coordinator=f'"{self.coordinator.public}"')
         offer = make_offer(study)
-        self.terms = offer.terms()
+        self.agreement = offer.agreement()
         self.service = open_service(folder, Ledger(folder / "ledger.jsonl"))
         self._send(encode(Frame("offer", {**offer.to_dict(), "nonce": "n"})))
-        self.service.studies.approve(self.terms.digest)
+        self.service.studies.approve(self.agreement.digest)
 
     def _send(self, message: bytes) -> Frame:
         site = self.service.identity.public
@@ -40,15 +40,15 @@ class Served:
 
     def status(self) -> str:
         """How the study stands here, once the service has looked at its images."""
-        head = {"study": self.terms.digest, "nonce": "n", "receipt": None, "version": __version__}
+        head = {"study": self.agreement.digest, "nonce": "n", "receipt": None, "version": __version__}
         self._send(encode(Frame("hello", head)))
-        self.service._opening[self.terms.digest].join()
+        self.service._opening[self.agreement.digest].join()
         return self._send(encode(Frame("hello", head))).head["status"]
 
     def ask(self, release: str, attempt: int, parameters) -> tuple[object, ...]:
         """Kind, fields and code of an answer, and the shape of its vector."""
         request = Request(
-            study=self.terms.digest,
+            study=self.agreement.digest,
             release=release,
             round=1,
             attempt=attempt,
@@ -62,6 +62,6 @@ class Served:
         receipt = {
             key: value for key, value in frame.head["receipt"].items() if key not in ("answer", "hash")
         }
-        assert receipt["cost"]["steps"] == self.terms.release(release).steps_per_round
+        assert receipt["cost"]["steps"] == self.agreement.release(release).steps_per_round
         shape, kind = answer.vector.shape, str(answer.vector.dtype)
         return "Reply", answer.release, answer.round, answer.attempt, shape, kind

@@ -9,7 +9,7 @@ from tests.neighbours.harness import Opened, Vector
 
 from fedveil.federation import Release
 from fedveil.federation.site import LARGEST
-from fedveil.study.task import LinearTask
+from fedveil.study.pipeline import LinearTask
 
 __all__ = ["Candidate", "Space", "make_space"]
 

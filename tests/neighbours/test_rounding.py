@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedveil.learning import CentredHead, HeldOut, NetworkLearner, NetworkModel
-from fedveil.learning.features import feature_extractor
+from fedveil.learning.encoders import feature_extractor
 
 SIZE = 16
 GENERATOR = np.random.default_rng(0)

@@ -31,10 +31,10 @@ def test_a_file_that_cannot_be_decoded_leaves_all_others_in_the_sum(open_both, c
     study = make_study(TWO, model=CNN, training="sampling_rate = 1.0\nmethod = 'gradient'")
     images = cohort(TWO, plain=6)
     neighbour = without(images, "patient", "rare")
-    whole, less, terms = open_both(study, damaged(manifest("patient", "split")), images, neighbour)
+    whole, less, agreement = open_both(study, damaged(manifest("patient", "split")), images, neighbour)
     model = whole.task.model
     start = model.join(None, model.initial())
-    for release in map(without_noise, terms.releases):
+    for release in map(without_noise, agreement.releases):
         judged = release.parameters == model.classes + model.parameters
         parameters = np.concatenate([np.ones(2), start]) if judged else start[: release.parameters]
         (total, lost), (rest, lost_too) = whole.ask(release, parameters), less.ask(release, parameters)
@@ -54,7 +54,7 @@ def test_what_is_said_beside_the_sums_is_the_same(open_hospital, model, gone):
     for one in (images, without(images, "patient", gone)):
         hospital = open_hospital(study, manifest("patient", "split"), one)
         said = [hospital.status()]
-        for number, release in enumerate(hospital.terms.releases, 1):
+        for number, release in enumerate(hospital.agreement.releases, 1):
             said.append(hospital.ask(release.name, number, start(study, release)))
         said.append(hospital.ask("training", 99, np.full(3, 1e300)))
         answers.append(said)
@@ -87,6 +87,6 @@ def test_a_hospital_left_with_nobody_to_test_says_so_to_nobody(open_hospital):
     answers = []
     for one in (images, without(images, "patient", "tested")):
         hospital = open_hospital(study, manifest("patient", "split"), one)
-        parameters = start(study, hospital.terms.release("evaluation"))
+        parameters = start(study, hospital.agreement.release("evaluation"))
         answers.append([hospital.status(), hospital.ask("evaluation", 1, parameters)])
     assert answers[0] == answers[1] == ["ready", ("Reply", "evaluation", 1, 1, (20,), "float64")]

@@ -9,10 +9,10 @@ from tests.neighbours.harness import Opened, without_noise
 from fedveil.federation import HospitalUnits
 from fedveil.federation.contributions import Contributions
 from fedveil.study import Study
+from fedveil.study.calibrate import make_agreement
+from fedveil.study.pipeline import make_task
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Silent
-from fedveil.study.task import make_task
-from fedveil.study.terms import make_terms
 
 TWO = ("ill", "normal")
 STUDY = """
@@ -75,8 +75,8 @@ def test_hospitals_that_the_data_names(prepared, columns):
         other = prepared(manifest(*columns), without(images, "patient", gone))
         assert list(one.sites) == list(other.sites) == ["north", "south"]
         whole, less = (open_sites(each, each.sites, each.held_out) for each in (one, other))
-        terms = make_terms(one.study, sites=tuple(one.sites), model=whole["north"].task.model)
-        check(whole, less, terms.releases, gone)
+        agreement = make_agreement(one.study, sites=tuple(one.sites), model=whole["north"].task.model)
+        check(whole, less, agreement.releases, gone)
 
 
 def test_hospitals_that_patients_were_dealt_to_stay_where_they_are(prepared):
@@ -100,5 +100,5 @@ def test_hospitals_that_patients_were_dealt_to_stay_where_they_are(prepared):
         assert held == set(other.dataset.test.tolist())
         whole = open_sites(one, one.sites, one.held_out)
         less = open_sites(other, kept(one.sites), kept(one.held_out))
-        terms = make_terms(one.study, sites=tuple(one.sites), model=whole["site-1"].task.model)
-        check(whole, less, terms.releases, gone)
+        agreement = make_agreement(one.study, sites=tuple(one.sites), model=whole["site-1"].task.model)
+        check(whole, less, agreement.releases, gone)

@@ -35,7 +35,7 @@ READERS = {
 def masked(study):
     """The same study under secure aggregation."""
     privacy = {"trust": "secure-aggregation"}
-    return make_offer(study.with_changes({"privacy": privacy})).terms().releases
+    return make_offer(study.with_changes({"privacy": privacy})).agreement().releases
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -45,8 +45,8 @@ def test_every_reader(open_both, reader):
     images = cohort(TWO)
     images = with_other_hospital(images) if "site" in settings else images
     for gone in SPECIAL:
-        whole, less, terms = open_both(study, write, images, without(images, unit, gone), **settings)
-        check_neighbours(whole, less, terms.releases, masked(study))
+        whole, less, agreement = open_both(study, write, images, without(images, unit, gone), **settings)
+        check_neighbours(whole, less, agreement.releases, masked(study))
 
 
 LINEAR = {
@@ -77,10 +77,10 @@ def test_every_release_of_linear_heads(open_both, kind):
     unit = study.privacy.unit
     images = cohort(study.data.classes)
     for gone in ("many", "mixed", "twin-1", "rare", "black", "tested"):
-        whole, less, terms = open_both(
+        whole, less, agreement = open_both(
             study, manifest("patient", "split"), images, without(images, unit, gone)
         )
-        check_neighbours(whole, less, terms.releases, masked(study))
+        check_neighbours(whole, less, agreement.releases, masked(study))
 
 
 NETWORKS = {
@@ -100,10 +100,10 @@ def test_every_release_of_networks(open_both, kind):
     deep = kind == "resnet18"
     images = cohort(study.data.classes, plain=0 if deep else 4)
     for gone in ("many", "tested") if kind in ("flat", "tuned") else ("many",):
-        whole, less, terms = open_both(
+        whole, less, agreement = open_both(
             study, manifest("patient", "split"), images, without(images, "patient", gone)
         )
-        releases = tuple(one for one in terms.releases if not deep or one is terms.main)
+        releases = tuple(one for one in agreement.releases if not deep or one is agreement.main)
         check_neighbours(whole, less, releases, masked(study), most=1 if deep else None)
 
 
@@ -123,6 +123,6 @@ def test_a_whole_hospital_is_one_unit(open_both, model, training):
     """Without it there is nothing to sum: all that it sends has to be within the bound of one."""
     study = make_study(TWO, "site", model=model, training=training)
     images = cohort(TWO, plain=6)
-    whole, _, terms = open_both(study, manifest("patient", "split"), images, images)
+    whole, _, agreement = open_both(study, manifest("patient", "split"), images, images)
     assert whole.learner.units == 1
-    check_alone(whole, terms.releases, masked(study))
+    check_alone(whole, agreement.releases, masked(study))

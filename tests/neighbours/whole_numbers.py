@@ -36,7 +36,7 @@ def _decoded(release: Release, total: Vector) -> Vector:
     integer = release.integer
     assert integer is not None
     with (
-        mock.patch("fedveil.privacy.integer.random_words", halves),
+        mock.patch("fedveil.privacy.accounting.integer.random_words", halves),
         mock.patch.object(DiscreteGaussian, "draw", none),
     ):
         try:

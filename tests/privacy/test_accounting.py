@@ -12,9 +12,9 @@ from scipy import integrate, stats
 
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Guarantee, Mechanism, calibrate, delta_at, epsilon, gdp_mu
-from fedveil.privacy.accounting import tally, within
-from fedveil.privacy.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
-from fedveil.privacy.subsampled import loss_epsilon, renyi_epsilon
+from fedveil.privacy.accounting.composition import tally, within
+from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
+from fedveil.privacy.accounting.subsampled import loss_epsilon, renyi_epsilon
 
 deltas = st.floats(-12, -1).map(lambda exponent: 10.0**exponent)
 noises = st.floats(-0.5, 3).map(lambda exponent: 10.0**exponent)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.errors import LedgerError
-from fedveil.privacy import chain as chain_module
-from fedveil.privacy.chain import Chain, Head, read_chain, restore_head
+from fedveil.privacy.ledger import chain as chain_module
+from fedveil.privacy.ledger.chain import Chain, Head, read_chain, restore_head
 
 FIRST = {"kind": "budget", "text": "début"}
 

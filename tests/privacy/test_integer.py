@@ -14,8 +14,8 @@ from scipy import stats
 from fedveil.errors import InvalidValue, Refused
 from fedveil.privacy import Guarantee, Mechanism, calibrate, delta_at, epsilon, secure_generator
 from fedveil.privacy import discrete as discrete_module
+from fedveil.privacy.accounting.integer import IntegerMechanism, calibrate_integer
 from fedveil.privacy.discrete import LARGEST_RADIX, SMALLEST_RADIX, TABLE_ERROR, DiscreteGaussian
-from fedveil.privacy.integer import IntegerMechanism, calibrate_integer
 
 TARGET = Guarantee(1.0, 1e-5, "patient", "secure-aggregation")
 

@@ -19,13 +19,13 @@ from fedveil.privacy import (
     Guarantee,
     Ledger,
     Mechanism,
-    accounting,
     calibrate,
     epsilon,
     read_ledger,
     verify_ledger,
 )
-from fedveil.privacy import chain as chain_module
+from fedveil.privacy.accounting import composition as accounting
+from fedveil.privacy.ledger import chain as chain_module
 
 BUDGET = Budget(1.0, 1e-5)
 WHOLE = calibrate(Guarantee(1.0, 1e-5, "patient", "site"), steps=40)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedveil.privacy import Mechanism, epsilon
-from fedveil.report import curves
+from fedveil.report.figures import curves
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from fedveil.report import curves
+from fedveil.report.figures import curves
 
 SCORED = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_size=60).filter(
     lambda rows: len({label for label, _ in rows}) == 2

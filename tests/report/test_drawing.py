@@ -2,7 +2,7 @@
 
 import re
 
-from fedveil.report.drawing import canvas, inline_svg, style
+from fedveil.report.figures.drawing import canvas, inline_svg, style
 
 
 def test_coordinates_lose_digits_and_words_do_not():

@@ -9,7 +9,7 @@ import pytest
 
 from fedveil.errors import StudyError
 from fedveil.report import load, write_report
-from fedveil.study.result_schema import SCHEMA
+from fedveil.study.results.schema import SCHEMA
 
 MakeRun = Callable[..., Path]
 

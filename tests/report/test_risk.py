@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 
 from fedveil.privacy import Guarantee, Mechanism, epsilon, operational_risk
-from fedveil.report.risk import attack_chart, attack_curve, icon_array
+from fedveil.report.figures.risk import attack_chart, attack_curve, icon_array
 
 DELTA = 1e-5
 RATES = np.array([0.0, 1e-4, 0.01, 0.1, 0.5, 0.9, 1.0])

@@ -11,13 +11,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from fedveil.errors import StudyError
+from fedveil.io import json_line
 from fedveil.privacy import Budget, Ledger, Mechanism
 from fedveil.report import figure_alternatives, figure_trade_off, write_sweep
-from fedveil.report.alternatives import compare
-from fedveil.report.drawing import PAPER, canvas, style
-from fedveil.report.trade_off import Level, Sweep, draw, load_sweep
-from fedveil.study import EVEN, NO_PRIVACY, Grid, Measurement, Study
-from fedveil.study.files import json_line
+from fedveil.report.figures.alternatives import compare
+from fedveil.report.figures.drawing import PAPER, canvas, style
+from fedveil.report.figures.trade_off import Level, Sweep, draw, load_sweep
+from fedveil.study import Study
+from fedveil.sweeps import EVEN, NO_PRIVACY, Grid, Measurement
 
 ALONE = {5: 0.1, 20: 0.3}
 """What going alone costs in the made-up results, by number of hospitals."""

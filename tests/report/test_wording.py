@@ -7,7 +7,7 @@ import pytest
 from fedveil.privacy import Guarantee, Trust, Unit
 from fedveil.report import load
 from fedveil.report.wording import guarantee_line, not_protected, notices, protected
-from fedveil.study.result_schema import SecureAggregation
+from fedveil.study.results.schema import SecureAggregation
 
 MakeRun = Callable[..., Path]
 

@@ -2,10 +2,8 @@
 
 from dataclasses import replace
 
-from fedveil.study import (
-    Recipe,
-    Reference,
-)
+from fedveil.planning import Reference
+from fedveil.study import Recipe
 
 TASK = Reference(
     name="made up",

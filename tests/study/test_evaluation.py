@@ -9,9 +9,10 @@ from torch import nn
 from fedveil.data import held_out_patients
 from fedveil.errors import FederationError, StudyError
 from fedveil.federation import Coordinator
-from fedveil.learning import network_learner
+from fedveil.learning.models import network as network_learner
+from fedveil.planning import make_plan
 from fedveil.privacy import epsilon, verify_ledger
-from fedveil.study import RunDirectory, make_plan, prepare, run
+from fedveil.study import RunDirectory, prepare, run
 
 
 def exact_by_patient(out):
@@ -50,7 +51,7 @@ def test_every_trust_releases_an_evaluation(study, tmp_path, trust):
 def test_an_evaluation_is_paid_for_within_the_same_target(study, tmp_path):
     """Sequential composition: the ledgers hold it beside training, and all of it stays within epsilon."""
     result = run(RunDirectory.create(tmp_path / "out", study(privacy={"evaluation_share": 0.2})))
-    plain = make_plan(study()).terms.release("training").mechanism.noise_multiplier
+    plain = make_plan(study()).agreement.release("training").mechanism.noise_multiplier
     noisier = next(one["mechanism"] for one in result["releases"] if one["what"] == "training")
     assert noisier["noise_multiplier"] == pytest.approx(plain * np.sqrt(0.8 / 0.6), rel=1e-3)
     for path in (tmp_path / "out" / "ledgers").glob("*.jsonl"):
@@ -164,10 +165,10 @@ def test_a_sampled_network_evaluates_with_one_more_step_of_its_mechanism(study, 
         data={"sites": {"count": 3}},
         federation={"max_units": 1000},
     )
-    terms = make_plan(settings).terms
-    one, whole = terms.release("evaluation").mechanism, terms.release("training").mechanism
+    agreement = make_plan(settings).agreement
+    one, whole = agreement.release("evaluation").mechanism, agreement.release("training").mechanism
     assert (one.sampling_rate, one.noise_multiplier) == (0.5, whole.noise_multiplier)
-    assert epsilon([release.mechanism for release in terms.releases], 1e-3) <= 50
+    assert epsilon([release.mechanism for release in agreement.releases], 1e-3) <= 50
     found = [
         run(RunDirectory.create(tmp_path / str(k), settings))["metrics"]["released"]["units"]
         for k in range(2)

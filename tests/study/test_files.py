@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from fedveil.study.files import write_atomic
+from fedveil.io import write_atomic
 
 
 def test_a_file_is_as_readable_as_any_other_that_the_user_writes(tmp_path):

@@ -10,7 +10,7 @@ from fedveil.federation import InProcess, Reply
 from fedveil.report import write_report
 from fedveil.study import RunDirectory, run
 from fedveil.study.progress import Progress
-from fedveil.study.session import Hospitals
+from fedveil.study.runner import Hospitals
 from fedveil.study.simulation import Simulated
 
 
@@ -39,7 +39,7 @@ class OneSpoilt(Hospitals):
     @contextmanager
     def join(self, prepared, task, directory):
         with Simulated().join(prepared, task, directory) as joined:
-            yield replace(joined, transport=Spoilt(joined.transport, joined.terms.sites[1]))
+            yield replace(joined, transport=Spoilt(joined.transport, joined.agreement.sites[1]))
 
 
 class Notes(Progress):

@@ -12,7 +12,7 @@ from tests.study.stopping import Stop, StopAfter
 from torch import nn
 
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.learning import network_learner
+from fedveil.learning.models import network as network_learner
 from fedveil.privacy import epsilon, verify_ledger
 from fedveil.study import RunDirectory, Study, TrainedModel, predict, run
 

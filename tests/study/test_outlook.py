@@ -1,7 +1,8 @@
 import pytest
 
+from fedveil.planning import make_plan, references
 from fedveil.privacy import Guarantee, calibrate
-from fedveil.study import Recipe, make_plan, references
+from fedveil.study import Recipe
 
 
 def test_a_plan_foretells_accuracy_from_patients_and_noise(study):

@@ -18,7 +18,8 @@ from tests.study.stopping import Stop
 
 from fedveil.errors import LedgerError, StudyError
 from fedveil.privacy import verify_ledger
-from fedveil.study import NAMED, NO_PRIVACY, Grid, RunDirectory, read_measurements, read_payment, sweep
+from fedveil.study import RunDirectory
+from fedveil.sweeps import NAMED, NO_PRIVACY, Grid, read_measurements, read_payment, sweep
 
 DELTA = 1e-3
 

@@ -8,7 +8,7 @@ from fedveil.federation import InProcess
 from fedveil.privacy import epsilon, verify_ledger
 from fedveil.report import load
 from fedveil.study import RunDirectory, Study, TrainedModel, run
-from fedveil.study.outcome import Outcome
+from fedveil.study.results.outcome import Outcome
 
 SITES = ["site-1", "site-2", "site-3"]
 

@@ -23,16 +23,10 @@ from tests.study.laws import (
 
 from fedveil.errors import InvalidValue
 from fedveil.learning import CentredHead
+from fedveil.planning import Configuration, PlanRequest, recommend
 from fedveil.privacy import epsilon
-from fedveil.study import (
-    METRICS,
-    Study,
-    Way,
-    Wishes,
-    make_terms,
-    recommend,
-)
-from fedveil.study.rules import signal_to_noise
+from fedveil.study import METRICS, Study, make_agreement
+from fedveil.study.steps import signal_to_noise
 
 
 @pytest.mark.parametrize("trust", ["site", "secure-aggregation", "server"])
@@ -62,7 +56,7 @@ def test_the_ratio_and_the_noise_are_those_of_the_study_that_would_run(trust, un
     own = {table: dict(keys) for table, keys in tables.items()}
     if recipe.method != "averaging":
         own.setdefault("training", {})["method"] = recipe.method
-    wishes = Wishes(
+    plan_request = PlanRequest(
         cohorts=FIVE,
         images=1.5,
         units=(unit,),
@@ -71,35 +65,37 @@ def test_the_ratio_and_the_noise_are_those_of_the_study_that_would_run(trust, un
         epsilon=2.0,
         study=Study().with_changes(own),
     )
-    found = recommend(wishes, DEEP)
+    found = recommend(plan_request, DEEP)
     study = Study.parse(found.study_lines())
-    terms = make_terms(
+    agreement = make_agreement(
         study, sites=[f"s{k}" for k in range(5)], model=CentredHead((64,), 2, centred=recipe != ONE_SHOT)
     )
-    assert terms.holds
-    assert found.chosen.ratio == pytest.approx(signal_to_noise(terms, int(wishes.count(unit))), rel=5e-3)
-    mechanism, main = found.mechanism, terms.main.mechanism
+    assert agreement.holds
+    assert found.chosen.ratio == pytest.approx(
+        signal_to_noise(agreement, int(plan_request.count(unit))), rel=5e-3
+    )
+    mechanism, main = found.mechanism, agreement.main.mechanism
     assert mechanism.noise_multiplier == pytest.approx(main.noise_multiplier, rel=5e-3)
     assert (mechanism.steps, mechanism.clip_norm) == (main.steps, main.clip_norm)
     assert mechanism.sampling_rate == main.sampling_rate
-    assert found.rounds == terms.main.rounds
+    assert found.rounds == agreement.main.rounds
     scale = mechanism.noise_multiplier / main.noise_multiplier
-    assert found.site_noise == pytest.approx(scale * terms.noise_std(terms.main), rel=1e-2)
+    assert found.site_noise == pytest.approx(scale * agreement.noise_std(agreement.main), rel=1e-2)
 
 
 @pytest.mark.parametrize("trust", ["site", "server"])
 @pytest.mark.parametrize("recipe", [GRADIENT, CNN, AVERAGING])
 def test_the_study_that_would_run_has_the_very_noise_that_is_stated(trust, recipe):
     """Where noise is no whole number; the price of a study's releases is then the epsilon that was asked for."""
-    found = recommend(Wishes(cohorts=FIVE, trusts=(trust,), recipes=(recipe,), epsilon=0.7), DEEP)
+    found = recommend(PlanRequest(cohorts=FIVE, trusts=(trust,), recipes=(recipe,), epsilon=0.7), DEEP)
     study = Study.parse(found.study_lines())
-    terms = make_terms(study, sites=list("abcde"), model=CentredHead((64,), 2))
-    assert terms.main.mechanism == found.mechanism
-    assert epsilon([one.mechanism for one in terms.releases], 1e-5) == pytest.approx(0.7, rel=1e-3)
+    agreement = make_agreement(study, sites=list("abcde"), model=CentredHead((64,), 2))
+    assert agreement.main.mechanism == found.mechanism
+    assert epsilon([one.mechanism for one in agreement.releases], 1e-5) == pytest.approx(0.7, rel=1e-3)
 
 
 def test_local_steps_carry_all_noise_whatever_the_trust():
-    found = recommend(Wishes(cohorts=FIVE, recipes=(AVERAGING,), epsilon=4.0), DEEP)
+    found = recommend(PlanRequest(cohorts=FIVE, recipes=(AVERAGING,), epsilon=4.0), DEEP)
     assert len({one.way.trust for one in found.candidates}) == 3
     ratios = [one.ratio for one in found.candidates]
     assert max(ratios) == pytest.approx(min(ratios), rel=1e-5), "masking whole numbers costs next to nothing"
@@ -111,7 +107,7 @@ def test_local_steps_carry_all_noise_whatever_the_trust():
 def test_local_steps_of_more_hospitals_are_noisier():
     """The same patients over 20 hospitals rather than 5: each of them adds what one would."""
     few, many = (
-        recommend(Wishes(cohorts=cohorts, recipes=(AVERAGING,), epsilon=4.0), DEEP).chosen.ratio
+        recommend(PlanRequest(cohorts=cohorts, recipes=(AVERAGING,), epsilon=4.0), DEEP).chosen.ratio
         for cohorts in ((500,) * 5, (125,) * 20)
     )
     assert few == pytest.approx(2 * many)
@@ -120,7 +116,7 @@ def test_local_steps_of_more_hospitals_are_noisier():
 @pytest.mark.parametrize("target", [0.3, 2.0, 8.0])
 def test_sampling_gains_nothing_at_as_many_passes(target):
     """nu falls with the share that takes part, and by the least where noise is largest; so all take part."""
-    found = recommend(Wishes(cohorts=FIVE, recipes=(GRADIENT,), epsilon=target), LAWS)
+    found = recommend(PlanRequest(cohorts=FIVE, recipes=(GRADIENT,), epsilon=target), LAWS)
     ratios = [one.ratio for one in found.samplings]
     assert [one.rate for one in found.samplings] == [1.0, 0.5, 0.2, 0.1, 0.05]
     assert ratios == sorted(ratios, reverse=True)
@@ -131,30 +127,30 @@ def test_sampling_gains_nothing_at_as_many_passes(target):
 
 
 def test_the_sampling_that_is_compared_is_what_would_run():
-    wishes = Wishes(cohorts=FIVE, trusts=("server",), recipes=(GRADIENT,), epsilon=2.0)
-    for one in recommend(wishes, LAWS).samplings[1:]:
+    plan_request = PlanRequest(cohorts=FIVE, trusts=("server",), recipes=(GRADIENT,), epsilon=2.0)
+    for one in recommend(plan_request, LAWS).samplings[1:]:
         training = {"sampling_rate": one.rate, "rounds": one.rounds}
         study = Study().with_changes({"training": training, "privacy": {"trust": "server", "epsilon": 2.0}})
-        terms = make_terms(study, sites=list("abcde"), model=CentredHead((64,), 2))
-        assert one.ratio == pytest.approx(signal_to_noise(terms, sum(FIVE)), rel=1e-6)
-        assert one.noise_multiplier == terms.main.mechanism.noise_multiplier
+        agreement = make_agreement(study, sites=list("abcde"), model=CentredHead((64,), 2))
+        assert one.ratio == pytest.approx(signal_to_noise(agreement, sum(FIVE)), rel=1e-6)
+        assert one.noise_multiplier == agreement.main.mechanism.noise_multiplier
 
 
 def test_a_sampling_rate_with_more_signal_is_chosen_and_a_tie_goes_to_fewer_rounds(monkeypatch):
     """As it would be if sampled sums were cheaper than they are: every rate as good, or the smallest the best."""
-    wishes = Wishes(cohorts=FIVE, trusts=("server",), recipes=(GRADIENT,), epsilon=2.0)
-    real = wishes.samplings(Way(unit="patient", trust="server", recipe=GRADIENT), 2.0)
+    plan_request = PlanRequest(cohorts=FIVE, trusts=("server",), recipes=(GRADIENT,), epsilon=2.0)
+    real = plan_request.samplings(Configuration(unit="patient", trust="server", recipe=GRADIENT), 2.0)
     for ratios, wanted in (([300.0] * 5, 1.0), ([300, 300.1, 300, 400, 400.2], 0.1)):
         made = tuple(replace(one, ratio=ratio) for one, ratio in zip(real, ratios, strict=True))
-        monkeypatch.setattr(Wishes, "samplings", lambda *_, made=made: made)
-        found = recommend(wishes, LAWS)
+        monkeypatch.setattr(PlanRequest, "samplings", lambda *_, made=made: made)
+        found = recommend(plan_request, LAWS)
         assert found.mechanism.sampling_rate == wanted
         assert Study.parse(found.study_lines()).training.rounds == round(30 / wanted)
 
 
 def test_a_study_that_samples_stays_as_it_is():
     study = Study.parse("[training]\nsampling_rate = 0.25\nrounds = 80")
-    found = recommend(Wishes(cohorts=FIVE, epsilon=2.0, study=study), BOTH)
+    found = recommend(PlanRequest(cohorts=FIVE, epsilon=2.0, study=study), BOTH)
     assert {one.way.recipe for one in found.candidates} == {GRADIENT}, "one-shot takes all units once"
     assert (found.mechanism.sampling_rate, found.mechanism.steps) == (0.25, 80)
     assert max(one.ratio for one in found.samplings) > found.chosen.ratio, "and what it gives up is shown"
@@ -163,7 +159,7 @@ def test_a_study_that_samples_stays_as_it_is():
 def test_networks_keep_the_steps_that_their_law_was_measured_at():
     """What a linear head's study says of its own rounds is no plan for another network."""
     study = Study.parse("[training]\nrounds = 12\n[privacy]\nclip_norm = 0.5")
-    found = recommend(Wishes(cohorts=FIVE, epsilon=2.0, recipes=(CNN,), study=study), DEEP)
+    found = recommend(PlanRequest(cohorts=FIVE, epsilon=2.0, recipes=(CNN,), study=study), DEEP)
     usual = Study.parse('model.network = "cnn"')
     assert (found.rounds, found.mechanism.sampling_rate) == (usual.training.rounds, 0.2)
     assert found.mechanism.clip_norm == usual.privacy.clip_norm
@@ -179,28 +175,28 @@ def test_a_study_that_trains_otherwise_than_what_was_measured_is_told_so():
         (GRADIENT, few, ""),
         (AVERAGING, "", ""),
     ):
-        note = recommend(Wishes(cohorts=FIVE, recipes=(recipe,), study=Study.parse(text)), DEEP).note
+        note = recommend(PlanRequest(cohorts=FIVE, recipes=(recipe,), study=Study.parse(text)), DEEP).note
         assert ("those runs may not have" in note) == bool(words)
         assert words in note
     own = Study.parse(few + '[model]\nnetwork = "cnn"')
-    found = recommend(Wishes(cohorts=FIVE, recipes=(CNN,), study=own, measured=own), DEEP)
+    found = recommend(PlanRequest(cohorts=FIVE, recipes=(CNN,), study=own, measured=own), DEEP)
     assert "those runs may not have" not in found.note
     assert found.rounds == 5
 
 
 def test_the_size_of_images_that_a_law_was_measured_at_is_in_the_study():
     small = laws(law_of(CNN, image_size=28))
-    found = recommend(Wishes(cohorts=FIVE, recipes=(CNN,)), small)
+    found = recommend(PlanRequest(cohorts=FIVE, recipes=(CNN,)), small)
     assert Study.parse(found.study_lines()).data.image_size == 28
-    usual = recommend(Wishes(cohorts=FIVE), LAWS)
+    usual = recommend(PlanRequest(cohorts=FIVE), LAWS)
     assert "image_size" not in usual.study_lines()
 
 
 def test_a_network_is_chosen_only_if_it_gives_noticeably_more():
-    wishes = Wishes(cohorts=FIVE, epsilon=2.0, recipes=(GRADIENT, TUNED))
+    plan_request = PlanRequest(cohorts=FIVE, epsilon=2.0, recipes=(GRADIENT, TUNED))
     for gain, wanted in ((1.005, GRADIENT), (1.1, TUNED)):
         known = laws(TASK, law_of(TUNED, separation=gain * TASK.separation))
-        found = recommend(wishes, known)
+        found = recommend(plan_request, known)
         by = {one.way: one.value("auroc") for one in found.candidates}
         assert by[replace(found.chosen.way, recipe=TUNED)] > by[replace(found.chosen.way, recipe=GRADIENT)]
         assert found.chosen.way.recipe == wanted
@@ -210,35 +206,35 @@ def test_settings_are_compared_by_the_metric_that_is_asked_for():
     """One recipe ranks better, the other finds the better threshold."""
     known = laws(TASK, ONCE)
     known[ONE_SHOT]["balanced-accuracy"] = replace(known[ONE_SHOT]["balanced-accuracy"], separation=2.4)
-    wishes = Wishes(cohorts=FIVE, epsilon=8.0)
-    assert recommend(wishes, known).chosen.way.recipe == GRADIENT
-    found = recommend(replace(wishes, metric="balanced-accuracy"), known)
+    plan_request = PlanRequest(cohorts=FIVE, epsilon=8.0)
+    assert recommend(plan_request, known).chosen.way.recipe == GRADIENT
+    found = recommend(replace(plan_request, metric="balanced-accuracy"), known)
     assert found.chosen.way.recipe == ONE_SHOT
     assert {law.metric for law in found.laws.values()} == set(found.chosen.predicted) == set(METRICS)
     assert found.reference.metric == "balanced-accuracy"
-    assert found.bare["balanced-accuracy"] > recommend(wishes, laws(TASK)).bare["balanced-accuracy"]
+    assert found.bare["balanced-accuracy"] > recommend(plan_request, laws(TASK)).bare["balanced-accuracy"]
 
 
 def test_a_target_is_what_settings_are_compared_by_unless_said_otherwise():
-    assert Wishes(cohorts=FIVE, balanced_accuracy=0.8).ranked == "balanced-accuracy"
-    assert Wishes(cohorts=FIVE, balanced_accuracy=0.8, auroc=0.9).ranked == "auroc"
-    assert Wishes(cohorts=FIVE, balanced_accuracy=0.8, metric="auroc").ranked == "auroc"
-    assert Wishes(cohorts=FIVE).ranked == "auroc"
+    assert PlanRequest(cohorts=FIVE, balanced_accuracy=0.8).ranked == "balanced-accuracy"
+    assert PlanRequest(cohorts=FIVE, balanced_accuracy=0.8, auroc=0.9).ranked == "auroc"
+    assert PlanRequest(cohorts=FIVE, balanced_accuracy=0.8, metric="auroc").ranked == "auroc"
+    assert PlanRequest(cohorts=FIVE).ranked == "auroc"
 
 
 @pytest.mark.parametrize(("auroc", "balanced", "binding"), [(0.96, 0.86, "balanced"), (0.97, 0.7, "auroc")])
 def test_every_target_is_met_by_the_smallest_epsilon_that_meets_it(auroc, balanced, binding):
-    wishes = Wishes(cohorts=FIVE, recipes=(GRADIENT,), trusts=("server",))
+    plan_request = PlanRequest(cohorts=FIVE, recipes=(GRADIENT,), trusts=("server",))
     alone = {
-        "auroc": recommend(replace(wishes, auroc=auroc), LAWS).chosen,
-        "balanced": recommend(replace(wishes, balanced_accuracy=balanced), LAWS).chosen,
+        "auroc": recommend(replace(plan_request, auroc=auroc), LAWS).chosen,
+        "balanced": recommend(replace(plan_request, balanced_accuracy=balanced), LAWS).chosen,
     }
     assert max(alone, key=lambda name: alone[name].epsilon) == binding
-    both = recommend(replace(wishes, auroc=auroc, balanced_accuracy=balanced), LAWS).chosen
+    both = recommend(replace(plan_request, auroc=auroc, balanced_accuracy=balanced), LAWS).chosen
     assert both.epsilon == alone[binding].epsilon
     assert both.value("auroc") >= auroc
     assert both.value("balanced-accuracy") >= balanced
-    smaller = wishes.ratio(both.way, 0.9 * both.epsilon)
+    smaller = plan_request.ratio(both.way, 0.9 * both.epsilon)
     law = LAWS[GRADIENT]
     missed = [
         law["auroc"].expected(sum(FIVE), smaller) < auroc,
@@ -249,18 +245,18 @@ def test_every_target_is_met_by_the_smallest_epsilon_that_meets_it(auroc, balanc
 
 @pytest.mark.parametrize("recipe", [CNN, AVERAGING])
 def test_sampled_networks_meet_a_target_too(recipe):
-    wishes = Wishes(cohorts=FIVE, recipes=(recipe,), trusts=("server",), auroc=0.9)
-    found = recommend(wishes, DEEP).chosen
+    plan_request = PlanRequest(cohorts=FIVE, recipes=(recipe,), trusts=("server",), auroc=0.9)
+    found = recommend(plan_request, DEEP).chosen
     assert found.value("auroc") >= 0.9
     assert found.epsilon == float(f"{found.epsilon:.2g}"), "a number that can be typed"
-    smaller = wishes.ratio(found.way, 0.9 * found.epsilon)
+    smaller = plan_request.ratio(found.way, 0.9 * found.epsilon)
     assert DEEP[recipe]["auroc"].expected(sum(FIVE), smaller) < 0.9
 
 
 def test_an_unreachable_balanced_accuracy_is_a_no_in_its_own_words():
-    beyond = recommend(Wishes(cohorts=FIVE, balanced_accuracy=0.99), LAWS)
+    beyond = recommend(PlanRequest(cohorts=FIVE, balanced_accuracy=0.99), LAWS)
     assert "allow a balanced accuracy of 0.885 at most" in beyond.no
-    short = recommend(Wishes(cohorts=(100, 100, 100), balanced_accuracy=0.86, epsilon=0.5), LAWS)
+    short = recommend(PlanRequest(cohorts=(100, 100, 100), balanced_accuracy=0.86, epsilon=0.5), LAWS)
     assert "the best is balanced accuracy 0." in short.no
     assert "it would take about" in short.no
 
@@ -268,40 +264,40 @@ def test_an_unreachable_balanced_accuracy_is_a_no_in_its_own_words():
 def test_no_recipe_that_is_accepted_does_better_than_the_ceiling_of_a_no():
     """A target that the better of two recipes could reach is no matter of the task."""
     known = laws(TASK, law_of(CNN, separation=0.8 * TASK.separation))
-    wishes = Wishes(cohorts=(30, 30, 30), recipes=(GRADIENT, CNN), auroc=0.97, epsilon=0.5)
-    assert "any number of patients" not in recommend(wishes, known).no
-    assert "any number of patients" in recommend(replace(wishes, recipes=(CNN,)), known).no
+    plan_request = PlanRequest(cohorts=(30, 30, 30), recipes=(GRADIENT, CNN), auroc=0.97, epsilon=0.5)
+    assert "any number of patients" not in recommend(plan_request, known).no
+    assert "any number of patients" in recommend(replace(plan_request, recipes=(CNN,)), known).no
 
 
 def test_the_least_trust_that_reaches_the_target_is_chosen():
-    found = recommend(Wishes(cohorts=FIVE, auroc=0.95), LAWS)
+    found = recommend(PlanRequest(cohorts=FIVE, auroc=0.95), LAWS)
     assert not found.no
     assert found.chosen.way.trust == "site"
     assert found.chosen.value("auroc") >= 0.95
-    smaller = found.wishes.ratio(found.chosen.way, 0.9 * found.chosen.epsilon)
-    assert TASK.expected(found.wishes.patients, smaller) < 0.95
+    smaller = found.plan_request.ratio(found.chosen.way, 0.9 * found.chosen.epsilon)
+    assert TASK.expected(found.plan_request.patients, smaller) < 0.95
     needed = [one.epsilon for one in found.candidates]
     assert needed == sorted(needed, reverse=True)
 
 
 def test_a_limit_on_epsilon_brings_in_more_trust():
     """At epsilon 0.4 hospitals that add all their noise fall short of what a sum alone still reaches."""
-    free = recommend(Wishes(cohorts=FIVE, auroc=0.95), LAWS)
+    free = recommend(PlanRequest(cohorts=FIVE, auroc=0.95), LAWS)
     limit = (free.candidates[0].epsilon + free.candidates[1].epsilon) / 2
-    found = recommend(Wishes(cohorts=FIVE, auroc=0.95, epsilon=limit), LAWS)
+    found = recommend(PlanRequest(cohorts=FIVE, auroc=0.95, epsilon=limit), LAWS)
     assert found.chosen.way.trust == "secure-aggregation"
     assert found.chosen.epsilon <= limit
 
 
 def test_little_is_lost_by_trusting_less():
-    rich = recommend(Wishes(cohorts=FIVE, epsilon=8.0), LAWS)
+    rich = recommend(PlanRequest(cohorts=FIVE, epsilon=8.0), LAWS)
     assert rich.chosen.way.trust == "site"
-    poor = recommend(Wishes(cohorts=FIVE, epsilon=0.5), LAWS)
+    poor = recommend(PlanRequest(cohorts=FIVE, epsilon=0.5), LAWS)
     assert poor.chosen.way.trust != "site"
 
 
 def test_a_hospital_among_five_cannot_be_hidden():
-    found = recommend(Wishes(cohorts=FIVE, units=("site",), epsilon=1.0), LAWS)
+    found = recommend(PlanRequest(cohorts=FIVE, units=("site",), epsilon=1.0), LAWS)
     assert "one of 5 hospitals cannot be hidden" in found.no
     assert found.chosen.value("auroc") < 0.6
     assert found.advice is not None
@@ -311,29 +307,29 @@ def test_a_hospital_among_five_cannot_be_hidden():
 def test_the_method_that_loses_less_to_noise_is_chosen():
     """One round gets all of the budget, which rounds of training share with statistics and calibration."""
     better, worse = replace(ONCE, noise=20.0), replace(ONCE, noise=500.0)
-    wishes = Wishes(cohorts=FIVE, epsilon=0.5)
-    once = recommend(wishes, laws(TASK, better))
+    plan_request = PlanRequest(cohorts=FIVE, epsilon=0.5)
+    once = recommend(plan_request, laws(TASK, better))
     assert once.chosen.way.recipe == once.reference.recipe == ONE_SHOT
     assert once.mechanism.steps == 1
-    assert recommend(wishes, laws(TASK, worse)).chosen.way.recipe == GRADIENT
-    needed = recommend(Wishes(cohorts=FIVE, auroc=0.95), laws(TASK, better))
+    assert recommend(plan_request, laws(TASK, worse)).chosen.way.recipe == GRADIENT
+    needed = recommend(PlanRequest(cohorts=FIVE, auroc=0.95), laws(TASK, better))
     assert needed.chosen.way.recipe == ONE_SHOT
-    only = recommend(replace(wishes, recipes=(GRADIENT,)), laws(TASK, better))
+    only = recommend(replace(plan_request, recipes=(GRADIENT,)), laws(TASK, better))
     assert only.chosen.way.recipe == GRADIENT
 
 
 def test_a_method_that_nobody_measured_is_left_out_or_refused():
-    found = recommend(Wishes(cohorts=FIVE), LAWS)
+    found = recommend(PlanRequest(cohorts=FIVE), LAWS)
     assert {one.way.recipe for one in found.candidates} == {GRADIENT}
     with pytest.raises(InvalidValue, match="measured by gradient"):
-        recommend(Wishes(cohorts=FIVE, recipes=(ONE_SHOT,)), LAWS)
+        recommend(PlanRequest(cohorts=FIVE, recipes=(ONE_SHOT,)), LAWS)
 
 
 def test_more_protection_is_preferred_unless_it_costs_noticeably():
     units = {"units": ("patient", "image", "site"), "trusts": ("server",)}
-    rich = recommend(Wishes(cohorts=FIVE, images=1.8, epsilon=2.0, **units), LAWS)
+    rich = recommend(PlanRequest(cohorts=FIVE, images=1.8, epsilon=2.0, **units), LAWS)
     assert rich.chosen.way.unit == "patient"
-    poor = recommend(Wishes(cohorts=(100, 80, 60), images=4.0, epsilon=1.0, **units), LAWS)
+    poor = recommend(PlanRequest(cohorts=(100, 80, 60), images=4.0, epsilon=1.0, **units), LAWS)
     assert poor.chosen.way.unit == "image"
     by = {one.way.unit: one for one in poor.candidates}
     assert by["image"].ratio == pytest.approx(4 * by["patient"].ratio)
@@ -342,7 +338,7 @@ def test_more_protection_is_preferred_unless_it_costs_noticeably():
 
 def test_the_lines_of_a_study_file_choose_what_was_recommended():
     for recipe in (GRADIENT, ONE_SHOT, CNN, AVERAGING, TUNED):
-        found = recommend(Wishes(cohorts=FIVE, auroc=0.9, recipes=(recipe,)), DEEP)
+        found = recommend(PlanRequest(cohorts=FIVE, auroc=0.9, recipes=(recipe,)), DEEP)
         study = Study.parse(found.study_lines())
         assert (study.model.network, study.training.method) == (recipe.network, recipe.method)
         assert study.privacy.trust == found.chosen.way.trust
@@ -350,44 +346,44 @@ def test_the_lines_of_a_study_file_choose_what_was_recommended():
 
 
 def test_an_unreachable_target_is_a_no_with_what_it_would_take():
-    found = recommend(Wishes(cohorts=(100, 100, 100), auroc=0.96, epsilon=0.5), LAWS)
+    found = recommend(PlanRequest(cohorts=(100, 100, 100), auroc=0.96, epsilon=0.5), LAWS)
     assert "it would take about" in found.no
     needed = int(found.no.split("about ")[1].split(" ")[0].replace(",", ""))
-    scaled = recommend(Wishes(cohorts=(math.ceil(needed / 3),) * 3, auroc=0.96, epsilon=0.5), LAWS)
+    scaled = recommend(PlanRequest(cohorts=(math.ceil(needed / 3),) * 3, auroc=0.96, epsilon=0.5), LAWS)
     assert not scaled.no
-    beyond = recommend(Wishes(cohorts=FIVE, auroc=0.999), LAWS)
+    beyond = recommend(PlanRequest(cohorts=FIVE, auroc=0.999), LAWS)
     assert "at most, with any number of patients" in beyond.no
 
 
 def test_an_acceptable_risk_becomes_an_epsilon():
     """The largest epsilon whose Gaussian mechanism allows that risk, priced by an accountant of its own."""
-    wishes = Wishes(cohorts=FIVE, risk=0.054)
+    plan_request = PlanRequest(cohorts=FIVE, risk=0.054)
     mu = norm.ppf(0.054) - norm.ppf(0.01)
     accountant = PLDAccountant().compose(dp_event.GaussianDpEvent(1 / mu))
-    assert wishes.limit == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-3)
-    assert Wishes(cohorts=FIVE, risk=0.054, epsilon=1.0).limit == 1.0
+    assert plan_request.limit == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-3)
+    assert PlanRequest(cohorts=FIVE, risk=0.054, epsilon=1.0).limit == 1.0
 
 
 def test_advice_is_the_cheapest_change_that_helps():
-    found = recommend(Wishes(cohorts=FIVE, epsilon=0.2, trusts=("site",)), LAWS)
+    found = recommend(PlanRequest(cohorts=FIVE, epsilon=0.2, trusts=("site",)), LAWS)
     assert found.advice is not None
     assert "secure aggregation" in found.advice.what
     assert found.advice.gain > 0.01
-    full = recommend(Wishes(cohorts=(19_000,) * 5, epsilon=8.0), LAWS)
+    full = recommend(PlanRequest(cohorts=(19_000,) * 5, epsilon=8.0), LAWS)
     assert full.advice is None
 
 
 def test_advice_says_if_another_recipe_is_better_then():
     """A network that needs more patients than there are wins as soon as there are more hospitals or more epsilon."""
     late = law_of(TUNED, separation=1.2 * TASK.separation, noise=600.0)
-    wishes = Wishes(cohorts=(200, 200, 200), epsilon=1.0, recipes=(GRADIENT, TUNED))
-    found = recommend(wishes, laws(TASK, late))
+    plan_request = PlanRequest(cohorts=(200, 200, 200), epsilon=1.0, recipes=(GRADIENT, TUNED))
+    found = recommend(plan_request, laws(TASK, late))
     assert found.chosen.way.recipe == GRADIENT
     told = {change.what for change in found.changes}
-    more = recommend(replace(wishes, cohorts=(20_000,) * 3), laws(TASK, late))
+    more = recommend(replace(plan_request, cohorts=(20_000,) * 3), laws(TASK, late))
     assert more.chosen.way.recipe == TUNED
     assert not any("and efficientnet-lite0 by gradient" in what for what in told)
-    near = recommend(replace(wishes, cohorts=(1700,) * 3), laws(TASK, late))
+    near = recommend(replace(plan_request, cohorts=(1700,) * 3), laws(TASK, late))
     assert near.chosen.way.recipe == GRADIENT
     assert any(
         what.endswith(", and efficientnet-lite0 by gradient") for what in {c.what for c in near.changes}
@@ -396,18 +392,18 @@ def test_advice_says_if_another_recipe_is_better_then():
 
 def test_a_delta_that_would_let_a_patient_be_published_is_refused():
     with pytest.raises(InvalidValue, match="delta is 1e-05"):
-        recommend(Wishes(cohorts=(60_000, 60_000)), LAWS)
+        recommend(PlanRequest(cohorts=(60_000, 60_000)), LAWS)
 
 
 def test_the_arithmetic_is_shown():
-    lines = "\n".join(recommend(Wishes(cohorts=FIVE, epsilon=1.0, trusts=("server",)), LAWS).explain())
+    lines = "\n".join(recommend(PlanRequest(cohorts=FIVE, epsilon=1.0, trusts=("server",)), LAWS).explain())
     assert "mu = 0.2680" in lines or "mu = 0.2681" in lines
     assert "nu = N mu / f = 2,500 x " in lines
     assert "D = 2.800" in lines
 
 
 @pytest.mark.parametrize(
-    ("wishes", "words"),
+    ("plan_request", "words"),
     [
         ({"cohorts": ()}, "cohorts are none"),
         ({"cohorts": (5, 0)}, "a patient or more"),
@@ -421,6 +417,6 @@ def test_the_arithmetic_is_shown():
         ({"cohorts": FIVE, "images": 0.5}, "images is 0.5"),
     ],
 )
-def test_impossible_wishes_are_refused(wishes, words):
+def test_impossible_wishes_are_refused(plan_request, words):
     with pytest.raises(InvalidValue, match=words):
-        Wishes(**wishes)
+        PlanRequest(**plan_request)

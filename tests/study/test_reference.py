@@ -10,14 +10,9 @@ from scipy.special import ndtr
 from tests.study.laws import AVERAGING, CNN, GRADIENT, ONE_SHOT, TASK, TUNED
 
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.study import (
-    METRICS,
-    NO_PRIVACY,
-    Grid,
-    Measurement,
-    Reference,
-    references,
-)
+from fedveil.planning import Reference, references
+from fedveil.study import METRICS
+from fedveil.sweeps import NO_PRIVACY, Grid, Measurement
 
 
 def measured(setting, patients, ratio, auroc):

@@ -13,7 +13,7 @@ from tests.study.stopping import Stop, StopAfter
 from fedveil.errors import BudgetExceeded, InvalidValue, StudyError
 from fedveil.privacy import Ledger, Mechanism, epsilon, verify_ledger
 from fedveil.study import RunDirectory, Study, prepare, run
-from fedveil.study.result_schema import SCHEMA, Result, RoundLine
+from fedveil.study.results.schema import SCHEMA, Result, RoundLine
 
 FILES = {
     "study.toml",

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.errors import StudyError
-from fedveil.study.settings import Study
-from fedveil.study.template import schema_rows, study_template
-from fedveil.study.toml import toml_value
+from fedveil.study.settings.schema import Study
+from fedveil.study.settings.template import schema_rows, study_template
+from fedveil.study.settings.toml import toml_value
 
 
 def test_an_empty_file_is_a_whole_study():

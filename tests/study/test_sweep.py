@@ -17,10 +17,11 @@ from scipy.stats import norm
 from tests.study.conftest import write_images
 
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.study import NO_PRIVACY, Grid, Measurement, Setting, Study, read_measurements, run, sweep
-from fedveil.study.grid import EVEN
-from fedveil.study.rundir import RunDirectory
-from fedveil.study.sweep import table
+from fedveil.study import Study, run
+from fedveil.study.results.run_directory import RunDirectory
+from fedveil.sweeps import NO_PRIVACY, Grid, Measurement, Setting, read_measurements, sweep
+from fedveil.sweeps.grid import EVEN
+from fedveil.sweeps.run import table
 
 
 def grid(**changes):

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from fedveil.cli.console import console, speak_plainly
+from fedveil.cli.output.console import console, speak_plainly
 from fedveil.deploy.approval import image_problems, match_keys
-from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import Identity, fingerprint, private_files
-from fedveil.deploy.offline import offline
-from fedveil.deploy.peers import Peers
-from fedveil.deploy.review import Review, review
-from fedveil.deploy.studies import Listed, Studies
+from fedveil.deploy.site.approvals import Listed, Studies
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.keys import Peers
+from fedveil.deploy.site.offline import offline
+from fedveil.deploy.site.review import Review, review
+from fedveil.deploy.site.runtime import Cohorts
 from fedveil.errors import DataError, Refused
 
 __all__ = ["Folder", "approve", "show"]
@@ -49,7 +49,7 @@ def approve(
         listed = studies.find(study)
         if withdraw:
             studies.withdraw(listed.digest)
-            console.print(f"{listed.terms.name} is no longer approved")
+            console.print(f"{listed.agreement.name} is no longer approved")
             return
         if yes and study != listed.digest:
             raise Refused(
@@ -61,14 +61,14 @@ def approve(
         show(found)
         if found.objection:
             raise Refused(
-                f"{listed.terms.name} is outside this site's policy or budget",
+                f"{listed.agreement.name} is outside this site's policy or budget",
                 "what the policy forbids cannot be approved",
                 "change site.toml or the study",
             )
         _say_images(config, listed, leave_out=leave_out)
         peers, new = Peers(folder / "peers"), {}
-        if listed.terms.trust == "secure-aggregation":
-            new = peers.unconfirmed(listed.terms.sites, listed.offer.keys, config.site.name)
+        if listed.agreement.trust == "secure-aggregation":
+            new = peers.unconfirmed(listed.agreement.sites, listed.offer.keys, config.site.name)
         _compare_keys(match_keys(new, key or []), ask=not yes)
         if not yes:
             typer.confirm("Approve it?", abort=True)
@@ -85,7 +85,7 @@ def _say_images(config: SiteConfig, listed: Listed, *, leave_out: bool) -> None:
         console.print(f"problem    {problem}", soft_wrap=True, markup=False)
     if problems and not leave_out:
         raise DataError(
-            f"{config.data.source} has {len(problems)} problems for {listed.terms.name}",
+            f"{config.data.source} has {len(problems)} problems for {listed.agreement.name}",
             "what cannot be used counts as nothing, which nobody is told once a study is approved",
             "correct what is named above, or approve without it by --leave-out",
         )

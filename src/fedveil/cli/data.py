@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedveil.cli.columns import Columns, read_columns
-from fedveil.cli.console import console, speak_plainly
+from fedveil.cli.output.console import console, speak_plainly
 from fedveil.data import MEDMNIST, Scheme, Settings, check, fetch, load, write_split
 from fedveil.study import Study
 from fedveil.study.prepare import resolve

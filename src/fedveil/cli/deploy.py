@@ -13,21 +13,21 @@ from typing import Annotated
 import typer
 
 from fedveil.cli.approve import AsJson, Folder, approve, show
-from fedveil.cli.console import OneLine, console, errors, speak_plainly
 from fedveil.cli.describe import describe_cohort
-from fedveil.cli.progress import Bars
-from fedveil.cli.tables import accuracy_words
+from fedveil.cli.output.console import OneLine, console, errors, speak_plainly
+from fedveil.cli.output.progress import Bars
+from fedveil.cli.output.tables import accuracy_words
 from fedveil.data import check
-from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import Identity, fingerprint, private_files
-from fedveil.deploy.kits import init_site, make_kits, renew, write_site_settings
-from fedveil.deploy.listening import Listener
-from fedveil.deploy.models import Models
-from fedveil.deploy.offline import offline
-from fedveil.deploy.review import review
-from fedveil.deploy.service import message_limit, open_service
-from fedveil.deploy.studies import Studies
+from fedveil.deploy.provisioning.kits import init_site, make_kits, renew, write_site_settings
+from fedveil.deploy.site.approvals import Studies
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.listening import Listener
+from fedveil.deploy.site.models import Models
+from fedveil.deploy.site.offline import offline
+from fedveil.deploy.site.review import review
+from fedveil.deploy.site.runtime import Cohorts
+from fedveil.deploy.site.service import message_limit, open_service
 from fedveil.errors import DataError, FedveilError, InvalidValue
 from fedveil.privacy import Ledger, verify_ledger
 from fedveil.study import RunDirectory, Study, resolve, run
@@ -141,7 +141,9 @@ def _check_images(config: SiteConfig, cohorts: Cohorts) -> None:
         try:
             cohorts.dataset(listed.offer)
         except FedveilError as error:
-            console.print(f"problem      study {listed.terms.name}: {error}", soft_wrap=True, markup=False)
+            console.print(
+                f"problem      study {listed.agreement.name}: {error}", soft_wrap=True, markup=False
+            )
     if report.problems:
         raise DataError(
             f"{config.data.source} has {len(report.problems)} problems",
@@ -267,8 +269,8 @@ def federation_send(
     with speak_plainly():
         _log_to_stderr()
         _need_flower()
-        from fedveil.deploy.coordinate import send_again
-        from fedveil.deploy.federation import Federation
+        from fedveil.deploy.coordinator.hospitals import Federation
+        from fedveil.deploy.coordinator.runner import send_again
 
         found = send_again(Federation.load(folder), run_directory)
         for hospital, received in found.items():
@@ -296,8 +298,8 @@ def coordinate(
         _log_to_stderr()
         _need_flower()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        from fedveil.deploy.coordinate import RealHospitals
-        from fedveil.deploy.federation import Federation
+        from fedveil.deploy.coordinator.hospitals import Federation
+        from fedveil.deploy.coordinator.runner import RealHospitals
         from fedveil.report import write_report
 
         found = resolve(Study.load(study), study.parent)

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from fedveil.cli.approve import AsJson, Folder
-from fedveil.cli.console import console, speak_plainly
-from fedveil.deploy.config import SiteConfig
-from fedveil.deploy.describe import describe, own_records
+from fedveil.cli.output.console import console, speak_plainly
 from fedveil.deploy.identity import Identity, private_files
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.describe import describe, own_records
 from fedveil.privacy import Ledger
 
 __all__ = ["describe_cohort"]

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from fedveil.cli.console import console, speak_plainly
-from fedveil.cli.tables import format_epsilon
+from fedveil.cli.output.console import console, speak_plainly
+from fedveil.cli.output.tables import format_epsilon
 from fedveil.errors import LedgerError
 from fedveil.federation import release_of
 from fedveil.privacy import Budget, Ledger, LedgerState, verify_ledger

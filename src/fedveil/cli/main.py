@@ -12,7 +12,7 @@ COMMANDS = (
     LazyCommand("init", "fedveil.cli.studies:init", "Write a study file with every setting explained."),
     LazyCommand(
         "plan",
-        "fedveil.cli.plan:plan",
+        "fedveil.cli.planning.plan:plan",
         "Say what a study would cost, or which setting to choose, before anything runs.",
     ),
     LazyCommand(

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from fedveil.cli.columns import Columns, read_columns
-from fedveil.cli.console import console, errors, speak_plainly
-from fedveil.cli.progress import Bars
+from fedveil.cli.output.console import console, errors, speak_plainly
+from fedveil.cli.output.progress import Bars
+from fedveil.cli.output.tables import print_result
 from fedveil.cli.study_file import AsJson, Data, Epsilon, StudyFile, Trust, read_study
-from fedveil.cli.tables import print_result
 from fedveil.errors import FedveilError, StudyError
+from fedveil.io import write_atomic
 from fedveil.report import write_report
 from fedveil.study import RunDirectory, Study, predict, run, study_template
-from fedveil.study.files import write_atomic
 
 __all__ = ["demo", "init", "predict_command", "report", "run_command"]
 

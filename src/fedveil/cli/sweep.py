@@ -10,25 +10,14 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedveil.cli.console import console, errors, speak_plainly
-from fedveil.cli.progress import Bars
-from fedveil.cli.tables import format_epsilon
+from fedveil.cli.output.console import console, errors, speak_plainly
+from fedveil.cli.output.progress import Bars
+from fedveil.cli.output.tables import format_epsilon
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Trust, Unit
 from fedveil.report import write_sweep
-from fedveil.study import (
-    EVEN,
-    NO_PRIVACY,
-    Grid,
-    Measurement,
-    Method,
-    Paid,
-    Setting,
-    Study,
-    read_payment,
-    resolve,
-    sweep,
-)
+from fedveil.study import Method, Study, resolve
+from fedveil.sweeps import EVEN, NO_PRIVACY, Grid, Measurement, Paid, Setting, read_payment, sweep
 
 __all__ = ["sweep_command"]
 

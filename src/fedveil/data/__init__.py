@@ -5,18 +5,18 @@ one :class:`Dataset`; one hospital's part of it is a :class:`Cohort`. Preprocess
 only. Nothing in here knows about privacy budgets, networks or rounds.
 """
 
+from fedveil.data.annotations.records import Problem
+from fedveil.data.annotations.usable import load_usable
 from fedveil.data.cache import FeatureCache, cache_folder
 from fedveil.data.check import CheckReport, check
-from fedveil.data.cohort import TEST, TRAIN, VALIDATION, Cohort, Dataset, PatientImages
+from fedveil.data.dataset import TEST, TRAIN, VALIDATION, Cohort, Dataset, PatientImages
 from fedveil.data.embeddings import Embeddings
+from fedveil.data.formats.medmnist import MEDMNIST, fetch
+from fedveil.data.formats.unlabelled import Unlabelled, read_unlabelled
+from fedveil.data.image_store import ArrayImages, ImageStack, in_memory
 from fedveil.data.load import MEMORY, is_path, load
-from fedveil.data.medmnist import MEDMNIST, fetch
 from fedveil.data.options import Options, Reading, Settings
 from fedveil.data.partition import Scheme, held_out_patients, hospitals, named_hospitals
-from fedveil.data.records import Problem
-from fedveil.data.stack import ArrayImages, ImageStack, in_memory
-from fedveil.data.unlabelled import Unlabelled, read_unlabelled
-from fedveil.data.usable import load_usable
 from fedveil.data.windows import Window, check_window
 from fedveil.data.write import write_split
 

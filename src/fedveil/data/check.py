@@ -12,14 +12,14 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.annotations.labels import study_labels
+from fedveil.data.annotations.records import SPLITS, Problem, Records, find_problems
+from fedveil.data.annotations.table import file_problem
 from fedveil.data.embeddings import Embeddings
-from fedveil.data.files import FileImages
-from fedveil.data.labels import study_labels
+from fedveil.data.formats.image_files import FileImages
+from fedveil.data.image_store import ArrayImages
 from fedveil.data.load import read_records
 from fedveil.data.options import Options, Settings
-from fedveil.data.records import SPLITS, Problem, Records, find_problems
-from fedveil.data.stack import ArrayImages
-from fedveil.data.table import file_problem
 from fedveil.errors import DataError, InvalidValue
 
 __all__ = ["CheckReport", "Count", "check"]

@@ -6,8 +6,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.image_store import DIGEST_BYTES, ImageStack, Indices, Pixels
 from fedveil.data.options import Reading
-from fedveil.data.stack import DIGEST_BYTES, ImageStack, Indices, Pixels
 from fedveil.errors import DataError
 
 __all__ = ["ODD", "Embeddings", "as_vectors", "odd_vectors"]

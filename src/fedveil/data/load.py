@@ -6,15 +6,15 @@ from typing import Unpack
 
 import numpy as np
 
-from fedveil.data.cohort import Dataset
-from fedveil.data.folders import read_folder
-from fedveil.data.manifest import TABLES, read_manifest
-from fedveil.data.medmnist import class_names, read_medmnist
-from fedveil.data.npz import read_npz
+from fedveil.data.annotations.records import Records, assemble, judged
+from fedveil.data.dataset import Dataset
+from fedveil.data.formats.folder import read_folder
+from fedveil.data.formats.manifest import TABLES, read_manifest
+from fedveil.data.formats.medmnist import class_names, read_medmnist
+from fedveil.data.formats.npz import read_npz
+from fedveil.data.image_store import ArrayImages
 from fedveil.data.options import Options, Settings
-from fedveil.data.phantom import phantom
-from fedveil.data.records import Records, assemble, judged
-from fedveil.data.stack import ArrayImages
+from fedveil.data.phantom.patients import phantom
 from fedveil.errors import DataError, InvalidValue
 
 __all__ = ["MEMORY", "is_path", "load", "read_records"]

@@ -78,7 +78,7 @@ class Options:
     Where the source has no split, each patient is held out with the chance ``test_fraction``, by a hash of ``seed``
     and their name that is keyed with ``secret``.
 
-    With ``leave_out`` each image is judged by itself and by these settings, see :mod:`fedveil.data.usable`.
+    With ``leave_out`` each image is judged by itself and by these settings, see :mod:`fedveil.data.annotations.usable`.
     """
 
     image_size: int = 64

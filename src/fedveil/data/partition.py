@@ -9,11 +9,11 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data.cohort import Dataset
-from fedveil.data.holdout import PARTITION_STREAM, TEST_STREAM, patient_labels
+from fedveil.data.dataset import Dataset
+from fedveil.data.split import PARTITION_STREAM, TEST_STREAM, patient_labels
 from fedveil.errors import DataError, InvalidValue
 
-__all__ = ["Scheme", "hospitals", "named_hospitals", "held_out_patients"]
+__all__ = ["Scheme", "held_out_patients", "hospitals", "named_hospitals"]
 
 Scheme = Literal["iid", "dirichlet", "quantity"]
 Codes = npt.NDArray[np.int64]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data.cohort import Dataset
+from fedveil.data.annotations.records import SPLITS
+from fedveil.data.dataset import Dataset
 from fedveil.data.embeddings import Embeddings
-from fedveil.data.files import FileImages
+from fedveil.data.formats.image_files import FileImages
+from fedveil.data.image_store import ArrayImages
 from fedveil.data.partition import Scheme, hospitals
-from fedveil.data.records import SPLITS
-from fedveil.data.stack import ArrayImages
 from fedveil.errors import DataError
 
 __all__ = ["write_split"]

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from fedveil.data import check
-from fedveil.deploy.hosting import Cohorts
 from fedveil.deploy.identity import fingerprint
-from fedveil.deploy.studies import Listed
+from fedveil.deploy.site.approvals import Listed
+from fedveil.deploy.site.runtime import Cohorts
 from fedveil.errors import DataError, InvalidValue, Refused
 
 __all__ = ["image_problems", "match_keys"]

@@ -7,12 +7,12 @@ from typing import Any
 
 from fedveil.data import Dataset
 from fedveil.errors import Refused
-from fedveil.federation import Terms
+from fedveil.federation import Agreement
 from fedveil.names import SITE_NAME
+from fedveil.study.calibrate import make_agreement
+from fedveil.study.pipeline import sizes_of
 from fedveil.study.prepare import pinned
-from fedveil.study.settings import ColumnSettings, Study
-from fedveil.study.task import sizes_of
-from fedveil.study.terms import make_terms
+from fedveil.study.settings.schema import ColumnSettings, Study
 
 __all__ = ["SOURCE", "Offer"]
 
@@ -60,7 +60,7 @@ class Offer:
             channels=dataset.images.channels,
         )
 
-    def terms(self) -> Terms:
+    def agreement(self) -> Agreement:
         """What touches privacy, calibrated from the offer alone; the classes are bound into the digest.
 
         A stranger may name anything in a study, and nobody here has read it yet. So its model is not built: nothing
@@ -70,9 +70,9 @@ class Offer:
             FedveilError: the study asks for something impossible.
         """
         sizes = sizes_of(self.study, len(self.classes), self.channels)
-        terms = make_terms(self.study, sites=self.sites, model=sizes)
+        agreement = make_agreement(self.study, sites=self.sites, model=sizes)
         meaning = {"classes": list(self.classes), "channels": self.channels}
-        return replace(terms, settings={**terms.settings, "offer": meaning})
+        return replace(agreement, settings={**agreement.settings, "offer": meaning})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

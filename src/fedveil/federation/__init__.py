@@ -1,20 +1,15 @@
 """The trust boundary: what a coordinator asks, what a site checks, charges and answers, and how sums are made.
 
-A study's `Terms` fix everything that touches privacy: which queries (`fedveil.federation.queries`) sites are asked, and
-who adds which noise (`fedveil.federation.noise`). A `Site` holds a cohort behind a learner and answers
+A study's `Agreement` fixes everything that touches privacy: which queries (`fedveil.federation.queries`) sites are
+asked, and who adds which noise (`fedveil.federation.noise`). A `Site` holds a cohort behind a learner and answers
 `Request`s under its own policy and ledger; the `Coordinator` asks a round's participants over a `Transport` and adds
 up what comes back. The same code serves sites in this process and sites across a network.
 """
 
+from fedveil.federation.agreement import Agreement
 from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum
 from fedveil.federation.messages import Answer, Declined, Message, Reply, Request, SecureReply, SecureRequest
-from fedveil.federation.noise import (
-    CentralNoise,
-    DistributedNoise,
-    LocalNoise,
-    Noise,
-    default_min_honest,
-)
+from fedveil.federation.noise import CentralNoise, DistributedNoise, LocalNoise, Noise, default_min_honest
 from fedveil.federation.policy import Policy
 from fedveil.federation.queries import (
     QUERIES,
@@ -28,12 +23,13 @@ from fedveil.federation.queries import (
     title_of,
 )
 from fedveil.federation.release import Release
-from fedveil.federation.secure import Identity
+from fedveil.federation.secure_rounds import Identity
 from fedveil.federation.site import Site, release_of
-from fedveil.federation.terms import Terms
 from fedveil.federation.transport import InProcess, Transport
 
 __all__ = [
+    "QUERIES",
+    "Agreement",
     "Answer",
     "BudgetSpent",
     "CentralNoise",
@@ -52,7 +48,6 @@ __all__ = [
     "NoisySum",
     "OneSum",
     "Policy",
-    "QUERIES",
     "Query",
     "Release",
     "Reply",
@@ -62,7 +57,6 @@ __all__ = [
     "SecureReply",
     "SecureRequest",
     "Site",
-    "Terms",
     "Transport",
     "default_min_honest",
     "release_of",

@@ -10,7 +10,7 @@ from fedveil.federation.messages import Vector
 from fedveil.federation.queries import Asking, HospitalUnits
 from fedveil.federation.release import Release
 from fedveil.learning import Model
-from fedveil.learning.model import check_sent
+from fedveil.learning.models.protocol import check_sent
 
 __all__ = ["Contributions"]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedveil.errors import FederationError
+from fedveil.federation.agreement import Agreement
 from fedveil.federation.messages import Answer, Declined, Reply, Request, Vector
 from fedveil.federation.release import Release
-from fedveil.federation.secure import RoundAbandoned, SecureRounds, add_masked
-from fedveil.federation.terms import Terms
+from fedveil.federation.secure_rounds import RoundAbandoned, SecureRounds, add_masked
 from fedveil.federation.transport import Transport
 
 __all__ = ["BudgetSpent", "Coordinator", "Dropped", "RoundSum"]
@@ -70,7 +70,7 @@ class Coordinator:
         left_out: the sites that are not asked again by this process, and why.
     """
 
-    terms: Terms
+    agreement: Agreement
     transport: Transport
     attempt: int = 0
     charged: dict[str, int] = field(default_factory=dict)
@@ -80,12 +80,12 @@ class Coordinator:
     _secure: SecureRounds | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if self.terms.trust == "secure-aggregation":
-            self._secure = SecureRounds(self.terms, self.transport)
+        if self.agreement.trust == "secure-aggregation":
+            self._secure = SecureRounds(self.agreement, self.transport)
 
     def epsilon_spent(self) -> float:
         """Total epsilon of everything asked for so far, at the target's delta, by the accountant."""
-        return self.terms.price(self.terms.asked(self.charged))
+        return self.agreement.price(self.agreement.asked(self.charged))
 
     def collect(self, release: Release, round_number: int, parameters: Vector) -> RoundSum:
         """One round: the protected sum of every survivor's contribution.
@@ -124,7 +124,7 @@ class Coordinator:
     def _ready(self) -> tuple[str, ...]:
         return tuple(
             site
-            for site in self.terms.sites
+            for site in self.agreement.sites
             if self.benched.get(site, (0, 0))[1] <= self.attempt and site not in self.left_out
         )
 
@@ -158,7 +158,7 @@ class Coordinator:
         """Whether a round of these sites could be opened if all of them answered."""
         if self._secure is not None and not self._secure.complete(participants):
             return False
-        return self.terms.enough(len(participants))
+        return self.agreement.enough(len(participants))
 
     def _needed(self, site: str) -> bool:
         """Whether the study cannot go on without this site."""
@@ -185,7 +185,7 @@ class Coordinator:
         self.charged[release.name] = self.charged.get(release.name, 0) + release.steps_per_round
         self.note(self.charged)
         request = Request(
-            study=self.terms.digest,
+            study=self.agreement.digest,
             release=release.name,
             round=round_number,
             attempt=self.attempt,
@@ -251,11 +251,11 @@ class Coordinator:
 
     def _largest(self, release: Release) -> float:
         """More than any number of an honest reply: `MOST_UNITS` contributions and a hundred deviations of noise."""
-        if self.terms.trust == "none":  # nothing is clipped
+        if self.agreement.trust == "none":  # nothing is clipped
             return 1e30
         reach = release.query.carried(release.mechanism.unit) or 0.0
         bound = max(1.0, release.mechanism.clip_norm, reach)
-        return MOST_UNITS * bound + 100 * self.terms.noise_std(release)
+        return MOST_UNITS * bound + 100 * self.agreement.noise_std(release)
 
     def _bench(self, failure: Dropped) -> None:
         """Leave a failing site out for 2, 4, 8, ... attempts; one whose budget is spent, for good.
@@ -272,10 +272,10 @@ class Coordinator:
 
     def _too_few(self, participants: Sequence[str], dropped: Sequence[Dropped]) -> FederationError:
         absent = list({d.site: f"{d.site} ({d.reason})" for d in dropped}.values()) or sorted(
-            set(self.terms.sites) - set(participants)
+            set(self.agreement.sites) - set(participants)
         )
-        count = len(self.terms.sites)
-        needed = next((some for some in range(1, count) if self.terms.enough(some)), count)
+        count = len(self.agreement.sites)
+        needed = next((some for some in range(1, count) if self.agreement.enough(some)), count)
         found = f"{len(participants)} of {count} sites are left; absent: {', '.join(absent)}"
         kind = BudgetSpent if any(d.reason == "over-budget" for d in dropped) else FederationError
         return kind(
@@ -287,5 +287,5 @@ class Coordinator:
     def _sum(self, release: Release, replies: Sequence[Reply]) -> Vector:
         total = np.sum([reply.vector for reply in replies], axis=0)
         if not release.noise_inside:
-            total = self.terms.noise.complete(total, release.mechanism)
+            total = self.agreement.noise.complete(total, release.mechanism)
         return np.asarray(total, dtype=np.float64)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fedveil.errors import Refused
-from fedveil.federation.terms import Terms
+from fedveil.federation.agreement import Agreement
 from fedveil.privacy import Trust, check_delta
 
 __all__ = ["Policy"]
@@ -25,22 +25,22 @@ class Policy:
     max_dimension: int = 50_000_000
     max_units: int | None = None
 
-    def check(self, terms: Terms) -> None:
+    def check(self, agreement: Agreement) -> None:
         """Raise `Refused` if the hospital's policy does not admit the terms."""
-        if terms.trust not in self.trusts:
+        if agreement.trust not in self.trusts:
             raise Refused(
-                f'the study asks for trust "{terms.trust}"',
+                f'the study asks for trust "{agreement.trust}"',
                 f"this site's policy accepts only {', '.join(sorted(self.trusts))}",
                 "change the study's privacy.trust, or the site's policy",
             )
-        if terms.min_sites < self.min_sites:
+        if agreement.min_sites < self.min_sites:
             raise Refused(
-                f"the study goes on with {terms.min_sites} sites",
+                f"the study goes on with {agreement.min_sites} sites",
                 f"this site's policy asks for {self.min_sites} or more",
                 "raise federation.min_sites in the study",
             )
-        self._check_units(terms)
-        largest = max(release.dimension for release in terms.releases)
+        self._check_units(agreement)
+        largest = max(release.dimension for release in agreement.releases)
         if largest > self.max_dimension:
             raise Refused(
                 f"the study releases vectors of length {largest:,}",
@@ -48,12 +48,12 @@ class Policy:
                 "choose a smaller model, or raise the site's limit",
             )
 
-    def _check_units(self, terms: Terms) -> None:
+    def _check_units(self, agreement: Agreement) -> None:
         """Refuse what would depend on how many units there are, by the public bound, never by their number."""
-        if self.max_units is None or terms.trust == "none" or terms.target.unit == "site":
+        if self.max_units is None or agreement.trust == "none" or agreement.target.unit == "site":
             return
-        check_delta(terms.target.delta, self.max_units)
-        room = [one.integer.units for one in terms.releases if one.integer and not one.noise_inside]
+        check_delta(agreement.target.delta, self.max_units)
+        room = [one.integer.units for one in agreement.releases if one.integer and not one.noise_inside]
         if room and min(room) < self.max_units:
             raise Refused(
                 f"the study leaves room for {min(room):,} units a site",

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import BudgetExceeded, FedveilError, Refused
+from fedveil.federation.agreement import Agreement
 from fedveil.federation.contributions import Contributions
 from fedveil.federation.messages import (
     Answer,
@@ -24,8 +25,7 @@ from fedveil.federation.noise import LocalNoise
 from fedveil.federation.policy import Policy
 from fedveil.federation.queries import HospitalUnits, NoisySum
 from fedveil.federation.release import Release
-from fedveil.federation.secure import Identity, SecureSite
-from fedveil.federation.terms import Terms
+from fedveil.federation.secure_rounds import Identity, SecureSite
 from fedveil.learning import HeldOut, Learner, Model
 from fedveil.privacy import Ledger, secure_generator
 
@@ -82,7 +82,7 @@ class Site:
             )
         self.name = name
         self._policy, self._ledger, self._identity = policy, ledger, identity
-        self._admitted: dict[str, Terms] = {}
+        self._admitted: dict[str, Agreement] = {}
         self._secure: dict[str, SecureSite] = {}
         self._served: dict[str, int] = {}
         self._asked: dict[str, Counter[str]] = {}
@@ -90,7 +90,7 @@ class Site:
         self._hospital = HospitalUnits(learner=learner, held_out=held_out)
         self._contributions = Contributions(name, self._hospital, self._generator, model)
 
-    def admit(self, terms: Terms) -> str:
+    def admit(self, agreement: Agreement) -> str:
         """Admit a study after checking it against the policy and the budget, never the cohort; return its digest.
 
         Raises:
@@ -98,47 +98,47 @@ class Site:
             BudgetExceeded: the whole study would cost more than the budget has left.
             InvalidValue: delta is larger than one over the most units that the policy says there may be.
         """
-        self._policy.check(terms)
-        if self.name not in terms.sites:
+        self._policy.check(agreement)
+        if self.name not in agreement.sites:
             raise Refused(
-                f"the study names {', '.join(terms.sites)}",
+                f"the study names {', '.join(agreement.sites)}",
                 f"{self.name} is not among them",
                 "add it to the study's sites",
             )
-        if not terms.holds:
+        if not agreement.holds:
             raise Refused(
-                f"the releases of {terms.name} cost more than its target",
-                f"together they may cost epsilon {terms.target.epsilon:g} at delta {terms.target.delta:g}",
+                f"the releases of {agreement.name} cost more than its target",
+                f"together they may cost epsilon {agreement.target.epsilon:g} at delta {agreement.target.delta:g}",
                 "calibrate them to the target",
             )
         if self._ledger is not None:
-            self._check_budget(terms, self._ledger)
-        if terms.trust == "secure-aggregation":
-            self._secure[terms.digest] = self._secure_site(terms)
-        self._admitted[terms.digest] = terms
-        return terms.digest
+            self._check_budget(agreement, self._ledger)
+        if agreement.trust == "secure-aggregation":
+            self._secure[agreement.digest] = self._secure_site(agreement)
+        self._admitted[agreement.digest] = agreement
+        return agreement.digest
 
-    def _secure_site(self, terms: Terms) -> SecureSite:
+    def _secure_site(self, agreement: Agreement) -> SecureSite:
         if self._identity is None:
             raise Refused(
                 f"site {self.name} has no identity key",
                 "secure aggregation needs keys that the sites know each other by",
                 "make one with `fedveil site init`",
             )
-        secure = SecureSite(self.name, terms, self._identity)
-        secure.claimed(self._served.get(terms.digest, 0))
+        secure = SecureSite(self.name, agreement, self._identity)
+        secure.claimed(self._served.get(agreement.digest, 0))
         return secure
 
-    def _check_budget(self, terms: Terms, ledger: Ledger) -> None:
+    def _check_budget(self, agreement: Agreement, ledger: Ledger) -> None:
         """Check that the whole study fits; one that has begun already is checked charge by charge."""
-        charges = [charge for charge in ledger.state.charges if terms.charged_to(charge)]
+        charges = [charge for charge in ledger.state.charges if agreement.charged_to(charge)]
         asked, served = Counter[str](), 0
         for charge in charges:
             asked[release_of(charge.label)] += charge.mechanism.steps
             served = max(served, int(charge.label.split(ATTEMPT)[1]))
-        self._asked[terms.digest], self._served[terms.digest] = asked, served
-        if not any(charge.study == terms.title for charge in charges):
-            ledger.admit(*(release.mechanism for release in terms.releases))
+        self._asked[agreement.digest], self._served[agreement.digest] = asked, served
+        if not any(charge.study == agreement.title for charge in charges):
+            ledger.admit(*(release.mechanism for release in agreement.releases))
 
     def handle(self, message: Message) -> Answer:
         """Answer one message. Never raises for anything that the message or the cohort brings about."""
@@ -164,32 +164,32 @@ class Site:
         )
 
     def _handle_secure(self, message: SecureRequest) -> SecureReply:
-        terms = self._terms_of(message.study)
-        if terms.digest not in self._secure:
+        agreement = self._terms_of(message.study)
+        if agreement.digest not in self._secure:
             raise Refused(
                 "the study does not aggregate securely", "its trust decides how", "run the admitted study"
             )
-        keys = self._secure[terms.digest].answer(message.body)
+        keys = self._secure[agreement.digest].answer(message.body)
         return SecureReply(site=self.name, study=message.study, keys=keys)
 
     def _handle_round(self, request: Request) -> Reply:
-        terms = self._terms_of(request.study)
-        release = self._check(request, terms)
+        agreement = self._terms_of(request.study)
+        release = self._check(request, agreement)
         if release.query.at_site:
             raise Refused(
                 f"the request is for {request.release}, which a hospital makes for itself",
                 "it shows what comes of it to whom it likes",
                 "ask for the releases of the study",
             )
-        self._reserve(request, terms, release)
-        total = self._contributions.of(release, request.parameters, private=terms.trust != "none")
+        self._reserve(request, agreement, release)
+        total = self._contributions.of(release, request.parameters, private=agreement.trust != "none")
         return Reply(
             site=self.name,
             study=request.study,
             release=request.release,
             round=request.round,
             attempt=request.attempt,
-            vector=self._protect(request, terms, release, total),
+            vector=self._protect(request, agreement, release, total),
         )
 
     def make_own(self, study: str, name: str, parameters: Vector) -> NoisySum:
@@ -203,24 +203,24 @@ class Site:
         Raises:
             BudgetExceeded: the ledger has no room, or this was paid for before, whatever became of it.
         """
-        terms, release = self._charge_own(study, name, parameters)
-        total = self._contributions.of(release, parameters, private=terms.trust != "none")
+        agreement, release = self._charge_own(study, name, parameters)
+        total = self._contributions.of(release, parameters, private=agreement.trust != "none")
         if not release.noise_inside:
             total = LocalNoise().protect(total, release.calibrated, self._generator)
-        return NoisySum(total, terms.noise_variance(release, 1))
+        return NoisySum(total, agreement.noise_variance(release, 1))
 
-    def _charge_own(self, study: str, name: str, parameters: Vector) -> tuple[Terms, Release]:
+    def _charge_own(self, study: str, name: str, parameters: Vector) -> tuple[Agreement, Release]:
         """Pay for what the hospital makes for itself: once, whatever became of it."""
-        terms = self._terms_of(study)
-        if not terms.release(name).query.at_site:
+        agreement = self._terms_of(study)
+        if not agreement.release(name).query.at_site:
             raise Refused(
                 f"{name} is a release of all sites together",
                 "a hospital makes for itself what its study says that it keeps",
                 "wait until the coordinator asks for it",
             )
-        if self._ledger is not None and _has(self._ledger, terms, name):
+        if self._ledger is not None and _has(self._ledger, agreement, name):
             raise BudgetExceeded(
-                f"{name} of study {terms.name} was charged to {self.name} before",
+                f"{name} of study {agreement.name} was charged to {self.name} before",
                 "a study pays for it once",
                 "use what it gave, or the common model if that was lost",
             )
@@ -229,26 +229,26 @@ class Site:
             release=name,
             round=1,
             attempt=self._served.get(study, 0) + 1,
-            participants=terms.sites,
+            participants=agreement.sites,
             parameters=parameters,
         )
-        release = self._check(request, terms)
-        self._reserve(request, terms, release)
-        return terms, release
+        release = self._check(request, agreement)
+        self._reserve(request, agreement, release)
+        return agreement, release
 
     def _protect(
-        self, request: Request, terms: Terms, release: Release, total: Vector
+        self, request: Request, agreement: Agreement, release: Release, total: Vector
     ) -> Vector | npt.NDArray[np.uint32]:
         """The sum as it may leave: with noise, or with its share of the noise and masked."""
         if release.noise_inside and release.integer is None:
             return total
-        protected = terms.noise.protect(total, release.calibrated, self._generator)
+        protected = agreement.noise.protect(total, release.calibrated, self._generator)
         if protected.dtype != np.uint32:
             return protected
         words = cast(npt.NDArray[np.uint32], protected)
-        return self._secure[terms.digest].mask(request.attempt, words, release.name)
+        return self._secure[agreement.digest].mask(request.attempt, words, release.name)
 
-    def _terms_of(self, study: str) -> Terms:
+    def _terms_of(self, study: str) -> Agreement:
         try:
             return self._admitted[study]
         except KeyError:
@@ -258,20 +258,20 @@ class Site:
                 "have the hospital read and approve the study first",
             ) from None
 
-    def _check(self, request: Request, terms: Terms) -> Release:
+    def _check(self, request: Request, agreement: Agreement) -> Release:
         """Everything about a request that can be wrong, before anything is charged."""
-        release = terms.release(request.release)
+        release = agreement.release(request.release)
         if not 1 <= request.round <= release.rounds:
             raise Refused(
                 f"the request is for round {request.round}",
                 f"the study has {release.rounds}",
                 "run the study that was admitted",
             )
-        unknown = set(request.participants) - set(terms.sites)
+        unknown = set(request.participants) - set(agreement.sites)
         if unknown or len(set(request.participants)) != len(request.participants):
             raise Refused(
                 f"the participants are {', '.join(request.participants)}",
-                f"they must be different sites among {', '.join(terms.sites)}",
+                f"they must be different sites among {', '.join(agreement.sites)}",
                 "ask the sites that the study names",
             )
         if self.name not in request.participants:
@@ -280,10 +280,10 @@ class Site:
                 "a site answers for itself only",
                 "ask the participants only",
             )
-        if not terms.enough(len(request.participants)):
+        if not agreement.enough(len(request.participants)):
             raise Refused(
                 f"{len(request.participants)} sites take part",
-                f"the study needs {terms.min_sites} and enough honest noise shares",
+                f"the study needs {agreement.min_sites} and enough honest noise shares",
                 "wait until more sites are back",
             )
         parameters = request.parameters
@@ -296,7 +296,7 @@ class Site:
             )
         self._contributions.check(release, parameters)
         if release.integer is not None:
-            self._secure[terms.digest].opened()
+            self._secure[agreement.digest].opened()
         if request.attempt <= self._served.get(request.study, 0):
             raise Refused(
                 f"attempt {request.attempt}, or a later one, was served before",
@@ -305,36 +305,36 @@ class Site:
             )
         return release
 
-    def _reserve(self, request: Request, terms: Terms, release: Release) -> None:
+    def _reserve(self, request: Request, agreement: Agreement, release: Release) -> None:
         """Charge the ledger, which has to hold it beside all other studies, and the study's own target beside itself.
 
         So an approved study costs what was approved at most, however often a coordinator asks.
         """
         self._served[request.study] = request.attempt
         if self._ledger is None:
-            if terms.trust != "none":
+            if agreement.trust != "none":
                 raise Refused("this site has no ledger", "a noisy release must be charged", "open a ledger")
             return
         charge = release.mechanism.with_steps(release.steps_per_round)
-        asked = self._asked[terms.digest] + Counter({release.name: charge.steps})
-        if not terms.affords(asked):
+        asked = self._asked[agreement.digest] + Counter({release.name: charge.steps})
+        if not agreement.affords(asked):
             raise BudgetExceeded(
-                f"{release.name} is asked for once more than the target of {terms.name} pays for",
-                f"the study was admitted at epsilon {terms.target.epsilon:g}, repeated rounds included",
+                f"{release.name} is asked for once more than the target of {agreement.name} pays for",
+                f"the study was admitted at epsilon {agreement.target.epsilon:g}, repeated rounds included",
                 "end it with fewer rounds, or begin another study",
             )
         self._ledger.reserve(
             charge,
-            study=terms.title,
+            study=agreement.title,
             round=request.round,
             label=f"{release.name}{ATTEMPT}{request.attempt}",
-            trust=terms.trust,
-            alone=terms.alone(release, charge.steps),
+            trust=agreement.trust,
+            alone=agreement.alone(release, charge.steps),
         )
-        self._asked[terms.digest] = asked
+        self._asked[agreement.digest] = asked
 
 
-def _has(ledger: Ledger, terms: Terms, release: str) -> bool:
+def _has(ledger: Ledger, agreement: Agreement, release: str) -> bool:
     """Whether the study was charged for a release, by this process or one before it."""
-    made = (charge.label for charge in ledger.state.charges if terms.charged_to(charge))
+    made = (charge.label for charge in ledger.state.charges if agreement.charged_to(charge))
     return any(release_of(label) == release for label in made)

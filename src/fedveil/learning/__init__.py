@@ -5,8 +5,9 @@ patient moves its sums by no more than the clip norm, and the layers above do th
 the evaluation of released models live here too; they see released values only.
 """
 
-from fedveil.learning.centred import CentredHead, CentredLearner
-from fedveil.learning.evaluation import (
+from fedveil.learning.encoders import FeatureExtractor, feature_extractor
+from fedveil.learning.evaluation.held_out import HeldOut
+from fedveil.learning.evaluation.metrics import (
     ClassMetrics,
     Metrics,
     auroc,
@@ -14,16 +15,15 @@ from fedveil.learning.evaluation import (
     evaluate,
     expected_calibration_error,
 )
-from fedveil.learning.features import FeatureExtractor, feature_extractor
-from fedveil.learning.held_out import HeldOut
-from fedveil.learning.learner import Learner
-from fedveil.learning.linear import LinearHead, LinearLearner
-from fedveil.learning.model import Model, Sizes
-from fedveil.learning.network_learner import ImageSource, NetworkLearner, NetworkModel
+from fedveil.learning.evaluation.score_histogram import ScoreHistogram
+from fedveil.learning.models.class_statistics import ClassStatistics, unit_blocks
+from fedveil.learning.models.learner import Learner
+from fedveil.learning.models.linear_head import CentredHead, CentredLearner
+from fedveil.learning.models.logistic import LinearHead, LinearLearner
+from fedveil.learning.models.network import ImageSource, NetworkLearner, NetworkModel
+from fedveil.learning.models.protocol import Model, Sizes
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
-from fedveil.learning.score_histogram import ScoreHistogram
 from fedveil.learning.sizes import NetworkSizes
-from fedveil.learning.statistics import ClassStatistics, unit_blocks
 from fedveil.learning.views import Views
 
 __all__ = [

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from fedveil.learning.learner import Vector
+from fedveil.learning.models.learner import Vector
 
 __all__ = ["MOST", "SHORTER", "bounded", "first_sums", "grid", "lengths", "on_grid", "softmax"]
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.learning.learner import Vector
+from fedveil.learning.models.learner import Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)

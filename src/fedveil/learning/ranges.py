@@ -18,7 +18,7 @@ import numpy as np
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.exact import bounded
-from fedveil.learning.learner import Vector
+from fedveil.learning.models.learner import Vector
 
 __all__ = [
     "FEWEST",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fedveil.learning.network_learner import layers_of
+from fedveil.learning.gradients import dimension
+from fedveil.learning.models.class_statistics import ClassStatistics
+from fedveil.learning.models.network import layers_of
 from fedveil.learning.networks import Centred, split_frozen
-from fedveil.learning.private_gradients import dimension
-from fedveil.learning.statistics import ClassStatistics
 
 __all__ = ["NetworkSizes"]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.learning.learner import Indices
+from fedveil.learning.models.learner import Indices
 
 __all__ = ["EVERY", "first_of_runs", "unit_batches"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.learner import Vector
+from fedveil.learning.models.learner import Vector
 
 __all__ = ["Views"]
 

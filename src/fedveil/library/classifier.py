@@ -19,9 +19,9 @@ from fedveil.data import TRAIN, Dataset, Embeddings
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Budget, Guarantee, Ledger, check_delta
 from fedveil.study import Prepared, RunDirectory, Study
+from fedveil.study.pipeline import make_task
 from fedveil.study.progress import Silent
 from fedveil.study.simulation import Simulated, train_here
-from fedveil.study.task import make_task
 
 __all__ = ["PrivateLinearClassifier"]
 

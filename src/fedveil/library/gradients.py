@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.even_batches import filled_up
-from fedveil.learning.network_learner import ROUNDING
-from fedveil.learning.private_gradients import (
+from fedveil.learning.gradients import (
     PrivateGradients,
     check_private,
     dimension,
     poisson_sample,
     trainable_parameters,
 )
+from fedveil.learning.models.network import ROUNDING
+from fedveil.learning.padded_batches import filled_up
 from fedveil.privacy import Ledger, Mechanism, check_delta, release, secure_generator
 
 __all__ = ["PrivateStep", "private_steps"]

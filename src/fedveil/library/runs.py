@@ -14,26 +14,16 @@ from typing import Any, TypeAlias, cast
 from fedveil.data import MEMORY, Dataset, Embeddings
 from fedveil.errors import FedveilError, StudyError
 from fedveil.library.display import run_html
+from fedveil.planning import Plan, make_plan
 from fedveil.privacy import Guarantee, Trust, Unit
 from fedveil.report import RunRecord, write_report
 from fedveil.report import load as load_record
-from fedveil.study import (
-    EVEN,
-    Grid,
-    Measurement,
-    Method,
-    Plan,
-    Progress,
-    RunDirectory,
-    Study,
-    TrainedModel,
-    make_plan,
-    resolve,
-)
+from fedveil.study import Method, Progress, RunDirectory, Study, TrainedModel, resolve
 from fedveil.study import run as run_directory
-from fedveil.study import sweep as sweep_directory
-from fedveil.study.result_schema import ModelMetrics
+from fedveil.study.results.schema import ModelMetrics
 from fedveil.study.simulation import Simulated
+from fedveil.sweeps import EVEN, Grid, Measurement
+from fedveil.sweeps import sweep as sweep_directory
 
 __all__ = ["Run", "load", "plan", "run", "sweep"]
 

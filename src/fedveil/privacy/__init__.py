@@ -6,13 +6,13 @@ an attacker; a site's ledger holds what it ever released and refuses what its bu
 images, no networks; the only layer that imports dp-accounting and randomgen.
 """
 
-from fedveil.privacy.accounting import delta_at, epsilon, gdp_mu, is_mixture
+from fedveil.privacy.accounting.composition import delta_at, epsilon, gdp_mu, is_mixture
+from fedveil.privacy.accounting.integer import IntegerMechanism, calibrate_integer
 from fedveil.privacy.calibration import calibrate
-from fedveil.privacy.chain import Head, restore_head
-from fedveil.privacy.charges import Budget, Charge, LedgerState, read_ledger, verify_ledger
 from fedveil.privacy.guarantee import Adjacency, Guarantee, Trust, Unit, check_delta
-from fedveil.privacy.integer import IntegerMechanism, calibrate_integer
-from fedveil.privacy.ledger import Ledger
+from fedveil.privacy.ledger.chain import Head, restore_head
+from fedveil.privacy.ledger.charges import Budget, Charge, LedgerState, read_ledger, verify_ledger
+from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanism import Mechanism
 from fedveil.privacy.noise import gaussian, release, secure_generator
 from fedveil.privacy.risk import Risk, operational_risk

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from fedveil.errors import InvalidValue
-from fedveil.privacy.accounting import Composition, epsilon, gaussian_room, price, tally, within
+from fedveil.privacy.accounting.composition import Composition, epsilon, gaussian_room, price, tally, within
 from fedveil.privacy.guarantee import Guarantee
 from fedveil.privacy.mechanism import Mechanism
 

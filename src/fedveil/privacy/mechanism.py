@@ -8,7 +8,7 @@ from typing import Any, Self, get_args
 import dp_accounting
 
 from fedveil.errors import InvalidValue
-from fedveil.privacy.accounting import epsilon
+from fedveil.privacy.accounting.composition import epsilon
 from fedveil.privacy.guarantee import Guarantee, Trust, Unit, check_choice, check_number
 
 __all__ = ["Mechanism"]
@@ -30,7 +30,7 @@ class Mechanism:
     ``epsilon_slack`` and ``delta_slack`` are for noise that only approximates a Gaussian, such as integer
     noise: per step, except on an event of probability at most ``delta_slack``, the law of what is
     released and that of the Gaussian step differ by a factor within exp(+-epsilon_slack / 2). Accounting
-    turns them into an upper bound (see `fedveil.privacy.accounting`); for true Gaussian noise both are 0.
+    turns them into an upper bound (see `fedveil.privacy.accounting.composition`); for true Gaussian noise both are 0.
     """
 
     noise_multiplier: float

@@ -14,7 +14,7 @@ from typing import Any
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr, ndtri
 
-from fedveil.privacy.accounting import delta_at, gdp_mu
+from fedveil.privacy.accounting.composition import delta_at, gdp_mu
 from fedveil.privacy.guarantee import Guarantee, Unit
 from fedveil.privacy.mechanism import Mechanism
 

@@ -7,10 +7,10 @@ each can be tested without a page; `figure_result` draws the two that sum a run 
 Names from the data are untrusted: they are escaped in the page, and no drawing holds any.
 """
 
+from fedveil.report.figures.summary import figure_result, svg_result
 from fedveil.report.loader import load
 from fedveil.report.page import render, write_report
 from fedveil.report.records import RunRecord
-from fedveil.report.summary import figure_result, svg_result
 from fedveil.report.sweep import figure_alternatives, figure_trade_off, write_sweep
 
 __all__ = [

@@ -14,7 +14,7 @@ from fedveil.privacy import epsilon, operational_risk
 from fedveil.report.reading import REMEDY, read_json, read_json_lines, read_text
 from fedveil.report.records import Examples, LedgerHead, Predictions, RunRecord
 from fedveil.schema import Record
-from fedveil.study.result_schema import ModelMetrics, Provenance, Result, RoundLine, SiteResult
+from fedveil.study.results.schema import ModelMetrics, Provenance, Result, RoundLine, SiteResult
 
 __all__ = ["load"]
 

@@ -9,14 +9,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedveil.errors import StudyError
+from fedveil.io import write_atomic
 from fedveil.privacy import gdp_mu
-from fedveil.report import accuracy, formatting, learning, tables, wording
-from fedveil.report.charts import Chart
-from fedveil.report.images import example_images
+from fedveil.report import formatting, tables, wording
+from fedveil.report.figures import accuracy, learning
+from fedveil.report.figures.charts import Chart
+from fedveil.report.figures.images import example_images
+from fedveil.report.figures.risk import attack_chart, icon_array
 from fedveil.report.loader import load
 from fedveil.report.records import RunRecord
-from fedveil.report.risk import attack_chart, icon_array
-from fedveil.study.files import write_atomic
 
 __all__ = ["Card", "render", "write_report"]
 

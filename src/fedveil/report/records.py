@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedveil.privacy import Guarantee, Mechanism, Risk
-from fedveil.report.curves import confusion
-from fedveil.study.result_schema import (
+from fedveil.report.figures.curves import confusion
+from fedveil.study.results.schema import (
     DataFacts,
     ModelMetrics,
     Provenance,

@@ -14,21 +14,21 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedveil.errors import StudyError
+from fedveil.io import write_atomic
 from fedveil.report import formatting
-from fedveil.report.alternatives import (
+from fedveil.report.figures.alternatives import (
     ARRANGEMENT,
     compare,
     comparison_sentences,
     comparison_tables,
     comparison_words,
 )
-from fedveil.report.charts import Chart, legend_line
-from fedveil.report.drawing import PAGE, PAPER, canvas, inline_svg, style
+from fedveil.report.figures.charts import Chart, legend_line
+from fedveil.report.figures.drawing import PAGE, PAPER, canvas, inline_svg, style
+from fedveil.report.figures.trade_off import AXES, METRICS, Panel, Sweep, cell, draw, load_sweep
 from fedveil.report.tables import Table
-from fedveil.report.trade_off import AXES, METRICS, Panel, Sweep, cell, draw, load_sweep
 from fedveil.report.wording import guarantee_line, protected
-from fedveil.study import NAMED, Setting
-from fedveil.study.files import write_atomic
+from fedveil.sweeps import NAMED, Setting
 
 __all__ = ["figure_alternatives", "figure_trade_off", "write_sweep"]
 

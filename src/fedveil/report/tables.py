@@ -4,13 +4,13 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from fedveil.federation import title_of
+from fedveil.federation.queries import title_of
 from fedveil.privacy import Mechanism
 from fedveil.report import formatting
-from fedveil.report.drawing import SERIES
+from fedveil.report.figures.drawing import SERIES
 from fedveil.report.formatting import UNDEFINED
 from fedveil.report.records import LedgerHead, RunRecord
-from fedveil.study.result_schema import ModelMetrics, OwnMetrics
+from fedveil.study.results.schema import ModelMetrics, OwnMetrics
 
 __all__ = [
     "Confusion",

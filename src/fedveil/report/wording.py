@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fedveil.privacy import Guarantee
 from fedveil.report import formatting
 from fedveil.report.records import RunRecord
-from fedveil.study.result_schema import SecureAggregation
+from fedveil.study.results.schema import SecureAggregation
 
 __all__ = ["Notice", "Statement", "guarantee_line", "not_protected", "notices", "protected", "trust_name"]
 

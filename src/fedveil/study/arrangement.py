@@ -11,7 +11,7 @@ import numpy as np
 
 from fedveil.privacy import Trust
 from fedveil.study.prepare import Prepared
-from fedveil.study.settings import Study
+from fedveil.study.settings.schema import Study
 
 __all__ = ["ALTERNATIVES", "Arrangement", "arranged", "trusted_in"]
 

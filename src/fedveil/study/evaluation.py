@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.learning import auroc, decide, evaluate
-from fedveil.study.task import Task
+from fedveil.study.pipeline import Task
 
 __all__ = ["TestSet"]
 

@@ -16,11 +16,11 @@ from fedveil.data import (
     load,
     named_hospitals,
 )
-from fedveil.data.arrays import sized
+from fedveil.data.formats.arrays import sized
 from fedveil.errors import StudyError
-from fedveil.learning.features import PRECOMPUTED
+from fedveil.learning.encoders import PRECOMPUTED
 from fedveil.privacy import check_delta
-from fedveil.study.settings import NOTHING, Study
+from fedveil.study.settings.schema import NOTHING, Study
 
 __all__ = ["Prepared", "pinned", "prepare", "resolve"]
 

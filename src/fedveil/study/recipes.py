@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedveil.privacy import Unit
-from fedveil.study.settings import Study
+from fedveil.study.settings.schema import Study
 
 __all__ = ["METRICS", "Method", "Metric", "Recipe", "metric_name", "own_settings", "variant"]
 
 Method = Literal["gradient", "averaging", "one-shot"]
-"""How a model is trained, see `fedveil.study.settings.TrainingSettings`."""
+"""How a model is trained, see `fedveil.study.settings.schema.TrainingSettings`."""
 Metric = Literal["auroc", "balanced-accuracy"]
 """What accuracy is measured by."""
 METRICS: tuple[Metric, ...] = ("auroc", "balanced-accuracy")

@@ -10,20 +10,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.data import Dataset
 from fedveil.errors import BudgetExceeded
-from fedveil.federation import Identity, InProcess, Policy, Site, Terms
+from fedveil.federation import Agreement, Identity, InProcess, Policy, Site
 from fedveil.privacy import Budget, Ledger
 from fedveil.study.arrangement import ALTERNATIVES, arranged
+from fedveil.study.calibrate import make_agreement
 from fedveil.study.evaluation import TestSet
-from fedveil.study.model_file import TrainedModel
-from fedveil.study.outcome import HandedOver
-from fedveil.study.own import has_own, own_model
+from fedveil.study.personalization import has_own, own_model
+from fedveil.study.pipeline import Task
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Progress, Silent
-from fedveil.study.rundir import RunDirectory
-from fedveil.study.session import Hospitals, Joined, carry_out
-from fedveil.study.settings import Study
-from fedveil.study.task import Task
-from fedveil.study.terms import make_terms
+from fedveil.study.results.outcome import HandedOver
+from fedveil.study.results.run_directory import RunDirectory
+from fedveil.study.results.trained_model import TrainedModel
+from fedveil.study.runner import Hospitals, Joined, carry_out
+from fedveil.study.settings.schema import Study
 from fedveil.study.training import Evaluate, Trained, train
 
 __all__ = ["Simulated", "run", "train_here"]
@@ -70,17 +70,17 @@ class Simulated(Hospitals):
     @contextmanager
     def join(self, prepared: Prepared, task: Task, directory: RunDirectory) -> Iterator[Joined]:
         """Open sites that have admitted the study; close their ledgers at the end."""
-        terms = make_terms(prepared.study, sites=tuple(prepared.sites), model=task.model)
+        agreement = make_agreement(prepared.study, sites=tuple(prepared.sites), model=task.model)
         with ExitStack() as stack:
             ledgers = self._ledgers
             if ledgers is None:
-                ledgers = _open_ledgers(stack, terms, directory)
-            sites = _sites(prepared, task, terms, ledgers)
+                ledgers = _open_ledgers(stack, agreement, directory)
+            sites = _sites(prepared, task, agreement, ledgers)
             yield Joined(
-                terms=terms,
+                agreement=agreement,
                 transport=InProcess(sites),
                 hand_over=lambda trained: HandedOver(
-                    personal=_personal(sites, task, terms, directory, trained)
+                    personal=_personal(sites, task, agreement, directory, trained)
                 ),
                 ledgers=lambda _: {name: ledger.state for name, ledger in ledgers.items()},
             )
@@ -110,12 +110,12 @@ def train_here(
     evaluate: Evaluate,
     progress: Progress,
     label: str = "training",
-) -> tuple[Terms, Trained]:
+) -> tuple[Agreement, Trained]:
     """Train, or go on training, a model that is only measured: nobody is handed it; return what was agreed, too."""
     with hospitals.join(prepared, task, directory) as joined:
         trained = train(
             prepared.study,
-            joined.terms,
+            joined.agreement,
             task.model,
             joined.transport,
             directory,
@@ -123,7 +123,7 @@ def train_here(
             progress=progress,
             label=label,
         )
-    return joined.terms, trained
+    return joined.agreement, trained
 
 
 def _metrics(
@@ -143,17 +143,17 @@ def _mean(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"n": metrics[0]["n"]} | {key: float(np.mean([one[key] for one in metrics])) for key in plain}
 
 
-def _open_ledgers(stack: ExitStack, terms: Terms, directory: RunDirectory) -> dict[str, Ledger]:
+def _open_ledgers(stack: ExitStack, agreement: Agreement, directory: RunDirectory) -> dict[str, Ledger]:
     """One ledger a simulated site, whose budget is exactly the study's target; none without privacy."""
-    if terms.trust == "none":
+    if agreement.trust == "none":
         return {}
-    target = terms.target
+    target = agreement.target
     budget = Budget(target.epsilon, target.delta, target.unit)
-    return {name: stack.enter_context(Ledger(directory.ledger(name), budget)) for name in terms.sites}
+    return {name: stack.enter_context(Ledger(directory.ledger(name), budget)) for name in agreement.sites}
 
 
 def _personal(
-    sites: Sequence[Site], task: Task, terms: Terms, directory: RunDirectory, trained: Trained
+    sites: Sequence[Site], task: Task, agreement: Agreement, directory: RunDirectory, trained: Trained
 ) -> dict[str, TrainedModel]:
     """Each site's own model, if the study has them; what a resumed run finds in the directory is not made again.
 
@@ -162,11 +162,11 @@ def _personal(
     """
     made = {}
     common = task.trained(trained.parameters, trained.statistics)
-    for site in sites if has_own(terms) else ():
+    for site in sites if has_own(agreement) else ():
         folder = directory.personal(site.name)
         if not (folder / "model.json").exists():
             try:
-                own = own_model(site, terms, common)
+                own = own_model(site, agreement, common)
             except BudgetExceeded:
                 continue
             folder.mkdir(parents=True, exist_ok=True)
@@ -175,14 +175,14 @@ def _personal(
     return made
 
 
-def _sites(prepared: Prepared, task: Task, terms: Terms, ledgers: Mapping[str, Ledger]) -> list[Site]:
+def _sites(prepared: Prepared, task: Task, agreement: Agreement, ledgers: Mapping[str, Ledger]) -> list[Site]:
     """Sites that have admitted the terms, and know each other's keys."""
     learners = {name: task.learner(rows) for name, rows in prepared.sites.items()}
     held_out = {name: task.held_out(prepared.held_out.get(name, NOTHING)) for name in prepared.sites}
     tested = [one.units for one in held_out.values() if one is not None]
     most = max([one.units for one in learners.values()] + tested)  # known to whoever simulates
-    policy = Policy(trusts=frozenset({terms.trust}), max_units=most)
-    keys = {name: Ed25519PrivateKey.generate() for name in terms.sites}
+    policy = Policy(trusts=frozenset({agreement.trust}), max_units=most)
+    keys = {name: Ed25519PrivateKey.generate() for name in agreement.sites}
     pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
     sites = [
         Site(
@@ -196,5 +196,5 @@ def _sites(prepared: Prepared, task: Task, terms: Terms, ledgers: Mapping[str, L
         for name, learner in learners.items()
     ]
     for site in sites:
-        site.admit(terms)
+        site.admit(agreement)
     return sites

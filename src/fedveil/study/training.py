@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fedveil.errors import StudyError
 from fedveil.federation import (
+    Agreement,
     BudgetSpent,
     Coordinator,
     ModelState,
@@ -25,15 +26,14 @@ from fedveil.federation import (
     Release,
     Rounds,
     RoundSum,
-    Terms,
     Transport,
 )
 from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram
 from fedveil.study.progress import Progress
-from fedveil.study.result_schema import Dropped, Point, RoundLine
-from fedveil.study.rules import Steps
-from fedveil.study.rundir import RunDirectory
-from fedveil.study.settings import Study
+from fedveil.study.results.run_directory import RunDirectory
+from fedveil.study.results.schema import Dropped, Point, RoundLine
+from fedveil.study.settings.schema import Study
+from fedveil.study.steps import Steps
 
 __all__ = ["Evaluate", "Trained", "train"]
 
@@ -105,7 +105,7 @@ class _Loop:
     """One process's share of a study's rounds; see `train` for the fields."""
 
     study: Study
-    terms: Terms
+    agreement: Agreement
     model: Model
     coordinator: Coordinator
     checkpoint: _Checkpoint
@@ -118,13 +118,13 @@ class _Loop:
         self.checkpoint.load()
         state = ModelState(model=self.model, parameters=self.model.join(None, self.model.initial()))
         finished = 0
-        for release in self.terms.releases:
+        for release in self.agreement.releases:
             query = release.query
             if isinstance(query, Rounds):
                 state, finished = self._train(release, query, state)
             elif isinstance(query, OneSum) and not query.at_site:
                 state = self._once(release, query, state, finished)
-                if release is self.terms.main:
+                if release is self.agreement.main:
                     state = self._at_once(state)
         return Trained(
             parameters=state.parameters,
@@ -153,10 +153,10 @@ class _Loop:
         """
         asked = dict(self.coordinator.charged)
         asked[wanted.name] = asked.get(wanted.name, 0) + wanted.steps_per_round
-        for one in self.terms.releases:
+        for one in self.agreement.releases:
             if not isinstance(one.query, Rounds) and one.name not in self.checkpoint.arrays:
                 asked[one.name] = max(asked.get(one.name, 0), one.mechanism.steps)
-        return self.terms.affords(asked)
+        return self.agreement.affords(asked)
 
     def _once(self, release: Release, query: OneSum, state: ModelState, finished: int) -> ModelState:
         """A sum beside training, from the checkpoint or the sites, and what follows from it."""
@@ -168,7 +168,7 @@ class _Loop:
                 if query.optional:
                     return state
                 raise
-            variance = self.terms.noise_variance(release, len(collected.survivors))
+            variance = self.agreement.noise_variance(release, len(collected.survivors))
             arrays = {name: collected.total / rate, f"{name}.variance": np.array(variance / rate**2)}
             self.checkpoint.save(finished, arrays)
         saved = self.checkpoint.arrays
@@ -185,7 +185,7 @@ class _Loop:
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
         """The rounds that are left and paid for; the model that they lead to, and how many are finished."""
-        steps = Steps.plan(self.study, self.terms, query, state.statistics)
+        steps = Steps.plan(self.study, self.agreement, query, state.statistics)
         at, planned = self._start(steps), self.study.training.rounds
         self.progress.stage(self.label, planned, at.round)
         try:
@@ -209,7 +209,7 @@ class _Loop:
         started = time.perf_counter()
         asked = state.at(steps.optimizer.query(before.optimizer)).parameters
         collected = self.coordinator.collect(release, before.round + 1, asked)
-        gradient, variance = steps.gradient(collected, self.terms, release, query)
+        gradient, variance = steps.gradient(collected, self.agreement, release, query)
         after = Progression(
             round=before.round + 1,
             optimizer=steps.optimizer.step(before.optimizer, gradient, noise_variance=variance),
@@ -250,7 +250,7 @@ class _Loop:
 
 def train(
     study: Study,
-    terms: Terms,
+    agreement: Agreement,
     model: Model,
     transport: Transport,
     directory: RunDirectory,
@@ -275,11 +275,11 @@ def train(
         FederationError: too few sites are left; the run can be resumed.
     """
     coordinator = Coordinator(
-        terms, transport, attempt=directory.begin_session() << 32, note=directory.note_charged
+        agreement, transport, attempt=directory.begin_session() << 32, note=directory.note_charged
     )
     return _Loop(
         study=study,
-        terms=terms,
+        agreement=agreement,
         model=model,
         coordinator=coordinator,
         checkpoint=_Checkpoint(directory, coordinator),

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.federation.queries.hospital import HEAD, asked, hospital, instance, sent
 
 from fedveil.errors import InvalidValue
-from fedveil.federation import QUERIES, ModelState, NoisySum, OneSum, Release, Rounds, title_of
+from fedveil.federation import ModelState, NoisySum, OneSum, Release, Rounds
 from fedveil.federation.contributions import Contributions
-from fedveil.federation.queries import Asking, CohortCountsQuery, asked_by
+from fedveil.federation.queries import QUERIES, Asking, CohortCountsQuery, asked_by, title_of
 from fedveil.privacy import Mechanism
 
 UNITS = ("patient", "image", "site")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedveil.privacy import Mechanism, secure_generator
-from fedveil.privacy.integer import IntegerMechanism
+from fedveil.privacy.accounting.integer import IntegerMechanism
 
 DIMENSION = 20_000
 SITES = 7

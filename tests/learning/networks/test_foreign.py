@@ -9,13 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.gradients import check_private, dimension, flatten_parameters, trainable_parameters
 from fedveil.learning.networks import fix_batch_norm, foreign, network
-from fedveil.learning.private_gradients import (
-    check_private,
-    dimension,
-    flatten_parameters,
-    trainable_parameters,
-)
 
 
 class Tokens(nn.Module):

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.features.efficientnet import pretrained
+from fedveil.learning.encoders.efficientnet import pretrained
+from fedveil.learning.gradients import check_private, dimension, flatten_parameters
 from fedveil.learning.networks import (
     NETWORKS,
     Centred,
@@ -23,7 +24,6 @@ from fedveil.learning.networks import (
     split_frozen,
 )
 from fedveil.learning.networks.layers import MeanAndDeviation
-from fedveil.learning.private_gradients import check_private, dimension, flatten_parameters
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.private_gradients import check_private
+from fedveil.learning.gradients import check_private
 
 
 class Gain(nn.Module):

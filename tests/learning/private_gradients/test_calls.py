@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.private_gradients import PrivateGradients, check_private, try_out
+from fedveil.learning.gradients import PrivateGradients, check_private, try_out
 
 
 class Placed(nn.Module):
@@ -269,7 +269,7 @@ def test_opacus_is_never_imported() -> None:
     code = (
         "import sys; sys.modules['opacus'] = None\n"
         "import torch; from torch import nn\n"
-        "from fedveil.learning.private_gradients import PrivateGradients, check_private\n"
+        "from fedveil.learning.gradients import PrivateGradients, check_private\n"
         "net = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 2))\n"
         "loss = lambda o, y: nn.functional.cross_entropy(o, y, reduction='none')\n"
         "images = torch.randint(9, (4, 3))\n"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.gradients import PrivateGradients, check_private
 from fedveil.learning.networks import fix_batch_norm, replace_batch_norm
-from fedveil.learning.private_gradients import PrivateGradients, check_private
 
 
 def with_batch_norm() -> nn.Sequential:

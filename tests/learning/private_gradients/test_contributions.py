@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fedveil.learning.private_gradients.contributions import Kept
-from fedveil.learning.private_gradients.parameters import Target
+from fedveil.learning.gradients.contributions import Kept
+from fedveil.learning.gradients.parameters import Target
 
 
 @pytest.mark.parametrize("entries", [1, 7, 1024, 1500, 300_000])

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.gradients import PrivateGradients
+from fedveil.learning.gradients.rules import arithmetic
 from fedveil.learning.networks import WeightStandardizedConv2d
-from fedveil.learning.private_gradients import PrivateGradients
-from fedveil.learning.private_gradients.rules import arithmetic
 
 
 def small(dtype: torch.dtype = torch.float64) -> nn.Sequential:

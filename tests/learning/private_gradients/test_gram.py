@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.grad import conv2d_weight
 
-from fedveil.learning.private_gradients.gram import Axis, matrix_norms, patch_norms
+from fedveil.learning.gradients.gram import Axis, matrix_norms, patch_norms
 
 axis = st.builds(
     dict,

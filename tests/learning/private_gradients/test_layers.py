@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
+from fedveil.learning.gradients import PrivateGradients, check_private
+from fedveil.learning.gradients.rules import arithmetic
 from fedveil.learning.networks import FixedBatchNorm2d, WeightStandardizedConv2d
-from fedveil.learning.private_gradients import PrivateGradients, check_private
-from fedveil.learning.private_gradients.rules import arithmetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 

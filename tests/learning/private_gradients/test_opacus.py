@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.private_gradients import PrivateGradients, check_private
+from fedveil.learning.gradients import PrivateGradients, check_private
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

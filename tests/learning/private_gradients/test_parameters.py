@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.gradients import dimension, flatten_parameters, load_flat, trainable_parameters
 from fedveil.learning.networks import fix_batch_norm
-from fedveil.learning.private_gradients import dimension, flatten_parameters, load_flat, trainable_parameters
 
 
 def model() -> nn.Sequential:

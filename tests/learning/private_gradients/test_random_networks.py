@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.private_gradients import PrivateGradients
+from fedveil.learning.gradients import PrivateGradients
 
 
 class Folding(nn.Linear):

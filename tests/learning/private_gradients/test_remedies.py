@@ -8,7 +8,7 @@ from tests.learning.private_gradients.small_networks import Called, Gain, Positi
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fedveil.learning.private_gradients import check_private
+from fedveil.learning.gradients import check_private
 
 
 class Number(float):

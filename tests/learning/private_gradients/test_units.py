@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.private_gradients import poisson_sample
-from fedveil.learning.private_gradients.units import UnitBatch, micro_batches
+from fedveil.learning.gradients import poisson_sample
+from fedveil.learning.gradients.units import UnitBatch, micro_batches
 
 codes = st.lists(st.integers(0, 6), min_size=1, max_size=30).map(torch.tensor)
 

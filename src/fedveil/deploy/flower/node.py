@@ -58,7 +58,7 @@ from pydantic import BaseModel, ConfigDict
 from fedveil.deploy.flower import SOON
 from fedveil.deploy.flower.records import bytes_of, content_of
 from fedveil.deploy.flower.refusals import is_certificate, line_trouble, refusal, wrong_certificate
-from fedveil.deploy.local import Address, LineError, ask
+from fedveil.deploy.site.ipc import Address, LineError, ask
 from fedveil.errors import FederationError, FedveilError, InvalidValue
 
 __all__ = ["Node", "NodeSettings", "run_node"]

@@ -11,7 +11,7 @@ from fedveil.data import Cohort
 from fedveil.errors import FederationError
 from fedveil.federation.queries.query import Asked, HospitalUnits, Indices, NoisySum, Query, Vector
 from fedveil.learning import Sizes
-from fedveil.learning.shares import image_shares
+from fedveil.learning.unit_weights import image_shares
 from fedveil.privacy import Unit
 
 __all__ = ["CohortCountsQuery"]

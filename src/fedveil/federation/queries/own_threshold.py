@@ -14,7 +14,7 @@ __all__ = ["OwnThresholdQuery"]
 @final
 @dataclass(frozen=True)
 class OwnThresholdQuery(OneSum):
-    """Class sizes and mean scores of one hospital's images as they are; see `fedveil.learning.own`.
+    """Class sizes and mean scores of one hospital's images as they are; see `fedveil.learning.models.site_threshold`.
 
     **Bound: 1.** As for `CalibrationQuery`, of the image alone. All of the noise is the hospital's.
     """

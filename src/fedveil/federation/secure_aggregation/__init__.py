@@ -4,7 +4,7 @@ Two state machines without input or output of their own: `SecureAggregationClien
 `SecureAggregationServer` at the coordinator, which exchange frozen messages, as objects or as bytes, over
 anything that carries them. A `Session` is set up once for many rounds; a round then takes two exchanges,
 masked words and recovery. docs/secure-aggregation.md says what it protects from whom. The words themselves,
-noise included, come from `fedveil.privacy.integer`.
+noise included, come from `fedveil.privacy.accounting.integer`.
 """
 
 from fedveil.federation.secure_aggregation.client import SecureAggregationClient
@@ -37,8 +37,8 @@ __all__ = [
     "Ready",
     "Recovery",
     "RecoveryRequest",
-    "RoundAbandoned",
     "Roster",
+    "RoundAbandoned",
     "SecureAggregationClient",
     "SecureAggregationServer",
     "Session",

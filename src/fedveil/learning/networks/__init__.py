@@ -12,11 +12,7 @@ from fedveil.learning.networks.batch_norm import fix_batch_norm, replace_batch_n
 from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
 from fedveil.learning.networks.foreign import timm_network
 from fedveil.learning.networks.layers import Centred, FixedBatchNorm2d, WeightStandardizedConv2d
-from fedveil.learning.networks.pretrained import (
-    HEAD_LENGTH,
-    efficientnet_lite0,
-    split_frozen,
-)
+from fedveil.learning.networks.pretrained import HEAD_LENGTH, efficientnet_lite0, split_frozen
 from fedveil.learning.networks.registry import NETWORKS, network
 
 __all__ = [

@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.features.efficientnet import pretrained
+from fedveil.learning.encoders.efficientnet import pretrained
 from fedveil.learning.networks.batch_norm import fix_batch_norm
 from fedveil.learning.networks.layers import Centred, MeanAndDeviation, Residual, Scale
 

@@ -1,0 +1,1 @@
+"""What the commands show: the console, progress bars and tables."""

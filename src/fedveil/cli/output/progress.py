@@ -1,0 +1,44 @@
+"""What a person sees while a study runs: one bar a stage, with the epsilon spent so far."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from fedveil.cli.output.console import errors
+
+__all__ = ["Bars"]
+
+
+class Bars:
+    """Progress bars on standard error; nothing where that is no terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=errors,
+            disable=quiet or not errors.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def stage(self, name: str, total: int, done: int = 0) -> None:
+        """Begin a stage of so many steps."""
+        self._task = self._progress.add_task(name, total=total, completed=done, note="")
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Some steps of the present stage are done."""
+        if self._task is not None:
+            self._progress.update(self._task, advance=count, note=note)

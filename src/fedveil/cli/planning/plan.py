@@ -1,0 +1,70 @@
+"""The verb that comes before anything is spent: what a study file would cost, or which setting to choose."""
+
+import json
+from pathlib import Path
+
+from fedveil.cli.output.console import speak_plainly
+from fedveil.cli.output.tables import print_plan
+from fedveil.cli.planning import options
+from fedveil.cli.planning.recommendation import print_recommendation, recommendation_values
+from fedveil.cli.planning.request import known_laws, make_wishes, refuse
+from fedveil.cli.study_file import AsJson, Data, read_study
+from fedveil.planning import make_plan, recommend
+
+__all__ = ["plan"]
+
+
+def plan(
+    study: options.StudyFile = None,
+    cohorts: options.Cohorts = None,
+    epsilon: options.Epsilon = None,
+    trust: options.Trusts = None,
+    data: Data = None,
+    auroc: options.Auroc = None,
+    balanced_accuracy: options.BalancedAccuracy = None,
+    risk: options.Risk = None,
+    metric: options.RankBy = None,
+    unit: options.Units = None,
+    images: options.Images = None,
+    method: options.Methods = None,
+    network: options.Networks = None,
+    like: options.Like = None,
+    fit: options.Fit = None,
+    explain: options.Explain = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a study would cost, or which setting to choose, before anything runs.
+
+    Example: fedveil plan study.toml --epsilon 3
+
+    Example: fedveil plan --cohorts 800,600,600,500,400 --auroc 0.95 --explain
+    """
+    plan_request = {"auroc": auroc, "balanced_accuracy": balanced_accuracy, "risk": risk, "metric": metric}
+    plan_request |= {"unit": unit, "images": images, "method": method, "network": network}
+    with speak_plainly():
+        if cohorts is None:
+            asked = plan_request | {"like": like, "fit": fit}
+            refuse(asked, "is a wish, and a study file says what is wanted itself", "add --cohorts")
+            _price(study or Path("study.toml"), data, epsilon, trust, explain, as_json)
+            return
+        refuse({"data": data}, "does not go with --cohorts, which need no images", "leave one of them out")
+        laws, measured = known_laws(like, fit)
+        wanted = make_wishes(
+            plan_request | {"epsilon": epsilon, "trust": trust}, cohorts, study, laws, measured
+        )
+        found = recommend(wanted, laws)
+        if as_json:
+            print(json.dumps(recommendation_values(found), indent=2))
+        else:
+            print_recommendation(found, explain)
+
+
+def _price(
+    study: Path, data: str | None, epsilon: float | None, trust: str | None, explain: bool, as_json: bool
+) -> None:
+    """Print what a study file would cost."""
+    planned = make_plan(read_study(study, data, epsilon, trust))
+    if as_json:
+        print(json.dumps(planned.to_dict() | {"arithmetic": planned.explain()}, indent=2))
+    else:
+        print_plan(planned, explain)

@@ -1,0 +1,129 @@
+"""The recommended setting as a person reads it in a terminal, and as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from rich.table import Table
+
+from fedveil.cli.output.console import console
+from fedveil.cli.output.tables import format_epsilon, print_notes
+from fedveil.planning import Recommendation
+from fedveil.study import METRICS, Metric, Recipe, metric_name
+
+__all__ = ["print_recommendation", "recommendation_values"]
+
+HEADS = {
+    "gradient": "gradient: a linear head on frozen public features",
+    "one-shot": "one-shot: a linear head from class means of frozen public features",
+}
+TRAINED = {"gradient": "one step a round", "averaging": "local steps, whose results are averaged"}
+
+
+def print_recommendation(found: Recommendation, explain: bool = False) -> None:
+    """Say which setting to choose, what it should give, and the lines of a study file that choose it."""
+    if found.no:
+        console.print(f"[bold red]no[/]: {found.no}.\n", soft_wrap=True)
+    console.print("closest setting" if found.no else "recommended")
+    console.print(_setting(found))
+    if len(found.candidates) > 1:
+        console.print()
+        console.print(_candidates(found))
+    advice, metric = found.advice, metric_name(found.plan_request.ranked)
+    console.print(
+        f"\nthe cheapest change that would help most: {advice.what} ({metric} {advice.expected:.3f})"
+        if advice
+        else f"\nno change within reach would raise the {metric} noticeably",
+        soft_wrap=True,
+    )
+    if explain:
+        console.print("\n" + "\n".join(found.explain()), soft_wrap=True, markup=False)
+    print_notes([found.note])
+    if not found.no:
+        console.print(f"\n{found.study_lines()}", soft_wrap=True, markup=False)
+
+
+def recommendation_values(found: Recommendation) -> dict[str, object]:
+    """Plain values for JSON."""
+    return {
+        "answer": "no" if found.no else "yes",
+        "reason": found.no,
+        "metric": found.plan_request.ranked,
+        "chosen": asdict(found.chosen),
+        "rounds": found.rounds,
+        "sampling_rate": found.mechanism.sampling_rate,
+        "mechanism": found.mechanism.to_dict(),
+        "site_noise_std": found.site_noise,
+        "without_privacy": found.bare,
+        "like": found.reference.name,
+        "candidates": [asdict(one) for one in found.candidates],
+        "samplings": [asdict(one) for one in found.samplings],
+        "changes": [asdict(one) for one in found.changes],
+        "advice": asdict(found.advice) if found.advice else None,
+        "study": found.study_lines(),
+        "arithmetic": found.explain(),
+    }
+
+
+def _setting(found: Recommendation) -> Table:
+    """The chosen setting and what it should give, by the metric that settings are compared by first."""
+    one, mechanism = found.chosen, found.mechanism
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("trust", one.way.trust)
+    table.add_row("unit", one.way.unit)
+    table.add_row(
+        "epsilon", f"{format_epsilon(one.epsilon)} at delta {found.plan_request.study.privacy.delta:g}"
+    )
+    table.add_row("method", _method(one.way.recipe))
+    table.add_row("rounds", str(found.rounds))
+    table.add_row("sampling", _sampling(found))
+    table.add_row("clip norm", f"{mechanism.clip_norm:g}")
+    each = " to each step of its own" if found.agreement.main.noise_inside else ""
+    table.add_row(
+        "noise multiplier",
+        f"{mechanism.noise_multiplier:.4g}; one hospital adds {found.site_noise:.3g}{each}",
+    )
+    for metric in sorted(METRICS, key=lambda metric: metric != found.plan_request.ranked):
+        _add_prediction(table, metric, found)
+    return table
+
+
+def _add_prediction(table: Table, metric: Metric, found: Recommendation) -> None:
+    one = found.chosen.predicted[metric]
+    table.add_row(
+        f"predicted {metric_name(metric)}",
+        f"{one.expected:.3f}  (95 % of runs between {one.low:.3f} and {one.high:.3f}; without privacy "
+        f"{found.bare[metric]:.3f} at best)",
+    )
+
+
+def _method(recipe: Recipe) -> str:
+    """What is trained, and how, in words."""
+    if recipe.network == "linear":
+        return HEADS[recipe.method]
+    return f"{recipe.method}: the network {recipe.network}, {TRAINED[recipe.method]}"
+
+
+def _sampling(found: Recommendation) -> str:
+    rate = found.mechanism.sampling_rate
+    unit = found.chosen.way.unit
+    return (
+        f"every {unit} takes part in each"
+        if rate == 1
+        else f"{rate:g} of the {unit}s in each step, at random"
+    )
+
+
+def _candidates(found: Recommendation) -> Table:
+    """Every accepted way, a column for each recipe."""
+    metric = found.plan_request.ranked
+    recipes: Mapping[Recipe, None] = dict.fromkeys(one.way.recipe for one in found.candidates)
+    columns = (f"{metric_name(metric)}, {recipe}" for recipe in recipes)
+    table = Table("unit", "trust", *columns, box=None, pad_edge=False)
+    for unit, trust in dict.fromkeys((one.way.unit, one.way.trust) for one in found.candidates):
+        by = {c.way.recipe: c for c in found.candidates if (c.way.unit, c.way.trust) == (unit, trust)}
+        cells = (
+            f"{by[one].value(metric):.3f} at epsilon {by[one].epsilon:.3g}" if one in by else ""
+            for one in recipes
+        )
+        table.add_row(unit, trust, *cells)
+    return table

@@ -1,0 +1,306 @@
+"""A data set, and the part of it that one hospital holds: images grouped by the patient they show."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.data.image_store import ArrayImages, ImageStack, Indices
+from fedveil.data.windows import FILE, Window
+from fedveil.errors import DataError
+
+__all__ = ["TEST", "TRAIN", "VALIDATION", "Cohort", "Dataset", "PatientImages"]
+
+TRAIN, TEST, VALIDATION = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True, repr=False)
+class Dataset:
+    """n labelled images of P patients, checked: every reader ends here.
+
+    ``labels`` index ``classes``; ``patients`` index ``patient_names``; ``sites`` index ``site_names`` and are
+    None where the source names no hospitals; ``split`` is 0 for training, 1 for test, 2 for validation. With
+    ``patients_known`` false, every image is taken for a patient of its own. ``synthetic`` images show nobody.
+    """
+
+    name: str
+    images: ImageStack
+    labels: npt.NDArray[np.int64]
+    patients: npt.NDArray[np.int64]
+    patient_names: tuple[str, ...]
+    image_names: tuple[str, ...]
+    classes: tuple[str, ...]
+    sites: npt.NDArray[np.int64] | None = None
+    site_names: tuple[str, ...] = ()
+    split: npt.NDArray[np.int8]
+    synthetic: bool = False
+    patients_known: bool = True
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        sites = self.labels if self.sites is None else self.sites
+        lengths = [len(self.labels), len(self.patients), len(self.split), len(self.image_names), len(sites)]
+        if any(length != len(self.images) for length in lengths):
+            raise DataError(
+                f"{self.name} has {len(self.images)} images but columns of the lengths {lengths}",
+                "there must be one label, patient, split and name an image",
+                "give columns of one length",
+            )
+        _check_codes(self.name, "label", self.labels, len(self.classes))
+        _check_codes(self.name, "patient", self.patients, len(self.patient_names))
+        _check_codes(self.name, "split", self.split, 3)
+        if self.sites is not None:
+            _check_codes(self.name, "site", self.sites, len(self.site_names))
+
+    @classmethod
+    def empty(cls, classes: tuple[str, ...], *, channels: int, image_size: int) -> Self:
+        """No image at all: what somebody has who knows of the data nothing but classes and channels."""
+        nothing = np.empty(0, dtype=np.int64)
+        return cls(
+            name="none",
+            images=ArrayImages(np.empty((0, image_size, image_size, channels), dtype=np.float32), image_size),
+            labels=nothing,
+            patients=nothing,
+            patient_names=(),
+            image_names=(),
+            classes=classes,
+            split=nothing.astype(np.int8),
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Any,
+        labels: Any,
+        *,
+        patients: Iterable[Any] | None = None,
+        sites: Iterable[Any] | None = None,
+        split: Iterable[Any] | None = None,
+        classes: Sequence[str] | None = None,
+        positive: Sequence[str] | None = None,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+        allow_patient_overlap: bool = False,
+        accept: Sequence[str] = (),
+        unknown_labels: str = "refuse",
+        window: Window = FILE,
+        name: str = "arrays",
+    ) -> "Dataset":
+        """A data set from images in memory.
+
+        Args:
+            images: a numpy array (n, height, width) or (n, height, width, 1 or 3), or a torch tensor (n, height, width)
+                or (n, 1 or 3, height, width); uint8, uint16, or floats in [0, 1].
+            labels: (n,) class names, or whole numbers.
+            patients: (n,) whom each image shows; without them every image counts as a patient of its own, and the
+                guarantee covers one image.
+            sites: (n,) which hospital holds each image; without them a study simulates hospitals.
+            split: (n,) train, test or validation; without it test patients are drawn.
+            classes: names of the classes in order, which whole numbers index. They are public. By default those that
+                occur.
+            positive: classes that together are the positive one of a binary task.
+            test_fraction: chance of each patient to be drawn for testing.
+            seed: of that draw; public.
+            allow_patient_overlap: accept a patient in two sites, or in training and test.
+            accept: what would be refused if it were not meant, as ``data.accept`` of a study file.
+            unknown_labels: "refuse", or "drop" for images whose label is -1, "uncertain" or the like.
+            window: stored values that become black and white, as ``data.window`` of a study file; any numbers may be
+                stored where it is given.
+            name: for reports and errors.
+
+        Raises:
+            DataError: the columns do not fit together, or no classifier can be learned from them.
+
+        >>> images = np.zeros((4, 8, 8), np.uint8)
+        >>> Dataset.from_arrays(images, ["ill", "well"] * 2, patients=[1, 2, 3, 4], test_fraction=0.0)
+        Dataset arrays: 4 images of 4 patients, classes ill, well; 4 to train on, 0 to test
+        """
+        from fedveil.data.formats.arrays import Columns, from_arrays
+
+        columns = Columns(
+            patients=patients,
+            sites=sites,
+            split=split,
+            classes=classes,
+            positive=positive,
+            test_fraction=test_fraction,
+            seed=seed,
+            allow_patient_overlap=allow_patient_overlap,
+            accept=accept,
+            unknown_labels=unknown_labels,
+            window=window,
+            name=name,
+        )
+        return from_arrays(images, labels, columns)
+
+    @classmethod
+    def from_features(cls, features: Any, labels: Any, **columns: Any) -> "Dataset":
+        """A data set from embeddings (n, d) in place of images, for a linear head; see `from_arrays` for the rest.
+
+        The encoder must be public: what it was trained on no guarantee here covers.
+        """
+        from fedveil.data.formats.arrays import Columns, from_features
+
+        return from_features(features, labels, Columns(**columns))
+
+    @classmethod
+    def from_frame(cls, frame: Any, *, base: Path | str = ".", **settings: Any) -> "Dataset":
+        """A data set from a table of image files: a pandas or polars DataFrame, or a mapping of columns.
+
+        Args:
+            frame: columns ``path`` and ``label``, and optionally ``patient``, ``site`` and ``split``.
+            base: where relative paths start.
+            settings: as `fedveil.data.load` takes them, such as ``positive`` and ``test_fraction``.
+
+        Raises:
+            DataError: as for a manifest, whose checks apply; lines are counted from 1, the header's.
+        """
+        from fedveil.data.formats.arrays import from_frame
+
+        return from_frame(frame, Path(base), settings)
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset {self.name}: {len(self)} images of {len(self.patient_names)} patients, "
+            f"classes {', '.join(self.classes)}; {len(self.train)} to train on, {len(self.test)} to test"
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def train(self) -> npt.NDArray[np.int64]:
+        """Indices of the training images."""
+        return np.flatnonzero(self.split == TRAIN)
+
+    @property
+    def test(self) -> npt.NDArray[np.int64]:
+        """Indices of the test images."""
+        return np.flatnonzero(self.split == TEST)
+
+    @property
+    def validation(self) -> npt.NDArray[np.int64]:
+        """Indices of the validation images."""
+        return np.flatnonzero(self.split == VALIDATION)
+
+    def subset(self, indices: Indices) -> "Dataset":
+        """These images only, with the same classes and sites; patients are renumbered, in the old order."""
+        rows = np.asarray(indices, dtype=np.int64)
+        kept, patients = np.unique(self.patients[rows], return_inverse=True)
+        return Dataset(
+            name=self.name,
+            images=self.images.subset(rows),
+            labels=self.labels[rows],
+            patients=patients.astype(np.int64),
+            patient_names=tuple(self.patient_names[code] for code in kept),
+            image_names=tuple(self.image_names[row] for row in rows),
+            classes=self.classes,
+            sites=None if self.sites is None else self.sites[rows],
+            site_names=self.site_names,
+            split=self.split[rows],
+            synthetic=self.synthetic,
+            patients_known=self.patients_known,
+            description=self.description,
+        )
+
+    def cohort(self, name: str, indices: Indices) -> "Cohort":
+        """What the hospital ``name`` holds, if these are its images."""
+        rows = np.asarray(indices, dtype=np.int64)
+        if not len(rows):
+            raise DataError(
+                f"{name} has no patients",
+                "a site needs at least one",
+                "leave it out, or give it images to hold",
+            )
+        patients = np.unique(self.patients[rows], return_inverse=True)[1].astype(np.int64)
+        return Cohort(
+            name=name,
+            images=self.images.subset(rows),
+            labels=self.labels[rows],
+            patients=patients,
+            classes=self.classes,
+        )
+
+    def digest(self) -> str:
+        """Content hash over pixels, labels, classes, the grouping by patients, sites and split."""
+        whole = blake2b(digest_size=32)
+        for text in self.images.digest(np.arange(len(self))):
+            whole.update(bytes.fromhex(text))
+        columns: list[npt.NDArray[Any]] = [self.labels, self.patients, self.split]
+        for column in columns if self.sites is None else [*columns, self.sites]:
+            whole.update(b"|" + np.ascontiguousarray(column, dtype=np.int64).tobytes())
+        whole.update(repr((self.classes, self.site_names)).encode())
+        return whole.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatientImages:
+    """One patient's images, float32 ``(k, channels, size, size)`` in [0, 1], and their labels ``(k,)``."""
+
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Cohort:
+    """One site's training images, grouped by patient; ``len`` is the number of patients.
+
+    ``patients`` holds local codes 0 .. len - 1, one an image, and every code occurs.
+    """
+
+    name: str
+    images: ImageStack
+    labels: npt.NDArray[np.int64]
+    patients: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    _rows: npt.NDArray[np.int64] = field(init=False, repr=False)
+    _starts: npt.NDArray[np.int64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        codes = np.unique(self.patients)
+        if not len(self.images) == len(self.labels) == len(self.patients) or not len(codes):
+            raise DataError(
+                f"cohort {self.name} has {len(self.images)} images, {len(self.labels)} labels, "
+                f"{len(self.patients)} patient codes",
+                "there must be at least one image, and one label and patient code each",
+                "give columns of one length",
+            )
+        if codes[0] != 0 or codes[-1] != len(codes) - 1:
+            raise DataError(
+                f"cohort {self.name} numbers {len(codes)} patients from {codes[0]} to {codes[-1]}",
+                "they must be numbered 0, 1, 2, ... without gaps",
+                "build it with Dataset.cohort",
+            )
+        _check_codes(self.name, "label", self.labels, len(self.classes))
+        rows = np.argsort(self.patients, kind="stable")
+        object.__setattr__(self, "_rows", rows)
+        object.__setattr__(self, "_starts", np.searchsorted(self.patients[rows], np.arange(len(codes) + 1)))
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def rows(self, patient: int) -> npt.NDArray[np.int64]:
+        """Indices of the patient's images."""
+        if not 0 <= patient < len(self):
+            raise IndexError(f"{self.name} has {len(self)} patients; there is no patient {patient}")
+        return self._rows[self._starts[patient] : self._starts[patient + 1]]
+
+    def __getitem__(self, patient: int) -> PatientImages:
+        rows = self.rows(patient)
+        return PatientImages(self.images.read(rows), self.labels[rows])
+
+    def __iter__(self) -> Iterator[PatientImages]:
+        return (self[patient] for patient in range(len(self)))
+
+
+def _check_codes(name: str, column: str, codes: npt.NDArray[Any], count: int) -> None:
+    if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= count):
+        raise DataError(
+            f"{name} holds {column} codes from {codes.min()} to {codes.max()}",
+            f"with {count} names they must lie in 0 .. {count - 1}",
+            f"give every {column} a name",
+        )

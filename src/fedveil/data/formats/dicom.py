@@ -1,0 +1,308 @@
+"""DICOM images as a radiologist would see them: modality and VOI transformations, then [0, 1].
+
+Stored values pass through the modality LUT or rescale slope and intercept (DICOM PS3.3, C.11.1), then through
+the window of the study or, where it leaves that to the files, through a file's own VOI LUT or first window (C.11.2).
+Without any they are scaled by the range that their number of bits can express. All that stands in a file's own
+header or in the study: no image is scaled by what others hold.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.encaps import generate_frames
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_rescale, apply_voi
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from fedveil.data.formats.codestream import stated_size
+from fedveil.data.image_header import ImageFacts, check_pixels, unusable
+from fedveil.data.options import Reading
+from fedveil.data.windows import FILE, FULL, apply_window, is_hounsfield, limits
+from fedveil.errors import DataError
+
+__all__ = ["is_dicom", "probe_dicom", "read_dicom"]
+
+GREY = ("MONOCHROME1", "MONOCHROME2")
+FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+NEEDED = ("Rows", "Columns", "BitsStored", "PhotometricInterpretation", "PixelData")
+BYTES_PER_PIXEL = 6
+"""Most that an uncompressed pixel takes: three samples of 16 bit."""
+HEADER_BYTES = 64 * 2**20
+"""Most that a header may take after inflation."""
+META = b"\x02\x00\x00\x00UL\x04\x00"
+"""The element before the length of the file's meta information (PS3.10, 7.1)."""
+Pixels = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float64]
+
+
+def is_dicom(path: Path, start: bytes) -> bool:
+    """Whether the file says so, by the mark after its preamble or, where that is missing, by its name."""
+    return start[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+
+
+def probe_dicom(path: Path, reading: Reading) -> ImageFacts:
+    """What the header says, without decoding a pixel."""
+    with _damage_named(path):
+        with path.open("rb") as file:
+            deflated = _is_deflated(file.read(4096))
+        # A deflated file is inflated as a whole, so that there is nothing to be won by reading a part of it.
+        header = _header(path, path.read_bytes(), reading) if deflated else _lazy_header(path)
+        _check(path, header, reading)
+        photometric = str(header.PhotometricInterpretation)
+        patient = str(header.get("PatientID") or "").strip()
+        return ImageFacts(
+            width=int(header.Columns),
+            height=int(header.Rows),
+            channels=1 if photometric in GREY else 3,
+            mode=f"DICOM {photometric} {int(header.BitsStored)} bit",
+            patient=patient or None,
+        )
+
+
+def read_dicom(path: Path, content: bytes, reading: Reading) -> Pixels:
+    """The image, float32 ``(1 or 3, height, width)`` in [0, 1], white bright."""
+    with _damage_named(path):
+        header = _header(path, content, reading)
+        _check(path, header, reading)
+        _check_frame(path, header)
+    try:
+        return _pixels(header, reading)
+    except Exception as error:  # noqa: BLE001 - a damaged file makes the decoders raise nearly anything
+        raise unusable(
+            path,
+            f"its pixels cannot be decoded ({_short(error)})",
+            "the file must be whole, and compressed in a way that can be undone here",
+            "copy or export it again, uncompressed",
+        ) from None
+
+
+def _pixels(header: pydicom.FileDataset, reading: Reading) -> Pixels:
+    stored = pixel_array(header)
+    photometric = str(header.PhotometricInterpretation)
+    if photometric in GREY:
+        grey = _grey(header, stored, reading)
+        return (1 - grey if photometric == "MONOCHROME1" else grey)[None].astype(np.float32)
+    if photometric == "PALETTE COLOR":
+        _little_endian_palettes(header)
+        stored = apply_color_lut(stored, header)
+        bits = 8 * stored.dtype.itemsize
+    else:
+        bits = int(header.BitsStored)
+    return (stored.astype(np.float32) / np.float32(2**bits - 1)).transpose(2, 0, 1)
+
+
+def _is_deflated(start: bytes) -> bool:
+    return start[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in start[132:]
+
+
+def _lazy_header(path: Path) -> pydicom.FileDataset:
+    return pydicom.dcmread(path, defer_size="1 KB")
+
+
+def _header(path: Path, content: bytes, reading: Reading) -> pydicom.FileDataset:
+    if _is_deflated(content[:4096]):
+        _check_inflated(path, content, reading)
+    return pydicom.dcmread(BytesIO(content))
+
+
+def _check_inflated(path: Path, content: bytes, reading: Reading) -> None:
+    """Refuse a deflated file that would become larger than the largest image allowed, without inflating it whole."""
+    most = int(reading.max_megapixels * 1e6) * BYTES_PER_PIXEL + HEADER_BYTES
+    start = 132
+    if content[132:140] == META:
+        start = 144 + int.from_bytes(content[140:144], "little")
+    inflater, left, rest = zlib.decompressobj(-zlib.MAX_WBITS), most, content[start:]
+    while rest and not inflater.eof:
+        part = inflater.decompress(rest, min(left + 1, 2**20))
+        left, rest = left - len(part), inflater.unconsumed_tail
+        if left < 0:
+            raise unusable(
+                path,
+                f"inflated, it is larger than {most // 2**20} MiB",
+                f"an image of {reading.max_megapixels:g} megapixels takes less",
+                "export it again, or raise data.max_megapixels if the image is that large",
+            )
+        if not part:
+            break
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Whatever a damaged header makes pydicom raise, also where one of its values is used, names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - see above
+        raise unusable(
+            path,
+            f"it cannot be read as DICOM ({_short(error)})",
+            "a DICOM file must be whole, and its header must hold valid values",
+            "export it again, or leave it out",
+        ) from None
+
+
+def _short(error: Exception) -> str:
+    """The error on one line, of a length that a person reads."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _check(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
+    missing = [name for name in NEEDED if name not in header or header[name].is_empty]
+    if missing:
+        found = "it holds no pixels" if "PixelData" in missing else f"its header lacks {', '.join(missing)}"
+        raise unusable(path, found, "an image must hold pixels and say what they mean", "leave it out")
+    frames = int(header.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise unusable(
+            path, f"it holds {frames} frames", "an image must be single", "export the frame that counts"
+        )
+    check_pixels(path, int(header.Columns), int(header.Rows), reading.max_megapixels)
+    if not 1 <= int(header.BitsStored) <= 32:
+        raise unusable(
+            path, f"BitsStored is {header.BitsStored}", "it must lie between 1 and 32", "export it again"
+        )
+    _check_scale(path, header, reading)
+    _check_codec(path, header)
+
+
+def _check_scale(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
+    if header.get("RescaleSlope") == 0:
+        raise unusable(path, "RescaleSlope is 0", "every value would become the same", "correct it")
+    modality = str(header.get("Modality") or "CT")
+    if is_hounsfield(reading.window) and modality != "CT":
+        raise unusable(
+            path,
+            f"its modality is {modality}, and the window is {reading.window}",
+            "that window is for Hounsfield units, which only CT has",
+            "leave it out, or set data.window to what fits all images",
+        )
+    if reading.window != FILE:
+        return
+    window, function = _own_window(header), _function(header)
+    if window is not None and not (np.isfinite(window).all() and window[1] > 0):
+        raise unusable(
+            path,
+            f"its window is {window[1]:g} wide around {window[0]:g}",
+            "a window must have a positive width",
+            "correct or remove WindowCenter and WindowWidth",
+        )
+    if window is not None and function not in FUNCTIONS:
+        raise unusable(
+            path,
+            f"its VOILUTFunction is {function[:40]}",
+            f"it must be {', '.join(FUNCTIONS)}",
+            "correct it, or set data.window",
+        )
+
+
+def _check_codec(path: Path, header: pydicom.FileDataset) -> None:
+    """Refuse pixels whose compression cannot be undone, and name what could undo it."""
+    syntax = header.file_meta.TransferSyntaxUID if hasattr(header, "file_meta") else None
+    if syntax is None or not syntax.is_encapsulated:
+        return
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise unusable(
+            path,
+            f"its pixels are compressed as {syntax.name}",
+            "that cannot be undone here",
+            "export it uncompressed",
+        ) from None
+    if not decoder.is_available:
+        raise unusable(
+            path,
+            f"its pixels are compressed as {syntax.name}",
+            "that needs a decoder that is not installed",
+            'pip install "fedveil[dicom]", or export the file uncompressed',
+        )
+
+
+def _check_frame(path: Path, header: pydicom.FileDataset) -> None:
+    """Refuse a compressed image whose own size is not the header's, whose pixels were counted before decoding."""
+    if not (hasattr(header, "file_meta") and header.file_meta.TransferSyntaxUID.is_encapsulated):
+        return
+    stated = stated_size(next(generate_frames(header.PixelData, number_of_frames=1), b""))
+    expected = int(header.Columns), int(header.Rows)
+    if stated is not None and stated != expected:
+        raise unusable(
+            path,
+            f"its pixels are {stated[0]} x {stated[1]}, by its header {expected[0]} x {expected[1]}",
+            "both must agree",
+            "export it again",
+        )
+
+
+def _little_endian_palettes(header: pydicom.FileDataset) -> None:
+    """Swap the bytes of palettes of 16-bit words in big-endian files, which pydicom takes for little-endian ones."""
+    if header.original_encoding[1] is not False:
+        return
+    for colour in ("Red", "Green", "Blue"):
+        name = f"{colour}PaletteColorLookupTableData"
+        data = header.get(name)
+        if isinstance(data, bytes) and header[name].VR == "OW":
+            setattr(header, name, np.frombuffer(data, ">u2").astype("<u2").tobytes())
+
+
+def _function(header: pydicom.FileDataset) -> str:
+    return str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
+
+
+def _own_window(header: pydicom.FileDataset) -> tuple[float, float] | None:
+    """The first window's centre and width, if the file has one."""
+    values = [header.get("WindowCenter"), header.get("WindowWidth")]
+    first = [
+        value[0] if isinstance(value, pydicom.multival.MultiValue) and value else value for value in values
+    ]
+    if any(value is None or str(value) == "" for value in first):
+        return None
+    return float(first[0]), float(first[1])
+
+
+def _grey(header: pydicom.FileDataset, stored: npt.NDArray[Any], reading: Reading) -> Values:
+    values = apply_modality_lut(stored, header).astype(np.float64)
+    if reading.window == FILE:
+        if header.get("VOILUTSequence"):
+            table = header.VOILUTSequence[0]
+            shades = apply_voi(np.rint(values).astype(np.int64), header)
+            return shades / (2.0 ** int(table.LUTDescriptor[2]) - 1)
+        own = _own_window(header)
+        if own is not None:
+            return _apply_own_window(values, *own, _function(header))
+    public = None if reading.window in (FILE, FULL) else limits(reading.window)
+    if public is not None:
+        return apply_window(values, *public)
+    low, high = _range(header)
+    return apply_window(values, (low + high) / 2, high - low)
+
+
+def _apply_own_window(values: Values, centre: float, width: float, function: str) -> Values:
+    """PS3.3 C.11.2.1.2 and C.11.2.1.3, with the output range [0, 1]."""
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (values - centre) / width))
+    if function == "LINEAR":
+        # The standard's linear window spans width whole values: width - 1 steps, half a value lower.
+        centre, width = centre - 0.5, max(width - 1, 1e-6)
+    return np.clip((values - centre) / width + 0.5, 0, 1)
+
+
+def _range(header: pydicom.FileDataset) -> tuple[float, float]:
+    """The least and greatest value that the modality transformation can give, by the header alone."""
+    if header.get("ModalityLUTSequence"):
+        return 0.0, 2.0 ** int(header.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    bits = int(header.BitsStored)
+    signed = int(header.get("PixelRepresentation") or 0)
+    ends = np.array([-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1] if signed else [0.0, 2.0**bits - 1])
+    if "RescaleSlope" in header and "RescaleIntercept" in header:
+        ends = apply_rescale(ends, header)
+    return float(ends.min()), float(ends.max())

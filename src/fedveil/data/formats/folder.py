@@ -1,0 +1,96 @@
+"""Reads a folder of images: ``CLASS/image`` or ``SITE/CLASS/image``.
+
+One more level may be named train, test or validation, anywhere above the images: ``train/CLASS/image``,
+``SITE/test/CLASS/image``. A layout such as ``site/split/class`` fixes what the levels mean; without one, most images
+decide. Folders name no patients: each image counts as one, unless DICOM headers say more.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from fedveil.data.annotations.records import SPLIT_NAMES, Problem, Records
+from fedveil.data.annotations.table import Row, file_records
+from fedveil.data.formats.image_files import FORMATS
+from fedveil.data.options import Options
+from fedveil.errors import DataError, InvalidValue
+
+__all__ = ["read_folder"]
+
+SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes} | {".dcm", ".dicom"}
+LAYOUTS = ("class", "site/class", "split/class", "split/site/class", "site/split/class", "site/class/split")
+WORDS = {name for name in SPLIT_NAMES if name.isalpha()}
+
+
+def read_folder(root: Path, options: Options) -> Records:
+    """Everything in the folder that bears the suffix of an image; hidden files are passed over."""
+    images, notes = _images(root)
+    levels = {path: path.relative_to(root).parts[:-1] for path in images}
+    layout = _layout(list(levels.values()), options.layout)
+    rows, problems = [], []
+    for path, parts in levels.items():
+        fits = len(parts) == len(layout) and all(
+            part.lower() in WORDS for part, means in zip(parts, layout, strict=True) if means == "split"
+        )
+        if not fits or "class" not in layout:
+            problems.append(
+                Problem(
+                    str(path),
+                    f"it lies {len(parts)} folders deep, most images {len(layout)}"
+                    if len(parts) != len(layout) or "class" not in layout
+                    else f"its folders do not fit the layout {'/'.join(layout)} of most images",
+                    "images lie in CLASS/ or in SITE/CLASS/, all alike, and in train/ and test/ if you like",
+                    "move it, or write a manifest",
+                    left_out=True,
+                )
+            )
+            continue
+        names = dict(zip(layout, parts, strict=True))
+        rows.append(
+            Row(
+                path=path,
+                name=path.relative_to(root).as_posix(),
+                label=names["class"],
+                place=str(path),
+                site=names.get("site"),
+                split=SPLIT_NAMES[names["split"].lower()] if "split" in names else None,
+            )
+        )
+    return file_records(root.resolve().name, rows, options, problems, notes)
+
+
+def _images(root: Path) -> tuple[list[Path], list[str]]:
+    """Every image in the folder, in order, and a note on what was passed over."""
+    try:
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+    except OSError as error:
+        raise DataError(
+            f"{error.filename}: it cannot be opened ({error.strerror})",
+            "a folder of images must be readable",
+            "check its permissions",
+        ) from None
+    visible = [
+        path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    ]
+    images = [path for path in visible if path.suffix.lower() in SUFFIXES]
+    others = len(visible) - len(images)
+    return images, [f"{others} files were passed over: they have no suffix of an image"] if others else []
+
+
+def _layout(levels: list[tuple[str, ...]], setting: str) -> tuple[str, ...]:
+    """What each level above an image means, by the setting or by how most images lie."""
+    if setting:
+        if setting not in LAYOUTS:
+            raise InvalidValue(f"layout is {setting}", f"it is one of {', '.join(LAYOUTS)}", "choose one")
+        return tuple(setting.split("/"))
+    depth = Counter(map(len, levels)).most_common(1)[0][0] if levels else 1
+    alike = [parts for parts in levels if len(parts) == depth]
+    split_at = next(
+        (
+            level
+            for level in range(depth)
+            if 2 * sum(parts[level].lower() in WORDS for parts in alike) > len(alike)
+        ),
+        None,
+    )
+    rest = {1: ["class"], 2: ["site", "class"]}.get(depth - (split_at is not None), ["?"] * depth)
+    return tuple(rest if split_at is None else [*rest[:split_at], "split", *rest[split_at:]])

@@ -1,0 +1,312 @@
+"""Image files, decoded when they are asked for: PNG, JPEG, TIFF, BMP, WebP and DICOM; grey and colour; 8 and 16 bit."""
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fedveil.data.formats.dicom import is_dicom, probe_dicom, read_dicom
+from fedveil.data.image_header import ImageFacts, check_pixels, unusable
+from fedveil.data.image_store import (
+    DIGEST_BYTES,
+    PREPROCESSING,
+    ImageStack,
+    Indices,
+    check_size,
+    full_scale,
+    resized,
+)
+from fedveil.data.options import Reading
+from fedveil.data.windows import FILE, FULL, apply_window, is_hounsfield, limits
+from fedveil.errors import DataError
+
+__all__ = ["FORMATS", "FileImages", "probe", "read_image"]
+
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+}
+PHOTOMETRIC, BITS_PER_SAMPLE, WHITE_IS_ZERO = 262, 258, 0
+LARGE = 4_000_000
+"""Pixels from which on images are decoded one at a time."""
+Pixels = npt.NDArray[np.float32]
+PillowImage = Image.Image
+_one_large = threading.Lock()
+
+
+@final
+class FileImages(ImageStack):
+    """Images in files; each is decoded anew whenever it is read, by as many threads as there are cores.
+
+    Where ``reading`` names no channels, those of the first file count, whose header is public then.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], facts: Sequence[ImageFacts], size: int, reading: Reading | None = None
+    ) -> None:
+        self.paths, self.facts = tuple(paths), tuple(facts)
+        self._reading = reading or Reading()
+        self._channels = self._reading.channels or (facts[0].channels if facts else 1)
+        self._size = check_size(size)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def channels(self) -> int:
+        """1 or 3, by the setting or else by the first file; every other image is brought to it."""
+        return self._channels
+
+    @property
+    def size(self) -> int:
+        """Height and width after resizing."""
+        return self._size
+
+    @property
+    def reading(self) -> Reading:
+        """As it was given."""
+        return self._reading
+
+    def read(self, indices: Indices) -> Pixels:
+        """Decoded, scaled, brought to the channels asked for, resized; a DataError names the file that cannot be."""
+        out = np.empty((len(indices), self._channels, self._size, self._size), np.float32)
+
+        def decode(target: Pixels, row: int) -> None:
+            with _in_turn(self.facts[row]):
+                target[...] = resized(read_image(self.paths[row], self.reading), self._channels, self._size)
+
+        with _reading, ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(decode, out, indices):
+                pass
+        return out
+
+    def subset(self, indices: Indices) -> "FileImages":
+        """These images only, brought to the same channels."""
+        reading = replace(self.reading, channels=self._channels)
+        paths, facts = [self.paths[row] for row in indices], [self.facts[row] for row in indices]
+        return FileImages(paths, facts, self._size, reading)
+
+    def digest(self, indices: Indices) -> list[str]:
+        """Hashes of the files' bytes, and of the size, channels and window to read them at."""
+        key = f"{PREPROCESSING} file {self._channels} {self._size} {self.reading.window} "
+        start = blake2b(key.encode(), digest_size=DIGEST_BYTES)
+        digests = []
+        for index in indices:
+            file = start.copy()
+            file.update(_content(self.paths[index]))
+            digests.append(file.hexdigest())
+        return digests
+
+
+def probe(path: Path, reading: Reading | None = None) -> ImageFacts:
+    """What the file's header says; refuses what is no single image, without decoding the pixels."""
+    settings = reading or Reading()
+    with _opened(path) as file:
+        start = file.read(132)
+    _check_not_empty(path, start)
+    with _reading:
+        if is_dicom(path, start):
+            return probe_dicom(path, settings)
+        with _opened(path) as file, _damage_named(path), Image.open(file, formats=list(FORMATS)) as image:
+            _check(path, image, settings)
+            mode = f"{image.format} {image.mode}"
+            return ImageFacts(width=image.width, height=image.height, channels=_channels(image), mode=mode)
+
+
+def read_image(path: Path, reading: Reading | None = None) -> Pixels:
+    """The image at its stored size, upright, float32 ``(1 or 3, height, width)`` in [0, 1].
+
+    Values are divided by what their bit depth can hold, or those of more than 8 bit scaled by the window. Transparent
+    pixels are black, palettes are colour.
+    """
+    settings = reading or Reading()
+    content = _content(path)
+    _check_not_empty(path, content)
+    with _reading:
+        if is_dicom(path, content[:132]):
+            return read_dicom(path, content, settings)
+        with _damage_named(path), Image.open(BytesIO(content), formats=list(FORMATS)) as image:
+            _check(path, image, settings)
+            negative = image.mode.startswith("I;16") and _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO
+            bits = _tag(image, BITS_PER_SAMPLE) or 16
+            upright = ImageOps.exif_transpose(image)
+            window = _window(settings, upright.mode)
+            if upright.mode.startswith("I;16"):
+                grey = np.asarray(upright).astype(np.float32)[None]
+                grey = apply_window(grey, *window) if window else grey / np.float32(2**bits - 1)
+                return np.float32(1) - grey if negative else grey
+            return _planes(upright, window)
+
+
+def _planes(image: PillowImage, window: tuple[float, float] | None) -> Pixels:
+    if image.mode in ("F", "I") and window:
+        floats = np.array(image, np.float32)
+        if not np.isfinite(floats).all():
+            full_scale(floats)
+        return apply_window(floats, *window)[None]
+    if image.mode == "F":
+        full_scale(floats := np.asarray(image, np.float32))
+        return floats[None]
+    if image.mode == "I":
+        raise DataError(
+            "its pixels are 32 bit or signed integers",
+            "what means white must be known without looking at the image",
+            "store 8 or 16 bit or floats in [0, 1], or give window = [centre, width]",
+        )
+    grey, alpha = _channels(image) == 1, image.has_transparency_data
+    mode = ("L" if grey else "RGB") + ("A" if alpha else "")
+    pixels = np.asarray(image.convert(mode))
+    if pixels.ndim == 2:
+        return pixels[None].astype(np.float32) / np.float32(255)
+    depth = pixels.shape[2] - alpha
+    planes = np.empty((depth, *pixels.shape[:2]), np.float32)
+    for plane, stored in zip(planes, pixels.transpose(2, 0, 1), strict=False):
+        np.divide(stored, np.float32(255), out=plane)
+        if alpha:
+            plane *= pixels[..., -1] / np.float32(255)
+    return planes
+
+
+def _window(reading: Reading, mode: str) -> tuple[float, float] | None:
+    """The window that applies to pixels of a mode; those of 8 bit are shades already."""
+    deep = mode in ("I", "F") or mode.startswith("I;16")
+    if not deep or reading.window in (FILE, FULL):
+        return None
+    if is_hounsfield(reading.window):
+        raise DataError(
+            f"its pixels are of {'16 bit' if mode.startswith('I;16') else '32 bit'}, the window is {reading.window}",
+            "that window is for Hounsfield units, which only DICOM files tell",
+            "give window = [centre, width] in stored values",
+        )
+    return limits(reading.window)
+
+
+def _channels(image: PillowImage) -> int:
+    return 1 if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16") else 3
+
+
+def _tag(image: PillowImage, tag: int) -> int | None:
+    """A TIFF tag's first value, or None for other formats."""
+    value = getattr(image, "tag_v2", {}).get(tag)
+    first = value[0] if isinstance(value, tuple) else value
+    return None if first is None else int(first)
+
+
+def _check_not_empty(path: Path, content: bytes) -> None:
+    if not content:
+        raise unusable(
+            path, "it is empty (0 bytes)", "an image must hold pixels", "copy it again, or leave it out"
+        )
+
+
+def _check(path: Path, image: PillowImage, reading: Reading) -> None:
+    check_pixels(path, *image.size, reading.max_megapixels)
+    _window(reading, image.mode)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise unusable(
+            path,
+            f"it is animated or holds several images ({frames} frames)",
+            "an image must be single",
+            "save the one that counts",
+        )
+
+
+@contextmanager
+def _in_turn(facts: ImageFacts) -> Iterator[None]:
+    """Decode large images one at a time, so that as many as there are cores cannot fill the memory together."""
+    with ExitStack() as stack:
+        if facts.width * facts.height > LARGE:
+            stack.enter_context(_one_large)
+        yield
+
+
+class _Libraries:
+    """Settings of the libraries for as long as anybody here reads, from any number of threads.
+
+    They warn of a file without its name: what matters becomes an error that names it, the rest is silent. Pillow's
+    own limit of pixels is lifted, since ours is checked first.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._kept: warnings.catch_warnings[None] | None = None
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                self._kept = warnings.catch_warnings()
+                self._kept.__enter__()
+                warnings.filterwarnings("ignore", category=UserWarning)
+                warnings.filterwarnings("ignore", category=RuntimeWarning)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._kept is not None:
+                self._kept.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_reading = _Libraries()
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged file makes Pillow raise into an error that names the file."""
+    try:
+        yield
+    except DataError as error:
+        if error.found.startswith(str(path)):
+            raise
+        raise unusable(path, error.found, error.rule, error.remedy) from None
+    except UnidentifiedImageError:
+        raise unusable(
+            path,
+            "it is not an image that can be read",
+            "a file must be PNG, JPEG, TIFF, BMP, WebP or DICOM, with an intact header",
+            "convert or repair it, or leave it out",
+        ) from None
+    except Exception as error:  # noqa: BLE001 - a damaged file makes Pillow raise nearly anything
+        raise unusable(
+            path, f"it is damaged ({error})", "an image must be whole", "copy it again, or leave it out"
+        ) from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise unusable(path, "there is no such file", "every image must exist", "correct the path") from None
+    except (IsADirectoryError, PermissionError, OSError) as error:
+        raise unusable(
+            path,
+            f"it cannot be opened ({error.strerror})",
+            "every image must be a readable file",
+            "correct it",
+        ) from None
+
+
+def _content(path: Path) -> bytes:
+    with _opened(path) as file:
+        content: bytes = file.read()
+    return content

@@ -1,0 +1,91 @@
+"""Images to classify: a folder, one file, or a table of which nothing but the paths is needed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.data.annotations.records import Problem
+from fedveil.data.annotations.table import file_problem, try_probe
+from fedveil.data.formats.folder import SUFFIXES
+from fedveil.data.formats.image_files import FileImages, read_image
+from fedveil.data.formats.manifest import TABLES, table_rows
+from fedveil.data.image_header import ImageFacts
+from fedveil.data.options import Reading
+from fedveil.errors import DataError
+
+__all__ = ["Unlabelled", "read_unlabelled"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unlabelled:
+    """Images by name, brought to the channels and the window that the model has seen.
+
+    ``problems`` are the images that cannot be used by their header; reading one may find more.
+    """
+
+    names: tuple[str, ...]
+    images: FileImages
+    problems: tuple[Problem, ...] = field(default=())
+
+    def read(
+        self, indices: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[Problem]]:
+        """The images that can be decoded, their indices and float32 (k, channels, size, size), and the others."""
+        try:
+            return indices, self.images.read(indices), []
+        except DataError:
+            kept, problems = [], []
+            for index in indices:
+                path = self.images.paths[index]
+                try:
+                    read_image(path, self.images.reading)
+                    kept.append(index)
+                except DataError as error:
+                    problems.append(file_problem(str(path), path, error))
+            rows = np.array(kept, np.int64)
+            return rows, self.images.read(rows), problems
+
+
+def read_unlabelled(
+    source: str,
+    image_size: int,
+    reading: Reading,
+    *,
+    base: Path = Path(),
+    columns: Mapping[str, str] | None = None,
+) -> Unlabelled:
+    """The images that ``source`` names, relative to ``base``.
+
+    Raises:
+        DataError: there are none, or the table cannot be read.
+    """
+    path = base / source
+    problems: list[Problem] = []
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix.lower() in SUFFIXES)
+        named = [(file.relative_to(path).as_posix(), file, str(file)) for file in files]
+    elif path.suffix.lower() in TABLES:
+        named = []
+        for row in table_rows(path, columns or {}, [], only_paths=True):
+            if isinstance(row, Problem):
+                problems.append(row)
+            else:
+                named.append((row.name, row.path, row.place))
+    else:
+        named = [(path.name, path, str(path))]
+    kept: list[tuple[str, Path, ImageFacts]] = []
+    for name, file, place in named:
+        facts = try_probe(file, reading)
+        if isinstance(facts, DataError):
+            problems.append(file_problem(place, file, facts))
+        else:
+            kept.append((name, file, facts))
+    if not named and not problems:
+        raise DataError(
+            f"{source} holds no images", "there must be at least one to classify", "check the path"
+        )
+    images = FileImages([file for _, file, _ in kept], [facts for _, _, facts in kept], image_size, reading)
+    return Unlabelled(tuple(name for name, _, _ in kept), images, tuple(problems))

@@ -1,0 +1,369 @@
+"""Images as the learner sees them: float32 in [0, 1], square, grey or RGB, read when they are asked for.
+
+Every constant here is public: pixels are divided by what their bit depth can hold, never by a maximum, mean
+or standard deviation of anybody's images, and size, channels and window are settings. What an image becomes
+depends on that image alone.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fedveil.data.options import Reading
+from fedveil.data.windows import FILE, FULL, apply_window, is_hounsfield, limits
+from fedveil.errors import DataError, InvalidValue
+
+__all__ = [
+    "OUTSIDE",
+    "ArrayImages",
+    "ImageStack",
+    "Indices",
+    "OddImages",
+    "brought_to",
+    "full_scale",
+    "in_memory",
+    "resize",
+    "resized",
+    "type_scale",
+]
+
+log = logging.getLogger("fedveil.site")
+
+Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
+Pixels = npt.NDArray[np.float32]
+
+LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Rec. 601 weights, a public constant."""
+
+PREPROCESSING = "fedveil-images-2"
+"""Names the arithmetic from stored values to pixels; a change of it must not find features cached before."""
+
+DIGEST_BYTES = 16
+
+OUTSIDE = (
+    "its pixels hold NaN, infinity or values outside of [0, 1]",
+    "floating point pixels must lie in [0, 1], since scaling by what the images hold would leak it",
+    "divide them by a constant that you know beforehand, store uint8 or uint16, or give a window",
+)
+"""What is wrong with an image that `ArrayImages.outside` names: found, rule, remedy."""
+
+
+class ImageStack(ABC):
+    """A sequence of images of one shape, ``channels`` x ``size`` x ``size``, that need not be in memory."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """1 for grey or 3 for colour: a setting that every image is brought to."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Height and width in pixels."""
+
+    @property
+    @abstractmethod
+    def reading(self) -> Reading:
+        """How stored values become shades, and the channels asked for."""
+
+    @abstractmethod
+    def read(self, indices: Indices) -> Pixels:
+        """The images asked for, in that order: float32 ``(k, channels, size, size)`` in [0, 1]."""
+
+    @abstractmethod
+    def digest(self, indices: Indices) -> list[str]:
+        """One hexadecimal content hash an image, over all that :meth:`read` depends on."""
+
+    def subset(self, indices: Indices) -> "ImageStack":
+        """These images only, in that order, without copying a pixel."""
+        return _Selection(self, np.asarray(indices, dtype=np.int64))
+
+
+@final
+class _Selection(ImageStack):
+    def __init__(self, base: ImageStack, rows: npt.NDArray[np.int64]) -> None:
+        self._base, self._rows = base, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def channels(self) -> int:
+        return self._base.channels
+
+    @property
+    def size(self) -> int:
+        return self._base.size
+
+    @property
+    def reading(self) -> Reading:
+        return self._base.reading
+
+    def read(self, indices: Indices) -> Pixels:
+        return self._base.read(self._rows[np.asarray(indices, dtype=np.int64)])
+
+    def digest(self, indices: Indices) -> list[str]:
+        return self._base.digest(self._rows[np.asarray(indices, dtype=np.int64)])
+
+    def subset(self, indices: Indices) -> ImageStack:
+        return _Selection(self._base, self._rows[np.asarray(indices, dtype=np.int64)])
+
+
+@final
+class OddImages(ImageStack):
+    """Images of which one that cannot be read is black.
+
+    For a hospital that has approved a study: one damaged file must not decide whether the others are in its sums.
+    """
+
+    def __init__(self, base: ImageStack) -> None:
+        self._base = base
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    @property
+    def channels(self) -> int:
+        """Those of the images that can be read."""
+        return self._base.channels
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+        return self._base.size
+
+    @property
+    def reading(self) -> Reading:
+        """That of the images."""
+        return self._base.reading
+
+    def read(self, indices: Indices) -> Pixels:
+        """The images, or black ones in their place; never an error."""
+        try:
+            return self._base.read(indices)
+        except Exception:  # noqa: BLE001 - whatever is wrong with one image stays with that image
+            none = np.empty((0, self.channels, self.size, self.size), np.float32)
+            return np.concatenate([none, *(self._one(int(index)) for index in indices)])
+
+    def digest(self, indices: Indices) -> list[str]:
+        """Their content hashes, or one for all that cannot be read."""
+        try:
+            return self._base.digest(indices)
+        except DataError:
+            return [self._digest(int(index)) for index in indices]
+
+    def _one(self, index: int) -> Pixels:
+        try:
+            return self._base.read([index])
+        except Exception as error:  # noqa: BLE001 - see above
+            log.error("an image counts as black: %s", error)
+            return np.zeros((1, self.channels, self.size, self.size), np.float32)
+
+    def _digest(self, index: int) -> str:
+        try:
+            return self._base.digest([index])[0]
+        except DataError as error:
+            log.error("an image counts as black: %s", error)
+            black = f"{PREPROCESSING} black {self.channels} {self.size}".encode()
+            return blake2b(black, digest_size=DIGEST_BYTES).hexdigest()
+
+
+@final
+class ArrayImages(ImageStack):
+    """Images held in one array, ``(n, height, width)`` or ``(n, height, width, 1 or 3)``.
+
+    Stored as they came (uint8, uint16 or float in [0, 1], with a window any numbers); scaled and resized when read.
+    The array's type and shape are those of the whole set and public, as its number of channels is where ``reading``
+    names none.
+    """
+
+    def __init__(self, pixels: npt.NDArray[Any], size: int, reading: Reading | None = None) -> None:
+        if pixels.ndim == 4 and pixels.shape[3] == 1:
+            pixels = pixels[..., 0]
+        if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3) or 0 in pixels.shape[1:]:
+            raise DataError(
+                f"images have the shape {pixels.shape}",
+                "it must be (n, height, width) for grey or (n, height, width, 3) for colour, no side zero",
+                "store one two-dimensional image a row",
+            )
+        self._reading = reading or Reading()
+        self._window = _array_window(pixels, self._reading)
+        if not self._window:
+            type_scale(pixels.dtype)
+        self._pixels, self._size = pixels, check_size(size)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    @property
+    def channels(self) -> int:
+        """1 or 3, by the setting or else by the shape of the array."""
+        return self.reading.channels or (1 if self._pixels.ndim == 3 else 3)
+
+    @property
+    def size(self) -> int:
+        """Height and width after resizing."""
+        return self._size
+
+    @property
+    def reading(self) -> Reading:
+        """As it was given."""
+        return self._reading
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Height, width and, in colour, 3 before resizing."""
+        return self._pixels.shape[1:]
+
+    def stored(self, indices: Indices) -> npt.NDArray[Any]:
+        """The images as they came, neither scaled nor resized."""
+        return self._pixels[np.asarray(indices, dtype=np.int64)]
+
+    def outside(self) -> npt.NDArray[np.int64]:
+        """Indices of images that cannot be read: floats outside of [0, 1] without a window, or what is no number."""
+        if not np.issubdtype(self._pixels.dtype, np.floating) or not self._pixels.size:
+            return np.empty(0, np.int64)
+        axes = tuple(range(1, self._pixels.ndim))
+        low, high = self._pixels.min(axis=axes), self._pixels.max(axis=axes)
+        fits = np.isfinite(low) & np.isfinite(high)
+        if not self._window:
+            fits &= (low >= 0) & (high <= 1)
+        return np.flatnonzero(~fits)
+
+    def read(self, indices: Indices) -> Pixels:
+        """Scaled by the type's full scale or the window, brought to the channels asked for, then resized."""
+        chosen = self.stored(indices)
+        if self._window:
+            chosen = apply_window(chosen.astype(np.float32), *self._window)
+        else:
+            chosen = chosen.astype(np.float32) / np.float32(full_scale(chosen))
+        planes = chosen[:, None] if chosen.ndim == 3 else chosen.transpose(0, 3, 1, 2)
+        if planes.shape[1] == self.channels:
+            return resize(planes, self._size)
+        return np.stack([resized(plane, self.channels, self._size) for plane in planes])
+
+    def digest(self, indices: Indices) -> list[str]:
+        """Hashes of the stored values, their type and shape, and the size to read them at."""
+        shape = f"{self._pixels.dtype.str} {self._pixels.shape[1:]} {self._size}"
+        key = f"{PREPROCESSING} {shape} {self.channels} {self._window} "
+        start = blake2b(key.encode(), digest_size=DIGEST_BYTES)
+        digests = []
+        for index in np.asarray(indices, dtype=np.int64):
+            image = start.copy()
+            image.update(np.ascontiguousarray(self._pixels[index]).data)
+            digests.append(image.hexdigest())
+        return digests
+
+
+def _array_window(pixels: npt.NDArray[Any], reading: Reading) -> tuple[float, float] | None:
+    """The window that applies to stored values of this type; bytes and colour are shades already."""
+    shades = pixels.dtype in (np.uint8, np.bool_) or pixels.ndim == 4
+    if shades or reading.window in (FILE, FULL):
+        return None
+    if is_hounsfield(reading.window) and pixels.dtype == np.uint16:
+        raise DataError(
+            f"pixels are of the type uint16, and the window is {reading.window}",
+            "that window is for Hounsfield units, which are negative too",
+            "store int16 or floats in Hounsfield units, or give window = [centre, width] in stored values",
+        )
+    return limits(reading.window)
+
+
+def in_memory(images: ImageStack, batch: int = 256) -> ArrayImages:
+    """All images, decoded once, for a learner that reads them many times (4 bytes a pixel and channel)."""
+    pixels = np.empty((len(images), images.size, images.size, images.channels), np.float32)
+    for start in range(0, len(images), batch):
+        rows = np.arange(start, min(start + batch, len(images)))
+        pixels[rows] = images.read(rows).transpose(0, 2, 3, 1)
+    return ArrayImages(pixels, images.size)
+
+
+def type_scale(dtype: np.dtype[Any]) -> float:
+    """The value that means white, by the type alone: 255, 65535, or 1 for floats.
+
+    >>> type_scale(np.dtype(np.uint16))
+    65535.0
+    """
+    if dtype in (np.uint8, np.uint16):
+        return float(np.iinfo(dtype).max)
+    if dtype == np.bool_ or np.issubdtype(dtype, np.floating):
+        return 1.0
+    raise DataError(
+        f"pixels are of the type {dtype}",
+        "what means white must be known without looking at the images",
+        "store uint8, uint16 or floats in [0, 1], or give window = [centre, width]",
+    )
+
+
+def full_scale(pixels: npt.NDArray[Any]) -> float:
+    """The value that means white, as `type_scale`, of pixels that must not pass it."""
+    scale = type_scale(pixels.dtype)
+    if not np.issubdtype(pixels.dtype, np.floating):
+        return scale
+    if not np.isfinite(pixels).all():
+        raise DataError(
+            "pixels hold NaN or infinity", "every pixel must be a number", "remove or repair those images"
+        )
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 1):
+        raise DataError(
+            f"floating point pixels reach from {pixels.min():g} to {pixels.max():g}",
+            "they must lie in [0, 1], since scaling by what the images hold would leak it",
+            "divide them by a constant that you know beforehand, store uint8 or uint16, or give a window",
+        )
+    return scale
+
+
+def brought_to(image: Pixels, channels: int) -> Pixels:
+    """An image ``(1 or 3, height, width)`` with as many channels as asked for, by itself.
+
+    Grey becomes three equal channels, colour its luminance; three equal channels become any one of them, so that grey
+    that was stored as colour is what it would have been as grey.
+    """
+    if image.shape[0] == channels:
+        return image
+    if image.shape[0] == 1:
+        return np.repeat(image, channels, axis=0)
+    if all(np.array_equal(image[0], plane) for plane in image[1:]):
+        return image[:1]
+    grey: Pixels = LUMINANCE[0] * image[:1]
+    for weight, plane in zip(LUMINANCE[1:], image[1:], strict=True):
+        grey += weight * plane
+    return np.clip(grey, 0, 1, out=grey)
+
+
+def resized(image: Pixels, channels: int, size: int) -> Pixels:
+    """`brought_to` and `resize` of one image ``(1 or 3, height, width)``; grey is resized once for all channels."""
+    if image.shape[0] == 3 and all(np.array_equal(image[0], plane) for plane in image[1:]):
+        image = image[:1]
+    few = brought_to(image, 1) if channels == 1 else image
+    return brought_to(resize(few[None], size)[0], channels)
+
+
+def resize(planes: Pixels, size: int) -> Pixels:
+    """Squash ``(k, channels, height, width)`` to a square: Lanczos-3, antialiased, cut to [0, 1]."""
+    count, channels, height, width = planes.shape
+    if (height, width) == (size, size):
+        return np.ascontiguousarray(planes)
+    out = np.empty((count, channels, size, size), np.float32)
+    for image, target in zip(planes.reshape(-1, height, width), out.reshape(-1, size, size), strict=True):
+        squashed = Image.fromarray(np.ascontiguousarray(image)).resize((size, size), Image.Resampling.LANCZOS)
+        target[...] = np.asarray(squashed)
+    return np.clip(out, 0.0, 1.0, out=out)
+
+
+def check_size(size: int) -> int:
+    """The image size, if it is one that can be used."""
+    if not 8 <= size <= 1024:
+        raise InvalidValue(
+            f"image_size is {size}", "it must lie between 8 and 1024 pixels", "64 suits most studies"
+        )
+    return size

@@ -1,0 +1,3 @@
+"""The built-in synthetic patients."""
+
+__all__: list[str] = []

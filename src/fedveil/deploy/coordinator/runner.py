@@ -1,0 +1,230 @@
+"""The coordinator's end of a study between real hospitals: `fedveil.study.run`, with hospitals at the end of a wire.
+
+The coordinator holds no training images. Its study file names a test set of its own, and the classes and the
+channels that the hospitals are offered are those of that set; or it names none, and says them itself.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from fedveil import __version__
+from fedveil.data import TEST, Dataset, Settings, load
+from fedveil.deploy.coordinator.hospitals import Federation
+from fedveil.deploy.flower.link import Link
+from fedveil.deploy.flower.transport import FlowerTransport
+from fedveil.deploy.offer import Offer
+from fedveil.errors import FederationError, StudyError
+from fedveil.federation import Agreement
+from fedveil.privacy import Budget, Charge, Head, LedgerState
+from fedveil.study import HandedOver, Hospitals, Joined, Prepared, RunDirectory, Study, Trained, TrainedModel
+from fedveil.study.pipeline import Task
+from fedveil.study.prepare import pinned
+from fedveil.study.settings.schema import NOTHING
+
+__all__ = ["RealHospitals", "load_test_set", "send_again", "wait_for_sites"]
+
+log = logging.getLogger("fedveil.coordinator")
+
+_LOOK = 2.0
+
+Say = Callable[[Mapping[str, str]], None]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RealHospitals(Hospitals):
+    """The hospitals of a federation, reached through its SuperLink.
+
+    Attributes:
+        federation: the coordinator's folder.
+        say: told how the study stands at each hospital, whenever that changes.
+    """
+
+    federation: Federation
+    say: Say = lambda _: None
+
+    def prepare(self, study: Study) -> Prepared:
+        """The coordinator's own images, all for testing; of the hospitals' images nothing is known here."""
+        dataset = load_test_set(study)
+        return Prepared(study=pinned(study, dataset), dataset=dataset, sites={}, simulated=False)
+
+    @contextmanager
+    def join(self, prepared: Prepared, task: Task, directory: RunDirectory) -> Iterator[Joined]:
+        """Start or join the SuperLink, offer the study, and wait until enough hospitals have approved it.
+
+        Raises:
+            FederationError: there is no line, or too few hospitals are ready in time.
+        """
+        del directory
+        table = self.federation.table
+        offer = Offer.make(prepared.study, table.sites, prepared.dataset)
+        agreement = offer.agreement()
+
+        def hand_over(trained: Trained) -> HandedOver:
+            model = task.trained(trained.parameters, trained.statistics)
+            return HandedOver(missing=deliver(transport, agreement.sites, agreement.digest, model))
+
+        with reach(self.federation) as transport:
+            wait_for_sites(transport, offer, agreement, patience=table.wait_for_approval, say=self.say)
+            yield Joined(
+                agreement=agreement,
+                transport=transport,
+                ledgers=lambda trained: asked(agreement, trained),
+                hand_over=hand_over,
+            )
+
+
+@contextmanager
+def reach(federation: Federation) -> Iterator[FlowerTransport]:
+    """Start or join the SuperLink; a line to the hospitals for as long as the context is open."""
+    with Link(federation.link, federation.nodes()) as link:
+        yield FlowerTransport(
+            link,
+            federation.identity,
+            federation.keys(),
+            federation.receipts(),
+            pin=federation.pin,
+            patience=federation.patience,
+        )
+
+
+def deliver(
+    transport: FlowerTransport, sites: Sequence[str], study: str, model: TrainedModel
+) -> tuple[str, ...]:
+    """Give each hospital the finished model of a study; return those that could not be given it."""
+    arrays = {"parameters": model.parameters, "frequencies": model.frequencies}
+    return transport.deliver(sites, study, arrays)
+
+
+def send_again(federation: Federation, run: Path) -> dict[str, bool]:
+    """Send the model of a finished run to every hospital of its study; one that keeps it already just says so again.
+
+    Returns:
+        whether each hospital keeps it now, by name.
+
+    Raises:
+        StudyError: the folder holds no finished run.
+    """
+    try:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+        sites, study = [str(site["name"]) for site in result["sites"]], str(provenance["study_digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StudyError(
+            f"{run} holds no finished run",
+            "a model is sent from the run that made it",
+            "give the directory that `fedveil coordinate` wrote",
+        ) from None
+    model = TrainedModel.load(run)
+    with reach(federation) as transport:
+        missing = deliver(transport, sites, study, model)
+    return {site: site not in missing for site in sites}
+
+
+def load_test_set(study: Study) -> Dataset:
+    """The coordinator's images, all of them for testing unless the data has a test split of its own."""
+    settings = study.data
+    if settings.source == NOTHING:
+        return Dataset.empty(
+            settings.classes, channels=settings.channels or 1, image_size=settings.image_size
+        )
+    asked: Settings = {**settings.settings, "seed": study.study.seed, "test_fraction": 0.0}
+    dataset = load(settings.source, **asked)
+    if len(dataset.test):
+        return dataset
+    return replace(dataset, split=np.full(len(dataset), TEST, dtype=np.int8))
+
+
+def wait_for_sites(
+    transport: FlowerTransport, offer: Offer, agreement: Agreement, *, patience: float, say: Say
+) -> dict[str, str]:
+    """Offer the study and wait until every hospital is ready, or until patience ends and enough are.
+
+    Raises:
+        FederationError: too few hospitals are ready in time, or one refused.
+    """
+    until = time.monotonic() + patience
+    told: dict[str, str] = {}
+    while True:
+        status = transport.greet(
+            agreement.sites,
+            agreement.digest,
+            offer.to_dict(),
+            need_keys=agreement.trust == "secure-aggregation",
+        )
+        if status != told:
+            say(status)
+            told = status
+        ready = sum(state == "ready" for state in status.values())
+        settled = all(
+            state in ("ready", "refused", "invalid") or state.startswith("on ") for state in status.values()
+        )
+        if ready == len(status):
+            return status
+        if settled or time.monotonic() > until:
+            if agreement.enough(ready):
+                log.warning("starting with %s of %s hospitals", ready, len(status))
+                return status
+            raise _not_ready(status, agreement)
+        time.sleep(_LOOK)
+
+
+def _not_ready(status: Mapping[str, str], agreement: Agreement) -> FederationError:
+    words = {
+        "absent": "not connected",
+        "unknown": "does not know the study",
+        "pending": "has not approved the study",
+        "loading": "is still reading its images",
+        "refused": "refuses the study; its own log says why",
+        "stale": "finds messages too old: set its clock and this machine's by NTP",
+        "invalid": "answers what the protocol does not allow",
+    }
+    other = f"; here runs fedveil {__version__}, and every hospital needs the same"
+    words |= {state: state + other for state in status.values() if state.startswith("on ")}
+    missing = [f"{site} {words.get(state, state)}" for site, state in status.items() if state != "ready"]
+    return FederationError(
+        f"{len(status) - len(missing)} of {len(status)} hospitals are ready: {'; '.join(missing)}",
+        f"a round needs {agreement.min_sites}",
+        "have the others connect, approve, or repair what their log names, then give the same command again",
+    )
+
+
+def asked(agreement: Agreement, trained: Trained) -> dict[str, LedgerState]:
+    """What each hospital's ledger holds of this study at most: one charge for every time that it was asked.
+
+    The ledgers themselves stay with the hospitals; an attempt that one missed counts here all the same, and so does a
+    model of its own that it did not make.
+    """
+    if agreement.trust == "none":
+        return {}
+    target = agreement.target
+    charged = trained.coordinator.charged | {
+        own.name: own.mechanism.steps for own in agreement.releases if own.query.at_site
+    }
+    charges = tuple(
+        Charge(
+            seq=number,
+            time="",
+            study=agreement.title,
+            round=None,
+            label=name,
+            trust=agreement.trust,
+            mechanism=agreement.release(name).mechanism.with_steps(count),
+            alone=agreement.alone(agreement.release(name), count),
+            previous="",
+            hash="",
+        )
+        for number, (name, count) in enumerate(charged.items(), 1)
+        if count
+    )
+    budget = Budget(target.epsilon, target.delta, target.unit)
+    state = LedgerState(budget, charges, Head(0, ""))
+    return dict.fromkeys(agreement.sites, state)

@@ -1,0 +1,1 @@
+"""Start-up kits, their files and certificates."""

@@ -1,0 +1,1 @@
+"""What runs at a hospital: the service that holds images, ledger and keys."""

@@ -1,0 +1,204 @@
+"""``site.toml``: what a hospital decides, in one file that its privacy officer can read."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedveil.data import Settings
+from fedveil.deploy.identity import check_public_key
+from fedveil.deploy.site.ipc import Address
+from fedveil.errors import InvalidValue, Refused
+from fedveil.federation import Agreement, Policy, default_min_honest
+from fedveil.names import SITE_NAME
+from fedveil.privacy import Trust, Unit
+from fedveil.schema import explain
+from fedveil.study.settings.data import ColumnSettings
+
+__all__ = ["BudgetTable", "CohortTable", "PolicyTable", "SiteConfig", "SiteTable"]
+
+Number = Annotated[float, Field(strict=False)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SiteTable(_Table):
+    """Who this hospital is, whom it answers, and where its service listens."""
+
+    name: str = Field(pattern=f"^{SITE_NAME}$")
+    coordinator: str = ""
+    listen: str = "unix:site.sock"
+    group: str | None = None
+
+
+class CohortTable(_Table):
+    """Where the hospital's own images are, and what its own tables and folders mean."""
+
+    source: str
+    site: str | None = None
+    columns: ColumnSettings = ColumnSettings()
+    layout: str = ""
+    accept: tuple[str, ...] = Field(default=(), strict=False)
+    allow_patient_overlap: bool = False
+    one_image_a_patient: bool = False
+    test_fraction: Number = Field(default=0.2, ge=0, lt=1)
+
+    @property
+    def settings(self) -> Settings:
+        """Keywords of `fedveil.data.load`."""
+        return {
+            "columns": self.columns.model_dump(),
+            "layout": self.layout,
+            "accept": self.accept,
+            "test_fraction": self.test_fraction,
+            "allow_patient_overlap": self.allow_patient_overlap,
+        }
+
+
+class BudgetTable(_Table):
+    """The most that all studies together may reveal, ever, and a public bound on the units that it is kept for."""
+
+    epsilon: Number = Field(gt=0)
+    delta: Number = Field(gt=0, lt=1)
+    unit: Unit = "patient"
+    max_units: int = Field(default=10_000, ge=1)
+
+
+class PolicyTable(_Table):
+    """Which studies the hospital may admit at all."""
+
+    trust: tuple[Trust, ...] = Field(default=("site", "secure-aggregation"), strict=False)
+    min_sites: int = Field(default=2, ge=1)
+    max_honest: int | None = Field(default=None, ge=1)
+    max_dimension: int = Field(default=5_000_000, ge=1, le=250_000_000)
+    methods: tuple[Literal["gradient", "averaging", "one-shot"], ...] = Field(
+        default=("gradient",), strict=False
+    )
+    own_models: bool = True
+    max_message_age: Number = Field(default=600.0, ge=1, le=86400)
+
+    def __str__(self) -> str:
+        """The policy on one line.
+
+        >>> print(PolicyTable(trust=("site",), max_honest=3))
+        trust site; 2 sites or more, 3 honest at most; by gradient; 5,000,000 numbers a round; own models
+        """
+        honest = f", {self.max_honest} honest at most" if self.max_honest else ""
+        return (
+            f"trust {', '.join(self.trust)}; {self.min_sites} sites or more{honest}; by {', '.join(self.methods)}; "
+            f"{self.max_dimension:,} numbers a round; {'own' if self.own_models else 'no own'} models"
+        )
+
+
+class SiteConfig(_Table):
+    """A whole ``site.toml``; paths in it are relative to its folder."""
+
+    site: SiteTable
+    data: CohortTable
+    budget: BudgetTable
+    policy: PolicyTable = PolicyTable()
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read ``site.toml`` in a site's folder; `InvalidValue` names the key, the rule and the remedy."""
+        path = folder / "site.toml"
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            config = cls.model_validate({**values, "folder": folder})
+        except FileNotFoundError:
+            raise InvalidValue(
+                f"{path} does not exist",
+                "a site's folder holds its settings",
+                "make one with `fedveil site init`",
+            ) from None
+        except ValidationError as error:
+            raise explain(error, str(path), InvalidValue, "correct it", cls) from None
+        except (OSError, ValueError) as error:
+            raise InvalidValue(f"{path} cannot be read ({error})", "it must be TOML", "correct it") from None
+        if config.site.coordinator:
+            check_public_key(config.site.coordinator)
+        config.address()
+        config.check_delta(config.budget.delta)
+        return config
+
+    def address(self) -> Address:
+        """Where the service listens."""
+        text = self.site.listen
+        if text.startswith("unix:"):
+            text = f"unix:{(self.folder / text.removeprefix('unix:')).absolute()}"
+        token = self.folder / "token"
+        try:
+            return Address.parse(text, token if token.exists() else None)
+        except ValueError as error:
+            raise InvalidValue(
+                f"site.listen: {error}",
+                "a service listens on this machine only",
+                "use unix:site.sock, or tcp:127.0.0.1:PORT with a file named token",
+            ) from None
+
+    def core_policy(self) -> Policy:
+        """The part of the policy that `fedveil.federation.Site` enforces at every request."""
+        return Policy(
+            trusts=frozenset(self.policy.trust),
+            min_sites=self.policy.min_sites,
+            max_dimension=self.policy.max_dimension,
+            max_units=None if self.budget.unit == "site" else self.budget.max_units,
+        )
+
+    def check(self, agreement: Agreement) -> None:
+        """Refuse terms that the hospital's policy, or the bound on its units, does not admit; no image is asked."""
+        self.core_policy().check(agreement)
+        self._check_units(agreement)
+        method = _setting(agreement, "training", "method")
+        if method not in self.policy.methods:
+            raise Refused(
+                f"the study trains by {method!r}",
+                f"this site's policy allows {', '.join(self.policy.methods)}",
+                "change the study's training.method, or the site's policy.methods",
+            )
+        allowed = self.policy.max_honest or default_min_honest(len(agreement.sites))
+        if agreement.trust == "secure-aggregation" and agreement.honest > allowed:
+            raise Refused(
+                f"the guarantee counts on {agreement.honest} honest hospitals among {len(agreement.sites)}",
+                f"this site's policy counts on {allowed} at most",
+                "lower federation.min_honest in the study, or raise the site's policy.max_honest",
+            )
+
+    def check_delta(self, delta: float) -> None:
+        """Refuse a delta, of a budget or a study, above one over the most units that there may be."""
+        if self.budget.unit != "site" and delta * self.budget.max_units > 1:
+            raise InvalidValue(
+                f"delta is {delta:g} where budget.max_units is {self.budget.max_units:,}",
+                "above one over the units it would allow to publish somebody's data outright",
+                "lower delta, or budget.max_units in site.toml if there will never be so many",
+            )
+
+    def _check_units(self, agreement: Agreement) -> None:
+        """Refuse what one ledger cannot price for its own unit, and a delta above one over the most units.
+
+        All studies on the same patients are charged to one ledger. What protects a coarser unit protects this ledger's
+        too, at a price that the ledger knows; what protects a finer one bounds nothing for it.
+        """
+        if agreement.trust == "none":
+            return
+        for release in agreement.releases:
+            try:
+                release.mechanism.for_unit(self.budget.unit)
+            except InvalidValue as error:
+                raise Refused(
+                    f"the study protects each {agreement.target.unit}, this site's budget is kept for each "
+                    f"{self.budget.unit}: {error.found}",
+                    error.rule,
+                    f'set privacy.unit = "{self.budget.unit}" in the study, which protects its parts as well; a second '
+                    "budget for the same patients would not count what the first one spent",
+                ) from None
+        self.check_delta(agreement.target.delta)
+
+
+def _setting(agreement: Agreement, table: str, key: str) -> Any:
+    values = agreement.settings.get(table)
+    return values.get(key) if isinstance(values, dict) else None

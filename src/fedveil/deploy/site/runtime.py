@@ -1,0 +1,226 @@
+"""From an approved study to a site that can answer: the hospital's images, read once and kept as features.
+
+`Cohorts.check` is for the person who approves: it refuses whatever is wrong with the images. `Cohorts.open` is for the
+service afterwards: it depends on policy and budget alone. An image that cannot be used counts as nothing there, and
+where none can the site answers with noise; only the hospital's own log says so.
+"""
+
+import json
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.data import Dataset, Options, Settings, load, load_usable
+from fedveil.deploy.identity import Identity, signing_key
+from fedveil.deploy.offer import Offer
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.keys import Peers
+from fedveil.errors import DataError, FedveilError
+from fedveil.federation import Agreement, Site
+from fedveil.federation.secure_rounds import Identity as Signer
+from fedveil.learning import HeldOut, Learner, Model
+from fedveil.privacy import Ledger
+from fedveil.study import TrainedModel
+from fedveil.study.evaluation import TestSet
+from fedveil.study.pipeline import Task, make_task, model_of
+from fedveil.study.progress import Silent
+
+__all__ = ["Cohorts"]
+
+log = logging.getLogger("fedveil.site")
+Rows = npt.NDArray[np.int64]
+
+HELD_OUT = b"fedveil patients held out 1"
+"""What the hospital's secret is for that decides who is held out."""
+
+
+@dataclass(slots=True)
+class Cohorts:
+    """A hospital's images as each study sees them; studies that see them alike share one copy.
+
+    Attributes:
+        config: the hospital's settings.
+        identity: its signing key.
+        tasks: features and labels in memory, by what they depend on.
+    """
+
+    config: SiteConfig
+    identity: Identity
+    tasks: dict[str, Task] = field(default_factory=dict)
+
+    def agree(self, agreement: Agreement, ledger: Ledger) -> None:
+        """Refuse terms by what is public or decided here: policy, bounds, budget. No image is asked, none tells.
+
+        Raises:
+            FedveilError: the policy or the budget does not allow the study.
+        """
+        self.config.check(agreement)
+        begun = any(charge.study == agreement.title for charge in ledger.state.charges)
+        if agreement.trust != "none" and not begun:
+            ledger.admit(*(release.mechanism for release in agreement.releases))
+
+    def open(self, offer: Offer, agreement: Agreement, ledger: Ledger) -> Site:
+        """A site that has admitted the terms. Nothing about the images decides whether there is one, or what it admits.
+
+        Raises:
+            FedveilError: the policy or the budget does not allow the study. Nothing is charged.
+        """
+        self.agree(agreement, ledger)
+        learner, held_out = self._learner(offer)
+        site = Site(
+            self.config.site.name,
+            learner,
+            self.config.core_policy(),
+            ledger,
+            self._signer(),
+            held_out=held_out,
+            model=self._model(offer) if learner is None else None,
+        )
+        site.admit(agreement)
+        return site
+
+    def _learner(self, offer: Offer) -> tuple[Learner | None, HeldOut | None]:
+        """What the images make for a study; nothing where none can be used, which only the log tells."""
+        try:
+            task = self.task(offer)
+            train, test = (
+                self._usable(task.dataset, task.dataset.train),
+                self._usable(task.dataset, task.dataset.test),
+            )
+            if not len(train):
+                log.error("no training image can be used: this site answers with noise alone")
+            return (task.learner(train) if len(train) else None), task.held_out(test)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the images stays in this hospital
+            log.error(
+                "the images cannot be used (%s): this site answers with noise alone, charged like everything, until "
+                "they are corrected and the service is started again",
+                error,
+            )
+            return None, None
+
+    def _model(self, offer: Offer) -> Model | None:
+        """The study's model without any image; None where this machine cannot build it, as no learner can either."""
+        size = offer.study.data.image_size
+        try:
+            return model_of(
+                offer.study, Dataset.empty(offer.classes, channels=offer.channels, image_size=size)
+            )
+        except FedveilError:
+            return None
+
+    def judge(self, offer: Offer, model: TrainedModel) -> dict[str, Any] | None:
+        """How good a model is on the images that the hospital tests on; exact, so nothing of it may leave."""
+        task = self.task(offer)
+        test = TestSet(task, self._usable(task.dataset, task.dataset.test))
+        if not len(test.rows):
+            return None
+        return test.metrics(test.probabilities(model.parameters), model.frequencies)
+
+    def _signer(self) -> Signer:
+        """The hospital's own key, and the keys of the others that its people confirmed."""
+        pinned = {name: signing_key(key) for name, key in Peers(self.config.folder / "peers").known().items()}
+        own = {self.config.site.name: signing_key(self.identity.public)}
+        return Signer(self.identity.key, {**pinned, **own})
+
+    def task(self, offer: Offer) -> Task:
+        """The hospital's images and their features for a study."""
+        study = offer.study
+        values: dict[str, Any] = study.model_dump(mode="json")
+        calibrated = study.privacy.calibration_share > 0
+        seen = [values["data"], values["model"], values["training"], study.study.seed, calibrated]
+        key = json.dumps([seen, offer.classes, offer.channels], sort_keys=True)
+        if key not in self.tasks:
+            self.tasks[key] = make_task(study, self._seen_by(offer), Silent())
+        return replace(self.tasks[key], study=study)
+
+    def dataset(self, offer: Offer | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
+        """The hospital's images as a study sees them, or as they are, for a person's eyes; no pixel is read.
+
+        Raises:
+            DataError: they cannot be used, or this budget's words do not fit them.
+        """
+        dataset = load(self.config.data.source, base=self.config.folder, **self._settings(offer, classes))
+        self._check_units(dataset)
+        return dataset
+
+    def check(self, offer: Offer) -> None:
+        """Refuse images, or a model, that a study cannot use as they are: before a person approves it.
+
+        Raises:
+            DataError: an image cannot be used.
+            InvalidValue: the study's model cannot be built here; its public weights are not on this machine, say.
+        """
+        dataset = self.dataset(offer)
+        model_of(offer.study, dataset)
+        if not len(self.own(dataset, dataset.train)):
+            raise DataError(
+                f"{self.config.data.source} holds nobody to train on for this hospital",
+                "a site needs at least one patient",
+                "correct data.source or data.site in site.toml, or leave the study",
+            )
+
+    def _settings(self, offer: Offer | None, classes: tuple[str, ...] | None = None) -> Settings:
+        """How images are read: as the hospital says, and as the study says in public."""
+        own: Settings = {**self.config.data.settings, "secret": self.identity.secret(HELD_OUT)}
+        if offer is None:
+            return {**own, "classes": classes} if classes else own
+        return {
+            **own,
+            **offer.study.data.public,
+            "classes": offer.classes,
+            "channels": offer.channels,
+        }
+
+    def _seen_by(self, offer: Offer) -> Dataset:
+        """The images that a study can use, each judged by itself."""
+        named = self.config.budget.unit == "patient" and not self.config.data.one_image_a_patient
+        return load_usable(
+            self.config.data.source,
+            Options.of(self._settings(offer)),
+            base=self.config.folder,
+            need_patients=named,
+        )
+
+    def _usable(self, dataset: Dataset, part: Rows) -> Rows:
+        """Images of this hospital among some that can be used; none where no image names it."""
+        wanted = self.config.data.site
+        if wanted is not None and wanted not in dataset.site_names:
+            return part[:0]
+        return self.own(dataset, part)
+
+    def own(self, dataset: Dataset, part: Rows) -> Rows:
+        """Images of this hospital among some of the data set's."""
+        wanted = self.config.data.site
+        if wanted is None:
+            return part
+        if dataset.sites is None or wanted not in dataset.site_names:
+            raise DataError(
+                f"data.site is {wanted!r}",
+                f"the data names {', '.join(dataset.site_names) or 'no sites'}",
+                "correct it in site.toml, or leave it out",
+            )
+        here = dataset.sites == dataset.site_names.index(wanted)
+        return np.intersect1d(part, np.flatnonzero(here))
+
+    def _check_units(self, dataset: Dataset) -> None:
+        """Refuse images whose patients nobody names where the budget is theirs, and more units than it is kept for."""
+        unit, most = self.config.budget.unit, self.config.budget.max_units
+        if unit == "site":
+            return
+        if unit == "patient" and not (dataset.patients_known or self.config.data.one_image_a_patient):
+            raise DataError(
+                f"{self.config.data.source} names no patients",
+                "this site's budget is kept for each patient, with all of their images",
+                "add a patient column; if no two images show the same patient, set data.one_image_a_patient = true",
+            )
+        rows = self.own(dataset, np.arange(len(dataset)))
+        units = len(rows) if unit == "image" else len(np.unique(dataset.patients[rows]))
+        if units > most:
+            raise DataError(
+                f"there are {units:,} {unit}s",
+                f"budget.max_units says {most:,} at most, and studies are checked against that",
+                "raise it in site.toml if the budget's delta allows, or leave images out",
+            )

@@ -1,0 +1,363 @@
+"""The site service: the one program of a hospital that touches images and budget. It never dials out.
+
+It answers sealed messages on a local socket. What is not signed by the hospital's coordinator, is
+malformed, or asks for anything that nobody here approved is refused, with one line in the log and nothing
+charged. Requests of all studies are answered one at a time under one ledger; greetings are answered at any
+time. A study's finished model comes in and is kept; that it was kept is all that is said of it."""
+
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedveil import __version__
+from fedveil.deploy.identity import Identity
+from fedveil.deploy.offer import Offer
+from fedveil.deploy.receipts import Receipt
+from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, NO_ID, OVERHEAD, Opened, seal, unseal
+from fedveil.deploy.site.answers import Spool
+from fedveil.deploy.site.approvals import Studies
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.models import Kept, Models
+from fedveil.deploy.site.runtime import Cohorts
+from fedveil.errors import FederationError, FedveilError, Refused
+from fedveil.federation import Agreement, Declined, Reply, Request, Site
+from fedveil.federation.messages import Answer, SecureRequest
+from fedveil.federation.wire import Frame, WireError, decode, encode, pack, unpack
+from fedveil.privacy import Head, Ledger, verify_ledger
+from fedveil.study import has_own, own_model
+
+__all__ = ["SiteService", "message_limit"]
+
+log = logging.getLogger("fedveil.site")
+
+_SECURE_ANSWERS = 64
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def message_limit(config: SiteConfig) -> int:
+    """The longest sealed message in bytes that a site of this policy can have a use for."""
+    return 8 * config.policy.max_dimension + 2**21 + OVERHEAD
+
+
+class Stale(Refused):
+    """A message whose date is too far from this machine's clock: it was held back, or a clock is wrong."""
+
+
+class SiteService:
+    """Answers sealed messages for one hospital.
+
+    Args:
+        config: the hospital's settings.
+        identity: the hospital's signing key.
+        ledger: the hospital's open ledger.
+    """
+
+    def __init__(self, config: SiteConfig, identity: Identity, ledger: Ledger) -> None:
+        self.config, self.identity, self.ledger = config, identity, ledger
+        self.studies = Studies(config.folder / "studies")
+        self.models = Models(config.folder / "models")
+        self._spool = Spool(config.folder / "spool")
+        self._cohorts = Cohorts(config, identity)
+        self._concluding: list[threading.Thread] = []
+        self._limit = message_limit(config)
+        self._sites: dict[str, Site] = {}
+        self._agreement: dict[str, Agreement] = {}
+        self._secure_answers: dict[bytes, bytes] = {}
+        self._opening: dict[str, threading.Thread] = {}
+        self._busy, self._keeping = threading.Lock(), threading.Lock()
+
+    def answer(self, sealed: bytes) -> bytes:
+        """The sealed answer to a sealed message. Never raises for anything that a message holds."""
+        asked = NO_ID
+        try:
+            opened = unseal(
+                sealed, self.identity, sender=self.config.site.coordinator, purpose=FROM_COORDINATOR
+            )
+            asked = opened.id
+            reply = self._reply(opened)
+        except Stale as error:
+            log.warning("refused: %s", error)
+            reply = self._frame("stale", clock=round(time.time()))
+        except FedveilError as error:
+            log.warning("refused: %s", error)
+            reply = self._frame("refused")
+        except Exception as error:  # noqa: BLE001 - no message may stop the service, no trace may leave it
+            log.error("refused: %s: %.200r", type(error).__name__, str(error))
+            reply = self._frame("refused")
+        return reply if isinstance(reply, bytes) else self._sealed(reply, asked)
+
+    def _reply(self, asked: Opened) -> Frame | bytes:
+        """The answer to a message whose seal is in order; bytes where it is one that is sealed already."""
+        if asked.body is None:
+            self._check_fresh(asked)
+            return self._frame("introduced")
+        frame = decode(asked.body, limit=self._limit)
+        match frame.kind:
+            case "request":
+                return self._request(unpack(asked.body, Request, limit=self._limit), asked)
+            case "secure-request":
+                return self._secure(unpack(asked.body, SecureRequest, limit=self._limit), asked)
+        self._check_fresh(asked)
+        match frame.kind:
+            case "hello":
+                return self._hello(frame.head)
+            case "offer":
+                return self._offer(frame.head)
+            case "model":
+                return self._model(frame)
+            case other:
+                raise WireError(f"a message of kind {other!r} arrived")
+
+    def _check_fresh(self, asked: Opened) -> None:
+        """Refuse what was held back on its way; what was answered before is found, and sent again, before this."""
+        most, age = self.config.policy.max_message_age, asked.age()
+        if abs(age) > most:
+            raise Stale(
+                f"a message arrived that was sent {age:.0f} s ago by the two clocks",
+                f"policy.max_message_age is {most:g} s, in either direction",
+                "set the clocks of coordinator and hospital by NTP; if they agree, somebody holds messages back",
+            )
+
+    def _sealed(self, frame: Frame, asked: bytes) -> bytes:
+        """An answer, encrypted to the coordinator; ``asked`` is the id of what it answers."""
+        coordinator = self.config.site.coordinator
+        return seal(encode(frame), self.identity, to=coordinator, purpose=FROM_SITE, message=asked)
+
+    def _frame(self, kind: str, **head: Any) -> Frame:
+        return Frame(kind, {"site": self.config.site.name, **head})
+
+    def _hello(self, head: Mapping[str, Any]) -> Frame:
+        """Say who this is and how a study stands here; the nonce proves that the answer is fresh."""
+        study, nonce, known = head.get("study"), head.get("nonce"), head.get("receipt")
+        if head.get("version") != __version__:
+            log.warning(
+                "the coordinator runs fedveil %.22r, this site %s: install the same version at both ends",
+                head.get("version"),
+                __version__,
+            )
+        if not (isinstance(study, str) and _is_digest(study) and isinstance(nonce, str) and len(nonce) <= 64):
+            raise WireError("a greeting without study and nonce arrived")
+        if known is not None:
+            self._check_not_rolled_back(Receipt.from_dict(known))
+        status = self.status(study)
+        return self._frame("hello", nonce=nonce, study=study, status=status, version=__version__)
+
+    def _check_not_rolled_back(self, receipt: Receipt) -> None:
+        """Look for the line that the coordinator's last receipt quotes; a restored old ledger lacks it."""
+        if receipt.site == self.config.site.name:
+            verify_ledger(self.ledger.path, Head(receipt.seq, receipt.hash))
+
+    def _offer(self, head: Mapping[str, Any]) -> Frame:
+        offer = Offer.from_dict({key: value for key, value in head.items() if key != "nonce"})
+        if self.config.site.name not in offer.sites:
+            raise Refused(
+                f"the offered study is between {', '.join(offer.sites)[:200]}",
+                f"this site is called {self.config.site.name}",
+                "have the coordinator correct the list, or correct site.name",
+            )
+        digest = self.studies.add(offer)
+        status = self.status(digest)
+        if status == "pending":
+            log.info("study %s (%s) waits for approval", offer.study.study.name, digest[:12])
+        return self._frame("offered", study=digest, status=status, nonce=str(head.get("nonce", ""))[:64])
+
+    def _model(self, frame: Frame) -> Frame:
+        """Keep a finished model. The answer follows from the message and the approval, which the status tells.
+
+        It is the same whatever this hospital then makes of the model.
+        """
+        study = str(frame.head.get("study"))
+        if not (_is_digest(study) and self.studies.is_approved(study)):
+            raise Refused(
+                f"a finished model of study {study[:12]!r} arrived",
+                "nobody here approved it",
+                "see `fedveil site studies`",
+            )
+        offer = self.studies.read(study).offer
+        with self._keeping:
+            new = self.models.keep(study, offer, frame.arrays)
+        if new:
+            log.info("the finished model of study %s is kept in %s", study[:12], self.models.of(study).folder)
+            self.conclude(study)
+        return self._frame("kept", study=study, nonce=str(frame.head.get("nonce", ""))[:64])
+
+    def conclude(self, digest: str) -> None:
+        """Do, in the background, what is left to do once a study's model has arrived; nothing of it is sent."""
+        kept = self.models.of(digest)
+        if self.studies.is_approved(digest) and kept.exists() and not kept.is_done:
+            thread = threading.Thread(target=self._conclude, args=(digest, kept))
+            self._concluding.append(thread)
+            thread.start()
+
+    def _conclude(self, digest: str, kept: Kept) -> None:
+        try:
+            site, listed = self._approved(digest), self.studies.read(digest)
+            if site is None:
+                return
+            with self._busy:
+                wanted = self.config.policy.own_models and has_own(listed.agreement)
+                if wanted and kept.own() is None:
+                    self._make_own(site, listed.agreement, kept)
+                kept.judge(listed.offer, self._cohorts.judge)
+            log.info("study %s is finished; %s holds what became of it here", digest[:12], kept.folder)
+        except Exception as error:  # noqa: BLE001 - a service goes on; at its next start it tries again
+            log.error("what follows study %s cannot be done: %s", digest[:12], error)
+
+    def _make_own(self, site: Site, agreement: Agreement, kept: Kept) -> None:
+        """This hospital's own model, charged once; a kill between charge and file costs the model."""
+        try:
+            kept.keep_own(own_model(site, agreement, kept.common()))
+        except FedveilError as error:
+            log.warning("study %s: no own model: %s", agreement.digest[:12], error)
+
+    def finish(self) -> None:
+        """Wait until what was begun in the background is done."""
+        for thread in self._concluding:
+            thread.join()
+
+    def status(self, digest: str) -> str:
+        """How a study stands here: unknown, pending, loading, ready or refused.
+
+        All of it follows from what was offered, who approved it, policy and budget. Of the images nothing but the time
+        that it takes to read them can be seen, between loading and ready.
+        """
+        if not self.studies.is_known(digest):
+            return "unknown"
+        if not self.studies.is_approved(digest):
+            return "pending"
+        if digest in self._sites:
+            return "ready"
+        thread = self._opening.get(digest)
+        if thread is not None and not thread.is_alive():
+            return "ready" if digest in self._sites else "refused"
+        if thread is None:
+            thread = threading.Thread(target=self._host, args=(digest,), daemon=True)
+            self._opening[digest] = thread
+            thread.start()
+        return "loading"
+
+    def _host(self, digest: str) -> Site | None:
+        """Make an approved study answerable: None if policy or budget forbids it, and whatever the images are else."""
+        with self._busy:
+            if digest in self._sites:
+                return self._sites[digest]
+            try:
+                listed = self.studies.read(digest)
+                site = self._cohorts.open(listed.offer, listed.agreement, self.ledger)
+            except Exception as error:  # noqa: BLE001 - policy, budget or this machine; never the images
+                log.error("study %s is refused: %s", digest, error)
+                return None
+            self._sites[digest], self._agreement[digest] = site, listed.agreement
+            log.info("study %s (%s) is ready", listed.agreement.name, digest[:12])
+            return site
+
+    def _request(self, request: Request, asked: Opened) -> bytes:
+        if not self.studies.is_approved(request.study):
+            return self._decline(request, f"study {request.study[:12]} is not approved here", asked)
+        with self._busy:
+            stored = self._stored(request, asked)
+        if stored is not None:
+            return stored
+        self._check_fresh(asked)
+        site = self._approved(request.study)
+        if site is None:
+            return self._decline(request, f"study {request.study} is refused here", asked)
+        with self._busy:
+            stored = self._stored(request, asked)
+            if stored is not None:
+                return stored
+            answer = site.handle(request)
+            if not isinstance(answer, Reply):
+                return self._seal(answer, None, asked)
+            reply = self._seal(answer, self._receipt(answer), asked)
+            self._spool.keep(request, asked.digest, reply)
+        log.info("%s round %s, attempt %s answered", request.release, request.round, request.attempt)
+        return reply
+
+    def _secure(self, message: SecureRequest, asked: Opened) -> bytes:
+        """Answer a set-up or recovery message of secure aggregation; one that comes again gets the same answer."""
+        site = self._approved(message.study)
+        if site is None:
+            raise Refused(
+                f"a secure aggregation message for study {message.study[:12]!r} arrived",
+                "nobody here approved it",
+                "see `fedveil site studies`",
+            )
+        with self._busy:
+            if asked.digest not in self._secure_answers:
+                self._check_fresh(asked)
+                self._secure_answers[asked.digest] = self._seal(site.handle(message), None, asked)
+                while len(self._secure_answers) > _SECURE_ANSWERS:
+                    self._secure_answers.pop(next(iter(self._secure_answers)))
+            return self._secure_answers[asked.digest]
+
+    def _approved(self, study: str) -> Site | None:
+        """The site that answers an approved study; None for any other study."""
+        if not (_is_digest(study) and self.studies.is_approved(study)):
+            self._sites.pop(study, None)
+            return None
+        return self._sites.get(study) or self._host(study)
+
+    def _stored(self, request: Request, asked: Opened) -> bytes | None:
+        try:
+            stored = self._spool.find(request, asked.digest)
+        except Refused as error:
+            return self._decline(request, str(error), asked)
+        if stored is not None:
+            log.info("%s round %s: the stored answer is sent again", request.release, request.round)
+        return stored
+
+    def _decline(self, request: Request, reason: str, asked: Opened) -> bytes:
+        log.warning("refused: %s", reason)
+        declined = Declined(
+            site=self.config.site.name,
+            study=request.study,
+            release=request.release,
+            round=request.round,
+            attempt=request.attempt,
+            code="refused",
+        )
+        return self._seal(declined, None, asked)
+
+    def _receipt(self, reply: Reply) -> Receipt:
+        head = self.ledger.head
+        agreement = self._agreement[reply.study]
+        release = agreement.release(reply.release)
+        cost = release.mechanism.with_steps(release.steps_per_round)
+        return Receipt(
+            site=reply.site,
+            study=reply.study,
+            release=reply.release,
+            round=reply.round,
+            attempt=reply.attempt,
+            answer=hashlib.sha256(pack(reply)).hexdigest(),
+            cost=None if agreement.trust == "none" else cost.to_dict(),
+            seq=head.seq,
+            hash=head.hash,
+        )
+
+    def _seal(self, answer: Answer, receipt: Receipt | None, asked: Opened) -> bytes:
+        head = {"site": answer.site, "receipt": receipt.to_dict() if receipt else None}
+        return self._sealed(Frame("answer", head, {}, {"answer": pack(answer)}), asked.id)
+
+
+def _is_digest(value: str) -> bool:
+    return _DIGEST.fullmatch(value) is not None
+
+
+def open_service(folder: Path, ledger: Ledger) -> SiteService:
+    """The service of a site's folder, with its ledger already open; refuses one whose delta means nothing."""
+    config = SiteConfig.load(folder)
+    if not config.site.coordinator:
+        raise FederationError(
+            "site.coordinator is not set",
+            "a site answers one coordinator, by its public key",
+            "copy the coordinator's public key into site.toml",
+        )
+    config.check_delta(ledger.state.budget.delta)
+    return SiteService(config, Identity.load(folder / "identity.key"), ledger)

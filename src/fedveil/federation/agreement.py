@@ -1,0 +1,238 @@
+"""What a study asks of a site, whole and fixed before the first round; both sides derive everything from it.
+
+A site computes the noise, the clip norm and the cost of every round from the terms that it admitted, never from a
+request. So a coordinator that wants less noise has to change the terms, whose digest then changes, and which the
+site has not admitted.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedveil.errors import InvalidValue
+from fedveil.federation.noise import LocalNoise, Noise, default_min_honest, noise_by
+from fedveil.federation.queries import Rounds
+from fedveil.federation.release import Release
+from fedveil.names import check_site_names
+from fedveil.privacy import Charge, Guarantee, Mechanism, Trust, epsilon, is_mixture
+
+__all__ = ["Agreement"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Everything about a study that touches privacy.
+
+    Attributes:
+        name: the study's name, for ledgers and logs.
+        settings: the resolved study file as plain data; part of the digest, so that a site admits all of it.
+        sites: every site that takes part, in a fixed order.
+        target: the guarantee that the releases were calibrated to; its epsilon is infinite without privacy.
+        releases: in the order in which they are made.
+        min_sites: fewest participants of a round.
+        min_honest: fewest honest noise shares under secure aggregation; None for the default rule.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    sites: tuple[str, ...]
+    target: Guarantee
+    releases: tuple[Release, ...]
+    min_sites: int
+    min_honest: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.sites)) != len(self.sites) or not self.sites:
+            raise InvalidValue(
+                f"sites are {', '.join(self.sites) or 'none'}",
+                "a study needs sites with different names",
+                "name each hospital once",
+            )
+        check_site_names(self.sites)
+        if not 1 <= self.min_sites <= len(self.sites):
+            raise InvalidValue(
+                f"min_sites is {self.min_sites}",
+                f"it must lie between 1 and the {len(self.sites)} sites of the study",
+                "lower it, or add sites",
+            )
+        if self.trust == "secure-aggregation":
+            self._check_secure_aggregation()
+        if self.trust == "none" and any(one.mechanism.noise_multiplier > 0 for one in self.releases):
+            raise InvalidValue(
+                'a release of a study with trust "none" states noise',
+                "nobody adds any",
+                "state a noise multiplier of 0",
+            )
+
+    def _check_secure_aggregation(self) -> None:
+        if len(self.sites) < 3:
+            raise InvalidValue(
+                f"the study has {len(self.sites)} sites",
+                "secure aggregation needs 3 or more: with fewer, a site learns the other's sum from the total",
+                'add sites, or set privacy.trust to "site"',
+            )
+        if not all(release.integer for release in self.releases if not release.query.at_site):
+            raise InvalidValue(
+                "a release under secure aggregation has no integer mechanism",
+                "only whole numbers can be masked",
+                "calibrate it with calibrate_integer",
+            )
+        if self.min_honest is not None and not 1 <= self.min_honest < len(self.sites):
+            raise InvalidValue(
+                f"min_honest is {self.min_honest}",
+                f"it must lie between 1 and {len(self.sites) - 1}: every site knows its own noise share",
+                "lower it, or leave it out for two thirds of the sites",
+            )
+
+    @property
+    def trust(self) -> Trust:
+        """Who could see an un-noised sum."""
+        return self.target.trust
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the terms in canonical JSON; a site admits terms by it."""
+        body = {
+            "name": self.name,
+            "settings": self.settings,
+            "sites": self.sites,
+            "target": self.target.to_dict(),
+            "releases": [
+                [
+                    r.query.to_dict(),
+                    r.mechanism.to_dict(),
+                    r.dimension,
+                    r.parameters,
+                    [r.integer.units, r.integer.radix] if r.integer else None,
+                ]
+                for r in self.releases
+            ],
+            "min_sites": self.min_sites,
+            "min_honest": self.min_honest,
+        }
+        return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """The study in a ledger: its name, and its whole digest, which alone tells it from every other study."""
+        return f"{self.name} {self.digest}"
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """What a ledger may call it: its title, and what earlier versions wrote, with 12 digits of the digest.
+
+        Studies that agree in those are made in minutes: such a line counts both against this study and beside it.
+        """
+        return self.title, f"{self.name} {self.digest[:12]}"
+
+    def charged_to(self, charge: Charge) -> bool:
+        """Whether a ledger's charge is this study's, or may be: counted against its limits, never in its favour."""
+        return charge.study in self.titles
+
+    @property
+    def main(self) -> Release:
+        """The release that the model is made from: training, or the statistics of a study without it."""
+        return next((one for one in self.releases if isinstance(one.query, Rounds)), self.releases[0])
+
+    def release(self, name: str) -> Release:
+        """The release of that name; `InvalidValue` if the terms hold none."""
+        for release in self.releases:
+            if release.name == name:
+                return release
+        raise InvalidValue(
+            f"release is {name!r}", "the study makes no such release", "use one that its terms name"
+        )
+
+    @property
+    def honest(self) -> int:
+        """Fewest honest noise shares under secure aggregation; what one share is sized by."""
+        return default_min_honest(len(self.sites)) if self.min_honest is None else self.min_honest
+
+    def price(self, mechanisms: Iterable[Mechanism]) -> float:
+        """Epsilon of some of the study's steps together, at the target's delta, as a ledger prices its charges.
+
+        What a plan, a review, a coordinator and a result state is this number; infinite without privacy. A ledger does
+        not know which steps are still to come, so mechanisms count as chosen in view of what was released before. All
+        courses of a study are priced in one way: two ways would have the target's delta each.
+        """
+        if self.trust == "none":
+            return math.inf
+        mixed = is_mixture(self.mechanisms)
+        return epsilon(mechanisms, self.target.delta, adaptive=True, mixed=mixed)
+
+    @property
+    def mechanisms(self) -> tuple[Mechanism, ...]:
+        """Of all releases, in order."""
+        return tuple(release.mechanism for release in self.releases)
+
+    @property
+    def planned(self) -> Guarantee | None:
+        """What all releases together earn; None without privacy."""
+        target = self.target
+        if self.trust == "none":
+            return None
+        return Guarantee(self.price(self.mechanisms), target.delta, target.unit, target.trust)
+
+    @property
+    def holds(self) -> bool:
+        """Whether all releases together meet the target."""
+        return self.trust == "none" or self.price(self.mechanisms) <= self.target.epsilon
+
+    def asked(self, counts: Mapping[str, int]) -> list[Mechanism]:
+        """The mechanisms of so many steps of each release, by name."""
+        return [self.release(name).mechanism.with_steps(count) for name, count in counts.items() if count]
+
+    def affords(self, counts: Mapping[str, int]) -> bool:
+        """Whether the target, which holds, pays for so many steps of each release, by name.
+
+        It does for as many as were planned. More of one, since requests were repeated, are paid for by fewer of others.
+        """
+        if self.trust == "none" or all(
+            counts.get(one.name, 0) <= one.mechanism.steps for one in self.releases
+        ):
+            return True
+        return self.price(self.asked(counts)) <= self.target.epsilon
+
+    def enough(self, survivors: int) -> bool:
+        """Whether so many sites may open a round: masked, they must hold the honest shares beside a curious site's."""
+        if survivors < self.min_sites:
+            return False
+        return self.trust != "secure-aggregation" or survivors > self.honest
+
+    @cached_property
+    def noise(self) -> Noise:
+        """Who adds the noise of sums that are made over all sites."""
+        return noise_by(self.trust, len(self.sites), self.honest)
+
+    def noise_of(self, release: Release) -> Noise:
+        """Who adds a release's noise: each site all of it where it is in steps of its own, or the sum stays there."""
+        return LocalNoise() if release.noise_inside or release.query.at_site else self.noise
+
+    def noise_std(self, release: Release) -> float:
+        """Standard deviation of the noise that one site adds to its sum, or to each of its local steps."""
+        return self.noise_of(release).site_std(release.mechanism)
+
+    def noise_variance(self, release: Release, sites: int) -> float:
+        """Variance of the noise in each coordinate of a sum over so many sites, of answers or of their local steps."""
+        return self.noise_of(release).variance(release.mechanism, sites)
+
+    def alone(self, release: Release, steps: int | None = None) -> Mechanism | None:
+        """What a site's own noise earns if everyone else colludes; None if it adds none.
+
+        Args:
+            release: one of the terms'.
+            steps: of its mechanism; all where None.
+        """
+        own = self.noise_of(release).alone(release.calibrated)
+        return own if own is None or steps is None else own.with_steps(steps)
+
+    def epsilon_alone(self) -> float:
+        """Total epsilon of a site's own noise shares over the whole study, at the target's delta; infinite if none."""
+        shares = [self.alone(release) for release in self.releases]
+        if any(share is None for share in shares):
+            return math.inf
+        return self.price(share for share in shares if share is not None)

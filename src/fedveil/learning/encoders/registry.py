@@ -1,0 +1,101 @@
+"""From the name in a study file to a feature extractor."""
+
+import re
+from collections.abc import Callable
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.encoders.extractor import Concatenation, FeatureExtractor
+from fedveil.learning.encoders.precomputed import PRECOMPUTED, Precomputed
+from fedveil.learning.encoders.whitened import Whitened
+
+LARGEST = 1024
+CHANNELS = (1, 3)
+SMALLEST_SCATTERED = 8
+SMALLEST_OF_THREE_OCTAVES = 48
+
+
+def _efficientnet(name: str, channels: int, image_size: int, size: int | None) -> FeatureExtractor:
+    from fedveil.learning.encoders.efficientnet import SMALLEST, EfficientNetLite0
+
+    return EfficientNetLite0(name, channels, _at_least(SMALLEST, size or image_size, name))
+
+
+def _pixels(name: str, channels: int, image_size: int, size: int | None) -> FeatureExtractor:
+    from fedveil.learning.encoders.pixels import Pixels
+
+    return Pixels(name, channels, size or min(image_size, Pixels.default_size))
+
+
+def _scattering(name: str, channels: int, image_size: int, size: int | None) -> FeatureExtractor:
+    from fedveil.learning.encoders.scattering import Scattering
+
+    side = _at_least(SMALLEST_SCATTERED, size or image_size, name)
+    return Scattering(name, channels, side, scales=2 if side < SMALLEST_OF_THREE_OCTAVES else 3)
+
+
+EXTRACTORS: dict[str, Callable[[str, int, int, int | None], FeatureExtractor]] = {
+    "efficientnet-lite0": _efficientnet,
+    "pixels": _pixels,
+    "scattering": _scattering,
+}
+"""Builders by name: (name as written, channels, size of the images, size asked for with ``@``)."""
+
+_PART = re.compile(r"(?P<base>[a-z0-9-]+)(?:@(?P<size>[0-9]{1,4}))?")
+
+
+def feature_extractor(
+    name: str, image_size: int, channels: int, *, whitened: bool = False, dimension: int | None = None
+) -> FeatureExtractor:
+    """Build the extractor that a study file names.
+
+    Args:
+        name: extractors joined by ``+``, each with an optional resolution ``@SIZE`` in pixels; or "precomputed".
+        image_size: pixels a side of the images it will be given.
+        channels: 1 for grey images, 3 for colour.
+        whitened: whether features are centred and whitened by synthetic images, see `Whitened`.
+        dimension: length of precomputed features.
+
+    Raises:
+        InvalidValue: an unknown name, a size out of range, or another number of channels.
+
+    >>> feature_extractor("pixels@8+pixels@4", image_size=64, channels=1).blocks
+    (64, 16)
+    """
+    if name == PRECOMPUTED:
+        return Precomputed.of(dimension)
+    if channels not in CHANNELS:
+        raise InvalidValue(
+            f"images have {channels} channels", "extractors take 1 (grey) or 3 (colour)", "convert the images"
+        )
+    if not 1 <= image_size <= LARGEST:
+        raise InvalidValue(
+            f"image_size is {image_size}", f"it must lie in [1, {LARGEST}]", "give the side in pixels"
+        )
+    parts = tuple(_part(text, image_size, channels) for text in name.split("+"))
+    plain = parts[0] if len(parts) == 1 else Concatenation(parts)
+    return Whitened(plain, image_size, channels) if whitened else plain
+
+
+def _part(text: str, image_size: int, channels: int) -> FeatureExtractor:
+    match = _PART.fullmatch(text)
+    if match is None or match["base"] not in EXTRACTORS:
+        known = ", ".join(sorted(EXTRACTORS))
+        raise InvalidValue(
+            f"features are {text!r}", f"known extractors are {known}", "give one, or several joined by +"
+        )
+    size = None if match["size"] is None else int(match["size"])
+    if size is not None and not 1 <= size <= LARGEST:
+        raise InvalidValue(
+            f"the resolution in {text!r} is {size}", f"it must lie in [1, {LARGEST}]", "lower it"
+        )
+    return EXTRACTORS[match["base"]](text, channels, image_size, size)
+
+
+def _at_least(smallest: int, size: int, name: str) -> int:
+    if size < smallest:
+        raise InvalidValue(
+            f"{name} would see images of {size} pixels",
+            f"it needs at least {smallest}",
+            f"write {name.split('@')[0]}@{smallest} or more to have them enlarged",
+        )
+    return size

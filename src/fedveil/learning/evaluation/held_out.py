@@ -1,0 +1,65 @@
+"""The patients that one hospital tests on; they take part in nothing else."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.learning.evaluation.score_histogram import ScoreHistogram
+from fedveil.learning.exact import bounded
+from fedveil.learning.models.learner import Indices, Vector
+from fedveil.learning.models.logistic import Unit
+from fedveil.learning.unit_weights import image_shares
+
+__all__ = ["HeldOut"]
+
+
+@final
+class HeldOut:
+    """A hospital's held-out units behind a model; exact, so nothing of it may leave before noise is added.
+
+    Args:
+        scores: from the model's whole parameter vector, the class probabilities (n, classes) of the images.
+        labels: (n,) class codes.
+        patients: (n,) patient codes 0 .. P-1.
+        classes: number of classes.
+        unit: whom one contribution belongs to.
+    """
+
+    def __init__(
+        self,
+        scores: Callable[[Vector], Vector],
+        labels: npt.NDArray[Any],
+        patients: npt.NDArray[Any],
+        *,
+        classes: int,
+        unit: Unit = "patient",
+    ) -> None:
+        self._scores, self._classes, self._unit = scores, classes, unit
+        self._labels = np.asarray(labels, dtype=np.int64)
+        groups = np.arange(len(self._labels)) if unit == "image" else np.asarray(patients)
+        self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def units(self) -> int:
+        """Number of protected units: patients, images, or 1 where the whole site is the unit."""
+        return 1 if self._unit == "site" else int(self._groups.max()) + 1
+
+    def histogram(self, parameters: Vector, units: Indices | None = None) -> Vector:
+        """Sum the units' contributions, each of norm at most 1; see `ScoreHistogram`.
+
+        Args:
+            parameters: class frequencies (classes,), then the model's whole parameter vector.
+            units: indices of the units that take part; all where None.
+
+        Raises:
+            InvalidValue: frequencies or parameters that no model has.
+        """
+        priors, whole = np.split(parameters, [self._classes])
+        weights = image_shares(self._groups, None if self._unit == "site" else units)
+        total = ScoreHistogram.contribution(self._scores(whole), self._labels, weights, priors)
+        if self._unit == "site":
+            total = bounded(total, 1.0)
+            total *= units is None or len(units) > 0
+        return total

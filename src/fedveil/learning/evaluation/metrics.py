@@ -1,0 +1,316 @@
+"""How good a released model is: metrics on a public test set, with intervals that resample patients.
+
+Images of one patient are alike, so resampling images would give intervals that are too narrow; the
+bootstrap draws patients and takes all of a patient's images each time (cluster bootstrap; Field & Welsh
+2007). All resamples are evaluated at once: a resample is a vector of weights, and every metric here is a
+ratio of sums of weights.
+
+Nothing in this file protects anybody: metrics of private images must be charged for before they leave a
+hospital.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.models.learner import Vector
+
+__all__ = ["ClassMetrics", "Metrics", "auroc", "decide", "evaluate", "expected_calibration_error"]
+
+Labels = npt.NDArray[np.int64]
+Interval = tuple[float, float]
+NO_INTERVAL: Interval = (math.nan, math.nan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassMetrics:
+    """One class against the rest; NaN where not defined.
+
+    Attributes:
+        name: the class.
+        n: test images of this class.
+        sensitivity: share of its images that are recognised.
+        specificity: share of other images that are not taken for it.
+        auroc: area under the ROC curve of its probability.
+    """
+
+    name: str
+    n: int
+    sensitivity: float
+    specificity: float
+    auroc: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Test metrics; NaN where not defined, such as the AUROC where only one class occurs.
+
+    Attributes:
+        n: images.
+        patients: patients.
+        auroc: area under the ROC curve; for more than two classes the mean over classes, each against the
+            rest.
+        auroc_interval: 95 % bootstrap interval over patients.
+        balanced_accuracy: mean sensitivity of the classes.
+        balanced_accuracy_interval: as above.
+        accuracy: share of images classified correctly.
+        brier: mean squared error of the probabilities: of class 1, or summed over more than two classes.
+        log_loss: mean negative logarithm of the true class's probability, in nats.
+        calibration_error: expected calibration error, 10 bins.
+        threshold: for two classes, the probability of class 1 above which it is predicted; NaN otherwise.
+        majority: accuracy and balanced accuracy of always predicting the most frequent class.
+        confusion: images by true class (rows) and predicted class (columns).
+        per_class: one entry a class.
+    """
+
+    n: int
+    patients: int
+    auroc: float
+    auroc_interval: Interval = NO_INTERVAL
+    balanced_accuracy: float
+    balanced_accuracy_interval: Interval = NO_INTERVAL
+    accuracy: float
+    brier: float
+    log_loss: float
+    calibration_error: float
+    threshold: float
+    majority: dict[str, float]
+    confusion: tuple[tuple[int, ...], ...]
+    per_class: tuple[ClassMetrics, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, as `result.json` keeps them."""
+        return asdict(self)
+
+
+def decide(probabilities: Vector, priors: npt.ArrayLike | None = None) -> Labels:
+    """Predict classes from probabilities (n, classes).
+
+    Args:
+        probabilities: class probabilities under the class frequencies of training.
+        priors: those frequencies, public or privately released. Each probability is divided by its class's
+            frequency, so that the prediction is the one under equal frequencies, which balanced accuracy asks
+            for; with two classes this is a threshold of ``priors[1]``. None takes the most probable class, a
+            threshold of one half.
+
+    >>> decide(np.array([[0.6, 0.4]])), decide(np.array([[0.6, 0.4]]), priors=[0.7, 0.3])
+    (array([0]), array([1]))
+    """
+    weighted = probabilities
+    if priors is not None:
+        frequencies = np.asarray(priors, dtype=np.float64)
+        if frequencies.shape != probabilities.shape[1:] or not (frequencies > 0).all():
+            raise InvalidValue(
+                f"priors are {frequencies}",
+                f"there must be {probabilities.shape[1]} positive numbers",
+                "release class counts, and raise those that noise made negative",
+            )
+        weighted = probabilities / frequencies
+    predicted: Labels = np.argmax(weighted, axis=1)
+    return predicted
+
+
+def auroc(labels: Labels, probabilities: Vector) -> float:
+    """Area under the ROC curve; with more than two classes the mean over them, each against the rest.
+
+    Classes that do not occur, or alone do, are left out; NaN where none is left.
+    """
+    scored = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    values = [_auroc_of(labels == code, probabilities[:, code]) for code in scored]
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
+
+
+def expected_calibration_error(labels: Labels, probabilities: Vector, bins: int = 10) -> float:
+    """Mean gap between confidence and frequency over equally wide bins, weighted by their images.
+
+    Confidence is that in class 1 of two classes, or in the predicted class of more (Guo et al., 1706.04599).
+    """
+    if probabilities.shape[1] == 2:
+        confidence, hit = probabilities[:, 1], labels == 1
+    else:
+        confidence, hit = probabilities.max(axis=1), labels == probabilities.argmax(axis=1)
+    of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(of, confidence - hit, bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def evaluate(
+    labels: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    *,
+    classes: Sequence[str],
+    patients: npt.ArrayLike | None = None,
+    priors: npt.ArrayLike | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Metrics:
+    """Evaluate predictions on a test set.
+
+    Args:
+        labels: (n,) true classes.
+        probabilities: (n, classes), rows that sum to 1.
+        classes: names of the classes.
+        patients: (n,) patient codes for the intervals; None takes each image for a patient.
+        priors: class frequencies of training, for predictions as `decide` makes them.
+        resamples: bootstrap resamples; 0 leaves the intervals out.
+        seed: of the bootstrap, so that a result can be reproduced.
+
+    Raises:
+        InvalidValue: no images, columns that do not fit, or probabilities that are none.
+    """
+    from sklearn import metrics  # here, because its import would slow down every command
+
+    truth, scores = _checked(labels, probabilities, len(classes))
+    codes = np.unique(
+        np.arange(len(truth)) if patients is None else np.asarray(patients), return_inverse=True
+    )[1]
+    predicted = decide(scores, priors)
+    confusion = metrics.confusion_matrix(truth, predicted, labels=range(len(classes)))
+    present = np.unique(truth)
+    intervals = _intervals(truth, scores, predicted, codes, resamples, seed)
+    threshold = math.nan
+    if len(classes) == 2:
+        threshold = 0.5 if priors is None else float(np.asarray(priors)[1] / np.sum(priors))
+    return Metrics(
+        n=len(truth),
+        patients=int(codes.max()) + 1,
+        auroc=auroc(truth, scores),
+        auroc_interval=intervals[0],
+        balanced_accuracy=float(metrics.recall_score(truth, predicted, labels=present, average="macro")),
+        balanced_accuracy_interval=intervals[1],
+        accuracy=float(metrics.accuracy_score(truth, predicted)),
+        brier=_brier(truth, scores),
+        log_loss=float(metrics.log_loss(truth, scores, labels=range(len(classes)))),
+        calibration_error=expected_calibration_error(truth, scores),
+        threshold=threshold,
+        majority={
+            "accuracy": float(np.bincount(truth).max() / len(truth)),
+            "balanced_accuracy": 1 / len(present),
+        },
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        per_class=tuple(
+            _class_metrics(code, name, truth, scores, predicted) for code, name in enumerate(classes)
+        ),
+    )
+
+
+def _class_metrics(code: int, name: str, truth: Labels, scores: Vector, predicted: Labels) -> ClassMetrics:
+    own = truth == code
+    return ClassMetrics(
+        name=name,
+        n=int(own.sum()),
+        sensitivity=float((predicted[own] == code).mean()) if own.any() else math.nan,
+        specificity=float((predicted[~own] != code).mean()) if not own.all() else math.nan,
+        auroc=_auroc_of(own, scores[:, code]),
+    )
+
+
+def _auroc_of(positive: npt.NDArray[np.bool_], scores: Vector) -> float:
+    from sklearn import metrics
+
+    return (
+        math.nan if positive.all() or not positive.any() else float(metrics.roc_auc_score(positive, scores))
+    )
+
+
+def _brier(truth: Labels, scores: Vector) -> float:
+    errors = np.square(scores - np.eye(scores.shape[1])[truth]).sum(axis=1)
+    return float(errors.mean() / (2 if scores.shape[1] == 2 else 1))
+
+
+def _intervals(
+    truth: Labels, scores: Vector, predicted: Labels, codes: Labels, resamples: int, seed: int
+) -> tuple[Interval, Interval]:
+    """Percentile intervals of AUROC and balanced accuracy over resampled patients."""
+    if resamples == 0:
+        return NO_INTERVAL, NO_INTERVAL
+    generator = np.random.default_rng(seed)
+    count = int(codes.max()) + 1
+    drawn = generator.integers(0, count, (resamples, count)) + count * np.arange(resamples)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=resamples * count).reshape(resamples, count)
+    weights = times[:, codes].astype(np.float64)
+    return (
+        _percentiles(_weighted_auroc(truth, scores, weights)),
+        _percentiles(_weighted_balanced(truth, predicted, weights)),
+    )
+
+
+def _percentiles(values: Vector) -> Interval:
+    defined = values[np.isfinite(values)]
+    if not len(defined):
+        return NO_INTERVAL
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _weighted_balanced(truth: Labels, predicted: Labels, weights: Vector) -> Vector:
+    """Balanced accuracy for each row of weights (resamples, n), over the classes that occur in it."""
+    own = np.eye(int(truth.max()) + 1)[truth]
+    totals = weights @ own
+    hits = weights @ (own * (truth == predicted)[:, None])
+    return _mean_of_defined(hits, totals)
+
+
+def _weighted_auroc(truth: Labels, scores: Vector, weights: Vector) -> Vector:
+    """AUROC for each row of weights (resamples, n)."""
+    if scores.shape[1] == 2:
+        return _one_against_rest(truth == 1, scores[:, 1], weights)
+    columns = [_one_against_rest(truth == code, scores[:, code], weights) for code in range(scores.shape[1])]
+    values = np.stack(columns, axis=1)
+    return _mean_of_defined(np.nan_to_num(values), np.isfinite(values).astype(np.float64))
+
+
+def _one_against_rest(positive: npt.NDArray[np.bool_], scores: Vector, weights: Vector) -> Vector:
+    """Share of pairs ranked correctly, ties half, for each row of weights; NaN where a class is missing.
+
+    With scores sorted, and p and q the weights of positives and negatives at each distinct score, the
+    number of pairs ranked correctly is sum_k p_k (q_1 + ... + q_{k-1} + q_k / 2).
+    """
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) > 0))
+    sorted_weights = weights[:, order]
+    hits = np.add.reduceat(sorted_weights * positive[order], starts, axis=1)
+    alarms = np.add.reduceat(sorted_weights * ~positive[order], starts, axis=1)
+    below = np.cumsum(alarms, axis=1) - alarms / 2
+    pairs = hits.sum(axis=1) * alarms.sum(axis=1)
+    correct = (hits * below).sum(axis=1)
+    result: Vector = np.divide(correct, pairs, out=np.full(len(weights), math.nan), where=pairs > 0)
+    return result
+
+
+def _mean_of_defined(numerators: Vector, denominators: Vector) -> Vector:
+    """Row means of ratios whose denominator is not zero; NaN where none is."""
+    defined = denominators > 0
+    ratios = np.divide(numerators, denominators, out=np.zeros_like(numerators), where=defined)
+    counts = defined.sum(axis=1)
+    result: Vector = np.divide(ratios.sum(axis=1), counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    return result
+
+
+def _checked(labels: npt.ArrayLike, probabilities: npt.ArrayLike, classes: int) -> tuple[Labels, Vector]:
+    truth, scores = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    if not len(truth) or scores.shape != (len(truth), classes):
+        raise InvalidValue(
+            f"{len(truth)} labels and probabilities of shape {scores.shape} were given",
+            f"there must be at least one image, and {classes} probabilities for each",
+            "give the test images a label each",
+        )
+    if truth.dtype.kind not in "iu" or truth.min() < 0 or truth.max() >= classes:
+        raise InvalidValue(
+            f"labels reach from {truth.min()} to {truth.max()}",
+            f"they must be whole numbers in 0 .. {classes - 1}",
+            "number the classes from 0",
+        )
+    if not (scores >= 0).all() or not np.allclose(scores.sum(axis=1), 1, atol=1e-4):
+        raise InvalidValue(
+            "probabilities are negative, not finite or do not sum to 1",
+            "each image needs a distribution over the classes",
+            "apply the model's softmax first",
+        )
+    return truth.astype(np.int64), scores / scores.sum(axis=1, keepdims=True)

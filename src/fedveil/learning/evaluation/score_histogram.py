@@ -1,0 +1,203 @@
+"""How good a model is on patients that hospitals hold out, from one noisy sum of histograms.
+
+An exact AUROC of private images is a leak like any other. What leaves a hospital instead is a histogram of scores by
+true class, summed over its held-out units and released with noise like every sum. AUROC, ROC curve, confusion,
+calibration and Brier score are post-processing of the total, and know how noisy they are.
+
+An image with label y and class probabilities p is scored by q, the probabilities under equal class frequencies
+(q_k proportional to p_k / priors_k), cut into `BINS` equal bins of [0, 1]; one half, where two classes are told apart,
+is an edge. With two classes the image contributes ``onehot(y, bin of q_1)``. With K > 2 it contributes one such
+histogram for each class against the rest and ``onehot(y, predicted class)``: K + 1 onehot vectors, all divided by
+sqrt(K + 1). Either way its norm is exactly 1, and a unit contributes the average over its images, whose norm is at
+most 1 (convexity), whatever the number of images, classes and bins. What an image adds to a cell is cut to the grid of
+`fedveil.learning.exact`, so that sums are exact. A unit so has weight 1 in every count: a patient
+with ten images counts as one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.evaluation.noisy_ratios import Estimate, NoisyCounts, isotonic, mean_of
+from fedveil.learning.exact import first_sums, on_grid
+from fedveil.learning.models.learner import Vector
+
+__all__ = ["BINS", "ScoreHistogram"]
+
+BINS = 10
+"""More bins cost more noise (AUROC's standard deviation grows with their square root), fewer tie more scores."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ScoreHistogram:
+    """What was released, noise included, hence public; counts are units, and may be negative.
+
+    Attributes:
+        counts: (k, 2, BINS), one table for each class that is told from the rest: rest, then the class. For two
+            classes k is 1 and the class is 1.
+        confusion: (classes, classes) units by true (row) and predicted class; None for two classes, whose confusion
+            follows from ``counts``.
+        noise_variance: of each number.
+        sampling_rate: chance at which each unit took part; counts are divided by it already.
+    """
+
+    counts: Vector
+    confusion: Vector | None
+    noise_variance: float
+    sampling_rate: float = 1.0
+
+    @staticmethod
+    def size(classes: int) -> int:
+        """Length of the released vector."""
+        return 2 * BINS if classes == 2 else classes * 2 * BINS + classes**2
+
+    @staticmethod
+    def contribution(
+        probabilities: Vector, labels: npt.NDArray[np.int64], weights: Vector, priors: Vector
+    ) -> Vector:
+        """Sum the units' contributions; exact, so it stays in the hospital.
+
+        Args:
+            probabilities: (n, classes). An image whose probabilities are none, since a number overflowed, counts
+                nothing: to refuse it would tell that it is there.
+            labels: (n,) class codes.
+            weights: (n,) each image's share in its unit; they sum to 1 within a unit.
+            priors: (classes,) positive; public.
+
+        Raises:
+            InvalidValue: priors that are none.
+        """
+        balanced, proper = _balanced(probabilities, priors)
+        classes = balanced.shape[1]
+        weights = on_grid(weights * proper / (1.0 if classes == 2 else np.sqrt(classes + 1)))
+        bins = np.minimum((balanced * BINS).astype(np.int64), BINS - 1)
+        told = range(1, 2) if classes == 2 else range(classes)
+        cells = [(labels == code) * BINS + bins[:, code] for code in told]
+        blocks = [np.bincount(cell, weights, 2 * BINS) for cell in cells]
+        if classes > 2:
+            hits = labels * classes + balanced.argmax(axis=1)
+            blocks.append(np.bincount(hits, weights, classes**2))
+        return np.concatenate(blocks)
+
+    @classmethod
+    def from_released(
+        cls, vector: Vector, classes: int, noise_variance: float, sampling_rate: float = 1.0
+    ) -> Self:
+        """Read the noisy sum over all sites, divided by the sampling rate, and its noise variance."""
+        told = 1 if classes == 2 else classes
+        blocks = told + (classes > 2)
+        whole, tables = vector * np.sqrt(blocks), told * 2 * BINS
+        return cls(
+            counts=whole[:tables].reshape(told, 2, BINS),
+            confusion=whole[tables:].reshape(classes, classes) if classes > 2 else None,
+            noise_variance=noise_variance * blocks,
+            sampling_rate=sampling_rate,
+        )
+
+    def metrics(self, classes: Sequence[str], priors: npt.ArrayLike) -> dict[str, Any]:
+        """The metrics with 95 % intervals that hold the noise and the choice of patients; plain values for JSON.
+
+        Args:
+            classes: their names.
+            priors: class frequencies of training, as in `contribution`; for the Brier score and calibration, which
+                are those of probabilities under them.
+        """
+        matrix = self._confusion()
+        recalls = [matrix.row_share(code, code) for code in range(len(classes))]
+        accuracy = matrix.share(np.eye(len(classes)))
+        aurocs = [self._table(k).auroc() for k in range(len(self.counts))]
+        units = matrix.total()
+        return {
+            "what": "held-out units of the hospitals, from one noisy histogram",
+            "units": units.value,
+            "units_interval": units.interval(upper=np.inf),
+            "noise_std": float(np.sqrt(self.noise_variance)),
+            **_entry("auroc", mean_of(aurocs)),
+            **_entry("balanced_accuracy", mean_of(recalls, independent=True)),
+            **_entry("accuracy", accuracy),
+            **_entry("brier", self._brier(np.asarray(priors, dtype=np.float64))),
+            "confusion_estimate": matrix.values.tolist(),
+            "per_class": [
+                {"name": name, "units": float(matrix.values[code].sum())}
+                | _entry("sensitivity", recalls[code])
+                | (_entry("auroc", aurocs[code]) if len(classes) > 2 else {})
+                for code, name in enumerate(classes)
+            ],
+            "roc": [self._roc(k) for k in range(len(self.counts))],
+            "reliability": [
+                self._reliability(k, np.asarray(priors, np.float64)) for k in range(len(self.counts))
+            ],
+        }
+
+    def _table(self, k: int) -> NoisyCounts:
+        return NoisyCounts(self.counts[k], self.noise_variance, self.sampling_rate)
+
+    def _confusion(self) -> NoisyCounts:
+        if self.confusion is not None:
+            return NoisyCounts(self.confusion, self.noise_variance, self.sampling_rate)
+        halves = self.counts[0].reshape(2, 2, BINS // 2).sum(axis=2)
+        return NoisyCounts(halves, self.noise_variance * (BINS // 2), self.sampling_rate)
+
+    def _brier(self, priors: Vector) -> Estimate:
+        """Mean squared error of a probability that is known to a bin; summed over more than two classes."""
+        parts = []
+        for k in range(len(self.counts)):
+            said = _at_middles(priors, k if len(self.counts) > 1 else 1)
+            parts.append(self._table(k).share(np.stack([said**2, (1 - said) ** 2])))
+        value = float(np.sum([part.value for part in parts]))
+        return Estimate(value, float(np.sum([part.std for part in parts])))
+
+    def _roc(self, k: int) -> dict[str, list[float]]:
+        """The curve, from (0, 0) to (1, 1), made monotone as a ROC curve is."""
+        rates = []
+        for row in self.counts[k]:
+            above = np.append(0.0, np.cumsum(row[::-1]))
+            whole = above[-1] if above[-1] > 0 else 1.0
+            rates.append(isotonic(np.clip(above / whole, 0.0, 1.0)).tolist())
+        return {"false_positive_rate": rates[0], "true_positive_rate": rates[1]}
+
+    def _reliability(self, k: int, priors: Vector) -> list[dict[str, Any]]:
+        """What was said and what was true, a bin; null where noise leaves nothing to say."""
+        said = _at_middles(priors, k if len(self.counts) > 1 else 1)
+        rows = []
+        for column in range(BINS):
+            of = NoisyCounts(self.counts[k][:, column : column + 1], self.noise_variance, self.sampling_rate)
+            rows.append({"predicted": float(said[column])} | _entry("observed", of.column_share()))
+        return rows
+
+
+def _entry(name: str, estimate: Estimate) -> dict[str, Any]:
+    return {name: estimate.clipped, f"{name}_std": estimate.std, f"{name}_interval": estimate.interval()}
+
+
+def _balanced(probabilities: Vector, priors: Vector) -> tuple[Vector, npt.NDArray[np.bool_]]:
+    """Probabilities under equal class frequencies, and which rows had any; the others are even."""
+    fits = priors.shape == probabilities.shape[1:]
+    if not fits or not (np.isfinite(priors) & (priors >= 1e-9) & (priors <= 1e9)).all():
+        raise InvalidValue(
+            f"priors have shape {priors.shape}, or are not positive numbers",
+            f"there are {probabilities.shape[1]} classes",
+            "send the class frequencies that were released",
+        )
+    weighted = probabilities / priors
+    proper = (np.isfinite(weighted) & (weighted >= 0)).all(axis=1) & (weighted.max(axis=1) > 0)
+    even = np.where(proper[:, None], weighted, 1.0)
+    result: Vector = (even.T / first_sums(even.T.copy())).T
+    return result, proper
+
+
+def _at_middles(priors: Vector, code: int) -> Vector:
+    """The probability of a class, under the frequencies of training, at the middle of each bin.
+
+    With more than two classes the rest counts as one class with the frequency that is left.
+    """
+    middles = (np.arange(BINS) + 0.5) / BINS
+    frequencies = priors / priors.sum()
+    share = frequencies[code]
+    rest = (1 - share) / (len(frequencies) - 1)
+    result: Vector = middles * share / (middles * share + (1 - middles) * rest)
+    return result

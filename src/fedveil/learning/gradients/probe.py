@@ -1,0 +1,124 @@
+"""A trial on made-up images: how a network calls its layers, and whether it treats each patient by itself."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_unflatten
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.gradients.calls import SIZES, Calls, brief, learn_calls
+from fedveil.learning.gradients.check import check_layers, state_guard
+from fedveil.learning.gradients.comparison import MadeUp, compare_patients
+from fedveil.learning.gradients.rules.arithmetic import exact_products
+
+__all__ = ["Trial", "check_loss", "check_private", "try_out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial has shown of a model; see `try_out`."""
+
+    notices: tuple[str, ...]
+    """Which layers will be slow, and why."""
+    calls: Calls
+    """Which axis of which argument of which layer is the images."""
+
+
+def check_private(
+    model: nn.Module, image_shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None
+) -> tuple[str, ...]:
+    """Refuse a model whose gradients cannot be bounded patient by patient; return notices about slow layers.
+
+    Looks at every layer. Given the shape of one image, `(channels, height, width)`, it also tries the model out
+    (`try_out`). Call it before any budget is reserved. The model is left as it was.
+    """
+    return check_layers(model).notices if image_shape is None else try_out(model, image_shape, dtype).notices
+
+
+def try_out(
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+    sizes: tuple[int, int] = SIZES,
+) -> Trial:
+    """Run a model on made-up images; learn how it calls its layers, and compare gradients patient by patient.
+
+    Each patient's gradient in a batch, as the engine attributes it, must be that of the model run on this patient's
+    images alone, to the rounding of double precision: for two numbers of images, for the parameters as they are and
+    for others, with several images per patient. That finds what no list of layers can, such as a `forward` that mixes
+    images. Dropout is left out; a model that is random all the same is compared in evaluation mode. The model, and
+    PyTorch's random state, are left as they were.
+
+    Args:
+        model: what is to be trained.
+        image_shape: of one image.
+        dtype: of the images; that of the parameters unless given.
+        sizes: two numbers of images without a common divisor.
+
+    Raises:
+        InvalidValue: the model cannot be run, or no bound on a patient's contribution would hold.
+    """
+    if min(sizes) < 3 or math.gcd(*sizes) != 1:
+        raise InvalidValue(
+            f"sizes are {sizes}", "they must be at least 3, without a common divisor", "give two odd primes"
+        )
+    plan, images = check_layers(model), MadeUp.of(model, image_shape, dtype)
+    devices = [images.device] if images.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.enable_grad(),
+        exact_products(images.device),
+        state_guard(model),
+    ):
+        calls = learn_calls(model, plan.labels, plan.cut, images.draw, sizes)
+        compare_patients(model, plan, calls, images, sizes)
+    return Trial(plan.notices, calls)
+
+
+def check_loss(loss: Callable[[Any, Tensor], Tensor], calls: Calls, labels: Tensor) -> None:
+    """Refuse a loss that is not one number for each image, which follows from this image alone.
+
+    It is tried on made-up outputs, and labels of zeros that look like `labels`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for size in SIZES:
+        outputs = tree_unflatten(
+            [
+                torch.randn(size, *leaf.shape[1:], generator=generator).to(labels.device)
+                if leaf.shape
+                else leaf.value
+                for leaf in calls.results.leaves
+            ],
+            calls.results.structure,
+        )
+        targets = labels.new_zeros(size, *labels.shape[1:])
+        try:
+            losses = loss(outputs, targets)
+            each = [loss(_rows(outputs, slice(i, i + 1)), targets[i : i + 1]) for i in range(size)]
+        except Exception as error:
+            raise InvalidValue(
+                f"the loss cannot be computed ({type(error).__name__}: {brief(error)})",
+                "it must take the network's outputs and labels, of any number of images",
+                "correct it, or the labels",
+            ) from error
+        if losses.shape != (size,):
+            raise InvalidValue(
+                f"the loss of {size} images has shape {tuple(losses.shape)}",
+                "there must be one loss an image",
+                'build the loss with reduction="none"',
+            )
+        if not torch.allclose(losses, torch.cat(each), rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise InvalidValue(
+                "the loss of an image changes with the other images in the batch",
+                "it must follow from this image's output and label alone",
+                "take no means or ranks over the batch in it",
+            )
+
+
+def _rows(outputs: Any, rows: slice) -> Any:
+    """Some images' part of outputs."""
+    return tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, outputs)

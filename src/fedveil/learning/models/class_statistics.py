@@ -1,0 +1,157 @@
+"""One noisy sum before training: how many units each class has, and where its features lie on average.
+
+Frozen features of medical images share one large mean; it swamps the directions in which classes differ. Removing
+it from each block of features, and scaling blocks to unit length again, is worth several points of AUROC at small
+epsilon. The mean of private images is private, so it is released first, with noise, together with the class sizes that
+thresholds and step sizes need: one vector, one charge.
+
+A unit contributes the average over its images i of ``onehot(y_i) (x) (sqrt(1 - b^2) x_i, b)``. With ``||x_i|| <= 1``
+each term has norm at most 1, so the average has too (convexity), whatever the number of images and classes. Terms are
+cut to the grid of `fedveil.learning.exact`: their sum is exact, so that nobody else's part of it is rounded in another
+way where a unit is left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.exact import SHORTER, lengths, on_grid
+from fedveil.learning.models.learner import Vector
+from fedveil.learning.ranges import bounded_blocks, class_sizes
+
+__all__ = ["ClassStatistics", "unit_blocks"]
+
+COUNT_WEIGHT = 0.3
+"""b above: how much of a contribution's length counts the unit; the rest carries its features."""
+SMALLEST_NORM = 1e-12
+
+
+def unit_blocks(
+    features: npt.NDArray[Any], blocks: Sequence[int], centre: Vector | None = None
+) -> npt.NDArray[np.float32]:
+    """Subtract a public centre, then scale each block of every row to the same length, and the row to length 1.
+
+    Args:
+        features: (n, d).
+        blocks: lengths of consecutive blocks of columns, d in total.
+        centre: (d,) subtracted first; None for the origin.
+
+    Returns:
+        float32 (n, d); a block that is zero stays zero, and a row that is not finite counts as zero before the centre
+        is subtracted. Each row is a function of that row alone, to the last bit.
+    """
+    if sum(blocks) != features.shape[1]:
+        raise InvalidValue(
+            f"blocks of {sum(blocks)} columns were given for {features.shape[1]} features",
+            "blocks must cover all features",
+            "use the blocks of the extractor that made them",
+        )
+    result = np.array(features, dtype=np.float32)
+    result[~np.isfinite(result).all(axis=1)] = 0.0
+    if centre is not None:
+        result -= centre.astype(np.float32)
+    start = 0
+    for length in blocks:
+        block = result[:, start : start + length]
+        norms = lengths(block)[:, None].astype(np.float32)
+        block /= np.maximum(norms, SMALLEST_NORM) * np.float32(np.sqrt(len(blocks)))
+        start += length
+    return result
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ClassStatistics:
+    """What the release holds, noise included, hence public.
+
+    Attributes:
+        counts: (classes,) units of each class, as `class_sizes` cuts them; a unit with images of several classes is
+            shared among them.
+        means: (classes, d) average features.
+        noise_variance: of each number in the released vector.
+    """
+
+    counts: Vector
+    means: Vector
+    noise_variance: float
+
+    @property
+    def priors(self) -> Vector:
+        """(classes,) class frequencies."""
+        result: Vector = self.counts / self.counts.sum()
+        return result
+
+    @property
+    def weights(self) -> Vector:
+        """(classes,) loss weights under which every class counts alike, with mean 1 over the units."""
+        result: Vector = self.counts.sum() / (len(self.counts) * self.counts)
+        return result
+
+    def centre(self, blocks: Sequence[int]) -> Vector:
+        """(d,) the middle between the classes' means, each class counting alike, with noise shrunk away.
+
+        Positive-part James-Stein, block by block: where a block's middle is m, with noise of variance v in each of its
+        k coordinates, it is ``m max(0, 1 - k v / ||m||^2)``. A centre that is mostly noise moves nothing. Blocks are
+        then cut to the length that those of features have, which no mean exceeds (`fedveil.learning.ranges`).
+        """
+        middle = self.means.mean(axis=0)
+        variance = self.noise_variance / (1 - COUNT_WEIGHT**2) * float(np.mean(1 / self.counts**2))
+        variance /= len(self.counts)
+        shrunk = []
+        for block in np.split(middle, np.cumsum(blocks)[:-1]):
+            power = max(float(block @ block), SMALLEST_NORM**2)
+            shrunk.append(block * max(0.0, 1 - len(block) * variance / power))
+        return bounded_blocks(np.concatenate(shrunk), blocks)
+
+    @staticmethod
+    def size(classes: int, dimension: int) -> int:
+        """Length of the released vector."""
+        return classes * (dimension + 1)
+
+    @staticmethod
+    def contribution(
+        features: npt.NDArray[Any],
+        labels: npt.NDArray[np.int64],
+        weights: Vector,
+        classes: int,
+    ) -> Vector:
+        """Sum the units' contributions; exact, so it stays in the hospital.
+
+        Each image's term is cut to a grid and its part for classes added up without rounding.
+
+        Args:
+            features: (n, d), rows of norm at most 1, as `unit_blocks` makes them; longer ones are scaled down, and
+                rows that are not finite count as zero.
+            labels: (n,) class codes.
+            weights: (n,) each image's share in its unit; they sum to 1 within a unit.
+            classes: number of classes.
+        """
+        finite = np.isfinite(features).all(axis=1, keepdims=True)
+        points = np.where(finite, features, 0.0).astype(np.float64)
+        points /= np.maximum(lengths(points), 1.0)[:, None]
+        extended = np.concatenate(
+            [points * np.sqrt(1 - COUNT_WEIGHT**2), np.full((len(points), 1), COUNT_WEIGHT)], axis=1
+        )
+        agreement = on_grid(extended * (SHORTER * weights)[:, None])
+        total: Vector = (np.eye(classes)[labels].T @ agreement).ravel()
+        return total
+
+    @classmethod
+    def from_released(
+        cls, vector: Vector, classes: int, noise_variance: float, counts: Vector | None = None
+    ) -> Self:
+        """Read the noisy sum over all sites.
+
+        Args:
+            vector: as released.
+            classes: number of classes.
+            noise_variance: of the noise in each number, which is public.
+            counts: class sizes from an earlier, more precise release; None reads them here.
+        """
+        rows = vector.reshape(classes, -1)
+        sizes = class_sizes(rows[:, -1] / COUNT_WEIGHT) if counts is None else counts
+        means = rows[:, :-1] / (np.sqrt(1 - COUNT_WEIGHT**2) * sizes[:, None])
+        return cls(counts=sizes, means=means, noise_variance=noise_variance)

@@ -1,0 +1,419 @@
+"""A network trained in a hospital: clipped sums of its gradients, a patient at a time, over the images on disk.
+
+`NetworkModel` is public: the network's structure, its frozen pretrained part and its initial parameters follow from
+names and a seed. `NetworkLearner` holds one hospital's images behind it. Several views of an image (augmentation
+multiplicity, De et al., 2204.13650) count as one image of its patient: they are averaged before clipping.
+"""
+
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedveil.errors import InvalidValue
+from fedveil.learning.exact import first_sums, softmax
+from fedveil.learning.gradients import (
+    Clipping,
+    PrivateGradients,
+    Trial,
+    check_private,
+    dimension,
+    flatten_parameters,
+    load_flat,
+    try_out,
+)
+from fedveil.learning.models.class_statistics import ClassStatistics
+from fedveil.learning.models.learner import Indices, Vector
+from fedveil.learning.models.logistic import Unit
+from fedveil.learning.models.protocol import check_sent
+from fedveil.learning.models.site_threshold import own_numbers
+from fedveil.learning.networks import Centred, efficientnet_lite0, network, split_frozen
+from fedveil.learning.padded_batches import Images, batches, filled, filled_up
+from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre, class_sizes
+from fedveil.learning.unit_batches import first_of_runs, unit_batches
+from fedveil.learning.unit_weights import image_shares
+from fedveil.learning.views import Views
+
+__all__ = ["ImageSource", "NetworkLearner", "NetworkModel", "layers_of"]
+
+BATCH = 256
+"""Images whose gradients are taken at once."""
+LONGEST_LOGITS = 10.0
+"""Norm of an image's logits, less their mean, beyond which thresholds count them as no longer: a public bound."""
+
+
+class ImageSource(Protocol):
+    """Images that are read when they are needed."""
+
+    def read(self, indices: Indices) -> Images:
+        """Images (k, channels, height, width) in [0, 1], or what the frozen part of a network makes of them."""
+        ...
+
+
+class NetworkModel:
+    """A network by name; implements `fedveil.learning.Model`.
+
+    Parameters are one offset of the logits a class, 0 in training, the centre of the features where the network has
+    one (see `Centred`), then the trained part. Clipped gradients leave a network's logits uncalibrated (each patient
+    pulls alike, however sure the network is of them), so the offset is released last: with m the mean over the classes
+    of the mean logits of their images, and pi the class frequencies, ``offset = log pi - m``. Dividing by pi then puts
+    the threshold in the middle between the classes. Mean probabilities would not do: they saturate, so that their
+    middle lies close to the class that the network is less sure of.
+
+    The leading layers that hold parameters none of which is trained are the *frozen part*: it is public, so what it
+    makes of an image is computed once, not once a round. The *body* is the rest.
+
+    Args:
+        name: as in the study file: "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:NAME".
+        classes: number of classes.
+        channels: of the images.
+        image_size: pixels along each side.
+        seed: public; of the initial parameters only.
+        trained_blocks: how many of EfficientNet-Lite0's blocks, from the last, are trained.
+
+    Raises:
+        InvalidValue: the network cannot be built, or no patient's share in its gradient can be bounded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        classes: int,
+        channels: int,
+        image_size: int,
+        seed: int = 0,
+        trained_blocks: int = 1,
+    ) -> None:
+        self.name, self.classes, self.image_size = name, classes, image_size
+        self._image_shape = (channels, image_size, image_size)
+        self.module = layers_of(name, classes, channels, image_size, seed, trained_blocks).eval()
+        self.notices = check_private(self.module)
+        frozen, self.body = split_frozen(self.module)
+        self.frozen = frozen if len(frozen) else None
+        self.key = f"{name} before its last {trained_blocks} blocks, {image_size}x{channels}, version 2"
+        layers = list(self.body)
+        self._centred = next((layer for layer in layers if isinstance(layer, Centred)), None)
+        self._below = nn.Sequential(*layers[: layers.index(self._centred)]) if self._centred else None
+        self._blocks = self._centred.blocks if self._centred else ()
+        self._initial = flatten_parameters(self.body).double().numpy()
+        self._lock = threading.RLock()
+
+    @functools.cached_property
+    def trial(self) -> Trial:
+        """What running the network on made-up images has shown.
+
+        Raises:
+            InvalidValue: no patient's share in its gradient can be bounded.
+        """
+        with self._lock:
+            return try_out(self.module, self._image_shape)
+
+    @property
+    def trained(self) -> int:
+        """Number of trained parameters."""
+        return dimension(self.body)
+
+    @property
+    def parameters(self) -> int:
+        """Length of the whole parameter vector."""
+        return self.classes + self._centre + self.trained
+
+    @property
+    def _centre(self) -> int:
+        """Length of the centre."""
+        return sum(self._blocks)
+
+    @property
+    def statistics_size(self) -> int:
+        """One count a class, or class statistics of the features that are centred."""
+        return ClassStatistics.size(self.classes, self._centre) if self._blocks else self.classes
+
+    @property
+    def calibration_size(self) -> int:
+        """Class statistics of the logits."""
+        return ClassStatistics.size(self.classes, self.classes)
+
+    def initial(self) -> Vector:
+        """The parameters that the seed gives, or the public weights that a pretrained network brings."""
+        return self._initial.copy()
+
+    def join(
+        self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
+    ) -> Vector:
+        """The offset, 0 where there is no shift; the centre, 0 where there are no statistics; and the trained part."""
+        offset = np.zeros(self.classes) if shift is None else shift
+        centre = np.zeros(self._centre)
+        if self._blocks and statistics is not None:
+            centre = statistics.centre(self._blocks)
+        return np.concatenate([offset, centre, trained])
+
+    def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
+        """Class counts, and the means of features that are centred; other networks have no use for means."""
+        if self._blocks:
+            return ClassStatistics.from_released(released, self.classes, noise_variance)
+        return ClassStatistics(
+            counts=class_sizes(released), means=np.zeros((self.classes, 0)), noise_variance=noise_variance
+        )
+
+    def read_shift(
+        self,
+        released: Vector,
+        noise_variance: float,
+        whole: Vector,  # noqa: ARG002 - the bound on logits is a constant
+        statistics: ClassStatistics | None,
+    ) -> Vector:
+        """The offset of the logits; see the class."""
+        counts = None if statistics is None else statistics.counts
+        found = ClassStatistics.from_released(released, self.classes, noise_variance, counts)
+        middle = found.centre([self.classes]) * LONGEST_LOGITS
+        priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
+        result: Vector = np.log(priors) - middle
+        return result
+
+    def check_parameters(self, parameters: Vector) -> None:
+        """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
+
+        Offsets are ``log pi - m``: class frequencies of at least ``FEWEST / (K LARGEST_COUNT)``, and a middle of norm
+        `LONGEST_LOGITS` at most. The centre is one of `ClassStatistics.centre`, or 0.
+        """
+        self._check_shape(parameters)
+        offset, centre = parameters[: self.classes], parameters[self.classes : self.classes + self._centre]
+        largest = LONGEST_LOGITS + np.log(self.classes * LARGEST_COUNT / FEWEST)
+        if not (np.abs(offset) <= largest * (1 + 1e-9)).all():
+            raise InvalidValue(
+                f"offsets of the logits reach {np.abs(offset).max():g}",
+                f"the model makes none beyond {largest:.3g}",
+                "send the model that the study made",
+            )
+        check_centre(centre, self._blocks)
+
+    def unshifted(self, parameters: Vector) -> Vector:
+        """The same model with an offset of 0."""
+        return np.concatenate([np.zeros(self.classes), parameters[self.classes :]])
+
+    def recalibrated(
+        self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
+    ) -> tuple[Vector, Vector]:
+        """The model with one hospital's offset; see `fedveil.learning.Model.recalibrated`."""
+        found = ClassStatistics.from_released(released, self.classes, noise_variance)
+        common = (np.log(frequencies) - parameters[: self.classes]) / LONGEST_LOGITS
+        middle, own = own_numbers(common, frequencies, found)
+        offset = np.log(own) - middle * LONGEST_LOGITS
+        return np.concatenate([offset, parameters[self.classes :]]), own
+
+    @contextmanager
+    def loaded(self, parameters: Vector) -> Iterator[None]:
+        """Set the body's parameters, for one thread at a time."""
+        self._check_shape(parameters)
+        centre, trained = np.split(parameters[self.classes :], [self._centre])
+        with self._lock:
+            load_flat(self.body, trained)
+            if self._centred is not None:
+                self._centred.centre.copy_(torch.from_numpy(centre))
+            yield
+
+    def _check_shape(self, parameters: Vector) -> None:
+        if parameters.shape != (self.parameters,) or not np.isfinite(parameters).all():
+            raise InvalidValue(
+                f"parameters have shape {parameters.shape}, or are not finite",
+                f"this network has {self.parameters} of them",
+                "use the model that the study describes",
+            )
+
+    def logits(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
+        """Logits (count, classes) of all images of a source that holds what the body takes."""
+        parts = [np.empty((0, self.classes))]
+        with self.loaded(parameters), torch.inference_mode():
+            for rows in batches(count):
+                logits = filled(self.body, images.read(rows)).double()
+                parts.append((logits + torch.from_numpy(parameters[: self.classes])).numpy())
+        return np.concatenate(parts)
+
+    def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
+        """Class probabilities (count, classes); see `logits`."""
+        return softmax(self.logits(parameters, images, count))
+
+    def features(self, images: ImageSource, count: int) -> Vector | None:
+        """Features (count, d) of norm 1 that the untrained network is going to centre; None where it centres none."""
+        if self._centred is None or self._below is None:
+            return None
+        parts = [np.empty((0, self._centre))]
+        with self.loaded(self.join(None, self.initial())), torch.inference_mode():
+            for rows in batches(count):
+                found = self._centred.unit(filled(self._below, images.read(rows)))
+                parts.append(found.double().numpy())
+        return np.concatenate(parts)
+
+    def before(self, images: Images) -> Images:
+        """What the frozen part makes of images (k, channels, size, size); the images themselves if there is none."""
+        if self.frozen is None:
+            return images
+        with self._lock, torch.inference_mode():
+            return np.concatenate(
+                [filled(self.frozen, images[rows]).numpy() for rows in batches(len(images))]
+            )
+
+
+ROUNDING = 2e-3
+"""Part of the clip norm that is kept for single precision.
+
+Where a unit is left out, others fall into other batches, whose sums are rounded in another way. Only batches of its run
+change (`fedveil.learning.unit_batches`), and sums over batches are in double precision, so this does not grow with the
+number of units: docs/private-gradients.md tells what was measured, with up to 10,000 of them.
+"""
+
+
+class NetworkLearner:
+    """One cohort's images behind a network; implements `fedveil.learning.Learner`.
+
+    Args:
+        model: the network; may be shared between learners.
+        images: read as they are needed; what the body of the network takes.
+        labels: (n,) class codes.
+        patients: (n,) patient codes 0 .. P-1.
+        unit: whom one contribution belongs to. ``"site"`` takes the mean over all images and clips the whole.
+        clipping: how a unit's gradient is bounded; see `fedveil.learning.gradients.clip_factors`.
+        views: views of each image that are averaged before clipping.
+    """
+
+    def __init__(
+        self,
+        model: NetworkModel,
+        images: ImageSource,
+        labels: npt.NDArray[Any],
+        patients: npt.NDArray[Any],
+        *,
+        unit: Unit = "patient",
+        clipping: Clipping = "automatic",
+        views: Views | None = None,
+    ) -> None:
+        if len(labels) == 0 or len(labels) != len(patients):
+            raise InvalidValue(
+                f"{len(labels)} labels and {len(patients)} patient codes were given",
+                "every image needs one of each, and there must be an image",
+                "pass one column of each",
+            )
+        self._model, self._images, self._clipping = model, images, clipping
+        self._labels = np.asarray(labels, dtype=np.int64)
+        groups = {"image": np.arange(len(labels)), "site": np.zeros(len(labels)), "patient": patients}[unit]
+        self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+        self._sizes: Indices = np.bincount(self._groups)
+        self._views = views or Views()
+        self._trial = model.trial  # before anything is charged
+
+    @property
+    def dimension(self) -> int:
+        """Number of trained parameters."""
+        return self._model.trained
+
+    @property
+    def units(self) -> int:
+        """Number of protected units."""
+        return int(self._groups.max()) + 1
+
+    def check_parameters(self, parameters: Vector, *, judged: bool = False) -> None:
+        """Refuse parameters that the model cannot have; see `Learner.check_parameters`."""
+        check_sent(self._model, parameters, judged=judged)
+
+    def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
+        """Sum the units' clipped gradients; see `Learner.contribution`.
+
+        They are clipped a little shorter than asked, by `ROUNDING`.
+        """
+        loss = functools.partial(functional.cross_entropy, reduction="none")
+        bound = clip_norm / (1 + ROUNDING)
+        engine = PrivateGradients(
+            self._model.body,
+            loss,
+            bound,
+            clipping=self._clipping,
+            micro_batch=BATCH,
+            trial=self._trial,
+        )
+        total = np.zeros(self.dimension)
+        with self._model.loaded(parameters):
+            views = self._views.draw(parameters, self._model.image_size)
+            for rows in self._chunks(units):
+                images = torch.from_numpy(self._images.read(rows))
+                seen = torch.cat([Views.of(images, view) for view in views])
+                labels = torch.from_numpy(self._labels[rows]).repeat(len(views))
+                members = torch.from_numpy(self._groups[rows]).repeat(len(views))
+                total += engine.sum(*filled_up(seen, labels, members)).vector.double().numpy()
+        return total
+
+    def statistics(
+        self,
+        parameters: Vector,
+        units: Indices | None = None,
+        *,
+        plain: bool = False,  # noqa: ARG002 - there are no degraded views here
+    ) -> Vector:
+        """Count the units of each class; or sum class statistics of what a network centres, or a trained one says.
+
+        A unit with images of several classes is shared among them.
+        """
+        weights = image_shares(self._groups, units)
+        if parameters.size:
+            logits = self._model.logits(parameters, self._images, len(self._labels))
+            mean = first_sums(logits.T.copy()) / self._model.classes
+            values: Vector | None = (logits - mean[:, None]) / LONGEST_LOGITS
+        else:
+            values = self._model.features(self._images, len(self._labels))
+        if values is not None:
+            return ClassStatistics.contribution(values, self._labels, weights, self._model.classes)
+        total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)
+        return total
+
+    def _chunks(self, units: Indices | None) -> Iterator[Indices]:
+        """Images of the units that take part, whole units at a time; see `fedveil.learning.unit_batches`."""
+        if units is None:
+            chosen = np.arange(self.units)
+        else:
+            chosen = np.sort(np.asarray(units, dtype=np.int64))
+            if len(np.unique(chosen)) != len(chosen) or ((chosen < 0) | (chosen >= self.units)).any():
+                raise InvalidValue(
+                    "units were drawn twice, or do not exist",
+                    f"each of 0 .. {self.units - 1} takes part at most once",
+                    "draw each unit by itself",
+                )
+        rows = np.flatnonzero(np.isin(self._groups, chosen))
+        rows = rows[np.argsort(self._groups[rows], kind="stable")]
+        ends = np.cumsum(self._sizes[chosen])
+        limit = max(1, BATCH // self._views.count)
+        for part in unit_batches(self._sizes[chosen], self._first[chosen], limit):
+            yield rows[ends[part.start] - self._sizes[chosen[part.start]] : ends[part.stop - 1]]
+
+    @functools.cached_property
+    def _first(self) -> npt.NDArray[np.bool_]:
+        return first_of_runs(self._images.read, self._labels, self._groups, BATCH)
+
+
+def layers_of(
+    name: str,
+    classes: int,
+    channels: int,
+    image_size: int,
+    seed: int,
+    trained_blocks: int,
+    *,
+    weights: bool = True,
+) -> nn.Sequential:
+    """The network that a study file names, as a sequence; without ``weights`` only its shapes count."""
+    base, _, resolution = name.partition("@")
+    module = network(
+        name, classes=classes, channels=channels, image_size=image_size, seed=seed, weights=weights
+    )
+    if not isinstance(module, nn.Sequential):
+        return nn.Sequential(module)
+    if base == "efficientnet-lite0":
+        size = int(resolution) if resolution else max(32, image_size)
+        module = efficientnet_lite0(classes, size, trained_blocks=trained_blocks, weights=weights)
+    return module

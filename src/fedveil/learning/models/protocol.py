@@ -1,0 +1,103 @@
+"""What a study trains, as coordinator and sites see it alike: sizes, and how released numbers are put together."""
+
+from typing import Protocol
+
+import numpy as np
+
+from fedveil.learning.models.class_statistics import ClassStatistics
+from fedveil.learning.models.learner import Vector
+from fedveil.learning.ranges import check_frequencies
+
+__all__ = ["Model", "Sizes", "check_sent"]
+
+
+class Sizes(Protocol):
+    """How long a model's vectors are: all that terms need to know of it."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        ...
+
+    @property
+    def trained(self) -> int:
+        """Length of the trained part, and so of a gradient."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """Length of the whole parameter vector."""
+        ...
+
+    @property
+    def statistics_size(self) -> int:
+        """Length of what is released before training."""
+        ...
+
+    @property
+    def calibration_size(self) -> int:
+        """Length of what is released after training."""
+        ...
+
+
+class Model(Sizes, Protocol):
+    """A model's public side. Its whole parameter vector ends with the trained part."""
+
+    def initial(self) -> Vector:
+        """The trained part before training, (trained,); the same everywhere."""
+        ...
+
+    def join(
+        self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
+    ) -> Vector:
+        """The whole parameter vector from what was released before, in and after training."""
+        ...
+
+    def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
+        """What was released before training; its noise has this variance in each number."""
+        ...
+
+    def read_shift(
+        self, released: Vector, noise_variance: float, whole: Vector, statistics: ClassStatistics | None
+    ) -> Vector:
+        """The shift of the logits that was released after training, given what was released until then."""
+        ...
+
+    def check_parameters(self, parameters: Vector) -> None:
+        """Refuse a whole parameter vector that no honest coordinator sends, see `fedveil.learning.ranges`.
+
+        Any vector that `join` or `recalibrated` makes from released numbers passes, whatever the noise in them, also
+        with another trained part where `unshifted` was applied.
+
+        Raises:
+            InvalidValue: another length, or a part outside the public range of what the model makes.
+        """
+        ...
+
+    def unshifted(self, parameters: Vector) -> Vector:
+        """A whole parameter vector as it was when the logits had not been shifted yet."""
+        ...
+
+    def recalibrated(
+        self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
+    ) -> tuple[Vector, Vector]:
+        """The same model with the threshold and class frequencies of one hospital; see `.site_threshold`.
+
+        Args:
+            parameters: the whole model.
+            frequencies: (classes,) those of all hospitals together.
+            released: noisy class statistics of the `unshifted` model's scores on the hospital's images.
+            noise_variance: of each number in them.
+
+        Returns:
+            The model's whole parameter vector, and the hospital's frequencies.
+        """
+        ...
+
+
+def check_sent(model: Model, parameters: Vector, *, judged: bool) -> None:
+    """Refuse what no honest coordinator sends to a learner; see `Learner.check_parameters`."""
+    if judged:
+        frequencies, parameters = np.split(parameters, [model.classes])
+        check_frequencies(frequencies)
+    model.check_parameters(parameters)

@@ -1,0 +1,19 @@
+"""Which configuration to choose before anything is spent, and what accuracy to expect of it."""
+
+from fedveil.planning.cost import Plan, make_plan
+from fedveil.planning.laws import Laws, Reference, references
+from fedveil.planning.planner import recommend
+from fedveil.planning.recommendation import Recommendation
+from fedveil.planning.request import Configuration, PlanRequest
+
+__all__ = [
+    "Configuration",
+    "Laws",
+    "Plan",
+    "PlanRequest",
+    "Recommendation",
+    "Reference",
+    "make_plan",
+    "recommend",
+    "references",
+]

@@ -1,0 +1,141 @@
+"""What a study would cost, worked out before anything runs or is charged."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fedveil.data import Dataset
+from fedveil.federation import Agreement, Release
+from fedveil.planning.forecast import Outlook, make_outlook
+from fedveil.privacy import Guarantee, Risk, operational_risk
+from fedveil.study.calibrate import make_agreement
+from fedveil.study.pipeline import model_of
+from fedveil.study.prepare import Prepared, prepare
+from fedveil.study.settings.schema import Study
+
+__all__ = ["Plan", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A study's cost.
+
+    Attributes:
+        prepared: the data as it would be dealt out.
+        terms: what the sites would be asked to admit.
+        guarantee: what the releases together earn, by the accountant; None without privacy.
+        epsilon_alone: what a site's own noise earns if everyone else colludes.
+        risk: what an attacker could do at most; None without privacy.
+        outlook: what accuracy to hope for; None where nothing is known.
+    """
+
+    prepared: Prepared
+    agreement: Agreement
+    guarantee: Guarantee | None
+    epsilon_alone: float
+    risk: Risk | None
+    outlook: Outlook | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; None stands for infinite."""
+        return {
+            "study": self.agreement.name,
+            "guarantee": self.guarantee.to_dict() if self.guarantee else None,
+            "sentence": str(self.guarantee or self.agreement.target),
+            "epsilon_alone": self.epsilon_alone
+            if self.guarantee and self.epsilon_alone < float("inf")
+            else None,
+            "risk": self.risk.to_dict() | {"sentence": str(self.risk)} if self.risk else None,
+            "releases": [
+                {
+                    "what": release.name,
+                    "mechanism": release.mechanism.to_dict(),
+                    "dimension": release.dimension,
+                    "site_noise_std": self.agreement.noise_std(release),
+                }
+                for release in self.agreement.releases
+            ],
+            "sites": [
+                {"name": name, "patients": self.prepared.patients[name], "images": len(rows)}
+                for name, rows in self.prepared.sites.items()
+            ],
+            "min_sites": self.agreement.min_sites,
+            "min_honest": self.agreement.honest if self.agreement.trust == "secure-aggregation" else None,
+            "outlook": self.outlook.to_dict() if self.outlook else None,
+            "notes": [
+                *self.prepared.notes,
+                *(self.outlook.notes if self.outlook else []),
+            ],
+        }
+
+    def explain(self) -> list[str]:
+        """The arithmetic of the noise, line by line: what each release takes of the budget, and how it is hidden."""
+        if self.guarantee is None:
+            return ["without privacy no noise is added, and nothing is spent"]
+        agreement, n = self.agreement, len(self.agreement.sites)
+        lines = [self._explain(release) for release in agreement.releases]
+        mechanisms = agreement.mechanisms
+        if any(one.sampling_rate < 1 for one in mechanisms):
+            alike = len({(one.noise_multiplier, one.sampling_rate) for one in mechanisms}) == 1
+            how = "privacy loss distribution" if alike else "Renyi divergences, as steps are unlike"
+            whole = f"a composition of sampled steps, priced by its {how},"
+        else:
+            mu = math.sqrt(sum(one.steps / one.noise_multiplier**2 for one in mechanisms))
+            rounded = any(one.epsilon_slack > 0 for one in mechanisms)
+            beside = ", with noise in whole numbers," * rounded
+            whole = f"a Gaussian mechanism with mu = sqrt(sum of mu^2) = {mu:.4f}{beside}"
+        lines.append(
+            f"together: {whole} costs epsilon {self.guarantee.epsilon:.6f} at delta {agreement.target.delta:g}"
+        )
+        match agreement.trust:
+            case "site":
+                lines.append(
+                    f"trust site: each of {n} hospitals adds all the noise; a sum holds {n} times its variance"
+                )
+            case "secure-aggregation":
+                lines.append(
+                    f"trust secure-aggregation: any {agreement.honest} of {n} hospitals hold enough noise, so each "
+                    "adds "
+                    f"1 / sqrt({agreement.honest}) of it; a sum of all holds {n} / {agreement.honest} of its variance"
+                )
+            case _:
+                lines.append("trust server: the server adds the noise, hospitals add none")
+        return lines + (self.outlook.explain() if self.outlook else [])
+
+    def _explain(self, release: Release) -> str:
+        one, z = release.mechanism, release.mechanism.noise_multiplier
+        steps = f"{one.steps} step{'s' * (one.steps > 1)}"
+        if one.sampling_rate < 1:
+            cost = f"{steps}, where a unit takes part with chance {one.sampling_rate:g}"
+        else:
+            cost = f"mu = sqrt({steps}) / {z:.4g} = {math.sqrt(one.steps) / z:.4f}"
+        return (
+            f"{release.query.title}: noise multiplier {z:.4g}; {cost}; clip norm "
+            f"{one.clip_norm:g} makes noise of {one.noise_std:.4g}, "
+            f"a hospital adds {self.agreement.noise_std(release):.4g}"
+        )
+
+
+def make_plan(study: Study, dataset: Dataset | None = None) -> Plan:
+    """Read the data, calibrate the noise and price the whole study; nothing is trained, nothing is charged.
+
+    Args:
+        study: the resolved study.
+        dataset: data that a program holds; by default the study's source is read.
+    """
+    prepared = prepare(study, dataset)
+    study = prepared.study
+    agreement = make_agreement(study, sites=tuple(prepared.sites), model=model_of(study, prepared.dataset))
+    guarantee = agreement.planned
+    if guarantee is None:
+        return Plan(
+            prepared=prepared, agreement=agreement, guarantee=None, epsilon_alone=float("inf"), risk=None
+        )
+    return Plan(
+        prepared=prepared,
+        agreement=agreement,
+        guarantee=guarantee,
+        epsilon_alone=agreement.epsilon_alone(),
+        risk=operational_risk(guarantee, agreement.mechanisms),
+        outlook=make_outlook(prepared, agreement),
+    )

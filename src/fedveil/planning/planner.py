@@ -1,0 +1,266 @@
+"""Which setting to choose, and what it would give: predicted from cohort sizes before anything is spent.
+
+Accuracy is predicted by a `Reference` for each recipe; noise is calibrated as in a run. Of what a consortium would
+accept, the planner prefers to protect most, then to trust others least, as long as that costs little accuracy.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from scipy.optimize import brentq
+
+from fedveil.errors import InvalidValue
+from fedveil.planning.laws import Laws, Reference
+from fedveil.planning.recommendation import Candidate, Change, Prediction, Recommendation
+from fedveil.planning.request import Configuration, PlanRequest
+from fedveil.privacy import check_delta
+from fedveil.study.recipes import METRICS, Metric, Recipe, metric_name
+
+__all__ = ["recommend"]
+
+NEAR = 0.01
+"""More protection and less trust, and a linear head, are preferred if they lose no more accuracy than this."""
+NOTICEABLE = 0.003
+"""A smaller gain of accuracy is not worth a change."""
+SMALLEST_EPSILON = 1e-3
+LARGEST_RATIO, SMALLEST_RATIO = 1e9, 1e-9
+ROUNDING = 1e-9
+
+
+def recommend(plan_request: PlanRequest, laws: Laws) -> Recommendation:
+    """The most protection, then the least trust in others, that meets the wishes; or a no with its reason.
+
+    Where no accuracy is asked for, all of the epsilon is used, and more protection and less trust are preferred as long
+    as they cost no more than 0.01 of it. Of the recipes the better one is chosen. The answer is no where a target is
+    out of reach, or where noise would take more than half of what the images allow above guessing.
+
+    Args:
+        wishes: what is there and what would be accepted.
+        laws: how accuracy depends on noise, for each recipe that is known.
+
+    Raises:
+        InvalidValue: no accepted recipe is known, or delta is larger than one over the number of units.
+    """
+    plan_request = _with_known(plan_request, laws)
+    for unit in plan_request.units:
+        if unit != "site":
+            check_delta(plan_request.study.privacy.delta, math.ceil(plan_request.count(unit)))
+    candidates = tuple(_candidate(plan_request, laws[way.recipe], way) for way in plan_request.ways())
+    chosen = _choose(plan_request, candidates)
+    sampled = plan_request.best_sampling(chosen.way, chosen.epsilon)
+    if sampled != chosen.way:
+        chosen = _at(plan_request, laws[sampled.recipe], sampled, chosen.epsilon)
+    bare = {
+        metric: max(
+            laws[recipe][metric].expected(plan_request.patients, math.inf) for recipe in plan_request.recipes
+        )
+        for metric in METRICS
+    }
+    changes = _changes(plan_request, laws, chosen)
+    largest = max((change.gain for change in changes), default=0.0)
+    helping = [c for c in changes if c.gain >= max(largest / 2, NOTICEABLE)]
+    return Recommendation(
+        plan_request=plan_request,
+        laws=dict(laws[chosen.way.recipe]),
+        candidates=candidates,
+        chosen=chosen,
+        no=_no(plan_request, laws, chosen, bare[plan_request.ranked]),
+        agreement=plan_request.agreement(chosen.way, chosen.epsilon),
+        samplings=plan_request.samplings(chosen.way, chosen.epsilon),
+        bare=bare,
+        changes=changes,
+        advice=helping[0] if helping else None,
+    )
+
+
+def _with_known(plan_request: PlanRequest, laws: Laws) -> PlanRequest:
+    """The wishes without recipes of which nothing was measured."""
+    known = tuple(one for one in plan_request.recipes if one in laws)
+    if not known:
+        raise InvalidValue(
+            f"method is {', '.join(map(str, plan_request.recipes))}",
+            f"accuracy was measured by {', '.join(map(str, laws))}",
+            "accept that, or fit a sweep of your own",
+        )
+    return replace(plan_request, recipes=known)
+
+
+def _candidate(plan_request: PlanRequest, law: Mapping[Metric, Reference], way: Configuration) -> Candidate:
+    """The way at the least epsilon that reaches all targets, or at the limit: where none is set, or one is missed."""
+    limit, needed = plan_request.limit, _needed(plan_request, law)
+    if not plan_request.targets or plan_request.ratio(way, limit) < needed:
+        return _at(plan_request, law, way, limit)
+
+    def above(log: float) -> float:
+        return math.log(max(plan_request.ratio(way, math.exp(log)), SMALLEST_RATIO) / needed)
+
+    low = limit
+    while low > SMALLEST_EPSILON and plan_request.ratio(way, low) >= needed:
+        low = max(low / 4, min(SMALLEST_EPSILON, limit))
+    chosen = low
+    if plan_request.ratio(way, low) < needed:
+        chosen = math.exp(brentq(above, math.log(low), math.log(min(4 * low, limit)), xtol=1e-4))
+    # Upwards to two digits: the targets are met, and the number can be typed.
+    chosen = min(limit, _upwards(chosen))
+    while chosen < limit and plan_request.ratio(way, chosen) < needed:
+        chosen = min(limit, _upwards(chosen * (1 + 1e-6)))
+    return _at(plan_request, law, way, chosen)
+
+
+def _at(
+    plan_request: PlanRequest, law: Mapping[Metric, Reference], way: Configuration, target: float
+) -> Candidate:
+    """The way at this epsilon."""
+    ratio = plan_request.ratio(way, target)
+    predicted: dict[Metric, Prediction] = {}
+    for metric, one in law.items():
+        low, high = one.interval(plan_request.patients, ratio)
+        predicted[metric] = Prediction(
+            expected=one.expected(plan_request.patients, ratio), low=low, high=high
+        )
+    missed = [m for m, least in plan_request.targets.items() if predicted[m].expected < least - ROUNDING]
+    return Candidate(way=way, epsilon=target, ratio=ratio, predicted=predicted, reaches=not missed)
+
+
+def _needed(plan_request: PlanRequest, law: Mapping[Metric, Reference]) -> float:
+    """The ratio nu at which all targets are met; infinite if noise is not what keeps them out of reach."""
+    found = 0.0
+    for metric, least in plan_request.targets.items():
+        one = law[metric]
+
+        def above(log: float, one: Reference = one, least: float = least) -> float:
+            return one.expected(plan_request.patients, math.exp(log)) - least
+
+        high = math.log(LARGEST_RATIO)
+        if above(high) < 0:
+            return math.inf
+        found = max(found, math.exp(brentq(above, -high, high)) if above(-high) < 0 else 0.0)
+    return found
+
+
+def _choose(plan_request: PlanRequest, candidates: tuple[Candidate, ...]) -> Candidate:
+    """The first unit and trust that will do, by the recipe that needs the least epsilon or gives the most for it."""
+    metric = plan_request.ranked
+    best = max(candidates, key=lambda c: c.value(metric))
+    if plan_request.targets:
+        good = [c for c in candidates if c.reaches]
+    else:
+        good = [c for c in candidates if c.value(metric) >= best.value(metric) - NEAR]
+    if good:
+        first = good[0].way
+        alike = [c for c in good if (c.way.unit, c.way.trust) == (first.unit, first.trust)]
+        best = min(alike, key=lambda c: (c.epsilon, -c.value(metric)))
+    return _plainest(metric, best, candidates)
+
+
+def _plainest(metric: Metric, best: Candidate, candidates: tuple[Candidate, ...]) -> Candidate:
+    """The best linear head for the same unit and trust, if it needs no more epsilon and gives as much or nearly so.
+
+    A network takes minutes where a head takes seconds, and no reference's test set tells less than `NEAR` apart.
+    """
+    heads = [
+        c
+        for c in candidates
+        if c.way.recipe.network == "linear"
+        and (c.way.unit, c.way.trust, c.reaches) == (best.way.unit, best.way.trust, best.reaches)
+        and c.epsilon <= best.epsilon
+        and c.value(metric) >= best.value(metric) - NEAR
+    ]
+    return max(heads, key=lambda c: c.value(metric), default=best)
+
+
+def _upwards(value: float) -> float:
+    """The next number with two digits that is not smaller."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return round(math.ceil(value / unit - 1e-9) * unit, 12)
+
+
+def _no(plan_request: PlanRequest, laws: Laws, chosen: Candidate, bare: float) -> str:
+    """Why not; empty if nothing speaks against it."""
+    for metric, least in plan_request.targets.items():
+        if chosen.value(metric) < least - ROUNDING:
+            return _short(plan_request, laws, chosen, metric)
+    if chosen.value(plan_request.ranked) - 0.5 < (bare - 0.5) / 2:
+        site = chosen.way.unit == "site"
+        why = (
+            f"one of {len(plan_request.cohorts)} hospitals cannot be hidden"
+            if site
+            else "there are too few patients"
+        )
+        return f"noise would take more than half of what the images allow: {why}"
+    return ""
+
+
+def _short(plan_request: PlanRequest, laws: Laws, chosen: Candidate, metric: Metric) -> str:
+    """Why this target is out of reach."""
+    name = metric_name(metric)
+    ceiling = max(laws[recipe][metric].expected(1e12, math.inf) for recipe in plan_request.recipes)
+    law = laws[chosen.way.recipe][metric]
+    if plan_request.targets[metric] >= ceiling:
+        article = "an" if metric == "auroc" else "a"
+        return f"tasks like {law.name} allow {article} {name} of {ceiling:.3f} at most, with any number of patients"
+    needed = _patients_needed(plan_request, law, chosen)
+    more = f"; it would take about {needed:,} patients" if needed else ""
+    found = f"{name} {chosen.value(metric):.3f}, with trust {chosen.way.trust}"
+    return f"at epsilon {plan_request.limit:.3g} the best is {found}{more}"
+
+
+def _patients_needed(plan_request: PlanRequest, law: Reference, chosen: Candidate) -> int | None:
+    """With as many hospitals, each larger by the same factor; None if even a thousandfold does not do."""
+    if chosen.way.unit == "site":
+        return None
+    wanted = plan_request.targets[law.metric]
+
+    def short(log: float) -> float:
+        scale = math.exp(log)
+        return law.expected(plan_request.patients * scale, chosen.ratio * scale) - wanted
+
+    if short(math.log(1000)) < 0:
+        return None
+    scale = math.exp(brentq(short, 0.0, math.log(1000), xtol=1e-4))
+    return int(_upwards(plan_request.patients * scale))
+
+
+def _changes(plan_request: PlanRequest, laws: Laws, chosen: Candidate) -> tuple[Change, ...]:
+    """What could be changed, what costs patients nothing first; each with the recipe that is best then."""
+    n, mean = len(plan_request.cohorts), round(plan_request.patients / len(plan_request.cohorts))
+    way, target, metric = chosen.way, chosen.epsilon, plan_request.ranked
+    more: list[tuple[str, PlanRequest, Configuration, float]] = []
+    if way.trust == "site" and n >= 3:
+        masked = replace(way, trust="secure-aggregation")
+        more.append(
+            ("secure aggregation instead of all noise at each hospital", plan_request, masked, target)
+        )
+    if way.unit == "site":
+        more.append(
+            (
+                "protect patients instead of whole hospitals",
+                plan_request,
+                replace(way, unit="patient"),
+                target,
+            )
+        )
+    added = replace(plan_request, cohorts=plan_request.cohorts + (mean,) * (n // 2 + 1))
+    doubled = replace(plan_request, cohorts=tuple(2 * c for c in plan_request.cohorts))
+    more += [
+        (f"{n // 2 + 1} more hospitals of {mean:,} patients", added, way, target),
+        ("twice as many patients in each hospital", doubled, way, target),
+        (f"epsilon {2 * target:.3g} instead of {target:.3g}", plan_request, way, 2 * target),
+    ]
+    found = []
+    for what, changed, other, spent in more:
+        by = {
+            recipe: laws[recipe][metric].expected(changed.patients, changed.ratio(_by(other, recipe), spent))
+            for recipe in plan_request.recipes
+            if plan_request.fits(recipe, other.unit)
+        }
+        recipe = max(by, key=lambda one: by[one])
+        told = what if recipe == way.recipe else f"{what}, and {recipe}"
+        found.append(Change(what=told, expected=by[recipe], gain=by[recipe] - chosen.value(metric)))
+    return tuple(found)
+
+
+def _by(way: Configuration, recipe: Recipe) -> Configuration:
+    """The way by this recipe, which samples as it does by itself unless it is the way's own."""
+    return way if recipe == way.recipe else replace(way, recipe=recipe, sampling_rate=None)

@@ -1,0 +1,265 @@
+"""Sums of whole numbers modulo 2^32 with discrete Gaussian noise, and what they cost: the integer mechanism.
+
+Under secure aggregation each site rounds its sum to a grid, adds a share of the noise and sends whole numbers
+modulo 2^32, so that masks can hide them perfectly. After Kairouz, Liu and Steinke (2021), with a finer
+account of the rounding.
+
+**The mechanism.** Let D be the number of coordinates, h the fewest honest noise shares (`shares`), q the grid
+(`step`), and x_i the sum of site i's contributions divided by q. Site i sends, coordinate by coordinate,
+
+    y_i = floor(x_i + U_i) + N_i  modulo 2^32,
+
+with U_i uniform on [0, 1) (stochastic rounding) and N_i discrete Gaussian with standard deviation sigma. Only
+Y = sum_i y_i is ever visible. Shares beyond h, and those of sites that hold other patients, only add
+independent noise; so let Y be the sum of h shares, x = sum_i x_i and s^2 = h sigma^2.
+
+**Theorem.** Let S = clip_norm / q and z = s / S. Except on an event of probability e^-a, the law P of Y and
+the law G of the rounded Gaussian mechanism round(x + N(0, s^2 I)) differ by a factor within exp(+-b),
+
+    b = (D + R^2) / (8 sigma^2),    R = sqrt((1 + 1/(4 sigma^2)) (D + 2 sqrt(D a) + 2 a)) + 4/z,
+
+and for neighbours the event is the same.
+
+*Proof.* One coordinate first. Let t = y - x and g the density of N(0, s^2). Given the rounding errors V =
+sum_i (floor(x_i + U_i) - x_i), Y has the discrete Gaussian law around x + V (a sum of h discrete Gaussians is
+one up to a factor exp(+-1e-31), by the argument in `fedveil.privacy.discrete`). So
+
+    P(y) / g(t) = E g(t - V) / g(t) = E exp(t V / s^2 - V^2 / (2 s^2)).
+
+V has mean 0 and is a sum of h independent terms, each in an interval of length 1: E V^2 <= h/4. By Jensen's
+inequality the ratio is at least exp(-h / (8 s^2)) = exp(-1 / (8 sigma^2)), by Hoeffding's lemma at most exp(h
+t^2 / (8 s^4)) = exp((t/s)^2 / (8 sigma^2)). G(y) is the integral of g over [t - 1/2, t + 1/2], so the same
+with a single uniform V: G(y) / g(t) lies between exp(-1 / (24 s^2)) and exp(t^2 / (8 s^4)). As s >= sigma,
+|log P/G| <= (1 + (t/s)^2) / (8 sigma^2), and over all coordinates (D + |t|^2 / s^2) / (8 sigma^2). Discrete
+Gaussians are sub-Gaussian with parameter sigma (Canonne, Kamath and Steinke 2020), the terms of V with 1/2;
+so |t|^2 / s^2 <= (1 + 1/(4 sigma^2)) (D + 2 sqrt(D a) + 2 a) except with probability e^-a (Hsu, Kakade and
+Zhang 2012, theorem 1). A neighbour's x lies at most S = s/z away, which makes |t|/s larger by at most 1/z;
+4/z also covers sampled units, mechanisms that are priced for a finer unit, and the 1e-31. QED
+
+**The price.** round(x + N(0, s^2 I)) is post-processing of the Gaussian mechanism with noise multiplier z,
+whose price is exact; rounding costs no sensitivity. 2 b enters the Mechanism as `epsilon_slack`, and e^-a
+with the sampler's own error as `delta_slack`; accounting composes them. sigma is near 2^19 where the
+head-room allows it, which makes 2 b some 2e-12 a coordinate.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedveil.errors import InvalidValue, Refused
+from fedveil.privacy.calibration import calibrate
+from fedveil.privacy.discrete import (
+    LARGEST_RADIX,
+    SMALLEST_RADIX,
+    TABLE_ERROR,
+    DiscreteGaussian,
+    random_words,
+)
+from fedveil.privacy.guarantee import Guarantee
+from fedveil.privacy.mechanism import Mechanism
+
+__all__ = ["IntegerMechanism", "calibrate_integer"]
+
+WORD = np.uint32
+_HALF = 2**31
+_CHUNK = 1 << 14  # coordinates at a time: what is in work stays in the processor's cache
+_NOISE_REACH = 12.0  # standard deviations of noise for which head-room is kept: beyond, 4e-33 a coordinate
+_TAIL = 45.0  # a in the theorem: probability 3e-20 a round
+_LARGEST_EPSILON = 60.0  # the sampler's error is charged exp(epsilon) times, for guarantees up to this one
+_TOLERANCE = 1e-6  # relative, on clip norms: a float32 learner may pass its own by that; noise covers it
+_COARSEST = 100  # grid steps larger than this many clip norms are refused
+_FLOAT_ERROR = 2.0**-18  # float64 arithmetic moves a coordinate by less than half of this many grid steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerMechanism:
+    """One site's share of a noisy integer sum, for all rounds of one release.
+
+    Attributes:
+        mechanism: what `shares` shares together are: noise multiplier, clip norm, steps, and the slack of
+            the theorem above. This is what a ledger charges.
+        dimension: number of coordinates.
+        sites: the most sites that may be summed.
+        shares: the fewest honest noise shares, h.
+        units: the most units whose contributions one site may sum; bounds what a site sends.
+        radix: fixes the noise in grid steps; see `fedveil.privacy.discrete`.
+    """
+
+    mechanism: Mechanism
+    dimension: int
+    sites: int
+    shares: int
+    units: int
+    radix: int
+
+    @classmethod
+    def fit(cls, mechanism: Mechanism, *, dimension: int, sites: int, shares: int, units: int) -> Self:
+        """The finest grid on which `sites` sums of at most `units` contributions cannot wrap around.
+
+        Each coordinate of a site's sum is at most units * clip_norm, and noise beyond 12 standard deviations
+        of all sites' together has probability 4e-33. Raises InvalidValue where 32 bits are too few for any
+        grid.
+        """
+        for name, value, least in (("dimension", dimension, 1), ("shares", shares, 1), ("units", units, 1)):
+            if value < least:
+                raise InvalidValue(f"{name} is {value}", f"it must be at least {least}", "check the study")
+        if not shares <= sites:
+            raise InvalidValue(
+                f"{shares} honest noise shares are asked of {sites} sites",
+                "each site adds one share",
+                "lower min_honest, or add sites",
+            )
+        if mechanism.noise_multiplier == 0:
+            raise InvalidValue(
+                "the noise multiplier is 0",
+                "an integer mechanism needs noise",
+                'use trust = "none" to train without',
+            )
+        signal = sites * units * math.sqrt(shares) / mechanism.noise_multiplier
+        std = 0.999 * (_HALF - 2 * sites) / (signal + _NOISE_REACH * math.sqrt(sites))
+        radix = min(LARGEST_RADIX, math.floor(math.sqrt((math.sqrt(1 + std * std) - 1) / 2)))
+        if radix < SMALLEST_RADIX:
+            raise InvalidValue(
+                f"{sites} sites sum up to {units} units each, with noise multiplier "
+                f"{mechanism.noise_multiplier:.3g}",
+                "their sum must fit 32 bits with room for the noise",
+                "lower the number of units that a site may sum in one round, or ask for more noise",
+            )
+        found = cls(
+            mechanism=mechanism, dimension=dimension, sites=sites, shares=shares, units=units, radix=radix
+        )
+        if not 0 < found.step < _COARSEST * mechanism.clip_norm:
+            raise InvalidValue(
+                f"the noise multiplier is {mechanism.noise_multiplier:.3g}",
+                f"a contribution must be at least 1/{_COARSEST} of a grid step, or its rounding is all that is left",
+                "ask for less noise: nothing could be learnt under this much",
+            )
+        return replace(found, mechanism=found._with_slack(mechanism))
+
+    @property
+    def noise(self) -> DiscreteGaussian:
+        """The noise of one share, in grid steps."""
+        return DiscreteGaussian(self.radix)
+
+    @property
+    def step(self) -> float:
+        """The grid q, in the units of the contributions.
+
+        Such that sqrt(shares) sigma = z S, where the sensitivity S in grid steps counts, beside clip_norm /
+        q, what float32 learners and float64 rounding here may add.
+        """
+        sensitivity = math.sqrt(self.shares) * self.noise.std / self.mechanism.noise_multiplier
+        return self._clip_norm / (sensitivity - _FLOAT_ERROR * math.sqrt(self.dimension))
+
+    @property
+    def alone(self) -> Mechanism:
+        """What one share by itself gives, if everyone but this site colludes."""
+        share = self.mechanism.noise_multiplier / math.sqrt(self.shares)
+        return self._with_slack(replace(self.mechanism, noise_multiplier=share))
+
+    def encode(self, vector: NDArray[np.floating], generator: np.random.Generator) -> NDArray[np.uint32]:
+        """A site's sum of contributions, rounded to the grid, with its share of the noise, modulo 2^32.
+
+        `vector` has shape (dimension,) and norm at most units * clip_norm, which no honest learner can pass.
+        Raises Refused, with nothing drawn, where it is not that: NaN, infinity, another shape, out of range.
+        """
+        self._check(vector)
+        words = np.empty(self.dimension, dtype=WORD)
+        scale, noise = 1 / self.step, self.noise
+        for start in range(0, self.dimension, _CHUNK):
+            part = slice(start, min(start + _CHUNK, self.dimension))
+            scaled = vector[part].astype(np.float64)
+            scaled *= scale
+            scaled += (random_words(scaled.size, generator) + 0.5) * 2.0**-32
+            draws = noise.draw(scaled.size, generator)
+            draws += np.floor(scaled, out=scaled).astype(np.int64)
+            words[part] = draws.astype(WORD)  # keeps the low 32 bits: modulo 2^32, also below zero
+        return words
+
+    def decode(self, words: NDArray[np.uint32]) -> NDArray[np.float64]:
+        """The sum in the units of the contributions, from the sum of words modulo 2^32."""
+        if words.dtype != WORD or words.shape != (self.dimension,):
+            raise InvalidValue(
+                f"the sum has type {words.dtype} and shape {words.shape}",
+                f"it must be {self.dimension} words of 32 bits",
+                "decode what the aggregation returned",
+            )
+        return words.view(np.int32).astype(np.float64) * self.step
+
+    @property
+    def _clip_norm(self) -> float:
+        return self.mechanism.clip_norm * (1 + _TOLERANCE)
+
+    def _check(self, vector: NDArray[np.floating]) -> None:
+        if vector.shape != (self.dimension,) or not np.issubdtype(vector.dtype, np.floating):
+            raise Refused(
+                f"a contribution has type {vector.dtype} and shape {vector.shape}",
+                f"it must be {self.dimension} floating-point numbers",
+                "report this: the learner does not fit the study",
+            )
+        # einsum accumulates float32 in float64 without a copy; NaN and infinity survive into the norm.
+        norm = math.sqrt(float(np.einsum("i,i->", vector, vector, dtype=np.float64, casting="same_kind")))
+        if not math.isfinite(norm):
+            raise Refused(
+                "a contribution holds NaN, infinity or a number beyond 1e150",
+                "only finite numbers can be summed",
+                "report this: the learner has diverged or read damaged data",
+            )
+        if norm > self.units * self._clip_norm:
+            raise Refused(
+                "a contribution is out of range",
+                f"{self.units} units with clip norm {self.mechanism.clip_norm:g} cannot reach its norm",
+                "raise the number of units that the study allows a site, or report this",
+            )
+
+    def _with_slack(self, mechanism: Mechanism) -> Mechanism:
+        """`mechanism` with the slack of the theorem, per step."""
+        variance, dimension = self.noise.std**2, self.dimension
+        tail = (1 + 1 / (4 * variance)) * (dimension + 2 * math.sqrt(dimension * _TAIL) + 2 * _TAIL)
+        reach = math.sqrt(tail) + 4 / mechanism.noise_multiplier
+        sampler = 2 * self.shares * dimension * TABLE_ERROR * (1 + math.exp(_LARGEST_EPSILON))
+        return replace(
+            mechanism,
+            epsilon_slack=(dimension + reach**2) / (4 * variance),
+            delta_slack=math.exp(-_TAIL) + sampler,
+        )
+
+
+def calibrate_integer(
+    target: Guarantee,
+    *,
+    steps: int,
+    dimension: int,
+    sites: int,
+    shares: int,
+    units: int,
+    sampling_rate: float = 1.0,
+    clip_norm: float = 1.0,
+    spent: Sequence[Mechanism] = (),
+) -> IntegerMechanism:
+    """The integer mechanism with the least noise that, together with `spent`, still meets `target`.
+
+    Its own slack is set aside first: what is (e - E, exp(-E/2) (delta - D))-private with Gaussian noise is
+    (e, delta)-private with slack E and D (see `fedveil.privacy.accounting.composition`). Raises InvalidValue where
+    nothing fits.
+    """
+
+    def fit(target: Guarantee) -> IntegerMechanism:
+        plain = calibrate(target, steps=steps, sampling_rate=sampling_rate, clip_norm=clip_norm, spent=spent)
+        return IntegerMechanism.fit(plain, dimension=dimension, sites=sites, shares=shares, units=units)
+
+    slack = fit(target).mechanism
+    epsilon = target.epsilon - steps * slack.epsilon_slack
+    delta = math.exp(-steps * slack.epsilon_slack / 2) * (target.delta - steps * slack.delta_slack)
+    if epsilon <= 0 or delta <= 0:
+        raise InvalidValue(
+            f"rounding to whole numbers costs epsilon {steps * slack.epsilon_slack:.2g} over {steps} rounds",
+            f"the target is {target.epsilon:g} in all",
+            "lower the number of units that a site may sum in a round, or train a smaller model",
+        )
+    # A little more noise leaves room for the same or a finer grid, so the slack set aside is enough.
+    return fit(replace(target, epsilon=epsilon, delta=delta))

@@ -1,0 +1,363 @@
+"""What a study trains: the model, its view of the images, and what a trained one is kept as."""
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.data import Dataset, Embeddings, FeatureCache
+from fedveil.errors import InvalidValue
+from fedveil.learning import (
+    CentredHead,
+    CentredLearner,
+    ClassStatistics,
+    HeldOut,
+    ImageSource,
+    Learner,
+    Model,
+    NetworkLearner,
+    NetworkModel,
+    NetworkSizes,
+    Sizes,
+    Views,
+)
+from fedveil.learning.degrade import VERSION as DEGRADED
+from fedveil.learning.degrade import degraded
+from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
+from fedveil.study.progress import Progress
+from fedveil.study.results.trained_model import TrainedModel
+from fedveil.study.settings.schema import Study
+
+__all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
+
+BATCH = 256
+"""Images read and pushed through an extractor at a time, which bounds the memory that large sets need."""
+
+log = logging.getLogger("fedveil.site")
+Vector = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+Change = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Task(ABC):
+    """What a study trains, and on which images.
+
+    Attributes:
+        study: the resolved study.
+        dataset: the images with labels and patients.
+    """
+
+    study: Study
+    dataset: Dataset
+
+    @property
+    @abstractmethod
+    def model(self) -> Model:
+        """What is trained: the public side of it."""
+
+    @abstractmethod
+    def learner(self, rows: Indices) -> Learner:
+        """One site's learner over these images."""
+
+    @abstractmethod
+    def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
+        """Class probabilities (k, classes) of these images."""
+
+    def held_out(self, rows: Indices) -> HeldOut | None:
+        """The images that one site tests on; None where there are none, or the study releases nothing of them."""
+        if not len(rows) or self.study.privacy.evaluation_share == 0:
+            return None
+        cohort = self.dataset.cohort("held-out", rows)
+        return HeldOut(
+            lambda parameters: self.scores(parameters, rows),
+            cohort.labels,
+            cohort.patients,
+            classes=len(self.dataset.classes),
+            unit=self.study.privacy.unit,
+        )
+
+    def scores(self, parameters: Vector, rows: Indices) -> Vector:
+        """The same of images whose sum is released: none that cannot be read may take the others with it."""
+        return self.probabilities(parameters, rows)
+
+    def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
+        """What `predict` needs."""
+        return TrainedModel.of(
+            self.study,
+            classes=self.dataset.classes,
+            channels=self.dataset.images.channels,
+            parameters=parameters,
+            frequencies=None if statistics is None else statistics.priors,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LinearTask(Task):
+    """A linear head on frozen features of every image.
+
+    Attributes:
+        extractor: the frozen, public feature extractor.
+        head: what is trained on them.
+        features: (n, d) raw features, one row an image.
+        degraded: the same of the images' degraded views, for the calibration release; None where there is none.
+    """
+
+    extractor: FeatureExtractor
+    head: CentredHead
+    features: npt.NDArray[np.float32]
+    degraded: npt.NDArray[np.float32] | None = None
+
+    @property
+    def model(self) -> Model:
+        """The head."""
+        return self.head
+
+    def learner(self, rows: Indices) -> Learner:
+        """One site's learner over the features of these images."""
+        cohort = self.dataset.cohort("site", rows)
+        return CentredLearner(
+            self.head,
+            self.features[rows],
+            cohort.labels,
+            cohort.patients,
+            unit=self.study.privacy.unit,
+            degraded=None if self.degraded is None else self.degraded[rows],
+        )
+
+    def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
+        """Class probabilities (k, classes) of these images."""
+        return self.head.probabilities(parameters, self.features[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class NetworkTask(Task):
+    """A network trained on images, or on what its frozen part makes of them.
+
+    Attributes:
+        network: what is trained.
+        images: what the trained part takes, by row of the data set.
+    """
+
+    network: NetworkModel
+    images: ImageSource
+
+    @property
+    def model(self) -> Model:
+        """The network."""
+        return self.network
+
+    def learner(self, rows: Indices) -> Learner:
+        """One site's learner over these images."""
+        cohort, settings = self.dataset.cohort("site", rows), self.study.training
+        return NetworkLearner(
+            self.network,
+            _Rows(self._readable, rows),
+            cohort.labels,
+            cohort.patients,
+            unit=self.study.privacy.unit,
+            clipping=settings.clipping,
+            views=Views(settings.views, flip=settings.flip),
+        )
+
+    def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
+        """Class probabilities (k, classes) of these images."""
+        return self.network.probabilities(parameters, _Rows(self.images, rows), len(rows))
+
+    def scores(self, parameters: Vector, rows: Indices) -> Vector:
+        """Class probabilities, of an image that cannot be read as if it were black."""
+        return self.network.probabilities(parameters, _Rows(self._readable, rows), len(rows))
+
+    @property
+    def _readable(self) -> ImageSource:
+        side = self.study.data.image_size
+        return _Readable(self.images, (self.dataset.images.channels, side, side))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Some of the images of a source."""
+
+    source: ImageSource
+    rows: Indices
+
+    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
+        return self.source.read(self.rows[indices])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Readable:
+    """Images of which one that cannot be read is black.
+
+    A file may be whole enough to be listed, and damaged further on, or go bad between two rounds. Were the whole sum
+    given up, one patient's presence would decide whether all others are in it.
+    """
+
+    source: ImageSource
+    shape: tuple[int, int, int]
+
+    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
+        try:
+            return self.source.read(indices)
+        except Exception:  # noqa: BLE001 - whatever is wrong with one image stays with that image
+            return np.concatenate([self._one(index) for index in indices])
+
+    def _one(self, index: np.int64) -> npt.NDArray[np.float32]:
+        try:
+            return self.source.read(np.array([index]))
+        except Exception as error:  # noqa: BLE001 - see above
+            log.error("an image counts as black: %s", error)
+            return np.zeros((1, *self.shape), np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """What the frozen part of a network made of every image."""
+
+    values: npt.NDArray[np.float32]
+
+    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
+        return self.values[indices]
+
+
+def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
+    return feature_extractor(
+        study.model.features,
+        image_size=study.data.image_size,
+        channels=dataset.images.channels,
+        whitened=study.model.whitened,
+        dimension=study.model.dimension,
+    )
+
+
+def model_of(study: Study, dataset: Dataset) -> Model:
+    """The study's model for this data; its sizes need no image to be read.
+
+    Raises:
+        InvalidValue: there is no such model, or it cannot be trained privately. Nothing has been charged by then.
+    """
+    return _network(study, dataset) if study.model.network != "linear" else _head(study, dataset)
+
+
+def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
+    """The sizes of the study's model, worked out without building it: no weights are read, nothing large is allocated.
+
+    Raises:
+        InvalidValue: there is no such model.
+    """
+    if study.model.network == "linear":
+        return _head(
+            study, Dataset.empty(("",) * classes, channels=channels, image_size=study.data.image_size)
+        )
+    return NetworkSizes.of(
+        study.model.network,
+        classes=classes,
+        channels=channels,
+        image_size=study.data.image_size,
+        trained_blocks=study.model.trained_blocks,
+    )
+
+
+def _head(study: Study, dataset: Dataset) -> CentredHead:
+    centred = study.training.method != "one-shot"
+    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
+
+
+def _network(study: Study, dataset: Dataset) -> NetworkModel:
+    return NetworkModel(
+        study.model.network,
+        classes=len(dataset.classes),
+        channels=dataset.images.channels,
+        image_size=study.data.image_size,
+        seed=study.study.seed,
+        trained_blocks=study.model.trained_blocks,
+    )
+
+
+def make_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
+    """Build the study's model and compute once, or take from the cache, whatever does not change in training."""
+    make = _network_task if study.model.network != "linear" else _linear_task
+    return make(study, dataset, progress)
+
+
+def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
+    """Only a frozen part is run beforehand; a network that is trained whole reads its images as it needs them."""
+    network = _network(study, dataset)
+    images: ImageSource = dataset.images
+    if network.frozen is not None:
+        progress.stage("features", len(dataset))
+        shape = network.before(
+            np.zeros((1, dataset.images.channels, *(study.data.image_size,) * 2), np.float32)
+        ).shape
+
+        def compute(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            return network.before(pixels).reshape(len(pixels), -1)
+
+        kept = _once(network.key, dataset, compute, progress)
+        images = _Kept(kept.reshape(-1, *shape[1:]))
+    return NetworkTask(study=study, dataset=dataset, network=network, images=images)
+
+
+def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
+    extractor = _extractor(study, dataset)
+    if study.model.features == PRECOMPUTED:
+        return LinearTask(
+            study=study,
+            dataset=dataset,
+            extractor=extractor,
+            head=_head(study, dataset),
+            features=_vectors(dataset, extractor.dimension),
+        )
+    calibrated = study.privacy.calibration_share > 0
+    progress.stage("features", len(dataset) * (1 + calibrated))
+
+    def features(view: str, change: Change) -> npt.NDArray[np.float32]:
+        key = f"{extractor.key} {view}".strip()
+        return _once(key, dataset, lambda images: extractor(change(images)), progress)
+
+    return LinearTask(
+        study=study,
+        dataset=dataset,
+        extractor=extractor,
+        head=_head(study, dataset),
+        features=features("", lambda images: images),
+        degraded=features(DEGRADED, degraded) if calibrated else None,
+    )
+
+
+def _vectors(dataset: Dataset, dimension: int) -> npt.NDArray[np.float32]:
+    """The embeddings that are the data; there are no degraded views of them."""
+    images = dataset.images
+    if not len(dataset):
+        return np.empty((0, dimension), np.float32)
+    found = images.dimension if isinstance(images, Embeddings) else None
+    if not isinstance(images, Embeddings) or found != dimension:
+        raise InvalidValue(
+            f"{dataset.name} holds {'pixels' if found is None else f'embeddings of {found} numbers'}",
+            f"the study's features are precomputed vectors of {dimension} numbers",
+            "use embeddings from the same encoder at every hospital",
+        )
+    return images.vectors(np.arange(len(images)))
+
+
+def _once(
+    key: str,
+    dataset: Dataset,
+    compute: Change,
+    progress: Progress,
+) -> npt.NDArray[np.float32]:
+    """One row an image, from the cache or from its pixels."""
+    digests = dataset.images.digest(np.arange(len(dataset)))
+
+    def rows_of(rows: Indices) -> npt.NDArray[np.float32]:
+        parts = []
+        for batch in np.array_split(rows, max(1, math.ceil(len(rows) / BATCH))):
+            parts.append(compute(dataset.images.read(batch)))
+            progress.advance(len(batch))
+        return np.concatenate(parts)
+
+    return FeatureCache().get_or_compute(key, digests, rows_of)

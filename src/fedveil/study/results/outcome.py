@@ -1,0 +1,286 @@
+"""What a finished study leaves behind: model, predictions, examples, provenance, and last the result."""
+
+import csv
+import io
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.data import Embeddings
+from fedveil.federation import Agreement, Rounds
+from fedveil.io import write_atomic
+from fedveil.learning import decide
+from fedveil.privacy import Guarantee, LedgerState, operational_risk
+from fedveil.study.evaluation import TestSet
+from fedveil.study.pipeline import Task
+from fedveil.study.prepare import Prepared
+from fedveil.study.results.run_directory import RunDirectory
+from fedveil.study.results.schema import SCHEMA, Provenance, Result
+from fedveil.study.results.trained_model import TrainedModel, prediction_cells, prediction_columns
+from fedveil.study.training import Trained
+
+__all__ = ["HandedOver", "Outcome"]
+
+Vector = npt.NDArray[np.float64]
+NOT_TESTED = "This study has no test images and no learning curve. "
+NOISY_ONLY = (
+    "What is known of the model's accuracy follows from noisy histograms of its scores on patients that the "
+    "hospitals hold out (metrics.released)."
+)
+NOT_JUDGED = "Nothing was judged: how good the model is has to be found out before it is used."
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "torch",
+    "dp-accounting",
+    "randomgen",
+    "scikit-learn",
+    "efficientnet-lite-pytorch",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOver:
+    """What became of the finished model.
+
+    Attributes:
+        personal: each hospital's own model made from it, by name; none where real hospitals keep theirs.
+        missing: the hospitals that could not be given it.
+    """
+
+    personal: Mapping[str, TrainedModel] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A finished study, ready to be written down.
+
+    Attributes:
+        prepared: its data.
+        task: its model.
+        terms: what was agreed.
+        trained: what training gave.
+        ledgers: the sites' ledgers as they stand; empty without privacy.
+        handed_over: the hospitals' own models, and who lacks the common one.
+        baselines: metrics of the alternatives, by name.
+        seconds: time by stage so far.
+        started: when this process began.
+    """
+
+    prepared: Prepared
+    task: Task
+    agreement: Agreement
+    trained: Trained
+    ledgers: Mapping[str, LedgerState]
+    handed_over: HandedOver
+    baselines: Mapping[str, Any]
+    seconds: dict[str, float]
+    started: datetime
+
+    def write(self, directory: RunDirectory) -> dict[str, Any]:
+        """Write every file of the run, the result last; return the result."""
+        test, statistics = TestSet(self.task), self.trained.statistics
+        model = self.task.trained(self.trained.parameters, statistics)
+        model.save(directory.path)
+        metrics = {}
+        if len(test.rows):
+            metrics["test"] = self._judged(directory, test)
+        if self.trained.histogram is not None:
+            metrics["released"] = self.trained.histogram.metrics(model.classes, model.frequencies)
+        directory.write_json("provenance.json", self._provenance().model_dump())
+        own = {
+            name: test.point(one.parameters, one.frequencies)
+            for name, one in self.handed_over.personal.items()
+        }
+        result = self._result(metrics, own)
+        directory.finish(result)
+        return result.to_dict()
+
+    def _judged(self, directory: RunDirectory, test: TestSet) -> dict[str, Any]:
+        """Write down what the model says of the test images; return how good that is."""
+        priors = self.trained.priors
+        probabilities = test.probabilities(self.trained.parameters)
+        predicted = decide(probabilities, priors)
+        _write_predictions(directory, self.task, test, probabilities, predicted, priors)
+        _write_examples(directory, self.task, test, probabilities, predicted)
+        return test.metrics(probabilities, priors)
+
+    def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> Result:
+        agreement, guarantee = self.agreement, self._guarantee()
+        risk = operational_risk(guarantee, agreement.mechanisms if agreement.trust != "none" else ())
+        study = self.prepared.study
+        self.seconds["total"] = (datetime.now(UTC) - self.started).total_seconds()
+        return Result.model_validate(
+            {
+                "schema": SCHEMA,
+                "study": study.study.name,
+                "description": study.study.description,
+                "guarantee": guarantee,
+                "mechanism": agreement.main.mechanism,
+                "releases": [
+                    {"what": release.name, "mechanism": release.mechanism} for release in agreement.releases
+                ],
+                "risk": {
+                    "advantage": risk.advantage,
+                    "tpr_at_1_percent_fpr": risk.true_positive_rate,
+                    "sentence": str(risk),
+                },
+                "secure_aggregation": self._secure_aggregation(),
+                "sites": [self._site(name) | {"personal": own.get(name)} for name in agreement.sites],
+                "rounds": self.trained.rounds,
+                "metrics": metrics,
+                "baselines": dict(self.baselines) or None,
+                "data": self._data(),
+                "notes": self.prepared.notes + self._notes(),
+                "seconds": self.seconds,
+            }
+        )
+
+    def _guarantee(self) -> Guarantee:
+        """What the charges earn: the largest total over the sites, by the accountant."""
+        target = self.agreement.target
+        if self.agreement.trust == "none":
+            return target
+        spent = max(state.spent(*self.agreement.titles) for state in self.ledgers.values())
+        return Guarantee(spent, target.delta, target.unit, target.trust)
+
+    def _secure_aggregation(self) -> dict[str, Any] | None:
+        if self.agreement.trust != "secure-aggregation":
+            return None
+        participants = len(self.agreement.sites)
+        return {
+            "masks": "real",
+            "min_honest": self.agreement.honest,
+            "participants": participants,
+        }
+
+    def _site(self, name: str) -> dict[str, Any]:
+        """What is known of a site: of a real hospital's cohort nothing is known here."""
+        state = self.ledgers.get(name)
+        spent = {
+            "epsilon_spent": state.spent(*self.agreement.titles) if state else None,
+            "epsilon_alone": state.spent_alone(*self.agreement.titles) if state else None,
+        }
+        if name not in self.prepared.sites:
+            return {"name": name, **spent}
+        dataset, rows = self.prepared.dataset, self.prepared.sites[name]
+        labels = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))
+        return {
+            "name": name,
+            "patients": self.prepared.patients[name],
+            "images": len(rows),
+            "class_counts": {label: int(count) for label, count in zip(dataset.classes, labels, strict=True)},
+            **spent,
+        }
+
+    def _data(self) -> dict[str, Any]:
+        dataset, sites = self.prepared.dataset, self.prepared.sites
+        facts = {
+            "name": dataset.name,
+            "description": dataset.description,
+            "synthetic": dataset.synthetic,
+            "patients_known": dataset.patients_known,
+            "classes": list(dataset.classes),
+        }
+        if len(dataset.test):
+            facts |= {
+                "images_test": len(dataset.test),
+                "patients_test": len(np.unique(dataset.patients[dataset.test])),
+            }
+        if sites:
+            train = np.concatenate(list(sites.values()))
+            facts |= {
+                "images_train": len(train),
+                "patients_train": len(np.unique(dataset.patients[train])),
+            }
+        return facts
+
+    def _notes(self) -> list[str]:
+        notes = [
+            f"{site} was left out of the last rounds: {why}."
+            for site, why in self.trained.coordinator.left_out.items()
+        ]
+        planned = sum(one.rounds for one in self.agreement.releases if isinstance(one.query, Rounds))
+        if self.trained.rounds != planned:
+            notes.append(
+                f"Training ended after {self.trained.rounds} of {planned} rounds: rounds that were interrupted were "
+                "charged too, and the budget paid for no more."
+            )
+        if not len(self.task.dataset.test):
+            notes.append(NOT_TESTED + (NOT_JUDGED if self.trained.histogram is None else NOISY_ONLY))
+        if len(self.task.dataset.test):
+            notes += [one.query.caution for one in self.agreement.releases if one.query.caution]
+        if self.handed_over.missing:
+            notes.append(
+                f"{', '.join(self.handed_over.missing)} did not receive the finished model when the study ended: "
+                "`fedveil federation send` gives it to them."
+            )
+        return notes
+
+    def _provenance(self) -> Provenance:
+        return Provenance(
+            fedveil=version("fedveil"),
+            python=platform.python_version(),
+            platform=platform.platform(),
+            device=platform.processor() or platform.machine(),
+            packages={name: version(name) for name in PACKAGES},
+            data_digest=self.prepared.dataset.digest() if len(self.prepared.dataset) else "",
+            study_digest=self.agreement.digest,
+            started=self.started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _write_predictions(
+    directory: RunDirectory,
+    task: Task,
+    test: TestSet,
+    probabilities: Vector,
+    predicted: npt.NDArray[np.int64],
+    priors: Vector | None,
+) -> None:
+    dataset = task.dataset
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "patient", "label", *prediction_columns(dataset.classes)])
+    frequencies = np.ones(len(dataset.classes)) if priors is None else np.asarray(priors, dtype=np.float64)
+    said = prediction_cells(probabilities, predicted, dataset.classes, frequencies)
+    for row, cells in zip(test.rows, said, strict=True):
+        patient = dataset.patient_names[dataset.patients[row]]
+        writer.writerow([dataset.image_names[row], patient, dataset.classes[dataset.labels[row]], *cells])
+    write_atomic(directory.path / "predictions.csv", lambda file: file.write(text.getvalue().encode()))
+
+
+def _write_examples(
+    directory: RunDirectory,
+    task: Task,
+    test: TestSet,
+    probabilities: Vector,
+    predicted: npt.NDArray[np.int64],
+) -> None:
+    """Keep a few test images, drawn by the study's seed, for the report; none if the study asks for none."""
+    count = min(task.study.report.examples, len(test.rows))
+    if count == 0 or isinstance(task.dataset.images, Embeddings):
+        return
+    dataset = task.dataset
+    chosen = np.sort(
+        np.random.default_rng(task.study.study.seed).choice(len(test.rows), count, replace=False)
+    )
+    pixels = np.rint(dataset.images.read(test.rows[chosen]) * 255).astype(np.uint8)
+    images = pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1)
+    classes = np.array(dataset.classes)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "images": images,
+        "names": np.array([dataset.image_names[row] for row in test.rows[chosen]]),
+        "labels": classes[test.labels[chosen]],
+        "predicted": classes[predicted[chosen]],
+        "probability": probabilities[chosen, predicted[chosen]],
+    }
+    write_atomic(directory.path / "examples.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]

@@ -1,0 +1,289 @@
+"""A trained model on disk, ``model.json`` and ``model.safetensors``, and its use on new images."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from fedveil.data import Problem, Reading, Window, check_window, read_unlabelled
+from fedveil.data.embeddings import as_vectors
+from fedveil.data.formats.arrays import array_of, as_pixels
+from fedveil.data.options import MEGAPIXELS
+from fedveil.data.windows import FILE
+from fedveil.errors import FedveilError, StudyError
+from fedveil.io import write_atomic, write_json
+from fedveil.learning import CentredHead, NetworkModel, decide
+from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
+from fedveil.study.settings.schema import Study
+
+__all__ = ["Predictions", "TrainedModel", "predict", "prediction_cells", "prediction_columns"]
+
+Vector = npt.NDArray[np.float64]
+VERSION = 1
+BATCH = 256
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainedModel:
+    """All that prediction needs.
+
+    Attributes:
+        features: name of the feature extractor; "none" for a network.
+        whitened: whether its features are whitened by synthetic images.
+        network: name of the network; "linear" for a head on features.
+        trained_blocks: of a pretrained network; the rest of it is as published.
+        image_size: pixels along each side.
+        channels: 1 or 3.
+        window: stored values that become black and white.
+        max_megapixels: largest image that is decoded.
+        classes: names of the classes.
+        frequencies: (classes,) released class frequencies of training, which decisions divide by; all equal if
+            none were released.
+        parameters: the whole parameter vector.
+        dimension: length of precomputed features; None for others, which have a length of their own.
+    """
+
+    features: str
+    whitened: bool = False
+    network: str = "linear"
+    trained_blocks: int = 0
+    image_size: int
+    channels: int
+    classes: tuple[str, ...]
+    frequencies: Vector
+    parameters: Vector
+    window: Window = FILE
+    max_megapixels: float = MEGAPIXELS
+    dimension: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        study: Study,
+        *,
+        classes: tuple[str, ...],
+        channels: int,
+        parameters: Vector,
+        frequencies: Vector | None = None,
+    ) -> Self:
+        """A study's model for images of these channels, and classes of these frequencies: equal ones if None."""
+        return cls(
+            features=study.model.features,
+            whitened=study.model.whitened,
+            network=study.model.network,
+            trained_blocks=study.model.trained_blocks,
+            image_size=study.data.image_size,
+            channels=channels,
+            classes=classes,
+            frequencies=np.full(len(classes), 1 / len(classes)) if frequencies is None else frequencies,
+            parameters=parameters,
+            window=study.data.window,
+            max_megapixels=study.data.max_megapixels,
+            dimension=study.model.dimension,
+        )
+
+    @property
+    def reading(self) -> Reading:
+        """How an image is brought to what the model has seen."""
+        return Reading(channels=self.channels, window=self.window, max_megapixels=self.max_megapixels)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there are as many parameters and frequencies as the model takes."""
+        shapes = self.parameters.shape, self.frequencies.shape
+        return shapes == ((self.model.parameters,), (len(self.classes),))
+
+    def save(self, folder: Path) -> None:
+        """Write both files, each whole or not at all."""
+        arrays = {"parameters": self.parameters, "frequencies": self.frequencies}
+        write_atomic(folder / "model.safetensors", lambda file: file.write(save_tensors(arrays)))
+        described = {k: v for k, v in asdict(self).items() if k not in arrays and v is not None}
+        write_json(folder / "model.json", {"version": VERSION, "extractor": self._key, **described})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a model; `StudyError` if it is missing, damaged or of another version."""
+        try:
+            described: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            arrays = load_tensors((folder / "model.safetensors").read_bytes())
+        except FileNotFoundError as error:
+            raise StudyError(
+                f"{error.filename} does not exist", "a model is two files of a finished run", "check the path"
+            ) from None
+        except (ValueError, UnicodeDecodeError, SafetensorError) as error:
+            raise _damaged(folder, str(error)) from None
+        if not isinstance(described, dict) or described.pop("version", None) != VERSION:
+            raise StudyError(
+                f"{folder / 'model.json'} is of another version",
+                f"this fedveil reads version {VERSION}",
+                "use the fedveil that wrote it",
+            )
+        key = described.pop("extractor", None)
+        try:
+            fields: dict[str, Any] = described | arrays | {"classes": tuple(described["classes"])}
+            fields["window"] = check_window(described.get("window", FILE))
+            model = cls(**fields)
+            fits = model.fits
+            same = key == model._key
+        except (KeyError, TypeError, AttributeError, FedveilError) as error:
+            if str(described.get("network")).startswith("timm:") and isinstance(error, FedveilError):
+                raise  # the package or its weights are missing here; the files are whole
+            raise _damaged(folder, str(error)) from None
+        if not fits:
+            raise _damaged(folder, "its sizes do not agree")
+        if not same:
+            raise StudyError(
+                f"the model in {folder} was trained on features {key!r}",
+                f"this fedveil makes {model._key!r}, which are others",
+                "use the fedveil that wrote it",
+            )
+        return model
+
+    @property
+    def _key(self) -> str | None:
+        """What tells one version of the features from another; None for a network."""
+        return self.extractor.key if self.network == "linear" else None
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The frozen feature extractor of a linear head."""
+        return feature_extractor(
+            self.features,
+            image_size=self.image_size,
+            channels=self.channels,
+            whitened=self.whitened,
+            dimension=self.dimension,
+        )
+
+    @cached_property
+    def model(self) -> CentredHead | NetworkModel:
+        """The model that the parameters belong to; a network's public weights come with fedveil, by its name."""
+        if self.network == "linear":
+            return CentredHead(self.extractor.blocks, len(self.classes))
+        return NetworkModel(
+            self.network,
+            classes=len(self.classes),
+            channels=self.channels,
+            image_size=self.image_size,
+            trained_blocks=self.trained_blocks,
+        )
+
+    def probabilities(self, images: npt.NDArray[np.float32]) -> Vector:
+        """Class probabilities (k, classes) of images (k, channels, size, size) in [0, 1]."""
+        if isinstance(self.model, CentredHead):
+            return self.model.probabilities(self.parameters, self.extractor(images))
+        return self.model.probabilities(self.parameters, _Batch(self.model.before(images)), len(images))
+
+    def decide(self, probabilities: Vector) -> npt.NDArray[np.int64]:
+        """Predicted classes under equal class frequencies."""
+        return decide(probabilities, self.frequencies)
+
+    def predict_proba(self, images: Any) -> Vector:
+        """Class probabilities (n, classes) under the class frequencies of training.
+
+        Args:
+            images: as `fedveil.Dataset.from_arrays` takes them, of any size; or embeddings (n, d), for a model that
+                was trained on embeddings.
+        """
+        if self.features == PRECOMPUTED:
+            return self.probabilities(as_vectors(array_of(images)))
+        pixels = as_pixels(images, self.image_size, self.reading)
+        parts = [self.probabilities(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+        return np.concatenate([np.empty((0, len(self.classes))), *parts])
+
+    def predict(self, images: Any) -> npt.NDArray[np.str_]:
+        """The predicted class of each image, (n,), by name; see `decide` and `predict_proba`."""
+        return np.array(self.classes)[self.decide(self.predict_proba(images))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Images that have been read."""
+
+    images: npt.NDArray[np.float32]
+
+    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return self.images[indices]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a model says of images: CSV text, and the images that could not be read, which are not in it."""
+
+    csv: str
+    problems: tuple[Problem, ...]
+
+
+def predict(
+    model: Path, source: str, base: Path = Path(), columns: Mapping[str, str] | None = None
+) -> Predictions:
+    """Classify the images of a folder or manifest; labels are neither needed nor looked at.
+
+    Args:
+        model: folder of a trained model.
+        source: a folder, a manifest or one image, relative to ``base``.
+        base: where relative paths start.
+        columns: what a manifest calls its columns.
+
+    Returns:
+        One row an image: its name, the predicted class, a probability a class under the class frequencies of training,
+        and a score a class, which is the probability under equal frequencies. The predicted class has the largest
+        score, not the largest probability: training frequencies are released with the model and divided out.
+    """
+    trained = TrainedModel.load(model)
+    if trained.features == PRECOMPUTED:
+        raise StudyError(
+            f"the model in {model} takes embeddings",
+            "images are classified by models that were trained on images",
+            "classify embeddings from Python: fedveil.load(directory).model.predict(embeddings)",
+        )
+    images = read_unlabelled(source, trained.image_size, trained.reading, base=base, columns=columns)
+    text, problems = io.StringIO(), list(images.problems)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *prediction_columns(trained.classes)])
+    for start in range(0, len(images.names), BATCH):
+        asked = np.arange(start, min(start + BATCH, len(images.names)))
+        rows, pixels, unreadable = images.read(asked)
+        problems += unreadable
+        if not len(rows):
+            continue
+        probabilities = trained.probabilities(pixels)
+        predicted = trained.decide(probabilities)
+        for row, cells in zip(
+            rows,
+            prediction_cells(probabilities, predicted, trained.classes, trained.frequencies),
+            strict=True,
+        ):
+            writer.writerow([images.names[row], *cells])
+    return Predictions(text.getvalue(), tuple(problems))
+
+
+def prediction_columns(classes: Sequence[str]) -> list[str]:
+    """Names of the columns that `prediction_cells` fills."""
+    return ["predicted", *(f"prob:{name}" for name in classes), *(f"score:{name}" for name in classes)]
+
+
+def prediction_cells(
+    probabilities: Vector, predicted: npt.NDArray[np.int64], classes: Sequence[str], frequencies: Vector
+) -> Iterator[list[str]]:
+    """The predicted class of each image, its probabilities, and the scores of which that class has the largest."""
+    shifted = np.asarray(probabilities, dtype=np.float64) / frequencies
+    scores = shifted / shifted.sum(axis=1, keepdims=True)
+    for code, row, own in zip(predicted, probabilities, scores, strict=True):
+        yield [classes[code], *(f"{value:.6f}" for value in (*row, *own))]
+
+
+def _damaged(folder: Path, why: str) -> StudyError:
+    return StudyError(
+        f"the model in {folder} is damaged ({why})", "both of its files must be whole", "train it again"
+    )

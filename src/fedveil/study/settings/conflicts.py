@@ -1,0 +1,70 @@
+"""Which settings of a study do not go together; each by itself was checked already."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedveil.study.settings.schema import Study
+
+__all__ = ["conflicts"]
+
+
+def conflicts(study: "Study") -> Iterator[str]:
+    """What does not go together in a study, as rules with their remedies."""
+    yield from _network(study)
+    yield from _precomputed(study)
+    if study.training.method == "one-shot":
+        yield from _one_shot(study)
+    yield from _own_models(study)
+
+
+def _network(study: "Study") -> Iterator[str]:
+    network, features, training = study.model.network, study.model.features, study.training
+    if network == "linear" and features == "none":
+        yield 'model.features is "none", which only networks train on: name features'
+    if network != "linear" and features != "none":
+        yield f'model.network "{network}" is trained on pixels: set model.features = "none"'
+    if network == "linear" and training.clipping != "flat":
+        yield "training.clipping is for networks"
+    if network == "linear" and training.views > 1:
+        yield (
+            "training.views is for networks: views of frozen features were removed, since they were measured to gain "
+            "nothing; leave it out"
+        )
+    if network.startswith("efficientnet-lite0") and training.views > 1:
+        yield "training.views must be 1 for efficientnet-lite0, whose frozen part runs only once"
+
+
+def _precomputed(study: "Study") -> Iterator[str]:
+    model = study.model
+    if model.features != "precomputed":
+        if model.dimension is not None:
+            yield 'model.dimension is for model.features = "precomputed": other features have a length of their own'
+        return
+    if model.whitened:
+        yield "model.whitened needs the encoder, to see synthetic images: set it to false for precomputed features"
+
+
+def _one_shot(study: "Study") -> Iterator[str]:
+    privacy = study.privacy
+    if study.model.network != "linear":
+        yield 'training.method "one-shot" is for linear heads: leave model.network out'
+    if study.training.sampling_rate < 1:
+        yield 'training.method "one-shot" takes all units once: leave sampling_rate out'
+    if privacy.unit == "site":
+        yield 'training.method "one-shot" counts patients or images: set privacy.unit to one of them'
+    if privacy.personal_share > 0:
+        yield 'training.method "one-shot" has no own steps: leave privacy.personal_share out'
+
+
+def _own_models(study: "Study") -> Iterator[str]:
+    privacy = study.privacy
+    for key in ("personal_share", "personal_calibration_share"):
+        if getattr(privacy, key) > 0 and (study.training.sampling_rate < 1 or privacy.unit == "site"):
+            yield f"privacy.{key} needs training.sampling_rate 1 and a patient or an image as privacy.unit"
+    common = study.training.method == "one-shot" or min(privacy.statistics_share, privacy.calibration_share)
+    if privacy.personal_calibration_share > 0 and not common:
+        yield (
+            "privacy.personal_calibration_share moves the common threshold and frequencies: leave statistics_share "
+            "and calibration_share above 0"
+        )

@@ -1,0 +1,296 @@
+"""The study file: one TOML file describes one study. Every key has a default that a newcomer would want."""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from fedveil.errors import StudyError
+from fedveil.schema import explain
+from fedveil.study.settings.conflicts import conflicts
+from fedveil.study.settings.data import NOTHING, ColumnSettings, DataSettings, SiteSettings, Table
+from fedveil.study.settings.defaults import with_defaults
+from fedveil.study.settings.removed import without_removed
+from fedveil.study.settings.shortcuts import ModelMetaclass, nested
+from fedveil.study.settings.toml import to_toml
+
+__all__ = [
+    "NOTHING",
+    "ColumnSettings",
+    "DataSettings",
+    "FederationSettings",
+    "ModelSettings",
+    "PrivacySettings",
+    "ReportSettings",
+    "SiteSettings",
+    "Study",
+    "StudySettings",
+    "TrainingSettings",
+]
+
+
+class StudySettings(Table):
+    """What the study is called, and the seed of everything that may be repeated."""
+
+    name: str = Field(
+        default="study",
+        min_length=1,
+        max_length=80,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_ .+-]*$",
+        description="for ledgers, reports and the run directory",
+    )
+    description: str = Field(default="", description="what the study is for, shown in the report")
+    seed: int = Field(
+        default=0, ge=0, description="of initialisation and simulated partition; never of noise"
+    )
+
+
+class ModelSettings(Table):
+    """The classifier: frozen public features under a linear head, or a network trained whole."""
+
+    features: str = Field(
+        default="efficientnet-lite0",
+        description='"efficientnet-lite0", "scattering", "pixels", joined by "+"; "precomputed"; "none" for networks',
+    )
+    dimension: int | None = Field(
+        default=None, ge=1, le=100_000, description="length of precomputed features; default as in the data"
+    )
+    whitened: bool = Field(
+        default=True, description="centre and whiten features by what synthetic images show, at no cost"
+    )
+    network: str = Field(
+        default="linear",
+        pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80}(@scratch)?)$",
+        description='"linear", or on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:..."',
+    )
+    trained_blocks: int = Field(
+        default=1, ge=0, le=11, description="blocks of efficientnet-lite0 that are tuned, from the last used"
+    )
+
+
+class TrainingSettings(Table):
+    """Federated rounds and the server's optimiser."""
+
+    method: Literal["gradient", "averaging", "one-shot"] = Field(
+        default="gradient",
+        description='"gradient": one step a round; "averaging": local steps; "one-shot": one round of class means',
+    )
+    rounds: int = Field(default=30, ge=1, le=100_000, description="rounds of training")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="server step size; default by rule from the noise and the number of units",
+    )
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="the server's update rule")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="of the server's gradient descent")
+    weight_decay: float = Field(default=0.0, ge=0, description="L2 regularisation of the trained parameters")
+    average_from: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="release the mean of the rounds after this fraction; 1 the last one",
+    )
+    average_decay: float | None = Field(
+        default=None, ge=0, lt=1, description="average with this decay a round; default all rounds alike"
+    )
+    units: int | None = Field(
+        default=None, ge=1, description="public number of units that sums are divided by; default as released"
+    )
+    sampling_rate: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="chance of each unit to take part in a step, each drawn by itself",
+    )
+    clipping: Literal["flat", "per-layer", "automatic"] = Field(
+        default="flat",
+        description="how a network's gradients are bounded; automatic brings all to one length",
+    )
+    views: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="shifted views of an image that a network's gradient averages over before clipping",
+    )
+    flip: bool = Field(default=True, description="views are also mirrored left to right")
+    local_steps: int = Field(
+        default=5, ge=1, le=10_000, description="steps a round at a site, when averaging"
+    )
+    local_learning_rate: float = Field(default=5.0, gt=0, description="step size of local steps")
+    proximal: float = Field(
+        default=0.0, ge=0, description="pull of local steps towards the round's start, for sites that differ"
+    )
+    personal_pull: float = Field(
+        default=1.0,
+        ge=0,
+        le=20,
+        description="how strongly a hospital's own model is held to the common one, where it has one",
+    )
+
+
+class PrivacySettings(Table):
+    """The guarantee that the study calibrates to."""
+
+    unit: Literal["patient", "image", "site"] = Field(
+        default="patient", description="whom the guarantee protects"
+    )
+    trust: Literal["site", "secure-aggregation", "server", "none"] = Field(
+        default="secure-aggregation", description="who could see an un-noised sum"
+    )
+    epsilon: float = Field(default=1.0, gt=0, description="total over all rounds and releases")
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="must be below one over a site's units")
+    clip_norm: float = Field(default=0.2, gt=0, description="L2 bound of one unit's contribution")
+    statistics_share: float = Field(
+        default=0.15, ge=0, lt=1, description="part of the budget for class sizes and means, released first"
+    )
+    calibration_share: float = Field(
+        default=0.05, ge=0, lt=1, description="part of the budget for the classes' mean scores, released last"
+    )
+    evaluation_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of the budget for a noisy histogram of scores on patients that the hospitals hold out",
+    )
+    personal_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of the budget for a model of each hospital's own, trained on from the common one",
+    )
+    personal_calibration_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of the budget for a threshold and class frequencies of each hospital's own",
+    )
+
+    @model_validator(mode="after")
+    def _leaves_something_for_training(self) -> Self:
+        shares = sum(value for key, value in self if key.endswith("_share"))
+        if shares >= 1:
+            raise ValueError(
+                f"the shares of the budget beside training add up to {shares:g}: training needs the rest"
+            )
+        return self
+
+
+class FederationSettings(Table):
+    """How many sites a round needs."""
+
+    min_sites: int | None = Field(
+        default=None, ge=1, description="fewest sites of a round; default two thirds"
+    )
+    min_honest: int | None = Field(
+        default=None, ge=1, description="fewest noise shares unknown to an adversary; default two thirds"
+    )
+    max_units: int = Field(
+        default=100_000,
+        ge=1,
+        description="most units a site may hold: room in the whole numbers that are summed",
+    )
+
+
+class ReportSettings(Table):
+    """What the report shows."""
+
+    examples: int = Field(default=8, ge=0, le=64, description="test images embedded in the report")
+    baselines: bool = Field(default=False, description="also train without privacy, and each hospital alone")
+
+
+class _ByKeyword(ModelMetaclass):
+    """Lets a call name keys without their tables; `Study.parse`, which validates files, does not pass here."""
+
+    def __call__(self, **settings: Any) -> Any:
+        try:
+            return super().__call__(**nested(self, settings))  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise explain(error, "Study", StudyError, "correct the value", Study) from None
+
+
+class Study(Table, metaclass=_ByKeyword):
+    """A whole study file, or the same from keywords: tables as mappings, and any key that only one table has.
+
+    >>> Study.parse('[privacy]\\nepsilon = 3').privacy.epsilon
+    3.0
+    >>> Study(epsilon=3, sites=3, privacy={"trust": "site"}).privacy.trust
+    'site'
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Any) -> None: ...
+
+    study: StudySettings = StudySettings()
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    federation: FederationSettings = FederationSettings()
+    report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: Any) -> Any:
+        """Fill in what the kind of study means by what it leaves out."""
+        return with_defaults(values)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        for found in conflicts(self):
+            raise ValueError(found)
+        return self
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        for table in (self.data.sites, self.training, self.privacy):
+            for key, value in table:
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"{key} must be a finite number")
+        return self
+
+    @classmethod
+    def parse(cls, text: str, where: str = "study file") -> Self:
+        """Read a study from TOML text; `StudyError` names the key, the rule and the remedy."""
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise StudyError(
+                f"{where} cannot be read: {error}", "it must be TOML", "see `fedveil init --help`"
+            ) from None
+        try:
+            return cls.model_validate(without_removed(values, where))
+        except ValidationError as error:
+            raise explain(error, where, StudyError, "correct the value", cls) from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a study file."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise StudyError(
+                f"{path} does not exist", "a study is one TOML file", "make one with `fedveil init`"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StudyError(
+                f"{path} cannot be read: {error}", "a study is one UTF-8 TOML file", "check the path"
+            ) from None
+        return cls.parse(text, str(path))
+
+    def with_changes(self, changes: Mapping[str, Mapping[str, object]]) -> Self:
+        """The study with some keys changed, table by table, checked like a file."""
+        values = self.model_dump(mode="json", exclude_unset=True)
+        for table, keys in changes.items():
+            values.setdefault(table, {}).update(keys)
+        try:
+            return type(self).model_validate(values)
+        except ValidationError as error:
+            raise explain(error, "command line", StudyError, "correct the value", type(self)) from None
+
+    def to_toml(self) -> str:
+        """The resolved study: every table and key, in a fixed order."""
+        return to_toml(self.model_dump(mode="json", exclude_none=True))

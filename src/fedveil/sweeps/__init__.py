@@ -1,0 +1,19 @@
+"""One study at many settings: the grid, the runs, and the budget that pays for them."""
+
+from fedveil.sweeps.budget import Paid, read_payment
+from fedveil.sweeps.grid import EVEN, NAMED, NO_PRIVACY, Grid, Measurement, Setting
+from fedveil.sweeps.run import measure, read_measurements, sweep
+
+__all__ = [
+    "EVEN",
+    "NAMED",
+    "NO_PRIVACY",
+    "Grid",
+    "Measurement",
+    "Paid",
+    "Setting",
+    "measure",
+    "read_measurements",
+    "read_payment",
+    "sweep",
+]

@@ -1,0 +1,393 @@
+"""One study at many settings: what each level of privacy costs in accuracy, and what federation gains over going alone.
+
+Every setting is a whole federated training run, through the same sites, ledgers and rounds as `fedveil run`. On public
+or simulated data the ledgers are thrown away afterwards; what real hospitals' patients pay is in
+`fedveil.sweeps.budget`. Features are extracted once and kept in the feature cache; then settings run
+side by side, one thread each. ``results.jsonl`` gets one synced line a finished setting, so a sweep that is killed
+loses those under way and nothing else.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.data import Dataset, hospitals
+from fedveil.errors import StudyError
+from fedveil.io import json_line, write_atomic
+from fedveil.privacy import Ledger, operational_risk
+from fedveil.study.arrangement import arranged
+from fedveil.study.evaluation import TestSet
+from fedveil.study.pipeline import Task, make_task
+from fedveil.study.prepare import Prepared, prepare
+from fedveil.study.progress import Progress, Silent
+from fedveil.study.results.run_directory import RunDirectory
+from fedveil.study.runner import Hospitals
+from fedveil.study.settings.schema import Study
+from fedveil.study.simulation import Simulated, train_here
+from fedveil.study.steps import signal_to_noise
+from fedveil.sweeps.budget import Work, plan_payment
+from fedveil.sweeps.grid import Grid, Measurement, Setting
+
+__all__ = ["measure", "read_measurements", "sweep"]
+
+RESULTS = "results.jsonl"
+SAMPLE_STREAM = 0x5ACE
+"""Apart from the streams that split patients into hospitals and test sets."""
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def sweep(
+    directory: Path,
+    study: Study,
+    grid: Grid,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    pay: float | None = None,
+    progress: Progress | None = None,
+    dataset: Dataset | None = None,
+) -> list[Measurement]:
+    """Measure every setting of a grid, keep the results in ``directory``, and return them in the grid's order.
+
+    Args:
+        directory: new, or that of the same study's sweep with ``resume``; the grid may have grown since.
+        study: the resolved study; the grid overrides what it sweeps.
+        grid: the settings.
+        resume: go on with what is there.
+        workers: processes; default one a core. 1 works in this process. A sweep that is paid for has one.
+        pay: where the data names real hospitals, the epsilon that all models together may cost each one's patients;
+            by default, on resuming, what was paid before.
+        progress: told of every finished setting.
+        dataset: data that a program holds, which the sweep stays in one process for; by default the study's source
+            is read.
+
+    Raises:
+        StudyError: the directory is in use, or the data names real hospitals and not enough is paid.
+    """
+    listener = progress or Silent()
+    data = prepare(study, dataset)
+    workers = 1 if dataset is not None else workers
+    payment = plan_payment(data, grid, pay, directory)
+    settings = list(payment.settings) if payment else grid.settings()
+    if payment:
+        _check_workers(workers)
+    if payment and not resume:
+        payment.check(directory, settings)
+    _open(directory, study, resume)
+    with RunDirectory(directory):
+        done = {one.setting: one for one in _cut(directory / RESULTS)}
+        left = [setting for setting in settings if setting not in done]
+        if payment:
+            payment.check(directory, left)
+        task = make_task(data.study, data.dataset, listener)
+        listener.stage("settings", len(settings), len(settings) - len(left))
+        found = measure(task, left, workers=workers)
+        if payment:
+            found = payment.measure(directory, left, _paid_work(_Tasks(task)))
+        for measurement in _kept(found, directory / RESULTS):
+            done[measurement.setting] = measurement
+            listener.advance(note=_note(measurement))
+    results = [done[setting] for setting in settings]
+    text = table(results)
+    write_atomic(directory / "results.csv", lambda out: out.write(text.encode()))
+    return results
+
+
+def _kept(found: Iterable[Measurement], path: Path) -> Iterator[Measurement]:
+    """Each measurement once it is on the disk."""
+    with path.open("a", encoding="utf-8") as file:
+        for measurement in found:
+            file.write(json_line(measurement.to_dict()))
+            file.flush()
+            os.fsync(file.fileno())
+            yield measurement
+
+
+def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = None) -> Iterator[Measurement]:
+    """Train and judge each setting, in a repeatable mixed order, so that the time left can be told from the start.
+
+    Args:
+        task: the study's task with its features, which other processes take from the feature cache.
+        settings: what to measure.
+        workers: processes; default one a core. 1 works in this process.
+    """
+    mixed = sorted(settings, key=lambda s: hashlib.sha256(repr(s).encode()).digest())
+    count = min(workers or _cores(), len(mixed))
+    tasks = _Tasks(task)
+    for setting in mixed:
+        tasks.at(setting)  # whatever features a method needs are in the cache before workers look for them
+    with tempfile.TemporaryDirectory(prefix="fedveil-sweep-", dir=_memory()) as folder:
+        scratch = Path(folder)
+        if count <= 1:
+            for setting in mixed:
+                yield _measure(tasks.at(setting), setting, scratch)
+            return
+        with _one_thread_each():
+            pool = ProcessPoolExecutor(
+                count, multiprocessing.get_context("spawn"), _begin, (task.study.to_toml(), scratch)
+            )
+            with pool:
+                waiting = [pool.submit(_work, setting) for setting in mixed]
+                try:
+                    for future in as_completed(waiting):
+                        yield future.result()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+
+
+def read_measurements(path: Path) -> list[Measurement]:
+    """The finished settings of a sweep's directory or results file; a torn last line is left out."""
+    file = path / RESULTS if path.is_dir() else path
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise StudyError(
+            f"{file} cannot be read", "a sweep's results are there", "make them with `fedveil sweep`"
+        ) from None
+    found = []
+    for line in lines:
+        try:
+            found.append(Measurement.from_dict(json.loads(line)))
+        except (ValueError, TypeError, KeyError):
+            break
+    return found
+
+
+def table(results: Iterable[Measurement]) -> str:
+    """The results as CSV, one row a setting; epsilon and alpha in words where they are infinite."""
+    text = io.StringIO()
+    writer: Any = None
+    for one in results:
+        values = one.to_dict()
+        row = values.pop("setting") | {
+            "training_" + k if k == "patients" else k: v for k, v in values.items()
+        }
+        row["epsilon"] = "none" if row["epsilon"] is None else row["epsilon"]
+        row["alpha"] = "iid" if row["alpha"] is None else row["alpha"]
+        row["patients"] = "all" if row["patients"] is None else row["patients"]
+        if writer is None:
+            writer = csv.DictWriter(text, row.keys(), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers > 1:
+        raise StudyError(
+            f"{workers} processes are asked for, and the sweep is paid for",
+            "one process charges a hospital's ledger at a time",
+            "leave --workers out",
+        )
+
+
+def _open(directory: Path, study: Study, resume: bool) -> None:
+    if resume:
+        if not (directory / "study.toml").is_file():
+            raise StudyError(
+                f"{directory} holds no sweep", "only one that was begun goes on", "check the path"
+            )
+        if RunDirectory(directory).study() != study:
+            raise StudyError(
+                f"{directory} was begun with another study",
+                "a sweep keeps its study; its lists may grow",
+                f"use {directory / 'study.toml'}, or begin anew in another directory",
+            )
+        return
+    if directory.exists():
+        raise StudyError(
+            f"{directory} exists",
+            "a sweep never overwrites files",
+            "go on with --resume, or choose another --out",
+        )
+    directory.mkdir(parents=True)
+    write_atomic(directory / "study.toml", lambda file: file.write(study.to_toml().encode()))
+
+
+def _cut(path: Path) -> list[Measurement]:
+    """What is finished; the file loses a torn last line."""
+    if not path.exists():
+        return []
+    found = read_measurements(path)
+    text = "".join(json_line(one.to_dict()) for one in found)
+    write_atomic(path, lambda file: file.write(text.encode()))
+    return found
+
+
+class _Tasks:
+    """A study's task by each method that is swept: methods differ in the head and in the views that they need."""
+
+    def __init__(self, task: Task) -> None:
+        self._study = task.study
+        self._by = {task.study.training.method: task}
+
+    def at(self, setting: Setting) -> Task:
+        """The task of the study at this setting."""
+        study, method = setting.study(self._study), setting.method
+        if method not in self._by:
+            self._by[method] = make_task(study, self._by[self._study.training.method].dataset, Silent())
+        return replace(self._by[method], study=study)
+
+
+def _measure(task: Task, setting: Setting, scratch: Path) -> Measurement:
+    """One setting on simulated hospitals, with ledgers in ``scratch``."""
+    sites = _deal(task.dataset, task.study, setting)
+    data = Prepared(study=task.study, dataset=task.dataset, sites=sites, simulated=True)
+    found = []
+    for part in arranged(data, setting.arrangement, private=setting.trust != "none"):
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            directory = RunDirectory.create(Path(folder) / "run", part.study)
+            found.append(
+                _train(part, replace(task, study=part.study), setting, directory, hospitals=Simulated())
+            )
+    return found[0] if len(found) == 1 else _together(found)
+
+
+def _paid_work(tasks: "_Tasks") -> Work:
+    """One setting at the hospitals that the data names, charged to their ledgers."""
+
+    def work(
+        data: Prepared, setting: Setting, directory: RunDirectory, ledgers: Mapping[str, Ledger]
+    ) -> Measurement:
+        task = replace(tasks.at(setting), study=data.study)
+        return _train(data, task, setting, directory, hospitals=Simulated(ledgers))
+
+    return work
+
+
+def _train(
+    data: Prepared, task: Task, setting: Setting, directory: RunDirectory, *, hospitals: Hospitals
+) -> Measurement:
+    """One training run, judged."""
+    started = time.process_time()
+    agreement, trained = train_here(
+        data, task, directory, hospitals, evaluate=lambda _parameters, _statistics: None, progress=Silent()
+    )
+    point = TestSet(task).point(trained.parameters, trained.priors) or {}
+    private = agreement.trust != "none"
+    released = agreement.mechanisms if private else ()
+    spent = agreement.price(released)
+    risk = operational_risk(replace(agreement.target, epsilon=spent), released)
+    units = sum(data.units.values())
+    return Measurement(
+        setting=setting,
+        units=units,
+        patients=sum(data.patients.values()),
+        ratio=signal_to_noise(agreement, units),
+        epsilon_spent=spent,
+        true_positive_rate=risk.true_positive_rate,
+        advantage=risk.advantage,
+        auroc=point["auroc"],
+        balanced_accuracy=point["balanced_accuracy"],
+        seconds=time.process_time() - started,
+    )
+
+
+def _together(found: Sequence[Measurement]) -> Measurement:
+    """Hospitals that were each alone: mean accuracy, and the largest price of any patient's."""
+
+    def mean(name: str) -> float:
+        return math.fsum(getattr(one, name) for one in found) / len(found)
+
+    return Measurement(
+        setting=found[0].setting,
+        units=sum(one.units for one in found),
+        patients=sum(one.patients for one in found),
+        ratio=mean("ratio"),
+        epsilon_spent=max(one.epsilon_spent for one in found),
+        true_positive_rate=max(one.true_positive_rate for one in found),
+        advantage=max(one.advantage for one in found),
+        auroc=mean("auroc"),
+        balanced_accuracy=mean("balanced_accuracy"),
+        seconds=math.fsum(one.seconds for one in found),
+    )
+
+
+def _deal(dataset: Dataset, study: Study, setting: Setting) -> dict[str, npt.NDArray[np.int64]]:
+    """Training images of each simulated hospital; of a random choice of patients, where the setting asks for fewer."""
+    seed = study.study.seed + setting.seed
+    kept = np.arange(len(dataset))
+    patients = np.unique(dataset.patients[dataset.train])
+    if setting.patients is not None and setting.patients < len(patients):
+        generator = np.random.default_rng([seed, SAMPLE_STREAM])
+        chosen = generator.choice(patients, setting.patients, replace=False)
+        kept = dataset.train[np.isin(dataset.patients[dataset.train], chosen)]
+    where = study.data.sites
+    dealt = hospitals(dataset.subset(kept), where.count, where.scheme, where.alpha, seed)
+    return {f"site-{number}": kept[rows] for number, rows in enumerate(dealt, 1)}
+
+
+def _note(measurement: Measurement) -> str:
+    return f"AUROC {measurement.auroc:.3f}"
+
+
+_worker: dict[str, Any] = {}
+"""In a worker process: its tasks and its scratch folder."""
+
+
+def _begin(study: str, scratch: Path) -> None:
+    """Make a worker ready, and make it end with the process that began it, whatever ends that."""
+    threading.Thread(target=_end_with_parent, args=(scratch,), daemon=True).start()
+    resolved = Study.parse(study)
+    _worker["tasks"] = _Tasks(make_task(resolved, prepare(resolved).dataset, Silent()))
+    _worker["scratch"] = scratch
+
+
+def _end_with_parent(scratch: Path) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        # Other workers, and this one's own training, may still be writing: until the folder is gone, or a second.
+        for _ in range(100):
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not scratch.exists():
+                break
+            time.sleep(0.01)
+        os._exit(1)
+
+
+def _work(setting: Setting) -> Measurement:
+    return _measure(_worker["tasks"].at(setting), setting, _worker["scratch"])
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that are started here use one thread each: together they use the machine."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> str | None:
+    """A file system in memory, if there is one: ledgers are synced at every charge, and are thrown away here."""
+    folder = Path("/dev/shm")
+    return str(folder) if folder.is_dir() and os.access(folder, os.W_OK) else None
