@@ -149,6 +149,10 @@ class Listening:
         self.hospitals, self.spied = hospitals, spied
         self.heard: list[object] = []
 
+    @property
+    def signing_keys(self) -> Mapping[str, bytes]:
+        return {}
+
     def exchange(self, requests: Mapping[str, Message]) -> dict[str, Answer]:
         answers = {}
         for site, message in requests.items():
