@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -20,12 +21,18 @@ import torch
 from tests.neighbours.kinds import KINDS
 from tests.neighbours.search import Found, search
 
+from fedveil.data import Dataset, Options
 from fedveil.data import stack as data_stack
 from fedveil.data.files import FileImages
+from fedveil.data.load import read_records
+from fedveil.data.records import assemble
 from fedveil.deploy import hosting
+from fedveil.deploy.offer import Offer
+from fedveil.federation import noise
 from fedveil.federation.contributions import Contributions
 from fedveil.learning import linear, network_learner
 from fedveil.learning.linear import LinearHead, LinearLearner
+from fedveil.learning.private_gradients.calls import Leaf
 from fedveil.learning.private_gradients.rules import fallback, standardised
 from fedveil.study import task
 
@@ -144,19 +151,33 @@ def a_file_decides_the_channels(stack: contextlib.ExitStack) -> None:
 
 
 def a_file_decides_on_the_set(stack: contextlib.ExitStack) -> None:
-    """One file that cannot be used keeps the whole hospital out of an approved study."""
-    load = hosting.load
+    """One file that cannot be used makes all others of an approved study count as nothing."""
 
-    def strict(*args: Any, **kwargs: Any) -> Any:
-        return load(*args, **{**kwargs, "leave_out": False})
+    def strict(source: str, options: Options, *, base: Path, **_: object) -> Dataset:
+        return assemble(read_records(source, options, base), options, source)
 
-    _patch(stack, hosting, "load", strict)
+    _patch(stack, hosting, "load_usable", strict)
+
+
+def a_file_decides_the_status(stack: contextlib.ExitStack) -> None:
+    """One file that cannot be used keeps the hospital out of an approved study, which its status tells."""
+    a_file_decides_on_the_set(stack)
+
+    def learner(self: hosting.Cohorts, offer: Offer) -> Any:
+        task = self.task(offer)
+        return task.learner(self.own(task.dataset, task.dataset.train)), None
+
+    _patch(stack, hosting.Cohorts, "_learner", learner)
+
+
+def a_private_count_refuses(stack: contextlib.ExitStack) -> None:
+    """A masked sum over more units than it has room for is refused, by their number."""
+    _patch(stack, noise, "bounded", lambda vector, bound: vector)
 
 
 def one_file_takes_the_sum_along(stack: contextlib.ExitStack) -> None:
     """A sum is given up where one image cannot be read."""
-    if hasattr(data_stack, "OddImages"):
-        _patch(stack, data_stack.OddImages, "read", lambda self, indices: self._base.read(indices))
+    _patch(stack, data_stack.OddImages, "read", lambda self, indices: self._base.read(indices))
     _patch(stack, task._Readable, "read", lambda self, indices: self.source.read(indices))
 
 
@@ -176,12 +197,11 @@ def gradients_of_all_rows_at_once(stack: contextlib.ExitStack) -> None:
 
 def batches_of_who_is_left(stack: contextlib.ExitStack) -> None:
     """A network sees a batch of as many images as there are, be it one."""
-    name = "filled_up" if hasattr(network_learner, "filled_up") else "at_least"
 
     def as_they_are(images: Any, labels: Any, members: Any) -> Any:
         return images, labels, members, torch.ones(len(images))
 
-    _patch(stack, network_learner, name, as_they_are)
+    _patch(stack, network_learner, "filled_up", as_they_are)
 
 
 def scores_of_who_is_left(stack: contextlib.ExitStack) -> None:
@@ -196,9 +216,13 @@ def scores_of_who_is_left(stack: contextlib.ExitStack) -> None:
 def any_tensor_of_the_batchs_length(stack: contextlib.ExitStack) -> None:
     """The slow fallback takes whatever has as many rows as the batch for images."""
 
-    def of_unit(images: slice, batch_size: int, value: Any) -> Any:
-        is_batch = isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == batch_size
-        return value[images] if is_batch else value
+    seen: dict[str, int] = {}
+
+    def of_unit(leaf: Leaf, value: Any, first: int, count: int) -> Any:
+        if leaf.axis is not None:  # the images come before the table
+            seen["images"] = value.shape[leaf.axis] // leaf.rows
+        is_batch = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == seen["images"]
+        return value[first : first + count] if is_batch else value
 
     _patch(stack, fallback, "_of_unit", of_unit)
 
@@ -224,9 +248,15 @@ PLANTED = {
             trials=20,
         ),
         Fault(
-            "a hospital kept out of a study by one file, and its status that tells so",
+            "all of a hospital's images left out because of one file",
             a_file_decides_on_the_set,
-            ("answers", "pixels, files"),
+            ("pixels, files",),
+        ),
+        Fault("a status that tells whether one file can be used", a_file_decides_the_status, ("answers",)),
+        Fault(
+            "a masked sum refused where there are more units than it has room for",
+            a_private_count_refuses,
+            ("more than there is room for",),
         ),
         Fault(
             "a sum given up because of one file",

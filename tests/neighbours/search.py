@@ -17,6 +17,7 @@ from tests.neighbours.spaces import Candidate, Space, make_space
 from tests.neighbours.whole_numbers import moved_on_the_grid
 
 from fedveil.federation import Release
+from fedveil.federation.noise import Noise
 from fedveil.learning.network_learner import ROUNDING
 
 __all__ = ["Found", "search"]
@@ -79,14 +80,16 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
         return
     study = kind.study()
     classes, unit = study.data.classes, study.privacy.unit
-    crowd = draw_crowd(classes, generator, most=kind.most, odd=kind.files, exactly=kind.trained)
+    crowd = draw_crowd(
+        classes, generator, most=kind.most, odd=kind.files, exactly=kind.trained, alike=kind.room > 0
+    )
     neighbour = crowd.images if unit == "site" else without(crowd.images, unit, crowd.gone)
     both, write = (crowd.images, neighbour), _files(crowd) if kind.files else _array(classes)
     tries = kind.tries * (DEEP if trial % DEEP == DEEP - 1 else 1)
     with (
         kind.within(),
         tempfile.TemporaryDirectory() as folder,
-        open_pair(Path(folder) / "pair", study, write, both, **crowd.settings) as pair,
+        open_pair(Path(folder) / "pair", study, write, both, **crowd.settings, **kind.bounds) as pair,
     ):
         if pair.whole is None and pair.less is None:
             return
@@ -108,7 +111,7 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
                 release=release.name,
                 moved=figures.moved,
                 others=figures.others,
-                masked=moved_on_the_grid(masked[release.name], *sums) if sums else 0.0,
+                masked=moved_on_the_grid(*masked[release.name], *sums) if sums else 0.0,
                 cohort=crowd.words,
                 seed=seed,
                 trial=trial,
@@ -231,10 +234,11 @@ def _gone(pair: Pair, unit: str, patient: str) -> str:
     return next(iter(set(pair.whole.owners()) - set(pair.less.owners())), patient)
 
 
-def _masked(kind: Kind) -> dict[str, Release]:
-    """The releases whose sums are masked, by name."""
-    releases = make_offer(kind.study("secure-aggregation")).terms().releases
-    return {one.name: one for one in releases if one.integer is not None and not one.noise_inside}
+def _masked(kind: Kind) -> dict[str, tuple[Noise, Release]]:
+    """The releases whose sums are masked, by name, and who adds their noise."""
+    terms = make_offer(kind.study("secure-aggregation")).terms()
+    whole = [one for one in terms.releases if one.integer is not None and not one.noise_inside]
+    return {one.name: (terms.noise, one) for one in whole}
 
 
 def _files(crowd: Crowd):
