@@ -50,12 +50,14 @@ class Fault:
         plant: patches the product for as long as the stack is open.
         kinds: names of kinds of models that it shows in.
         trials: cohorts of each that are searched at most.
+        only: names of the releases that it shows in; all where none are named.
     """
 
     words: str
     plant: Plant
     kinds: tuple[str, ...]
     trials: int = 6
+    only: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
@@ -77,7 +79,8 @@ def look_for(fault: Fault, seed: int, *, stop: bool) -> Found | None:
     with fault.planted():
         for trial in range(fault.trials):
             for name in fault.kinds:
-                shown += [one for one in search(KINDS[name], seed, trial, stop=stop) if not one.sound]
+                found = search(KINDS[name], seed, trial, stop=stop, only=fault.only)
+                shown += [one for one in found if not one.sound]
                 if shown and stop:
                     return shown[0]
     return max(shown, key=lambda one: (one.moved, one.others), default=None)
@@ -275,14 +278,24 @@ PLANTED = {
             gradients_of_all_rows_at_once,
             ("pixels", "pixels, 3 classes"),
         ),
-        Fault("gradients of batches as small as who is left", batches_of_who_is_left, ("tuned",)),
+        Fault(
+            "gradients of batches as small as who is left",
+            batches_of_who_is_left,
+            ("tuned",),
+            only=("training",),
+        ),
         Fault(
             "the slow fallback cuts any tensor with as many rows as the batch",
             any_tensor_of_the_batchs_length,
             ("positions",),
             trials=2,
         ),
-        Fault("scores of batches as small as who is left", scores_of_who_is_left, ("tuned", "cnn")),
+        Fault(
+            "scores of batches as small as who is left",
+            scores_of_who_is_left,
+            ("cnn", "tuned"),
+            only=("calibration", "evaluation"),
+        ),
     )
 }
 

@@ -23,8 +23,8 @@ from fedveil.learning.network_learner import ROUNDING
 __all__ = ["Found", "search"]
 
 LARGEST_MOVE = 1.0001
-EXACT = 1e-9
-"""Of the others' part nothing may move; this is left for rounding, where sums are in double precision."""
+EXACT = 0.0
+"""Of the others' part not the last bit may move, where sums are in double precision."""
 ELITE = 4
 DEEP = 5
 """Every fifth cohort is searched five times as long."""
@@ -65,7 +65,9 @@ class Found:
         return max(self.moved, self.masked) <= most and self.others <= self.rounding
 
 
-def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator[Found]:
+def search(
+    kind: Kind, seed: int, trial: int, *, stop: bool = False, only: tuple[str, ...] = ()
+) -> Iterator[Found]:
     """Search one cohort. The same numbers give the same result.
 
     Args:
@@ -73,6 +75,7 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
         seed: of the whole search.
         trial: number of the cohort.
         stop: leave a release as soon as something unsound was found in it.
+        only: these releases, where any are named.
     """
     generator = np.random.default_rng([seed, trial, zlib.crc32(kind.name.encode())])
     if kind.answers:
@@ -95,7 +98,7 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
             return
         pair.gone = _gone(pair, unit, crowd.gone)
         masked = {} if unit == "site" else _masked(kind)
-        for release in pair.terms.releases:
+        for release in (one for one in pair.terms.releases if not only or one.name in only):
             run = _Run(
                 _share(kind, release, tries),
                 pair,
