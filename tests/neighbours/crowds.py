@@ -40,7 +40,13 @@ class Crowd:
 
 
 def draw_crowd(
-    classes: Sequence[str], generator: np.random.Generator, *, most: int, odd: bool, exactly: int = 0
+    classes: Sequence[str],
+    generator: np.random.Generator,
+    *,
+    most: int,
+    odd: bool,
+    exactly: int = 0,
+    alike: bool = False,
 ) -> Crowd:
     """Draw a cohort.
 
@@ -50,8 +56,9 @@ def draw_crowd(
         most: images in all, about.
         odd: whether a file may be odd; the cohort then has to be written as files.
         exactly: so many images are trained on, one a patient; 0 for any number.
+        alike: those are one image, and have one label.
     """
-    plan = _one_each(exactly) if exactly else _plan(generator, most, len(classes))
+    plan = _one_each(exactly, alike=alike) if exactly else _plan(generator, most, len(classes))
     maker = _Maker(classes, plan.style, generator, mixed=plan.mixed)
     maker.add("large", plan.large, "test" if plan.tested else "train")
     maker.add("tested-0", 2, "test")
@@ -90,8 +97,8 @@ class _Plan:
         return f"{self.style}, largest {self.large}{' tested' if self.tested else ''}, others {self.each} each{labels}"
 
 
-def _one_each(count: int) -> _Plan:
-    return _Plan("smooth", 1, count - 2, 1, mixed=True, tested=False)
+def _one_each(count: int, *, alike: bool) -> _Plan:
+    return _Plan("copies" if alike else "smooth", 1, count - 2, 1, mixed=not alike, tested=False)
 
 
 def _plan(generator: np.random.Generator, most: int, classes: int) -> _Plan:
@@ -148,7 +155,7 @@ class _Maker:
         self._step = generator.integers(-9, 10, (SIZE, SIZE))
 
     def add(self, patient: str, count: int, split: str = "train") -> None:
-        first = int(self._generator.integers(len(self._classes)))
+        first = 0 if self._style == "copies" else int(self._generator.integers(len(self._classes)))
         for number, pixels in enumerate(self._pictures(count)):
             code = first + number if self._mixed else first
             name = f"i{len(self.found):05}"
@@ -156,8 +163,8 @@ class _Maker:
 
     def _pictures(self, count: int) -> np.ndarray:
         """`alike`: all nearly one image; `pairs`: every patient has the same two; `twins`: one image each, repeated;
-        `same`: one image of everybody."""
-        if self._style == "same":
+        `same`: one image of everybody; `copies`: and one label."""
+        if self._style in ("same", "copies"):
             changed = np.repeat(self._base[None], count, axis=0)
         elif self._style == "alike":
             changed = self._base + (self._generator.random((count, SIZE, SIZE)) < 0.02)

@@ -29,6 +29,7 @@ class Kind:
         answers: what is compared is what a hospital's service says, not a sum.
         cohorts: of the short search.
         trained: so many images are trained on, one a patient; 0 for any number.
+        room: so many units a masked sum has room for, one less than are trained on; 0 for more than ever come.
         within: a context in which the study's network is built; for one that no study file can name.
     """
 
@@ -41,11 +42,18 @@ class Kind:
     answers: bool = False
     cohorts: int = 1
     trained: int = 0
+    room: int = 0
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def study(self, trust: str = "site") -> Study:
         """The study file."""
-        return make_study(**{"classes": TWO, **self.settings, "trust": trust})
+        study = make_study(**{"classes": TWO, **self.settings, "trust": trust})
+        return study.with_changes({"federation": {"max_units": self.room}}) if self.room else study
+
+    @property
+    def bounds(self) -> dict[str, int]:
+        """What a hospital's settings say of its units: no more than a masked sum has room for."""
+        return {"max_units": self.room} if self.room else {}
 
     @property
     def network(self) -> bool:
@@ -75,6 +83,9 @@ LINEAR = (
     _linear("own models", classes=THREE, training="units = 20", privacy=SHARES + OWN),
     replace(_linear("pixels, files", privacy=CALIBRATED), files=True, most=150, tries=10, cohorts=8),
     replace(_linear("pixels, colour", channels=3), files=True, most=100, tries=10),
+    replace(
+        _linear("more than there is room for", privacy=CALIBRATED), trained=13, room=12, tries=10, cohorts=1
+    ),
     Kind("scattering", {"model": 'features = "scattering"', "classes": THREE}, most=120, tries=40),
     Kind("efficientnet features", {"model": 'features = "efficientnet-lite0"'}, most=120, slow=True),
 )

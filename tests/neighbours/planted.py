@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -20,10 +21,16 @@ import torch
 from tests.neighbours.kinds import KINDS
 from tests.neighbours.search import Found, search
 
+from fedveil.data import Dataset, Options
 from fedveil.data import image_store as data_stack
+from fedveil.data.annotations.records import assemble
 from fedveil.data.formats.image_files import FileImages
+from fedveil.data.load import read_records
+from fedveil.deploy.offer import Offer
 from fedveil.deploy.site import runtime as hosting
+from fedveil.federation import noise
 from fedveil.federation.contributions import Contributions
+from fedveil.learning.gradients.calls import Leaf
 from fedveil.learning.gradients.rules import fallback, standardised
 from fedveil.learning.models import logistic as linear
 from fedveil.learning.models import network as network_learner
@@ -44,12 +51,14 @@ class Fault:
         plant: patches the product for as long as the stack is open.
         kinds: names of kinds of models that it shows in.
         trials: cohorts of each that are searched at most.
+        only: names of the releases that it shows in; all where none are named.
     """
 
     words: str
     plant: Plant
     kinds: tuple[str, ...]
     trials: int = 6
+    only: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
@@ -71,7 +80,8 @@ def look_for(fault: Fault, seed: int, *, stop: bool) -> Found | None:
     with fault.planted():
         for trial in range(fault.trials):
             for name in fault.kinds:
-                shown += [one for one in search(KINDS[name], seed, trial, stop=stop) if not one.sound]
+                found = search(KINDS[name], seed, trial, stop=stop, only=fault.only)
+                shown += [one for one in found if not one.sound]
                 if shown and stop:
                     return shown[0]
     return max(shown, key=lambda one: (one.moved, one.others), default=None)
@@ -145,19 +155,33 @@ def a_file_decides_the_channels(stack: contextlib.ExitStack) -> None:
 
 
 def a_file_decides_on_the_set(stack: contextlib.ExitStack) -> None:
-    """One file that cannot be used keeps the whole hospital out of an approved study."""
-    load = hosting.load
+    """One file that cannot be used makes all others of an approved study count as nothing."""
 
-    def strict(*args: Any, **kwargs: Any) -> Any:
-        return load(*args, **{**kwargs, "leave_out": False})
+    def strict(source: str, options: Options, *, base: Path, **_: object) -> Dataset:
+        return assemble(read_records(source, options, base), options, source)
 
-    _patch(stack, hosting, "load", strict)
+    _patch(stack, hosting, "load_usable", strict)
+
+
+def a_file_decides_the_status(stack: contextlib.ExitStack) -> None:
+    """One file that cannot be used keeps the hospital out of an approved study, which its status tells."""
+    a_file_decides_on_the_set(stack)
+
+    def learner(self: hosting.Cohorts, offer: Offer) -> Any:
+        task = self.task(offer)
+        return task.learner(self.own(task.dataset, task.dataset.train)), None
+
+    _patch(stack, hosting.Cohorts, "_learner", learner)
+
+
+def a_private_count_refuses(stack: contextlib.ExitStack) -> None:
+    """A masked sum over more units than it has room for is refused, by their number."""
+    _patch(stack, noise, "bounded", lambda vector, bound: vector)
 
 
 def one_file_takes_the_sum_along(stack: contextlib.ExitStack) -> None:
     """A sum is given up where one image cannot be read."""
-    if hasattr(data_stack, "OddImages"):
-        _patch(stack, data_stack.OddImages, "read", lambda self, indices: self._base.read(indices))
+    _patch(stack, data_stack.OddImages, "read", lambda self, indices: self._base.read(indices))
     _patch(stack, task._Readable, "read", lambda self, indices: self.source.read(indices))
 
 
@@ -177,12 +201,11 @@ def gradients_of_all_rows_at_once(stack: contextlib.ExitStack) -> None:
 
 def batches_of_who_is_left(stack: contextlib.ExitStack) -> None:
     """A network sees a batch of as many images as there are, be it one."""
-    name = "filled_up" if hasattr(network_learner, "filled_up") else "at_least"
 
     def as_they_are(images: Any, labels: Any, members: Any) -> Any:
         return images, labels, members, torch.ones(len(images))
 
-    _patch(stack, network_learner, name, as_they_are)
+    _patch(stack, network_learner, "filled_up", as_they_are)
 
 
 def scores_of_who_is_left(stack: contextlib.ExitStack) -> None:
@@ -197,9 +220,13 @@ def scores_of_who_is_left(stack: contextlib.ExitStack) -> None:
 def any_tensor_of_the_batchs_length(stack: contextlib.ExitStack) -> None:
     """The slow fallback takes whatever has as many rows as the batch for images."""
 
-    def of_unit(images: slice, batch_size: int, value: Any) -> Any:
-        is_batch = isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == batch_size
-        return value[images] if is_batch else value
+    seen: dict[str, int] = {}
+
+    def of_unit(leaf: Leaf, value: Any, first: int, count: int) -> Any:
+        if leaf.axis is not None:  # the images come before the table
+            seen["images"] = value.shape[leaf.axis] // leaf.rows
+        is_batch = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == seen["images"]
+        return value[first : first + count] if is_batch else value
 
     _patch(stack, fallback, "_of_unit", of_unit)
 
@@ -225,9 +252,15 @@ PLANTED = {
             trials=20,
         ),
         Fault(
-            "a hospital kept out of a study by one file, and its status that tells so",
+            "all of a hospital's images left out because of one file",
             a_file_decides_on_the_set,
-            ("answers", "pixels, files"),
+            ("pixels, files",),
+        ),
+        Fault("a status that tells whether one file can be used", a_file_decides_the_status, ("answers",)),
+        Fault(
+            "a masked sum refused where there are more units than it has room for",
+            a_private_count_refuses,
+            ("more than there is room for",),
         ),
         Fault(
             "a sum given up because of one file",
@@ -246,14 +279,24 @@ PLANTED = {
             gradients_of_all_rows_at_once,
             ("pixels", "pixels, 3 classes"),
         ),
-        Fault("gradients of batches as small as who is left", batches_of_who_is_left, ("tuned",)),
+        Fault(
+            "gradients of batches as small as who is left",
+            batches_of_who_is_left,
+            ("tuned",),
+            only=("training",),
+        ),
         Fault(
             "the slow fallback cuts any tensor with as many rows as the batch",
             any_tensor_of_the_batchs_length,
             ("positions",),
             trials=2,
         ),
-        Fault("scores of batches as small as who is left", scores_of_who_is_left, ("tuned", "cnn")),
+        Fault(
+            "scores of batches as small as who is left",
+            scores_of_who_is_left,
+            ("cnn", "tuned"),
+            only=("calibration", "evaluation"),
+        ),
     )
 }
 

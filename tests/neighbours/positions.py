@@ -1,4 +1,5 @@
-"""A network whose own layer takes a table of positions beside the images: 49 rows, as many as a batch may have.
+"""A network whose own layer takes a table of positions beside the images: 64 rows, as many as a batch may
+have that is filled up.
 
 No network that a study file can name has such a layer today; the slow fallback of the engine has to treat it rightly
 all the same.
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 __all__ = ["POSITIONS", "positions"]
 
-POSITIONS = 49
+SIDE = 8
+POSITIONS = SIDE**2
 
 
 class _Mixed(nn.Module):
@@ -27,11 +29,11 @@ class _Mixed(nn.Module):
 
 
 class _Positions(nn.Module):
-    """Images (n, 1, h, w) to (n, 8): 7 x 7 cells, each with its row of a table."""
+    """Images (n, 1, h, w) to (n, 8): 8 x 8 cells, each with its row of a table."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool, self.inner = nn.AdaptiveAvgPool2d(7), _Mixed()
+        self.pool, self.inner = nn.AdaptiveAvgPool2d(SIDE), _Mixed()
         self.register_buffer("table", torch.linspace(-3, 3, POSITIONS)[:, None])
 
     def forward(self, images: Tensor) -> Tensor:

@@ -17,13 +17,14 @@ from tests.neighbours.spaces import Candidate, Space, make_space
 from tests.neighbours.whole_numbers import moved_on_the_grid
 
 from fedveil.federation import Release
+from fedveil.federation.noise import Noise
 from fedveil.learning.models.network import ROUNDING
 
 __all__ = ["Found", "search"]
 
 LARGEST_MOVE = 1.0001
-EXACT = 1e-9
-"""Of the others' part nothing may move; this is left for rounding, where sums are in double precision."""
+EXACT = 0.0
+"""Of the others' part not the last bit may move, where sums are in double precision."""
 ELITE = 4
 DEEP = 5
 """Every fifth cohort is searched five times as long."""
@@ -64,7 +65,9 @@ class Found:
         return max(self.moved, self.masked) <= most and self.others <= self.rounding
 
 
-def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator[Found]:
+def search(
+    kind: Kind, seed: int, trial: int, *, stop: bool = False, only: tuple[str, ...] = ()
+) -> Iterator[Found]:
     """Search one cohort. The same numbers give the same result.
 
     Args:
@@ -72,6 +75,7 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
         seed: of the whole search.
         trial: number of the cohort.
         stop: leave a release as soon as something unsound was found in it.
+        only: these releases, where any are named.
     """
     generator = np.random.default_rng([seed, trial, zlib.crc32(kind.name.encode())])
     if kind.answers:
@@ -79,20 +83,22 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
         return
     study = kind.study()
     classes, unit = study.data.classes, study.privacy.unit
-    crowd = draw_crowd(classes, generator, most=kind.most, odd=kind.files, exactly=kind.trained)
+    crowd = draw_crowd(
+        classes, generator, most=kind.most, odd=kind.files, exactly=kind.trained, alike=kind.room > 0
+    )
     neighbour = crowd.images if unit == "site" else without(crowd.images, unit, crowd.gone)
     both, write = (crowd.images, neighbour), _files(crowd) if kind.files else _array(classes)
     tries = kind.tries * (DEEP if trial % DEEP == DEEP - 1 else 1)
     with (
         kind.within(),
         tempfile.TemporaryDirectory() as folder,
-        open_pair(Path(folder) / "pair", study, write, both, **crowd.settings) as pair,
+        open_pair(Path(folder) / "pair", study, write, both, **crowd.settings, **kind.bounds) as pair,
     ):
         if pair.whole is None and pair.less is None:
             return
         pair.gone = _gone(pair, unit, crowd.gone)
         masked = {} if unit == "site" else _masked(kind)
-        for release in pair.agreement.releases:
+        for release in (one for one in pair.agreement.releases if not only or one.name in only):
             run = _Run(
                 _share(kind, release, tries),
                 pair,
@@ -108,7 +114,7 @@ def search(kind: Kind, seed: int, trial: int, *, stop: bool = False) -> Iterator
                 release=release.name,
                 moved=figures.moved,
                 others=figures.others,
-                masked=moved_on_the_grid(masked[release.name], *sums) if sums else 0.0,
+                masked=moved_on_the_grid(*masked[release.name], *sums) if sums else 0.0,
                 cohort=crowd.words,
                 seed=seed,
                 trial=trial,
@@ -231,10 +237,11 @@ def _gone(pair: Pair, unit: str, patient: str) -> str:
     return next(iter(set(pair.whole.owners()) - set(pair.less.owners())), patient)
 
 
-def _masked(kind: Kind) -> dict[str, Release]:
-    """The releases whose sums are masked, by name."""
-    releases = make_offer(kind.study("secure-aggregation")).agreement().releases
-    return {one.name: one for one in releases if one.integer is not None and not one.noise_inside}
+def _masked(kind: Kind) -> dict[str, tuple[Noise, Release]]:
+    """The releases whose sums are masked, by name, and who adds their noise."""
+    agreement = make_offer(kind.study("secure-aggregation")).agreement()
+    whole = [one for one in agreement.releases if one.integer is not None and not one.noise_inside]
+    return {one.name: (agreement.noise, one) for one in whole}
 
 
 def _files(crowd: Crowd):
