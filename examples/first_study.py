@@ -4,7 +4,7 @@ import fedveil as fv
 
 study = fv.Study(epsilon=1.0, image_size=32)
 
-print(fv.plan(study).guarantee)  # what it would cost, before anything runs
+print(fv.plan(study).guarantee)  # the cost, before anything runs
 
 run = fv.run(study, directory="first")
 print(f"AUROC {run.metrics.auroc:.3f} at epsilon {run.guarantee.epsilon:.3f} per {run.guarantee.unit}")

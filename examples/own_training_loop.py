@@ -1,7 +1,7 @@
 """Train a network of your own in your own loop, under a budget per patient.
 
-As with Opacus, you keep model, optimiser and loop. `private_steps` charges a ledger, draws patients by themselves,
-bounds each patient's gradient and adds the noise; what is sampled and noised is what is accounted.
+As with Opacus, you keep model, optimiser and loop. `private_steps` charges a ledger, draws each patient independently,
+bounds each patient's gradient and adds the noise. What is sampled and noised is what is accounted.
 """
 
 import torch
@@ -10,9 +10,9 @@ from torch import nn
 import fedveil as fv
 from fedveil.data import load
 
-STEPS, RATE, PATIENTS = 80, 0.3, 800  # a round number of patients, known without counting them
+STEPS, RATE, PATIENTS = 80, 0.3, 800  # a public, approximate number of patients, not a count
 
-scans = load("phantom", image_size=32)  # synthetic; yours come from anywhere
+scans = load("phantom", image_size=32)  # synthetic; replace it by your own reader
 images, labels = torch.from_numpy(scans.images.read(scans.train)), torch.from_numpy(scans.labels[scans.train])
 patients = scans.patients[scans.train]
 

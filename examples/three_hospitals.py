@@ -1,6 +1,6 @@
-"""Three hospitals on one machine: each keeps its patients and its ledger, and none sees another's sum.
+"""Three hospitals on one machine: each has its own patients and ledger, and none sees another's sum.
 
-Between real hospitals the same study is started with `fedveil coordinate`, see docs/deployment.md.
+Between real hospitals, start the same study with `fedveil coordinate`; see docs/deployment.md.
 """
 
 import math
@@ -23,8 +23,8 @@ for site in run.record.sites:
     state = verify_ledger(run.directory / "ledgers" / f"{site.name}.jsonl")
     print(f"{site.name}: {site.patients} patients, {len(state.charges)} charges, epsilon {state.spent():.3f}")
 
-# What if nobody's sums are hidden among others', or the server may see them? A sweep over simulated hospitals, which
-# the same images are dealt out to, costs nobody anything.
+# How does accuracy depend on the trust? This sweep deals the same images out to simulated hospitals, so it charges
+# none of the three.
 public = fv.Dataset.from_arrays(images, labels, patients=patients)
 for one in fv.sweep(study, public, epsilon=[2.0, math.inf], trust=["site", "server"]):
     setting = one.setting
