@@ -61,7 +61,7 @@ class Coordinator:
     """Runs rounds over a transport under fixed terms.
 
     Attributes:
-        terms: what was agreed.
+        agreement: what was agreed.
         transport: carries requests to the sites.
         attempt: counter that never repeats; a resumed run starts above the last one used.
         charged: steps of each release's mechanism that were asked for, abandoned attempts included.

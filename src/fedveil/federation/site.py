@@ -164,7 +164,7 @@ class Site:
         )
 
     def _handle_secure(self, message: SecureRequest) -> SecureReply:
-        agreement = self._terms_of(message.study)
+        agreement = self._agreement_of(message.study)
         if agreement.digest not in self._secure:
             raise Refused(
                 "the study does not aggregate securely", "its trust decides how", "run the admitted study"
@@ -173,7 +173,7 @@ class Site:
         return SecureReply(site=self.name, study=message.study, keys=keys)
 
     def _handle_round(self, request: Request) -> Reply:
-        agreement = self._terms_of(request.study)
+        agreement = self._agreement_of(request.study)
         release = self._check(request, agreement)
         if release.query.at_site:
             raise Refused(
@@ -211,7 +211,7 @@ class Site:
 
     def _charge_own(self, study: str, name: str, parameters: Vector) -> tuple[Agreement, Release]:
         """Pay for what the hospital makes for itself: once, whatever became of it."""
-        agreement = self._terms_of(study)
+        agreement = self._agreement_of(study)
         if not agreement.release(name).query.at_site:
             raise Refused(
                 f"{name} is a release of all sites together",
@@ -248,7 +248,7 @@ class Site:
         words = cast(npt.NDArray[np.uint32], protected)
         return self._secure[agreement.digest].mask(request.attempt, words, release.name)
 
-    def _terms_of(self, study: str) -> Agreement:
+    def _agreement_of(self, study: str) -> Agreement:
         try:
             return self._admitted[study]
         except KeyError:
