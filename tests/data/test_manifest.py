@@ -166,11 +166,13 @@ def test_columns_that_do_not_count_are_noted(images, tmp_path):
     assert "the column age is not used" in check(str(tmp_path / "set.csv"), image_size=8).notes
 
 
-def test_a_quoted_line_break_does_not_shift_line_numbers(images, tmp_path):
+def test_a_line_break_within_a_cell_is_told_and_takes_no_other_row_along(images, tmp_path):
     names = images(3)
     text = f'path,label,remark\n{names[0]},a,"two\nlines"\n{names[1]},b,\ngone.png,a,\n{names[2]},a,\n'
     (tmp_path / "set.csv").write_text(text)
-    assert f"{tmp_path / 'set.csv'}, line 5: " in refused(tmp_path / "set.csv")
+    told = refused(tmp_path / "set.csv")
+    assert f"{tmp_path / 'set.csv'}, line 3: it has 1 cells where the first line has 3" in told
+    assert "remove line breaks within cells" in told
 
 
 def test_the_real_jpegs_agree_with_the_npz_made_from_them(shared_data, tmp_path):

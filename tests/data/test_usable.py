@@ -2,13 +2,14 @@
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fedveil.data import Dataset, Options, Reading, load_usable
+from fedveil.data import Dataset, Options, Reading, load, load_usable
 from fedveil.errors import DataError
 
 Table = list[dict[str, str]]
@@ -68,6 +69,88 @@ def cut_short(folder: Path, rows: Table) -> Table:
 def gone(folder: Path, rows: Table) -> Table:
     (folder / rows[3]["path"]).unlink()
     return rows
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'i3.png,ill,"p1,train',
+        '"i3.png,ill,p1,train',
+        'i3.png,"ill"x,p1,train',
+        "i3.png,ill\0,p1,train",
+        "i3\0.png,ill,p1,train",
+        f"i3.png,{'x' * 140_000},p1,train",
+        f"i3.png,{'7' * 5000},p1,train",
+        f"a\\{'x' * 300}.png,ill,p1,train",
+        f"{'x' * 300}.png,ill,p1,train",
+        "i3.png,ill,-1,train",
+        "i3.png,ill",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_no_line_of_a_table_takes_another_along(tmp_path, line, encoding):
+    """A stray quote took all rows below it, a zero byte or a long cell the whole table."""
+    write(tmp_path, lambda folder, rows: rows)
+    table = (tmp_path / "images.csv").read_text().splitlines()
+    seen = []
+    for odd in ([line], []):
+        lines = [*table[:4], *odd, *table[5:]]
+        (tmp_path / "images.csv").write_bytes("\n".join(lines).encode(encoding))
+        seen.append(contents(usable(tmp_path), without="i3.png"))
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 11
+
+
+def test_half_a_character_of_a_table_takes_nothing_along(tmp_path):
+    write(tmp_path, lambda folder, rows: rows)
+    content = (tmp_path / "images.csv").read_text().replace("i3.png,ill", "i3.png,il\u0394").encode("utf-16")
+    (tmp_path / "images.csv").write_bytes(content.replace("\u0394".encode("utf-16-le"), b"\x00\xd8"))
+    assert len(contents(usable(tmp_path), without="i3.png")) == 11
+
+
+def test_whose_row_of_a_file_came_first_decides_nothing_about_others(tmp_path):
+    """Two rows of one patient count once, also where another patient lists the file before."""
+
+    def listed(first: bool) -> list[str]:
+        write(tmp_path, lambda folder, rows: rows)
+        path = tmp_path / "images.csv"
+        head, *rows = path.read_text().splitlines()
+        more = ["i3.png,normal,p99,train"] if first else []
+        path.write_text("\n".join([head, *more, *rows, "i3.png,normal,p1,train", "i3.png,normal,P01,train"]))
+        found = usable(tmp_path)
+        return [one for one in found.image_names if one == "i3.png"]
+
+    assert (len(listed(True)), len(listed(False))) == (2, 1)
+
+
+def test_one_label_of_an_array_names_one_class(tmp_path):
+    """Classes were named up to the largest label: one of 10^9 took all memory."""
+    images, labels = np.zeros((6, 8, 8), np.uint8), np.array([0, 1, 0, 1, 0, 10**9])
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    options = Options(image_size=8, classes=("0", "1"), reading=Reading(channels=1))
+    assert len(load_usable("images.npz", options, base=tmp_path, need_patients=False)) == 5
+
+
+def test_people_without_a_name_are_not_one_patient(tmp_path):
+    images, labels = np.zeros((6, 8, 8), np.uint8), np.array([0, 1] * 3)
+    patients = np.array(["a", "b", "", "", "-1", "-1"])
+    np.savez(tmp_path / "images.npz", images=images, labels=labels, patient=patients)
+    options = Options(image_size=8, classes=("0", "1"), reading=Reading(channels=1))
+    assert len(load_usable("images.npz", options, base=tmp_path, need_patients=True)) == 2
+    with pytest.raises(DataError, match="the patient has no name"):
+        load("images.npz", base=tmp_path, image_size=8)
+
+
+def test_a_folder_needs_a_layout_where_each_image_is_judged_by_itself(tmp_path):
+    """By majority, one image more gave all others another meaning."""
+    for place in ("ill", "normal", "s/ill", "s/normal"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / place / "x.png")
+    options = Options(image_size=8, classes=("ill", "normal"), reading=Reading(channels=1))
+    with pytest.raises(DataError, match="no layout is set"):
+        load_usable(".", options, base=tmp_path, need_patients=False)
+    found = load_usable(".", replace(options, layout="class"), base=tmp_path, need_patients=False)
+    assert sorted(found.image_names) == ["ill/x.png", "normal/x.png"]
 
 
 def changed(**values: str) -> Callable[[Path, Table], Table]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from fedveil.data.annotations.labels import Fault
 from fedveil.data.options import Options
 
-__all__ = ["patient_key", "patient_pairs", "placeholder_fault"]
+__all__ = ["patient_key", "patient_name", "patient_pairs", "placeholder_fault"]
 
 PLACEHOLDER = re.compile(
-    r"anon(ym(ous|i[sz]ed))?|de-?identified|removed|unknown|notavailable|none|null|nan|n/?a|x{3,}|[-?]+"
+    r"|anon(ym(ous|i[sz]ed))?|de-?identified|removed|unknown|notavailable|none|null|nan|n/?a|x{3,}|[-?]+|-\d+(\.0)?"
 )
 
 
@@ -22,6 +22,14 @@ def patient_key(name: str) -> str:
     ({'p7'}, 'p70')
     """
     return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s+", "", name).casefold())
+
+
+def patient_name(name: str | None, options: Options) -> str | None:
+    """Whose an image is where each is judged by itself: similar names count as one, unless they are said to be several.
+
+    Two people who are taken for one have half the protection each: one of them moves a sum by twice its bound at most.
+    """
+    return name if name is None or "similar-patients" in options.accept else patient_key(name)
 
 
 def is_placeholder(name: str) -> bool:
@@ -38,7 +46,7 @@ def placeholder_fault(name: str, options: Options) -> Fault | None:
     if "placeholder-patients" in options.accept or not is_placeholder(name):
         return None
     return (
-        f"the patient is called {name}",
+        f"the patient is called {name}" if name else "the patient has no name",
         "that names nobody, and all images of that name would count as one patient's",
         'name the patients, or set data.accept = ["placeholder-patients"] if it is one patient',
     )

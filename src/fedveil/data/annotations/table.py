@@ -88,7 +88,7 @@ def class_order(labels: Iterable[str]) -> tuple[str, ...]:
     """
     distinct = set(labels)
     if all(label.isdecimal() for label in distinct):
-        return tuple(sorted(distinct, key=lambda label: (int(label), label)))
+        return tuple(sorted(distinct, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label)))
     return tuple(sorted(distinct))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data.annotations.patients import patient_key
+from fedveil.data.annotations.patients import patient_name
 from fedveil.data.annotations.records import Records
 from fedveil.data.dataset import TEST, TRAIN, Dataset
 from fedveil.data.embeddings import Embeddings
@@ -91,10 +91,7 @@ def load_usable(source: str, options: Options, *, base: Path, need_patients: boo
 
 def _patients(records: Records, options: Options) -> list[str | None]:
     """Each image's patient. Names that are similar count as one, unless the hospital says that they are several."""
-    given = records.patients_given()
-    if "similar-patients" in options.accept:
-        return given
-    return [None if name is None else patient_key(name) for name in given]
+    return [patient_name(name, options) for name in records.patients_given()]
 
 
 def _owners(patients: Sequence[str | None], names: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from fedveil.data.formats.image_files import FORMATS
 from fedveil.data.options import Options
 from fedveil.errors import DataError, InvalidValue
 
-__all__ = ["read_folder"]
+__all__ = ["guessed_layout", "read_folder"]
 
 SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes} | {".dcm", ".dicom"}
 LAYOUTS = ("class", "site/class", "split/class", "split/site/class", "site/split/class", "site/class/split")
@@ -25,6 +25,12 @@ def read_folder(root: Path, options: Options) -> Records:
     """Everything in the folder that bears the suffix of an image; hidden files are passed over."""
     images, notes = _images(root)
     levels = {path: path.relative_to(root).parts[:-1] for path in images}
+    if options.leave_out and not options.layout:
+        raise DataError(
+            f"{root} is a folder, and no layout is set",
+            "where each image is judged by itself, what folders mean must not follow from how most images lie",
+            "set data.layout",
+        )
     layout = _layout(list(levels.values()), options.layout)
     rows, problems = [], []
     for path, parts in levels.items():
@@ -74,6 +80,17 @@ def _images(root: Path) -> tuple[list[Path], list[str]]:
     images = [path for path in visible if path.suffix.lower() in SUFFIXES]
     others = len(visible) - len(images)
     return images, [f"{others} files were passed over: they have no suffix of an image"] if others else []
+
+
+def guessed_layout(root: Path) -> str:
+    """What the levels of a folder mean, as most of its images lie; for a person who has to set it.
+
+    >>> from tempfile import mkdtemp
+    >>> guessed_layout(Path(mkdtemp()))
+    'class'
+    """
+    images, _ = _images(root)
+    return "/".join(_layout([path.relative_to(root).parts[:-1] for path in images], ""))
 
 
 def _layout(levels: list[tuple[str, ...]], setting: str) -> tuple[str, ...]:

@@ -8,12 +8,12 @@ Every problem is told by file and line.
 import codecs
 import csv
 import difflib
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from fedveil.data.annotations.patients import patient_name
 from fedveil.data.annotations.records import SPLIT_NAMES, Problem, Records
 from fedveil.data.annotations.table import Row, file_records
 from fedveil.data.options import COLUMNS, Options
@@ -39,19 +39,19 @@ def read_manifest(path: Path, options: Options) -> Records:
     notes: list[str] = []
     problems: list[Problem] = []
     rows: list[Row] = []
-    seen: dict[str, Row] = {}
+    seen: dict[tuple[str, str | None], Row] = {}
     for row in table_rows(path, options.columns, notes):
         if isinstance(row, Problem):
             problems.append(row)
             continue
-        earlier = seen.setdefault(os.path.normpath(row.path), row)
-        if earlier is not row:
+        # Each judged by itself, whether a patient's image counts must not depend on what another patient has.
+        whose = patient_name(row.patient, options) if options.leave_out else None
+        earlier = seen.setdefault((os.path.normpath(row.path), whose), row)
+        if earlier is not row and not (options.leave_out and whose is None):
             found = f"{row.name} was listed before, at {earlier.place}"
             rule, remedy = "every image stands in one row", "delete one of them"
             problems.append(Problem(row.place, found, rule, remedy, left_out=True))
-            if not options.leave_out or (row.patient is not None and row.patient == earlier.patient):
-                continue
-            # Whether one patient's image counts must not depend on what another patient has.
+            continue
         rows.append(row)
     return file_records(path.stem, rows, options, problems, notes)
 
@@ -62,11 +62,16 @@ def table_rows(
     """The rows of a table whose columns are called as ``names`` says, or else as they are here."""
     lines = _lines(path, _text(path, notes), names)
     first = next(lines, (1, []))
+    if isinstance(first, Problem):
+        raise DataError(f"{first.place}: {first.found}", first.rule, first.remedy)
     wanted = COLUMNS[:1] if only_paths else COLUMNS
     columns, extra = _columns(path, first, {name: names.get(name, name) for name in wanted})
     notes += [f"the column {name} is not used" for name in extra]
-    for line, cells in lines:
-        yield _row(path, f"{path}, line {line}", cells, len(first[1]), columns)
+    for line in lines:
+        if isinstance(line, Problem):
+            yield line
+        else:
+            yield _row(path, f"{path}, line {line[0]}", line[1], len(first[1]), columns)
 
 
 def _text(path: Path, notes: list[str]) -> str:
@@ -80,21 +85,28 @@ def _text(path: Path, notes: list[str]) -> str:
             "a manifest must be readable",
             "check its permissions",
         ) from None
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16", errors="replace")
+        if "\ufffd" in text.partition("\n")[0]:
+            raise _not_text(path, "its first line is damaged")
+        return _text_of(text)
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if b"\0" in content.partition(b"\n")[0]:
+        raise _not_text(path, "it holds zero bytes")
     try:
-        if not marked and b"\0" in content:
-            raise UnicodeError("it holds zero bytes")
-        return content.decode("utf-16" if marked else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        if marked:
-            raise _not_text(path, str(error)) from None
-    except UnicodeError as error:
-        raise _not_text(path, str(error)) from None
+        return _text_of(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        pass
     # Line by line: how one row is spelt must not change what others are called.
-    lines = [_line(line) for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n")]
+    lines = [_line(line) for line in content.split(b"\n")]
     others = sum(not is_utf8 for _, is_utf8 in lines)
     notes.append(f"{others} lines are not UTF-8 and were read as Windows-1252")
-    return "\n".join(line for line, _ in lines)
+    return _text_of("\n".join(line for line, _ in lines))
+
+
+def _text_of(decoded: str) -> str:
+    """Without zero characters, which no path may hold: the row that has one names no file then."""
+    return decoded.replace("\0", "\ufffd")
 
 
 def _line(content: bytes) -> tuple[str, bool]:
@@ -112,8 +124,12 @@ def _not_text(path: Path, reason: str) -> DataError:
     )
 
 
-def _lines(path: Path, text: str, names: Mapping[str, str]) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of every line that is not blank, the header first."""
+def _lines(path: Path, text: str, names: Mapping[str, str]) -> Iterator[tuple[int, list[str]] | Problem]:
+    """Line number and cells of every line that is not blank, the header first.
+
+    A row is one line. Line breaks within quotes would make it depend on one stray quote of one patient whether the rows
+    of all others are read.
+    """
     start = text.lstrip("\r\n \t")
     header = start.splitlines()[0] if start else ""
     if header.lower().startswith("sep="):
@@ -124,19 +140,22 @@ def _lines(path: Path, text: str, names: Mapping[str, str]) -> Iterator[tuple[in
         separator = max(
             SEPARATORS, key=lambda mark: (len(known & set(_names(header.split(mark)))), header.count(mark))
         )
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator or ",")
-    line = 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells) and not (line == 1 and header.lower().startswith("sep=")):
-                yield line, [cell.strip() for cell in cells]
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, line {line}: it is not CSV ({error})",
-            "a manifest is a CSV file",
-            "save it again as CSV",
-        ) from None
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+        if number == 1 and line.lower().startswith("sep="):
+            continue
+        try:
+            cells = next(csv.reader([line], delimiter=separator or ","), [])
+        except csv.Error as error:
+            yield Problem(
+                f"{path}, line {number}",
+                f"it is not CSV ({error})",
+                "a cell holds 131,072 characters at most",
+                "shorten it",
+                left_out=True,
+            )
+            continue
+        if any(cell.strip() for cell in cells):
+            yield number, [cell.strip() for cell in cells]
 
 
 def _names(cells: list[str]) -> list[str]:
@@ -225,7 +244,7 @@ def _row(manifest: Path, place: str, cells: list[str], width: int, columns: dict
             place,
             f"it has {len(cells)} cells where the first line has {width}",
             "every row has one cell a column",
-            "quote cells that hold the separator",
+            "quote cells that hold the separator, and remove line breaks within cells",
             left_out=True,
         )
     values = {name: cells[position] for name, position in columns.items()}
@@ -244,7 +263,7 @@ def _row(manifest: Path, place: str, cells: list[str], width: int, columns: dict
         rule = "it must be train, test or validation"
         return Problem(place, f"split is {split}", rule, "correct it", left_out=True)
     path = manifest.parent / values["path"]
-    if "\\" in values["path"] and not path.exists():
+    if "\\" in values["path"] and not os.path.exists(path):  # noqa: PTH110 - a name that is too long is no error here
         path = manifest.parent / values["path"].replace("\\", "/")
     return Row(
         path=path,

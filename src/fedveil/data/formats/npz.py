@@ -214,8 +214,12 @@ def _labels(
         labels = np.where(np.isnan(labels), UNSURE, labels)
     codes = _integers("labels", labels, faults)
     several = codes.ndim == 2
-    count = codes.shape[1] if several else int(codes.max(initial=0)) + 1
-    classes = tuple(class_names) if class_names is not None else tuple(str(code) for code in range(count))
+    if class_names is None and not several:  # those that occur, however large one of them is
+        for row in np.flatnonzero(codes < UNSURE):
+            faults[int(row)] = (f"its label is {codes[row]}", "labels are 0 or more, or -1", "correct it")
+        found, places = np.unique(codes, return_inverse=True)
+        return places.reshape(codes.shape).astype(np.int64), tuple(str(code) for code in found)
+    classes = tuple(class_names if class_names is not None else map(str, range(codes.shape[1])))
     most = 1 if several else len(classes) - 1
     for row in np.flatnonzero(~_every((codes >= UNSURE) & (codes <= most))):
         faults[int(row)] = (

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, Options, Settings, load, load_usable
+from fedveil.data import Dataset, Options, Settings, is_path, load, load_usable
+from fedveil.data.formats.folder import guessed_layout
 from fedveil.deploy.identity import Identity, signing_key
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.site.config import SiteConfig
@@ -142,6 +143,7 @@ class Cohorts:
         Raises:
             DataError: they cannot be used, or this budget's words do not fit them.
         """
+        self._check_layout()
         dataset = load(self.config.data.source, base=self.config.folder, **self._settings(offer, classes))
         self._check_units(dataset)
         return dataset
@@ -160,6 +162,17 @@ class Cohorts:
                 f"{self.config.data.source} holds nobody to train on for this hospital",
                 "a site needs at least one patient",
                 "correct data.source or data.site in site.toml, or leave the study",
+            )
+
+    def _check_layout(self) -> None:
+        """Refuse a folder whose levels nobody has named: one image more must not give all others another class."""
+        data = self.config.data
+        folder = self.config.folder / data.source
+        if is_path(data.source) and folder.is_dir() and not data.layout:
+            raise DataError(
+                f"{data.source} is a folder, and data.layout is not set",
+                "in a federation what folders mean must not follow from how most images lie",
+                f'set layout = "{guessed_layout(folder)}" in [data] of site.toml, if that is right',
             )
 
     def _settings(self, offer: Offer | None, classes: tuple[str, ...] | None = None) -> Settings:

@@ -126,7 +126,7 @@ class LedgerState:
     def delta(self) -> float:
         """What the budget's epsilon holds at: its delta, or twice that where several studies share it and one samples.
 
-        What one study costs is filtered as a whole, see `fedveil.federation.Agreement.affords`. Whether a hospital admits
+        What one study costs is filtered as a whole, see `Agreement.affords`. Whether a hospital admits
         another, which may make a mixture, can depend on what the first released: courses of events in which it does not
         have delta, and those in which it does, priced by `filter_epsilon`, have it again.
         Both count, whichever came about.
