@@ -74,8 +74,15 @@ def test_a_study_of_such_a_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", ".."])
 def test_no_receipt_leaves_its_folder(name: str) -> None:
-    values = {"study": "s", "release": "training", "round": 1, "attempt": 1, "answer": "a", "cost": None}
-    values |= {"seq": 1, "hash": "h"}
+    values = {
+        "study": "0" * 64,
+        "release": "training",
+        "round": 1,
+        "attempt": 1,
+        "answer": "0" * 64,
+        "cost": None,
+    }
+    values |= {"seq": 1, "hash": "0" * 64}
     assert Receipt.from_dict({**values, "site": "north"}).site == "north"
     with pytest.raises(FederationError, match="no receipt"):
         Receipt.from_dict({**values, "site": name})

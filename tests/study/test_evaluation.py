@@ -124,15 +124,15 @@ def test_a_run_that_dies_while_it_evaluates_is_charged_for_what_was_asked(study,
 def test_every_request_is_noted_before_it_is_sent(study, tmp_path, monkeypatch):
     """What a coordinator says was spent is never less than what sites charged, wherever it was killed."""
     directory = RunDirectory.create(tmp_path / "out", study())
-    checked, dead = Coordinator._checked, []
+    misfit, dead = Coordinator._misfit, []
 
-    def dies(request, release, site, answer):
+    def dies(self, request, release, site, answer):
         if request.release == "statistics" and not dead:
             dead.append(directory.charged())
             raise FederationError("the process dies", "here", "now")
-        return checked(request, release, site, answer)
+        return misfit(self, request, release, site, answer)
 
-    monkeypatch.setattr(Coordinator, "_checked", staticmethod(dies))
+    monkeypatch.setattr(Coordinator, "_misfit", dies)
     with pytest.raises(FederationError):
         run(directory)
     assert dead == [{"statistics": 1}]

@@ -154,7 +154,8 @@ def test_ledgers_that_are_gone_are_not_begun_anew(named, tmp_path):
 CHILD = """
 import sys
 from pathlib import Path
-from fedveil.study import Grid, Study, sweep
+from fedveil.study import Study
+from fedveil.sweeps import Grid, sweep
 
 if __name__ == "__main__":
     lists = dict(epsilon=(2.0, 5.0), trust=("site",), unit=("patient",), sites=(5,), alpha=(0.5,))

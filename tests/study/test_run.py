@@ -150,7 +150,6 @@ CHILD = """
 import sys
 from pathlib import Path
 from fedveil.study import RunDirectory, run
-from fedveil.study.result_schema import SCHEMA, Result, RoundLine
 run(RunDirectory.reopen(Path(sys.argv[1])))
 """
 
