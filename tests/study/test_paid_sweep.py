@@ -122,7 +122,7 @@ def test_only_a_number_pays(named, tmp_path, pay):
 
 
 def test_several_processes_cannot_charge_one_ledger(named, tmp_path):
-    with pytest.raises(StudyError, match="leave --workers out"):
+    with pytest.raises(StudyError, match="drop --workers"):
         sweep(tmp_path / "out", named, grid(), pay=100, workers=2)
 
 
@@ -216,7 +216,7 @@ def test_a_setting_that_cannot_go_on_begins_anew_and_pays_again(named, tmp_path,
     assert len(finished) == 2
     for folder in (out / "under-way").iterdir():
         shutil.rmtree(folder)
-    with pytest.raises(StudyError, match=r"finished and stay so.*--resume and a larger --pay"):
+    with pytest.raises(StudyError, match=r"finished and stored.*--resume and a larger --pay"):
         sweep(out, study, wanted, resume=True)
     assert set(finished) <= set(read_measurements(out))
     results = sweep(out, study, wanted, resume=True, pay=2 * need)
@@ -229,7 +229,7 @@ def test_a_setting_that_cannot_go_on_begins_anew_and_pays_again(named, tmp_path,
 
 
 def test_without_payment_the_price_is_named(named, tmp_path):
-    with pytest.raises(StudyError, match="without any bound"):
+    with pytest.raises(StudyError, match="an unbounded epsilon"):
         sweep(tmp_path / "out", named, grid(epsilon=(2.0, NO_PRIVACY)))
     with pytest.raises(StudyError, match=r"3 real hospitals.*epsilon 5\.\d+ per patient.*2 models") as caught:
         sweep(tmp_path / "out", named, grid())
