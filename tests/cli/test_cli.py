@@ -140,7 +140,7 @@ def test_one_round_makes_a_model_and_a_report(tmp_path):
         "alone_no_privacy",
     }
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "One round made the model" in page
+    assert "The model was made in one round" in page
     assert "5 hospitals, 1 round" in page
 
 

@@ -227,7 +227,7 @@ def test_a_study_without_a_test_set_shows_no_accuracy(make_run: MakeRun) -> None
     (path / "rounds.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rounds))
     page = page_of(path)
     assert "accuracy" not in {value for _, value in page.having("id")}
-    assert "No metrics were taken between rounds" in page.text
+    assert "No metrics were measured between rounds" in page.text
 
 
 def test_metrics_that_are_not_defined_are_dashes(make_run: MakeRun) -> None:
