@@ -77,5 +77,5 @@ def test_no_receipt_leaves_its_folder(name: str) -> None:
     values = {"study": "s", "release": "training", "round": 1, "attempt": 1, "answer": "a", "cost": None}
     values |= {"seq": 1, "hash": "h"}
     assert Receipt.from_dict({**values, "site": "north"}).site == "north"
-    with pytest.raises(FederationError, match="no receipt"):
+    with pytest.raises(FederationError, match="not a receipt"):
         Receipt.from_dict({**values, "site": name})

@@ -210,7 +210,7 @@ def test_plan_recommends_a_network_whose_lines_are_a_study(tmp_path):
     assert found["study"].startswith('[model]\nnetwork = "efficientnet-lite0"')
     text = fedveil(*call, "--explain").stdout
     assert "the network efficientnet-lite0" in text
-    assert "sampling stays as it was measured: all of the units in each of 30 rounds" in text
+    assert "sampling is as in the measured runs: all of the units in each of 30 rounds" in text
 
 
 def test_plan_says_what_local_steps_cost():
@@ -256,7 +256,7 @@ def test_plan_says_no_honestly():
         (("--cohorts", "5,6,7", "--like", "brains"), ("--like is 'brains'", "chest-x-rays")),
         (("--cohorts", "5;6"), ("--cohorts is '5;6'", "whole numbers")),
         (("--cohorts", "5,6,7", "--trust", "nobody"), ("--trust holds 'nobody'", "secure-aggregation")),
-        (("--cohorts", "5,6", "--trust", "secure-aggregation"), ("do not go together", "3 or more")),
+        (("--cohorts", "5,6", "--trust", "secure-aggregation"), ("cannot be combined", "3 or more")),
         (("--cohorts", "5,6,7", "--unit", "patient,image"), ("cohorts count patients", "add --images")),
         (("--cohorts", "5,6,7", "--method", "sgd"), ("--method holds 'sgd'", "one-shot")),
         (("--cohorts", "5,6,7", "--network", "vgg"), ("--network holds 'vgg'", "efficientnet-lite0")),

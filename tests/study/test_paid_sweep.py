@@ -100,12 +100,12 @@ def test_a_sweep_on_simulated_hospitals_has_nothing_to_pay(study, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"epsilon": (2.0, NO_PRIVACY)}, "leave epsilon none out"),
-        ({"trust": ("none",)}, "leave epsilon none out"),
-        ({"baselines": True}, "leave --baselines out"),
-        ({"patients": (30, None)}, "leave --patients out"),
+        ({"epsilon": (2.0, NO_PRIVACY)}, "drop epsilon none"),
+        ({"trust": ("none",)}, "drop epsilon none"),
+        ({"baselines": True}, "drop --baselines"),
+        ({"patients": (30, None)}, "drop --patients"),
         ({"sites": (4,)}, "there are 3"),
-        ({"alpha": (0.3,)}, "leave --alpha out"),
+        ({"alpha": (0.3,)}, "drop --alpha"),
         ({"unit": ("patient", "image")}, "one unit"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_sweep_that_grows_pays_for_what_it_has_released_too(named, tmp_path):
     out = tmp_path / "out"
     sweep(out, named, grid(), pay=20)
     before = {name: (out / "ledgers" / f"{name}.jsonl").read_text() for name in "abc"}
-    with pytest.raises(StudyError, match="epsilon 20 is paid"):
+    with pytest.raises(StudyError, match="epsilon 20 was declared"):
         sweep(out, named, grid(epsilon=(19.9,)), resume=True)
     assert {name: (out / "ledgers" / f"{name}.jsonl").read_text() for name in "abc"} == before
     sweep(out, named, grid(epsilon=(19.9,)), resume=True, pay=40)
@@ -139,7 +139,7 @@ def test_a_sweep_that_grows_pays_for_what_it_has_released_too(named, tmp_path):
     assert all(
         composed(out / "ledgers" / f"{name}.jsonl") <= spent <= 40 for name, spent in paid.spent.items()
     )
-    with pytest.raises(StudyError, match="kept per patient"):
+    with pytest.raises(StudyError, match="protect per patient"):
         sweep(out, named, grid(unit=("image",)), resume=True, pay=100)
 
 
@@ -154,7 +154,8 @@ def test_ledgers_that_are_gone_are_not_begun_anew(named, tmp_path):
 CHILD = """
 import sys
 from pathlib import Path
-from fedveil.study import Grid, Study, sweep
+from fedveil.study import Study
+from fedveil.sweeps import Grid, sweep
 
 if __name__ == "__main__":
     lists = dict(epsilon=(2.0, 5.0), trust=("site",), unit=("patient",), sites=(5,), alpha=(0.5,))

@@ -321,7 +321,7 @@ def test_the_method_that_loses_less_to_noise_is_chosen():
 def test_a_method_that_nobody_measured_is_left_out_or_refused():
     found = recommend(PlanRequest(cohorts=FIVE), LAWS)
     assert {one.way.recipe for one in found.candidates} == {GRADIENT}
-    with pytest.raises(InvalidValue, match="measured by gradient"):
+    with pytest.raises(InvalidValue, match="measured for gradient"):
         recommend(PlanRequest(cohorts=FIVE, recipes=(ONE_SHOT,)), LAWS)
 
 

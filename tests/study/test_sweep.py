@@ -184,7 +184,8 @@ def test_a_resumed_sweep_keeps_its_study(study, tmp_path):
 CHILD = """
 import sys
 from pathlib import Path
-from fedveil.study import Grid, Study, sweep
+from fedveil.study import Study
+from fedveil.sweeps import Grid, sweep
 
 if __name__ == "__main__":
     lists = dict(trust=("site",), unit=("patient",), sites=(3,), alpha=(1.0,))

@@ -84,7 +84,7 @@ def site_init(
             if name is None:
                 raise InvalidValue(
                     f"{folder / 'site.toml'} does not exist",
-                    "a site's folder holds its settings",
+                    "a site's folder must hold its settings",
                     "use a start-up kit's folder, or give --name to begin a new one",
                 )
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
