@@ -211,7 +211,7 @@ def test_a_study_goes_on_through_every_kill(town):
     town.in_round(run, 5, "west")
     town.kill("west.service")
     town.kill("west.node")  # unplugged: the study stops, and goes on once the hospital is back
-    town.stopped("west (unreachable)", "needs 3", "bring sites back and resume")
+    town.stopped("west (unreachable)", "needs 3", "reconnect the sites and resume")
     town.open(["west"])
     town.coordinate(run, rounds=rounds, trust=trust, resume=True)
     check_charges(town, run, town.finish(run), rounds)

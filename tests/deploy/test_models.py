@@ -169,7 +169,7 @@ def test_an_own_model_is_made_and_charged_once(make_hospital, caplog):
     assert kept(hospital).own() is None
     assert kept(hospital).is_done
     assert own_charges(hospital) == 1
-    assert "a study pays for it once" in caplog.text
+    assert "a study charges it only once" in caplog.text
 
 
 def test_an_own_model_that_was_not_begun_before_a_kill_is_made_afterwards(make_hospital, monkeypatch):

@@ -279,7 +279,7 @@ def test_a_guarantee_that_its_releases_exceed_is_exposed(make_run: MakeRun) -> N
     [
         (Mechanism(29.3, 1.0, steps=2), "exactly one Gaussian mechanism"),
         (Mechanism(29.3, 1.0, steps=2, sampling_rate=0.5), "Poisson sampling"),
-        (Mechanism(29.3, 1.0, steps=2, epsilon_slack=1e-4), "whole numbers"),
+        (Mechanism(29.3, 1.0, steps=2, epsilon_slack=1e-4), "integer-valued"),
     ],
 )
 def test_the_accounting_is_described_as_it_is(make_run: MakeRun, training: Mechanism, words: str) -> None:

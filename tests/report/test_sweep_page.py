@@ -155,7 +155,7 @@ def test_figures_lie_beside_the_page(directory):
 
 def test_methods_are_compared_in_words(directory):
     words = text(write_sweep(directory(method=("gradient", "one-shot"))).read_text())
-    assert "AUROC against epsilon, by how the model is trained" in words
+    assert "AUROC against epsilon, by training method" in words
     assert "one round of class means" in words
     assert "Thin grey line: without privacy (rounds of gradients), 0.950." in words
 
