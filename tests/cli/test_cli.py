@@ -140,7 +140,7 @@ def test_one_round_makes_a_model_and_a_report(tmp_path):
         "alone_no_privacy",
     }
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "One round made the model" in page
+    assert "The model was made in one round" in page
     assert "5 hospitals, 1 round" in page
 
 
@@ -210,7 +210,7 @@ def test_plan_recommends_a_network_whose_lines_are_a_study(tmp_path):
     assert found["study"].startswith('[model]\nnetwork = "efficientnet-lite0"')
     text = fedveil(*call, "--explain").stdout
     assert "the network efficientnet-lite0" in text
-    assert "sampling stays as it was measured: all of the units in each of 30 rounds" in text
+    assert "sampling is as in the measured runs: all of the units in each of 30 rounds" in text
 
 
 def test_plan_says_what_local_steps_cost():
@@ -219,8 +219,8 @@ def test_plan_says_what_local_steps_cost():
     ratios = [one["ratio"] for one in found["candidates"]]
     assert max(ratios) == pytest.approx(min(ratios), rel=1e-5), "the same noise whatever the trust"
     text = fedveil(*call, "--explain").stdout
-    assert "each of 3 hospitals adds all noise to steps of its own, whatever the trust: f = sqrt(3)" in text
-    assert "over 120 steps of 0.2 of the units and 2 like them" in text
+    assert "each of 3 hospitals adds all noise to its local steps, at every trust level: f = sqrt(3)" in text
+    assert "over 120 steps on a share 0.2 of the units and 2 equal ones" in text
     assert "nu = q N sqrt(T) / (z f) = 0.2 x 1,800 x sqrt(120) / (" in text
     assert "image_size = 28" in found["study"]
 
@@ -235,7 +235,7 @@ def test_plan_keeps_what_a_study_file_says(tmp_path):
     refused(
         fedveil("plan", "sampled.toml", "--cohorts", "700,600,500", "--method", "one-shot"),
         "one-shot does not fit the study",
-        "takes all units once",
+        "uses all units once",
     )
 
 
@@ -251,12 +251,12 @@ def test_plan_says_no_honestly():
         (("--auroc", "0.9"), ("--auroc is 0.9", "add --cohorts")),
         (("study.toml", "--unit", "image"), ("--unit is image", "add --cohorts")),
         (("--fit", "sweep"), ("--fit is sweep", "add --cohorts")),
-        (("--cohorts", "5,6,7", "--data", "phantom"), ("--data is phantom", "need no images")),
+        (("--cohorts", "5,6,7", "--data", "phantom"), ("--data is phantom", "needs no images")),
         (("--cohorts", "5,6,7", "--like", "phantom", "--fit", "x"), ("--like is phantom", "--fit")),
         (("--cohorts", "5,6,7", "--like", "brains"), ("--like is 'brains'", "chest-x-rays")),
         (("--cohorts", "5;6"), ("--cohorts is '5;6'", "whole numbers")),
         (("--cohorts", "5,6,7", "--trust", "nobody"), ("--trust holds 'nobody'", "secure-aggregation")),
-        (("--cohorts", "5,6", "--trust", "secure-aggregation"), ("do not go together", "3 or more")),
+        (("--cohorts", "5,6", "--trust", "secure-aggregation"), ("cannot be combined", "3 or more")),
         (("--cohorts", "5,6,7", "--unit", "patient,image"), ("cohorts count patients", "add --images")),
         (("--cohorts", "5,6,7", "--method", "sgd"), ("--method holds 'sgd'", "one-shot")),
         (("--cohorts", "5,6,7", "--network", "vgg"), ("--network holds 'vgg'", "efficientnet-lite0")),
@@ -265,7 +265,10 @@ def test_plan_says_no_honestly():
             ("has --method averaging and --network linear", "efficientnet-lite0 by gradient"),
         ),
         (("--cohorts", "5,6,7", "--metric", "recall"), ("--metric holds 'recall'", "balanced-accuracy")),
-        (("--cohorts", "5,6,7", "--metric", "auroc,balanced-accuracy"), ("compared by one", "choose one")),
+        (
+            ("--cohorts", "5,6,7", "--metric", "auroc,balanced-accuracy"),
+            ("compared by exactly one", "choose one"),
+        ),
         (("--cohorts", "5,6,7", "--balanced-accuracy", "1.5"), ("balanced accuracy is 1.5", "between 0.5")),
         (("--balanced-accuracy", "0.8"), ("--balanced-accuracy is 0.8", "add --cohorts")),
         (("--metric", "auroc"), ("--metric is auroc", "add --cohorts")),
@@ -361,7 +364,7 @@ def test_a_model_of_other_features_is_not_used(tmp_path):
     described.write_text(described.read_text().replace("whitened-1 ", "whitened-0 "))
     (tmp_path / "new").mkdir()
     Image.new("L", (16, 16)).save(tmp_path / "new" / "a.png")
-    refused(fedveil("predict", "out", "new"), "which are others")
+    refused(fedveil("predict", "out", "new"), "this fedveil computes")
 
 
 def test_data_check_lists_problems_and_fails(tmp_path):
@@ -384,7 +387,7 @@ def test_a_sweep_over_named_hospitals_tells_what_all_of_it_costs(tmp_path):
     assert paid.exit_code == 0, paid.output
     words = " ".join(paid.output.split())
     assert "all models of this sweep together: Adding or removing any one patient" in words
-    assert "the run that follows on the same patients adds to it" in words
+    assert "a later run on the same patients adds to it" in words
     found = json.loads(fedveil("sweep", *lists, "--resume", "--json").stdout)
     assert found["guarantee"]["trust"] == "site"
     spent = found["epsilon_spent"]

@@ -83,7 +83,7 @@ def test_a_damaged_file_is_computed_again(tmp_path, caplog, damage, place):
     file.write_bytes({"flip": content, "cut": content[:place], "empty": b""}[damage])
     with caplog.at_level(logging.WARNING):
         assert get(FeatureCache(tmp_path), DIGESTS) == [[0, 1, 2, 3, 4, 5]]
-    assert "computing again" in caplog.text
+    assert "recomputing the content of" in caplog.text
     assert get(FeatureCache(tmp_path), DIGESTS) == []
 
 
@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_made_costs_the_cache_but_not_the_run(tmp_path, 
     (tmp_path / "file").write_text("in the way")
     with caplog.at_level(logging.WARNING):
         assert get(FeatureCache(tmp_path / "file" / "features"), DIGESTS) == [[0, 1, 2, 3, 4, 5]]
-    assert "features are not kept" in caplog.text
+    assert "features are not stored" in caplog.text
 
 
 def test_features_are_private_to_the_user(tmp_path):

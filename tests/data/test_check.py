@@ -71,7 +71,8 @@ def test_missing_patients_and_splits_are_noted(images, tmp_path):
     report = check(str(tmp_path), image_size=8)
     assert report.patients == 5
     assert (
-        "no patients are named: each image counts as one, and the guarantee covers an image" in report.notes
+        "no patients are named: each image counts as one patient, and the guarantee covers single images"
+        in report.notes
     )
     assert any("there is no split" in note for note in report.notes)
 

@@ -234,7 +234,7 @@ def test_files_without_a_patient_count_one_by_one_unless_others_have_one(tmp_pat
     assert not load(str(build(tmp_path, [""] * 4)), image_size=8).patients_known
     report = check(str(build(tmp_path, ["x", "x", "", "z"])), image_size=8)
     assert [problem.place.rpartition("/")[2] for problem in report.problems] == ["set.csv, line 4"]
-    assert "say whose they are, but" in report.problems[0].found
+    assert "name their patient, but" in report.problems[0].found
 
 
 def test_a_patient_column_overrules_the_header(tmp_path):

@@ -59,15 +59,15 @@ def test_hidden_and_other_files_are_passed_over(images, tmp_path):
     report = check(str(tmp_path), image_size=8)
     assert report.ok
     assert report.images == 4
-    assert "1 files were passed over: they have no suffix of an image" in report.notes
+    assert "1 files were skipped: they have no image suffix" in report.notes
 
 
 @pytest.mark.parametrize(
     ("where", "place", "said"),
     [
-        ({"": 1, "a": 3, "b": 3}, "image-0.png", "it lies 0 folders deep, most images 1"),
-        ({"x/a": 1, "a": 3, "b": 3}, "x/a/image-0.png", "it lies 2 folders deep, most images 1"),
-        ({"x/y/a": 2}, "x/y/a/image-0.png", "it lies 3 folders deep"),
+        ({"": 1, "a": 3, "b": 3}, "image-0.png", "it is 0 folders deep, most images 1"),
+        ({"x/a": 1, "a": 3, "b": 3}, "x/a/image-0.png", "it is 2 folders deep, most images 1"),
+        ({"x/y/a": 2}, "x/y/a/image-0.png", "it is 3 folders deep"),
         ({"a": 3}, "", "every training image has the label a"),
         ({}, "", "there are no images"),
     ],

@@ -67,7 +67,7 @@ def test_findings_side_by_side_are_no_class_of_their_own(table):
 def test_unknown_stays_unknown(table, unknown):
     source = table(["1.0", "0.0", unknown, "0.0", "1.0"])
     for settings in ({"positive": ["1.0"]}, {}, {"classes": ["0.0", "1.0"]}):
-        with pytest.raises(DataError, match="what nobody knows must not pass for a class"):
+        with pytest.raises(DataError, match="an unknown label must not count as a class"):
             load(source, image_size=8, **settings)
     assert labels(source, positive=["1.0"], unknown_labels="drop") == (("0.0", "positive"), [1, 0, 0, 1])
     assert "1 images of unknown label are left out" in check(source, unknown_labels="drop").notes

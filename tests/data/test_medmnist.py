@@ -73,7 +73,7 @@ def test_offline_it_says_what_to_place_where(offline, name, size, file):
 def test_a_file_with_another_sum_is_not_used(offline):
     offline.mkdir()
     (offline / "breastmnist.npz").write_bytes(b"something else")
-    with pytest.raises(DataError, match="is not, or not whole, at"):
+    with pytest.raises(DataError, match="is missing or incomplete at"):
         load("medmnist:breastmnist", image_size=28)
 
 

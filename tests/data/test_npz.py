@@ -182,7 +182,7 @@ def test_damaged_and_missing_files_are_refused(tmp_path, read):
     content = (tmp_path / "set.npz").read_bytes()
     for name, kept in (("cut", content[: len(content) // 2]), ("empty", b""), ("text", b"no zip file")):
         (tmp_path / f"{name}.npz").write_bytes(kept)
-        with pytest.raises(DataError, match=rf"{name}.npz: it is no whole .npz"):
+        with pytest.raises(DataError, match=rf"{name}.npz: it is not a complete .npz"):
             load(f"{name}.npz", base=tmp_path)
     flipped = bytearray(content)
     flipped[300] ^= 0xFF
@@ -193,7 +193,7 @@ def test_damaged_and_missing_files_are_refused(tmp_path, read):
         load("none.npz", base=tmp_path)
     np.save(tmp_path / "array.npy", PIXELS)
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
-    with pytest.raises(DataError, match=r"array.npz: it is no whole .npz"):
+    with pytest.raises(DataError, match=r"array.npz: it is not a complete .npz"):
         load("array.npz", base=tmp_path)
 
 

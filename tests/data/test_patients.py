@@ -52,7 +52,7 @@ def test_others_are_not_confused(table):
 @pytest.mark.parametrize("name", ["ANONYMOUS", "anonymized", "unknown", "N/A", "XXXX", "-", "de-identified"])
 def test_a_name_of_nobody_is_no_patient(table, name):
     source = table([name] * 3 + ["P1", "P2", name])
-    with pytest.raises(DataError, match="that names nobody"):
+    with pytest.raises(DataError, match="this is a placeholder"):
         load(source, image_size=8)
     assert len(check(source).problems) == 4
     accepted = load(source, image_size=8, accept=["placeholder-patients"])

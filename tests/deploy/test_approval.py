@@ -73,7 +73,7 @@ def test_part_of_a_fingerprint_confirms_nothing(masked, keys, digits):
 def test_another_hospitals_fingerprint_is_a_warning(masked, keys):
     code, text = approve(masked, "--yes", *said(keys, south=fingerprint(keys["west"])))
     assert (code, is_approved(masked)) == (2, False)
-    assert "somebody stands between you" in text
+    assert "somebody intercepts the messages" in text
 
 
 @pytest.mark.parametrize("text", ["south", "=", "east=0123", "south=", "south=xyz"])

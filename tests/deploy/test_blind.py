@@ -56,7 +56,7 @@ def blind(tmp_path):
 def test_nothing_is_judged_and_that_is_said(blind):
     result, folder = blind()
     assert result["metrics"] == {"test": None, "released": None}, "both are there, with nothing in them"
-    assert any("no learning curve. Nothing was judged" in note for note in result["notes"])
+    assert any("no learning curve. The model was not evaluated" in note for note in result["notes"])
     assert any("site-2 did not receive the finished model" in note for note in result["notes"])
     assert result["data"]["images_test"] is None
     assert not (folder / "predictions.csv").exists()
@@ -68,13 +68,13 @@ def test_nothing_is_judged_and_that_is_said(blind):
     assert "AUROC" not in page
     assert "images were shown" not in page
     assert json.loads((folder / "provenance.json").read_text())["data_digest"] == ""
-    assert accuracy_words(result["metrics"]) == "nothing was judged"
+    assert accuracy_words(result["metrics"]) == "not evaluated"
 
 
 def test_noisy_histograms_of_the_hospitals_are_the_only_judges(blind):
     result, folder = blind(evaluation_share=0.3)
     assert result["metrics"]["test"] is None
-    assert any("follows from noisy histograms" in note for note in result["notes"])
+    assert any("is estimated from noisy histograms" in note for note in result["notes"])
     page = write_report(folder).read_text()
     assert "Accuracy is unknown" not in page
     assert "by released histograms" in page

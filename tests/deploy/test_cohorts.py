@@ -80,7 +80,7 @@ def test_the_status_says_nothing_of_the_images(make_hospital, caplog, wrong):
     spoil(hospital, **wrong)
     with caplog.at_level(logging.ERROR):
         assert status(hospital) == "ready"
-    assert "noise alone" in caplog.text or "count as nothing" in caplog.text
+    assert "noise alone" in caplog.text or "are unusable and left out" in caplog.text
     assert isinstance(hospital.round(), Reply)
     assert len(hospital.ledger.charges) == 1
     code, said = fedveil("site", "check", hospital.folder)

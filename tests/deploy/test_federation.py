@@ -107,7 +107,7 @@ def test_hospitals_judge_the_model_at_home_and_make_their_own(town):
     town.approve("own")
     result = town.finish("own")
     assert not any(result["metrics"].values())
-    assert any("Nothing was judged" in note for note in result["notes"])
+    assert any("The model was not evaluated" in note for note in result["notes"])
     assert "Accuracy is unknown" in (town.folder / "own" / "report.html").read_text()
     for name in SITES:
         wait_until(lambda name=name: town.models(name, "own"), f"{name} to judge the model")
@@ -211,7 +211,7 @@ def test_a_study_goes_on_through_every_kill(town):
     town.in_round(run, 5, "west")
     town.kill("west.service")
     town.kill("west.node")  # unplugged: the study stops, and goes on once the hospital is back
-    town.stopped("west (unreachable)", "needs 3", "bring sites back and resume")
+    town.stopped("west (unreachable)", "needs 3", "reconnect the sites and resume")
     town.open(["west"])
     town.coordinate(run, rounds=rounds, trust=trust, resume=True)
     check_charges(town, run, town.finish(run), rounds)
@@ -260,7 +260,7 @@ def test_without_a_hospital_that_can_be_spared_and_without_images_of_the_coordin
     with Link(federation.link, federation.nodes()):  # a SuperLink that runs already is joined
         said = town.send("four")
     assert "joining the SuperLink" in said
-    assert said.count("keeps the model") == 4
+    assert said.count("has the model") == 4
     edit(town.coordinator / "federation.toml", wait_for_absent=4)
     for name in (*SITES, "east"):
         (kept,) = town.models(name, "four")

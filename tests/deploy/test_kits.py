@@ -152,7 +152,7 @@ def test_the_coordinators_folder_is_read_back(kits):
     federation.pin("north", key)
     assert federation.keys() == {"north": key}
     (kits[0] / "coordinator" / "sites" / "north.pub").write_text("nonsense")
-    with pytest.raises(InvalidValue, match="no public key"):
+    with pytest.raises(InvalidValue, match="not a public key"):
         federation.keys()
 
 

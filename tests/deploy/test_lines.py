@@ -164,7 +164,7 @@ RECEIPT = {
 )
 def test_a_receipt_holds_what_a_ledger_can_and_nothing_else(field, value):
     assert Receipt.from_dict(RECEIPT).seq == 3
-    with pytest.raises(FederationError, match="is no receipt"):
+    with pytest.raises(FederationError, match="is not a receipt"):
         Receipt.from_dict({**RECEIPT, field: value})
 
 

@@ -74,7 +74,7 @@ def test_another_program_on_the_port(town):
         no_line(
             town,
             "is not this federation's SuperLink",
-            "stop the program that holds the port",
+            "stop the program that uses the port",
             "federation.toml",
         )
 
@@ -83,7 +83,7 @@ def test_another_federations_superlink_on_the_port(town):
     write_certificate(town, Authority.create("other"))
     certificate = town.folder / "server.pem", town.folder / "server.key"
     with listening(town.port, certificate):
-        no_line(town, "is not this federation's SuperLink", "ca.pem signed")
+        no_line(town, "is not this federation's SuperLink", "signed by ca.pem")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_hospitals_that_do_not_come(town):
     """The coordinator says so in one sentence, and leaves no run directory behind."""
     edit(town.coordinator / "federation.toml", wait_for_approval=1)
     town.coordinate("toy")
-    town.stopped("north not connected", "a round needs 2", "give the same command again")
+    town.stopped("north not connected", "a round needs 2", "repeat the command")
     assert not (town.folder / "toy").exists()
 
 
@@ -135,18 +135,18 @@ def node_says(town: Town, *words: str, ends: bool) -> None:
 
 
 def test_an_address_where_nothing_listens(town):
-    node_says(town, "no line to", "check the address in node.toml", "firewall", ends=False)
+    node_says(town, "no connection to", "check the address in node.toml", "firewall", ends=False)
 
 
 def test_an_address_that_does_not_exist(town):
     edit(town.kits / "north" / "node" / "node.toml", superlink='"nowhere.invalid:9443"')
-    node_says(town, "no line to nowhere.invalid:9443", "check the address in node.toml", ends=False)
+    node_says(town, "no connection to nowhere.invalid:9443", "check the address in node.toml", ends=False)
 
 
 def test_an_address_where_something_else_listens(town):
     with listening(town.port):
         node_says(
-            town, "something else than a SuperLink answers", "check the address in node.toml", ends=False
+            town, "something other than a SuperLink answers", "check the address in node.toml", ends=False
         )
         town.close()
 
@@ -169,8 +169,8 @@ def test_a_wrong_authority(town):
 @pytest.mark.parametrize(
     ("begins", "ends", "words"),
     [
-        (1, 2, ["is not valid yet", "set the clock by NTP"]),
-        (-2, -1, ["has expired", "set the clock by NTP", "fedveil federation renew"]),
+        (1, 2, ["is not valid yet", "synchronise the clock by NTP"]),
+        (-2, -1, ["has expired", "synchronise the clock by NTP", "fedveil federation renew"]),
     ],
 )
 def test_a_clock_that_is_wrong(town, begins, ends, words):

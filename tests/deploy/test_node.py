@@ -43,4 +43,4 @@ def test_rubbish_from_the_superlink_does_not_end_the_node(tmp_path, response, mo
     )
     assert one._carry_one()
     assert [record.getMessage().isprintable() for record in caplog.records] == [True]
-    assert "did not arrive whole" in caplog.text
+    assert "arrived incomplete" in caplog.text

@@ -158,7 +158,7 @@ def test_policy_holds_even_for_an_approved_study(make_hospital, settings, study)
 
 def test_policy_says_how_many_hospitals_a_guarantee_may_count_on(make_hospital):
     hospital = make_hospital(settings={"max_honest": 1}, trust="secure-aggregation", min_sites=3)
-    with pytest.raises(Refused, match="counts on 2 honest hospitals among 3"):
+    with pytest.raises(Refused, match="assumes 2 honest hospitals among 3"):
         hospital.service.config.check(hospital.agreement)
     assert isinstance(hospital.round(), Declined)
 

@@ -250,7 +250,7 @@ def test_a_ledger_that_goes_back_is_caught(make, caplog):
     answers = exchange(town)
     assert isinstance(answers["west"], Declined)
     assert isinstance(answers["north"], Reply)
-    assert "a ledger only grows" in caplog.text
+    assert "a ledger may only grow" in caplog.text
 
 
 def test_a_finished_model_reaches_those_who_confirm_it(make):

@@ -227,7 +227,7 @@ def test_a_study_without_a_test_set_shows_no_accuracy(make_run: MakeRun) -> None
     (path / "rounds.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rounds))
     page = page_of(path)
     assert "accuracy" not in {value for _, value in page.having("id")}
-    assert "No metrics were taken between rounds" in page.text
+    assert "No metrics were measured between rounds" in page.text
 
 
 def test_metrics_that_are_not_defined_are_dashes(make_run: MakeRun) -> None:
@@ -279,7 +279,7 @@ def test_a_guarantee_that_its_releases_exceed_is_exposed(make_run: MakeRun) -> N
     [
         (Mechanism(29.3, 1.0, steps=2), "exactly one Gaussian mechanism"),
         (Mechanism(29.3, 1.0, steps=2, sampling_rate=0.5), "Poisson sampling"),
-        (Mechanism(29.3, 1.0, steps=2, epsilon_slack=1e-4), "whole numbers"),
+        (Mechanism(29.3, 1.0, steps=2, epsilon_slack=1e-4), "integer-valued"),
     ],
 )
 def test_the_accounting_is_described_as_it_is(make_run: MakeRun, training: Mechanism, words: str) -> None:

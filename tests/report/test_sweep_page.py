@@ -123,7 +123,7 @@ def test_intervals_are_those_of_the_mean_over_repeats(directory):
 
 def test_two_repeats_are_too_few_for_an_interval(directory):
     words = text(write_sweep(directory(seeds=2)).read_text())
-    assert "Each setting was run twice, which is too little for an interval." in words
+    assert "Each setting was run twice, which is not enough for an interval." in words
     assert "–" not in words.split("Numbers")[-1].split("What was swept")[0]
 
 
@@ -155,7 +155,7 @@ def test_figures_lie_beside_the_page(directory):
 
 def test_methods_are_compared_in_words(directory):
     words = text(write_sweep(directory(method=("gradient", "one-shot"))).read_text())
-    assert "AUROC against epsilon, by how the model is trained" in words
+    assert "AUROC against epsilon, by training method" in words
     assert "one round of class means" in words
     assert "Thin grey line: without privacy (rounds of gradients), 0.950." in words
 
@@ -189,7 +189,7 @@ def test_federation_is_compared_with_its_alternatives(directory):
     words = text(page)
     assert (
         "At epsilon 1, 5 hospitals together reach an AUROC of 0.930, and each alone 0.820 on average: "
-        "federation gains 0.110. All images in one place would give 0.930." in words
+        "federation gains 0.110. All images in one place reach 0.930." in words
     )
     assert "At epsilon 1, 20 hospitals together reach an AUROC of 0.930, and each alone 0.620" in words
     assert "Together and in one place without privacy: 0.950. Alone without privacy: 0.900." in words
@@ -241,7 +241,7 @@ def test_what_a_paid_sweep_cost_stands_first(directory):
     assert "All models of this sweep together: ε ≤ 3, δ = 10⁻⁵ per patient" in words
     assert "under secure aggregation" in words
     assert "on the same patients it adds to the total" in words
-    assert "Nothing here was paid for" not in words
+    assert "Nothing here was charged to" not in words
     assert "<b>south" not in page
     shutil.rmtree(out / "ledgers")
     assert "What it cost" not in text(write_sweep(out).read_text())

@@ -77,7 +77,7 @@ def test_what_is_not_protected_names_staff_tests_groups_and_poisoning(make_run: 
     record = load(make_run(images=624, rounds=2))
     titles = [statement.title for statement in not_protected(record)]
     assert titles[:3] == ["The hospital’s own staff and systems", "The test images", "Groups"]
-    assert "A spoiled model" in titles
+    assert "A manipulated model" in titles
     assert any("624 test images" in statement.text for statement in not_protected(record))
 
 

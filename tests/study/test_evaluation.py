@@ -67,7 +67,7 @@ def test_without_a_share_nothing_of_held_out_patients_leaves(study, tmp_path):
 
 
 def test_shares_must_leave_something_for_training(study):
-    with pytest.raises(StudyError, match="training needs the rest"):
+    with pytest.raises(StudyError, match="they must leave some for training"):
         study(privacy={"evaluation_share": 0.85})
 
 

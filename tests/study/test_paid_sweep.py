@@ -100,12 +100,12 @@ def test_a_sweep_on_simulated_hospitals_has_nothing_to_pay(study, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"epsilon": (2.0, NO_PRIVACY)}, "leave epsilon none out"),
-        ({"trust": ("none",)}, "leave epsilon none out"),
-        ({"baselines": True}, "leave --baselines out"),
-        ({"patients": (30, None)}, "leave --patients out"),
+        ({"epsilon": (2.0, NO_PRIVACY)}, "drop epsilon none"),
+        ({"trust": ("none",)}, "drop epsilon none"),
+        ({"baselines": True}, "drop --baselines"),
+        ({"patients": (30, None)}, "drop --patients"),
         ({"sites": (4,)}, "there are 3"),
-        ({"alpha": (0.3,)}, "leave --alpha out"),
+        ({"alpha": (0.3,)}, "drop --alpha"),
         ({"unit": ("patient", "image")}, "one unit"),
     ],
 )
@@ -122,7 +122,7 @@ def test_only_a_number_pays(named, tmp_path, pay):
 
 
 def test_several_processes_cannot_charge_one_ledger(named, tmp_path):
-    with pytest.raises(StudyError, match="leave --workers out"):
+    with pytest.raises(StudyError, match="drop --workers"):
         sweep(tmp_path / "out", named, grid(), pay=100, workers=2)
 
 
@@ -130,7 +130,7 @@ def test_a_sweep_that_grows_pays_for_what_it_has_released_too(named, tmp_path):
     out = tmp_path / "out"
     sweep(out, named, grid(), pay=20)
     before = {name: (out / "ledgers" / f"{name}.jsonl").read_text() for name in "abc"}
-    with pytest.raises(StudyError, match="epsilon 20 is paid"):
+    with pytest.raises(StudyError, match="epsilon 20 was declared"):
         sweep(out, named, grid(epsilon=(19.9,)), resume=True)
     assert {name: (out / "ledgers" / f"{name}.jsonl").read_text() for name in "abc"} == before
     sweep(out, named, grid(epsilon=(19.9,)), resume=True, pay=40)
@@ -139,7 +139,7 @@ def test_a_sweep_that_grows_pays_for_what_it_has_released_too(named, tmp_path):
     assert all(
         composed(out / "ledgers" / f"{name}.jsonl") <= spent <= 40 for name, spent in paid.spent.items()
     )
-    with pytest.raises(StudyError, match="kept per patient"):
+    with pytest.raises(StudyError, match="protect per patient"):
         sweep(out, named, grid(unit=("image",)), resume=True, pay=100)
 
 
@@ -217,7 +217,7 @@ def test_a_setting_that_cannot_go_on_begins_anew_and_pays_again(named, tmp_path,
     assert len(finished) == 2
     for folder in (out / "under-way").iterdir():
         shutil.rmtree(folder)
-    with pytest.raises(StudyError, match=r"finished and stay so.*--resume and a larger --pay"):
+    with pytest.raises(StudyError, match=r"finished and stored.*--resume and a larger --pay"):
         sweep(out, study, wanted, resume=True)
     assert set(finished) <= set(read_measurements(out))
     results = sweep(out, study, wanted, resume=True, pay=2 * need)
@@ -230,7 +230,7 @@ def test_a_setting_that_cannot_go_on_begins_anew_and_pays_again(named, tmp_path,
 
 
 def test_without_payment_the_price_is_named(named, tmp_path):
-    with pytest.raises(StudyError, match="without any bound"):
+    with pytest.raises(StudyError, match="an unbounded epsilon"):
         sweep(tmp_path / "out", named, grid(epsilon=(2.0, NO_PRIVACY)))
     with pytest.raises(StudyError, match=r"3 real hospitals.*epsilon 5\.\d+ per patient.*2 models") as caught:
         sweep(tmp_path / "out", named, grid())

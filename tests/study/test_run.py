@@ -233,7 +233,7 @@ def named(study, tmp_path):
 
 def test_baselines_are_never_trained_on_named_hospitals(study, tmp_path):
     asked = named(study, tmp_path).with_changes({"report": {"baselines": True}})
-    with pytest.raises(StudyError, match="no ledger pays for it"):
+    with pytest.raises(StudyError, match="no ledger is charged for it"):
         prepare(asked)
     assert prepare(study(report={"baselines": True})).simulated
     synthetic = study(data={"source": "phantom:3"}, report={"baselines": True}, privacy={"delta": 1e-4})
@@ -243,7 +243,7 @@ def test_baselines_are_never_trained_on_named_hospitals(study, tmp_path):
 def test_a_result_says_that_it_is_private_and_what_simulated_hospitals_promise(study, tmp_path):
     real, dealt = prepare(named(study, tmp_path)).notes, prepare(study()).notes
     drawn = prepare(study(data={"source": "phantom"}, privacy={"delta": 1e-4})).notes
-    counts, fixed = "as private as the images", "stay where they were dealt"
+    counts, fixed = "as confidential as the images", "assigned to fixed hospitals"
     said = [
         [any(text in note for note in notes) for text in (counts, fixed)] for notes in (real, dealt, drawn)
     ]

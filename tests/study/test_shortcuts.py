@@ -51,10 +51,10 @@ def test_a_given_table_is_left_as_it_was():
     ("keywords", "words"),
     [
         ({"epsillon": 1.0}, ["epsillon was given", "did you mean epsilon?"]),
-        ({"nonsense_beyond_words": 1.0}, ["neither a table nor a key"]),
+        ({"nonsense_beyond_words": 1.0}, ["must be a table or a key"]),
         (
             {"epsilon": 1.0, "privacy": {"epsilon": 2.0}},
-            ["by itself and in its table", "leave one of them out"],
+            ["as a keyword and in its table", "remove one of them"],
         ),
         ({"epsilon": -1.0}, ["privacy.epsilon is -1.0", "greater than 0"]),
         ({"privacy": {"epsilo": 1.0}}, ["privacy.epsilo is not a known key", "did you mean epsilon?"]),

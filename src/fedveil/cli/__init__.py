@@ -1,4 +1,4 @@
-"""The command line: thin verbs over the library, in plain words, with a progress bar and clear errors."""
+"""The command line: thin commands over the library, with plain wording, a progress bar and clear errors."""
 
 from fedveil.cli.main import app, main
 

@@ -1,4 +1,4 @@
-"""The verb by which a person at a hospital admits a study, with all that has to be looked at before."""
+"""The command by which a person at a hospital approves a study, after reviewing it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,16 +29,16 @@ def approve(
     ],
     folder: Folder = Path("site"),
     yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask; the study must be given by its whole digest.")
+        bool, typer.Option("--yes", help="Do not ask; the study must be given by its full digest.")
     ] = False,
     key: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FINGERPRINT, as that hospital read it to you; once for each new key."),
     ] = None,
     leave_out: Annotated[
-        bool, typer.Option("--leave-out", help="Approve although some images here will count as nothing.")
+        bool, typer.Option("--leave-out", help="Approve even though some images here will not be used.")
     ] = False,
-    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Withdraw an approval.")] = False,
 ) -> None:
     """Approve one offered study, after showing what it would cost here.
 
@@ -53,9 +53,9 @@ def approve(
             return
         if yes and study != listed.digest:
             raise Refused(
-                f"{study} names the study",
-                "names repeat, and beginnings of digests can be made alike: without a question the whole digest counts",
-                f"read the study, then give its digest; the one that is offered now has {listed.digest}",
+                f"{study} is not a full digest",
+                "names repeat, and prefixes of digests can be forged: with --yes the full digest is required",
+                f"read the study, then give its digest; the one offered now has {listed.digest}",
             )
         found = review(config, listed)
         show(found)
@@ -79,20 +79,20 @@ def approve(
 
 
 def _say_images(config: SiteConfig, listed: Listed, *, leave_out: bool) -> None:
-    """Name every image that the study cannot use; refuse then, unless a person wants to go without them."""
+    """Name every image that the study cannot use; refuse if there are any, unless they may be left out."""
     problems = image_problems(Cohorts(config, Identity.load(config.folder / "identity.key")), listed)
     for problem in problems:
         console.print(f"problem    {problem}", soft_wrap=True, markup=False)
     if problems and not leave_out:
         raise DataError(
             f"{config.data.source} has {len(problems)} problems for {listed.agreement.name}",
-            "what cannot be used counts as nothing, which nobody is told once a study is approved",
-            "correct what is named above, or approve without it by --leave-out",
+            "what cannot be used is left out silently once a study is approved",
+            "correct what is named above, or approve without it: --leave-out",
         )
 
 
 def _compare_keys(new: Mapping[str, str], *, ask: bool) -> None:
-    """Have a person say of each new key that its owner read the same fingerprint; without a person, refuse."""
+    """Ask a person to confirm that each new key's owner read the same fingerprint; refuse if nobody can be asked."""
     for hospital, public in new.items():
         console.print(f"{hospital} has the fingerprint {fingerprint(public)}", soft_wrap=True, markup=False)
         if not ask:
@@ -101,7 +101,7 @@ def _compare_keys(new: Mapping[str, str], *, ask: bool) -> None:
                 "a coordinator that may choose the hospitals' keys can read their sums",
                 f"have {hospital} read its fingerprint by telephone and give it: --key {hospital}=FINGERPRINT",
             )
-        typer.confirm(f"Did {hospital} read you this very fingerprint, by telephone?", abort=True)
+        typer.confirm(f"Did {hospital} read you exactly this fingerprint by telephone?", abort=True)
 
 
 def show(found: Review) -> None:

@@ -1,4 +1,4 @@
-"""The option that says what a table calls its columns."""
+"""The option that maps a table's column names."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -12,12 +12,14 @@ __all__ = ["Columns", "read_columns"]
 
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", help='What the table calls a column, such as path="Image Index"; repeat it.'),
+    typer.Option(
+        "--column", help='Name of a column in the table, such as path="Image Index"; may be repeated.'
+    ),
 ]
 
 
 def read_columns(given: Sequence[str] | None) -> dict[str, str]:
-    """Names of columns by what they mean.
+    """Column names by their meaning.
 
     >>> read_columns(["path=Image Index"])
     {'path': 'Image Index'}

@@ -1,4 +1,4 @@
-"""Looking at data before a study uses it: check, fetch, split."""
+"""Inspecting data before a study uses it: check, fetch, split."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ Source = Annotated[
     ),
 ]
 Positive = Annotated[
-    list[str] | None, typer.Option("--positive", help="A class of the positive group; repeat it.")
+    list[str] | None, typer.Option("--positive", help="A class of the positive group; may be repeated.")
 ]
 Overlap = Annotated[
     bool,
@@ -39,9 +39,9 @@ def check_command(
     column: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Say what a source holds and everything that is wrong with it, by file and line; exit code 2 if anything is.
+    """Describe a source and list every problem in it, by file and line; exit code 2 if there is any.
 
-    A study file is checked with all that its [data] table says.
+    A study file is checked with the settings in its [data] table.
 
     Example: fedveil data check scans/manifest.csv
     """
@@ -79,14 +79,14 @@ def fetch_command(
 @app.command()
 def split(
     source: Source,
-    folder: Annotated[Path, typer.Argument(help="A new folder for one manifest a hospital.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder for one manifest per hospital.")],
     count: Annotated[int, typer.Option(help="Number of hospitals.")] = 5,
     scheme: Annotated[str, typer.Option(help="iid, dirichlet or quantity.")] = "dirichlet",
     alpha: Annotated[float, typer.Option(help="Smaller is more skewed.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     positive: Positive = None,
 ) -> None:
-    """Deal a source's patients out to simulated hospitals, one manifest each.
+    """Split a source's patients among simulated hospitals, one manifest each.
 
     Example: fedveil data split scans/manifest.csv hospitals --count 3
     """
@@ -98,5 +98,5 @@ def split(
 
 
 def _scheme(name: str) -> Scheme:
-    """Checked by the library, which knows the rule and the remedy."""
+    """The library checks it and names the rule and the remedy."""
     return name  # type: ignore[return-value]

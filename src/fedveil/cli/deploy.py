@@ -1,4 +1,4 @@
-"""The verbs between hospitals: what a hospital runs, what the coordinator runs, and the kits for both."""
+"""The commands for a federation: what a hospital runs, what the coordinator runs, and the kits for both."""
 
 import json
 import logging
@@ -35,11 +35,11 @@ from fedveil.study import RunDirectory, Study, resolve, run
 __all__ = ["coordinate", "federation", "site"]
 
 site = typer.Typer(help="Run a hospital's side of a federation.", no_args_is_help=True, rich_markup_mode=None)
-federation = typer.Typer(help="Set a federation up.", no_args_is_help=True, rich_markup_mode=None)
+federation = typer.Typer(help="Set up a federation.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def _log_to_stderr() -> None:
-    """One line an event, with the time, for the journal; other libraries only where something is wrong."""
+    """One line per event, with the time, for the journal; other libraries log warnings only."""
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -48,7 +48,7 @@ def _log_to_stderr() -> None:
 
 
 def _need_flower() -> None:
-    """Refuse to begin where the program that carries the messages is missing, or is another than was tested."""
+    """Refuse to begin if Flower is missing or is not the tested version."""
     try:
         found = version("flwr")
     except PackageNotFoundError:
@@ -67,11 +67,13 @@ def site_init(
     name: Annotated[
         str | None, typer.Option(help="The hospital's name, for a folder without site.toml.")
     ] = None,
-    data: Annotated[str, typer.Option(help="Where its images are.")] = "images/manifest.csv",
+    data: Annotated[str, typer.Option(help="The data source of its images.")] = "images/manifest.csv",
     coordinator: Annotated[str, typer.Option(help="The coordinator's public key.")] = "",
     epsilon: Annotated[float, typer.Option(help="Budget for all studies together.")] = 1.0,
-    delta: Annotated[float, typer.Option(help="At most one over --max-units.")] = 1e-5,
-    max_units: Annotated[int, typer.Option(help="The most patients there will ever be; public.")] = 10_000,
+    delta: Annotated[float, typer.Option(help="At most 1 / --max-units.")] = 1e-5,
+    max_units: Annotated[
+        int, typer.Option(help="Upper bound on the number of patients, ever; public.")
+    ] = 10_000,
 ) -> None:
     """Make a site's signing key and ledger; with --name, a commented site.toml first.
 
@@ -82,7 +84,7 @@ def site_init(
             if name is None:
                 raise InvalidValue(
                     f"{folder / 'site.toml'} does not exist",
-                    "a site's folder holds its settings",
+                    "a site's folder must hold its settings",
                     "use a start-up kit's folder, or give --name to begin a new one",
                 )
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ def site_init(
 
 @site.command("check")
 def site_check(folder: Folder = Path("site")) -> None:
-    """Check a site's settings, keys, images and ledger, and say what is left of its budget.
+    """Check a site's settings, keys, images and ledger, and print what is left of its budget.
 
     Example: fedveil site check site
     """
@@ -125,7 +127,7 @@ def site_check(folder: Folder = Path("site")) -> None:
 
 
 def _check_images(config: SiteConfig, cohorts: Cohorts) -> None:
-    """Say what the images are, every problem that they have, and which offered studies cannot use them as they are."""
+    """Print what the images are, every problem with them, and which offered studies cannot use them."""
     report = check(config.data.source, base=config.folder, **config.data.settings)
     for problem in report.problems:
         console.print(f"problem      {problem}", soft_wrap=True, markup=False)
@@ -147,14 +149,14 @@ def _check_images(config: SiteConfig, cohorts: Cohorts) -> None:
     if report.problems:
         raise DataError(
             f"{config.data.source} has {len(report.problems)} problems",
-            "what cannot be used counts as nothing in a study, which nobody is told once it is approved",
+            "what cannot be used is left out of a study silently once it is approved",
             "correct what is named above, or leave those rows out",
         )
 
 
 @site.command("serve")
 def site_serve(folder: Folder = Path("site")) -> None:
-    """Answer approved studies until stopped; SIGTERM ends it once the request at hand is answered.
+    """Answer approved studies until stopped; on SIGTERM it stops after the current request.
 
     Example: fedveil site serve site
     """
@@ -193,7 +195,7 @@ def site_connect(
 
 @site.command("studies")
 def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None:
-    """List the studies that were offered, what each would cost, and which are approved.
+    """List the offered studies, what each would cost, and which are approved.
 
     Example: fedveil site studies site
     """
@@ -205,7 +207,7 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
             print(json.dumps([one.to_dict() for one in reviews], indent=2))
             return
         if not reviews:
-            console.print("no study was offered yet")
+            console.print("no study has been offered yet")
         for one in reviews:
             show(one)
             console.print(f"approved   {one.listed.approved or 'no'}")
@@ -224,7 +226,8 @@ def federation_init(
     folder: Annotated[Path, typer.Argument(help="A new folder for the kits.")],
     hospital: Annotated[list[str], typer.Option(help="A hospital's name; once for each.")],
     address: Annotated[
-        list[str], typer.Option(help="Host name or address of the coordinator; the first is dialled.")
+        list[str],
+        typer.Option(help="Host name or address of the coordinator; hospitals connect to the first."),
     ],
     name: Annotated[str, typer.Option(help="The federation's name.")] = "federation",
     port: Annotated[int, typer.Option(help="Port that hospitals connect to.")] = 9443,
@@ -246,7 +249,7 @@ def federation_init(
 def federation_renew(
     folder: Annotated[Path, typer.Argument(help="The coordinator's folder.")] = Path("coordinator"),
 ) -> None:
-    """Renew the SuperLink's certificate, which holds for 825 days; the hospitals need do nothing.
+    """Renew the SuperLink's certificate, which is valid for 825 days; hospitals need not do anything.
 
     Example: fedveil federation renew lungs/coordinator
     """
@@ -262,7 +265,7 @@ def federation_send(
         "coordinator"
     ),
 ) -> None:
-    """Give the hospitals the model of a finished run, if they could not be reached when it ended.
+    """Send the model of a finished run to hospitals that could not be reached when it ended.
 
     Example: fedveil federation send runs/pneumonia --federation lungs/coordinator
     """
@@ -274,20 +277,20 @@ def federation_send(
 
         found = send_again(Federation.load(folder), run_directory)
         for hospital, received in found.items():
-            console.print(f"{hospital} {'keeps the model' if received else 'was not reached, or refuses it'}")
+            console.print(f"{hospital} {'has the model' if received else 'was not reached, or refused it'}")
         if not all(found.values()):
             raise typer.Exit(1)
 
 
 def coordinate(
     study: Annotated[
-        Path, typer.Argument(help='The study file; its data source is a test set of your own, or "none".')
+        Path, typer.Argument(help='The study file; its data source is your own test set, or "none".')
     ],
     folder: Annotated[Path, typer.Option("--federation", help="The coordinator's folder.")] = Path(
         "coordinator"
     ),
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default runs/NAME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a study's model with the hospitals of a federation.

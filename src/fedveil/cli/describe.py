@@ -1,4 +1,4 @@
-"""The verb by which a hospital describes its cohort."""
+"""The command by which a hospital describes its cohort."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,10 @@ __all__ = ["describe_cohort"]
 
 def describe_cohort(
     classes: Annotated[
-        str, typer.Option(help="The classes that labels may have, comma-separated; public, whoever is here.")
+        str, typer.Option(help="The possible classes, comma-separated; public, independent of the cohort.")
     ],
     folder: Folder = Path("site"),
-    epsilon: Annotated[float, typer.Option(help="What this costs of the site's budget.")] = 0.1,
+    epsilon: Annotated[float, typer.Option(help="What this spends of the site's budget.")] = 0.1,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -15,12 +15,12 @@ __all__ = ["LazyCommand", "lazy_group"]
 
 @dataclass(frozen=True, slots=True)
 class LazyCommand:
-    """Where a command is, and what help says of it until it is imported.
+    """Where a command is defined, and its help text until it is imported.
 
     Attributes:
         name: what is typed.
         place: ``module:attribute``, a function or a `typer.Typer` of further commands.
-        help: the first sentence of its help. A test compares it with what the command itself says.
+        help: the first sentence of its help. A test compares it with the command's own help.
     """
 
     name: str
@@ -41,7 +41,7 @@ class LazyCommand:
 
 
 class _Commands(MutableMapping[str, click.Command]):
-    """Commands by name, imported one by one as they are asked for."""
+    """Commands by name, each imported on first use."""
 
     def __init__(self, lazy: tuple[LazyCommand, ...]) -> None:
         self._lazy = {one.name: one for one in lazy}

@@ -1,4 +1,4 @@
-"""Reading a ledger: what was charged, and whether the file is sound."""
+"""Reading a ledger: what was charged, and whether the file is intact."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from fedveil.privacy import Budget, Ledger, LedgerState, verify_ledger
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look at a hospital's privacy ledger.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Inspect a hospital's privacy ledger.", no_args_is_help=True, rich_markup_mode=None)
 
 LedgerFile = Annotated[Path, typer.Argument(help="A ledger file, such as runs/first/ledgers/site-1.jsonl.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -46,7 +46,7 @@ def show(path: LedgerFile, as_json: AsJson = False) -> None:
         console.print(f"spent:  epsilon {format_epsilon(state.spent())} in {len(state.charges)} charges")
         if state.delta > state.budget.delta:
             console.print(
-                f"delta:  {state.delta:g}, twice the budget's, since several studies were charged and one samples units"
+                f"delta:  {state.delta:g}, twice the budget's, as several studies were charged and one samples units"
             )
         console.print(f"alone:  epsilon {format_epsilon(state.spent_alone())} if everyone else colludes\n")
         console.print(table)
@@ -55,7 +55,7 @@ def show(path: LedgerFile, as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(path: LedgerFile) -> None:
-    """Check every line and the hash chain; exit code 2 if anything was changed, cut off or rolled back.
+    """Check every line and the hash chain; exit code 2 if the file was changed, truncated or rolled back.
 
     Example: fedveil ledger verify runs/first/ledgers/site-1.jsonl
     """
@@ -69,11 +69,11 @@ def verify(path: LedgerFile) -> None:
 @app.command()
 def amend(
     path: LedgerFile,
-    reason: Annotated[str, typer.Option(help="Why; it is recorded in the ledger.")],
-    epsilon: Annotated[float, typer.Option(help="The new budget for everything ever charged.")],
-    delta: Annotated[float | None, typer.Option(help="The new delta; default as it is.")] = None,
+    reason: Annotated[str, typer.Option(help="The reason; it is recorded in the ledger.")],
+    epsilon: Annotated[float, typer.Option(help="The new budget for everything charged, past and future.")],
+    delta: Annotated[float | None, typer.Option(help="The new delta; default unchanged.")] = None,
 ) -> None:
-    """Record a new budget, and why. What was spent stays spent. Stop the site's service first.
+    """Record a new budget and the reason. What was spent stays spent. Stop the site's service first.
 
     Example: fedveil ledger amend site/ledger.jsonl --epsilon 3 --reason "ethics board, 12 May"
     """
@@ -94,7 +94,7 @@ def _amend(path: Path, epsilon: float, delta: float | None, reason: str) -> None
 
 
 def _short(study: str) -> str:
-    """A study as a person reads it; ``--json`` has the whole digest, which is what decides."""
+    """A study's name and short digest; ``--json`` has the full digest, which identifies the study."""
     name, _, digest = study.rpartition(" ")
     return f"{name} {digest[:12]}..." if len(digest) == 64 else study
 

@@ -1,4 +1,4 @@
-"""The program ``fedveil``: thin verbs over the library, each imported when it is run."""
+"""The program ``fedveil``: thin commands over the library, each imported when it is run."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ COMMANDS = (
     LazyCommand(
         "plan",
         "fedveil.cli.planning.plan:plan",
-        "Say what a study would cost, or which setting to choose, before anything runs.",
+        "Print what a study would cost, or recommend a setting, before anything runs.",
     ),
     LazyCommand(
         "run",
@@ -23,23 +23,23 @@ COMMANDS = (
     LazyCommand(
         "demo",
         "fedveil.cli.studies:demo",
-        "Run the whole job on the built-in synthetic images: five hospitals, epsilon 1 per patient.",
+        "Run a whole study on the built-in synthetic images: five hospitals, epsilon 1 per patient.",
     ),
     LazyCommand(
         "predict",
         "fedveil.cli.studies:predict_command",
-        "Classify images with a trained model. Images that cannot be read are named, and the exit code is 2 then.",
+        "Classify images with a trained model. Unreadable images are listed, and the exit code is then 2.",
     ),
     LazyCommand("report", "fedveil.cli.studies:report", "Write the report of a finished run again."),
     LazyCommand(
         "sweep",
         "fedveil.cli.sweep:sweep_command",
-        "Measure what each privacy setting costs in accuracy; on real hospitals' data, if all of it is paid for.",
+        "Measure what each privacy setting costs in accuracy; on real data only within a declared budget.",
     ),
     LazyCommand("data", "fedveil.cli.data:app", "Check, fetch and split images."),
-    LazyCommand("ledger", "fedveil.cli.ledger:app", "Look at a hospital's privacy ledger."),
+    LazyCommand("ledger", "fedveil.cli.ledger:app", "Inspect a hospital's privacy ledger."),
     LazyCommand("site", "fedveil.cli.deploy:site", "Run a hospital's side of a federation."),
-    LazyCommand("federation", "fedveil.cli.deploy:federation", "Set a federation up."),
+    LazyCommand("federation", "fedveil.cli.deploy:federation", "Set up a federation."),
     LazyCommand(
         "coordinate",
         "fedveil.cli.deploy:coordinate",

@@ -1,4 +1,4 @@
-"""The verbs around a study: init, plan, run, demo, predict, report."""
+"""The commands for a study: init, plan, run, demo, predict, report."""
 
 import json
 from pathlib import Path
@@ -38,18 +38,18 @@ def init(
             )
         text = study_template({"study.name": path.stem, "data.source": data})
         write_atomic(path, lambda file: file.write(text.encode()))
-        console.print(f"wrote {path}; look at what it would cost with: fedveil plan {path}")
+        console.print(f"wrote {path}; see what it would cost with: fedveil plan {path}")
 
 
 def run_command(
     study: StudyFile = Path("study.toml"),
     out: Out = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     data: Data = None,
     epsilon: Epsilon = None,
     trust: Trust = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Also train the alternatives to compare with.")
+        bool, typer.Option("--baselines", help="Also train the alternatives for comparison.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +66,7 @@ def demo(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole job on the built-in synthetic images: five hospitals, epsilon 1 per patient.
+    """Run a whole study on the built-in synthetic images: five hospitals, epsilon 1 per patient.
 
     Example: fedveil demo
     """
@@ -83,7 +83,7 @@ def predict_command(
     ] = None,
     column: Columns = None,
 ) -> None:
-    """Classify images with a trained model. Images that cannot be read are named, and the exit code is 2 then.
+    """Classify images with a trained model. Unreadable images are listed, and the exit code is then 2.
 
     Example: fedveil predict runs/first new-scans/ --out predictions.csv
     """

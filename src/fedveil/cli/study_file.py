@@ -1,4 +1,4 @@
-"""What verbs around a study file share: the arguments, and the study with the command line's overrides."""
+"""Shared by the commands that take a study file: arguments, and the study with the command line's overrides."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ Trust = Annotated[str | None, typer.Option("--trust", help="Overrides privacy.tr
 def read_study(
     path: Path, data: str | None, epsilon: float | None, trust: str | None, baselines: bool = False
 ) -> Study:
-    """The study with the command line's overrides, checked as if they stood in the file."""
+    """The study with the command line's overrides, checked as if they were in the file."""
     study = resolve(Study.load(path), path.parent)
     changes: dict[str, dict[str, object]] = {"data": {}, "privacy": {}, "report": {}}
     if data is not None:

@@ -30,12 +30,14 @@ def sweep_command(
     study: Annotated[Path, typer.Argument(help="The study file.")] = Path("study.toml"),
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Directory; default sweeps/NAME.")] = None,
     epsilon: Annotated[str, typer.Option(help='Values, "none" for no privacy.')] = "0.25,0.5,1,2,4,8,none",
-    trust: Annotated[str, typer.Option(help="Levels of trust.")] = "site,secure-aggregation,server",
+    trust: Annotated[str, typer.Option(help="Trust levels.")] = "site,secure-aggregation,server",
     unit: Annotated[str | None, typer.Option(help="Protected units; default as in the study.")] = None,
     sites: Annotated[str | None, typer.Option(help="Numbers of hospitals; default as in the study.")] = None,
     alpha: Annotated[
         str | None,
-        typer.Option(help='How alike hospitals are, "iid" for all alike; default as in the study.'),
+        typer.Option(
+            help='Similarity of the simulated hospitals, "iid" for equal ones; default as in the study.'
+        ),
     ] = None,
     method: Annotated[
         str | None,
@@ -51,14 +53,14 @@ def sweep_command(
         float | None,
         typer.Option(
             metavar="EPSILON",
-            help="What all models together may cost real hospitals' patients; without it their data is refused.",
+            help="Epsilon that all models together may cost on real data; without it real data is refused.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep; its lists may grow.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a sweep; its lists may grow.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; default one per core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Measure what each privacy setting costs in accuracy; on real hospitals' data, if all of it is paid for.
+    """Measure what each privacy setting costs in accuracy; on real data only within a declared budget.
 
     Example: fedveil sweep study.toml --epsilon 0.25,1,4,none --sites 3,10 --seeds 5
     """
@@ -85,7 +87,7 @@ def sweep_command(
 
 
 def _tell(folder: Path, results: list[Measurement], as_json: bool) -> None:
-    """Write the page, and say in a few lines what came out and what it cost."""
+    """Write the page, and print the results and their cost."""
     page, paid = write_sweep(folder), read_payment(folder)
     if as_json:
         found: dict[str, Any] = {"settings": len(results), "page": str(page)}
@@ -100,7 +102,7 @@ def _tell(folder: Path, results: list[Measurement], as_json: bool) -> None:
 
 
 class _TimedBars(Bars):
-    """Progress with the time left, estimated over everything that was seen."""
+    """Progress with the remaining time, estimated over the whole sweep."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         super().__init__()
@@ -117,13 +119,13 @@ class _TimedBars(Bars):
 
 
 def _print_sweep(results: list[Measurement]) -> None:
-    """Mean AUROC by epsilon and trust, or arrangement, over everything else that was swept."""
+    """Mean AUROC by epsilon and trust, or by arrangement, over all other swept settings."""
     columns = [*dict.fromkeys(_column(one.setting) for one in results if one.setting.trust != "none")] or [
         "none"
     ]
     found: dict[tuple[float, str], list[float]] = {}
     for one in results:
-        # Without privacy it does not matter whom one trusts: the federation's then stands in all of its columns.
+        # Without privacy, trust does not matter: the federation's value is shown in all of its columns.
         for name in [*TRUSTS, "none"] if _column(one.setting) == "none" else [_column(one.setting)]:
             found.setdefault((one.setting.epsilon, name), []).append(one.auroc)
     table = Table("epsilon", *columns, box=None, pad_edge=False)
@@ -142,18 +144,18 @@ def _column(setting: Setting) -> str:
 
 
 def _print_paid(paid: Paid) -> None:
-    """What the whole sweep costs together, and what choosing by it means."""
+    """Print what the whole sweep costs, and what choosing a setting by it means."""
     console.print(f"\nall models of this sweep together: {paid.guarantee}\n", soft_wrap=True)
     console.print(
         f"charged so far: epsilon {format_epsilon(max(paid.spent.values()))} at most, of {paid.guarantee.epsilon:g} "
-        "that are paid. To choose a setting by this sweep is covered; the run that follows on the same patients adds "
+        "that are paid. Choosing a setting by this sweep is covered; a later run on the same patients adds "
         "to it.",
         soft_wrap=True,
     )
 
 
 def _list(name: str, text: str, read: Callable[[str], T]) -> tuple[T, ...]:
-    """Values apart by commas; words stand for what is not a number."""
+    """Comma-separated values; some words stand for values that are not numbers."""
     values = []
     for part in text.split(","):
         word = part.strip()
@@ -165,7 +167,9 @@ def _list(name: str, text: str, read: Callable[[str], T]) -> tuple[T, ...]:
         except ValueError:
             kind = {float: "numbers", int: "whole numbers"}.get(cast(Any, read), "known words")
             raise InvalidValue(
-                f"--{name} holds {word!r}", f"it lists {kind}, apart by commas", f"see {name} in --help"
+                f"--{name} holds {word!r}",
+                f"it must be a comma-separated list of {kind}",
+                f"see {name} in --help",
             ) from None
     return tuple(values)
 

@@ -1,4 +1,4 @@
-"""Images and who they show: readers that yield a checked data set grouped by patient; simulated hospitals.
+"""Images and their patients: readers that yield a checked data set grouped by patient; simulated hospitals.
 
 Manifests, image folders, DICOM, `.npz` files, the MedMNIST sets and the built-in synthetic phantom all become
 one :class:`Dataset`; one hospital's part of it is a :class:`Cohort`. Preprocessing uses public constants

@@ -1,8 +1,8 @@
-"""Keeps what was computed from an image, by the content of the image, so that it is computed once.
+"""Stores what was computed from an image, by the content of the image, so that it is computed once.
 
-One folder a computation, named by a hash of its key; in it any number of files, each written at once and
-never changed: a checksum, then the digests of some images and a row of float32 for each. A file that fails
-its checksum is deleted and its rows are computed again. Deleting any of it costs time and nothing else.
+One folder per computation, named by a hash of its key; in it any number of files, each written atomically and never
+changed: a checksum, then the digests of some images and a row of float32 for each. A file that fails its checksum is
+deleted and its rows are computed again. Deleting any of it only costs time.
 """
 
 import logging
@@ -19,7 +19,7 @@ __all__ = ["FeatureCache", "cache_folder"]
 
 DIGEST_SIZE = 16
 HEADER = 16
-"""Bytes of two numbers: how many images a file holds, and how many features an image has."""
+"""Bytes of two numbers: of images in a file, and of features per image."""
 
 ROWS_PER_FILE = 2048
 
@@ -38,7 +38,7 @@ def cache_folder() -> Path:
 class FeatureCache:
     """Features on disk under ``folder`` (by default in :func:`cache_folder`), readable by this user only.
 
-    Features of real images are as private as the images: keep the folder where they may lie.
+    Features of real images are as confidential as the images: the folder must be where images may be stored.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -47,11 +47,11 @@ class FeatureCache:
     def get_or_compute(
         self, key: str, digests: Sequence[str], compute: Callable[[npt.NDArray[np.int64]], Features]
     ) -> Features:
-        """One row an image, in the order of ``digests``.
+        """One row per image, in the order of ``digests``.
 
-        ``key`` names the computation with its version. ``compute(indices)`` is called for images not known
-        yet, in batches that are stored as they come, so that an interrupted run loses one at most. Where
-        nothing can be stored (full disk, no permission) a warning is logged and the work goes on.
+        ``key`` names the computation with its version. ``compute(indices)`` is called for unknown images, in batches
+        that are stored immediately, so that an interrupted run loses at most one. If nothing can be stored (full
+        disk, no permission) a warning is logged and the work continues.
         """
         folder = self._folder / blake2b(key.encode(), digest_size=DIGEST_SIZE).hexdigest()
         wanted = [bytes.fromhex(digest) for digest in digests]
@@ -80,7 +80,7 @@ def _read_all(folder: Path, wanted: set[bytes]) -> dict[bytes, Features]:
         try:
             names, rows = _decode(file.read_bytes())
         except (OSError, ValueError) as error:
-            log.warning("computing again what %s held: %s", file, error)
+            log.warning("recomputing the content of %s: %s", file, error)
             _discard(file)
             continue
         known.update((name, row) for name, row in zip(names, rows, strict=True) if name in wanted)
@@ -109,7 +109,7 @@ def _write(folder: Path, names: list[bytes], rows: Features) -> None:
             file.write(content)
         temporary.replace(folder / f"{content[:16].hex()}.features")
     except OSError as error:
-        log.warning("features are not kept for the next run: %s", error)
+        log.warning("features are not stored for the next run: %s", error)
         if temporary is not None:
             _discard(temporary)
 

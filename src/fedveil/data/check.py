@@ -1,4 +1,4 @@
-"""Says what a source holds and everything that is wrong with it, by file and line, not just the first."""
+"""Describes a source and lists all problems in it, by file and line, not only the first."""
 
 import os
 from collections import Counter
@@ -25,12 +25,12 @@ from fedveil.errors import DataError, InvalidValue
 __all__ = ["CheckReport", "Count", "check"]
 
 FAINT = 0.1
-"""An image that uses less of its range of shades is probably scaled wrongly."""
+"""An image that uses a smaller fraction of its range of shades is probably scaled wrongly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Images, and patients who have them, of one class in one split at one site ("" where none is named)."""
+    """Numbers of images, and of their patients, of one class in one split at one site ("" if none is named)."""
 
     site: str
     split: str
@@ -41,14 +41,14 @@ class Count:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """What a source holds; ``sizes`` and ``modes`` are pairs of a description and a number of images."""
+    """The content of a source; ``sizes`` and ``modes`` are pairs of a description and a number of images."""
 
     source: str
     images: int
     patients: int
     patients_known: bool
     images_per_patient: tuple[int, float, int]
-    """Fewest, median and most."""
+    """Minimum, median and maximum."""
     counts: tuple[Count, ...]
     sizes: tuple[tuple[str, int], ...]
     modes: tuple[tuple[str, int], ...]
@@ -57,11 +57,11 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether a study can use the source as it is."""
+        """Whether a study can use the source unchanged."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """For scripts."""
+        """Plain values for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
     def __str__(self) -> str:
@@ -159,7 +159,7 @@ def _counts(records: Records, options: Options) -> tuple[Count, ...]:
 
 
 def _decoded(records: Records) -> tuple[list[Problem], list[str]]:
-    """Files whose header is sound but whose pixels are not, and notes on what the pixels show."""
+    """Files with a valid header but damaged pixels, and notes on the pixel values."""
     images = records.images
     rows = range(len(images))
     look = partial(_reach, images.read)
@@ -174,14 +174,14 @@ def _decoded(records: Records) -> tuple[list[Problem], list[str]]:
     notes = []
     if faint:
         notes.append(
-            f"{len(faint)} images use less than a tenth of their range of shades, and details are lost; the first is "
-            f"{records.place(faint[0])}. Set data.window to the values that become black and white"
+            f"{len(faint)} images use less than a tenth of their range of shades, which loses details; the first is "
+            f"{records.place(faint[0])}. Set data.window to the values that map to black and white"
         )
     return problems, notes
 
 
 def _reach(read: Callable[[list[int]], npt.NDArray[np.float32]], row: int) -> float | DataError:
-    """The part of the range of shades that nearly all pixels of an image lie in, but for markers burnt into it."""
+    """The fraction of the range of shades that nearly all pixels of an image use, except for burnt-in markers."""
     try:
         low, high = np.percentile(read([row]), (1, 99))
     except DataError as error:
@@ -192,14 +192,16 @@ def _reach(read: Callable[[list[int]], npt.NDArray[np.float32]], row: int) -> fl
 def _notes(records: Records, options: Options) -> list[str]:
     notes = []
     if records.patients is None:
-        notes.append("no patients are named: each image counts as one, and the guarantee covers an image")
+        notes.append(
+            "no patients are named: each image counts as one patient, and the guarantee covers single images"
+        )
     if records.splits is None:
-        notes.append("there is no split: a study holds out a part of the patients for its test")
+        notes.append("there is no split: a study holds out some patients for its test")
     return notes + _other_channels(records, options) + _renamed(records) + _copies(records)
 
 
 def _other_channels(records: Records, options: Options) -> list[str]:
-    """Images that are brought to other channels than they have."""
+    """Images that are converted to another number of channels."""
     images = records.images
     if not isinstance(images, FileImages) or not len(images):
         return []
@@ -212,13 +214,13 @@ def _other_channels(records: Records, options: Options) -> list[str]:
         )
     if others:
         notes.append(
-            f"{len(others)} images are brought to {names[images.channels]}; the first is {records.place(others[0])}"
+            f"{len(others)} images are converted to {names[images.channels]}; the first is {records.place(others[0])}"
         )
     return notes
 
 
 def _renamed(records: Records) -> list[str]:
-    """Patients whom DICOM files call otherwise than the table does."""
+    """Patients whose PatientID in DICOM files differs from the table."""
     if records.patients is None or not isinstance(records.images, FileImages):
         return []
     others = [
@@ -229,13 +231,13 @@ def _renamed(records: Records) -> list[str]:
     if not others:
         return []
     return [
-        f"the PatientID of {len(others)} files is not what the table calls the patient, and the table counts; "
+        f"the PatientID of {len(others)} files differs from the patient in the table, which takes precedence; "
         f"the first is {records.place(others[0])}"
     ]
 
 
 def _copies(records: Records) -> list[str]:
-    """Images with the same content as an earlier one: no problem, but often a mistake."""
+    """Images with the same content as an earlier one: not an error, but often a mistake."""
     first: dict[str, int] = {}
     pairs = []
     for row, digest in enumerate(records.images.digest(np.arange(len(records.images)))):

@@ -1,4 +1,4 @@
-"""A data set, and the part of it that one hospital holds: images grouped by the patient they show."""
+"""A data set, and one hospital's part of it: images grouped by patient."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ class Dataset:
     """n labelled images of P patients, checked: every reader ends here.
 
     ``labels`` index ``classes``; ``patients`` index ``patient_names``; ``sites`` index ``site_names`` and are
-    None where the source names no hospitals; ``split`` is 0 for training, 1 for test, 2 for validation. With
-    ``patients_known`` false, every image is taken for a patient of its own. ``synthetic`` images show nobody.
+    None if the source names no hospitals; ``split`` is 0 for training, 1 for test, 2 for validation. With
+    ``patients_known`` false, every image counts as a separate patient. ``synthetic`` images show no real person.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Dataset:
         if any(length != len(self.images) for length in lengths):
             raise DataError(
                 f"{self.name} has {len(self.images)} images but columns of the lengths {lengths}",
-                "there must be one label, patient, split and name an image",
+                "there must be one label, patient, split and name per image",
                 "give columns of one length",
             )
         _check_codes(self.name, "label", self.labels, len(self.classes))
@@ -58,7 +58,7 @@ class Dataset:
 
     @classmethod
     def empty(cls, classes: tuple[str, ...], *, channels: int, image_size: int) -> Self:
-        """No image at all: what somebody has who knows of the data nothing but classes and channels."""
+        """A data set without images, of which only classes and channels are known."""
         nothing = np.empty(0, dtype=np.int64)
         return cls(
             name="none",
@@ -96,24 +96,24 @@ class Dataset:
             images: a numpy array (n, height, width) or (n, height, width, 1 or 3), or a torch tensor (n, height, width)
                 or (n, 1 or 3, height, width); uint8, uint16, or floats in [0, 1].
             labels: (n,) class names, or whole numbers.
-            patients: (n,) whom each image shows; without them every image counts as a patient of its own, and the
-                guarantee covers one image.
-            sites: (n,) which hospital holds each image; without them a study simulates hospitals.
+            patients: (n,) the patient of each image; without them every image counts as a separate patient, and the
+            guarantee covers one image.
+            sites: (n,) the hospital of each image; without them a study simulates hospitals.
             split: (n,) train, test or validation; without it test patients are drawn.
             classes: names of the classes in order, which whole numbers index. They are public. By default those that
                 occur.
-            positive: classes that together are the positive one of a binary task.
-            test_fraction: chance of each patient to be drawn for testing.
+            positive: classes that together form the positive class of a binary task.
+            test_fraction: probability that a patient is drawn for testing.
             seed: of that draw; public.
             allow_patient_overlap: accept a patient in two sites, or in training and test.
-            accept: what would be refused if it were not meant, as ``data.accept`` of a study file.
-            unknown_labels: "refuse", or "drop" for images whose label is -1, "uncertain" or the like.
-            window: stored values that become black and white, as ``data.window`` of a study file; any numbers may be
-                stored where it is given.
+            accept: problems to accept instead of refusing them, as ``data.accept`` of a study file.
+            unknown_labels: "refuse", or "drop" for images whose label is -1, "uncertain" or similar.
+            window: stored values that map to black and white, as ``data.window`` of a study file; with it, any
+            numbers may be stored.
             name: for reports and errors.
 
         Raises:
-            DataError: the columns do not fit together, or no classifier can be learned from them.
+            DataError: the columns are inconsistent, or no classifier can be learned from them.
 
         >>> images = np.zeros((4, 8, 8), np.uint8)
         >>> Dataset.from_arrays(images, ["ill", "well"] * 2, patients=[1, 2, 3, 4], test_fraction=0.0)
@@ -139,9 +139,9 @@ class Dataset:
 
     @classmethod
     def from_features(cls, features: Any, labels: Any, **columns: Any) -> "Dataset":
-        """A data set from embeddings (n, d) in place of images, for a linear head; see `from_arrays` for the rest.
+        """A data set from embeddings (n, d) instead of images, for a linear head; see `from_arrays` for the rest.
 
-        The encoder must be public: what it was trained on no guarantee here covers.
+        The encoder must be public: no guarantee here covers its training data.
         """
         from fedveil.data.formats.arrays import Columns, from_features
 
@@ -157,7 +157,7 @@ class Dataset:
             settings: as `fedveil.data.load` takes them, such as ``positive`` and ``test_fraction``.
 
         Raises:
-            DataError: as for a manifest, whose checks apply; lines are counted from 1, the header's.
+            DataError: as for a manifest, whose checks apply; the header is line 1.
         """
         from fedveil.data.formats.arrays import from_frame
 
@@ -188,7 +188,7 @@ class Dataset:
         return np.flatnonzero(self.split == VALIDATION)
 
     def subset(self, indices: Indices) -> "Dataset":
-        """These images only, with the same classes and sites; patients are renumbered, in the old order."""
+        """Only these images, with the same classes and sites; patients are renumbered, in the old order."""
         rows = np.asarray(indices, dtype=np.int64)
         kept, patients = np.unique(self.patients[rows], return_inverse=True)
         return Dataset(
@@ -208,13 +208,13 @@ class Dataset:
         )
 
     def cohort(self, name: str, indices: Indices) -> "Cohort":
-        """What the hospital ``name`` holds, if these are its images."""
+        """The cohort of the hospital ``name``, which consists of these images."""
         rows = np.asarray(indices, dtype=np.int64)
         if not len(rows):
             raise DataError(
                 f"{name} has no patients",
                 "a site needs at least one",
-                "leave it out, or give it images to hold",
+                "remove it, or give it images",
             )
         patients = np.unique(self.patients[rows], return_inverse=True)[1].astype(np.int64)
         return Cohort(
@@ -249,7 +249,7 @@ class PatientImages:
 class Cohort:
     """One site's training images, grouped by patient; ``len`` is the number of patients.
 
-    ``patients`` holds local codes 0 .. len - 1, one an image, and every code occurs.
+    ``patients`` holds local codes 0 .. len - 1, one per image, and every code occurs.
     """
 
     name: str
@@ -301,6 +301,6 @@ def _check_codes(name: str, column: str, codes: npt.NDArray[Any], count: int) ->
     if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= count):
         raise DataError(
             f"{name} holds {column} codes from {codes.min()} to {codes.max()}",
-            f"with {count} names they must lie in 0 .. {count - 1}",
+            f"with {count} names they must be in 0 .. {count - 1}",
             f"give every {column} a name",
         )

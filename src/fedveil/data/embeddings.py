@@ -1,4 +1,4 @@
-"""Embeddings in place of images: one vector an image, from an encoder that its owner has run already."""
+"""Embeddings instead of images: one vector per image, from an encoder that its owner has already run."""
 
 from hashlib import blake2b
 from typing import Any, final
@@ -13,21 +13,21 @@ from fedveil.errors import DataError
 __all__ = ["ODD", "Embeddings", "as_vectors", "odd_vectors"]
 
 LARGEST = 1e6
-"""Larger numbers mean a broken encoder; the bound keeps every product far from overflow."""
+"""Larger numbers indicate a broken encoder; the bound prevents overflow."""
 ODD = (
     "it holds NaN, infinity or numbers beyond 1e6",
     "every coordinate must be a finite number",
     "leave that row out, or compute it again",
 )
-"""What is wrong with a vector that `odd_vectors` names: found, rule, remedy."""
+"""The error for a vector that `odd_vectors` names: found, rule, remedy."""
 
 
 @final
 class Embeddings(ImageStack):
-    """Vectors (n, d), float32, where other data sets hold images; there are no pixels to read.
+    """Vectors (n, d), float32, instead of images; there are no pixels to read.
 
-    The encoder must be public, as one that was trained on other people's images is: what it was trained on is not
-    covered by any guarantee here. Each vector is used by itself, scaled to length 1 by its own length.
+    The encoder must be public, for example one trained on other people's images: no guarantee here covers its
+    training data. Each vector is used independently, scaled to length 1 by its own length.
     """
 
     def __init__(self, vectors: npt.NDArray[Any]) -> None:
@@ -38,7 +38,7 @@ class Embeddings(ImageStack):
 
     @property
     def channels(self) -> int:
-        """1: there is no colour to bring to a study's channels."""
+        """1: there is no colour to convert."""
         return 1
 
     @property
@@ -48,7 +48,7 @@ class Embeddings(ImageStack):
 
     @property
     def reading(self) -> Reading:
-        """The default one: there are no pixels that it would matter for."""
+        """The default one: there are no pixels that it could affect."""
         return Reading()
 
     @property
@@ -57,7 +57,7 @@ class Embeddings(ImageStack):
         return int(self._vectors.shape[1])
 
     def vectors(self, indices: Indices) -> npt.NDArray[np.float32]:
-        """The vectors asked for, (k, d), in that order."""
+        """The requested vectors, (k, d), in that order."""
         return self._vectors[np.asarray(indices, dtype=np.int64)]
 
     def read(self, indices: Indices) -> Pixels:
@@ -65,7 +65,7 @@ class Embeddings(ImageStack):
         del indices
         raise DataError(
             "this data holds embeddings, and pixels were asked for",
-            "they were computed from images that are not here",
+            "embeddings have no pixels",
             'set model.features = "precomputed" in the study',
         )
 
@@ -80,7 +80,7 @@ class Embeddings(ImageStack):
         return digests
 
     def subset(self, indices: Indices) -> "Embeddings":
-        """These vectors only, in that order."""
+        """Only these vectors, in that order."""
         return Embeddings(self.vectors(indices))
 
 
@@ -88,7 +88,7 @@ def as_vectors(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Embeddings (n, d) as float32, each finite and at most 1e6 in every coordinate.
 
     Raises:
-        DataError: another shape or type, or a vector that is none; the first such row is named.
+        DataError: another shape or type, or an invalid vector; the first such row is named.
     """
     odd = odd_vectors(values)
     if len(odd):
@@ -98,7 +98,7 @@ def as_vectors(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def odd_vectors(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Rows that cannot be used, each judged by itself.
+    """Unusable rows, each judged independently.
 
     Raises:
         DataError: the whole array has another shape or type.

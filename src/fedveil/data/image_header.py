@@ -1,4 +1,4 @@
-"""What a file's header says about the image in it, and the errors for a file that cannot be used."""
+"""The content of an image file's header, and the errors for an unusable file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ __all__ = ["ImageFacts", "check_pixels", "unusable"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFacts:
-    """Size in pixels as stored, 1 or 3 channels, the stored kind of pixels, the patient if the file tells."""
+    """Size in pixels as stored, 1 or 3 channels, the stored kind of pixels, the patient if the file names one."""
 
     width: int
     height: int
@@ -25,7 +25,7 @@ def unusable(path: Path, found: str, rule: str, remedy: str) -> DataError:
 
 
 def check_pixels(path: Path, width: int, height: int, max_megapixels: float) -> None:
-    """Refuse an image without pixels, or with more than may be decoded."""
+    """Refuse an image without pixels, or with more than the limit."""
     if width < 1 or height < 1:
         raise unusable(path, f"it is {width} x {height} pixels", "no side may be zero", "leave it out")
     if width * height > max_megapixels * 1e6:
@@ -33,5 +33,5 @@ def check_pixels(path: Path, width: int, height: int, max_megapixels: float) -> 
             path,
             f"it is {width} x {height} pixels, {width * height / 1e6:.1f} megapixels",
             f"an image of more than {max_megapixels:g} would fill the memory",
-            "save it smaller, or raise data.max_megapixels",
+            "save it smaller, or increase data.max_megapixels",
         )

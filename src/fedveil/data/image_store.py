@@ -1,8 +1,8 @@
-"""Images as the learner sees them: float32 in [0, 1], square, grey or RGB, read when they are asked for.
+"""Images as the learner's input: float32 in [0, 1], square, grey or RGB, read when requested.
 
-Every constant here is public: pixels are divided by what their bit depth can hold, never by a maximum, mean
-or standard deviation of anybody's images, and size, channels and window are settings. What an image becomes
-depends on that image alone.
+Every constant here is public: pixels are divided by the maximum of their bit depth, never by a maximum, mean or
+standard deviation of images, and size, channels and window are settings. The result for an image depends on that
+image alone.
 """
 
 import logging
@@ -48,10 +48,10 @@ DIGEST_BYTES = 16
 
 OUTSIDE = (
     "its pixels hold NaN, infinity or values outside of [0, 1]",
-    "floating point pixels must lie in [0, 1], since scaling by what the images hold would leak it",
-    "divide them by a constant that you know beforehand, store uint8 or uint16, or give a window",
+    "floating point pixels must lie in [0, 1], because scaling by the images' own range would leak it",
+    "divide them by a constant chosen in advance, store uint8 or uint16, or give a window",
 )
-"""What is wrong with an image that `ArrayImages.outside` names: found, rule, remedy."""
+"""The error for an image that `ArrayImages.outside` names: found, rule, remedy."""
 
 
 class ImageStack(ABC):
@@ -63,7 +63,7 @@ class ImageStack(ABC):
     @property
     @abstractmethod
     def channels(self) -> int:
-        """1 for grey or 3 for colour: a setting that every image is brought to."""
+        """1 for grey or 3 for colour; every image is converted to it."""
 
     @property
     @abstractmethod
@@ -73,18 +73,18 @@ class ImageStack(ABC):
     @property
     @abstractmethod
     def reading(self) -> Reading:
-        """How stored values become shades, and the channels asked for."""
+        """How stored values map to shades, and the requested channels."""
 
     @abstractmethod
     def read(self, indices: Indices) -> Pixels:
-        """The images asked for, in that order: float32 ``(k, channels, size, size)`` in [0, 1]."""
+        """The requested images, in that order: float32 ``(k, channels, size, size)`` in [0, 1]."""
 
     @abstractmethod
     def digest(self, indices: Indices) -> list[str]:
-        """One hexadecimal content hash an image, over all that :meth:`read` depends on."""
+        """One hexadecimal content hash per image, over everything that :meth:`read` depends on."""
 
     def subset(self, indices: Indices) -> "ImageStack":
-        """These images only, in that order, without copying a pixel."""
+        """Only these images, in that order, without copying a pixel."""
         return _Selection(self, np.asarray(indices, dtype=np.int64))
 
 
@@ -120,7 +120,7 @@ class _Selection(ImageStack):
 
 @final
 class OddImages(ImageStack):
-    """Images of which one that cannot be read is black.
+    """Images in which an unreadable one is replaced by a black one.
 
     For a hospital that has approved a study: one damaged file must not decide whether the others are in its sums.
     """
@@ -133,7 +133,7 @@ class OddImages(ImageStack):
 
     @property
     def channels(self) -> int:
-        """Those of the images that can be read."""
+        """The readable images."""
         return self._base.channels
 
     @property
@@ -147,7 +147,7 @@ class OddImages(ImageStack):
         return self._base.reading
 
     def read(self, indices: Indices) -> Pixels:
-        """The images, or black ones in their place; never an error."""
+        """The images, or black ones instead; never an error."""
         try:
             return self._base.read(indices)
         except Exception:  # noqa: BLE001 - whatever is wrong with one image stays with that image
@@ -155,7 +155,7 @@ class OddImages(ImageStack):
             return np.concatenate([none, *(self._one(int(index)) for index in indices)])
 
     def digest(self, indices: Indices) -> list[str]:
-        """Their content hashes, or one for all that cannot be read."""
+        """Their content hashes, or one common hash for unreadable ones."""
         try:
             return self._base.digest(indices)
         except DataError:
@@ -181,9 +181,9 @@ class OddImages(ImageStack):
 class ArrayImages(ImageStack):
     """Images held in one array, ``(n, height, width)`` or ``(n, height, width, 1 or 3)``.
 
-    Stored as they came (uint8, uint16 or float in [0, 1], with a window any numbers); scaled and resized when read.
-    The array's type and shape are those of the whole set and public, as its number of channels is where ``reading``
-    names none.
+    Stored unchanged (uint8, uint16 or float in [0, 1]; any numbers with a window); scaled and resized when read. The
+    array's type and shape are those of the whole set and public; so is its number of channels if ``reading`` names
+    none.
     """
 
     def __init__(self, pixels: npt.NDArray[Any], size: int, reading: Reading | None = None) -> None:
@@ -216,7 +216,7 @@ class ArrayImages(ImageStack):
 
     @property
     def reading(self) -> Reading:
-        """As it was given."""
+        """As given."""
         return self._reading
 
     @property
@@ -225,11 +225,11 @@ class ArrayImages(ImageStack):
         return self._pixels.shape[1:]
 
     def stored(self, indices: Indices) -> npt.NDArray[Any]:
-        """The images as they came, neither scaled nor resized."""
+        """The stored images, neither scaled nor resized."""
         return self._pixels[np.asarray(indices, dtype=np.int64)]
 
     def outside(self) -> npt.NDArray[np.int64]:
-        """Indices of images that cannot be read: floats outside of [0, 1] without a window, or what is no number."""
+        """Indices of unreadable images: floats outside of [0, 1] without a window, or NaN."""
         if not np.issubdtype(self._pixels.dtype, np.floating) or not self._pixels.size:
             return np.empty(0, np.int64)
         axes = tuple(range(1, self._pixels.ndim))
@@ -240,7 +240,7 @@ class ArrayImages(ImageStack):
         return np.flatnonzero(~fits)
 
     def read(self, indices: Indices) -> Pixels:
-        """Scaled by the type's full scale or the window, brought to the channels asked for, then resized."""
+        """Scaled by the type's full scale or the window, converted to the requested channels, then resized."""
         chosen = self.stored(indices)
         if self._window:
             chosen = apply_window(chosen.astype(np.float32), *self._window)
@@ -265,7 +265,7 @@ class ArrayImages(ImageStack):
 
 
 def _array_window(pixels: npt.NDArray[Any], reading: Reading) -> tuple[float, float] | None:
-    """The window that applies to stored values of this type; bytes and colour are shades already."""
+    """The window that applies to stored values of this type; bytes and colour are already shades."""
     shades = pixels.dtype in (np.uint8, np.bool_) or pixels.ndim == 4
     if shades or reading.window in (FILE, FULL):
         return None
@@ -279,7 +279,7 @@ def _array_window(pixels: npt.NDArray[Any], reading: Reading) -> tuple[float, fl
 
 
 def in_memory(images: ImageStack, batch: int = 256) -> ArrayImages:
-    """All images, decoded once, for a learner that reads them many times (4 bytes a pixel and channel)."""
+    """All images, decoded once, for a learner that reads them many times (4 bytes per pixel and channel)."""
     pixels = np.empty((len(images), images.size, images.size, images.channels), np.float32)
     for start in range(0, len(images), batch):
         rows = np.arange(start, min(start + batch, len(images)))
@@ -288,7 +288,7 @@ def in_memory(images: ImageStack, batch: int = 256) -> ArrayImages:
 
 
 def type_scale(dtype: np.dtype[Any]) -> float:
-    """The value that means white, by the type alone: 255, 65535, or 1 for floats.
+    """The value of white, by the type alone: 255, 65535, or 1 for floats.
 
     >>> type_scale(np.dtype(np.uint16))
     65535.0
@@ -299,13 +299,13 @@ def type_scale(dtype: np.dtype[Any]) -> float:
         return 1.0
     raise DataError(
         f"pixels are of the type {dtype}",
-        "what means white must be known without looking at the images",
+        "the value of white must be known without reading the images",
         "store uint8, uint16 or floats in [0, 1], or give window = [centre, width]",
     )
 
 
 def full_scale(pixels: npt.NDArray[Any]) -> float:
-    """The value that means white, as `type_scale`, of pixels that must not pass it."""
+    """The value of white, as in `type_scale`, after checking that no pixel exceeds it."""
     scale = type_scale(pixels.dtype)
     if not np.issubdtype(pixels.dtype, np.floating):
         return scale
@@ -316,17 +316,17 @@ def full_scale(pixels: npt.NDArray[Any]) -> float:
     if pixels.size and (pixels.min() < 0 or pixels.max() > 1):
         raise DataError(
             f"floating point pixels reach from {pixels.min():g} to {pixels.max():g}",
-            "they must lie in [0, 1], since scaling by what the images hold would leak it",
-            "divide them by a constant that you know beforehand, store uint8 or uint16, or give a window",
+            "they must lie in [0, 1], because scaling by the images' own range would leak it",
+            "divide them by a constant chosen in advance, store uint8 or uint16, or give a window",
         )
     return scale
 
 
 def brought_to(image: Pixels, channels: int) -> Pixels:
-    """An image ``(1 or 3, height, width)`` with as many channels as asked for, by itself.
+    """An image ``(1 or 3, height, width)`` converted to the requested number of channels, independently of others.
 
-    Grey becomes three equal channels, colour its luminance; three equal channels become any one of them, so that grey
-    that was stored as colour is what it would have been as grey.
+    Grey becomes three equal channels, colour its luminance; three equal channels become one of them, so that grey
+    stored as colour gives the same result as grey.
     """
     if image.shape[0] == channels:
         return image
@@ -361,7 +361,7 @@ def resize(planes: Pixels, size: int) -> Pixels:
 
 
 def check_size(size: int) -> int:
-    """The image size, if it is one that can be used."""
+    """The image size, if valid."""
     if not 8 <= size <= 1024:
         raise InvalidValue(
             f"image_size is {size}", "it must lie between 8 and 1024 pixels", "64 suits most studies"

@@ -1,4 +1,4 @@
-"""One name for every source: looks at it, hands it to its reader, and returns a checked data set."""
+"""Loads any source: selects its reader, and returns a checked data set."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +20,11 @@ from fedveil.errors import DataError, InvalidValue
 __all__ = ["MEMORY", "is_path", "load", "read_records"]
 
 MEMORY = "memory"
-"""The source of data that a program holds, and gave to the library by itself."""
+"""The source name of data in memory."""
 
 
 def load(source: str, *, base: Path | None = None, **settings: Unpack[Settings]) -> Dataset:
-    """The data set that ``source`` names, or a DataError that says what is wrong with it.
+    """The data set that ``source`` names, or a DataError that names the problem.
 
     ``source`` is ``phantom`` (or ``phantom:5`` with five named hospitals), ``medmnist:NAME``, or a manifest ``*.csv``
     or ``*.tsv``, a folder or ``*.npz`` relative to ``base``. The settings are explained in :class:`Options`.
@@ -34,7 +34,7 @@ def load(source: str, *, base: Path | None = None, **settings: Unpack[Settings])
 
 
 def read_records(source: str, options: Options, base: Path) -> Records:
-    """What the source holds: every image that can be used, and a problem for each other."""
+    """The content of the source: every usable image, and a problem for each other."""
     return judged(_read(source, options, base), options)
 
 
@@ -46,7 +46,7 @@ def _read(source: str, options: Options, base: Path) -> Records:
     if source == MEMORY:
         raise DataError(
             f'the source is "{MEMORY}"',
-            "such data was in a program's memory, and is nowhere else",
+            "such data was only in a program's memory",
             "call fedveil.run again with the same data and resume=True",
         )
     path = base / source

@@ -1,4 +1,4 @@
-"""What a study or a hospital says about its images: settings that are public, and that no image decides."""
+"""Settings for reading images, by a study or a hospital: public, and independent of the images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -10,27 +10,27 @@ from fedveil.errors import InvalidValue
 __all__ = ["ACCEPTABLE", "COLUMNS", "MEGAPIXELS", "Options", "Reading", "Settings"]
 
 COLUMNS = ("path", "label", "patient", "site", "split")
-"""What the columns of a table can mean; the first two are needed."""
+"""The columns of a table by meaning; the first two are required."""
 
 MEGAPIXELS = 30.0
 """Largest image that is decoded, unless a setting allows more. A mammogram at 50 µm has 29."""
 
 ACCEPTABLE = {
     "similar-patients": "patients whose names differ only in letter case, spaces or leading zeros",
-    "placeholder-patients": 'patients called "ANONYMOUS", "unknown" and the like',
-    "dicom-patients": "a patient column that splits what DICOM files call one patient",
+    "placeholder-patients": 'patients called "ANONYMOUS", "unknown" or similar',
+    "dicom-patients": "a patient column that splits one patient of the DICOM files",
     "joined-labels": "labels that look like several findings, or that contain the name of a positive class",
 }
-"""Oddities that are refused unless a setting says that they are meant."""
+"""Problems that are refused unless a setting accepts them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How every image is brought to the shape and the scale of a study, each by itself.
+    """How every image is converted to the shape and scale of a study, independently of others.
 
     ``channels`` is 1 for grey and 3 for colour; None takes those of the first image of a source, whose header is
-    public then. ``window`` says which stored values become black and white, see :mod:`fedveil.data.windows`. Images
-    of more than ``max_megapixels`` are refused before they are decoded.
+    then public. ``window`` sets the stored values that map to black and white, see :mod:`fedveil.data.windows`.
+    Images of more than ``max_megapixels`` are refused before they are decoded.
     """
 
     channels: int | None = None
@@ -39,7 +39,7 @@ class Reading:
 
     @property
     def key(self) -> str:
-        """Names what decides pixels, for content hashes."""
+        """Identifies the settings that determine pixels, for content hashes."""
         return f"{self.channels} {self.window}"
 
 
@@ -65,20 +65,19 @@ class Settings(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the study says about its data; the same for every kind of source.
+    """The study's settings for its data; the same for every kind of source.
 
-    ``classes`` fixes the classes and their order, for a hospital that may not hold all of them. ``positive``
-    makes the task binary: the named classes, not all of which such a hospital needs to hold, against the rest.
-    With a ``separator`` a label is a list of findings, and an image is positive if any of its findings is.
-    ``unknown_labels`` is "refuse", or "drop" for images whose label is blank, -1, "uncertain" and the like.
-    ``columns`` names the columns of a table where they are not called path, label, patient, site and split;
-    ``layout`` says what the folders above an image mean, such as "split/class". ``accept`` lists what would be
-    refused if it were not meant, see `ACCEPTABLE`.
+    ``classes`` sets the classes and their order; a hospital need not have all of them. ``positive`` makes the task
+    binary: the named classes, of which a hospital may also lack some, against the rest. With a ``separator`` a label
+    is a list of findings, and an image is positive if any of its findings is. ``unknown_labels`` is "refuse", or
+    "drop" for images whose label is blank, -1, "uncertain" or similar. ``columns`` names the columns of a table if
+    they are not called path, label, patient, site and split; ``layout`` is the meaning of the folders above an
+    image, such as "split/class". ``accept`` lists problems to accept instead of refusing them, see `ACCEPTABLE`.
 
-    Where the source has no split, each patient is held out with the chance ``test_fraction``, by a hash of ``seed``
+    If the source has no split, each patient is held out with probability ``test_fraction``, by a hash of ``seed``
     and their name that is keyed with ``secret``.
 
-    With ``leave_out`` each image is judged by itself and by these settings, see :mod:`fedveil.data.annotations.usable`.
+    With ``leave_out`` each image is judged independently by these settings, see :mod:`fedveil.data.annotations.usable`.
     """
 
     image_size: int = 64
@@ -100,7 +99,9 @@ class Options:
         unknown = sorted(set(self.accept) - set(ACCEPTABLE))
         if unknown:
             raise InvalidValue(
-                f"accept holds {', '.join(unknown)}", f"it lists any of {', '.join(ACCEPTABLE)}", "correct it"
+                f"accept holds {', '.join(unknown)}",
+                f"it may list any of {', '.join(ACCEPTABLE)}",
+                "correct it",
             )
         if not 0 <= self.test_fraction < 1:
             raise InvalidValue(

@@ -1,7 +1,7 @@
-"""Simulated hospitals: splits the training patients of one data set among sites, never a patient's images.
+"""Simulated hospitals: splits the training patients of one data set among sites, never one patient's images.
 
 Label skew by a Dirichlet distribution follows Hsu, Qi and Brown, "Measuring the effects of non-identical data
-distribution" (arXiv 1909.06335), here over sites for each class, as is usual, and with patients for images.
+distribution" (arXiv 1909.06335), here over sites for each class, as is usual, and with patients instead of images.
 """
 
 from typing import Literal, get_args
@@ -24,9 +24,9 @@ def hospitals(
 ) -> list[Codes]:
     """Training images of each of ``count`` simulated hospitals, as ascending indices into ``dataset``.
 
-    ``iid`` deals patients out evenly. ``dirichlet`` deals out each class by shares from Dirichlet(alpha), so
-    that with a small alpha a hospital sees few classes. ``quantity`` draws only the hospitals' sizes in that
-    way. A patient goes to one hospital with all their training images, and no hospital stays empty.
+    ``iid`` splits patients evenly. ``dirichlet`` splits each class by shares from Dirichlet(alpha), so that with a
+    small alpha a hospital has few classes. ``quantity`` only draws the hospitals' sizes from it. A patient is
+    assigned to one hospital with all their training images, and no hospital is empty.
     """
     train = dataset.train
     present, local = np.unique(dataset.patients[train], return_inverse=True)
@@ -53,7 +53,7 @@ def named_hospitals(dataset: Dataset) -> dict[str, Codes]:
     if dataset.sites is None:
         raise DataError(
             f"{dataset.name} names no hospitals",
-            "a real federation needs to know who holds which image",
+            "a real federation needs the hospital of each image",
             "add a site column, or simulate hospitals with [data.sites]",
         )
     train = dataset.train
@@ -61,9 +61,9 @@ def named_hospitals(dataset: Dataset) -> dict[str, Codes]:
 
 
 def held_out_patients(dataset: Dataset, names: tuple[str, ...], seed: int = 0) -> dict[str, Codes]:
-    """Test images of each hospital, as ascending indices into ``dataset``: its own, or patients dealt out evenly.
+    """Test images of each hospital, as ascending indices into ``dataset``: its own, or an even split of patients.
 
-    Where the source names no hospitals, the test patients go round the hospitals one by one, in an order drawn by the
+    If the source names no hospitals, the test patients are assigned to hospitals in turn, in an order drawn with the
     seed.
     """
     test = dataset.test
@@ -85,7 +85,7 @@ def _deal(total: int, share: npt.NDArray[np.float64]) -> Codes:
 
 
 def _fill_empty(site: Codes, count: int) -> None:
-    """Moves one patient from the largest hospital to each that got none."""
+    """Moves one patient from the largest hospital to each empty one."""
     for code in range(count):
         sizes = np.bincount(site, minlength=count)
         if sizes[code] == 0:

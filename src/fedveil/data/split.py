@@ -1,4 +1,4 @@
-"""Draws the patients to test on where a source has no split, and says which label stands for a patient."""
+"""Draws the test patients if a source has no split, and selects the label that represents a patient."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -11,13 +11,13 @@ __all__ = ["draw_test_patients", "patient_labels"]
 Codes = npt.NDArray[np.int64]
 
 HOLDOUT_STREAM, PARTITION_STREAM, PHANTOM_STREAM, TEST_STREAM = 1, 2, 3, 4
-"""Keep what one study seed draws for different ends independent."""
+"""Make the draws from one study seed for different purposes independent."""
 
 
 def patient_labels(patients: Codes, labels: Codes) -> Codes:
-    """One label a patient: of the labels that the patient's images have, the one rarest among all images.
+    """One label per patient: of the labels of the patient's images, the one rarest among all images.
 
-    Rarest, because drawing by it keeps rare classes on both sides of a split. Every code below
+    The rarest, because drawing by it preserves rare classes on both sides of a split. Every code below
     ``patients.max() + 1`` must occur.
 
     >>> patient_labels(np.array([0, 0, 1, 2]), np.array([0, 1, 0, 0])).tolist()
@@ -34,17 +34,18 @@ def patient_labels(patients: Codes, labels: Codes) -> Codes:
 def draw_test_patients(
     names: Sequence[str], fraction: float, seed: int, secret: bytes = b""
 ) -> npt.NDArray[np.bool_]:
-    """Marks the patients whose keyed hash falls below ``fraction``: each by their own name, whoever else is there.
+    """Marks the patients whose keyed hash falls below ``fraction``: each by their own name, independently of others.
 
-    That is what a guarantee for one patient needs. Were the split drawn among all patients, by ranks, strata or
-    counts, one patient more would move others between training and test, and a sum over the training patients by
-    more than one patient's bound. So the fraction is met on average only, and no class is sure to be on both sides.
+    A guarantee for one patient requires this. If the split were drawn among all patients, by ranks, strata or
+    counts, one additional patient would move others between training and test, and change a sum over the training
+    patients by more than one patient's bound. So the fraction is met only on average, and a class may be missing on
+    one side.
 
     Args:
-        names: what the data calls each patient; equal names are marked alike.
-        fraction: chance of each patient to be held out, in [0, 1).
+        names: the patients' names in the data; equal names get equal marks.
+        fraction: probability that a patient is held out, in [0, 1).
         seed: of the study; public.
-        secret: at most 64 bytes; who lacks it cannot tell who is held out.
+        secret: at most 64 bytes; without it nobody can determine who is held out.
     """
     below = int(fraction * 2**64)
     start = blake2b(f"fedveil held out {seed} ".encode(), digest_size=8, key=secret)

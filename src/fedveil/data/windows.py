@@ -1,4 +1,4 @@
-"""Which stored values become black and white: a public scale, the same for every image of a study.
+"""The stored values that map to black and white: a public scale, the same for every image of a study.
 
 A window [centre, width] maps values v to (v - centre) / width + 1/2, cut to [0, 1] (DICOM PS3.3, C.11.2.1.3.2).
 """
@@ -17,7 +17,7 @@ Window = str | tuple[float, float]
 Float = TypeVar("Float", np.float32, np.float64)
 
 FILE, FULL = "file", "full range"
-"""The window of each file where it has one, otherwise the full range; always the full range that the bits express."""
+"""The window of each file if it has one, otherwise the full range; and always the full range of the bits."""
 
 HOUNSFIELD = {
     "lung": (-600.0, 1500.0),
@@ -30,7 +30,7 @@ HOUNSFIELD = {
 
 
 def check_window(window: object) -> Window:
-    """The window, if it is one.
+    """The window, if valid.
 
     >>> check_window([40, 400])
     (40.0, 400.0)
@@ -43,7 +43,7 @@ def check_window(window: object) -> Window:
             return centre, width
     raise InvalidValue(
         f"window is {window!r}",
-        f"it is [centre, width] with a positive width, or one of {', '.join((FILE, FULL, *HOUNSFIELD))}",
+        f"it must be [centre, width] with a positive width, or one of {', '.join((FILE, FULL, *HOUNSFIELD))}",
         'choose one, such as window = [40, 400] or window = "lung"',
     )
 
@@ -54,7 +54,7 @@ def is_hounsfield(window: Window) -> bool:
 
 
 def limits(window: Window) -> tuple[float, float] | None:
-    """Centre and width, if the window itself tells them.
+    """Centre and width, if the window itself defines them.
 
     >>> limits("lung"), limits("file")
     ((-600.0, 1500.0), None)

@@ -1,4 +1,4 @@
-"""Writes a data set out as one manifest or `.npz` a hospital, to try a federation on one machine."""
+"""Writes a data set as one manifest or `.npz` per hospital, to try a federation on one machine."""
 
 import csv
 import os
@@ -31,16 +31,16 @@ def write_split(
     alpha: float = 0.5,
     seed: int = 0,
 ) -> list[Path]:
-    """Deals the training patients out as :func:`fedveil.data.hospitals` does, and writes what each got.
+    """Splits the training patients as :func:`fedveil.data.hospitals` does, and writes each hospital's part.
 
-    ``folder`` must not exist, and appears only once it is complete. It will hold site-1.csv, site-2.csv and
-    so on, and test.csv and validation.csv if there are such images. Files of images stay where they are, and
-    are named by relative paths; images in an array are written along, as site-1.npz and so on.
+    ``folder`` must not exist, and is created atomically. It will hold site-1.csv, site-2.csv and
+    so on, and test.csv and validation.csv if there are such images. Image files stay where they are, and are named
+    by relative paths; images in an array are also written, as site-1.npz and so on.
     """
     if folder.exists():
         raise DataError(
             f"{folder} exists already",
-            "a split goes as a whole to a new folder",
+            "a split must be written to a new folder",
             "name another, or delete it",
         )
     dealt = hospitals(dataset, count, scheme, alpha, seed)

@@ -1,4 +1,4 @@
-"""What has to be in order before a person admits a study: its model, the images here, the other hospitals' keys."""
+"""Checks before a person approves a study: its model, the images here, the other hospitals' keys."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ _DIGITS = re.compile(r"[0-9a-f]+")
 
 
 def image_problems(cohorts: Cohorts, listed: Listed) -> list[str]:
-    """All that stands against a study's use of the images here, each of which is decoded; its model is built once.
+    """All problems with a study's use of the images here. Every image is decoded, and the model is built once.
 
-    After the approval nobody is told of an image that cannot be used: it counts as nothing. So a person is told now.
+    After the approval an unusable image is left out silently. So a person is told now.
 
     Raises:
-        InvalidValue: the model cannot be built here, since its public weights are not on this machine, say.
+        InvalidValue: the model cannot be built here, for example because its public weights are missing.
     """
     offer, data = listed.offer, cohorts.config.data
     try:
@@ -43,15 +43,15 @@ def image_problems(cohorts: Cohorts, listed: Listed) -> list[str]:
 
 
 def match_keys(new: Mapping[str, str], said: Sequence[str]) -> dict[str, str]:
-    """The keys that nobody here has confirmed yet, less those whose fingerprint a person gives as the owner read it.
+    """The unconfirmed keys, without those whose fingerprint a person supplies as read by the owner.
 
     Args:
         new: unconfirmed public keys by hospital.
-        said: ``NAME=FINGERPRINT``, each whole; signs between the digits do not matter.
+        said: complete ``NAME=FINGERPRINT`` pairs; separators between the digits are ignored.
 
     Raises:
-        InvalidValue: a text of another form, or for a hospital that needs no confirmation.
-        Refused: the coordinator's key for a hospital is not the one that the hospital read.
+        InvalidValue: the text has another form, or names a hospital that needs no confirmation.
+        Refused: the coordinator's key for a hospital is not the one that the hospital read out.
     """
     left = dict(new)
     for text in said:
@@ -68,7 +68,7 @@ def match_keys(new: Mapping[str, str], said: Sequence[str]) -> dict[str, str]:
             raise Refused(
                 f"the coordinator gives {hospital} the key {expected}",
                 f"{read} was read by {hospital}",
-                "ask both again; if they differ, somebody stands between you",
+                "ask both again; if the keys differ, somebody intercepts the messages",
             )
         left.pop(hospital, None)
     return left

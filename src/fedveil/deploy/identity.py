@@ -1,8 +1,8 @@
-"""Who a party is: one secret, and the two public keys that follow from it.
+"""The identity of a party: one secret, and the two public keys derived from it.
 
-One key signs (Ed25519), the other is what messages are encrypted to (X25519). Both are derived from the 32 bytes in
-``identity.key``, and others know their owner by both together: a public key is the 64 bytes of the two, a fingerprint
-is taken of all of them."""
+One key is for signatures (Ed25519), the other for encryption (X25519). Both are derived from the 32 bytes in
+``identity.key`` and together identify their owner: a public key is the 64 bytes of both, and a fingerprint covers
+all of them."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ _ENCRYPTION = b"fedveil encryption key 1"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A party's secret. Its public key, 128 hexadecimal digits, is how others know it.
+    """A party's secret. Its public key, 128 hexadecimal digits, identifies it to others.
 
     Attributes:
         key: the private key that signs (Ed25519); everything else of an identity is derived from it.
@@ -49,7 +49,7 @@ class Identity:
 
     @classmethod
     def create(cls, path: Path) -> "Identity":
-        """Make a new key and store it, readable by its owner only; refuses to replace one."""
+        """Make a new key and store it, readable by its owner only; refuses to replace an existing one."""
         key = Ed25519PrivateKey.generate()
         write_private(path, key.private_bytes_raw().hex().encode() + b"\n")
         identity = cls(key)
@@ -60,8 +60,8 @@ class Identity:
     def load(cls, path: Path) -> "Identity":
         """Read a stored key; refuses one that other users of the machine can read.
 
-        The ``.pub`` file beside it follows from the key. One that an earlier version wrote, without the key that
-        messages are encrypted to, is replaced.
+        The ``.pub`` file beside it is derived from the key. A file of an earlier version, without the encryption
+        key, is replaced.
         """
         check_private(path)
         try:
@@ -70,26 +70,26 @@ class Identity:
             raise InvalidValue(
                 f"{path} holds no identity key",
                 "it must be 64 hexadecimal digits",
-                "restore it from a back-up, or set the site up anew",
+                "restore it from a backup, or set up the site again",
             ) from None
         public = path.with_suffix(".pub")
         if public.exists() and public.read_text().strip() != identity.public:
-            with suppress(OSError):  # a folder that may not be written to; the key itself is what counts
+            with suppress(OSError):  # the folder is read-only; only the key itself matters
                 public.write_text(identity.public + "\n")
         return identity
 
     @property
     def public(self) -> str:
-        """The public key as 128 hexadecimal digits: what signatures are checked with, and what is encrypted to."""
+        """The public key as 128 hexadecimal digits: for checking signatures, and for encryption."""
         encryption = self.encryption_key().public_key().public_bytes_raw()
         return (self.key.public_key().public_bytes_raw() + encryption).hex()
 
     def encryption_key(self) -> X25519PrivateKey:
-        """The private key that opens what is encrypted to this identity."""
+        """The private key that decrypts messages to this identity."""
         return X25519PrivateKey.from_private_bytes(self.secret(_ENCRYPTION))
 
     def secret(self, purpose: bytes) -> bytes:
-        """32 bytes for one purpose that only this key's owner can work out, by HKDF-SHA256 (RFC 5869)."""
+        """32 bytes for one purpose that only this key's owner can derive, by HKDF-SHA256 (RFC 5869)."""
         return HKDF(SHA256(), 32, salt=None, info=purpose).derive(self.key.private_bytes_raw())
 
 
@@ -104,7 +104,7 @@ def encryption_key(public: str) -> X25519PublicKey:
 
 
 def fingerprint(public: str) -> str:
-    """128 bits of the SHA-256 of a whole public key in groups, to compare by telephone.
+    """128 bits of the SHA-256 of a public key in groups, for comparison by telephone.
 
     >>> fingerprint("0123456789abcdef" * 8)
     '23c5-dc6f-5df5-36ce-f090-5793-6c04-10fd'
@@ -126,17 +126,17 @@ def check_public_key(text: str) -> str:
     except ValueError:
         older = len(text.strip()) == PUBLIC_BYTES
         raise InvalidValue(
-            f"{text[:80]!r} is no public key" + " of this version" * older,
-            f"it must be {2 * PUBLIC_BYTES} hexadecimal digits: the key that signs, then the one that is encrypted to",
+            f"{text[:80]!r} is not a public key" + " of this version" * older,
+            f"it must be {2 * PUBLIC_BYTES} hexadecimal digits: the signature key, then the encryption key",
             "have its owner run this version of fedveil and send its new .pub file; compare the fingerprints"
             if older
-            else "copy the .pub file's line whole",
+            else "copy the complete line of the .pub file",
         ) from None
     return text.strip().lower()
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, from its first byte on; refuses to replace one."""
+    """Write a file that only its owner can ever read; refuses to replace an existing one."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -151,7 +151,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Whatever files this process makes inside are for its user only, whoever may enter their folder."""
+    """Files that this process makes inside this context are readable by its user only, whatever their folder's mode."""
     before = os.umask(0o077)
     try:
         yield
@@ -166,12 +166,12 @@ def check_private(path: Path) -> None:
     except OSError as error:
         raise InvalidValue(
             f"{path} cannot be read ({error.strerror})",
-            "the key that belongs there is needed",
+            "the key in this file is needed",
             "put the start-up kit's file there, or run the init command again",
         ) from None
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise InvalidValue(
             f"{path} can be read by other users of this machine",
-            "a secret belongs to one user",
-            f"run chmod 600 {path}, and consider the key as known to them",
+            "a secret must be readable by one user only",
+            f"run chmod 600 {path}, and assume that they know the key",
         )

@@ -1,4 +1,4 @@
-"""The study that a coordinator offers to hospitals, from which each side derives the same terms by itself."""
+"""The study that a coordinator offers to hospitals, from which each side derives the same agreement independently."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from fedveil.study.settings.schema import ColumnSettings, Study
 __all__ = ["SOURCE", "Offer"]
 
 SOURCE = "each hospital's own images"
-"""What stands in an offered study for its data source, which differs at every hospital."""
+"""The data source in an offered study; the real one differs at every hospital."""
 
 _FIELDS = {"study", "sites", "classes", "channels", "keys"}
 
@@ -28,11 +28,11 @@ class Offer:
 
     Attributes:
         study: the resolved study; its data source is `SOURCE`.
-        sites: the hospitals, in the order that the terms name them.
-        classes: what the labels mean, in order; a hospital's labels must be among them.
+        sites: the hospitals, in the order of the agreement.
+        classes: the class names, in order; a hospital's labels must be among them.
         channels: 1 for grey images, 3 for colour.
-        keys: the hospitals' public keys as the coordinator knows them; no part of the terms, since a
-            hospital takes them from the others, not from the coordinator.
+        keys: the hospitals' public keys as the coordinator knows them; not part of the agreement, since a hospital
+        gets them from the others, not from the coordinator.
     """
 
     study: Study
@@ -43,10 +43,10 @@ class Offer:
 
     @classmethod
     def make(cls, study: Study, sites: tuple[str, ...], dataset: Dataset) -> "Offer":
-        """Offer a study whose classes and channels are those of the coordinator's data set, be it empty.
+        """Offer a study with the classes and channels of the coordinator's data set, which may be empty.
 
-        What else every image is brought to, such as its size and window, stands in the study, and so does the length of
-        precomputed features. How the coordinator's own table is read does not: that is each hospital's own.
+        The study also states the other preprocessing, such as image size and window, and the length of precomputed
+        features. It does not state how tables are read: each hospital sets that for its own table.
         """
         study = pinned(study, dataset)
         own: dict[str, Any] = {"columns": ColumnSettings(), "layout": "", "accept": ()}
@@ -61,10 +61,10 @@ class Offer:
         )
 
     def agreement(self) -> Agreement:
-        """What touches privacy, calibrated from the offer alone; the classes are bound into the digest.
+        """The agreement, calibrated from the offer alone; its digest covers the classes.
 
-        A stranger may name anything in a study, and nobody here has read it yet. So its model is not built: nothing
-        that it names is downloaded, read or allocated.
+        A study may name anything, and nobody here has read it yet. So its model is not built: nothing that it names
+        is downloaded, read or allocated.
 
         Raises:
             FedveilError: the study asks for something impossible.
@@ -86,7 +86,7 @@ class Offer:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Offer":
-        """Read what `to_dict` wrote, trusting nothing in it."""
+        """Read what `to_dict` wrote, validating everything."""
         sites, classes = values.get("sites"), values.get("classes")
         ok = (
             set(values) == _FIELDS
@@ -107,8 +107,8 @@ class Offer:
         if not _printable(study.model_dump(mode="json")):
             raise Refused(
                 "the text of an offered study holds line breaks or control characters",
-                "what a person reads before approving is printed as it is",
-                "take them out of the study file",
+                "text that a person reads before approving must be plain",
+                "remove them from the study file",
             )
         return cls(
             study=study,
@@ -139,7 +139,8 @@ def _is_keys(value: object) -> bool:
 
 
 def _printable(value: object) -> bool:
-    """Whether no text in plain values could end a line, or steer a terminal, where a person reads what to approve."""
+    """Whether no text in plain values contains line breaks or terminal control characters, for display before
+    approval."""
     match value:
         case str():
             return value.isprintable()

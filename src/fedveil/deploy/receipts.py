@@ -1,10 +1,9 @@
-"""Receipts: each answer quotes the newest line of the site's ledger, signed by the site; the coordinator
-keeps them.
+"""Receipts: each answer quotes the newest line of the site's ledger, signed by the site; the coordinator stores them.
 
-A ledger is a hash chain, so one quoted line stands for all lines before it. A hospital that restores an old
-copy of its ledger, by mistake or not, would forget what was spent. It is caught twice: the coordinator
-sends the last receipt with its greeting and the site looks for that line in its own ledger; and a new
-receipt that does not lie behind the last one is no receipt, so its answer is left out."""
+A ledger is a hash chain, so one quoted line covers all lines before it. A hospital that restores an old copy of its
+ledger, by mistake or not, would lose charges. This is detected twice: the coordinator sends the last receipt with
+its greeting and the site looks for that line in its own ledger; and a new receipt that does not come after the last
+one is invalid, so its answer is left out."""
 
 import json
 import os
@@ -23,7 +22,7 @@ __all__ = ["Receipt", "Receipts"]
 
 _HASH = re.compile("[0-9a-f]{64}")
 _TEXT = {
-    "site": re.compile(SITE_NAME),  # receipts are kept in a file of its name
+    "site": re.compile(SITE_NAME),  # the file of its receipts has its name
     "release": re.compile("[a-z0-9-]{1,64}"),
     "study": _HASH,
     "answer": _HASH,
@@ -33,13 +32,13 @@ _TEXT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What a site states with an answer.
+    """A site's statement with an answer.
 
     Attributes:
-        site, study, release, round, attempt: which answer.
+        site, study, release, round, attempt: identify the answer.
         answer: SHA-256 of the answer's bytes.
         cost: what was charged for it: the mechanism as the ledger holds it; None without privacy.
-        seq: place in the ledger of its newest line once the answer was paid for.
+        seq: number of the newest ledger line after the answer was charged.
         hash: hash of that line.
     """
 
@@ -59,7 +58,7 @@ class Receipt:
 
     @classmethod
     def from_dict(cls, values: object) -> "Receipt":
-        """Read what `to_dict` wrote, trusting nothing in it."""
+        """Read what `to_dict` wrote, validating everything."""
         if (
             not isinstance(values, dict)
             or values.keys() != {item.name for item in fields(cls)}
@@ -68,7 +67,7 @@ class Receipt:
             or not (values["cost"] is None or _is_cost(values["cost"]))
         ):
             raise FederationError(
-                f"{str(values)[:60]!r} is no receipt",
+                f"{str(values)[:60]!r} is not a receipt",
                 "an answer must quote the site's ledger",
                 "install the same fedveil version at the coordinator and at every site",
             )
@@ -84,7 +83,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_cost(value: object) -> bool:
-    """Whether a site's word for what it charged is a mechanism as ledgers hold it."""
+    """Whether a site's stated charge is a mechanism as ledgers hold it."""
     if not isinstance(value, dict):
         return False
     try:
@@ -94,7 +93,7 @@ def _is_cost(value: object) -> bool:
 
 
 class Receipts:
-    """The receipts that a coordinator holds: one file a site, one line a receipt, never rewritten."""
+    """A coordinator's stored receipts: one file per site, one line per receipt, never rewritten."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +104,7 @@ class Receipts:
                 try:
                     receipt = Receipt.from_dict(json.loads(line))
                 except (ValueError, FederationError):
-                    continue  # a torn last line: its answer was never used
+                    continue  # an incomplete last line: its answer was never used
                 self._last[receipt.site] = receipt
 
     def last(self, site: str) -> Receipt | None:
@@ -116,15 +115,15 @@ class Receipts:
         """Store a receipt durably.
 
         Raises:
-            FederationError: the site's ledger has gone back behind its last receipt.
+            FederationError: the site's ledger was rolled back behind its last receipt.
         """
         last = self._last.get(receipt.site)
         if receipt == last:
             return
         if last is not None and not _follows(receipt, last):
             raise FederationError(
-                f"{receipt.site}'s ledger stands at line {receipt.seq}, and stood at line {last.seq} before",
-                "a ledger only grows",
+                f"{receipt.site}'s ledger is at line {receipt.seq}, and was at line {last.seq} before",
+                "a ledger may only grow",
                 "have the hospital find out what happened to its ledger before it takes part again",
             )
         path = self._folder / f"{receipt.site}.jsonl"
@@ -137,8 +136,8 @@ class Receipts:
 
 
 def _follows(receipt: Receipt, last: Receipt) -> bool:
-    """A charged answer's line lies behind the last one; without privacy nothing is charged, and the line
-    stays."""
+    """A charged answer's line comes after the last one; without privacy nothing is charged, and the line is
+    unchanged."""
     if receipt.seq == last.seq:
         return receipt.cost is None and receipt.hash == last.hash
     return receipt.seq > last.seq

@@ -1,20 +1,21 @@
-"""Sealed messages: signed by the sender, encrypted to the receiver, dated, and tied to the message that they answer.
+"""Sealed messages: signed by the sender, encrypted to the receiver, dated, and bound to the message that they answer.
 
-Flower authenticates the machines and encrypts the line to the SuperLink. A seal makes what travels independent of
-both: whoever owns the SuperLink, the network or a node in between sees how long messages are, who sends them and when,
-and can drop them. They can neither read nor write nor alter one.
+Flower authenticates the machines and encrypts the connection to the SuperLink. A seal makes messages independent of
+both: whoever controls the SuperLink, the network or a node in between sees the length, sender and time of messages,
+and can drop them. They can neither read, forge nor alter one.
 
 A message is ``magic (4) | sender (64) | receiver (64) | signature (64) | ciphertext``. Sender and receiver are public
 keys. The ciphertext is HPKE in base mode (RFC 9180; X25519, HKDF-SHA256, AES-256-GCM) of ``id (16) | sent (8) | body``,
 with purpose, sender and receiver as its info. The signature (Ed25519) is on purpose, sender, receiver and the SHA-256
-of the ciphertext: so a ciphertext opens for one direction and one pair of parties only, and nobody can put their own
-name on it.
+of the ciphertext: so a ciphertext is valid for one direction and one pair of parties only, and nobody else can claim
+to have sent it.
 
-``id`` is drawn by who asks and repeated by who answers: an answer to anything else is recognised. ``sent`` is the
-sender's clock in milliseconds. A message that is sent again has the same id and body, but a new date and ciphertext.
+The requester draws ``id`` at random and the answer repeats it, so an answer to another message is detected. ``sent``
+is the sender's clock in milliseconds. A message that is sent again has the same id and body, but a new date and
+ciphertext.
 
 Only one kind of message is not encrypted, an `introduction`: a coordinator that meets a site for the first time does
-not know yet what to encrypt to. It has no body, so that nothing can be put into it.
+not know yet what to encrypt to. It has no body, so it cannot carry any content.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ __all__ = [
 FROM_COORDINATOR = b"fedveil coordinator to site 2"
 FROM_SITE = b"fedveil site to coordinator 2"
 NO_ID = bytes(16)
-"""What an answer repeats of a message that could not be opened."""
+"""The id in an answer to a message that could not be opened."""
 
 _SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 _MAGIC, _INTRODUCTION, _UNENCRYPTED = b"FVS2", b"FVI2", b"FVSG"
@@ -54,18 +55,18 @@ _SIGNATURE = 64
 _HEAD = len(_MAGIC) + 2 * PUBLIC_BYTES + _SIGNATURE
 _INNER = struct.Struct(">16sQ")
 OVERHEAD = _HEAD + 32 + 16 + _INNER.size
-"""Bytes by which a sealed message is longer than its body."""
+"""Number of bytes that a seal adds to a body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A sealed message whose seal was in order.
+    """A message whose seal was valid.
 
     Attributes:
         sender: the public key of whoever sealed it.
-        id: drawn for the message that asks; what answers it repeats it.
+        id: drawn for a request; its answer repeats it.
         sent: seconds since 1970 by the sender's clock.
-        body: what was encrypted; None of an introduction.
+        body: the decrypted body; None for an introduction.
     """
 
     sender: str
@@ -75,11 +76,11 @@ class Opened:
 
     @property
     def digest(self) -> bytes:
-        """The same for the same message however often it is sent, and for no other."""
+        """A digest that is the same for every transmission of one message, and differs between messages."""
         return hashlib.sha256(self.id + (self.body or b"")).digest()
 
     def age(self) -> float:
-        """Seconds since it was sent, as far as the two clocks agree."""
+        """Seconds since it was sent, if the two clocks agree."""
         return time.time() - self.sent
 
 
@@ -92,11 +93,11 @@ def seal(body: bytes, own: Identity, *, to: str, purpose: bytes, message: bytes)
     """Encrypt and sign a body.
 
     Args:
-        body: what only the receiver may read.
-        own: who sends it.
+        body: the content, which only the receiver can read.
+        own: the sender.
         to: the receiver's public key.
         purpose: the direction, `FROM_COORDINATOR` or `FROM_SITE`.
-        message: the id of what asks or, in an answer, of what is answered.
+        message: the id of the request, also in an answer.
     """
     sender, receiver = bytes.fromhex(own.public), bytes.fromhex(to)
     inner = _INNER.pack(message, _now()) + body
@@ -106,7 +107,7 @@ def seal(body: bytes, own: Identity, *, to: str, purpose: bytes, message: bytes)
 
 
 def introduction(own: Identity, message: bytes) -> bytes:
-    """What a coordinator says to a site whose key it does not know: who it is, and nothing else."""
+    """A coordinator's message to a site whose key it does not know: only its identity."""
     sender, inner = bytes.fromhex(own.public), _INNER.pack(message, _now())
     signature = own.key.sign(_statement(_INTRODUCTION, sender, _ANYBODY, inner))
     return b"".join((_INTRODUCTION, sender, _ANYBODY, signature, inner))
@@ -117,12 +118,12 @@ def unseal(data: bytes, own: Identity, *, sender: str | None, purpose: bytes) ->
 
     Args:
         data: what `seal` or `introduction` made.
-        own: who it was sealed for.
+        own: the receiver.
         sender: the only public key that is accepted; None accepts any, for a first contact.
         purpose: direction of the message; one sealed for another purpose is refused.
 
     Raises:
-        FederationError: it was altered, is another's, is for another, or is no sealed message.
+        FederationError: it was altered, has another sender or receiver, or is not a sealed message.
     """
     accepted = (_MAGIC, _INTRODUCTION) if purpose == FROM_COORDINATOR else (_MAGIC,)
     if len(data) < _HEAD or data[:4] not in accepted:
@@ -140,8 +141,8 @@ def unseal(data: bytes, own: Identity, *, sender: str | None, purpose: bytes) ->
     if receiver != known:
         raise FederationError(
             f"a message for {fingerprint(receiver.hex())} arrived",
-            f"here is {fingerprint(own.public)}",
-            "have the sender compare this party's fingerprint, and replace the key that it holds",
+            f"this party is {fingerprint(own.public)}",
+            "have the sender compare this party's fingerprint, and replace its copy of the key",
         )
     signed_for = purpose if kind == _MAGIC else _INTRODUCTION
     inner = rest
@@ -153,8 +154,8 @@ def unseal(data: bytes, own: Identity, *, sender: str | None, purpose: bytes) ->
     except (InvalidSignature, InvalidTag, ValueError):
         raise FederationError(
             f"a message in the name of {fingerprint(claimed.hex())} has a wrong signature",
-            "what was signed must arrive unchanged, and open with this party's key",
-            "look for someone who alters messages between the parties",
+            "signed content must arrive unchanged and be encrypted to this party's key",
+            "check whether someone alters messages between the parties",
         ) from None
     if len(inner) < _INNER.size or (kind == _INTRODUCTION and len(inner) > _INNER.size):
         raise _unreadable(data)
@@ -163,7 +164,7 @@ def unseal(data: bytes, own: Identity, *, sender: str | None, purpose: bytes) ->
 
 
 def _statement(purpose: bytes, sender: bytes, receiver: bytes, content: bytes) -> bytes:
-    """What is signed; of fixed length behind the purpose, which is ended by a zero byte."""
+    """The signed bytes; of fixed length after the purpose, which ends with a zero byte."""
     return purpose + b"\0" + sender + receiver + hashlib.sha256(content).digest()
 
 
@@ -176,7 +177,7 @@ def _unreadable(data: bytes) -> FederationError:
     return FederationError(
         "a message arrived that is signed but not encrypted, as earlier versions sent it"
         if older
-        else f"{len(data)} bytes arrived that are no sealed message",
+        else f"{len(data)} bytes arrived that are not a sealed message",
         "every message must be encrypted to its receiver and signed by its sender",
         "install the same version of fedveil at the coordinator and at every site",
     )

@@ -1,9 +1,9 @@
-"""The trust boundary: what a coordinator asks, what a site checks, charges and answers, and how sums are made.
+"""The trust boundary: what a coordinator requests, what a site checks, charges and answers, and how sums are computed.
 
-A study's `Agreement` fixes everything that touches privacy: which queries (`fedveil.federation.queries`) sites are
+A study's `Agreement` fixes everything that affects privacy: which queries (`fedveil.federation.queries`) sites are
 asked, and who adds which noise (`fedveil.federation.noise`). A `Site` holds a cohort behind a learner and answers
 `Request`s under its own policy and ledger; the `Coordinator` asks a round's participants over a `Transport` and adds
-up what comes back. The same code serves sites in this process and sites across a network.
+up their answers. The same code serves sites in this process and sites across a network.
 """
 
 from fedveil.federation.agreement import Agreement

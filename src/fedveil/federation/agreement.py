@@ -1,8 +1,8 @@
-"""What a study asks of a site, whole and fixed before the first round; both sides derive everything from it.
+"""Everything that a study asks of a site, fixed before the first round; both sides derive everything from it.
 
-A site computes the noise, the clip norm and the cost of every round from the terms that it admitted, never from a
-request. So a coordinator that wants less noise has to change the terms, whose digest then changes, and which the
-site has not admitted.
+A site computes the noise, the clip norm and the cost of every round from the agreement that it admitted, never from
+a request. A coordinator that wants less noise has to change the agreement. Its digest then changes, and the site has
+not admitted it.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ __all__ = ["Agreement"]
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Everything about a study that touches privacy.
+    """Everything about a study that affects privacy.
 
     Attributes:
         name: the study's name, for ledgers and logs.
@@ -33,8 +33,8 @@ class Agreement:
         sites: every site that takes part, in a fixed order.
         target: the guarantee that the releases were calibrated to; its epsilon is infinite without privacy.
         releases: in the order in which they are made.
-        min_sites: fewest participants of a round.
-        min_honest: fewest honest noise shares under secure aggregation; None for the default rule.
+        min_sites: smallest number of participants in a round.
+        min_honest: smallest number of honest noise shares under secure aggregation; None for the default rule.
     """
 
     name: str
@@ -49,22 +49,22 @@ class Agreement:
         if len(set(self.sites)) != len(self.sites) or not self.sites:
             raise InvalidValue(
                 f"sites are {', '.join(self.sites) or 'none'}",
-                "a study needs sites with different names",
+                "the sites of a study must have different names",
                 "name each hospital once",
             )
         check_site_names(self.sites)
         if not 1 <= self.min_sites <= len(self.sites):
             raise InvalidValue(
                 f"min_sites is {self.min_sites}",
-                f"it must lie between 1 and the {len(self.sites)} sites of the study",
-                "lower it, or add sites",
+                f"it must be between 1 and the {len(self.sites)} sites of the study",
+                "reduce it, or add sites",
             )
         if self.trust == "secure-aggregation":
             self._check_secure_aggregation()
         if self.trust == "none" and any(one.mechanism.noise_multiplier > 0 for one in self.releases):
             raise InvalidValue(
                 'a release of a study with trust "none" states noise',
-                "nobody adds any",
+                "no party adds any",
                 "state a noise multiplier of 0",
             )
 
@@ -78,14 +78,14 @@ class Agreement:
         if not all(release.integer for release in self.releases if not release.query.at_site):
             raise InvalidValue(
                 "a release under secure aggregation has no integer mechanism",
-                "only whole numbers can be masked",
+                "only integers can be masked",
                 "calibrate it with calibrate_integer",
             )
         if self.min_honest is not None and not 1 <= self.min_honest < len(self.sites):
             raise InvalidValue(
                 f"min_honest is {self.min_honest}",
-                f"it must lie between 1 and {len(self.sites) - 1}: every site knows its own noise share",
-                "lower it, or leave it out for two thirds of the sites",
+                f"it must be between 1 and {len(self.sites) - 1}: every site knows its own noise share",
+                "reduce it, or remove it for two thirds of the sites",
             )
 
     @property
@@ -95,7 +95,7 @@ class Agreement:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the terms in canonical JSON; a site admits terms by it."""
+        """SHA-256 of the agreement in canonical JSON; a site admits an agreement by this digest."""
         body = {
             "name": self.name,
             "settings": self.settings,
@@ -118,19 +118,20 @@ class Agreement:
 
     @property
     def title(self) -> str:
-        """The study in a ledger: its name, and its whole digest, which alone tells it from every other study."""
+        """The study's title in a ledger: its name and its full digest, which identifies it."""
         return f"{self.name} {self.digest}"
 
     @property
     def titles(self) -> tuple[str, str]:
-        """What a ledger may call it: its title, and what earlier versions wrote, with 12 digits of the digest.
+        """Its possible titles in a ledger: the current one, and that of earlier versions with 12 digits of the digest.
 
-        Studies that agree in those are made in minutes: such a line counts both against this study and beside it.
+        A study with the same 12 digits can be constructed in minutes: such a line counts both for this study and as
+        another one.
         """
         return self.title, f"{self.name} {self.digest[:12]}"
 
     def charged_to(self, charge: Charge) -> bool:
-        """Whether a ledger's charge is this study's, or may be: counted against its limits, never in its favour."""
+        """Whether a ledger's charge is or may be this study's: counted against its limits, never in its favour."""
         return charge.study in self.titles
 
     @property
@@ -139,25 +140,25 @@ class Agreement:
         return next((one for one in self.releases if isinstance(one.query, Rounds)), self.releases[0])
 
     def release(self, name: str) -> Release:
-        """The release of that name; `InvalidValue` if the terms hold none."""
+        """The release of that name; `InvalidValue` if the agreement has none."""
         for release in self.releases:
             if release.name == name:
                 return release
         raise InvalidValue(
-            f"release is {name!r}", "the study makes no such release", "use one that its terms name"
+            f"release is {name!r}", "it must be a release of the study", "use one that its agreement names"
         )
 
     @property
     def honest(self) -> int:
-        """Fewest honest noise shares under secure aggregation; what one share is sized by."""
+        """Smallest number of honest noise shares under secure aggregation, which determines the size of a share."""
         return default_min_honest(len(self.sites)) if self.min_honest is None else self.min_honest
 
     def price(self, mechanisms: Iterable[Mechanism]) -> float:
         """Epsilon of some of the study's steps together, at the target's delta, as a ledger prices its charges.
 
-        What a plan, a review, a coordinator and a result state is this number; infinite without privacy. A ledger does
-        not know which steps are still to come, so mechanisms count as chosen in view of what was released before. All
-        courses of a study are priced in one way: two ways would have the target's delta each.
+        Plans, reviews, coordinators and results state this number; infinite without privacy. A ledger does not know
+        the later steps, so mechanisms count as chosen adaptively. All possible sequences of a study are priced by
+        one accountant: two accountants would each spend the target's delta.
         """
         if self.trust == "none":
             return math.inf
@@ -171,7 +172,7 @@ class Agreement:
 
     @property
     def planned(self) -> Guarantee | None:
-        """What all releases together earn; None without privacy."""
+        """The guarantee of all releases together; None without privacy."""
         target = self.target
         if self.trust == "none":
             return None
@@ -183,13 +184,13 @@ class Agreement:
         return self.trust == "none" or self.price(self.mechanisms) <= self.target.epsilon
 
     def asked(self, counts: Mapping[str, int]) -> list[Mechanism]:
-        """The mechanisms of so many steps of each release, by name."""
+        """The mechanisms of the given numbers of steps, by release name."""
         return [self.release(name).mechanism.with_steps(count) for name, count in counts.items() if count]
 
     def affords(self, counts: Mapping[str, int]) -> bool:
-        """Whether the target, which holds, pays for so many steps of each release, by name.
+        """Whether the target covers the given numbers of steps, by release name.
 
-        It does for as many as were planned. More of one, since requests were repeated, are paid for by fewer of others.
+        It covers the planned numbers. Additional steps of one release, from repeated requests, reduce those of others.
         """
         if self.trust == "none" or all(
             counts.get(one.name, 0) <= one.mechanism.steps for one in self.releases
@@ -198,18 +199,19 @@ class Agreement:
         return self.price(self.asked(counts)) <= self.target.epsilon
 
     def enough(self, survivors: int) -> bool:
-        """Whether so many sites may open a round: masked, they must hold the honest shares beside a curious site's."""
+        """Whether this number of sites may open a round: under secure aggregation enough shares must be honest,
+        without a curious site's."""
         if survivors < self.min_sites:
             return False
         return self.trust != "secure-aggregation" or survivors > self.honest
 
     @cached_property
     def noise(self) -> Noise:
-        """Who adds the noise of sums that are made over all sites."""
+        """The noise of sums over all sites."""
         return noise_by(self.trust, len(self.sites), self.honest)
 
     def noise_of(self, release: Release) -> Noise:
-        """Who adds a release's noise: each site all of it where it is in steps of its own, or the sum stays there."""
+        """The noise of a release: local if it is in a site's own steps, or if the sum stays at the site."""
         return LocalNoise() if release.noise_inside or release.query.at_site else self.noise
 
     def noise_std(self, release: Release) -> float:
@@ -217,15 +219,15 @@ class Agreement:
         return self.noise_of(release).site_std(release.mechanism)
 
     def noise_variance(self, release: Release, sites: int) -> float:
-        """Variance of the noise in each coordinate of a sum over so many sites, of answers or of their local steps."""
+        """Variance of the noise per coordinate of a sum over this number of sites, of answers or of local steps."""
         return self.noise_of(release).variance(release.mechanism, sites)
 
     def alone(self, release: Release, steps: int | None = None) -> Mechanism | None:
-        """What a site's own noise earns if everyone else colludes; None if it adds none.
+        """The guarantee of a site's own noise if everyone else colludes; None if it adds none.
 
         Args:
-            release: one of the terms'.
-            steps: of its mechanism; all where None.
+            release: one of the agreement's.
+            steps: number of steps of its mechanism; all if None.
         """
         own = self.noise_of(release).alone(release.calibrated)
         return own if own is None or steps is None else own.with_steps(steps)

@@ -1,4 +1,4 @@
-"""What a hospital releases on its own, whoever asks for it: charged to its ledger first, with all of the noise."""
+"""Releases that a hospital makes outside studies: charged to its ledger first, with all of the noise."""
 
 import numpy as np
 
@@ -11,13 +11,13 @@ from fedveil.privacy import Guarantee, Ledger, calibrate, secure_generator
 __all__ = ["release_alone"]
 
 ALONE = "released by the hospital itself"
-"""What such charges are booked under, in place of a study; studies' titles end in a digest, so none is called that."""
+"""The ledger title of such charges instead of a study's; studies' titles end in a digest, so none equals it."""
 
 
 def release_alone(
     query: Query, hospital: HospitalUnits, ledger: Ledger, *, site: str, length: int, epsilon: float
 ) -> NoisySum:
-    """Charge one sum of a query, worth this epsilon at the ledger's delta, durably; and then answer it.
+    """Charge one sum of a query durably, at this epsilon and the ledger's delta, and then compute it.
 
     Raises:
         BudgetExceeded: the ledger has no room; nothing was charged and nothing computed.

@@ -1,4 +1,4 @@
-"""What a site computes for a round: an exact sum, which the site protects afterwards."""
+"""A site's exact sum for a round, which the site protects afterwards."""
 
 import logging
 from collections.abc import Callable
@@ -19,13 +19,13 @@ log = logging.getLogger("fedveil.site")
 
 @final
 class Contributions:
-    """One hospital's units, as the releases of a study ask for them.
+    """One hospital's units, for the releases of a study.
 
     Args:
         site: the hospital's name, for its log.
         hospital: the only code that sees the hospital's pixels.
         generator: draws samples of units, and the noise of local steps.
-        model: what parameters are checked by where there is no learner: a site says the same whatever its images are.
+        model: checks parameters if there is no learner: a site's answers do not depend on its images.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class Contributions:
         self._site, self.hospital, self._generator, self._model = site, hospital, generator, model
 
     def check(self, release: Release, parameters: Vector) -> None:
-        """Refuse parameters, of the right number, that no honest coordinator sends; the cohort is not looked at.
+        """Refuse parameters that no honest coordinator sends, independently of the cohort.
 
         Raises:
-            InvalidValue: they are outside the public ranges of what the model makes.
+            InvalidValue: they are outside the public ranges of the model.
         """
         if not release.parameters:
             return
@@ -52,12 +52,12 @@ class Contributions:
             check_sent(self._model, parameters, judged=judged)
 
     def of(self, release: Release, parameters: Vector, *, private: bool) -> Vector:
-        """What a round of the release is about: exact, so it stays at the site, unless steps of its own had noise.
+        """The exact sum of a round of the release, which stays at the site; only local steps already contain noise.
 
         Args:
             release: as admitted.
             parameters: as sent, and checked.
-            private: whether noise will hide it; then nothing about it may be told in any other way either.
+            private: whether noise will be added; then nothing about it may be revealed in any other way.
         """
 
         def guarded(compute: Callable[[], Vector]) -> Vector:
@@ -74,11 +74,12 @@ class Contributions:
         return guarded(lambda: release.query.sum(asking))
 
     def _guarded(self, compute: Callable[[], Vector], release: Release, private: bool) -> Vector:
-        """What ``compute`` gives; zero if it fails or is no vector of finite numbers, which only the site's log tells.
+        """The result of ``compute``; zero if it fails or is not a vector of finite numbers, which only the site's
+        log shows.
 
-        Whether images can be read, or a number overflows, depends on who is in the cohort. To decline, or to reply
-        NaN, would tell the coordinator, and no noise is on that. Learners bound each unit by itself whatever its
-        images are, so that this is for what nobody foresaw; without privacy it is told, as everything is.
+        Whether images can be read, or a number overflows, depends on the cohort. A refusal or a NaN would reveal
+        that to the coordinator without noise. Learners bound each unit independently of its images, so this handles
+        only unforeseen failures; without privacy they are reported.
         """
         try:
             total = compute()

@@ -1,8 +1,8 @@
-"""The coordinator's side of a round: ask, collect, check that the noise is enough, sum.
+"""The coordinator's side of a round: ask, collect, check that the noise is sufficient, sum.
 
-What a round needs is public: who took part, and that each vector has the right shape. A site that fails is named and
-left out for a while; one whose answer the protocol does not allow, for the rest of the run. If the rest hold too little
-noise the attempt is abandoned: nothing of it is opened, its charge stays, and the round is repeated.
+A round only uses public facts: who took part, and that each vector has the right shape. A site that fails is named
+and temporarily left out; a site that violates the protocol is left out for the rest of the run. If the others have
+too little noise the attempt is abandoned: none of it is opened, its charge stays, and the round is repeated.
 """
 
 import logging
@@ -23,19 +23,19 @@ __all__ = ["BudgetSpent", "Coordinator", "Dropped", "RoundSum"]
 log = logging.getLogger("fedveil.coordinator")
 
 MOST_UNITS = 1e9
-"""No hospital has more patients or images: a sum that only more of them could have is none."""
+"""No hospital has more patients or images: a sum that needs more of them is invalid."""
 DISPUTED = "it and other sites contradict each other in secure aggregation, and it is likelier to be at fault"
 MOST_TRIES = 8
-"""Attempts at one round before the run stops and asks for help: each of them is charged."""
+"""Attempts at one round before the run stops with an error: each of them is charged."""
 
 
 class BudgetSpent(FederationError):
-    """The sites' budgets do not pay for another round: training ends here, early but sound."""
+    """The sites' budgets do not cover another round: training ends early, with a valid result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A site that took no part in a round, and which of the public reasons it gave."""
+    """A site that took no part in a round, and its public reason."""
 
     site: str
     reason: str
@@ -47,8 +47,8 @@ class RoundSum:
 
     Attributes:
         total: sum over the survivors, noise included.
-        survivors: the sites whose contributions are in it.
-        dropped: the sites that were asked, in this or an abandoned attempt, and are not.
+        survivors: the sites whose contributions are in the sum.
+        dropped: the sites that were asked, in this or an abandoned attempt, and are not in the sum.
     """
 
     total: Vector
@@ -58,15 +58,15 @@ class RoundSum:
 
 @dataclass(slots=True)
 class Coordinator:
-    """Runs rounds over a transport under fixed terms.
+    """Runs rounds over a transport under a fixed agreement.
 
     Attributes:
-        agreement: what was agreed.
+        agreement: of all parties.
         transport: carries requests to the sites.
         attempt: counter that never repeats; a resumed run starts above the last one used.
         charged: steps of each release's mechanism that were asked for, abandoned attempts included.
-        note: told of ``charged`` before every request, to keep it where a killed process does not lose it.
-        benched: per site, how often it failed in a row and the attempt before which it is not asked again.
+        note: receives ``charged`` before every request, to store it durably.
+        benched: per site, the number of consecutive failures and the attempt before which it is not asked again.
         left_out: the sites that are not asked again by this process, and why.
     """
 
@@ -92,7 +92,7 @@ class Coordinator:
 
         Raises:
             BudgetSpent: no quorum, because budgets are spent.
-            FederationError: too few sites are left.
+            FederationError: too few sites remain.
         """
         dropped: list[Dropped] = []
         for _ in range(MOST_TRIES):
@@ -108,7 +108,7 @@ class Coordinator:
         raise self._too_few(self._participants(dropped), dropped)
 
     def _participants(self, dropped: list[Dropped]) -> tuple[str, ...]:
-        """The sites to ask next: all but those left out for failing, or that do not join a session."""
+        """The sites to ask next: all except those left out after failures, or not in a session."""
         ready = self._ready()
         if self._secure is None:
             return ready
@@ -129,9 +129,9 @@ class Coordinator:
         )
 
     def _expel(self) -> frozenset[str]:
-        """Leave out who broke the protocol of secure aggregation; return the sites that are out since others say so.
+        """Leave out sites that broke the protocol of secure aggregation; return those that others accuse.
 
-        One of these comes back once it is clear that another of those who contradict each other is at fault.
+        An accused site returns once another site of the dispute is known to be at fault.
         """
         if self._secure is None:
             return frozenset()
@@ -146,7 +146,7 @@ class Coordinator:
         return suspects
 
     def _leave_out(self, site: str, why: str) -> None:
-        """Ask a site no more, and name it."""
+        """Leave a site out permanently, and name it."""
         if self._secure is not None:
             (self._secure.lose if why == DISPUTED else self._secure.expel)(site)
         known = self.left_out.get(site)
@@ -208,7 +208,7 @@ class Coordinator:
         return replies
 
     def _total(self, release: Release, replies: Sequence[Reply]) -> tuple[Vector | None, tuple[str, ...]]:
-        """The sum and whose contributions are in it; None where it must not, or cannot, be opened."""
+        """The sum and the sites in it; None if it must not, or cannot, be opened."""
         survivors = tuple(reply.site for reply in replies)
         if not self._enough(survivors):
             return None, ()
@@ -225,7 +225,7 @@ class Coordinator:
             self._expel()
 
     def _misfit(self, request: Request, release: Release, site: str, answer: Answer | None) -> str | None:
-        """What about a site's answer the protocol does not allow; None if nothing is wrong, or nothing came."""
+        """The protocol violation in a site's answer; None if there is none, or no answer."""
         if answer is None:
             return None
         if not isinstance(answer, Reply | Declined) or any(
@@ -238,9 +238,9 @@ class Coordinator:
                 "attempt": request.attempt,
             }.items()
         ):
-            return "its answer is in another's name, or to another request"
+            return "its answer is in another site's name, or to another request"
         if isinstance(answer, Declined):
-            return "it answered what the protocol does not allow" if answer.code == "invalid" else None
+            return "it sent an answer that the protocol does not allow" if answer.code == "invalid" else None
         vector = answer.vector
         kind = np.uint32 if release.integer else np.float64
         if vector.dtype != kind or vector.shape != (release.dimension,):
@@ -250,7 +250,8 @@ class Coordinator:
         return None
 
     def _largest(self, release: Release) -> float:
-        """More than any number of an honest reply: `MOST_UNITS` contributions and a hundred deviations of noise."""
+        """A bound above every number of an honest reply: `MOST_UNITS` contributions and a hundred deviations of
+        noise."""
         if self.agreement.trust == "none":  # nothing is clipped
             return 1e30
         reach = release.query.carried(release.mechanism.unit) or 0.0
@@ -258,10 +259,10 @@ class Coordinator:
         return MOST_UNITS * bound + 100 * self.agreement.noise_std(release)
 
     def _bench(self, failure: Dropped) -> None:
-        """Leave a failing site out for 2, 4, 8, ... attempts; one whose budget is spent, for good.
+        """Leave a failing site out for 2, 4, 8, ... attempts; one whose budget is spent, permanently.
 
-        Under secure aggregation a site that was restarted has lost its session. One that the study cannot go on
-        without is asked at once to join another; that costs nothing.
+        Under secure aggregation a restarted site has lost its session. A site that the study needs is asked at once
+        to join another; that costs nothing.
         """
         failures = self.benched.get(failure.site, (0, 0))[0] + 1
         pause = 2**62 if failure.reason == "over-budget" else 2 ** min(failures, 10)
@@ -276,12 +277,12 @@ class Coordinator:
         )
         count = len(self.agreement.sites)
         needed = next((some for some in range(1, count) if self.agreement.enough(some)), count)
-        found = f"{len(participants)} of {count} sites are left; absent: {', '.join(absent)}"
+        found = f"{len(participants)} of {count} sites remain; absent: {', '.join(absent)}"
         kind = BudgetSpent if any(d.reason == "over-budget" for d in dropped) else FederationError
         return kind(
             found,
             f"a round of this study needs {needed}",
-            "bring sites back and resume, or begin a new study that goes on with fewer",
+            "reconnect the sites and resume, or start a new study that needs fewer",
         )
 
     def _sum(self, release: Release, replies: Sequence[Reply]) -> Vector:

@@ -1,11 +1,11 @@
-"""What crosses the trust boundary between a coordinator and a site, and nothing else.
+"""The only messages that cross the trust boundary between a coordinator and a site.
 
 Every field of a reply is named in `PUBLIC_FIELDS` (known to the coordinator already, or a constant of the study)
-or in `CHARGED_FIELDS` (paid for in the site's ledger before it was computed). Counts, losses, metrics and the text
-of exceptions have no field to travel in.
+or in `CHARGED_FIELDS` (charged to the site's ledger before it was computed). There is no field for counts, losses,
+metrics or the text of exceptions.
 
-Text and numbers have a closed type each: what arrives is checked against it before anybody looks at it, so that no
-name, digest or status holds markup, control characters, a path, or more than it may.
+Every text and number has a restricted type, checked before use, so that no name, digest or status contains markup,
+control characters, a path, or too many characters.
 """
 
 import re
@@ -71,8 +71,8 @@ Counter = Annotated[int, Within(0, 2**63 - 1)]
 Vector = npt.NDArray[np.float64]
 
 DeclineCode = Literal["over-budget", "refused", "failed", "unreachable", "invalid"]
-"""Why a site contributes nothing. The last two are the coordinator's own words: for a site that does not answer, and
-for one that answers what the protocol does not allow."""
+"""Why a site contributes nothing. The last two are set by the coordinator: for a site that does not answer, and for
+one that violates the protocol."""
 
 PUBLIC_FIELDS = frozenset({"site", "study", "release", "round", "attempt", "code", "keys"})
 CHARGED_FIELDS = frozenset({"vector"})
@@ -83,12 +83,12 @@ class Request:
     """One request of the coordinator to every participant of a round.
 
     Attributes:
-        study: digest of the terms that the site has admitted; it selects them, it cannot change them.
-        release: which of the terms' releases this round belongs to.
+        study: digest of the agreement that the site has admitted; it selects the agreement and cannot change it.
+        release: the release of the agreement that this round belongs to.
         round: 1 to the number of rounds of the release.
         attempt: a counter of the coordinator that grows at every repeat and restart. A site never serves the
             same (release, round, attempt) twice.
-        participants: the sites asked in this round; their number sizes the noise shares.
+        participants: the sites asked in this round; their number determines the noise shares.
         parameters: the model, a flat vector; empty for a release that needs none.
     """
 
@@ -102,9 +102,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A site's contribution to one round, protected as the terms' trust demands.
+    """A site's contribution to one round, protected according to the agreement's trust level.
 
-    ``vector`` is float64, or under secure aggregation masked words: uint32, uniform to anyone but the sum.
+    ``vector`` is float64, or under secure aggregation masked words: uint32, uniform except in the sum.
     """
 
     site: SiteName
@@ -117,7 +117,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declined:
-    """A site that sends no contribution. The reason is one of four public words; the details stay in its own log."""
+    """A site that sends no contribution. The reason is one of four public words; details are only in its own log."""
 
     site: SiteName
     study: Digest

@@ -1,7 +1,7 @@
 """Where the noise of a sum is added, and how much of it: local, distributed or central differential privacy.
 
-A mechanism needs noise of standard deviation ``z C`` (noise multiplier times clip norm) in the sum over all sites. Who
-adds it follows from whom a study trusts:
+A mechanism needs noise of standard deviation ``z C`` (noise multiplier times clip norm) in the sum over all sites.
+The study's trust level determines who adds it:
 
 | trust | noise | each site adds | a sum over n sites holds |
 |---|---|---|---|
@@ -9,8 +9,9 @@ adds it follows from whom a study trusts:
 | ``secure-aggregation`` | `DistributedNoise` | ``z C / sqrt(h)``, in whole numbers, masked | ``sqrt(n / h) z C`` |
 | ``server`` | `CentralNoise` | nothing | ``z C``, which the coordinator adds |
 
-where h is the fewest honest sites. What a sum holds in units of ``z C`` is the factor f that the rules for step sizes
-and the planner work with. Noise is drawn here and nowhere else, and every study, plan and review is calibrated here.
+where h is the smallest number of honest sites. The noise of a sum in units of ``z C`` is the factor f in the rules
+for step sizes and in the planner. Noise is drawn here and nowhere else, and every study, plan and review is
+calibrated here.
 """
 
 import math
@@ -48,17 +49,18 @@ __all__ = [
 
 Vector = npt.NDArray[np.float64]
 CARRIER = 1e-5
-"""Noise in masked answers that are private already, as a part of their largest norm."""
+"""Noise in masked answers that are already private, as a fraction of their largest norm."""
 ROUNDING = 1e-6
-"""Part of a target that is kept for what that noise, in whole numbers, may cost."""
+"""Fraction of a target that is reserved for the cost of this integer noise."""
 
 
 def default_min_honest(sites: int) -> int:
-    """The fewest noise shares that an adversary is assumed not to know: two thirds of the sites, rounded down.
+    """The smallest number of noise shares that an adversary is assumed not to know: two thirds of the sites, rounded
+    down.
 
     The secure aggregation opens a sum when more than two thirds of the sites survive a round (Bonawitz et al. 2017,
-    section 6.2, against an active server); one of the survivors may always be curious, since each of them sees the sum
-    and knows its own share. So a third of the sites may be lost without a guarantee that fails.
+    section 6.2, against an active server); one of the survivors may always be curious, since each of them sees the
+    sum and knows its own share. So the guarantee holds even if a third of the sites are lost.
 
     >>> [default_min_honest(n) for n in (3, 5, 10, 50)]
     [2, 3, 6, 33]
@@ -71,13 +73,12 @@ class Sums:
     """The noisy sums of one release, before their noise is known.
 
     Attributes:
-        steps: how many.
-        dimension: length of each.
-        clip_norm: what one unit adds at most, as an L2 norm.
-        sampling_rate: chance of each unit to take part in a step.
-        units: the most units that one site may sum.
-        reach: None where noise is added to the sums; where it is in a site's own steps, the largest norm of the answer
-            that they lead to.
+        steps: number of sums.
+        dimension: length of each sum.
+        clip_norm: bound on the L2 norm of one unit's contribution.
+        sampling_rate: probability that a unit takes part in a step.
+        units: the largest number of units that one site may sum.
+        reach: None if noise is added to the sums; if it is in local steps, the largest norm of the resulting answer.
     """
 
     steps: int
@@ -89,20 +90,20 @@ class Sums:
 
 
 class Calibrated(NamedTuple):
-    """A mechanism, and the whole numbers that it runs as under secure aggregation."""
+    """A mechanism, and its integer version under secure aggregation."""
 
     mechanism: Mechanism
     integer: IntegerMechanism | None = None
 
 
 class Noise(ABC):
-    """Who adds the noise of a sum."""
+    """Where the noise of a sum is added."""
 
     share: float
-    """Standard deviation of the noise that one site adds, over that which the mechanism needs."""
+    """Standard deviation of the noise that one site adds, relative to the mechanism's."""
 
     def factor(self, sites: int) -> float:
-        """f: standard deviation of the noise in a sum over so many sites, over that which the mechanism needs.
+        """f: standard deviation of the noise in a sum over this number of sites, relative to the mechanism's.
 
         >>> round(DistributedNoise(6, 4).factor(6), 3), LocalNoise().factor(4), CentralNoise().factor(4)
         (1.225, 2.0, 1.0)
@@ -114,42 +115,42 @@ class Noise(ABC):
         return self.share * mechanism.noise_std
 
     def variance(self, mechanism: Mechanism, sites: int) -> float:
-        """Variance of the noise in each coordinate of a sum over so many sites: a public number."""
+        """Variance of the noise per coordinate of a sum over this number of sites: a public number."""
         return (self.factor(sites) * mechanism.noise_std) ** 2
 
     def calibrate(self, target: Guarantee, sums: Sums, spent: Sequence[Mechanism] = ()) -> Calibrated:
-        """The least noise that meets the target beside what is spent."""
+        """The least noise that meets the target together with what is spent."""
         return Calibrated(_calibrated(target, sums, spent))
 
     def fit(self, mechanism: Mechanism, sums: Sums) -> Calibrated:
-        """A mechanism whose noise is known already."""
+        """A mechanism with given noise."""
         del sums
         return Calibrated(mechanism)
 
     @abstractmethod
     def alone(self, made: Calibrated) -> Mechanism | None:
-        """What one site's own noise earns if everyone else colludes; None if that is nothing."""
+        """The guarantee of one site's own noise if everyone else colludes; None if there is none."""
 
     @abstractmethod
     def protect(
         self, total: Vector, made: Calibrated, generator: np.random.Generator
     ) -> Vector | npt.NDArray[np.uint32]:
-        """A site's exact sum as it may leave the site; under secure aggregation once it is masked."""
+        """A site's protected sum; under secure aggregation it may leave the site only after masking."""
 
     def complete(self, total: Vector, mechanism: Mechanism) -> Vector:
-        """The sum over the sites, with what the coordinator adds to it."""
+        """The sum over the sites, with the coordinator's noise if it adds any."""
         del mechanism
         return total
 
 
 @final
 class LocalNoise(Noise):
-    """Local differential privacy: each site adds all of the noise, and trusts nobody with its sum."""
+    """Local differential privacy: each site adds all of the noise, and no other party sees its exact sum."""
 
     share = 1.0
 
     def alone(self, made: Calibrated) -> Mechanism | None:
-        """All of the guarantee."""
+        """The whole guarantee."""
         return made.mechanism if made.mechanism.noise_multiplier > 0 else None
 
     def protect(self, total: Vector, made: Calibrated, generator: np.random.Generator) -> Vector:
@@ -159,12 +160,13 @@ class LocalNoise(Noise):
 
 @final
 class CentralNoise(Noise):
-    """Central differential privacy: the coordinator adds the noise, and sees every sum before. Or nobody adds any."""
+    """Central differential privacy: the coordinator sees every exact sum and adds the noise. Also used without
+    privacy, with no noise."""
 
     share = 0.0
 
     def factor(self, sites: int) -> float:
-        """1: a sum holds the noise of the mechanism, however many sites there are."""
+        """1: a sum has the noise of the mechanism, for any number of sites."""
         del sites
         return 1.0
 
@@ -177,17 +179,17 @@ class CentralNoise(Noise):
         return total
 
     def complete(self, total: Vector, mechanism: Mechanism) -> Vector:
-        """The sum with all of the noise, from a key of the coordinator's own."""
+        """The sum with all of the noise, from the coordinator's own key."""
         return _noisy(total, mechanism, secure_generator())
 
 
 @final
 class DistributedNoise(Noise):
-    """Distributed differential privacy: sites add shares, any h of which are enough, to whole numbers that are masked.
+    """Distributed differential privacy: sites add shares, any h of which suffice, to masked whole numbers.
 
     Args:
-        sites: the most sites in a sum.
-        honest: h, the fewest of them whose noise an adversary does not know.
+        sites: the largest number of sites in a sum.
+        honest: h, the smallest number of sites whose noise an adversary does not know.
     """
 
     def __init__(self, sites: int, honest: int) -> None:
@@ -195,11 +197,11 @@ class DistributedNoise(Noise):
         self.share = 1 / math.sqrt(honest)
 
     def calibrate(self, target: Guarantee, sums: Sums, spent: Sequence[Mechanism] = ()) -> Calibrated:
-        """The least noise, in whole numbers, that meets the target beside what is spent.
+        """The least integer noise that meets the target together with what is spent.
 
-        Answers that are private already are masked on a grid: a masked sum has to have some noise, and this much is a
-        hundred thousandth of the largest answer, and no part of the price. What it carries is post-processing of
-        private steps, cut off at a public bound.
+        Answers that are already private are masked on a grid. A masked sum needs some noise; this noise is a hundred
+        thousandth of the largest answer and not part of the price. The sum is post-processing of private steps,
+        clipped at a public bound.
         """
         if sums.reach is not None:
             least = 1 - ROUNDING
@@ -220,12 +222,12 @@ class DistributedNoise(Noise):
         return Calibrated(integer.mechanism, integer)
 
     def fit(self, mechanism: Mechanism, sums: Sums) -> Calibrated:
-        """A mechanism whose noise is known already, in whole numbers."""
+        """A mechanism with given noise, in whole numbers."""
         integer = self._fit(mechanism, sums.dimension, sums.units)
         return Calibrated(integer.mechanism, integer)
 
     def alone(self, made: Calibrated) -> Mechanism | None:
-        """What one share by itself earns."""
+        """The guarantee of one share alone."""
         if made.integer is not None:
             return made.integer.alone.with_steps(made.mechanism.steps)
         multiplier = made.mechanism.noise_multiplier * self.share
@@ -234,15 +236,16 @@ class DistributedNoise(Noise):
     def protect(
         self, total: Vector, made: Calibrated, generator: np.random.Generator
     ) -> npt.NDArray[np.uint32]:
-        """The sum in whole numbers modulo 2^32, with this site's share of the noise; nothing until it is masked.
+        """The sum in whole numbers modulo 2^32, with this site's share of the noise; it must be masked before it
+        leaves the site.
 
-        Whole numbers have room for a public number of units. A sum of more of them is scaled down to that room, which
-        takes no two sums further apart: to refuse it would tell how many units there are.
+        The integers have a range for a public number of units. A larger sum is scaled down to that range, which does
+        not increase the distance between sums; a refusal would reveal the number of units.
         """
         if made.integer is None:
             raise Refused(
                 "a release under secure aggregation has no integer mechanism",
-                "only whole numbers can be masked",
+                "only integers can be masked",
                 "run the study that was admitted",
             )
         room = made.integer.units * made.integer.mechanism.clip_norm
@@ -255,7 +258,7 @@ class DistributedNoise(Noise):
 
 
 def noise_by(trust: Trust, sites: int, honest: int) -> Noise:
-    """Who adds noise, from whom a study trusts; with trust "none" noise multipliers are 0, and nobody does."""
+    """The noise for a study's trust level; with trust "none" noise multipliers are 0."""
     match trust:
         case "site":
             return LocalNoise()

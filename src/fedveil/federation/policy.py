@@ -1,4 +1,4 @@
-"""What a hospital admits, whoever asks."""
+"""The limits on what a hospital admits."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ __all__ = ["Policy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a hospital admits, set by the hospital. Its budget is in its ledger.
+    """The limits that a hospital sets on studies. Its budget is in its ledger.
 
     Attributes:
-        trusts: the levels of trust it accepts; ``"none"`` lets un-noised sums out and is never a default.
-        min_sites: fewest participants of a round that it joins.
-        max_dimension: longest vector that it releases.
-        max_units: the most units that the site will ever hold, a public number; None where nothing is said of it.
+        trusts: the accepted trust levels; ``"none"`` releases un-noised sums and is never a default.
+        min_sites: smallest number of participants of a round that it joins.
+        max_dimension: length of the longest vector that it releases.
+        max_units: public upper bound on the site's units, ever; None if not stated.
     """
 
     trusts: frozenset[Trust] = frozenset({"site", "secure-aggregation"})
@@ -26,7 +26,7 @@ class Policy:
     max_units: int | None = None
 
     def check(self, agreement: Agreement) -> None:
-        """Raise `Refused` if the hospital's policy does not admit the terms."""
+        """Raise `Refused` if the hospital's policy does not admit the agreement."""
         if agreement.trust not in self.trusts:
             raise Refused(
                 f'the study asks for trust "{agreement.trust}"',
@@ -35,9 +35,9 @@ class Policy:
             )
         if agreement.min_sites < self.min_sites:
             raise Refused(
-                f"the study goes on with {agreement.min_sites} sites",
-                f"this site's policy asks for {self.min_sites} or more",
-                "raise federation.min_sites in the study",
+                f"the study allows rounds of {agreement.min_sites} sites",
+                f"this site's policy requires {self.min_sites} or more",
+                "increase federation.min_sites in the study",
             )
         self._check_units(agreement)
         largest = max(release.dimension for release in agreement.releases)
@@ -45,18 +45,18 @@ class Policy:
             raise Refused(
                 f"the study releases vectors of length {largest:,}",
                 f"this site's policy allows {self.max_dimension:,} at most",
-                "choose a smaller model, or raise the site's limit",
+                "choose a smaller model, or increase the site's limit",
             )
 
     def _check_units(self, agreement: Agreement) -> None:
-        """Refuse what would depend on how many units there are, by the public bound, never by their number."""
+        """Refuse by the public bound on units whatever would depend on their actual number."""
         if self.max_units is None or agreement.trust == "none" or agreement.target.unit == "site":
             return
         check_delta(agreement.target.delta, self.max_units)
         room = [one.integer.units for one in agreement.releases if one.integer and not one.noise_inside]
         if room and min(room) < self.max_units:
             raise Refused(
-                f"the study leaves room for {min(room):,} units a site",
+                f"the study has a range for {min(room):,} units per site",
                 f"this site may hold {self.max_units:,}",
-                "raise federation.max_units in the study, or lower the site's own bound",
+                "increase federation.max_units in the study, or reduce the site's own bound",
             )

@@ -1,4 +1,4 @@
-"""The agreed, priced instance of a query: which sums, with which mechanism, of which sizes."""
+"""The agreed, priced instance of a query: its sums, their mechanism and their sizes."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ __all__ = ["Release"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """One kind of noisy sum that a study makes, and the mechanism that all its rounds together are.
+    """One kind of noisy sum of a study, and the mechanism of all its rounds together.
 
     Attributes:
-        query: what is summed.
+        query: the query that is summed.
         mechanism: one unit's bound, the noise of the sum, and the number of sums in all rounds (``mechanism.steps``).
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.
-        integer: under secure aggregation, the sum of whole numbers that ``mechanism`` prices; None elsewhere. Where a
-            site's own steps carry the noise, it is how their results are masked, and no part of the price.
+        integer: under secure aggregation, the integer sum that ``mechanism`` prices; otherwise None. If local steps
+        contain the noise, it only masks their results and is not part of the price.
     """
 
     query: Query
@@ -37,8 +37,8 @@ class Release:
         priced = self.noise_inside or integer.mechanism.with_steps(self.mechanism.steps) == self.mechanism
         if not priced or integer.dimension != self.dimension:
             raise InvalidValue(
-                f"{self.name} states a mechanism that is not that of its whole numbers",
-                "what is charged has to be what is executed",
+                f"{self.name} states a mechanism that is not that of its integers",
+                "the charged mechanism must be the executed one",
                 "take both from calibrate_integer, or from IntegerMechanism.fit",
             )
 
@@ -49,12 +49,12 @@ class Release:
 
     @property
     def calibrated(self) -> Calibrated:
-        """The mechanism with its whole numbers."""
+        """The mechanism with its integer version."""
         return Calibrated(self.mechanism, self.integer)
 
     @property
     def noise_inside(self) -> bool:
-        """Whether the noise is in steps of a site's own, rather than in what it answers."""
+        """Whether the noise is in a site's local steps, rather than in its answer."""
         return self.query.carried(self.mechanism.unit) is not None
 
     @property

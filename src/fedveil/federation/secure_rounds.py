@@ -1,4 +1,4 @@
-"""Secure aggregation inside a study's rounds: what a site admits of it, and how the coordinator runs it.
+"""Secure aggregation inside a study's rounds: what a site accepts, and how the coordinator runs it.
 
 The protocol itself is `fedveil.federation.secure_aggregation`. A session serves up to `SESSION_ROUNDS` attempts of
 a study; its rounds are numbered by the study's attempts, which never repeat, so no mask is ever used twice.
@@ -34,15 +34,15 @@ from fedveil.federation.transport import Transport
 __all__ = ["Identity", "RoundAbandoned", "SecureRounds", "SecureSite", "add_masked"]
 
 SESSION_ROUNDS = 256
-_SESSION_START = b"{"  # a session travels as JSON, every other message as a frame
+_SESSION_START = b"{"  # a session is sent as JSON, every other message as a frame
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A site's long-term signature key, and the public keys (Ed25519, 32 bytes) of all sites by name.
 
-    The public keys come from the hospitals themselves, not from the coordinator: they are what unmasks a server
-    that swaps keys.
+    The public keys come from the hospitals themselves, not from the coordinator: they detect a server that exchanges
+    keys.
     """
 
     private: Ed25519PrivateKey
@@ -51,7 +51,7 @@ class Identity:
 
 @final
 class SecureSite:
-    """A site's side of one study: at most one session at a time, each bound to the admitted terms."""
+    """A site's side of one study: at most one session at a time, each bound to the admitted agreement."""
 
     def __init__(self, site: str, agreement: Agreement, identity: Identity) -> None:
         self._site, self._agreement, self._identity = site, agreement, identity
@@ -59,15 +59,17 @@ class SecureSite:
         self._claimed = 0
 
     def answer(self, body: bytes) -> bytes:
-        """Answer a set-up or recovery message; raises `Refused` for what does not fit the terms."""
+        """Answer a set-up or recovery message; raises `Refused` for messages that do not match the agreement."""
         if body.startswith(_SESSION_START):
             return self._open(Session.from_bytes(body))
         return self.opened().reply(body)
 
     def opened(self) -> SecureAggregationClient:
-        """The session at hand; `Refused` if there is none: a restarted site has lost its own, which is never stored."""
+        """The current session; `Refused` if there is none: sessions are never stored, so a restarted site has none."""
         if self._client is None:
-            raise Refused("no session is open", "a session is set up before its rounds", "open a session")
+            raise Refused(
+                "no session is open", "a session must be set up before its rounds", "open a session"
+            )
         return self._client
 
     def mask(self, attempt: int, words: npt.NDArray[np.uint32], release: str) -> npt.NDArray[np.uint32]:
@@ -83,8 +85,8 @@ class SecureSite:
             or session.first_round <= self._claimed
         ):
             raise Refused(
-                "a secure aggregation session was offered that the terms do not give",
-                "its sites, thresholds and rounds follow from the terms that this site admitted",
+                "a secure aggregation session was offered that does not follow from the agreement",
+                "its sites, thresholds and rounds must follow from the agreement that this site admitted",
                 "run the study that was admitted, with a current version of fedveil",
             )
         self._client = SecureAggregationClient(
@@ -97,9 +99,11 @@ class SecureSite:
         return self._client.announce().to_bytes()
 
     def _claim(self, attempt: int) -> None:
-        """Attempts only grow; the charge, which names the attempt, was made durable before."""
+        """Attempts only increase; the charge, which names the attempt, was stored durably before."""
         if attempt <= self._claimed:
-            raise Refused(f"attempt {attempt} was served before", "a round is run once", "raise the attempt")
+            raise Refused(
+                f"attempt {attempt} was served before", "a round may run only once", "increase the attempt"
+            )
         self._claimed = attempt
 
     def claimed(self, attempt: int) -> None:
@@ -108,7 +112,7 @@ class SecureSite:
 
 
 def session_of(agreement: Agreement, sites: tuple[str, ...], first: int, rounds: int) -> Session:
-    """The session that the terms give for these sites: one rule for both sides."""
+    """The agreement's session for these sites: one rule for both sides."""
     ordered = tuple(site for site in agreement.sites if site in sites)
     return Session.of(
         agreement.digest,
@@ -132,31 +136,32 @@ class SecureRounds:
         self._invalid: dict[str, str] = {}
 
     def lose(self, site: str) -> None:
-        """Count on a site no more in the present session: it failed, and may have been restarted without its keys."""
+        """Exclude a site from the current session: it failed, and may have been restarted without its keys."""
         self._lost.add(site)
 
     def expel(self, site: str) -> None:
-        """Count on a site no more in any session: it broke the protocol, so those in dispute with it did not."""
+        """Exclude a site from all sessions: it broke the protocol, so those in dispute with it did not."""
         self._lost.add(site)
         self._disputes = frozenset(pair for pair in self._disputes if site not in pair)
 
     @property
     def suspects(self) -> frozenset[str]:
-        """Sites that are left out since they and others contradict each other; see `suspects`."""
+        """Sites that are left out because of disputes; see `suspects`."""
         return suspects(self._disputes)
 
     def invalid(self) -> Mapping[str, str]:
-        """What was wrong with answers since the last call, by site."""
+        """Errors in answers since the last call, by site."""
         found, self._invalid = self._invalid, {}
         return found
 
     def prepare(self, attempt: int, sites: tuple[str, ...]) -> Mapping[str, DeclineCode] | None:
-        """Make sure that a session holds the attempt and the sites; None if one does.
+        """Ensure that a session covers the attempt and the sites; None if one does.
 
-        Otherwise the sites that failed to join a new one, and why; it may also be that only `suspects` has changed.
+        Otherwise the sites that failed to join a new one, with reasons; the result may also be empty if only
+        `suspects` has changed.
 
-        A session that has lost too many of its sites gives way to one of those that are left; and once they are back,
-        to one of all.
+        A session that has lost too many of its sites is replaced by one of the remaining sites; when they return, by
+        one of all.
         """
         session = self._server.session if self._server else None
         if (
@@ -166,7 +171,7 @@ class SecureRounds:
             and self.members(sites) == sites
         ):
             return None
-        self._server = None  # whoever is asked to join another session gives up this one
+        self._server = None  # a site that is asked to join another session discards this one
         session = session_of(self._agreement, sites, attempt, SESSION_ROUNDS)
         server = SecureAggregationServer(session, self._transport.signing_keys)
         try:
@@ -182,9 +187,9 @@ class SecureRounds:
         return None
 
     def enough(self, sites: tuple[str, ...]) -> bool:
-        """Whether the terms give a session that these sites could complete a round of.
+        """Whether the agreement has a session in which these sites could complete a round.
 
-        A sparse session, of many sites, takes more of them not to count than one of few does.
+        A sparse session, of many sites, needs more survivors than the honest ones, compared with a small one.
         """
         try:
             session = session_of(self._agreement, sites, 0, 1)
@@ -193,11 +198,11 @@ class SecureRounds:
         return self._agreement.enough(len(sites)) and len(sites) >= session.min_survivors
 
     def complete(self, survivors: tuple[str, ...]) -> bool:
-        """Whether a round of the present session that these sites answered may be opened."""
+        """Whether a round of the current session may be opened with these sites' answers."""
         return self._server is not None and len(self.members(survivors)) >= self._server.session.min_survivors
 
     def members(self, sites: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the sites that are in the present session and were not lost from it."""
+        """The given sites that are in the current session and were not lost from it."""
         inside = set(self._server.session.sites) - self._lost if self._server else set()
         return tuple(site for site in sites if site in inside)
 
@@ -205,15 +210,15 @@ class SecureRounds:
         """Begin to collect an attempt's masked words of a release."""
         if self._server is None:
             raise FederationError(
-                "no session is open", "a session is set up before its rounds", "call prepare"
+                "no session is open", "a session must be set up before its rounds", "call prepare"
             )
         return self._server.open(attempt, release)
 
     def total(self, aggregation: Aggregation, release: Release) -> Vector:
-        """Unmask the sum of the survivors' words and decode it; raises `RoundAbandoned` if too few are left."""
+        """Unmask the sum of the survivors' words and decode it; raises `RoundAbandoned` if too few remain."""
         if release.integer is None:
             raise FederationError(
-                "the release has no integer mechanism", "only whole numbers are masked", "calibrate it"
+                "the release has no integer mechanism", "only integers can be masked", "calibrate it"
             )
 
         def exchange(messages: Mapping[str, bytes]) -> Mapping[str, bytes]:
@@ -244,7 +249,7 @@ class SecureRounds:
             elif answer is not None:
                 self._declined[site] = "invalid"
             if self._declined.get(site) == "invalid":
-                self._invalid[site] = "its answer is not one to what it was asked"
+                self._invalid[site] = "its answer does not match the request"
         return keys
 
 

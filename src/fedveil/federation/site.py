@@ -1,4 +1,5 @@
-"""One hospital: its cohort behind a learner, its policy, its ledger. The only place where a charge meets a pixel."""
+"""One hospital: its cohort behind a learner, its policy, its ledger. The only place with access to both ledger and
+images."""
 
 import logging
 from collections import Counter
@@ -32,9 +33,10 @@ from fedveil.privacy import Ledger, secure_generator
 __all__ = ["Site", "release_of"]
 
 LARGEST = 1e6
-"""No parameter of a model that learns anything is larger; larger ones make numbers overflow, for some images only."""
+"""Parameters of useful models are smaller; larger ones make numbers overflow, for some images only."""
 ATTEMPT = " attempt "
-"""Between a release's name and the attempt in the label of a charge: what a restarted site reads its place from."""
+"""Separator between a release's name and the attempt in the label of a charge; a restarted site reads its last
+attempt from it."""
 log = logging.getLogger("fedveil.site")
 
 
@@ -50,18 +52,18 @@ def release_of(label: str) -> str:
 class Site:
     """Answers a coordinator's requests under the site's own policy and budget.
 
-    The order of every answer is: check the request, reserve its charge durably, compute, add noise. Whatever goes
-    wrong after the reservation leaves the charge in place: a charge is never given back.
+    The order of every answer is: check the request, reserve its charge durably, compute, add noise. A failure after
+    the reservation does not remove the charge: a charge is never refunded.
 
     Args:
         name: the site's name in the studies it takes part in.
-        learner: the only code that sees the cohort's pixels; None where no image can be used: then the site answers
-            with noise alone, charged like everything, since whether it does must not be seen.
+        learner: the only code that sees the cohort's pixels; None if no image can be used: the site then answers
+        with noise alone, charged as usual, since this must not be visible.
         policy: what the hospital admits.
         ledger: the hospital's open ledger; None only for a site whose policy admits nothing but trust ``"none"``.
-        identity: signature key and the other sites' public keys; needed for secure aggregation only.
-        held_out: the patients that the hospital tests on; None if it holds out none, which nobody else learns.
-        model: the study's, for a site without a learner: what a request may hold does not depend on images.
+        identity: signature key and the other sites' public keys; only needed for secure aggregation.
+        held_out: the hospital's test patients; None if it holds out none, which is not revealed.
+        model: the study's, for a site without a learner: the validity of a request does not depend on images.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Site:
         Raises:
             Refused: the policy forbids it, or the site is not part of it.
             BudgetExceeded: the whole study would cost more than the budget has left.
-            InvalidValue: delta is larger than one over the most units that the policy says there may be.
+            InvalidValue: delta is larger than one over the policy's bound on units.
         """
         self._policy.check(agreement)
         if self.name not in agreement.sites:
@@ -122,7 +124,7 @@ class Site:
         if self._identity is None:
             raise Refused(
                 f"site {self.name} has no identity key",
-                "secure aggregation needs keys that the sites know each other by",
+                "secure aggregation needs keys that identify the sites to each other",
                 "make one with `fedveil site init`",
             )
         secure = SecureSite(self.name, agreement, self._identity)
@@ -130,7 +132,7 @@ class Site:
         return secure
 
     def _check_budget(self, agreement: Agreement, ledger: Ledger) -> None:
-        """Check that the whole study fits; one that has begun already is checked charge by charge."""
+        """Check that the whole study fits; a study that has already begun is checked charge by charge."""
         charges = [charge for charge in ledger.state.charges if agreement.charged_to(charge)]
         asked, served = Counter[str](), 0
         for charge in charges:
@@ -141,7 +143,7 @@ class Site:
             ledger.admit(*(release.mechanism for release in agreement.releases))
 
     def handle(self, message: Message) -> Answer:
-        """Answer one message. Never raises for anything that the message or the cohort brings about."""
+        """Answer one message. Never raises because of the message or the cohort."""
         try:
             if isinstance(message, SecureRequest):
                 return self._handle_secure(message)
@@ -167,7 +169,9 @@ class Site:
         agreement = self._agreement_of(message.study)
         if agreement.digest not in self._secure:
             raise Refused(
-                "the study does not aggregate securely", "its trust decides how", "run the admitted study"
+                "the study does not aggregate securely",
+                "its trust level must be secure-aggregation",
+                "run the admitted study",
             )
         keys = self._secure[agreement.digest].answer(message.body)
         return SecureReply(site=self.name, study=message.study, keys=keys)
@@ -177,8 +181,8 @@ class Site:
         release = self._check(request, agreement)
         if release.query.at_site:
             raise Refused(
-                f"the request is for {request.release}, which a hospital makes for itself",
-                "it shows what comes of it to whom it likes",
+                f"the request is for {request.release}, which stays at a hospital",
+                "a coordinator may only request releases that leave the hospital",
                 "ask for the releases of the study",
             )
         self._reserve(request, agreement, release)
@@ -193,15 +197,15 @@ class Site:
         )
 
     def make_own(self, study: str, name: str, parameters: Vector) -> NoisySum:
-        """What the hospital makes for itself from a finished model: a release with all of its noise, charged once.
+        """A hospital's own release from a finished model: with all of the noise, charged once.
 
         Args:
-            study: digest of admitted terms.
+            study: digest of an admitted agreement.
             name: of a release that stays at the site.
-            parameters: what its query is sent.
+            parameters: of its query.
 
         Raises:
-            BudgetExceeded: the ledger has no room, or this was paid for before, whatever became of it.
+            BudgetExceeded: the ledger has no room, or this was charged before, even if its result was lost.
         """
         agreement, release = self._charge_own(study, name, parameters)
         total = self._contributions.of(release, parameters, private=agreement.trust != "none")
@@ -210,19 +214,19 @@ class Site:
         return NoisySum(total, agreement.noise_variance(release, 1))
 
     def _charge_own(self, study: str, name: str, parameters: Vector) -> tuple[Agreement, Release]:
-        """Pay for what the hospital makes for itself: once, whatever became of it."""
+        """Charge a hospital's own release: only once, even if its result was lost."""
         agreement = self._agreement_of(study)
         if not agreement.release(name).query.at_site:
             raise Refused(
                 f"{name} is a release of all sites together",
-                "a hospital makes for itself what its study says that it keeps",
+                "a hospital's own release must be one that stays at the site",
                 "wait until the coordinator asks for it",
             )
         if self._ledger is not None and _has(self._ledger, agreement, name):
             raise BudgetExceeded(
                 f"{name} of study {agreement.name} was charged to {self.name} before",
-                "a study pays for it once",
-                "use what it gave, or the common model if that was lost",
+                "a study charges it only once",
+                "use its result, or the common model if that was lost",
             )
         request = Request(
             study=study,
@@ -239,7 +243,7 @@ class Site:
     def _protect(
         self, request: Request, agreement: Agreement, release: Release, total: Vector
     ) -> Vector | npt.NDArray[np.uint32]:
-        """The sum as it may leave: with noise, or with its share of the noise and masked."""
+        """The protected sum: with noise, or with its share of the noise and masked."""
         if release.noise_inside and release.integer is None:
             return total
         protected = agreement.noise.protect(total, release.calibrated, self._generator)
@@ -254,12 +258,12 @@ class Site:
         except KeyError:
             raise Refused(
                 f"the request names study {study[:12]}",
-                "this site has not admitted it",
+                "a site only answers studies that it has admitted",
                 "have the hospital read and approve the study first",
             ) from None
 
     def _check(self, request: Request, agreement: Agreement) -> Release:
-        """Everything about a request that can be wrong, before anything is charged."""
+        """Check everything about a request before anything is charged."""
         release = agreement.release(request.release)
         if not 1 <= request.round <= release.rounds:
             raise Refused(
@@ -277,22 +281,22 @@ class Site:
         if self.name not in request.participants:
             raise Refused(
                 "the request leaves this site out",
-                "a site answers for itself only",
-                "ask the participants only",
+                "only participants may be asked",
+                "ask only the participants",
             )
         if not agreement.enough(len(request.participants)):
             raise Refused(
                 f"{len(request.participants)} sites take part",
                 f"the study needs {agreement.min_sites} and enough honest noise shares",
-                "wait until more sites are back",
+                "wait until more sites are connected",
             )
         parameters = request.parameters
         fits = parameters.shape == (release.parameters,)
         if not (fits and np.isfinite(parameters).all() and np.abs(parameters).max(initial=0.0) <= LARGEST):
             raise Refused(
-                f"the parameters have shape {parameters.shape}, or are not of this world",
+                f"the parameters have shape {parameters.shape}, or are not finite or too large",
                 f"they must be {release.parameters} finite numbers, none larger than {LARGEST:g}",
-                "send the model that the study describes; lower the learning rate if it has diverged",
+                "send the model that the study describes; reduce the learning rate if it has diverged",
             )
         self._contributions.check(release, parameters)
         if release.integer is not None:
@@ -300,15 +304,15 @@ class Site:
         if request.attempt <= self._served.get(request.study, 0):
             raise Refused(
                 f"attempt {request.attempt}, or a later one, was served before",
-                "a site serves an attempt once, and attempts only grow",
-                "raise the attempt to repeat a round",
+                "a site answers an attempt only once, and attempts only increase",
+                "increase the attempt to repeat a round",
             )
         return release
 
     def _reserve(self, request: Request, agreement: Agreement, release: Release) -> None:
-        """Charge the ledger, which has to hold it beside all other studies, and the study's own target beside itself.
+        """Charge the ledger, within its budget for all studies and within the study's own target.
 
-        So an approved study costs what was approved at most, however often a coordinator asks.
+        So an approved study costs at most what was approved, for any number of requests.
         """
         self._served[request.study] = request.attempt
         if self._ledger is None:
@@ -319,9 +323,9 @@ class Site:
         asked = self._asked[agreement.digest] + Counter({release.name: charge.steps})
         if not agreement.affords(asked):
             raise BudgetExceeded(
-                f"{release.name} is asked for once more than the target of {agreement.name} pays for",
+                f"{release.name} is requested more often than the target of {agreement.name} covers",
                 f"the study was admitted at epsilon {agreement.target.epsilon:g}, repeated rounds included",
-                "end it with fewer rounds, or begin another study",
+                "end it with fewer rounds, or start another study",
             )
         self._ledger.reserve(
             charge,

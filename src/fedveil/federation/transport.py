@@ -1,4 +1,4 @@
-"""The one seam between a coordinator and its sites: the same requests and replies, in process or over a network."""
+"""The interface between a coordinator and its sites: the same requests and replies, in process or over a network."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -9,23 +9,23 @@ __all__ = ["InProcess", "Transport"]
 
 
 class Transport(Protocol):
-    """Carries requests to sites and brings back what each of them answers."""
+    """Carries requests to sites and returns their answers."""
 
     def exchange(self, requests: Mapping[str, Message]) -> Mapping[str, Answer]:
         """Deliver to each site, by name, its request; return the answers by site.
 
-        A site that cannot be reached is simply absent from the answers; the call does not raise for it.
+        A site that cannot be reached is absent from the answers; the call does not raise.
         """
         ...
 
     @property
     def signing_keys(self) -> Mapping[str, bytes]:
-        """The sites' Ed25519 keys, as far as this side knows them."""
+        """The sites' Ed25519 keys, if known to this side."""
         ...
 
 
 class Handler(Protocol):
-    """What answers messages under a name: a `Site`."""
+    """Answers messages under a name: a `Site`."""
 
     name: str
 
@@ -35,7 +35,7 @@ class Handler(Protocol):
 
 
 class InProcess:
-    """Sites in this process: what a study on one machine uses."""
+    """Sites in this process, for a study on one machine."""
 
     def __init__(self, sites: Sequence[Handler]) -> None:
         self._sites = {site.name: site for site in sites}
@@ -46,5 +46,5 @@ class InProcess:
 
     @property
     def signing_keys(self) -> Mapping[str, bytes]:
-        """None: sites in this process are not told apart by keys."""
+        """None: sites in this process need no keys."""
         return {}

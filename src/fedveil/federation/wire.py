@@ -1,11 +1,11 @@
-"""Requests and replies as bytes: what crosses a network, and nothing that could do more than carry values.
+"""Requests and replies as bytes: a format that can only carry values.
 
 A frame is ``magic (4) | version (2) | header length (4) | header | parts``, integers little-endian. The
 header is UTF-8 JSON: the kind of the message, its small fields, and for each part its name, type and shape.
 The parts are raw little-endian arrays or opaque bytes, one after the other, with nothing before, between or
 after them.
 
-Decoding trusts nothing: every length is checked before it is used, types come from a closed list, no object
+Decoding validates everything: every length is checked before it is used, types come from a fixed list, no object
 is constructed by name, and a frame that is one byte too long or too short is refused.
 """
 
@@ -58,11 +58,11 @@ KINDS: dict[str, type[Any]] = {
     "secure-request": SecureRequest,
     "secure-reply": SecureReply,
 }
-"""Dataclasses that travel by `pack` and `unpack`, by the name of their kind."""
+"""Dataclasses that `pack` and `unpack` support, by the name of their kind."""
 
 
 class WireError(FederationError):
-    """Bytes that are no message of this protocol; nothing in them was acted on."""
+    """Bytes that are not a message of this protocol; they had no effect."""
 
     def __init__(
         self, found: str, remedy: str = "check that the peer runs fedveil, and the same version"
@@ -114,7 +114,7 @@ def decode(data: bytes, *, limit: int = MAX_FRAME) -> Frame:
     """The frame that the bytes hold. Arrays are read-only views of ``data``.
 
     Raises:
-        WireError: anything that `encode` would not have written.
+        WireError: the bytes are not an output of `encode`.
     """
     if len(data) > limit:
         raise WireError(
@@ -157,9 +157,9 @@ def _header(raw: bytes) -> tuple[str, dict[str, Any], list[Any]]:
         header = json.loads(raw, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
         json.dumps(
             header, ensure_ascii=False
-        ).encode()  # half a character has no bytes, and cannot be printed
+        ).encode()  # an unpaired surrogate has no bytes, and cannot be printed
     except (ValueError, RecursionError) as error:
-        raise WireError(f"the header is no JSON ({str(error)[:80]})") from None
+        raise WireError(f"the header is not JSON ({str(error)[:80]})") from None
     if not isinstance(header, dict) or set(header) != {"kind", "head", "parts"}:
         raise WireError("the header lacks its three entries")
     kind, head, parts = header["kind"], header["head"], header["parts"]
@@ -198,12 +198,12 @@ def _is_count(value: object) -> bool:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is no JSON number")
+        raise ValueError(f"{text[:20]} is not a JSON number")
     return value
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def pack(message: Any) -> bytes:
     """A message of one of the `KINDS` as bytes; with fields of closed types, arrays or bytes."""
     kind = next((name for name, cls in KINDS.items() if type(message) is cls), None)
     if kind is None:
-        raise WireError(f"a {type(message).__name__} is no message that travels")
+        raise WireError(f"a {type(message).__name__} is not a message of this protocol")
     head: dict[str, Any] = {}
     arrays: dict[str, Array] = {}
     blobs: dict[str, bytes] = {}
@@ -249,7 +249,7 @@ def unpack(data: bytes, expected: type[T] | types.UnionType, *, limit: int = MAX
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """The value if it has the type that the field is declared with; lists become tuples.
 
-    Text and whole numbers need a rule (`Matching`, `Within`) beside their type: nothing open travels.
+    Text and whole numbers need a rule (`Matching`, `Within`) in addition to their type.
     """
     origin = get_origin(hint)
     if origin is Annotated:
@@ -283,7 +283,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
 
 
 def _short(value: object) -> str:
-    """What arrived, as far as it may be quoted: nothing long is turned into text only to be cut."""
+    """A received value, abbreviated for an error; long values are never converted to text in full."""
     match value:
         case str():
             return repr(value[:40])

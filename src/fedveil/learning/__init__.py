@@ -20,9 +20,10 @@ from fedveil.learning.models.class_statistics import ClassStatistics, unit_block
 from fedveil.learning.models.learner import Learner
 from fedveil.learning.models.linear_head import CentredHead, CentredLearner
 from fedveil.learning.models.logistic import LinearHead, LinearLearner
-from fedveil.learning.models.network import ImageSource, NetworkLearner, NetworkModel
+from fedveil.learning.models.network import NetworkLearner, NetworkModel
 from fedveil.learning.models.protocol import Model, Sizes
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
+from fedveil.learning.padded_batches import ImageSource
 from fedveil.learning.sizes import NetworkSizes
 from fedveil.learning.views import Views
 

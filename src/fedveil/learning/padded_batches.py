@@ -5,6 +5,7 @@ bit.
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,19 @@ from torch import Tensor, nn
 
 from fedveil.learning.models.learner import Indices
 
-__all__ = ["Images", "batches", "filled", "filled_up"]
+__all__ = ["ImageSource", "Images", "batches", "filled", "filled_up"]
 
 SIZE = 32
 """Images in a batch; fewer are filled up with black ones."""
 Images = npt.NDArray[np.float32]
+
+
+class ImageSource(Protocol):
+    """Images that are read when they are needed."""
+
+    def read(self, indices: Indices) -> Images:
+        """Images (k, channels, height, width) in [0, 1], or what the frozen part of a network makes of them."""
+        ...
 
 
 def batches(count: int) -> Iterator[Indices]:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.errors import InvalidValue
 from fedveil.learning.models.learner import Indices
 
-__all__ = ["EVERY", "first_of_runs", "unit_batches"]
+__all__ = ["EVERY", "first_of_runs", "rows_by_units", "unit_batches"]
 
 EVERY = 256
 """Units in a run, on average."""
@@ -63,3 +64,35 @@ def unit_batches(sizes: Indices, first: npt.NDArray[np.bool_], limit: int) -> It
         images += size
     if begin < len(sizes):
         yield slice(begin, len(sizes))
+
+
+def rows_by_units(
+    groups: Indices, first: npt.NDArray[np.bool_], limit: int, units: Indices | None = None
+) -> Iterator[Indices]:
+    """Rows of the units that take part, in batches of whole units; see `unit_batches`.
+
+    Args:
+        groups: (n,) unit codes 0 .. U-1.
+        first: (U,) whether a run begins with the unit.
+        limit: rows in a batch; a larger unit is a batch of its own.
+        units: those that take part; all where None.
+
+    Raises:
+        InvalidValue: a unit is named twice, or does not exist.
+    """
+    sizes = np.bincount(groups)
+    if units is None:
+        chosen = np.arange(len(sizes))
+    else:
+        chosen = np.sort(np.asarray(units, dtype=np.int64))
+        if len(np.unique(chosen)) != len(chosen) or ((chosen < 0) | (chosen >= len(sizes))).any():
+            raise InvalidValue(
+                "units were drawn twice, or do not exist",
+                f"each of 0 .. {len(sizes) - 1} takes part at most once",
+                "draw each unit at most once, from those that exist",
+            )
+    rows = np.flatnonzero(np.isin(groups, chosen))
+    rows = rows[np.argsort(groups[rows], kind="stable")]
+    ends = np.cumsum(sizes[chosen])
+    for part in unit_batches(sizes[chosen], first[chosen], max(1, limit)):
+        yield rows[ends[part.start] - sizes[chosen[part.start]] : ends[part.stop - 1]]

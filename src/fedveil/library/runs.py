@@ -61,7 +61,7 @@ class Run:
         """Accuracy on the test images; where there are none, as noisy histograms of held-out patients tell it.
 
         Raises:
-            StudyError: nothing was judged.
+            StudyError: the study was not evaluated.
         """
         found = self.record.test or self.record.released
         if found is None:

@@ -1,4 +1,4 @@
-"""What a study would cost, worked out before anything runs or is charged."""
+"""What a study would cost, computed before anything runs or is charged."""
 
 import math
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class Plan:
     """A study's cost.
 
     Attributes:
-        prepared: the data as it would be dealt out.
-        terms: what the sites would be asked to admit.
-        guarantee: what the releases together earn, by the accountant; None without privacy.
-        epsilon_alone: what a site's own noise earns if everyone else colludes.
-        risk: what an attacker could do at most; None without privacy.
-        outlook: what accuracy to hope for; None where nothing is known.
+        prepared: the data as it would be split among the sites.
+        agreement: what the sites would be asked to approve.
+        guarantee: of all releases together, by the accountant; None without privacy.
+        epsilon_alone: epsilon from a site's own noise, if everyone else colludes.
+        risk: bounds on any attacker's success; None without privacy.
+        outlook: the expected accuracy; None if nothing is known.
     """
 
     prepared: Prepared
@@ -37,7 +37,7 @@ class Plan:
     outlook: Outlook | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; None stands for infinite."""
+        """Plain values for JSON; None stands for infinity."""
         return {
             "study": self.agreement.name,
             "guarantee": self.guarantee.to_dict() if self.guarantee else None,
@@ -69,7 +69,7 @@ class Plan:
         }
 
     def explain(self) -> list[str]:
-        """The arithmetic of the noise, line by line: what each release takes of the budget, and how it is hidden."""
+        """The arithmetic of the noise, line by line: each release's part of the budget, and its noise."""
         if self.guarantee is None:
             return ["without privacy no noise is added, and nothing is spent"]
         agreement, n = self.agreement, len(self.agreement.sites)
@@ -77,7 +77,7 @@ class Plan:
         mechanisms = agreement.mechanisms
         if any(one.sampling_rate < 1 for one in mechanisms):
             alike = len({(one.noise_multiplier, one.sampling_rate) for one in mechanisms}) == 1
-            how = "privacy loss distribution" if alike else "Renyi divergences, as steps are unlike"
+            how = "privacy loss distribution" if alike else "Renyi divergences, because the steps differ"
             whole = f"a composition of sampled steps, priced by its {how},"
         else:
             mu = math.sqrt(sum(one.steps / one.noise_multiplier**2 for one in mechanisms))
@@ -90,11 +90,11 @@ class Plan:
         match agreement.trust:
             case "site":
                 lines.append(
-                    f"trust site: each of {n} hospitals adds all the noise; a sum holds {n} times its variance"
+                    f"trust site: each of {n} hospitals adds all the noise; a sum has {n} times its variance"
                 )
             case "secure-aggregation":
                 lines.append(
-                    f"trust secure-aggregation: any {agreement.honest} of {n} hospitals hold enough noise, so each "
+                    f"trust secure-aggregation: any {agreement.honest} of {n} hospitals add enough noise, so each "
                     "adds "
                     f"1 / sqrt({agreement.honest}) of it; a sum of all holds {n} / {agreement.honest} of its variance"
                 )
@@ -106,7 +106,7 @@ class Plan:
         one, z = release.mechanism, release.mechanism.noise_multiplier
         steps = f"{one.steps} step{'s' * (one.steps > 1)}"
         if one.sampling_rate < 1:
-            cost = f"{steps}, where a unit takes part with chance {one.sampling_rate:g}"
+            cost = f"{steps}, where a unit takes part with probability {one.sampling_rate:g}"
         else:
             cost = f"mu = sqrt({steps}) / {z:.4g} = {math.sqrt(one.steps) / z:.4f}"
         return (
@@ -121,7 +121,7 @@ def make_plan(study: Study, dataset: Dataset | None = None) -> Plan:
 
     Args:
         study: the resolved study.
-        dataset: data that a program holds; by default the study's source is read.
+        dataset: data in memory; by default the study's source is read.
     """
     prepared = prepare(study, dataset)
     study = prepared.study

@@ -1,4 +1,4 @@
-"""What accuracy a planned study may hope for, from its signal-to-noise ratio and the tasks that fedveil knows."""
+"""The accuracy to expect of a planned study, from its signal-to-noise ratio and fedveil's reference tasks."""
 
 import math
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from fedveil.study.steps import signal_to_noise
 __all__ = ["Outlook", "make_outlook"]
 
 FAINT, LOST = 120.0, 40.0
-"""Below the first ratio the threshold between the classes goes astray, below the second the ranking does too.
+"""Below the first ratio the threshold between the classes is unreliable, below the second the ranking is too.
 
-Over the known tasks balanced accuracy falls before AUROC does, and runs of one setting differ by 0.1 of AUROC (standard
-deviation) where nu is below 40.
+Over the known tasks balanced accuracy falls before AUROC does. Where nu is below 40, AUROC has a standard deviation
+of 0.1 between runs of one setting.
 """
 
 
@@ -29,7 +29,7 @@ class Outlook:
         ratio: nu, the signal-to-noise ratio of training (`fedveil.learning.step_size`).
         patients: training patients over all sites.
         laws: by known task, how accuracy depends on both, by the study's method.
-        other_features: whether the study's features are others than those that the laws were measured on.
+        other_features: whether the study's features differ from those that the laws were measured on.
     """
 
     ratio: float
@@ -39,25 +39,25 @@ class Outlook:
 
     @property
     def auroc(self) -> dict[str, float]:
-        """By known task, the AUROC that it would reach with as many patients at this ratio."""
+        """The AUROC of each known task with this number of patients at this ratio."""
         return {law.name: law.expected(self.patients, self.ratio) for law in self.laws}
 
     @property
     def notes(self) -> list[str]:
-        """What speaks against running the study as it stands."""
+        """Reasons against running the study as it is."""
         found = []
         if self.laws and self.other_features:
             found.append(
-                "The AUROC to expect was measured on the default features; the study's are others, and may give more "
-                "or less."
+                "The expected AUROC was measured on the default features; the study uses others, and may reach more or "
+                "less."
             )
         if self.ratio >= FAINT:
             return found
         return [
             *found,
             f"The signal-to-noise ratio of training is {self.ratio:.0f}. Below about {FAINT:.0f} a model may rank "
-            f"images well and yet call nearly all of them the same; below about {LOST:.0f} chance decides what it "
-            "learns. A larger epsilon, more patients or another trust would help: see `fedveil plan --cohorts`.",
+            f"images well and still assign nearly all of them to one class; below about {LOST:.0f} it learns mostly "
+            "noise. A larger epsilon, more patients or another trust level would help: see `fedveil plan --cohorts`.",
         ]
 
     def explain(self) -> list[str]:
@@ -71,7 +71,7 @@ class Outlook:
 
 
 def make_outlook(prepared: Prepared, agreement: Agreement) -> Outlook | None:
-    """The outlook of a private linear head on patients or images; None for what the known tasks say nothing about."""
+    """The outlook of a private linear head on patients or images; None if the known tasks do not apply."""
     study = prepared.study
     known = study.model.network == "linear" and study.training.method != "averaging"
     if not known or agreement.trust == "none" or study.privacy.unit == "site":

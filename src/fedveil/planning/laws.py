@@ -1,36 +1,36 @@
-"""How accuracy depends on privacy for one task and recipe, as a law with a few numbers that a sweep fixes.
+"""How accuracy depends on privacy for one task and recipe, as a law whose few parameters are fitted to a sweep.
 
-Under a rule that steps as far as the noise allows (`fedveil.learning.step_size`), accuracy depends on privacy through
-one number, ``nu = N mu / f``: N units, mu what the budget leaves for the model in Gaussian-DP's measure, f the factor
-by which trust enlarges the noise in a sum (1 for a trusted server, sqrt(n) where each of n hospitals adds all of it,
-sqrt(n / h) where any h of them together do). In T noisy sums with noise multiplier z, each over a share q of the
-units, units that all contribute alike have the ratio
+With step sizes as large as the noise allows (`fedveil.learning.step_size`), accuracy depends on privacy through
+one number, ``nu = N mu / f``: N units, mu the part of the budget (in Gaussian differential privacy) left for the
+model, f the factor by which trust enlarges the noise in a sum (1 for a trusted server, sqrt(n) where each of n
+hospitals adds all of it, sqrt(n / h) where any h of them together do). In T noisy sums with noise multiplier z, each
+over a share q of the units, units with equal contributions have the ratio
 
     nu = q N sqrt(T) / (z f),
 
-which at q = 1 is N mu / f, since there mu = sqrt(T) / z. Sampled sums have less: what sampling saves in noise never
-makes up for the units that it leaves out. In federated averaging T counts local steps, and each of n hospitals adds
-all of the noise to each of them, whatever the trust. The server averages n differences whose steps each hospital
-divided by its share q N / n of the units: one step of all moves the model by the sum over hospitals of clipped sum and
-noise, over q N. So the formula holds with f = sqrt(n). (Hospitals whose unit is the site take steps without noise; then
-T counts rounds, N is n, and f that of the trust.)
+which at q = 1 is N mu / f, since there mu = sqrt(T) / z. Sampled sums have less: the noise that sampling saves never
+compensates for the units that it leaves out. In federated averaging T counts local steps, and each of n hospitals
+adds all of the noise to each of them, at every trust level. The server averages n differences, whose steps each
+hospital divided by its share q N / n of the units. One step at every hospital therefore moves the model by the sum
+over hospitals of clipped sum plus noise, divided by q N. So the formula holds with f = sqrt(n). (If the unit is the
+site, hospitals take steps without noise; then T counts rounds, N is n, and f is that of the trust level.)
 
-A linear score whose weights carry noise keeps the part 1 / (1 + (b / nu)^p) of its squared separation; that the
-weights are learned from N patients costs it a / N more:
+For a linear score whose weights are noisy, noise multiplies the squared separation by 1 / (1 + (b / nu)^p), and
+learning the weights from N patients adds a / N to the denominator:
 
     d^2 = D^2 / (1 + a / N + (b / nu)^p).
 
-Noise also has a part along the very direction in which classes differ, for which chance decides; over runs the
-separation is about normal around d, with variance 2 s^2, ``s^2 = s_0^2 + s_1^2 / (1 + (nu / b)^2)``: s_0 where patients
-decide, s_1 where noise is all there is. A run's AUROC is Phi(separation / sqrt 2); the mean over runs is not that of
-the mean separation but, for a normal separation,
+Noise also has a component along the direction in which the classes differ, which varies between runs. Over runs the
+separation is approximately normal around d, with variance 2 s^2, ``s^2 = s_0^2 + s_1^2 / (1 + (nu / b)^2)``: s_0
+where patients dominate, s_1 where noise dominates. A run's AUROC is Phi(separation / sqrt 2). The mean over runs is
+not the AUROC of the mean separation; for a normal separation it is
 
     AUROC = E Phi(d / sqrt 2 + s g) = Phi(d / sqrt(2 (1 + s^2))),    g standard normal.
 
-D, a, b, p, s_0 and s_1 belong to a task and a recipe: images, classes, features or network, and how noise enters.
-Balanced accuracy at the best threshold is Phi(d / 2) for normal scores of equal spread, a law of the same form, and is
-fitted by the same six numbers of its own: thresholds take noise worse than rankings do. For networks the form is a
-description that holds as well as it was measured to.
+D, a, b, p, s_0 and s_1 belong to a task and a recipe: images, classes, features or network, and the way noise enters.
+Balanced accuracy at the best threshold is Phi(d / 2) for normal scores of equal spread, a law of the same form, and
+has six parameters of its own: thresholds are more sensitive to noise than rankings. For networks the law is
+empirical and holds as well as it was measured to.
 """
 
 import json
@@ -56,9 +56,9 @@ __all__ = ["Laws", "Reference", "collect", "references"]
 
 Vector = npt.NDArray[np.float64]
 PASSES = 3
-"""Of the fit: how much runs vary is known once there is a law, and weighs them in the next."""
+"""Iterations of the fit: the variance of runs follows from one law, and weights the runs in the next."""
 COARSE = 0.004
-"""The least standard deviation of an accuracy that a run is weighed by: no test set is finer."""
+"""The smallest standard deviation of an accuracy used in weights: no test set is more precise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +73,13 @@ class Reference:
         image_size: pixels along each side of the images.
         separation: D, in standard deviations of the score.
         patients: a.
-        noise: b, the nu at which noise takes as much as everything else.
+        noise: b, the nu at which noise halves the squared separation of infinitely many patients.
         power: p.
         spread: s_0.
         scatter: s_1.
-        ratios: smallest and largest nu that it was fitted on.
-        sizes: smallest and largest number of patients that it was fitted on.
-        runs: how many runs.
+        ratios: smallest and largest nu in the fit.
+        sizes: smallest and largest number of patients in the fit.
+        runs: number of runs in the fit.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Reference:
         return float(ndtr(self._score(patients, ratio) / math.sqrt(1 + self._variance(ratio))))
 
     def interval(self, patients: float, ratio: float) -> tuple[float, float]:
-        """Where 95 % of single runs on this task are expected."""
+        """The interval in which 95 % of single runs on this task are expected."""
         middle, half = self._score(patients, ratio), 1.96 * math.sqrt(self._variance(ratio))
         return float(ndtr(middle - half)), float(ndtr(middle + half))
 
@@ -126,7 +126,7 @@ class Reference:
         ]
 
     def covers(self, patients: float, ratio: float) -> bool:
-        """Whether a prediction lies within what the law was fitted on; more privacy than that is less certain."""
+        """Whether a prediction lies within the range of the fit; predictions with more privacy are less certain."""
         return self.ratios[0] <= ratio and self.sizes[0] <= patients <= self.sizes[1]
 
     def _score(self, patients: float, ratio: float) -> float:
@@ -147,16 +147,16 @@ class Reference:
         metric: Metric = "auroc",
         study: Study | None = None,
     ) -> Self:
-        """Weighted least squares on the accuracies of a sweep by one method.
+        """Fit a law by weighted least squares to the accuracies of a sweep by one method.
 
-        It takes several epsilons, and is best with several numbers of patients. A run weighs as much as its accuracy is
-        certain: its standard deviation follows from s and the slope of Phi.
+        It needs several epsilons, and several numbers of patients are best. A run's weight is its inverse variance:
+        its standard deviation follows from s and the slope of Phi.
 
         Args:
             name: of the task.
             results: of the sweep.
             metric: what to fit.
-            study: the one that was swept, for its network and size of images; default a linear head.
+            study: the study that was swept, for its network and image size; default a linear head.
 
         Raises:
             InvalidValue: fewer than 8 settings were measured, or more than one method.
@@ -166,7 +166,7 @@ class Reference:
         if len(found) < 8 or len(methods) > 1:
             raise InvalidValue(
                 f"{len(found)} settings were measured by {', '.join(methods) or 'no method'}",
-                "four numbers are fitted to them, which needs 8 or more, by one method",
+                "the fit of four parameters needs 8 or more settings, by one method",
                 "sweep more epsilons and numbers of patients",
             )
         rows = [(m.patients, m.ratio, m.value(metric)) for m in found]
@@ -193,7 +193,7 @@ class Reference:
 
     @classmethod
     def fit_each(cls, name: str, results: Iterable[Measurement], study: Study | None = None) -> "Laws":
-        """The laws of every method that was swept; what a sweep compares federation with is not part of them."""
+        """The laws of every method that was swept; a sweep's baselines are not part of them."""
         by: dict[Method, list[Measurement]] = {}
         for one in results:
             if one.setting.arrangement != "federated":
@@ -240,13 +240,13 @@ def _law(logs: Vector, patients: Vector, ratio: Vector) -> Vector:
 def _residuals(
     logs: Vector, patients: Vector, ratio: Vector, values: Vector, widened: Vector, doubt: Vector
 ) -> Vector:
-    """Distances to the law, in standard deviations of a run."""
+    """Residuals, in standard deviations of a run."""
     result: Vector = (ndtr(_law(logs, patients, ratio) / widened) - values) / doubt
     return result
 
 
 def _scatter(off: Vector, ratio: Vector, noise: float) -> tuple[float, float]:
-    """Spread and scatter from single runs' distances to the law; see `Reference`."""
+    """Spread and scatter from single runs' residuals; see `Reference`."""
     quiet = ratio > 2 * noise
     floor = float(np.mean(off[quiet] ** 2)) if quiet.sum() >= 4 else 0.0
     weight = 1 / (1 + (ratio / noise) ** 2)
@@ -255,7 +255,7 @@ def _scatter(off: Vector, ratio: Vector, noise: float) -> tuple[float, float]:
 
 
 Laws = dict[Recipe, dict[Metric, Reference]]
-"""What is known of one task."""
+"""What is known about one task."""
 
 
 def collect(laws: Iterable[Reference]) -> Laws:
@@ -267,7 +267,7 @@ def collect(laws: Iterable[Reference]) -> Laws:
 
 
 def references(path: Path | None = None) -> dict[str, Laws]:
-    """What is known of each task by name, or what another file says."""
+    """The known laws by task name, from the built-in file or another one."""
     source = path or files("fedveil.planning").joinpath("references.json")
     try:
         values = json.loads(source.read_text(encoding="utf-8"))["references"]
@@ -275,6 +275,6 @@ def references(path: Path | None = None) -> dict[str, Laws]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(
             f"{source} cannot be read ({type(error).__name__})",
-            "it holds tasks as `python benchmarks/references.py` writes them",
+            "it must hold tasks as `python benchmarks/references.py` writes them",
             "write it again",
         ) from None

@@ -1,7 +1,8 @@
-"""Which setting to choose, and what it would give: predicted from cohort sizes before anything is spent.
+"""Which setting to choose, and its accuracy: predicted from cohort sizes before anything is spent.
 
-Accuracy is predicted by a `Reference` for each recipe; noise is calibrated as in a run. Of what a consortium would
-accept, the planner prefers to protect most, then to trust others least, as long as that costs little accuracy.
+Accuracy is predicted by a `Reference` for each recipe; noise is calibrated as in a run. Among the accepted
+configurations, the planner prefers the strongest privacy unit, then the least trust in others, as long as that costs
+little accuracy.
 """
 
 import math
@@ -20,24 +21,24 @@ from fedveil.study.recipes import METRICS, Metric, Recipe, metric_name
 __all__ = ["recommend"]
 
 NEAR = 0.01
-"""More protection and less trust, and a linear head, are preferred if they lose no more accuracy than this."""
+"""Stronger units, less trust and linear heads are preferred if they lose no more accuracy than this."""
 NOTICEABLE = 0.003
-"""A smaller gain of accuracy is not worth a change."""
+"""A change with a smaller gain of accuracy is not recommended."""
 SMALLEST_EPSILON = 1e-3
 LARGEST_RATIO, SMALLEST_RATIO = 1e9, 1e-9
 ROUNDING = 1e-9
 
 
 def recommend(plan_request: PlanRequest, laws: Laws) -> Recommendation:
-    """The most protection, then the least trust in others, that meets the wishes; or a no with its reason.
+    """Recommend the strongest unit, then the least trust, that meets the plan request; or say no and why.
 
-    Where no accuracy is asked for, all of the epsilon is used, and more protection and less trust are preferred as long
-    as they cost no more than 0.01 of it. Of the recipes the better one is chosen. The answer is no where a target is
-    out of reach, or where noise would take more than half of what the images allow above guessing.
+    Without an accuracy target, all of the epsilon is used, and a stronger unit and less trust are preferred if they
+    cost at most 0.01 of accuracy. Among recipes the more accurate one is chosen. The answer is no if a target cannot
+    be reached, or if noise would remove more than half of the accuracy that the images allow above guessing.
 
     Args:
-        wishes: what is there and what would be accepted.
-        laws: how accuracy depends on noise, for each recipe that is known.
+        plan_request: what is available and what would be accepted.
+        laws: how accuracy depends on noise, for each known recipe.
 
     Raises:
         InvalidValue: no accepted recipe is known, or delta is larger than one over the number of units.
@@ -75,19 +76,20 @@ def recommend(plan_request: PlanRequest, laws: Laws) -> Recommendation:
 
 
 def _with_known(plan_request: PlanRequest, laws: Laws) -> PlanRequest:
-    """The wishes without recipes of which nothing was measured."""
+    """The plan request without recipes that were never measured."""
     known = tuple(one for one in plan_request.recipes if one in laws)
     if not known:
         raise InvalidValue(
             f"method is {', '.join(map(str, plan_request.recipes))}",
-            f"accuracy was measured by {', '.join(map(str, laws))}",
-            "accept that, or fit a sweep of your own",
+            f"accuracy was measured for {', '.join(map(str, laws))}",
+            "accept one of them, or fit your own sweep",
         )
     return replace(plan_request, recipes=known)
 
 
 def _candidate(plan_request: PlanRequest, law: Mapping[Metric, Reference], way: Configuration) -> Candidate:
-    """The way at the least epsilon that reaches all targets, or at the limit: where none is set, or one is missed."""
+    """The configuration at the smallest epsilon that reaches all targets; at the limit if there is no target or one
+    is missed."""
     limit, needed = plan_request.limit, _needed(plan_request, law)
     if not plan_request.targets or plan_request.ratio(way, limit) < needed:
         return _at(plan_request, law, way, limit)
@@ -101,7 +103,7 @@ def _candidate(plan_request: PlanRequest, law: Mapping[Metric, Reference], way: 
     chosen = low
     if plan_request.ratio(way, low) < needed:
         chosen = math.exp(brentq(above, math.log(low), math.log(min(4 * low, limit)), xtol=1e-4))
-    # Upwards to two digits: the targets are met, and the number can be typed.
+    # Rounded up to two digits: the targets are still met, and the number is short.
     chosen = min(limit, _upwards(chosen))
     while chosen < limit and plan_request.ratio(way, chosen) < needed:
         chosen = min(limit, _upwards(chosen * (1 + 1e-6)))
@@ -111,7 +113,7 @@ def _candidate(plan_request: PlanRequest, law: Mapping[Metric, Reference], way: 
 def _at(
     plan_request: PlanRequest, law: Mapping[Metric, Reference], way: Configuration, target: float
 ) -> Candidate:
-    """The way at this epsilon."""
+    """The configuration at this epsilon."""
     ratio = plan_request.ratio(way, target)
     predicted: dict[Metric, Prediction] = {}
     for metric, one in law.items():
@@ -124,7 +126,7 @@ def _at(
 
 
 def _needed(plan_request: PlanRequest, law: Mapping[Metric, Reference]) -> float:
-    """The ratio nu at which all targets are met; infinite if noise is not what keeps them out of reach."""
+    """The ratio nu at which all targets are met; infinite if they cannot be reached even without noise."""
     found = 0.0
     for metric, least in plan_request.targets.items():
         one = law[metric]
@@ -140,7 +142,7 @@ def _needed(plan_request: PlanRequest, law: Mapping[Metric, Reference]) -> float
 
 
 def _choose(plan_request: PlanRequest, candidates: tuple[Candidate, ...]) -> Candidate:
-    """The first unit and trust that will do, by the recipe that needs the least epsilon or gives the most for it."""
+    """The first sufficient unit and trust, with the recipe that needs the least epsilon or is the most accurate."""
     metric = plan_request.ranked
     best = max(candidates, key=lambda c: c.value(metric))
     if plan_request.targets:
@@ -155,9 +157,9 @@ def _choose(plan_request: PlanRequest, candidates: tuple[Candidate, ...]) -> Can
 
 
 def _plainest(metric: Metric, best: Candidate, candidates: tuple[Candidate, ...]) -> Candidate:
-    """The best linear head for the same unit and trust, if it needs no more epsilon and gives as much or nearly so.
+    """The best linear head for the same unit and trust, if it needs no more epsilon and is at least nearly as accurate.
 
-    A network takes minutes where a head takes seconds, and no reference's test set tells less than `NEAR` apart.
+    A network takes minutes where a head takes seconds, and no reference's test set resolves differences below `NEAR`.
     """
     heads = [
         c
@@ -171,13 +173,13 @@ def _plainest(metric: Metric, best: Candidate, candidates: tuple[Candidate, ...]
 
 
 def _upwards(value: float) -> float:
-    """The next number with two digits that is not smaller."""
+    """The smallest number with two digits that is not smaller than the value."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return round(math.ceil(value / unit - 1e-9) * unit, 12)
 
 
 def _no(plan_request: PlanRequest, laws: Laws, chosen: Candidate, bare: float) -> str:
-    """Why not; empty if nothing speaks against it."""
+    """The reason for a no; empty if there is none."""
     for metric, least in plan_request.targets.items():
         if chosen.value(metric) < least - ROUNDING:
             return _short(plan_request, laws, chosen, metric)
@@ -188,12 +190,12 @@ def _no(plan_request: PlanRequest, laws: Laws, chosen: Candidate, bare: float) -
             if site
             else "there are too few patients"
         )
-        return f"noise would take more than half of what the images allow: {why}"
+        return f"noise would remove more than half of the accuracy that the images allow: {why}"
     return ""
 
 
 def _short(plan_request: PlanRequest, laws: Laws, chosen: Candidate, metric: Metric) -> str:
-    """Why this target is out of reach."""
+    """The reason why this target cannot be reached."""
     name = metric_name(metric)
     ceiling = max(laws[recipe][metric].expected(1e12, math.inf) for recipe in plan_request.recipes)
     law = laws[chosen.way.recipe][metric]
@@ -201,13 +203,14 @@ def _short(plan_request: PlanRequest, laws: Laws, chosen: Candidate, metric: Met
         article = "an" if metric == "auroc" else "a"
         return f"tasks like {law.name} allow {article} {name} of {ceiling:.3f} at most, with any number of patients"
     needed = _patients_needed(plan_request, law, chosen)
-    more = f"; it would take about {needed:,} patients" if needed else ""
+    more = f"; about {needed:,} patients would be needed" if needed else ""
     found = f"{name} {chosen.value(metric):.3f}, with trust {chosen.way.trust}"
     return f"at epsilon {plan_request.limit:.3g} the best is {found}{more}"
 
 
 def _patients_needed(plan_request: PlanRequest, law: Reference, chosen: Candidate) -> int | None:
-    """With as many hospitals, each larger by the same factor; None if even a thousandfold does not do."""
+    """The number of patients needed with the same hospitals, all larger by one factor; None if a factor of 1,000 is
+    not enough."""
     if chosen.way.unit == "site":
         return None
     wanted = plan_request.targets[law.metric]
@@ -223,7 +226,7 @@ def _patients_needed(plan_request: PlanRequest, law: Reference, chosen: Candidat
 
 
 def _changes(plan_request: PlanRequest, laws: Laws, chosen: Candidate) -> tuple[Change, ...]:
-    """What could be changed, what costs patients nothing first; each with the recipe that is best then."""
+    """Possible changes, those without a privacy cost first; each with the recipe that is then best."""
     n, mean = len(plan_request.cohorts), round(plan_request.patients / len(plan_request.cohorts))
     way, target, metric = chosen.way, chosen.epsilon, plan_request.ranked
     more: list[tuple[str, PlanRequest, Configuration, float]] = []
@@ -262,5 +265,6 @@ def _changes(plan_request: PlanRequest, laws: Laws, chosen: Candidate) -> tuple[
 
 
 def _by(way: Configuration, recipe: Recipe) -> Configuration:
-    """The way by this recipe, which samples as it does by itself unless it is the way's own."""
+    """The configuration with this recipe, which has its own default sampling unless it is the configuration's own
+    recipe."""
     return way if recipe == way.recipe else replace(way, recipe=recipe, sampling_rate=None)

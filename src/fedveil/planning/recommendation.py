@@ -16,7 +16,7 @@ __all__ = ["Candidate", "Change", "Prediction", "Recommendation"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The mean over runs, and where 95 % of them are expected."""
+    """The mean over runs, and the interval in which 95 % of them are expected."""
 
     expected: float
     low: float
@@ -25,7 +25,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way at the epsilon that it needs, or at the limit if a target is out of reach."""
+    """One configuration at the epsilon that it needs, or at the limit if a target cannot be reached."""
 
     way: Configuration
     epsilon: float
@@ -34,13 +34,13 @@ class Candidate:
     reaches: bool
 
     def value(self, metric: Metric) -> float:
-        """The accuracy to expect by this metric."""
+        """The expected accuracy by this metric."""
         return self.predicted[metric].expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Something that would help, and the accuracy that it would give by the metric that settings are compared by."""
+    """A change that would help, and the resulting accuracy by the metric that settings are compared by."""
 
     what: str
     expected: float
@@ -49,19 +49,19 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """What to do.
+    """The recommended setting, and everything that it was derived from.
 
     Attributes:
-        wishes: what was asked for.
-        laws: that the chosen way's accuracy was predicted by, for each metric.
-        candidates: every way that would be accepted.
-        chosen: the recommended one, or the best of those that fall short.
+        plan_request: what was asked for.
+        laws: those that predict the chosen configuration's accuracy, for each metric.
+        candidates: every accepted configuration.
+        chosen: the recommended one, or the best one if all miss a target.
         no: why the answer is no; empty if it is yes.
-        terms: what the hospitals of that run would be asked to admit.
+        agreement: what the hospitals of that run would be asked to approve.
         samplings: the sampling rates that were compared; empty where the law fixes it.
         bare: the accuracy expected without privacy, by the best accepted recipe.
-        changes: what would help, cheapest first.
-        advice: the cheapest change that helps at least half as much as the best; None if none is noticeable.
+        changes: helpful changes, cheapest first.
+        advice: the cheapest change that helps at least half as much as the best; None if none helps noticeably.
     """
 
     plan_request: PlanRequest
@@ -82,7 +82,7 @@ class Recommendation:
 
     @property
     def site_noise(self) -> float:
-        """Standard deviation of the noise that one hospital adds to such a sum, or to a step of its own."""
+        """Standard deviation of the noise that one hospital adds to such a sum, or to a local step."""
         return self.agreement.noise_std(self.agreement.main)
 
     @property
@@ -92,22 +92,24 @@ class Recommendation:
 
     @property
     def rounds(self) -> int:
-        """Rounds of training; 1 where statistics make the model."""
+        """Rounds of training; 1 if the model is made from statistics."""
         return self.agreement.main.rounds
 
     @property
     def note(self) -> str:
-        """How far the prediction reaches."""
+        """The limits of the prediction."""
         law, changed = self.reference, self.plan_request.changed(self.chosen.way)
         beyond = (
             ""
             if law.covers(self.plan_request.patients, self.chosen.ratio)
-            else " This setting lies beyond what that was fitted on, so take it as a rough guess."
+            else " This setting lies outside the range of the fit, so the prediction is a rough estimate."
         )
-        other = f" The study sets {', '.join(changed)}: those runs may not have." if changed else ""
+        other = (
+            f" The study sets {', '.join(changed)}: those runs may have had other values." if changed else ""
+        )
         return (
-            f"predicted from {law.runs} runs on {law.name}; images and classes that are harder or easier than those "
-            f"give other numbers.{beyond}{other}"
+            f"predicted from {law.runs} runs on {law.name}; results differ for images and classes that are harder or "
+            f"easier than those.{beyond}{other}"
         )
 
     def study_lines(self) -> str:
@@ -137,13 +139,15 @@ class Recommendation:
         mu, left = plan_request.mu(way, one.epsilon), plan_request.left(way, one.epsilon)
         kind = "step" if self.agreement.main.noise_inside else "round"
         steps = f"{mechanism.steps} {kind}{'s' * (mechanism.steps > 1)}"
-        sampled = f" of {mechanism.sampling_rate:g} of the units" if mechanism.sampling_rate < 1 else ""
+        sampled = (
+            f" on a share {mechanism.sampling_rate:g} of the units" if mechanism.sampling_rate < 1 else ""
+        )
         extra = plan_request.steps_beside(way, one.epsilon)
-        single = f" and {extra} like them for what is released beside training" if extra else ""
+        single = f" and {extra} equal ones for the other releases" if extra else ""
         return [
             f"epsilon {one.epsilon:.3g} at delta {plan_request.study.privacy.delta:g} is a Gaussian mechanism with "
             f"mu = {mu:.4f}",
-            f"{way.recipe} gets {left:.0%} of mu squared: mu = {mu * math.sqrt(left):.4f}; over "
+            f"{way.recipe} receives {left:.0%} of mu squared: mu = {mu * math.sqrt(left):.4f}; over "
             f"{steps}{sampled}{single} that is a noise multiplier of {mechanism.noise_multiplier:.2f}",
         ]
 
@@ -158,7 +162,7 @@ class Recommendation:
             "server": "1",
         }
         enlarged = (
-            f"each of {n} hospitals adds all noise to steps of its own, whatever the trust: f = sqrt({n})"
+            f"each of {n} hospitals adds all noise to its local steps, at every trust level: f = sqrt({n})"
             if self.agreement.main.noise_inside
             else f"trust {way.trust} enlarges noise by f = {factors[way.trust]}"
         )
@@ -172,13 +176,13 @@ class Recommendation:
         return [f"{enlarged} = {factor:.3f}", f"{ratio} = {one.ratio:.1f}"]
 
     def _explain_sampling(self) -> list[str]:
-        """What other sampling rates would give."""
+        """The ratios at other sampling rates."""
         if self.chosen.way.recipe.method == "one-shot":
             return []
         if not self.samplings:
             share = _share(self.mechanism.sampling_rate)
             return [
-                f"sampling stays as it was measured: {share} of the units in each of {self.rounds} rounds"
+                f"sampling is as in the measured runs: {share} of the units in each of {self.rounds} rounds"
             ]
         compared = "; ".join(f"{_share(one.rate)} in {one.rounds}: {one.ratio:.1f}" for one in self.samplings)
         return [f"nu by share of the {self.chosen.way.unit}s in a round and number of rounds: {compared}"]

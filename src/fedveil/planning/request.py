@@ -1,8 +1,8 @@
-"""What a consortium has and would accept, and what noise each way to train under it needs.
+"""What a consortium has and would accept, and the noise that each training configuration needs.
 
-A `Configuration` is whom to protect, whom to trust, what to train and how. Its noise is that of the agreement which a
-run between as
-many hospitals would have: they follow from the study and an empty data set, so nothing of a patient is needed.
+A `Configuration` is a privacy unit, a trust level, a model and a method. Its noise is that of the agreement of a run
+between this number of hospitals. The agreement follows from the study and an empty data set, so no patient data is
+needed.
 """
 
 import math
@@ -28,26 +28,26 @@ __all__ = ["METHODS", "TRUSTS", "UNITS", "Configuration", "PlanRequest", "Sampli
 TRUSTS: tuple[Trust, ...] = ("site", "secure-aggregation", "server")
 """From the least trust in others to the most."""
 UNITS: tuple[Unit, ...] = ("site", "patient", "image")
-"""From the most that is protected to the least."""
+"""From the strongest protection to the weakest."""
 METHODS: tuple[Method, ...] = ("gradient", "averaging", "one-shot")
 LARGEST_EPSILON = 8.0
-"""What the planner goes to where nobody set a limit."""
+"""The largest epsilon that the planner considers if no limit was set."""
 RATES = (1.0, 0.5, 0.2, 0.1, 0.05)
-"""Sampling rates that are compared."""
+"""The compared sampling rates."""
 GAIN = 0.001
-"""A sampling rate that raises nu by no more than this part gains nothing."""
+"""A sampling rate that raises nu by no more than this fraction counts as no gain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """One way to train: whom the guarantee protects, whom one trusts, what is trained, how, and on what share.
+    """One way to train: privacy unit, trust level, model, method and sampling rate.
 
     Attributes:
         unit: whom the guarantee protects.
         trust: who could see an un-noised sum.
         recipe: the network and the method.
-        sampling_rate: the chance of a unit to take part in a step, in as many passes over all units as the study
-            makes; None as the study has it.
+        sampling_rate: the probability that a unit takes part in a step, with as many passes over all units as in the
+        study; None for the study's own rate.
     """
 
     unit: Unit
@@ -58,7 +58,7 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Rounds that each take a share of the units, and the signal-to-noise ratio of all of them together."""
+    """Rounds that each use a share of the units, and the signal-to-noise ratio of all of them together."""
 
     rate: float
     rounds: int
@@ -72,16 +72,16 @@ class PlanRequest:
 
     Attributes:
         cohorts: training patients of each hospital.
-        images: training images of a patient, on average; what the unit "image" counts.
-        units: whom the guarantee may protect.
-        trusts: the levels of trust that would be accepted.
-        recipes: what may be trained and how, preferred first.
-        epsilon: the largest epsilon.
-        auroc: the smallest AUROC.
-        balanced_accuracy: the smallest balanced accuracy.
-        risk: the most that an attacker may find at 1 % false positives.
-        metric: what settings are compared by; default what a target is given for, AUROC before balanced accuracy.
-        study: where everything else comes from: delta, rounds, sampling, clip norm, shares of the budget.
+        images: mean number of training images per patient, for the unit "image".
+        units: the accepted privacy units.
+        trusts: the accepted trust levels.
+        recipes: the accepted models and methods, preferred first.
+        epsilon: the largest accepted epsilon.
+        auroc: the smallest accepted AUROC.
+        balanced_accuracy: the smallest accepted balanced accuracy.
+        risk: the largest accepted true positive rate of an attack at 1 % false positives.
+        metric: what settings are compared by; default the metric that has a target, AUROC before balanced accuracy.
+        study: the source of everything else: delta, rounds, sampling, clip norm, shares of the budget.
         measured: the study that accuracy was measured with.
     """
 
@@ -102,7 +102,7 @@ class PlanRequest:
         if not self.cohorts or min(self.cohorts) < 1:
             raise InvalidValue(
                 f"cohorts are {', '.join(map(str, self.cohorts)) or 'none'}",
-                "every hospital has a patient or more",
+                "every hospital must have at least one patient",
                 "list the number of training patients of each hospital",
             )
         bounds = {
@@ -124,7 +124,7 @@ class PlanRequest:
             raise self._nothing_possible()
 
     def _nothing_possible(self) -> InvalidValue:
-        """Why no way is left: the hospitals are too few, or what the study says fits no recipe."""
+        """The error if no configuration is possible: too few hospitals, or the study's settings fit no recipe."""
         for recipe in self.recipes:
             try:
                 variant(self.study, recipe, self.units[0])
@@ -134,14 +134,14 @@ class PlanRequest:
                 )
         return InvalidValue(
             f"unit {', '.join(self.units)}, trust {', '.join(self.trusts)} and method "
-            f"{', '.join(map(str, self.recipes))} do not go together for {len(self.cohorts)} hospitals",
+            f"{', '.join(map(str, self.recipes))} cannot be combined for {len(self.cohorts)} hospitals",
             "secure aggregation needs 3 or more hospitals, one-shot protects patients or images, and averaging that "
-            "protects whole hospitals takes all of them",
-            "accept more of each",
+            "protects whole hospitals needs all of them in every round",
+            "accept more options of each",
         )
 
     def ways(self) -> Iterator[Configuration]:
-        """What is accepted and possible: most protection first, then least trust."""
+        """The accepted and possible configurations: strongest unit first, then least trust."""
         trusts = [
             one
             for one in TRUSTS
@@ -154,7 +154,7 @@ class PlanRequest:
                     yield Configuration(unit=unit, trust=trust, recipe=recipe)
 
     def fits(self, recipe: Recipe, unit: Unit) -> bool:
-        """Whether what the study says goes together with a recipe and a unit."""
+        """Whether the study's settings are compatible with a recipe and a unit."""
         try:
             study = variant(self.study, recipe, unit)
         except StudyError:
@@ -168,7 +168,7 @@ class PlanRequest:
         return sum(self.cohorts)
 
     def count(self, unit: Unit) -> float:
-        """N: how many units there are."""
+        """N, the number of units."""
         match unit:
             case "site":
                 return len(self.cohorts)
@@ -179,7 +179,7 @@ class PlanRequest:
 
     @property
     def limit(self) -> float:
-        """The largest epsilon that the wishes allow."""
+        """The largest epsilon that the plan request allows."""
         limits = [LARGEST_EPSILON] if self.epsilon is None and self.risk is None else []
         if self.epsilon is not None:
             limits.append(self.epsilon)
@@ -190,19 +190,19 @@ class PlanRequest:
 
     @property
     def ranked(self) -> Metric:
-        """What settings are compared by."""
+        """The metric that settings are compared by."""
         by_threshold = self.balanced_accuracy is not None and self.auroc is None
         return self.metric or ("balanced-accuracy" if by_threshold else "auroc")
 
     @property
     def targets(self) -> dict[Metric, float]:
-        """The accuracies that are asked for."""
+        """The requested accuracies."""
         asked: dict[Metric, float | None]
         asked = {"auroc": self.auroc, "balanced-accuracy": self.balanced_accuracy}
         return {metric: value for metric, value in asked.items() if value is not None}
 
     def study_of(self, way: Configuration, target: float) -> Study:
-        """The study that trains this way at a target epsilon."""
+        """The study that trains with this configuration at a target epsilon."""
         study = variant(self.study, way.recipe, way.unit)
         training: dict[str, object] = {}
         if way.sampling_rate is not None:
@@ -216,7 +216,7 @@ class PlanRequest:
         )
 
     def agreement(self, way: Configuration, target: float) -> Agreement:
-        """What the hospitals of a run at this epsilon would be asked to admit.
+        """What the hospitals of a run at this epsilon would be asked to approve.
 
         Raises:
             FedveilError: such a run is impossible.
@@ -229,14 +229,14 @@ class PlanRequest:
         return 1 / calibrate(guarantee, steps=1).noise_multiplier
 
     def left(self, way: Configuration, target: float) -> float:
-        """Part of mu squared that is left for the sums that the model is made from, beside single full sums."""
+        """The fraction of mu squared left for the sums that the model is made from, after single full sums."""
         agreement = self.agreement(way, target)
         others = [one.mechanism for one in agreement.releases if one is not agreement.main]
         taken = sum(one.steps / one.noise_multiplier**2 for one in others if one.sampling_rate == 1)
         return 1 - taken / self.mu(way, target) ** 2
 
     def steps_beside(self, way: Configuration, target: float) -> int:
-        """How many more steps of the mechanism of training other sums are, where a network samples."""
+        """The number of additional training steps that other sums count as, for a network that samples."""
         agreement = self.agreement(way, target)
         others = [one.mechanism for one in agreement.releases if one is not agreement.main]
         return sum(one.steps for one in others if one.sampling_rate < 1)
@@ -249,16 +249,16 @@ class PlanRequest:
             return 0.0
 
     def samplings(self, way: Configuration, target: float) -> tuple[Sampling, ...]:
-        """The ratio at several sampling rates in as many passes over the units; empty where the law fixes the rate.
+        """The ratio at several sampling rates with equally many passes over the units; empty if the law fixes the rate.
 
-        It does for all but a linear head, whose steps are as long as the noise allows at any number of rounds. Others
-        have steps of a fixed size; and a network that samples pays for its statistics like for a step, so that another
-        rate would be another split of the budget.
+        It fixes the rate for everything but a linear head, whose steps are as long as the noise allows at any number
+        of rounds. Others have steps of a fixed size. A network that samples pays for its statistics as for a step,
+        so another rate would mean another split of the budget.
         """
         study = self.study_of(way, target)
         privacy = study.privacy
         full = max(privacy.personal_share, privacy.personal_calibration_share) > 0
-        if way.recipe != Recipe() or full:  # which go with full participation only
+        if way.recipe != Recipe() or full:  # which require full participation
             return ()
         found = []
         for rate in sorted({*RATES, study.training.sampling_rate}, reverse=True):
@@ -275,7 +275,8 @@ class PlanRequest:
         return tuple(found)
 
     def best_sampling(self, way: Configuration, target: float) -> Configuration:
-        """The way at the sampling rate with the largest ratio, or at a larger rate that is as good in fewer rounds.
+        """The configuration at the sampling rate with the largest ratio, or at a larger rate that is as good in
+        fewer rounds.
 
         A study that samples already is left as it is.
         """
@@ -288,7 +289,8 @@ class PlanRequest:
         return replace(way, sampling_rate=rate)
 
     def settings(self, way: Configuration, target: float) -> dict[str, dict[str, object]]:
-        """The keys of a study file that choose this way, and those of the given study that its noise depends on."""
+        """The study-file keys that select this configuration, and those of the given study that its noise depends
+        on."""
         study = self.study_of(way, target)
         shown = {
             "model": ["network"],
@@ -306,9 +308,9 @@ class PlanRequest:
         return {table: {key: values[table][key] for key in keys[table]} for table in tables if keys[table]}
 
     def changed(self, way: Configuration) -> list[str]:
-        """Keys by which the given study trains otherwise than the one that was measured, where accuracy hangs on them.
+        """Keys in which the given study differs from the measured one, if accuracy depends on them.
 
-        A linear head's steps follow a rule, under which rounds and clip norm hardly matter.
+        A linear head's steps follow a rule that makes rounds and clip norm nearly irrelevant.
         """
         mine, theirs = self.study_of(way, 1.0), variant(self.measured, way.recipe, way.unit)
         keys = [("model", key) for key in type(mine.model).model_fields]
@@ -324,7 +326,7 @@ class PlanRequest:
 
 @lru_cache(maxsize=1024)
 def _agreement(study: Study, sites: int) -> Agreement:
-    """The terms of a study between so many hospitals, as an offer makes them: no image is known."""
+    """The agreement of a study between this number of hospitals, built as for an offer: without any image."""
     names = [f"hospital-{number}" for number in range(1, sites + 1)]
     model = _model(study.model, study.training.method, study.study.seed, study.data.image_size)
     return make_agreement(study, sites=names, model=model)
@@ -332,7 +334,7 @@ def _agreement(study: Study, sites: int) -> Agreement:
 
 @lru_cache(maxsize=32)
 def _model(settings: ModelSettings, method: Method, seed: int, image_size: int) -> Model:
-    """A model of two classes of grey images, where nothing is known of them: what noise depends on is its size."""
+    """A model for two classes of grey images if nothing is known about them: noise depends only on its size."""
     study = Study(
         study=StudySettings(seed=seed),
         data=DataSettings(image_size=image_size),

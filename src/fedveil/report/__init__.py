@@ -1,9 +1,9 @@
-"""From a run directory to what people read: one self-contained HTML page, and a figure for a README.
+"""From a run directory to a report: one self-contained HTML page, and a figure for a README.
 
 `load` turns the files into a `RunRecord` and refuses what is incomplete or damaged; `render` turns the
 record into a page, and does nothing else; `write_report` does both and writes the page whole. Figures
 (`accuracy`, `learning`, `risk`), tables (`tables`) and sentences (`wording`) come from the record alone, so
-each can be tested without a page; `figure_result` draws the two that sum a run up into a file of their own.
+each can be tested without a page; `figure_result` draws the two that summarise a run into a separate file.
 Names from the data are untrusted: they are escaped in the page, and no drawing holds any.
 """
 

@@ -1,7 +1,7 @@
-"""Numbers as people read them: sensible digits, units, and never a privacy figure better than the truth.
+"""Formatting of numbers: sensible digits, units, and never a privacy figure better than the exact value.
 
 A bound that protects people (epsilon, delta, an attacker's chances) is rounded *up*; a measurement (AUROC,
-seconds) is rounded to the nearest digit; what is not defined (NaN) is a dash.
+seconds) is rounded to the nearest digit; an undefined value (NaN) is a dash.
 """
 
 import math
@@ -27,7 +27,7 @@ UNDEFINED = "—"
 INFINITE = "∞"
 NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
 PERCENT = NARROW_SPACE + "%"
-"""The sign with its space: a number never stands on another line than its unit."""
+"""The sign with its space: a number is never separated from its unit by a line break."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -52,7 +52,7 @@ def _ceiling(value: float, digits: int) -> Decimal:
 
 
 def _plain(value: Decimal) -> str:
-    """Without exponent and without trailing zeros; thousands are set apart."""
+    """Without exponent and trailing zeros; thousands are separated."""
     text = f"{value:,f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
@@ -75,7 +75,7 @@ def delta(value: float) -> str:
 
 
 def chance(value: float) -> str:
-    """A small probability as "1 in N", N rounded down so that the chance is never understated.
+    """A small probability as "1 in N", N rounded down so that the probability is never understated.
 
     >>> chance(1e-5), chance(1.5e-5), chance(0.0)
     ('1 in 100,000', '1 in 66,666', '0')
@@ -100,7 +100,7 @@ def factor(epsilon: float) -> str:
 
 
 def percent(value: float, *, bound: bool = False) -> str:
-    """A share of one as a percentage with one decimal; a `bound` is rounded up.
+    """A fraction as a percentage with one decimal; a `bound` is rounded up.
 
     >>> percent(0.8123).replace(NARROW_SPACE, " "), percent(0.02011, bound=True).replace(NARROW_SPACE, " ")
     ('81.2 %', '2.1 %')
@@ -121,7 +121,7 @@ def score(value: float) -> str:
 
 
 def interval(bounds: tuple[float, float], *, as_percent: bool = False) -> str:
-    """A 95 % interval, "lo–hi"; empty where it is not defined.
+    """A 95 % interval, "lo–hi"; empty if undefined.
 
     >>> interval((0.9, 0.95))
     '0.900–0.950'
@@ -150,7 +150,7 @@ def plain(value: float, digits: int = 4) -> str:
 
 
 def count(value: int) -> str:
-    """A whole number with thousands set apart.
+    """A whole number with thousands separators.
 
     >>> count(5840)
     '5,840'
@@ -159,7 +159,7 @@ def count(value: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span in the two units that matter.
+    """A time span in its two largest units.
 
     >>> [duration(value).replace(NARROW_SPACE, " ") for value in (0.0123, 14.22, 125, 3720)]
     ['0.012 s', '14.2 s', '2 min 5 s', '1 h 2 min']
@@ -176,7 +176,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(text: str) -> str:
-    """An ISO 8601 time as people write it, to the minute; anything else as it is.
+    """An ISO 8601 time in a readable form, to the minute; anything else unchanged.
 
     >>> moment("2026-11-23T20:14:17+00:00"), moment("yesterday")
     ('23 November 2026, 20:14 UTC', 'yesterday')

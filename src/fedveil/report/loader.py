@@ -1,4 +1,4 @@
-"""From a run directory to a `RunRecord`: reads its files and checks that they belong together."""
+"""From a run directory to a `RunRecord`: reads its files and checks that they are consistent."""
 
 import csv
 import hashlib
@@ -25,16 +25,16 @@ SCORE = "score:"
 def load(path: Path) -> RunRecord:
     """Read a complete run directory.
 
-    Optional are ledgers/, examples.npz, and with a result that holds no test metrics predictions.csv.
+    Optional files: ledgers/, examples.npz, and, if the result has no test metrics, predictions.csv.
 
     Raises:
-        StudyError: it is not a run directory, is not complete, is damaged, or mixes the files of two runs.
+        StudyError: it is not a run directory, is incomplete or damaged, or mixes the files of two runs.
     """
     if not path.is_dir():
         raise StudyError(
             f"{path} is not a directory",
             "a report is made from a run directory",
-            "give the directory that `fedveil run` made",
+            "give a directory that `fedveil run` made",
         )
     result = read_json(path / "result.json", Result)
     guarantee = None if result.guarantee.trust == "none" else result.guarantee
@@ -55,12 +55,12 @@ def load(path: Path) -> RunRecord:
 
 
 def _rounds(path: Path, result: Result) -> tuple[RoundLine, ...]:
-    """The rounds of training; a model that is made from statistics alone had none, and logged none."""
+    """The rounds of training; a model made from statistics alone has none."""
     return () if result.rounds == 0 else tuple(read_json_lines(path / "rounds.jsonl", RoundLine))
 
 
 class _LedgerLine(Record):
-    """What a report shows of a ledger's line."""
+    """The part of a ledger's line that a report shows."""
 
     seq: int
     hash: str
@@ -74,7 +74,9 @@ def _ledgers(folder: Path, sites: tuple[SiteResult, ...]) -> tuple[LedgerHead, .
 def _ledger_head(site: str, path: Path) -> LedgerHead:
     lines = read_json_lines(path, _LedgerLine)
     if not lines:
-        raise StudyError(f"ledgers/{path.name} is empty", "a ledger starts with the site's budget", REMEDY)
+        raise StudyError(
+            f"ledgers/{path.name} is empty", "a ledger must start with the site's budget", REMEDY
+        )
     return LedgerHead(site, lines[-1].seq, lines[-1].hash)
 
 
@@ -83,7 +85,7 @@ def _predictions(path: Path, test: ModelMetrics) -> Predictions:
     header, body = (rows[0], rows[1:]) if rows else ([], [])
     classes = tuple(name.removeprefix(PROBABILITY) for name in header if name.startswith(PROBABILITY))
     expected = ["image", "patient", "label", "predicted", *(PROBABILITY + name for name in classes)]
-    # Files of earlier versions end here; later ones add the scores that the prediction follows from.
+    # Files of earlier versions end here; later ones add the scores that decide the prediction.
     scored = [*expected, *(SCORE + name for name in classes)]
     if header not in (expected, scored) or len(classes) < 2 or any(len(row) != len(header) for row in body):
         raise StudyError(

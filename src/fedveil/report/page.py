@@ -24,7 +24,7 @@ __all__ = ["Card", "render", "write_report"]
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One figure at a glance."""
+    """One key figure."""
 
     title: str
     value: str
@@ -33,7 +33,7 @@ class Card:
 
 
 def write_report(run_directory: Path) -> Path:
-    """Write ``report.html`` into a complete run directory, whole or not at all, and return its path.
+    """Write ``report.html`` into a complete run directory, atomically, and return its path.
 
     Raises:
         StudyError: the run directory is incomplete or damaged, or cannot be written to.
@@ -45,14 +45,14 @@ def write_report(run_directory: Path) -> Path:
     except OSError as error:
         raise StudyError(
             f"{path} cannot be written ({error.strerror})",
-            "the report is written into its run directory",
+            "the report must be written into its run directory",
             "free some space, or check the directory's permissions",
         ) from None
     return path
 
 
 def render(record: RunRecord) -> str:
-    """The page, a function of the record alone."""
+    """The page, a function of only the record."""
     return _environment().get_template("report.html.j2").render(_context(record))
 
 
@@ -101,7 +101,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
 
 
 def _seconds(record: RunRecord) -> list[tuple[str, str, float]]:
-    """Each stage with its time and its share of the longest, in [0, 1]; the total last."""
+    """Each stage with its time and its fraction of the longest, in [0, 1]; the total last."""
     stages = {name: value for name, value in record.seconds.items() if name != "total"}
     longest = max((value for value in stages.values() if value > 0), default=1.0)
     rows = [(name, formatting.duration(value), value / longest) for name, value in stages.items()]
@@ -112,7 +112,7 @@ def _seconds(record: RunRecord) -> list[tuple[str, str, float]]:
 
 
 def _accounting(record: RunRecord) -> str:
-    """How the releases are priced: "exact", "sampled", or "slack" where integers stand for a Gaussian."""
+    """How the releases are priced: "exact", "sampled", or "slack" if integer noise approximates a Gaussian."""
     if any(mechanism.sampling_rate < 1 for mechanism in record.mechanisms):
         return "sampled"
     return "exact" if gdp_mu(record.mechanisms) is not None else "slack"

@@ -1,4 +1,4 @@
-"""Reading the files of a run directory: what is damaged is named by file, key and rule."""
+"""Reading the files of a run directory: errors name the file, the key and the rule."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,12 @@ R = TypeVar("R", bound=Record)
 
 
 def read_text(path: Path) -> str:
-    """A file's UTF-8 text; StudyError where it is missing, unreadable or not text."""
+    """A file's UTF-8 text; StudyError if it is missing, unreadable or not text."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise StudyError(
-            f"{path.parent} holds no {path.name}", "a report is made from a complete run directory", REMEDY
+            f"{path.parent} holds no {path.name}", "a report needs a complete run directory", REMEDY
         ) from None
     except UnicodeDecodeError:
         raise StudyError(f"{path} is not UTF-8 text", "the file is damaged", REMEDY) from None
@@ -52,7 +52,7 @@ def _object(text: str, where: str, schema: type[R]) -> R:
     try:
         value: Any = json.loads(text)
     except (json.JSONDecodeError, RecursionError):
-        raise StudyError(f"{where} is not JSON", "the file is damaged or half-written", REMEDY) from None
+        raise StudyError(f"{where} is not JSON", "the file is damaged or incomplete", REMEDY) from None
     if not isinstance(value, dict):
         raise StudyError(f"{where} is not a JSON object", "the file is damaged", REMEDY)
     try:

@@ -1,4 +1,4 @@
-"""What a run directory says, as values. `loader.py` makes them; everything else in this layer reads them."""
+"""The content of a run directory, as values. `loader.py` makes them; the rest of this layer reads them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ __all__ = ["Examples", "LedgerHead", "Predictions", "RunRecord"]
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """The test set as the model saw it: labels and predictions (n,) as indices, probabilities (n, K)."""
+    """Predictions on the test set: labels and predicted classes (n,) as indices, probabilities (n, K)."""
 
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
@@ -40,7 +40,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class LedgerHead:
-    """The last entry of a site's ledger: its number and the hash that chains all before it."""
+    """The last entry of a site's ledger: its number and its hash, which covers all entries before it."""
 
     site: str
     seq: int
@@ -49,7 +49,7 @@ class LedgerHead:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Test images with what the model said: images uint8 (k, H, W) or (k, H, W, 3)."""
+    """Test images with predictions: images uint8 (k, H, W) or (k, H, W, 3)."""
 
     images: NDArray[np.uint8]
     names: tuple[str, ...]
@@ -66,12 +66,12 @@ class RunRecord:
         path: the run directory.
         digest: SHA-256 of result.json, in hexadecimal: what a signature on the report refers to.
         result: as the run wrote it.
-        recomputed_epsilon: what the releases cost at the guarantee's delta; NaN without privacy.
-        risk: what the releases allow an attacker, computed again; None without privacy.
+        recomputed_epsilon: epsilon of the releases at the guarantee's delta; NaN without privacy.
+        risk: bounds on an attacker's success, recomputed; None without privacy.
         rounds: the log of training.
         predictions: of the test images; None without any.
         ledgers: the heads, in the order of `sites`; simulated sites only.
-        provenance: with what the run was made.
+        provenance: software, machine and time of the run.
         examples: test images to show; None without any.
     """
 
@@ -98,7 +98,7 @@ class RunRecord:
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """None where the study ran without privacy, and only where it says so."""
+        """None if and only if the study states that it ran without privacy."""
         return None if self.result.guarantee.trust == "none" else self.result.guarantee
 
     @property
@@ -108,12 +108,12 @@ class RunRecord:
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
-        """The mechanisms of all releases; their composition is what the guarantee is about."""
+        """The mechanisms of all releases; the guarantee covers their composition."""
         return tuple(release.mechanism for release in self.releases)
 
     @property
     def secure_aggregation(self) -> SecureAggregation | None:
-        """How sums were masked; None where they were not."""
+        """How sums were masked; None if they were not."""
         return self.result.secure_aggregation if self.guarantee else None
 
     @property
@@ -143,7 +143,7 @@ class RunRecord:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the run has to say beside its numbers."""
+        """Notes of the run that qualify its numbers."""
         return self.result.notes
 
     @property

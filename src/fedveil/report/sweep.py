@@ -1,7 +1,7 @@
-"""From a sweep to what people read: accuracy against privacy, as figures, a table and one self-contained page.
+"""From a sweep to a report: accuracy against privacy, as figures, a table and one self-contained page.
 
-Every figure varies epsilon and one more thing; the rest is held at the study's own setting, or near it, and the caption
-says where. Bands are 95 % intervals of the mean over repeats (Student's t), where there are three or more.
+Every figure varies epsilon and one other axis; the rest is fixed at the study's own setting, or near it, as stated
+in the caption. Bands are 95 % intervals of the mean over repeats (Student's t), if there are three or more.
 """
 
 import itertools
@@ -33,9 +33,9 @@ from fedveil.sweeps import NAMED, Setting
 __all__ = ["figure_alternatives", "figure_trade_off", "write_sweep"]
 
 NEAR = 0.01
-"""Of the AUROC without privacy: what the page calls close to it."""
+"""Largest difference from the AUROC without privacy that the page calls close."""
 TITLE = 60
-"""Letters in a line above a figure for use outside the page."""
+"""Characters in a line above a figure for use outside the page."""
 
 
 def write_sweep(directory: Path) -> Path:
@@ -76,7 +76,7 @@ def figure_alternatives(directory: Path, path: Path) -> Path:
 
 
 def render(found: Sweep) -> str:
-    """The page, a function of the results alone."""
+    """The page, a function of only the results."""
     environment = Environment(
         loader=PackageLoader("fedveil.report"),
         autoescape=True,
@@ -163,7 +163,7 @@ def _save(panels: Sequence[Panel], path: Path) -> None:
 
 
 def _paid(found: Sweep) -> dict[str, object] | None:
-    """What the page says of a sweep that real hospitals paid for."""
+    """The page's statement on a sweep that was charged to real hospitals."""
     if found.paid is None:
         return None
     guarantee = found.paid.guarantee
@@ -182,7 +182,7 @@ def _paid(found: Sweep) -> dict[str, object] | None:
 
 
 def _models(found: Sweep) -> int:
-    """How many models were trained: hospitals that are alone have one each."""
+    """The number of trained models: hospitals that train alone have one each."""
     settings = [m.setting for m in found.results]
     return sum(one.sites if one.arrangement == "alone" else 1 for one in settings)
 
@@ -192,7 +192,7 @@ def _repeats(found: Sweep) -> int:
 
 
 def _findings(found: Sweep) -> list[str]:
-    """For each level of trust: the smallest epsilon swept whose AUROC is close to that without privacy."""
+    """For each trust level: the smallest swept epsilon whose AUROC is close to that without privacy."""
     panel = found.panel(AXES[0], "auroc")
     if not math.isfinite(panel.bare):
         return []
@@ -223,7 +223,7 @@ def _accuracy_table(found: Sweep, metric: str) -> Table:
 
 
 def _risk_table(found: Sweep) -> Table:
-    """What each epsilon allows an attacker, in words of one hundred."""
+    """What each epsilon allows an attacker, as percentages."""
     held = found.held()
     worst = {
         one.setting.epsilon: one for one in found.at(unit=held["unit"]) if one.setting.trust == held["trust"]
@@ -238,7 +238,7 @@ def _risk_table(found: Sweep) -> Table:
     )
     return Table(
         f"At most, per {held['unit']}",
-        ("Epsilon", "Found at 1 in 100 false alarms", "Right about who took part"),
+        ("Epsilon", "Found at 1 false alarm in 100", "Right about who took part"),
         rows,
     )
 

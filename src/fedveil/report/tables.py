@@ -1,4 +1,4 @@
-"""The tables of a run: rows of text, ready to be escaped and set."""
+"""The tables of a run: rows of text, not yet escaped."""
 
 import math
 from collections import Counter
@@ -40,7 +40,7 @@ ACCURACY = ("Model", "AUROC", "Balanced accuracy", "Accuracy", "Brier score")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A caption, column heads and rows named by their first column; `text` columns are set flush left."""
+    """A caption, column heads and rows named by their first column; `text` columns are left-aligned."""
 
     caption: str
     head: tuple[str, ...]
@@ -51,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One class's part of a hospital's images."""
+    """One class's share of a hospital's images."""
 
     label: str
     count: int
@@ -60,7 +60,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Counts of true class (row) by predicted class (column), with each cell's share of its row in [0, 1]."""
+    """Counts of true class (row) by predicted class (column), with each cell's fraction of its row in [0, 1]."""
 
     classes: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
@@ -85,12 +85,12 @@ def _metric_row(name: str, metrics: ModelMetrics) -> tuple[str, ...]:
 
 
 def accuracy_table(record: RunRecord) -> Table | None:
-    """This study against its baselines and against always saying the most frequent class."""
+    """This study against its baselines and against always predicting the most frequent class."""
     noisy = "This study, on patients that hospitals hold out (noisy)"
     released = [] if record.released is None else [_metric_row(noisy, record.released)]
     if record.test is None:
         caption = (
-            f"Accuracy by released histograms; 95{formatting.PERCENT} intervals in brackets, noise included"
+            f"Accuracy from released histograms; 95{formatting.PERCENT} intervals in brackets, noise included"
         )
         return Table(caption, ACCURACY, tuple(released)) if released else None
     rows = [_metric_row("This study", record.test), *released]
@@ -154,7 +154,7 @@ def confusion_table(record: RunRecord) -> Confusion | None:
 
 
 def site_table(record: RunRecord) -> Table | None:
-    """What each hospital spent, and what its own noise alone gives; columns nobody filled are left out."""
+    """What each hospital spent, and the epsilon of its own noise alone; empty columns are omitted."""
     if not record.sites:
         return None
     missed = Counter(lost.site for entry in record.rounds for lost in entry.dropped)
@@ -187,7 +187,7 @@ def site_table(record: RunRecord) -> Table | None:
 
 
 def class_shares(record: RunRecord) -> tuple[tuple[str, tuple[Share, ...]], ...]:
-    """Each hospital's mix of classes; empty where it is not known, or has too many classes to tell apart."""
+    """Each hospital's class distribution; empty if it is unknown, or has too many classes to distinguish."""
     classes = list(dict.fromkeys(name for site in record.sites for name in site.class_counts))
     if record.data and set(classes) <= set(record.data.classes):
         classes = list(record.data.classes)
@@ -212,7 +212,7 @@ def ledger_table(heads: tuple[LedgerHead, ...]) -> Table | None:
 
 
 def release_table(record: RunRecord) -> Table | None:
-    """Everything that was released, with the mechanism that noised it."""
+    """Everything that was released, with the mechanism that added its noise."""
     if not record.releases:
         return None
     return Table(
@@ -235,7 +235,7 @@ def _release_row(what: str, mechanism: Mechanism) -> tuple[str, ...]:
 
 
 def drop_table(record: RunRecord) -> Table | None:
-    """Who dropped out of which round, and why."""
+    """Which hospital dropped out of which round, and why."""
     rows = tuple(
         (formatting.count(r.number), lost.site, lost.reason) for r in record.rounds for lost in r.dropped
     )

@@ -1,8 +1,7 @@
-"""The guarantee in plain words: what is protected, from whom, and what is not. What a privacy officer signs.
+"""The guarantee in plain words: what is protected, from whom, and what is not. This is what a privacy officer signs.
 
 Every sentence is a claim. It follows from the definition of (epsilon, delta) differential privacy under
-adding or removing one unit (Dwork and Roth 2014, section 2.3), or from who sees what under each level of
-trust.
+adding or removing one unit (Dwork and Roth 2014, section 2.3), or from what each party sees at each trust level.
 """
 
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What must not be overlooked. `level` is "danger", "caution" or "information"."""
+    """A notice at the top of the page. `level` is "danger", "caution" or "information"."""
 
     level: str
     title: str
@@ -55,13 +54,13 @@ _GROUP = {
 
 
 def trust_name(guarantee: Guarantee, secure: SecureAggregation | None) -> str:
-    """Whom the guarantee trusts, in a few words."""
+    """The guarantee's trust level, in a few words."""
     name = _TRUST[guarantee.trust]
     return f"{name} (masks simulated)" if secure and secure.simulated else name
 
 
 def guarantee_line(guarantee: Guarantee, secure: SecureAggregation | None) -> str:
-    """The guarantee, whole, on one line."""
+    """The complete guarantee on one line."""
     epsilon, delta = formatting.at_most(guarantee.epsilon), formatting.delta(guarantee.delta)
     return (
         f"ε ≤ {epsilon}, δ = {delta} per {guarantee.unit} (adding or removing one), "
@@ -70,21 +69,21 @@ def guarantee_line(guarantee: Guarantee, secure: SecureAggregation | None) -> st
 
 
 def protected(guarantee: Guarantee, secure: SecureAggregation | None) -> tuple[Statement, ...]:
-    """What the guarantee promises, against whom, and about which releases."""
+    """What the guarantee promises, against whom, and for which releases."""
     ratio, delta = formatting.factor(guarantee.epsilon), formatting.delta(guarantee.delta)
     return (
         Statement(
             "What is protected",
             f"{_UNIT[guarantee.unit]}. Whatever anyone does with what was released, no outcome is more than "
-            f"{ratio} times as likely, or as unlikely, as it would be {_ABSENT[guarantee.unit]}, but for an "
-            f"added probability of at most {delta} ({formatting.chance(guarantee.delta)}).",
+            f"{ratio} times as likely, or as unlikely, as it would be {_ABSENT[guarantee.unit]}, except for "
+            f"an added probability of at most {delta} ({formatting.chance(guarantee.delta)}).",
         ),
         Statement("From whom", _against(guarantee, secure)),
         Statement(
             "What was released",
-            "The final model, every intermediate model, and whatever else could be seen outside the parts "
-            "that are trusted. The guarantee covers all of it together, over all rounds, and it lasts: no "
-            "later computation and no outside knowledge weakens it.",
+            "The final model, every intermediate model, and everything else visible outside the trusted "
+            "parts. The guarantee covers all of it together, over all rounds, permanently: "
+            "no later computation and no outside knowledge weakens it.",
         ),
     )
 
@@ -103,7 +102,7 @@ def _against(guarantee: Guarantee, secure: SecureAggregation | None) -> str:
             return (
                 "Everyone who sees the model or the results of rounds, the other hospitals included. Not "
                 "the coordinating server: it sees each hospital’s sums before the noise, adds the noise "
-                "itself, and has to be trusted, and guarded against break-ins, as a hospital is."
+                "itself, and has to be trusted and secured like a hospital."
             )
 
 
@@ -117,52 +116,52 @@ def _against_secure_aggregation(secure: SecureAggregation | None) -> str:
         return text
     simulated = " In this run the masks were simulated." if secure.simulated else ""
     return (
-        f"{text}{simulated} The noise is enough as long as at least {secure.min_honest} of the "
-        f"{secure.participants} hospitals add their share honestly and do not pool what they know with "
-        "others. Should more of them collude, each hospital still has the guarantee of its own noise, "
+        f"{text}{simulated} The noise is sufficient if at least {secure.min_honest} of the "
+        f"{secure.participants} hospitals add their share honestly and do not share their knowledge with "
+        "others. If more of them collude, each hospital still has the guarantee of its own noise, "
         "given below as “ε if all others collude”."
     )
 
 
 def not_protected(record: RunRecord) -> tuple[Statement, ...]:
-    """What the guarantee does not promise; each of it matters to someone who signs."""
+    """What the guarantee does not promise; each point matters to a person who signs."""
     if record.guarantee is None:
         return ()
     return (
         Statement(
             "The hospital’s own staff and systems",
-            "Images stay where they are. Who may see them inside a hospital is settled by that hospital’s "
-            "access rules, not by this guarantee.",
+            "Images stay at their hospital. Its access rules, not this guarantee, determine who may see "
+            "them there.",
         ),
         _test_images(record),
         _groups(record.guarantee),
         Statement(
             "What is true of everyone",
-            "The model is meant to learn how a disease looks. What follows from that for a person holds "
-            "whether or not they took part, and is no breach of this guarantee.",
+            "The model is intended to learn the appearance of a disease. Conclusions from that about a "
+            "person hold whether or not that person took part, and do not violate this guarantee.",
         ),
         Statement(
             "Other studies on the same people",
             "Each further study spends more. A hospital’s ledger adds up what that hospital released; it "
-            "cannot know of a patient’s images at another hospital. A patient of two hospitals is "
-            "protected as a group of two.",
+            "does not account for a patient’s images at another hospital. "
+            "A patient of two hospitals is protected as a group of two.",
         ),
         Statement(
-            "A spoiled model",
+            "A manipulated model",
             "A hospital or a server that deviates from the protocol can make the model wrong (poisoning). "
-            "The guarantee limits what the model reveals; it does not vouch for what the model says.",
+            "The guarantee limits what the model reveals; it does not ensure that its predictions are correct.",
         ),
         Statement(
             "Who takes part, and the study file",
             "The names of the hospitals, the settings of the study and the classes are public, and so is "
-            "which hospital was absent from a round.",
+            "the absence of a hospital from a round.",
         ),
     )
 
 
 def _test_images(record: RunRecord) -> Statement:
     noisy = (
-        " What hospitals released of the patients that they hold out is noisy, and within the guarantee."
+        " What hospitals released about their held-out patients is noisy, and covered by the guarantee."
         if record.released
         else ""
     )
@@ -183,12 +182,12 @@ def _groups(guarantee: Guarantee) -> Statement:
     return Statement(
         "Groups",
         f"{_GROUP[guarantee.unit]}: for k of them together epsilon is k times as large, {two} for two "
-        f"instead of {one}, and delta grows faster still.",
+        f"instead of {one}, and delta grows even faster.",
     )
 
 
 def notices(record: RunRecord) -> tuple[Notice, ...]:
-    """What must stand at the top of the page, most serious first."""
+    """Notices at the top of the page, most serious first."""
     found = (
         _privacy_notice(record),
         _mask_notice(record),
@@ -214,8 +213,8 @@ def _privacy_notice(record: RunRecord) -> Notice | None:
     return Notice(
         "danger",
         "The stated guarantee does not hold",
-        f"What this run released costs ε = {formatting.at_most(priced)} when it is priced again, more than "
-        f"the stated {formatting.at_most(stated)}. Do not sign; report this as a fault.",
+        f"What this run released costs ε = {formatting.at_most(priced)} when it is recomputed, more than "
+        f"the stated {formatting.at_most(stated)}. Do not sign; report this as a bug.",
     )
 
 
@@ -227,7 +226,7 @@ def _mask_notice(record: RunRecord) -> Notice | None:
         "Masks are simulated",
         "In this run the noise was shared among the hospitals as secure aggregation requires, but no masks "
         "were exchanged: all sums were computed on one machine. The guarantee is the one that the real "
-        "protocol would give; here it holds only against those who see nothing but the totals.",
+        "protocol would give; here it holds only against parties that see only the totals.",
     )
 
 
@@ -237,8 +236,8 @@ def _accuracy_notice(record: RunRecord) -> Notice | None:
     return Notice(
         "caution",
         "Accuracy is unknown",
-        "This study has no test images, and the hospitals released no results of their own: nothing on this page says "
-        "how good the model is. Find out before it is used.",
+        "This study has no test images, and the hospitals released no evaluation: nothing on this page shows how "
+        "accurate the model is. Evaluate it before use.",
     )
 
 
@@ -249,7 +248,7 @@ def _patient_notice(record: RunRecord) -> Notice | None:
     return Notice(
         "caution",
         "Patients are not known",
-        "The data name no patients, so each image was taken as a patient of its own. A patient who has "
+        "The data names no patients, so each image was treated as a separate patient. A patient who has "
         "several images is protected less than this page says: with k images, epsilon is k times as large.",
     )
 
@@ -260,6 +259,6 @@ def _synthetic_notice(record: RunRecord) -> Notice | None:
     return Notice(
         "information",
         "Synthetic images",
-        "The images of this study were drawn by a program. No patient’s data were used, and the accuracy "
+        "The images of this study were generated by a program. No patient data were used, and the accuracy "
         "says nothing about real images.",
     )

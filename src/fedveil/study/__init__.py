@@ -1,7 +1,7 @@
-"""One study: the file that describes it, what it would cost, its rounds, and the directory that it leaves.
+"""One study: the file that describes it, its cost, its rounds, and its run directory.
 
 `Study` is the file, `run` carries it out in a `RunDirectory` with `Hospitals`: simulated ones,
-or real ones that `fedveil.deploy` reaches. There is one path from the file to the result, and one round loop, `train`.
+or real ones that `fedveil.deploy` reaches. One path leads from the file to the result, with one round loop, `train`.
 """
 
 from fedveil.study.arrangement import Arrangement

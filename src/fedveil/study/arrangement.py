@@ -1,7 +1,7 @@
-"""A federation and its alternatives: where the images lie while a model is trained on them.
+"""A federation and its alternatives: where the images are during training.
 
-An arrangement consists of one training or, where each hospital is alone, of one a hospital. Reports of runs and of
-sweeps train what `arranged` returns, so they compare the same things.
+An arrangement consists of one training run, or of one per hospital if each trains alone. Reports of runs and sweeps
+both train what `arranged` returns, so their comparisons agree.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from fedveil.study.settings.schema import Study
 __all__ = ["ALTERNATIVES", "Arrangement", "arranged", "trusted_in"]
 
 Arrangement = Literal["federated", "pooled", "alone"]
-"""Images stay with their hospitals, which train together; all lie in one place; each hospital trains by itself."""
+"""Images stay at their hospitals, which train together; all images are pooled; each hospital trains alone."""
 ALTERNATIVES: dict[str, tuple[Arrangement, bool]] = {
     "no_privacy": ("federated", False),
     "pooled": ("pooled", True),
@@ -24,11 +24,11 @@ ALTERNATIVES: dict[str, tuple[Arrangement, bool]] = {
     "alone": ("alone", True),
     "alone_no_privacy": ("alone", False),
 }
-"""What a run is compared with: an arrangement, and whether it keeps the study's guarantee."""
+"""What a run is compared with: an arrangement, and whether it has the study's guarantee."""
 
 
 def trusted_in(arrangement: Arrangement, trust: Trust) -> Trust:
-    """Whom an arrangement trusts, where the federation has ``trust``: who holds the images adds the noise.
+    """The trust level of an arrangement if the federation has ``trust``: whoever holds the images adds the noise.
 
     >>> trusted_in("pooled", "secure-aggregation"), trusted_in("alone", "server"), trusted_in("alone", "none")
     ('server', 'site', 'none')
@@ -38,7 +38,7 @@ def trusted_in(arrangement: Arrangement, trust: Trust) -> Trust:
 
 
 def arranged(prepared: Prepared, arrangement: Arrangement, *, private: bool) -> list[Prepared]:
-    """The trainings that an arrangement of a study's data consists of, with the study's guarantee or without any."""
+    """The training runs of an arrangement of a study's data, with the study's guarantee or without any."""
     if arrangement == "federated" and private:
         return [prepared]
     trust = trusted_in(arrangement, prepared.study.privacy.trust) if private else "none"
@@ -54,10 +54,10 @@ def arranged(prepared: Prepared, arrangement: Arrangement, *, private: bool) -> 
 
 
 def _study(study: Study, trust: Trust, share: int) -> Study:
-    """The study of one training of an arrangement.
+    """The study of one training run of an arrangement.
 
-    Where sums are divided by a public number of units, that of a hospital alone is the mean over hospitals: with that
-    of all of them together its steps would be too short.
+    If sums are divided by a public number of units, a hospital that trains alone uses the mean over hospitals: with
+    the total its steps would be too short.
     """
     units = study.training.units
     return study.with_changes(

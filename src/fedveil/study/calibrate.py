@@ -1,4 +1,4 @@
-"""From a study and the cohorts it meets to the terms that coordinator and sites share."""
+"""From a study to the agreement that coordinator and sites share."""
 
 import math
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ __all__ = ["make_agreement", "target_of"]
 
 
 def make_agreement(study: Study, *, sites: Sequence[str], model: Sizes) -> Agreement:
-    """Calibrate the study's releases to its target and fix everything that touches privacy.
+    """Calibrate the study's releases to its target and fix everything that affects privacy.
 
-    Queries that state a share s of the budget get it in the Gaussian mechanism's own measure: where a target allows mu
-    in total and one release with noise multiplier z costs 1/z, theirs is ``z = 1/(mu sqrt(s))``. The one query that
-    states none is then calibrated to the target given what the others spend. For a network whose units are sampled each
-    of the others is one more step of its mechanism instead: a composition of unlike sampled mechanisms, chosen
-    adaptively, has no tight price.
+    Queries that state a share s of the budget get that share of mu squared: if the target allows mu in total and one
+    release with noise multiplier z costs 1/z, theirs is ``z = 1/(mu sqrt(s))``. The one query without a share is
+    then calibrated to the target, given what the others spend. For a network whose units are sampled, each of the
+    others is instead one more step of the training mechanism: no tight bound is known for an adaptive composition of
+    different sampled mechanisms.
 
     Args:
         study: the resolved study.
         sites: names of the sites, in order.
-        model: the model, or its sizes alone; they are public.
+        model: the model, or only its sizes; they are public.
     """
     return Agreement(
         name=study.study.name,
@@ -42,7 +42,7 @@ def make_agreement(study: Study, *, sites: Sequence[str], model: Sizes) -> Agree
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Calibrator:
-    """Makes releases of the queries that a study asks."""
+    """Builds the releases of a study's queries."""
 
     study: Study
     target: Guarantee
@@ -73,14 +73,14 @@ class _Calibrator:
         return tuple(by[query.name] for query in queries)
 
     def _shared(self, query: Query) -> Release:
-        """A query that takes its share of the budget."""
+        """A query with a share of the budget."""
         share, steps = query.share(self.asked) or 0.0, query.steps(self.asked)
         multiplier = self.asked.noise_multiplier(share, steps)
         mechanism = Mechanism(multiplier, query.clip_norm(self.asked), steps, unit=self.target.unit)
         return self._fitted(query, mechanism)
 
     def _like(self, query: Query, step: Mechanism) -> Release:
-        """A query whose sums are more steps of another's mechanism."""
+        """A query whose sums are additional steps of another query's mechanism."""
         clip_norm, steps = query.clip_norm(self.asked), query.steps(self.asked)
         return self._fitted(query, replace(step, clip_norm=clip_norm, steps=steps))
 
@@ -91,7 +91,7 @@ class _Calibrator:
         return self._release(query, noise.fit(plain, self._sums(query, mechanism.steps)))
 
     def _rest(self, query: Query, *, spent: Sequence[Mechanism] = (), more: int = 0) -> Release:
-        """A query that takes what others leave of the budget, with the least noise beside them and more steps."""
+        """The query that uses the rest of the budget, with the least noise given the other releases."""
         steps = query.steps(self.asked)
         found = self.noise.calibrate(self.target, self._sums(query, steps + more), spent)
         return self._release(query, Calibrated(found.mechanism.with_steps(steps), found.integer))
@@ -130,6 +130,6 @@ def _min_sites(study: Study, sites: int) -> int:
         return math.ceil(2 * sites / 3)
     if wanted > sites:
         raise InvalidValue(
-            f"federation.min_sites is {wanted}", f"the study has {sites} sites", "lower it, or add sites"
+            f"federation.min_sites is {wanted}", f"the study has {sites} sites", "reduce it, or add sites"
         )
     return wanted

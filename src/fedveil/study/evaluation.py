@@ -1,6 +1,6 @@
-"""How a study's model is judged: on the test images, which nothing was trained on and nothing is chosen by.
+"""How a study's model is evaluated: on the test images, which are used neither for training nor for any choice.
 
-A coordinator may have none; then there is nothing to judge by here.
+A coordinator may have none; then nothing is evaluated here.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ Indices = npt.NDArray[np.int64]
 class TestSet:
     """The test images of a study's task, or those of them that one hospital holds.
 
-    Predictions are those under equal class frequencies: a screening test that calls everyone ill is no use in a
-    cohort where most are. The frequencies of training that this takes were released with noise.
+    Predictions assume equal class frequencies: a screening test that calls everyone ill is useless in a cohort where
+    most are. This requires the training class frequencies, which were released with noise.
     """
 
-    __test__ = False  # not a test case, whatever pytest thinks of its name
+    __test__ = False  # not a test case, despite its name
 
     def __init__(self, task: Task, rows: Indices | None = None) -> None:
         self._task = task
@@ -37,7 +37,7 @@ class TestSet:
         return self._task.probabilities(parameters, self.rows)
 
     def point(self, parameters: Vector, priors: Vector | None) -> Mapping[str, float] | None:
-        """Two metrics for the learning curve; None where there is nothing to test on."""
+        """Two metrics for the learning curve; None if there are no test images."""
         if not len(self.rows):
             return None
         probabilities = self.probabilities(parameters)

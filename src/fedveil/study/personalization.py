@@ -1,4 +1,4 @@
-"""What a hospital makes of the finished model for itself: a model of its own, a threshold of its own, or both.
+"""What a hospital derives from the finished model for itself: a personal model, a site threshold, or both.
 
 Each is private by itself, with all of its noise at the hospital, and is charged like a round of the study.
 """
@@ -13,14 +13,14 @@ __all__ = ["has_own", "own_model"]
 
 
 def has_own(agreement: Agreement) -> bool:
-    """Whether a study lets hospitals make something for themselves."""
+    """Whether a study includes personalization."""
     return any(release.query.at_site for release in agreement.releases)
 
 
 def own_model(site: Site, agreement: Agreement, common: TrainedModel) -> TrainedModel:
-    """The hospital's own model: what comes of the common one, by each release of the study that stays at the site.
+    """The hospital's own model: the common one, changed by each release of the study that stays at the site.
 
-    What was charged before, by a process that stopped before it kept the outcome, is left out.
+    A release that was charged by a process which stopped before storing its result is left out.
 
     Raises:
         BudgetExceeded: nothing could be paid for, or all of it was charged before.

@@ -1,4 +1,4 @@
-"""What a study trains: the model, its view of the images, and what a trained one is kept as."""
+"""What a study trains: the model, its inputs, and the form in which it is stored."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ from fedveil.study.settings.schema import Study
 __all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
 
 BATCH = 256
-"""Images read and pushed through an extractor at a time, which bounds the memory that large sets need."""
+"""Images read and passed through an extractor at a time, which bounds the memory use."""
 
 log = logging.getLogger("fedveil.site")
 Vector = npt.NDArray[np.float64]
@@ -45,7 +45,7 @@ Change = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Task(ABC):
-    """What a study trains, and on which images.
+    """A study's model together with its images.
 
     Attributes:
         study: the resolved study.
@@ -58,7 +58,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def model(self) -> Model:
-        """What is trained: the public side of it."""
+        """The model, which is public."""
 
     @abstractmethod
     def learner(self, rows: Indices) -> Learner:
@@ -69,7 +69,7 @@ class Task(ABC):
         """Class probabilities (k, classes) of these images."""
 
     def held_out(self, rows: Indices) -> HeldOut | None:
-        """The images that one site tests on; None where there are none, or the study releases nothing of them."""
+        """The images that one site tests on; None if there are none, or the study releases nothing about them."""
         if not len(rows) or self.study.privacy.evaluation_share == 0:
             return None
         cohort = self.dataset.cohort("held-out", rows)
@@ -82,11 +82,11 @@ class Task(ABC):
         )
 
     def scores(self, parameters: Vector, rows: Indices) -> Vector:
-        """The same of images whose sum is released: none that cannot be read may take the others with it."""
+        """Class probabilities of images whose sum is released: an unreadable image must not affect the others."""
         return self.probabilities(parameters, rows)
 
     def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
-        """What `predict` needs."""
+        """The model as `predict` needs it."""
         return TrainedModel.of(
             self.study,
             classes=self.dataset.classes,
@@ -101,10 +101,10 @@ class LinearTask(Task):
     """A linear head on frozen features of every image.
 
     Attributes:
-        extractor: the frozen, public feature extractor.
-        head: what is trained on them.
-        features: (n, d) raw features, one row an image.
-        degraded: the same of the images' degraded views, for the calibration release; None where there is none.
+        extractor: the frozen public feature extractor.
+        head: the model trained on them.
+        features: (n, d) raw features, one row per image.
+        degraded: the same for the images' degraded views, for the calibration release; None without one.
     """
 
     extractor: FeatureExtractor
@@ -136,11 +136,11 @@ class LinearTask(Task):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class NetworkTask(Task):
-    """A network trained on images, or on what its frozen part makes of them.
+    """A network trained on images, or on the output of its frozen part.
 
     Attributes:
-        network: what is trained.
-        images: what the trained part takes, by row of the data set.
+        network: the trained network.
+        images: the inputs of the trained part, by row of the data set.
     """
 
     network: NetworkModel
@@ -169,7 +169,7 @@ class NetworkTask(Task):
         return self.network.probabilities(parameters, _Rows(self.images, rows), len(rows))
 
     def scores(self, parameters: Vector, rows: Indices) -> Vector:
-        """Class probabilities, of an image that cannot be read as if it were black."""
+        """Class probabilities; an unreadable image counts as black."""
         return self.network.probabilities(parameters, _Rows(self._readable, rows), len(rows))
 
     @property
@@ -180,7 +180,7 @@ class NetworkTask(Task):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """Some of the images of a source."""
+    """A subset of the images of a source."""
 
     source: ImageSource
     rows: Indices
@@ -191,10 +191,10 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Readable:
-    """Images of which one that cannot be read is black.
+    """Images in which an unreadable one is replaced by a black one.
 
-    A file may be whole enough to be listed, and damaged further on, or go bad between two rounds. Were the whole sum
-    given up, one patient's presence would decide whether all others are in it.
+    A file may have a valid header and damaged content, or become damaged between two rounds. If the whole sum were
+    abandoned, one patient's presence would decide whether all others are in it.
     """
 
     source: ImageSource
@@ -216,7 +216,7 @@ class _Readable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """What the frozen part of a network made of every image."""
+    """The output of a network's frozen part for every image."""
 
     values: npt.NDArray[np.float32]
 
@@ -235,16 +235,16 @@ def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
 
 
 def model_of(study: Study, dataset: Dataset) -> Model:
-    """The study's model for this data; its sizes need no image to be read.
+    """The study's model for this data; no image has to be read for its sizes.
 
     Raises:
-        InvalidValue: there is no such model, or it cannot be trained privately. Nothing has been charged by then.
+        InvalidValue: there is no such model, or it cannot be trained privately. Nothing has been charged yet.
     """
     return _network(study, dataset) if study.model.network != "linear" else _head(study, dataset)
 
 
 def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
-    """The sizes of the study's model, worked out without building it: no weights are read, nothing large is allocated.
+    """The sizes of the study's model, computed without building it: no weights are read, nothing large is allocated.
 
     Raises:
         InvalidValue: there is no such model.
@@ -279,13 +279,13 @@ def _network(study: Study, dataset: Dataset) -> NetworkModel:
 
 
 def make_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    """Build the study's model and compute once, or take from the cache, whatever does not change in training."""
+    """Build the study's model, and compute or read from the cache whatever does not change in training."""
     make = _network_task if study.model.network != "linear" else _linear_task
     return make(study, dataset, progress)
 
 
 def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    """Only a frozen part is run beforehand; a network that is trained whole reads its images as it needs them."""
+    """Only a frozen part is run in advance; a network without one reads its images when needed."""
     network = _network(study, dataset)
     images: ImageSource = dataset.images
     if network.frozen is not None:
@@ -330,7 +330,7 @@ def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
 
 
 def _vectors(dataset: Dataset, dimension: int) -> npt.NDArray[np.float32]:
-    """The embeddings that are the data; there are no degraded views of them."""
+    """The data's embeddings; they have no degraded views."""
     images = dataset.images
     if not len(dataset):
         return np.empty((0, dimension), np.float32)
@@ -350,7 +350,7 @@ def _once(
     compute: Change,
     progress: Progress,
 ) -> npt.NDArray[np.float32]:
-    """One row an image, from the cache or from its pixels."""
+    """One row per image, from the cache or from its pixels."""
     digests = dataset.images.digest(np.arange(len(dataset)))
 
     def rows_of(rows: Indices) -> npt.NDArray[np.float32]:

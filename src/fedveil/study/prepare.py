@@ -1,4 +1,4 @@
-"""From a study file to hospitals: reads the data, splits or names the sites, checks what the guarantee needs."""
+"""From a study file to its sites: reads the data, splits it or names the sites, checks the guarantee's conditions."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +29,12 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A study's data, checked and dealt out.
+    """A study's data, checked and split among its sites.
 
     Attributes:
         study: the resolved study.
         dataset: every image.
-        sites: training images of each site, by name, in order; empty where they lie with real hospitals.
+        sites: training images of each site, by name, in order; empty if real hospitals hold them.
         simulated: whether the hospitals were made by splitting the data.
         held_out: test images that each site holds, by name, if the study releases an evaluation on them.
     """
@@ -47,12 +47,12 @@ class Prepared:
 
     @property
     def patients(self) -> dict[str, int]:
-        """Number of training patients a site."""
+        """Number of training patients per site."""
         return {name: len(np.unique(self.dataset.patients[rows])) for name, rows in self.sites.items()}
 
     @property
     def units(self) -> dict[str, int]:
-        """Number of protected units a site."""
+        """Number of protected units per site."""
         match self.study.privacy.unit:
             case "patient":
                 return self.patients
@@ -63,7 +63,7 @@ class Prepared:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the result has to know about the data."""
+        """Notes on the data that a reader of the result needs."""
         notes = []
         if self.dataset.synthetic:
             notes.append(
@@ -71,32 +71,33 @@ class Prepared:
             )
         if not self.dataset.patients_known:
             notes.append(
-                "The data names no patients, so each image counts as a patient of its own. If a patient has several "
-                "images, the guarantee covers one of them, not the patient."
+                "The data names no patients, so each image counts as a separate patient. If a patient has several "
+                "images, the guarantee covers each image, not the patient."
             )
         if self.simulated:
             notes.append(
-                "The hospitals are simulated by splitting one data set's patients among them. The guarantee is for "
-                "patients who stay where they were dealt: without one of them, others might have been dealt elsewhere."
+                "The hospitals are simulated by splitting one data set's patients among them. The guarantee assumes "
+                "that patients are assigned to fixed hospitals: without one patient, "
+                "the split might have assigned others differently."
             )
         if self.sites and not self.dataset.synthetic:
             notes.append(
-                "Exact counts of each hospital's patients and classes, and what the model says of test patients, are "
-                "in this directory: it is as private as the images."
+                "This directory holds exact counts of each hospital's patients and classes, and predictions for test "
+                "patients: it is as confidential as the images."
             )
         if self.held_out and self.simulated:
             notes.append(
-                "The test patients were dealt out evenly to the simulated hospitals, which released a noisy histogram "
+                "The test patients were split evenly among the simulated hospitals, which released a noisy histogram "
                 "of their scores: metrics.released follows from it, metrics.test from the images themselves."
             )
         return notes
 
 
 def pinned(study: Study, dataset: Dataset) -> Study:
-    """The study with what was found in its data written down, public from here on: channels, classes, vector length.
+    """The study with channels, classes and vector length filled in from its data; they are public from here on.
 
-    They are chosen once, from the header of the first image, the labels and the shape of embeddings. A run that goes
-    on, or a model that is trained once more, takes them from the study, whatever images have come or gone.
+    They are chosen once, from the header of the first image, the labels and the shape of embeddings. A resumed run,
+    or a repeated training, takes them from the study, even if images were added or removed.
     """
     data = study.data.model_copy(update={"channels": dataset.images.channels, "classes": dataset.classes})
     model = study.model
@@ -104,7 +105,7 @@ def pinned(study: Study, dataset: Dataset) -> Study:
         if model.features != PRECOMPUTED:
             raise StudyError(
                 f"{dataset.name} holds embeddings, and model.features is {model.features!r}",
-                "features are computed from pixels, which are not there",
+                "features are computed from pixels, which embeddings do not have",
                 f'set model.features = "{PRECOMPUTED}"',
             )
         model = model.model_copy(update={"dimension": dataset.images.dimension})
@@ -112,13 +113,13 @@ def pinned(study: Study, dataset: Dataset) -> Study:
 
 
 def _given(study: Study, dataset: Dataset) -> Dataset:
-    """Data that a program holds, as the study asks for it: its size, channels and window, and these classes."""
+    """Data in memory, as the study asks for it: with its size, channels and window, and these classes."""
     asked = study.data
     if asked.classes and asked.classes != dataset.classes:
         raise StudyError(
             f"{dataset.name} has the classes {', '.join(dataset.classes)}",
             f"the study's are {', '.join(asked.classes)}",
-            "give classes to Dataset.from_arrays, or leave data.classes out of the study",
+            "give classes to Dataset.from_arrays, or remove data.classes from the study",
         )
     return sized(dataset, asked.image_size, asked.reading)
 
@@ -133,7 +134,7 @@ def resolve(study: Study, base: Path) -> Study:
 
 
 def prepare(study: Study, dataset: Dataset | None = None) -> Prepared:
-    """Read a resolved study's data, unless it is given, and deal it out to its sites.
+    """Read a resolved study's data, unless it is given, and split it among its sites.
 
     Raises:
         DataError: the data cannot be used as it stands.
@@ -143,7 +144,7 @@ def prepare(study: Study, dataset: Dataset | None = None) -> Prepared:
     if settings.source == NOTHING:
         raise StudyError(
             f'data.source is "{NOTHING}"',
-            "that is for the coordinator of real hospitals, who hold the images; on one machine there are none",
+            "this is for the coordinator of real hospitals, which hold the images; a simulation has none",
             "name a data source, or start the study with `fedveil coordinate`",
         )
     if dataset is None:
@@ -154,8 +155,8 @@ def prepare(study: Study, dataset: Dataset | None = None) -> Prepared:
     if not len(dataset.test):
         raise StudyError(
             f"{settings.source} holds no test images",
-            "a study is judged on patients it was not trained on",
-            "mark test rows in the split column, or leave the column out to have some drawn",
+            "a study is evaluated on patients it was not trained on",
+            "mark test rows in the split column, or omit the column to have test patients drawn",
         )
     simulated = dataset.sites is None
     if simulated:
@@ -175,17 +176,17 @@ def prepare(study: Study, dataset: Dataset | None = None) -> Prepared:
 
 
 def _check_baselines(prepared: Prepared) -> None:
-    """Refuse to train real hospitals' patients without privacy, or once more at no charge, just to compare."""
+    """Refuse to train on real hospitals' patients without privacy, or again without a charge, for comparison."""
     if prepared.study.report.baselines and not (prepared.simulated or prepared.dataset.synthetic):
         raise StudyError(
             f"{prepared.dataset.name} names {len(prepared.sites)} real hospitals, and report.baselines is set",
-            "baselines train on the same patients again, without privacy too, and no ledger pays for it",
-            "leave report.baselines out, or compare on a public or simulated set",
+            "baselines train on the same patients again, also without privacy, and no ledger is charged for it",
+            "remove report.baselines, or compare on a public or simulated set",
         )
 
 
 def _check_delta(prepared: Prepared) -> None:
-    """A delta near one over the number of units would allow one of them to be published outright."""
+    """A delta near one over the number of units would allow publishing one of them outright."""
     privacy = prepared.study.privacy
     if privacy.trust != "none" and privacy.unit != "site":
         check_delta(privacy.delta, sum(prepared.units.values()))

@@ -1,4 +1,4 @@
-"""How a running study tells of itself, without knowing who listens."""
+"""How a running study reports its progress."""
 
 from typing import Protocol
 
@@ -18,7 +18,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Listens to nothing."""
+    """Ignores all progress."""
 
     def stage(self, name: str, total: int, done: int = 0) -> None:
         """Ignore it."""

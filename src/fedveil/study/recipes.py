@@ -1,4 +1,4 @@
-"""How a model is trained and judged, and a study by another network or method with the defaults of that."""
+"""How a model is trained and measured, and variants of a study with another network or method."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,18 +11,18 @@ __all__ = ["METRICS", "Method", "Metric", "Recipe", "metric_name", "own_settings
 Method = Literal["gradient", "averaging", "one-shot"]
 """How a model is trained, see `fedveil.study.settings.schema.TrainingSettings`."""
 Metric = Literal["auroc", "balanced-accuracy"]
-"""What accuracy is measured by."""
+"""The metric that accuracy is measured by."""
 METRICS: tuple[Metric, ...] = ("auroc", "balanced-accuracy")
 
 
 def metric_name(metric: Metric) -> str:
-    """As a person reads it."""
+    """The metric's name in words."""
     return "AUROC" if metric == "auroc" else "balanced accuracy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What is trained, and how.
+    """The network and the training method.
 
     >>> str(Recipe()), str(Recipe(network="cnn", method="averaging"))
     ('gradient', 'cnn by averaging')
@@ -36,7 +36,7 @@ class Recipe:
 
 
 def own_settings(study: Study) -> dict[str, dict[str, Any]]:
-    """What a study says, table by table, that its network, method and unit do not mean by themselves.
+    """The settings of a study, table by table, that differ from the defaults of its network, method and unit.
 
     >>> study = Study.parse('model.network = "cnn"\\ntraining.rounds = 20')
     >>> {table: keys for table, keys in own_settings(study).items() if keys}
@@ -57,16 +57,15 @@ def own_settings(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def variant(study: Study, recipe: Recipe, unit: Unit) -> Study:
-    """The study by another recipe, for another unit: what it says itself is kept where it means the same there.
+    """The study with another recipe, for another unit; its own settings are retained where they have the same meaning.
 
-    How another network is trained is not for this study to say, nor how long its gradients are, nor what another
-    method spends on its threshold.
+    Settings of training, of gradient length, and of another method's threshold do not carry over to another network.
 
     >>> variant(Study(), Recipe(network="cnn", method="averaging"), "patient").training.rounds
     40
 
     Raises:
-        StudyError: what is kept does not go together with the recipe.
+        StudyError: the retained settings conflict with the recipe.
     """
     own = own_settings(study)
     if recipe.network != study.model.network:

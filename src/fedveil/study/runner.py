@@ -1,7 +1,7 @@
-"""A study from its file to its result, wherever its hospitals are: one path for simulation and deployment.
+"""A study from its file to its result: the same code for simulation and deployment.
 
-What differs is behind `Hospitals`: simulated sites in this process (`fedveil.study.simulation`), or real ones at the
-other end of a wire (`fedveil.deploy.coordinator.runner`).
+What differs is behind `Hospitals`: simulated sites in this process (`fedveil.study.simulation`), or real ones over a
+network (`fedveil.deploy.coordinator.runner`).
 """
 
 import time
@@ -28,13 +28,13 @@ __all__ = ["Hospitals", "Joined", "carry_out"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """Hospitals that have admitted a study and can be asked.
+    """Hospitals that have admitted a study and answer requests.
 
     Attributes:
-        terms: what coordinator and sites agreed on.
+        agreement: what coordinator and sites agreed on.
         transport: reaches the sites.
-        ledgers: what the sites' ledgers hold of the study at most, once it is trained; empty without privacy.
-        hand_over: give every site the finished model.
+        ledgers: after training, upper bounds on what the sites' ledgers hold of the study; empty without privacy.
+        hand_over: sends every site the finished model.
     """
 
     agreement: Agreement
@@ -48,30 +48,31 @@ class Hospitals(ABC):
 
     @abstractmethod
     def prepare(self, study: Study) -> Prepared:
-        """What is known here of the study's data: the test images, and of simulated sites every image."""
+        """The study's data that is known here: the test images, and every image of simulated sites."""
 
     @abstractmethod
     def join(self, prepared: Prepared, task: Task, directory: RunDirectory) -> AbstractContextManager[Joined]:
-        """Have the sites admit the study, and reach them for as long as the context is open."""
+        """Have the sites admit the study, and keep the connection while the context is open."""
 
     def baselines(
         self, prepared: Prepared, task: Task, directory: RunDirectory, progress: Progress
     ) -> Mapping[str, Any]:
-        """Test metrics of alternatives to compare with; none, since on real patients each would have to be paid for."""
+        """Test metrics of alternatives for comparison; none here, since on real patients each would have to be
+        charged."""
         del prepared, task, directory, progress
         return {}
 
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Seconds a stage; a stage lasts until the next one begins."""
+    """Seconds per stage; a stage lasts until the next one begins."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     _stage: str = ""
     _since: float = 0.0
 
     def begin(self, stage: str = "") -> None:
-        """End the stage at hand and begin the next; the empty name ends the last one."""
+        """End the current stage and begin the next; the empty name ends the last one."""
         now = time.perf_counter()
         if self._stage:
             self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
@@ -83,7 +84,7 @@ def carry_out(directory: RunDirectory, hospitals: Hospitals, progress: Progress)
 
     Raises:
         DataError, InvalidValue: the data or the settings cannot be used; nothing was charged.
-        FederationError: too few sites were left; the run can be resumed.
+        FederationError: too few sites remained; the run can be resumed.
     """
     watch = Stopwatch()
     started = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""A whole study on one machine: every site in this process, every line of the protocol as between hospitals."""
+"""A whole study on one machine: every site in this process, with the same protocol code as between hospitals."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,12 +38,12 @@ def run(
 
     Args:
         directory: the run's directory, which holds the study.
-        hospitals: the study's sites; default simulated ones.
+        hospitals: the study's sites; simulated by default.
         progress: told of stages and rounds.
 
     Raises:
         DataError, InvalidValue: the data or the settings cannot be used; nothing was charged.
-        FederationError: too few sites were left; the run can be resumed.
+        FederationError: too few sites remained; the run can be resumed.
     """
     return carry_out(directory, hospitals or Simulated(), progress or Silent())
 
@@ -53,9 +53,9 @@ class Simulated(Hospitals):
     """Sites in this process, each over its share of one data set.
 
     Args:
-        ledgers: open ledgers by site, which study after study is charged to; by default every study has its own, with
-            just what it costs.
-        dataset: data that a program holds; by default the study's source is read.
+        ledgers: open ledgers by site, to which successive studies are charged; by default each study has its own,
+        whose budget is its cost.
+        dataset: data in memory; by default the study's source is read.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Simulated(Hospitals):
         self._ledgers, self._dataset = ledgers, dataset
 
     def prepare(self, study: Study) -> Prepared:
-        """Read the study's data and deal it out."""
+        """Read the study's data and split it among the sites."""
         return prepare(study, self._dataset)
 
     @contextmanager
@@ -88,7 +88,7 @@ class Simulated(Hospitals):
     def baselines(
         self, prepared: Prepared, task: Task, directory: RunDirectory, progress: Progress
     ) -> dict[str, dict[str, Any]]:
-        """Test metrics of the study's alternatives: the same training, other sites or another trust."""
+        """Test metrics of the study's alternatives: the same training with other sites or another trust level."""
         if not prepared.study.report.baselines:
             return {}
         results = {}
@@ -111,7 +111,7 @@ def train_here(
     progress: Progress,
     label: str = "training",
 ) -> tuple[Agreement, Trained]:
-    """Train, or go on training, a model that is only measured: nobody is handed it; return what was agreed, too."""
+    """Train, or resume training, a model that is only measured and never delivered; also return the agreement."""
     with hospitals.join(prepared, task, directory) as joined:
         trained = train(
             prepared.study,
@@ -129,7 +129,7 @@ def train_here(
 def _metrics(
     prepared: Prepared, task: Task, directory: RunDirectory, progress: Progress, label: str
 ) -> dict[str, Any]:
-    """Train one alternative and judge it."""
+    """Train one alternative and evaluate it."""
     test = TestSet(task)
     _, trained = train_here(
         prepared, task, directory, Simulated(), evaluate=test.point, progress=progress, label=label
@@ -144,7 +144,7 @@ def _mean(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _open_ledgers(stack: ExitStack, agreement: Agreement, directory: RunDirectory) -> dict[str, Ledger]:
-    """One ledger a simulated site, whose budget is exactly the study's target; none without privacy."""
+    """One ledger per simulated site, whose budget is exactly the study's target; none without privacy."""
     if agreement.trust == "none":
         return {}
     target = agreement.target
@@ -155,10 +155,10 @@ def _open_ledgers(stack: ExitStack, agreement: Agreement, directory: RunDirector
 def _personal(
     sites: Sequence[Site], task: Task, agreement: Agreement, directory: RunDirectory, trained: Trained
 ) -> dict[str, TrainedModel]:
-    """Each site's own model, if the study has them; what a resumed run finds in the directory is not made again.
+    """Each site's own model, if the study has them; models already in a resumed run's directory are reused.
 
-    A site that was charged for its own model, and stopped before it was on disk, goes without: to make it again would
-    cost its share of the budget again.
+    A site that was charged for its own model but stopped before it was on disk has none: making it again would cost
+    its share of the budget again.
     """
     made = {}
     common = task.trained(trained.parameters, trained.statistics)
@@ -176,11 +176,11 @@ def _personal(
 
 
 def _sites(prepared: Prepared, task: Task, agreement: Agreement, ledgers: Mapping[str, Ledger]) -> list[Site]:
-    """Sites that have admitted the terms, and know each other's keys."""
+    """Sites that have admitted the agreement, and know each other's keys."""
     learners = {name: task.learner(rows) for name, rows in prepared.sites.items()}
     held_out = {name: task.held_out(prepared.held_out.get(name, NOTHING)) for name in prepared.sites}
     tested = [one.units for one in held_out.values() if one is not None]
-    most = max([one.units for one in learners.values()] + tested)  # known to whoever simulates
+    most = max([one.units for one in learners.values()] + tested)  # known to the simulating process
     policy = Policy(trusts=frozenset({agreement.trust}), max_units=most)
     keys = {name: Ed25519PrivateKey.generate() for name in agreement.sites}
     pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}

@@ -1,4 +1,4 @@
-"""How far each round steps, from released and public numbers; `fedveil.learning.step_size` states the rule."""
+"""The step size of each round, from released and public numbers; `fedveil.learning.step_size` states the rule."""
 
 import math
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ NETWORK_RATES = {"sgd": 0.5, "adam": 2e-3}
 
 
 def _trains_a_head(study: Study) -> bool:
-    """Whether the rule holds: for a linear head, and for public weights that are tuned a little under one."""
+    """Whether the rule applies: to a linear head, and to pretrained networks whose last blocks are tuned."""
     tuned = study.model.network.startswith("efficientnet-lite0") and study.training.optimizer == "sgd"
     return study.model.network == "linear" or tuned
 
 
 def signal_to_noise(agreement: Agreement, units: float) -> float:
-    """The ratio nu of training under these terms, if all sites take part."""
+    """The ratio nu of training under this agreement, if all sites take part."""
     return units * agreement.main.mechanism.sampling_rate * _strength(agreement)
 
 
@@ -37,11 +37,11 @@ def _strength(agreement: Agreement) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """The server's update rule and what it divides sums by.
+    """The server's update rule and the divisor of sums.
 
     Attributes:
-        normalizer: number of units that a sum of gradients is divided by: released, or stated in the study file. None
-            where sites send differences, which are averaged with equal weights.
+        normalizer: number of units that a sum of gradients is divided by: released, or stated in the study file.
+        None if sites send differences, which are averaged with equal weights.
         optimizer: the update rule.
     """
 
@@ -51,9 +51,9 @@ class Steps:
     def gradient(
         self, collected: RoundSum, agreement: Agreement, release: Release, query: Rounds
     ) -> tuple[Vector, float]:
-        """What the update rule descends along in this round, and the variance of the noise in each coordinate.
+        """The direction that the update rule descends along in this round, and the noise variance per coordinate.
 
-        The noise that local steps left in an answer has no known variance: 0 is stated, and nothing is corrected.
+        The noise from local steps has no known variance: 0 is returned, and nothing is corrected.
         """
         sites = len(collected.survivors)
         variance = 0.0 if release.noise_inside else agreement.noise_variance(release, sites)
@@ -65,7 +65,7 @@ class Steps:
     def plan(
         cls, study: Study, agreement: Agreement, query: Rounds, statistics: ClassStatistics | None
     ) -> Self:
-        """Fix the steps of a study from its settings and what it has released."""
+        """Set the steps of a study from its settings and releases."""
         training = study.training
         normalizer = units_per_round(study, agreement, statistics) if query.per_unit else None
         if training.learning_rate is not None:
@@ -82,7 +82,7 @@ class Steps:
 
 
 def units_per_round(study: Study, agreement: Agreement, statistics: ClassStatistics | None) -> float:
-    """Units that take part in a round on average, as far as the public knows."""
+    """The expected number of units in a round, from public numbers."""
     rate = study.training.sampling_rate
     if study.training.units is not None:
         return study.training.units * rate
@@ -92,8 +92,8 @@ def units_per_round(study: Study, agreement: Agreement, statistics: ClassStatist
         return float(statistics.counts.sum()) * rate
     raise StudyError(
         "privacy.statistics_share is 0 and training.units is not set",
-        "sums are divided by a released or a public number of units",
-        "state roughly how many units take part in training.units",
+        "sums must be divided by a released or a public number of units",
+        "set training.units to the approximate number of units that take part",
     )
 
 

@@ -2,7 +2,7 @@
 
 Everything here is post-processing of what `Coordinator.collect` returns. Sums of gradients are divided by the released
 (noisy) number of units, or by the public constant of the study file: never by a private count. Sums of differences
-that sites' local steps made are divided by the number of sites.
+from sites' local steps are divided by the number of sites.
 """
 
 import json
@@ -46,14 +46,14 @@ Evaluate = Callable[[Vector, Vector | None], Mapping[str, float] | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """The end of training.
+    """The result of training.
 
     Attributes:
         parameters: the released model, whole.
         statistics: what was released before training.
-        histogram: what was released of the hospitals' held-out units; None where nothing was.
-        rounds: rounds that were finished; fewer than planned where interrupted ones used up budget.
-        coordinator: who asked, with what was charged.
+        histogram: the release about the hospitals' held-out units; None without one.
+        rounds: number of finished rounds; fewer than planned if interrupted ones used up budget.
+        coordinator: the coordinator, with its count of charges.
     """
 
     parameters: Vector
@@ -64,13 +64,13 @@ class Trained:
 
     @property
     def priors(self) -> Vector | None:
-        """(classes,) class frequencies; None where none were released."""
+        """(classes,) class frequencies; None if none were released."""
         return None if self.statistics is None else self.statistics.priors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progression:
-    """What one round hands to the next: how many are finished, and the optimiser's state."""
+    """The state between rounds: the number of finished rounds, and the optimiser's state."""
 
     round: int
     optimizer: OptimizerState
@@ -102,7 +102,7 @@ class _Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loop:
-    """One process's share of a study's rounds; see `train` for the fields."""
+    """The rounds of a study that one process runs; see `train` for the fields."""
 
     study: Study
     agreement: Agreement
@@ -135,21 +135,21 @@ class _Loop:
         )
 
     def _at_once(self, state: ModelState) -> ModelState:
-        """The head that statistics alone give; its threshold may be released later."""
+        """The head made from statistics alone; its threshold may be released later."""
         if state.statistics is None or not isinstance(self.model, CentredHead):
             raise StudyError(
                 "there are no class statistics",
-                "one round is made of them",
+                "a one-shot model is made from them",
                 "train a linear head on features",
             )
         self.progress.stage(self.label, 1, 1)
         return state.at(*self.model.one_shot(state.statistics))
 
     def _affordable(self, wanted: Release) -> bool:
-        """Whether the target pays for one more of a release, beside what was asked for and what is still to come.
+        """Whether the target covers one more of a release, in addition to past requests and what is still planned.
 
-        It always does where no more is asked for than was planned. Requests that were repeated, since a site or this
-        process failed, are paid for by rounds of training that are left out.
+        It always does unless requests were repeated. If they were, because a site or this process failed, rounds of
+        training are omitted to pay for them.
         """
         asked = dict(self.coordinator.charged)
         asked[wanted.name] = asked.get(wanted.name, 0) + wanted.steps_per_round
@@ -159,7 +159,7 @@ class _Loop:
         return self.agreement.affords(asked)
 
     def _once(self, release: Release, query: OneSum, state: ModelState, finished: int) -> ModelState:
-        """A sum beside training, from the checkpoint or the sites, and what follows from it."""
+        """A sum other than training's, from the checkpoint or the sites, decoded."""
         name, rate = release.name, release.mechanism.sampling_rate
         if name not in self.checkpoint.arrays:
             try:
@@ -178,13 +178,13 @@ class _Loop:
         if not self._affordable(release):
             raise BudgetSpent(
                 f"{release.name} was asked for {self.coordinator.charged.get(release.name, 0)} times without an answer",
-                "each time was charged, and the study's target pays for no more",
-                "start the study anew, with a budget of its own",
+                "each time was charged, and the study's target covers no more",
+                "start the study again, with a new budget",
             )
         return self.coordinator.collect(release, 1, parameters)
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
-        """The rounds that are left and paid for; the model that they lead to, and how many are finished."""
+        """Run the remaining rounds that the budget covers; return the model and the number of finished rounds."""
         steps = Steps.plan(self.study, self.agreement, query, state.statistics)
         at, planned = self._start(steps), self.study.training.rounds
         self.progress.stage(self.label, planned, at.round)
@@ -224,7 +224,7 @@ class _Loop:
         return after
 
     def _every(self, planned: int) -> int:
-        """Rounds between two points of the learning curve: to judge a network takes a tenth of a round's time."""
+        """Rounds between two points of the learning curve: evaluating a network takes a tenth of a round's time."""
         return 1 if self.study.model.network == "linear" else math.ceil(planned / POINTS)
 
     def _tell(
@@ -263,16 +263,16 @@ def train(
 
     Args:
         study: the resolved study.
-        terms: what coordinator and sites agreed on.
+        agreement: what coordinator and sites agreed on.
         model: what is trained.
         transport: reaches the sites.
         directory: the run's directory; checkpoint and round log live there.
         evaluate: public test metrics of parameters, for the learning curve; never used to choose anything.
         progress: told of every round.
-        label: what the stage is called there.
+        label: the stage's name in the progress.
 
     Raises:
-        FederationError: too few sites are left; the run can be resumed.
+        FederationError: too few sites remain; the run can be resumed.
     """
     coordinator = Coordinator(
         agreement, transport, attempt=directory.begin_session() << 32, note=directory.note_charged

@@ -1,4 +1,4 @@
-"""One study at many settings: the grid, the runs, and the budget that pays for them."""
+"""One study at many settings: the grid, the runs, and the budget that covers them."""
 
 from fedveil.sweeps.budget import Paid, read_payment
 from fedveil.sweeps.grid import EVEN, NAMED, NO_PRIVACY, Grid, Measurement, Setting

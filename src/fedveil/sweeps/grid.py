@@ -1,8 +1,8 @@
-"""The settings of a sweep, and what each of them measured.
+"""The settings of a sweep, and the measurement of each.
 
-A `Grid` is a few lists; its settings are their product with duplicates taken out: without privacy it does not matter
-whom one trusts. A `Measurement` is one trained model, judged on the test images; of hospitals that are each alone it
-is the mean over their models.
+A `Grid` is a few lists; its settings are their product with duplicates taken out: without privacy, trust does not
+matter. A `Measurement` is one trained model, evaluated on the test images; for hospitals that each train alone it is
+the mean over their models.
 """
 
 import itertools
@@ -22,9 +22,9 @@ __all__ = ["EVEN", "NAMED", "NO_PRIVACY", "Grid", "Measurement", "Method", "Sett
 NO_PRIVACY = math.inf
 """The epsilon of a study without privacy."""
 EVEN = math.inf
-"""The alpha of hospitals that are all alike: the limit of Dirichlet shares."""
+"""The alpha of equal hospitals: the limit of Dirichlet shares."""
 NAMED = 0.0
-"""The alpha of hospitals that the data names: nothing was dealt out."""
+"""The alpha of hospitals that the data names: patients were not split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +36,11 @@ class Setting:
         trust: who could see an un-noised sum.
         unit: whom the guarantee protects.
         sites: number of hospitals.
-        alpha: how alike simulated ones are; `EVEN` deals patients out evenly, `NAMED` is for those of the data.
+        alpha: similarity of simulated ones; `EVEN` splits patients evenly, `NAMED` is for hospitals in the data.
         method: how the model is trained.
-        patients: training patients that are used, drawn at random; None for all.
+        patients: number of training patients, drawn at random; None for all.
         seed: of that draw and of the split into hospitals, added to the study's; never of noise.
-        arrangement: whether hospitals train together; if not, whom one trusts follows from it.
+        arrangement: whether hospitals train together; if not, it determines the trust level.
     """
 
     epsilon: float
@@ -54,10 +54,10 @@ class Setting:
     arrangement: Arrangement = "federated"
 
     def study(self, base: Study) -> Study:
-        """The study at this setting; how many of simulated sites a round needs follows from their number.
+        """The study at this setting; the number of simulated sites that a round needs follows from their number.
 
-        A method that is not the study's own has the defaults of that method. A public number of units that the study
-        states is no larger than that of the patients.
+        A method other than the study's has the defaults of that method. If the study states a public number of
+        units, it is capped at the number of patients.
         """
         study = variant(base, Recipe(network=base.model.network, method=self.method), self.unit)
         private, training, stated = self.trust != "none", {}, study.training.units
@@ -73,7 +73,7 @@ class Setting:
         )
 
     def _dealt(self, base: Study) -> dict[str, object]:
-        """How patients are dealt out, as a study says it."""
+        """The study's settings for splitting patients among sites."""
         if self.alpha == NAMED:
             return {}
         if math.isinf(self.alpha):
@@ -87,10 +87,10 @@ class Setting:
 
     @property
     def distinct(self) -> Self:
-        """The setting whose training is the same as this one's: what makes no difference to it has one value.
+        """The canonical setting with the same training: a value that has no effect is replaced by one default.
 
-        Without privacy it does not matter whom one trusts; where all images lie in one place there are no hospitals,
-        and without privacy nothing is left to chance there.
+        Without privacy, trust does not matter. If all images are pooled there are no hospitals, and without privacy
+        the training is then deterministic.
         """
         private = self.trust != "none" and not math.isinf(self.epsilon)
         trust = trusted_in(self.arrangement, self.trust)
@@ -101,7 +101,7 @@ class Setting:
         return replace(one, sites=1, alpha=EVEN, seed=self.seed if chance else 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; None stands for infinite."""
+        """Plain values for JSON; None stands for infinity."""
         return asdict(self) | {"epsilon": _plain(self.epsilon), "alpha": _plain(self.alpha)}
 
     @classmethod
@@ -115,8 +115,8 @@ class Setting:
 class Grid:
     """The lists whose product is swept; see `Setting` for what they mean.
 
-    With ``baselines`` every setting is also measured with all images in one place and with each hospital alone, and all
-    three without privacy.
+    With ``baselines`` every setting is also measured with pooled images and with each hospital alone, and all three
+    without privacy.
 
     >>> grid = Grid(epsilon=(1.0, NO_PRIVACY), trust=("site", "server"), unit=("patient",), sites=(3, 5), alpha=(0.5,))
     >>> len(grid.settings())
@@ -136,7 +136,9 @@ class Grid:
     def __post_init__(self) -> None:
         for field in fields(self):
             if field.name not in ("seeds", "baselines") and not getattr(self, field.name):
-                raise InvalidValue(f"{field.name} is empty", "a sweep needs a value of each", "name one")
+                raise InvalidValue(
+                    f"{field.name} is empty", "a sweep needs at least one value of each", "name one"
+                )
         if any(not epsilon > 0 for epsilon in self.epsilon):
             raise InvalidValue(
                 f"epsilon is {min(self.epsilon):g}", "it must be positive", 'give numbers, or "none"'
@@ -146,9 +148,7 @@ class Grid:
                 f"alpha is {min(self.alpha):g}", "it must be positive", 'give numbers, or "iid"'
             )
         if self.seeds < 1:
-            raise InvalidValue(
-                f"seeds is {self.seeds}", "every setting is run once or more", "give 1 or more"
-            )
+            raise InvalidValue(f"seeds is {self.seeds}", "every setting runs at least once", "give 1 or more")
         if "secure-aggregation" in self.trust and min(self.sites) < 3:
             raise InvalidValue(
                 f"sites is {min(self.sites)} with trust secure-aggregation",
@@ -158,7 +158,7 @@ class Grid:
         if self.baselines and "site" in self.unit:
             raise InvalidValue(
                 "unit is site, and baselines are asked for",
-                "where all images lie in one place, or a hospital is alone, there is no hospital to hide among others",
+                "if images are pooled, or a hospital is alone, no hospital can be protected among others",
                 "compare per patient or per image",
             )
 
@@ -178,17 +178,18 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What one setting gave.
+    """The result of one setting.
 
     Attributes:
         setting: the setting.
         units: training units over all sites.
         patients: training patients over all sites.
-        ratio: signal-to-noise ratio nu of training, see `fedveil.learning.step_size`; infinite without noise. The mean
-            over hospitals that are each alone.
-        epsilon_spent: what all releases cost together; infinite without privacy. The largest of hospitals alone.
-        true_positive_rate: the most that any membership attack finds at 1 % false positives.
-        advantage: the largest difference of its true and false positive rates.
+        ratio: signal-to-noise ratio nu of training, see `fedveil.learning.step_size`; infinite without noise. For
+        hospitals that each train alone, the mean.
+        epsilon_spent: of all releases together; infinite without privacy. For hospitals that each train alone, the
+        largest.
+        true_positive_rate: bound on any membership attack's true positive rate at 1 % false positives.
+        advantage: bound on the difference of its true and false positive rates.
         auroc: on the test images.
         balanced_accuracy: on the test images.
         seconds: processor time of training.
@@ -210,7 +211,7 @@ class Measurement:
         return self.auroc if metric == "auroc" else self.balanced_accuracy
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; None stands for infinite."""
+        """Plain values for JSON; None stands for infinity."""
         infinite = {name: _plain(getattr(self, name)) for name in ("ratio", "epsilon_spent")}
         return asdict(self) | infinite | {"setting": self.setting.to_dict()}
 

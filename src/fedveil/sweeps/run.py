@@ -1,10 +1,10 @@
-"""One study at many settings: what each level of privacy costs in accuracy, and what federation gains over going alone.
+"""One study at many settings: what each level of privacy costs in accuracy, and what federation gains over training
+alone.
 
-Every setting is a whole federated training run, through the same sites, ledgers and rounds as `fedveil run`. On public
-or simulated data the ledgers are thrown away afterwards; what real hospitals' patients pay is in
-`fedveil.sweeps.budget`. Features are extracted once and kept in the feature cache; then settings run
-side by side, one thread each. ``results.jsonl`` gets one synced line a finished setting, so a sweep that is killed
-loses those under way and nothing else.
+Every setting is a whole federated training run, with the same sites, ledgers and rounds as `fedveil run`. On public
+or simulated data the ledgers are deleted afterwards; for real hospitals' patients see `fedveil.sweeps.budget`.
+Features are extracted once and stored in the feature cache; then settings run side by side, one thread each.
+``results.jsonl`` gets one synced line per finished setting, so a sweep that is killed loses only unfinished settings.
 """
 
 import csv
@@ -49,7 +49,7 @@ __all__ = ["measure", "read_measurements", "sweep"]
 
 RESULTS = "results.jsonl"
 SAMPLE_STREAM = 0x5ACE
-"""Apart from the streams that split patients into hospitals and test sets."""
+"""Distinct from the streams that split patients into hospitals and test sets."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -64,22 +64,20 @@ def sweep(
     progress: Progress | None = None,
     dataset: Dataset | None = None,
 ) -> list[Measurement]:
-    """Measure every setting of a grid, keep the results in ``directory``, and return them in the grid's order.
+    """Measure every setting of a grid, store the results in ``directory``, and return them in the grid's order.
 
     Args:
-        directory: new, or that of the same study's sweep with ``resume``; the grid may have grown since.
+        directory: a new one; with ``resume``, that of the same study's sweep, whose grid may have grown.
         study: the resolved study; the grid overrides what it sweeps.
-        grid: the settings.
-        resume: go on with what is there.
-        workers: processes; default one a core. 1 works in this process. A sweep that is paid for has one.
+        grid: the settings. resume: continue the sweep in ``directory``.
+        workers: processes; default one per core. 1 works in this process. A sweep with ``pay`` has one.
         pay: where the data names real hospitals, the epsilon that all models together may cost each one's patients;
-            by default, on resuming, what was paid before.
+            by default, on resuming, the earlier value.
         progress: told of every finished setting.
-        dataset: data that a program holds, which the sweep stays in one process for; by default the study's source
-            is read.
+        dataset: data in memory, for which the sweep uses one process; by default the study's source is read.
 
     Raises:
-        StudyError: the directory is in use, or the data names real hospitals and not enough is paid.
+        StudyError: the directory is in use, or the data names real hospitals and ``pay`` is missing or too small.
     """
     listener = progress or Silent()
     data = prepare(study, dataset)
@@ -111,7 +109,7 @@ def sweep(
 
 
 def _kept(found: Iterable[Measurement], path: Path) -> Iterator[Measurement]:
-    """Each measurement once it is on the disk."""
+    """Each measurement, after it was written to disk."""
     with path.open("a", encoding="utf-8") as file:
         for measurement in found:
             file.write(json_line(measurement.to_dict()))
@@ -121,18 +119,19 @@ def _kept(found: Iterable[Measurement], path: Path) -> Iterator[Measurement]:
 
 
 def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = None) -> Iterator[Measurement]:
-    """Train and judge each setting, in a repeatable mixed order, so that the time left can be told from the start.
+    """Train and evaluate each setting, in a reproducible shuffled order, so that the remaining time can be estimated
+    early.
 
     Args:
-        task: the study's task with its features, which other processes take from the feature cache.
+        task: the study's pipeline with its features, which other processes take from the feature cache.
         settings: what to measure.
-        workers: processes; default one a core. 1 works in this process.
+        workers: processes; default one per core. 1 works in this process.
     """
     mixed = sorted(settings, key=lambda s: hashlib.sha256(repr(s).encode()).digest())
     count = min(workers or _cores(), len(mixed))
     tasks = _Tasks(task)
     for setting in mixed:
-        tasks.at(setting)  # whatever features a method needs are in the cache before workers look for them
+        tasks.at(setting)  # the features that each method needs are in the cache before workers read them
     with tempfile.TemporaryDirectory(prefix="fedveil-sweep-", dir=_memory()) as folder:
         scratch = Path(folder)
         if count <= 1:
@@ -154,13 +153,13 @@ def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = No
 
 
 def read_measurements(path: Path) -> list[Measurement]:
-    """The finished settings of a sweep's directory or results file; a torn last line is left out."""
+    """The finished settings of a sweep's directory or results file; an incomplete last line is left out."""
     file = path / RESULTS if path.is_dir() else path
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise StudyError(
-            f"{file} cannot be read", "a sweep's results are there", "make them with `fedveil sweep`"
+            f"{file} cannot be read", "it must hold a sweep's results", "make them with `fedveil sweep`"
         ) from None
     found = []
     for line in lines:
@@ -172,7 +171,7 @@ def read_measurements(path: Path) -> list[Measurement]:
 
 
 def table(results: Iterable[Measurement]) -> str:
-    """The results as CSV, one row a setting; epsilon and alpha in words where they are infinite."""
+    """The results as CSV, one row per setting; infinite epsilon and alpha are written as words."""
     text = io.StringIO()
     writer: Any = None
     for one in results:
@@ -193,9 +192,9 @@ def table(results: Iterable[Measurement]) -> str:
 def _check_workers(workers: int | None) -> None:
     if workers is not None and workers > 1:
         raise StudyError(
-            f"{workers} processes are asked for, and the sweep is paid for",
+            f"{workers} processes are asked for, and --pay is given",
             "one process charges a hospital's ledger at a time",
-            "leave --workers out",
+            "drop --workers",
         )
 
 
@@ -203,27 +202,29 @@ def _open(directory: Path, study: Study, resume: bool) -> None:
     if resume:
         if not (directory / "study.toml").is_file():
             raise StudyError(
-                f"{directory} holds no sweep", "only one that was begun goes on", "check the path"
+                f"{directory} holds no sweep",
+                "only a sweep that was started can be resumed",
+                "check the path",
             )
         if RunDirectory(directory).study() != study:
             raise StudyError(
-                f"{directory} was begun with another study",
-                "a sweep keeps its study; its lists may grow",
-                f"use {directory / 'study.toml'}, or begin anew in another directory",
+                f"{directory} was started with another study",
+                "a resumed sweep must have the same study; its lists may grow",
+                f"use {directory / 'study.toml'}, or start again in another directory",
             )
         return
     if directory.exists():
         raise StudyError(
             f"{directory} exists",
             "a sweep never overwrites files",
-            "go on with --resume, or choose another --out",
+            "continue with --resume, or choose another --out",
         )
     directory.mkdir(parents=True)
     write_atomic(directory / "study.toml", lambda file: file.write(study.to_toml().encode()))
 
 
 def _cut(path: Path) -> list[Measurement]:
-    """What is finished; the file loses a torn last line."""
+    """The finished measurements; an incomplete last line is removed from the file."""
     if not path.exists():
         return []
     found = read_measurements(path)
@@ -233,14 +234,14 @@ def _cut(path: Path) -> list[Measurement]:
 
 
 class _Tasks:
-    """A study's task by each method that is swept: methods differ in the head and in the views that they need."""
+    """A study's pipeline by swept method: methods differ in the head and in the views that they need."""
 
     def __init__(self, task: Task) -> None:
         self._study = task.study
         self._by = {task.study.training.method: task}
 
     def at(self, setting: Setting) -> Task:
-        """The task of the study at this setting."""
+        """The pipeline of the study at this setting."""
         study, method = setting.study(self._study), setting.method
         if method not in self._by:
             self._by[method] = make_task(study, self._by[self._study.training.method].dataset, Silent())
@@ -276,7 +277,7 @@ def _paid_work(tasks: "_Tasks") -> Work:
 def _train(
     data: Prepared, task: Task, setting: Setting, directory: RunDirectory, *, hospitals: Hospitals
 ) -> Measurement:
-    """One training run, judged."""
+    """One training run, evaluated."""
     started = time.process_time()
     agreement, trained = train_here(
         data, task, directory, hospitals, evaluate=lambda _parameters, _statistics: None, progress=Silent()
@@ -302,7 +303,7 @@ def _train(
 
 
 def _together(found: Sequence[Measurement]) -> Measurement:
-    """Hospitals that were each alone: mean accuracy, and the largest price of any patient's."""
+    """Hospitals that each trained alone: mean accuracy, and the largest epsilon of any patient."""
 
     def mean(name: str) -> float:
         return math.fsum(getattr(one, name) for one in found) / len(found)
@@ -322,7 +323,7 @@ def _together(found: Sequence[Measurement]) -> Measurement:
 
 
 def _deal(dataset: Dataset, study: Study, setting: Setting) -> dict[str, npt.NDArray[np.int64]]:
-    """Training images of each simulated hospital; of a random choice of patients, where the setting asks for fewer."""
+    """Training images of each simulated hospital; of a random subset of patients, if the setting asks for fewer."""
     seed = study.study.seed + setting.seed
     kept = np.arange(len(dataset))
     patients = np.unique(dataset.patients[dataset.train])
@@ -344,7 +345,7 @@ _worker: dict[str, Any] = {}
 
 
 def _begin(study: str, scratch: Path) -> None:
-    """Make a worker ready, and make it end with the process that began it, whatever ends that."""
+    """Prepare a worker, and make it end whenever the process that started it ends."""
     threading.Thread(target=_end_with_parent, args=(scratch,), daemon=True).start()
     resolved = Study.parse(study)
     _worker["tasks"] = _Tasks(make_task(resolved, prepare(resolved).dataset, Silent()))
@@ -355,7 +356,8 @@ def _end_with_parent(scratch: Path) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        # Other workers, and this one's own training, may still be writing: until the folder is gone, or a second.
+        # Other workers, and this one's own training, may still be writing: retry until the folder is gone, for at
+        # most a second.
         for _ in range(100):
             shutil.rmtree(scratch, ignore_errors=True)
             if not scratch.exists():
@@ -370,7 +372,7 @@ def _work(setting: Setting) -> Measurement:
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Processes that are started here use one thread each: together they use the machine."""
+    """Worker processes use one thread each: together they use the whole machine."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
     try:
@@ -388,6 +390,6 @@ def _cores() -> int:
 
 
 def _memory() -> str | None:
-    """A file system in memory, if there is one: ledgers are synced at every charge, and are thrown away here."""
+    """A file system in memory, if there is one: ledgers are synced at every charge, and are deleted afterwards."""
     folder = Path("/dev/shm")
     return str(folder) if folder.is_dir() and os.access(folder, os.W_OK) else None

@@ -229,7 +229,7 @@ def test_asking_for_both_secrets_of_a_site_is_refused(federation, words):
         for site in box.sites[:4]:
             answer = box.clients[site].recover(first)
             assert box.clients[site].recover(first) == answer
-            with pytest.raises(Refused, match="once a round, for one list of survivors"):
+            with pytest.raises(Refused, match="once per round, for one list of survivors"):
                 box.clients[site].recover(second)
         box = federation(5)
         box.collect(1, words(box.sites))
@@ -284,7 +284,7 @@ def test_a_round_with_too_few_honest_shares_is_not_opened_even_if_it_could_be(fe
     box = federation(7, min_honest=6)
     own = words(box.sites)
     aggregation = box.collect(1, {site: own[site] for site in box.sites[:6]})
-    with pytest.raises(RoundAbandoned, match="opens with 7 sites or more"):
+    with pytest.raises(RoundAbandoned, match="opens only with 7 sites or more"):
         aggregation.request()
     with pytest.raises(Refused, match="with fewer than 7 nothing is revealed"):
         box.clients["site-1"].recover(RecoveryRequest(1, box.sites[:6]))

@@ -75,7 +75,7 @@ def test_garbage_is_refused(garbage, kind):
 
 
 def test_a_message_of_another_kind_is_refused():
-    with pytest.raises(FederationError, match="of the kind expected"):
+    with pytest.raises(FederationError, match="of the expected kind"):
         Recovery.from_bytes(RecoveryRequest(1, ("a", "b")).to_bytes())
 
 

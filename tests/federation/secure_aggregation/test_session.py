@@ -37,12 +37,12 @@ def test_few_sites_form_a_complete_graph_and_many_a_sparse_one():
         ({"sites": names(256)}, "3 to 255"),
         ({"rounds": 0}, "1 to 4096 rounds"),
         ({"rounds": 5000}, "1 to 4096 rounds"),
-        ({"threshold": 5}, "must lie above"),
-        ({"threshold": 10}, "must lie above"),
-        ({"colluding": 0}, "has to count as such"),
-        ({"colluding": 5}, "must lie above"),
-        ({"min_honest": 0}, "must lie between 1 and 8"),
-        ({"min_honest": 9}, "must lie between 1 and 8"),
+        ({"threshold": 5}, "must be above"),
+        ({"threshold": 10}, "must be above"),
+        ({"colluding": 0}, "count as colluding"),
+        ({"colluding": 5}, "must be above"),
+        ({"min_honest": 0}, "must be between 1 and 8"),
+        ({"min_honest": 9}, "must be between 1 and 8"),
     ],
 )
 def test_sessions_that_could_not_keep_their_promise_are_refused(settings, message):

@@ -1,1 +1,1 @@
-"""What the commands show: the console, progress bars and tables."""
+"""What the commands print: the console, progress bars and tables."""

@@ -1,4 +1,4 @@
-"""How the command line speaks: one console, one way to end in an error, one progress display."""
+"""Output of the command line: the console, errors and log lines."""
 
 import errno
 import logging
@@ -18,7 +18,7 @@ errors = Console(stderr=True, highlight=False)
 
 
 class OneLine(logging.Formatter):
-    """One event, one line, whatever a value in it holds: so nobody can write lines that were never logged."""
+    """One line per event, whatever its values contain, so that no value can forge a log line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of printable text."""
@@ -26,14 +26,15 @@ class OneLine(logging.Formatter):
 
 
 def fail(message: str) -> SystemExit:
-    """Print one error line and make the exit that ends the program with code 2."""
+    """Print one error line and return the exit with code 2."""
     errors.print(Text.assemble(("error:", "bold red"), " ", message), soft_wrap=True)
     return SystemExit(2)
 
 
 @contextmanager
 def speak_plainly() -> Iterator[None]:
-    """Turn what a user can cause into one clear line and exit code 2; the rest is a bug and keeps its traceback."""
+    """Turn errors that a user can cause into one clear line and exit code 2; others are bugs and keep their
+    traceback."""
     try:
         yield
     except FedveilError as error:
@@ -44,7 +45,7 @@ def speak_plainly() -> Iterator[None]:
     except OSError as error:
         raise fail(_operating_system(error)) from None
     except KeyboardInterrupt:
-        errors.print("\ninterrupted; what was finished is kept: go on with --resume")
+        errors.print("\ninterrupted; finished work is stored: continue with --resume")
         raise SystemExit(130) from None
 
 
@@ -52,10 +53,8 @@ def _operating_system(error: OSError) -> str:
     where = error.filename or "a file"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return (
-                f"no space is left for {where}; a run needs room for its files: free some, then use --resume."
-            )
+            return f"no space is left for {where}; a run needs space for its files: free some, then use --resume."
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return f"{where} may not be written or read; the program needs permission: choose another place."
+            return f"{where} cannot be written or read; the program needs permission: choose another place."
         case _:
             return f"{where}: {error.strerror or error}; the operating system refused it: check the path and try again."

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: one bar a stage, with the epsilon spent so far."""
+"""Progress of a running study: one bar per stage, with the epsilon spent so far."""
 
 from types import TracebackType
 from typing import Self
@@ -11,7 +11,7 @@ __all__ = ["Bars"]
 
 
 class Bars:
-    """Progress bars on standard error; nothing where that is no terminal."""
+    """Progress bars on standard error; nothing if it is not a terminal."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._progress = Progress(
@@ -35,10 +35,10 @@ class Bars:
         self._progress.stop()
 
     def stage(self, name: str, total: int, done: int = 0) -> None:
-        """Begin a stage of so many steps."""
+        """Begin a stage of ``total`` steps."""
         self._task = self._progress.add_task(name, total=total, completed=done, note="")
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Some steps of the present stage are done."""
+        """Mark steps of the current stage as done."""
         if self._task is not None:
             self._progress.update(self._task, advance=count, note=note)

@@ -1,4 +1,4 @@
-"""Plans and results as a person reads them in a terminal."""
+"""Plans and results as text for a terminal."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def format_epsilon(value: float | None) -> str:
 
 
 def print_plan(plan: Plan, explain: bool = False) -> None:
-    """Say what a study would cost, and show the arithmetic if it is asked for."""
+    """Print what a study would cost, with the arithmetic if ``explain``."""
     values = plan.to_dict()
     console.print(f"[bold]{values['study']}[/]: what it would cost\n")
     console.print(values["sentence"] + "\n", soft_wrap=True)
@@ -63,28 +63,28 @@ def print_plan(plan: Plan, explain: bool = False) -> None:
             console.print(f"\n{plan.risk}", soft_wrap=True)
     if plan.outlook and plan.outlook.auroc:
         expected = ", ".join(f"{value:.2f} ({task})" for task, value in plan.outlook.auroc.items())
-        console.print(f"\nAUROC to expect if the images are as hard as: {expected}", soft_wrap=True)
+        console.print(f"\nexpected AUROC if the images are as hard as: {expected}", soft_wrap=True)
     if explain:
         console.print("\n" + "\n".join(plan.explain()), soft_wrap=True, markup=False)
     print_notes(values["notes"])
 
 
 def accuracy_words(metrics: Mapping[str, Any]) -> str:
-    """What is known of a model's accuracy, in a few words.
+    """A model's measured accuracy, in a few words.
 
     >>> accuracy_words({"test": {"auroc": 0.9661}}), accuracy_words({})
-    ('AUROC 0.966', 'nothing was judged')
+    ('AUROC 0.966', 'not evaluated')
     """
     if metrics.get("test"):
         return f"AUROC {metrics['test']['auroc']:.3f}"
     if metrics.get("released"):
         low, high = metrics["released"]["auroc_interval"]
         return f"AUROC {metrics['released']['auroc']:.3f} ({low:.3f} to {high:.3f}) on held-out patients, with noise"
-    return "nothing was judged"
+    return "not evaluated"
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Say what a finished run gives."""
+    """Print the result of a finished run."""
     test = result["metrics"]["test"]
     guarantee = result["guarantee"]
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -118,6 +118,6 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def print_notes(notes: list[str]) -> None:
-    """What a reader has to know beside the numbers."""
+    """Print notes that qualify the numbers."""
     for note in notes:
         console.print(f"\n[yellow]note:[/] {note}", soft_wrap=True)

@@ -1,1 +1,1 @@
-"""The verb `fedveil plan`."""
+"""The command `fedveil plan`."""

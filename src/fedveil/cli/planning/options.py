@@ -1,4 +1,4 @@
-"""The options of `fedveil plan`, apart from what it does with them."""
+"""The options of `fedveil plan`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,58 +27,60 @@ __all__ = [
 ]
 
 LIKE = "chest-x-rays"
-"""The task that accuracy is predicted by, unless another is named."""
+"""The task that accuracy is predicted from, unless another is named."""
 
 StudyFile = Annotated[
     Path | None,
-    typer.Argument(help="The study file, default study.toml; with --cohorts optional, for all else."),
+    typer.Argument(help="The study file, default study.toml; optional with --cohorts."),
 ]
 Cohorts = Annotated[
     str | None,
-    typer.Option(help="Training patients of each hospital, apart by commas: recommend a setting."),
+    typer.Option(help="Training patients per hospital, comma-separated: recommend a setting."),
 ]
 Epsilon = Annotated[
     float | None,
-    typer.Option(help="Overrides privacy.epsilon; with --cohorts the largest that is accepted."),
+    typer.Option(help="Overrides privacy.epsilon; with --cohorts, the largest accepted value."),
 ]
 Trusts = Annotated[
     str | None,
-    typer.Option(help="Overrides privacy.trust; with --cohorts all levels that would be accepted."),
+    typer.Option(help="Overrides privacy.trust; with --cohorts, all accepted levels."),
 ]
-Auroc = Annotated[float | None, typer.Option(help="With --cohorts: the smallest AUROC.")]
+Auroc = Annotated[float | None, typer.Option(help="With --cohorts: the smallest accepted AUROC.")]
 BalancedAccuracy = Annotated[
-    float | None, typer.Option(help="With --cohorts: the smallest balanced accuracy.")
+    float | None, typer.Option(help="With --cohorts: the smallest accepted balanced accuracy.")
 ]
 Risk = Annotated[
     float | None,
-    typer.Option(help="With --cohorts: most that an attacker may find at 1 % false alarms, such as 0.02."),
+    typer.Option(
+        help="With --cohorts: largest attack success (true positive rate) at 1 % false alarms, such as 0.02."
+    ),
 ]
 RankBy = Annotated[
     str | None,
     typer.Option(
-        help=f"With --cohorts: compare settings by {' or '.join(METRICS)}; default what a target is given for.",
+        help=f"With --cohorts: compare settings by {' or '.join(METRICS)}; default: the metric that has a target.",
     ),
 ]
 Units = Annotated[
     str | None,
-    typer.Option(help="With --cohorts: whom the guarantee may protect; patient by default, site, image."),
+    typer.Option(help="With --cohorts: the accepted privacy units, of patient (default), site, image."),
 ]
 Images = Annotated[
-    float | None, typer.Option(help="With --cohorts: images of a patient on average, for unit image.")
+    float | None, typer.Option(help="With --cohorts: mean number of images per patient, for unit image.")
 ]
 Methods = Annotated[
     str | None,
-    typer.Option(help="With --cohorts: methods to choose from, of gradient,averaging,one-shot; default all."),
+    typer.Option(help="With --cohorts: accepted methods, of gradient,averaging,one-shot; default all."),
 ]
 Networks = Annotated[
     str | None,
-    typer.Option(help="With --cohorts: what may be trained, such as linear,cnn; default all that are known."),
+    typer.Option(help="With --cohorts: accepted models, such as linear,cnn; default all known ones."),
 ]
 Like = Annotated[
     str | None, typer.Option(help=f"With --cohorts: the task that yours resembles; default {LIKE}.")
 ]
 Fit = Annotated[
     Path | None,
-    typer.Option(help="With --cohorts: directory of a sweep of your own to predict from, not --like."),
+    typer.Option(help="With --cohorts: directory of your own sweep to predict from, instead of --like."),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show the arithmetic.")]

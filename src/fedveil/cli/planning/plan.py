@@ -1,4 +1,4 @@
-"""The verb that comes before anything is spent: what a study file would cost, or which setting to choose."""
+"""The command to run before anything is spent: what a study would cost, or which setting to choose."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from fedveil.cli.output.console import speak_plainly
 from fedveil.cli.output.tables import print_plan
 from fedveil.cli.planning import options
 from fedveil.cli.planning.recommendation import print_recommendation, recommendation_values
-from fedveil.cli.planning.request import known_laws, make_wishes, refuse
+from fedveil.cli.planning.request import known_laws, make_plan_request, refuse
 from fedveil.cli.study_file import AsJson, Data, read_study
 from fedveil.planning import make_plan, recommend
 
@@ -33,7 +33,7 @@ def plan(
     explain: options.Explain = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a study would cost, or which setting to choose, before anything runs.
+    """Print what a study would cost, or recommend a setting, before anything runs.
 
     Example: fedveil plan study.toml --epsilon 3
 
@@ -44,12 +44,14 @@ def plan(
     with speak_plainly():
         if cohorts is None:
             asked = plan_request | {"like": like, "fit": fit}
-            refuse(asked, "is a wish, and a study file says what is wanted itself", "add --cohorts")
+            refuse(
+                asked, "is part of a plan request, and a study file states its own settings", "add --cohorts"
+            )
             _price(study or Path("study.toml"), data, epsilon, trust, explain, as_json)
             return
-        refuse({"data": data}, "does not go with --cohorts, which need no images", "leave one of them out")
+        refuse({"data": data}, "cannot be combined with --cohorts, which needs no images", "drop one of them")
         laws, measured = known_laws(like, fit)
-        wanted = make_wishes(
+        wanted = make_plan_request(
             plan_request | {"epsilon": epsilon, "trust": trust}, cohorts, study, laws, measured
         )
         found = recommend(wanted, laws)

@@ -1,4 +1,4 @@
-"""The recommended setting as a person reads it in a terminal, and as JSON."""
+"""The recommended setting as text for a terminal, and as JSON."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,11 +16,11 @@ HEADS = {
     "gradient": "gradient: a linear head on frozen public features",
     "one-shot": "one-shot: a linear head from class means of frozen public features",
 }
-TRAINED = {"gradient": "one step a round", "averaging": "local steps, whose results are averaged"}
+TRAINED = {"gradient": "one step per round", "averaging": "local steps, whose results are averaged"}
 
 
 def print_recommendation(found: Recommendation, explain: bool = False) -> None:
-    """Say which setting to choose, what it should give, and the lines of a study file that choose it."""
+    """Print the recommended setting, its predicted accuracy, and the lines of a study file that select it."""
     if found.no:
         console.print(f"[bold red]no[/]: {found.no}.\n", soft_wrap=True)
     console.print("closest setting" if found.no else "recommended")
@@ -30,9 +30,9 @@ def print_recommendation(found: Recommendation, explain: bool = False) -> None:
         console.print(_candidates(found))
     advice, metric = found.advice, metric_name(found.plan_request.ranked)
     console.print(
-        f"\nthe cheapest change that would help most: {advice.what} ({metric} {advice.expected:.3f})"
+        f"\nthe cheapest change that helps most: {advice.what} ({metric} {advice.expected:.3f})"
         if advice
-        else f"\nno change within reach would raise the {metric} noticeably",
+        else f"\nno available change would raise the {metric} noticeably",
         soft_wrap=True,
     )
     if explain:
@@ -65,7 +65,7 @@ def recommendation_values(found: Recommendation) -> dict[str, object]:
 
 
 def _setting(found: Recommendation) -> Table:
-    """The chosen setting and what it should give, by the metric that settings are compared by first."""
+    """The chosen setting and its predicted accuracy; the metric that settings are compared by comes first."""
     one, mechanism = found.chosen, found.mechanism
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("trust", one.way.trust)
@@ -114,7 +114,7 @@ def _sampling(found: Recommendation) -> str:
 
 
 def _candidates(found: Recommendation) -> Table:
-    """Every accepted way, a column for each recipe."""
+    """Every accepted configuration, with one column per recipe."""
     metric = found.plan_request.ranked
     recipes: Mapping[Recipe, None] = dict.fromkeys(one.way.recipe for one in found.candidates)
     columns = (f"{metric_name(metric)}, {recipe}" for recipe in recipes)

@@ -1,4 +1,4 @@
-"""What was asked for on the command line, checked and in the terms of the planner."""
+"""The command line's options, checked and translated into a plan request."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,22 +12,22 @@ from fedveil.privacy import Unit
 from fedveil.study import METRICS, Method, Metric, Recipe, RunDirectory, Study
 from fedveil.sweeps import read_measurements
 
-__all__ = ["known_laws", "make_wishes", "refuse"]
+__all__ = ["known_laws", "make_plan_request", "refuse"]
 
 W = TypeVar("W", bound=str)
 
 
 def refuse(options: Mapping[str, object], why: str, remedy: str) -> None:
-    """End with a sentence if one of these was given that says nothing in this form of the call."""
+    """Raise an error if an option was given that has no meaning in this form of the call."""
     for name, value in options.items():
         if value is not None:
             raise InvalidValue(f"--{name.replace('_', '-')} is {value}", f"it {why}", remedy)
 
 
 def known_laws(like: str | None, fit: Path | None) -> tuple[Laws, Study]:
-    """What accuracy is predicted from, a known task or a sweep of one's own, and the study that was measured."""
+    """What accuracy is predicted from, a known task or the user's own sweep, and the study that was measured."""
     if fit is not None:
-        refuse({"like": like}, "does not go with --fit, which names the task too", "leave one out")
+        refuse({"like": like}, "cannot be combined with --fit, which also names the task", "drop one of them")
         swept = RunDirectory(fit).study() if (fit / "study.toml").is_file() else Study()
         return Reference.fit_each(fit.name, read_measurements(fit), swept), swept
     known, name = references(), like or LIKE
@@ -40,10 +40,10 @@ def known_laws(like: str | None, fit: Path | None) -> tuple[Laws, Study]:
     return known[name], Study()
 
 
-def make_wishes(
+def make_plan_request(
     asked: Mapping[str, Any], cohorts: str, study: Path | None, laws: Laws, measured: Study
 ) -> PlanRequest:
-    """The wishes as the planner takes them.
+    """The plan request that the options describe.
 
     Args:
         asked: the options by name, None where they were left out.
@@ -73,7 +73,7 @@ def make_wishes(
 
 
 def _recipes(method: str | None, network: str | None, laws: Laws) -> tuple[Recipe, ...]:
-    """What is accepted among what is known, linear heads first."""
+    """The accepted recipes among the known ones, linear heads first."""
     networks = tuple(dict.fromkeys(recipe.network for recipe in laws))
     methods: tuple[Method, ...] = _words("method", method or ",".join(METHODS), METHODS)
     accepted = _words("network", network or ",".join(networks), networks)
@@ -84,8 +84,8 @@ def _recipes(method: str | None, network: str | None, laws: Laws) -> tuple[Recip
         )
         raise InvalidValue(
             f"the call has {' and '.join(wanted)}",
-            f"accuracy is known of {_listed(laws)}",
-            "accept one of them, or fit a sweep of your own with --fit",
+            f"accuracy is known for {_listed(laws)}",
+            "choose one of them, or fit your own sweep with --fit",
         )
     return tuple(sorted(found, key=lambda one: one.network != "linear"))
 
@@ -97,7 +97,7 @@ def _listed(words: Iterable[object]) -> str:
 def _metric(text: str) -> Metric:
     found = _words("metric", text, METRICS)
     if len(found) != 1:
-        raise InvalidValue(f"--metric is {text!r}", "settings are compared by one", "choose one")
+        raise InvalidValue(f"--metric is {text!r}", "settings are compared by exactly one", "choose one")
     return found[0]
 
 
@@ -106,7 +106,9 @@ def _sizes(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InvalidValue(
-            f"--cohorts is {text!r}", "it lists whole numbers apart by commas", "such as 800,600,500"
+            f"--cohorts is {text!r}",
+            "it must be a comma-separated list of whole numbers",
+            "such as 800,600,500",
         ) from None
 
 

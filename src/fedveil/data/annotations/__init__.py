@@ -1,3 +1,3 @@
-"""What is said of each image: label, patient, site, split; and which images can be used for it."""
+"""The annotations of each image (label, patient, site, split), and which images are usable."""
 
 __all__: list[str] = []

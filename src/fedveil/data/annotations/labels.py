@@ -1,6 +1,6 @@
-"""What labels mean to a study: which cannot be used, and the classes that the others become.
+"""The meaning of labels in a study: unusable labels, and the classes of the others.
 
-Each label is judged by itself and by the study's settings, never by what other images are called.
+Each label is judged independently, by the study's settings, never by the labels of other images.
 """
 
 import re
@@ -19,16 +19,16 @@ Fault = tuple[str, str, str]
 """What was found, the rule and the remedy."""
 
 UNKNOWN = frozenset(("", "-1", "-1.0", "nan", "na", "n/a", "null", "unknown", "uncertain", "?"))
-NOBODY_KNOWS = "what nobody knows must not pass for a class"
+NOBODY_KNOWS = "an unknown label must not count as a class"
 MARKS = "|;,/+&"
 UNSURE = -1
-"""In a matrix of findings: nobody knows."""
+"""In a matrix of findings: unknown."""
 
 
 def label_faults(
     labels: Codes, classes: tuple[str, ...], options: Options
 ) -> tuple[dict[int, Fault], dict[int, Fault]]:
-    """Rows whose label cannot be used, and among them apart those whose label nobody knows."""
+    """Rows with an unusable label, and separately those with an unknown label."""
     if labels.ndim == 2:
         return {}, _unsure(labels, classes, options)
     wrong: dict[int, Fault] = {}
@@ -45,12 +45,12 @@ def _unknown(found: str) -> Fault:
     return (
         found,
         NOBODY_KNOWS,
-        'fill it in, set data.unknown_labels = "drop" to leave such images out, or list it in data.classes',
+        'fill it in, set data.unknown_labels = "drop" to omit such images, or list it in data.classes',
     )
 
 
 def _fault(text: str, options: Options) -> Fault | None:
-    """Why a label cannot be used, if it cannot."""
+    """Why a label is unusable; None if it is usable."""
     positive, classes = options.positive or (), options.classes or ()
     if options.separator:
         findings = split_findings(text, options.separator)
@@ -79,8 +79,8 @@ def _misspelt(text: str, positive: Sequence[str]) -> Fault | None:
         return None
     return (
         f"label is {text}",
-        f"positive names {meant}, which is spelt differently",
-        "spell both alike, or name both in positive",
+        f"positive contains {meant}, which is spelt differently",
+        "use one spelling, or list both in positive",
     )
 
 
@@ -107,7 +107,7 @@ def _unsure(labels: Codes, classes: tuple[str, ...], options: Options) -> dict[i
 
 
 def joined_labels(classes: Sequence[str], options: Options) -> Iterator[tuple[int, Fault]]:
-    """Codes of labels that look like several others at once, where nothing says how to read them."""
+    """Codes of labels that look like several findings, if no setting states how to read them."""
     if options.positive or options.classes or options.separator or "joined-labels" in options.accept:
         return
     known = set(classes)
@@ -119,7 +119,7 @@ def joined_labels(classes: Sequence[str], options: Options) -> Iterator[tuple[in
                     code,
                     (
                         f"label is {text}, which looks like {len(parts)} findings",
-                        "fedveil tells classes apart of which every image has exactly one",
+                        "fedveil needs exactly one class per image",
                         f'set data.separator = "{mark}" and data.positive to the findings that count, or '
                         'data.accept = ["joined-labels"] if it is one class',
                     ),
@@ -139,7 +139,7 @@ def split_findings(text: str, separator: str) -> list[str]:
 def findings(
     labels: Codes, classes: tuple[str, ...], separator: str
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """One 0/1 column a finding, from labels that list them."""
+    """One 0/1 column per finding, from labels that list findings."""
     lists = [split_findings(text, separator) for text in classes]
     names = tuple(sorted({name for one in lists for name in one}))
     table = np.array([[name in one for name in names] for one in lists], np.int64).reshape(-1, len(names))
@@ -149,13 +149,13 @@ def findings(
 def study_labels(
     name: str, labels: Codes, classes: tuple[str, ...], options: Options
 ) -> tuple[Codes, tuple[str, ...]]:
-    """Labels and classes as the study wants them: merged by ``positive``, or in the order of ``classes``."""
+    """Labels and classes of the study: merged by ``positive``, or in the order of ``classes``."""
     if options.positive is not None:
         return _merged(labels, classes, options)
     if labels.ndim == 2:
         raise InvalidValue(
             f"an image of {name} can have several labels at once",
-            "fedveil tells classes apart of which every image has exactly one",
+            "fedveil needs exactly one class per image",
             f"set positive to the findings that count, among {', '.join(classes)}",
         )
     if options.classes is None:
@@ -187,10 +187,10 @@ def _merged(labels: Codes, classes: tuple[str, ...], options: Options) -> tuple[
 def _those_here(
     positive: Sequence[str], classes: tuple[str, ...], study: tuple[str, ...], several: bool
 ) -> Sequence[str]:
-    """The positive classes that occur here; others need not, since what patients have is no reason to stay away.
+    """The positive classes that occur here; the others may be absent, since a hospital need not have every finding.
 
-    All are asked for where no name here is one of the study's: a hospital with names of its own would take part with
-    every label wrong. Findings that are listed are many, and the study does not name them all.
+    All are required if no name here is one of the study's: a hospital with other names would take part with every
+    label wrong. For lists of findings this does not apply, because the study does not name all findings.
     """
     if not several and {*positive, *study[0].split(" or ")}.isdisjoint(classes):
         return positive

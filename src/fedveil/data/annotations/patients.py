@@ -1,4 +1,4 @@
-"""Whose an image is, where names leave it in doubt: the unit of the guarantee must not be guessed."""
+"""Ambiguous patient names: the unit of the guarantee must not be guessed."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,9 @@ PLACEHOLDER = re.compile(
 
 
 def patient_key(name: str) -> str:
-    """The name without what tells spellings of one name apart: letter case, spaces, zeros that lead a number.
+    """The name without differences in spelling: letter case, spaces, leading zeros of numbers.
 
-    It depends on the name alone, whatever other patients are called.
+    It depends on the name alone, not on other patients' names.
 
     >>> {patient_key(name) for name in ("P 7", "p7", "P007")}, patient_key("P70")
     ({'p7'}, 'p70')
@@ -33,7 +33,7 @@ def patient_name(name: str | None, options: Options) -> str | None:
 
 
 def is_placeholder(name: str) -> bool:
-    """Whether the name stands for nobody.
+    """Whether the name is a placeholder.
 
     >>> is_placeholder("ANONYMOUS"), is_placeholder("A-17")
     (True, False)
@@ -42,12 +42,12 @@ def is_placeholder(name: str) -> bool:
 
 
 def placeholder_fault(name: str, options: Options) -> Fault | None:
-    """Why a patient's name cannot be used, if it cannot."""
+    """Why a patient's name is unusable; None if it is usable."""
     if "placeholder-patients" in options.accept or not is_placeholder(name):
         return None
     return (
         f"the patient is called {name}" if name else "the patient has no name",
-        "that names nobody, and all images of that name would count as one patient's",
+        "this is a placeholder, and all images with it would count as one patient's",
         'name the patients, or set data.accept = ["placeholder-patients"] if it is one patient',
     )
 
@@ -59,7 +59,7 @@ def patient_pairs(
 
     Args:
         patients: the patient of each row.
-        identifiers: PatientID of each row's DICOM file; None where it tells none.
+        identifiers: PatientID of each row's DICOM file; None if it has none.
         options: what the study accepts.
     """
     if "similar-patients" not in options.accept:
@@ -69,8 +69,8 @@ def patient_pairs(
                 earlier,
                 (
                     f"patient {patients[later]} is spelt {patients[earlier]} elsewhere",
-                    "one patient has one name, or the guarantee covers a part of their images",
-                    'spell it alike, or set data.accept = ["similar-patients"] if they are two patients',
+                    "a patient must have one name, or the guarantee covers only part of their images",
+                    'use one spelling, or set data.accept = ["similar-patients"] if they are two patients',
                 ),
             )
     if "dicom-patients" not in options.accept:
@@ -82,7 +82,7 @@ def patient_pairs(
                 (
                     f"the PatientID {identifiers[later]} is patient {patients[later]} here "
                     f"and {patients[earlier]} elsewhere",
-                    "the patient column must not split a patient, or the guarantee covers a part of their images",
+                    "the patient column must not split a patient, or the guarantee covers only part of their images",
                     'correct it, or set data.accept = ["dicom-patients"] if the column is right',
                 ),
             )

@@ -1,4 +1,4 @@
-"""What a reader found, before anybody has judged it; the judgement; and the data set that comes out of it."""
+"""The output of a reader before checks, the checks, and the resulting data set."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,9 +40,9 @@ Codes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and where: a file, with its line where it has lines.
+    """One problem and its place: a file, with its line if it has lines.
 
-    With ``left_out`` it concerns one image, which is not among the records: the others can be used without it.
+    With ``left_out`` it concerns one image, which is not among the records; the others are usable.
     """
 
     place: str
@@ -61,7 +61,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What is said of one image alone."""
+    """The annotations of one image."""
 
     patient: str | None
     site: str | None
@@ -70,11 +70,11 @@ class Given:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Records:
-    """One entry an image in every column; ``place(i)`` is the file and line to blame for image i.
+    """One entry per image in every column; ``place(i)`` is the file and line of image i.
 
-    ``labels`` are codes into ``classes``, ``(n,)``, or one column a class where an image can have several findings,
-    ``(n, len(classes))``: 1 or 0, or -1 where nobody knows. ``patients``, ``sites``, ``splits`` are None where the
-    source has none, or not for every image; ``rows`` says what it has for each, where that may differ.
+    ``labels`` are codes into ``classes``, ``(n,)``, or one column per class if an image can have several findings,
+    ``(n, len(classes))``: 1 or 0, or -1 if unknown. ``patients``, ``sites``, ``splits`` are None if the source has
+    none, or not for every image; ``rows`` has the annotations of each image then.
     """
 
     name: str
@@ -93,31 +93,31 @@ class Records:
     rows: tuple["Given", ...] | None = None
 
     def patients_given(self) -> list[str | None]:
-        """Each image's patient, None where nobody names one; unlike ``patients`` whatever is said of the others."""
+        """Each image's patient, None if unnamed; unlike ``patients`` independent of the other images."""
         if self.rows is not None:
             return [row.patient for row in self.rows]
         return list(self.patients or (None,) * len(self.image_names))
 
     def sites_given(self) -> list[str | None]:
-        """Each image's site, None where nobody names one."""
+        """Each image's site, None if unnamed."""
         if self.rows is not None:
             return [row.site for row in self.rows]
         return list(self.sites or (None,) * len(self.image_names))
 
     def splits_given(self) -> list[int | None]:
-        """Each image's split, None where nobody gives one."""
+        """Each image's split, None if not given."""
         if self.rows is not None:
             return [row.split for row in self.rows]
         return [None] * len(self.image_names) if self.splits is None else [int(code) for code in self.splits]
 
     def image_keys(self) -> Sequence[str]:
-        """What tells each image from the others wherever it stands: its file, or in an array its content."""
+        """Identifies each image independently of its position: its file, or in an array its content."""
         if isinstance(self.images, FileImages):
             return self.image_names
         return self.images.digest(np.arange(len(self.images)))
 
     def subset(self, rows: Codes) -> "Records":
-        """These images only, in that order."""
+        """Only these images, in that order."""
         images, place = self.images, self.place
         if isinstance(images, ArrayImages):
             kept: ImageStack = ArrayImages(images.stored(rows), images.size, images.reading)
@@ -137,9 +137,9 @@ class Records:
 
 
 def judged(records: Records, options: Options) -> Records:
-    """The records without images that cannot be used for what is said of them, each with its problem or a note.
+    """The records without images whose annotations are unusable, each with its problem or a note.
 
-    Every image is judged by itself.
+    Every image is judged independently.
     """
     wrong, unknown = label_faults(records.labels, records.classes, options)
     if options.unknown_labels == "drop":
@@ -167,7 +167,7 @@ def judged(records: Records, options: Options) -> Records:
 
 
 def _without_lost_classes(records: Records, before: Codes) -> Records:
-    """Drop the classes that have lost all the images they had, where images have one class each."""
+    """Drop the classes that have lost all their images, if images have one class each."""
     if records.labels.ndim == 2:
         return records
     lost = set(before.tolist()) - set(records.labels.tolist())
@@ -180,7 +180,7 @@ def _without_lost_classes(records: Records, before: Codes) -> Records:
 
 
 def find_problems(records: Records, options: Options) -> Iterator[Problem]:
-    """Everything that stands against training on these records, the reader's findings first."""
+    """All problems that prevent training on these records, the reader's first."""
     yield from records.problems
     if not len(records.images):
         yield Problem(
@@ -209,7 +209,7 @@ def find_problems(records: Records, options: Options) -> Iterator[Problem]:
 
 
 def _site_problems(records: Records) -> Iterator[Problem]:
-    """Names that could be taken for another site's, or for a path: a site's ledger is a file of its name."""
+    """Names that could be confused with another site's, or with a path: a site's ledger file has its name."""
     for site in sorted(set(records.sites or ())):
         try:
             check_site_name(site)
@@ -219,7 +219,7 @@ def _site_problems(records: Records) -> Iterator[Problem]:
 
 
 def _doubtful_patients(records: Records, options: Options) -> Iterator[Problem]:
-    """Patients who may have two names. They can take part all the same: a hospital answers for its own table."""
+    """Patients who may have two names. They can still take part: a hospital is responsible for its own table."""
     images, patients = records.images, records.patients or ()
     told = (
         [facts.patient for facts in images.facts] if isinstance(images, FileImages) else [None] * len(images)
@@ -244,7 +244,7 @@ def _overlaps(records: Records) -> Iterator[Problem]:
                     records.place(row),
                     f"patient {patient} is in the {column} {value}, "
                     f"but in {before} at {records.place(where)}",
-                    f"a patient belongs to one {column}, or nothing said about patients holds",
+                    f"a patient must belong to one {column}, or no guarantee for patients holds",
                     "correct the table, or set allow_patient_overlap = true if it is meant",
                     left_out=True,
                 )
@@ -264,7 +264,7 @@ def _label_problems(records: Records, options: Options) -> Iterator[Problem]:
         yield Problem(
             records.name,
             "no image is in the training split",
-            "there must be some to learn from",
+            "there must be training images",
             "mark some as train",
         )
         return
@@ -287,7 +287,7 @@ def _label_problems(records: Records, options: Options) -> Iterator[Problem]:
 
 
 def raise_first(problems: Sequence[Problem], source: str) -> None:
-    """The first problem as an error that says how many more there are; nothing if there are none."""
+    """Raise the first problem as an error that states the number of others; do nothing if there are none."""
     if problems:
         first, more = problems[0], len(problems) - 1
         rest = f", and see the {more} other problems with `fedveil data check {source}`" if more else ""

@@ -1,4 +1,4 @@
-"""Rows that name image files, as manifests and folders give them, turned into records."""
+"""From rows that name image files, of manifests and folders, to records."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ __all__ = ["Row", "class_order", "file_problem", "file_records", "try_probe"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One image file: where it is, what it shows, and where that is written."""
+    """One image file: its path, its annotations, and their place."""
 
     path: Path
     name: str
@@ -34,9 +34,9 @@ class Row:
 def file_records(
     name: str, rows: Sequence[Row], options: Options, problems: Iterable[Problem], notes: Iterable[str]
 ) -> Records:
-    """Looks into every file's header; a file that cannot be used becomes a problem and is left out.
+    """Reads every file's header; an unusable file becomes a problem and is left out.
 
-    A column counts as given where every row has it. Without patients in the rows, DICOM's PatientID counts.
+    A column counts as given if every row has it. Without patients in the rows, DICOM's PatientID counts.
     """
     found = list(problems)
     usable: list[tuple[Row, ImageFacts]] = []
@@ -75,7 +75,7 @@ def file_records(
 
 
 def file_problem(place: str, path: Path, error: DataError) -> Problem:
-    """An error about a file as a problem at ``place``, which does not name the file twice."""
+    """An error about a file as a problem at ``place``, without naming the file twice."""
     found = error.found.removeprefix(f"{path}: ") if place == str(path) else error.found
     return Problem(place, found, error.rule, error.remedy, left_out=True)
 
@@ -93,7 +93,7 @@ def class_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def try_probe(path: Path, reading: Reading) -> ImageFacts | DataError:
-    """What the file's header says, or why it cannot be used."""
+    """The content of the file's header, or the reason why the file is unusable."""
     try:
         return probe(path, reading)
     except DataError as error:
@@ -103,9 +103,9 @@ def try_probe(path: Path, reading: Reading) -> ImageFacts | DataError:
 def _patients(
     name: str, usable: list[tuple[Row, ImageFacts]], options: Options
 ) -> tuple[list[tuple[Row, ImageFacts]], tuple[str, ...] | None, list[Problem]]:
-    """The images whose patients are known, or all of them where no patient is named."""
+    """The images whose patients are known, or all of them if no patient is named."""
     given = _column([row.patient for row, _ in usable])
-    if given is not None or options.leave_out:  # then each image is judged by what is said of it alone
+    if given is not None or options.leave_out:  # then each image is judged by its own annotations alone
         return usable, given, []
     known = [(row, facts) for row, facts in usable if facts.patient is not None]
     if not known:
@@ -113,8 +113,8 @@ def _patients(
     problems = [
         Problem(
             row.place,
-            f"{len(known)} DICOM files of {name} say whose they are, but {row.path} does not",
-            "either every image names its patient, or none does",
+            f"{len(known)} DICOM files of {name} name their patient, but {row.path} does not",
+            "either every image or none must name its patient",
             "add a patient column that names them all",
             left_out=True,
         )

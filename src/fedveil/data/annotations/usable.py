@@ -1,12 +1,12 @@
-"""What of a hospital's images a study can use, each image judged by itself.
+"""The usable images of a hospital for a study, each image judged independently.
 
-`fedveil.data.load` refuses a source for one image that is not as it should be: a person reads that, and corrects it.
-A hospital that has approved a study answers whatever its images are. If one image, label or count decided whether the
-others are in its sums, or whether it answers at all, that image would be told without any noise. So here
+`fedveil.data.load` refuses a source because of one faulty image: a person reads the error and corrects the image. A
+hospital that has approved a study answers independently of its images. If one image, label or count decided whether
+the others are in its sums, or whether the hospital answers at all, it would be revealed without any noise. So here
 
-- an image is left out, or counts, by what is said of it alone: its label, its patient, its file;
-- classes, channels and size are the study's; what is wrong with the source as a whole (no such file, other columns) is
-  no matter of one image, and is raised.
+- an image is used or left out by its own annotations alone: its label, its patient, its file;
+- classes, channels and size are the study's; problems of the source as a whole (a missing file, other columns) do
+not concern one image, and are raised.
 """
 
 import logging
@@ -35,23 +35,27 @@ Codes = npt.NDArray[np.int64]
 
 
 def load_usable(source: str, options: Options, *, base: Path, need_patients: bool) -> Dataset:
-    """The images that can be used, with the classes, channels and size that the study gives.
+    """The usable images, with the classes, channels and size of the study.
 
     Args:
         source: as for `fedveil.data.load`.
         options: with the study's classes and channels.
         base: folder that the source is relative to.
-        need_patients: whether an image of which nobody says whose it is counts nothing, rather than as a patient's own.
+        need_patients: whether an image without a patient is left out, instead of counting as a separate patient.
 
     Raises:
         DataError: the source as a whole cannot be read.
     """
     classes, options = options.classes, replace(options, leave_out=True)
     records = read_records(source, options, base)
-    embedded = isinstance(records.images, Embeddings)  # in memory, and judged row by row: none can fail later
+    embedded = isinstance(
+        records.images, Embeddings
+    )  # in memory, and judged row by row: no image can fail later
     if classes is None or (options.reading.channels is None and not embedded):
         raise DataError(
-            "no classes or no channels are given", "they are the study's, not the images'", "give the study's"
+            "no classes or no channels are given",
+            "they must come from the study, not from the images",
+            "give the study's",
         )
     images = records.images if embedded else OddImages(records.images)
     labels, patients = _labels(records, options, classes), _patients(records, options)
@@ -59,7 +63,7 @@ def load_usable(source: str, options: Options, *, base: Path, need_patients: boo
     left_out = sum(problem.left_out for problem in records.problems) + len(labels) - len(keep)
     if left_out:
         log.error(
-            "%s: %s images or rows cannot be used and count as nothing: see `fedveil site check`",
+            "%s: %s images or rows are unusable and left out: see `fedveil site check`",
             records.name,
             left_out,
         )
@@ -90,12 +94,13 @@ def load_usable(source: str, options: Options, *, base: Path, need_patients: boo
 
 
 def _patients(records: Records, options: Options) -> list[str | None]:
-    """Each image's patient. Names that are similar count as one, unless the hospital says that they are several."""
+    """Each image's patient. Similar names count as one, unless the hospital's settings state that they are different
+    patients."""
     return [patient_name(name, options) for name in records.patients_given()]
 
 
 def _owners(patients: Sequence[str | None], names: Sequence[str]) -> list[str]:
-    """Whose each image is. One that nobody names is a patient's own, also where two of them have the same content."""
+    """Each image's patient. An image without a name counts as a separate patient, even if two have the same content."""
     seen: Counter[str] = Counter()
     found = []
     for patient, name in zip(patients, names, strict=True):
@@ -106,7 +111,7 @@ def _owners(patients: Sequence[str | None], names: Sequence[str]) -> list[str]:
 
 
 def _labels(records: Records, options: Options, classes: Sequence[str]) -> Codes:
-    """The study's class of each image (n,). Labels that are none of the study's were left out one by one before."""
+    """The study's class of each image (n,). Labels that are not the study's were removed before, each independently."""
     if records.labels.ndim == 1:
         meant = np.zeros(len(records.classes), dtype=np.int64)
         for code in np.unique(records.labels):  # a file may name classes of which it has no image
@@ -116,7 +121,7 @@ def _labels(records: Records, options: Options, classes: Sequence[str]) -> Codes
     if options.positive is None:
         raise DataError(
             f"an image of {records.name} can have several labels at once",
-            "fedveil tells classes apart of which every image has exactly one",
+            "fedveil needs exactly one class per image",
             "join a study that names positive findings",
         )
     positive = np.array([name in options.positive for name in records.classes], dtype=bool)
@@ -125,7 +130,7 @@ def _labels(records: Records, options: Options, classes: Sequence[str]) -> Codes
 
 
 def _split(records: Records, names: Sequence[str], options: Options) -> npt.NDArray[np.int8]:
-    """Training or test (n,): as given, or else by the hash of whose the image is."""
+    """Training or test (n,): as given, or else by the hash of the patient's name."""
     given = records.splits_given()
     drawn = draw_test_patients(names, options.test_fraction, options.seed, options.secret)
     found = [

@@ -1,4 +1,4 @@
-"""Data sets from what a program already holds: arrays of images, embeddings, a table of files."""
+"""Data sets from data in memory: arrays of images, embeddings, a table of files."""
 
 import csv
 import tempfile
@@ -25,13 +25,13 @@ __all__ = ["Columns", "array_of", "as_pixels", "from_arrays", "from_features", "
 
 Array = npt.NDArray[Any]
 SIZE = 64
-"""Pixels along each side until a study says otherwise, see `sized`."""
+"""Pixels along each side unless a study sets another size, see `sized`."""
 TABLE = "frame.csv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """What is said of every image beside its label; see `Dataset.from_arrays`."""
+    """The annotations of every image except its label; see `Dataset.from_arrays`."""
 
     patients: Iterable[Any] | None = None
     sites: Iterable[Any] | None = None
@@ -59,7 +59,7 @@ def from_features(features: Any, labels: Any, columns: Columns) -> Dataset:
 
 
 def _stack(images: Any, size: int, reading: Reading) -> ArrayImages:
-    """Images in memory, every one of which can be read; otherwise the first that cannot is named."""
+    """Images in memory, all of which are readable; otherwise the error names the first that is not."""
     stack = ArrayImages(_channels_last(images), size, reading)
     outside = stack.outside()
     if len(outside):
@@ -69,7 +69,7 @@ def _stack(images: Any, size: int, reading: Reading) -> ArrayImages:
 
 
 def from_frame(frame: Any, base: Path, settings: dict[str, Any]) -> Dataset:
-    """See `Dataset.from_frame`: the table is read as a manifest is, with all of its checks."""
+    """See `Dataset.from_frame`: the table is read like a manifest, with all of its checks."""
     header = [str(name) for name in getattr(frame, "columns", frame)]
     columns = [[_cell(value) for value in frame[name]] for name in getattr(frame, "columns", frame)]
     called = str(settings.get("columns", {}).get("path") or "path").strip().lower()
@@ -93,9 +93,9 @@ def from_frame(frame: Any, base: Path, settings: dict[str, Any]) -> Dataset:
 
 
 def sized(dataset: Dataset, size: int, reading: Reading) -> Dataset:
-    """The data set with its images read at another size, and in other channels or another window.
+    """The data set with its images read at another size, with other channels or another window.
 
-    Where ``reading`` names no channels, those of the data set stay. Embeddings have none of these.
+    If ``reading`` names no channels, those of the data set are used. Embeddings have none of these.
     """
     images = dataset.images
     wanted = replace(reading, channels=reading.channels or images.channels)
@@ -110,13 +110,13 @@ def sized(dataset: Dataset, size: int, reading: Reading) -> Dataset:
     raise DataError(
         f"the images are read at {images.size} pixels in {images.channels} channels by {images.reading.window!r}, "
         f"and the study asks for {size}, {wanted.channels} and {wanted.window!r}",
-        "a part of a data set is read as the whole is",
+        "a part of a data set must be read like the whole",
         "set image_size, channels and window in the study to those of the images",
     )
 
 
 def as_pixels(images: Any, size: int, reading: Reading) -> npt.NDArray[np.float32]:
-    """Images as a model sees them: float32 (k, channels, size, size) in [0, 1], by channels and window."""
+    """Images as model input: float32 (k, channels, size, size) in [0, 1], by channels and window."""
     stack = _stack(images, size, reading)
     return stack.read(np.arange(len(stack)))
 
@@ -235,7 +235,7 @@ def _names(what: str, values: Iterable[Any] | None, count: int) -> tuple[str, ..
 
 
 def _missing(value: Any) -> bool:
-    """None, NaN, or what a table library has for it, which equals nothing and is neither true nor false."""
+    """None, NaN, or a table library's missing value, which equals nothing and is neither true nor false."""
     try:
         return value is None or bool(value != value)
     except TypeError:
@@ -243,7 +243,7 @@ def _missing(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    """One entry as text; empty where there is none.
+    """One entry as text; empty if missing.
 
     >>> [_cell(value) for value in (3, 3.0, np.int64(3), "a", None, float("nan"), True)]
     ['3', '3', '3', 'a', '', '', '1']

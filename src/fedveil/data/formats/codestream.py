@@ -1,15 +1,15 @@
-"""What a compressed image says of its own size, whatever the file around it says: a few bytes may claim gigabytes."""
+"""The size that a compressed image states, independent of the file around it: a few bytes may claim gigabytes."""
 
 __all__ = ["stated_size"]
 
 JPEG, JPEG_2000, BOX = b"\xff\xd8", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  "
 NOT_FRAMES = {0xC4, 0xC8, 0xCC}
-"""Markers among those of frames (ITU T.81, table B.1) that begin no frame."""
+"""Markers in the range of frames (ITU T.81, table B.1) that do not begin a frame."""
 JPEG_LS_FRAME = 0xF7
 
 
 def stated_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height by the codestream's own header, for JPEG, JPEG-LS and JPEG 2000; None if it tells none.
+    """Width and height in the codestream's own header, for JPEG, JPEG-LS and JPEG 2000; None if absent.
 
     >>> stated_size(bytes.fromhex("ffd8 ffc0 000b 08 0010 0020 01 011100"))
     (32, 16)

@@ -1,9 +1,9 @@
-"""DICOM images as a radiologist would see them: modality and VOI transformations, then [0, 1].
+"""DICOM images as a radiologist sees them: modality and VOI transformations, then [0, 1].
 
 Stored values pass through the modality LUT or rescale slope and intercept (DICOM PS3.3, C.11.1), then through
-the window of the study or, where it leaves that to the files, through a file's own VOI LUT or first window (C.11.2).
-Without any they are scaled by the range that their number of bits can express. All that stands in a file's own
-header or in the study: no image is scaled by what others hold.
+the window of the study or, if the study leaves it to the files, through a file's own VOI LUT or first window
+(C.11.2). Without any they are scaled by the range of their number of bits. All of this is in a file's own header or
+in the study: no image is scaled by the values of others.
 """
 
 import zlib
@@ -34,9 +34,9 @@ GREY = ("MONOCHROME1", "MONOCHROME2")
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 NEEDED = ("Rows", "Columns", "BitsStored", "PhotometricInterpretation", "PixelData")
 BYTES_PER_PIXEL = 6
-"""Most that an uncompressed pixel takes: three samples of 16 bit."""
+"""Largest size of an uncompressed pixel: three samples of 16 bit."""
 HEADER_BYTES = 64 * 2**20
-"""Most that a header may take after inflation."""
+"""Largest size of a header after inflation."""
 META = b"\x02\x00\x00\x00UL\x04\x00"
 """The element before the length of the file's meta information (PS3.10, 7.1)."""
 Pixels = npt.NDArray[np.float32]
@@ -44,16 +44,16 @@ Values = npt.NDArray[np.float64]
 
 
 def is_dicom(path: Path, start: bytes) -> bool:
-    """Whether the file says so, by the mark after its preamble or, where that is missing, by its name."""
+    """Whether the file is DICOM, by the mark after its preamble or, without one, by its name."""
     return start[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
 
 
 def probe_dicom(path: Path, reading: Reading) -> ImageFacts:
-    """What the header says, without decoding a pixel."""
+    """The content of the header, without decoding a pixel."""
     with _damage_named(path):
         with path.open("rb") as file:
             deflated = _is_deflated(file.read(4096))
-        # A deflated file is inflated as a whole, so that there is nothing to be won by reading a part of it.
+        # A deflated file has to be inflated as a whole, so reading only a part of it saves nothing.
         header = _header(path, path.read_bytes(), reading) if deflated else _lazy_header(path)
         _check(path, header, reading)
         photometric = str(header.PhotometricInterpretation)
@@ -79,7 +79,7 @@ def read_dicom(path: Path, content: bytes, reading: Reading) -> Pixels:
         raise unusable(
             path,
             f"its pixels cannot be decoded ({_short(error)})",
-            "the file must be whole, and compressed in a way that can be undone here",
+            "the file must be whole, and compressed in a supported format",
             "copy or export it again, uncompressed",
         ) from None
 
@@ -127,8 +127,8 @@ def _check_inflated(path: Path, content: bytes, reading: Reading) -> None:
             raise unusable(
                 path,
                 f"inflated, it is larger than {most // 2**20} MiB",
-                f"an image of {reading.max_megapixels:g} megapixels takes less",
-                "export it again, or raise data.max_megapixels if the image is that large",
+                f"an image of {reading.max_megapixels:g} megapixels needs less",
+                "export it again, or increase data.max_megapixels if the image is that large",
             )
         if not part:
             break
@@ -136,7 +136,7 @@ def _check_inflated(path: Path, content: bytes, reading: Reading) -> None:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Whatever a damaged header makes pydicom raise, also where one of its values is used, names the file."""
+    """Errors of pydicom from a damaged header, also when its values are used, name the file."""
     try:
         yield
     except DataError:
@@ -151,7 +151,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def _short(error: Exception) -> str:
-    """The error on one line, of a length that a person reads."""
+    """The error on one short line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
@@ -160,11 +160,13 @@ def _check(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
     missing = [name for name in NEEDED if name not in header or header[name].is_empty]
     if missing:
         found = "it holds no pixels" if "PixelData" in missing else f"its header lacks {', '.join(missing)}"
-        raise unusable(path, found, "an image must hold pixels and say what they mean", "leave it out")
+        raise unusable(
+            path, found, "an image must have pixels and the header values to interpret them", "leave it out"
+        )
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:
         raise unusable(
-            path, f"it holds {frames} frames", "an image must be single", "export the frame that counts"
+            path, f"it holds {frames} frames", "an image must be single", "export the relevant frame"
         )
     check_pixels(path, int(header.Columns), int(header.Rows), reading.max_megapixels)
     if not 1 <= int(header.BitsStored) <= 32:
@@ -206,7 +208,7 @@ def _check_scale(path: Path, header: pydicom.FileDataset, reading: Reading) -> N
 
 
 def _check_codec(path: Path, header: pydicom.FileDataset) -> None:
-    """Refuse pixels whose compression cannot be undone, and name what could undo it."""
+    """Refuse pixels with an unsupported compression, and name the package that would support it."""
     syntax = header.file_meta.TransferSyntaxUID if hasattr(header, "file_meta") else None
     if syntax is None or not syntax.is_encapsulated:
         return
@@ -216,20 +218,20 @@ def _check_codec(path: Path, header: pydicom.FileDataset) -> None:
         raise unusable(
             path,
             f"its pixels are compressed as {syntax.name}",
-            "that cannot be undone here",
+            "this compression is not supported",
             "export it uncompressed",
         ) from None
     if not decoder.is_available:
         raise unusable(
             path,
             f"its pixels are compressed as {syntax.name}",
-            "that needs a decoder that is not installed",
+            "this compression needs a decoder that is not installed",
             'pip install "fedveil[dicom]", or export the file uncompressed',
         )
 
 
 def _check_frame(path: Path, header: pydicom.FileDataset) -> None:
-    """Refuse a compressed image whose own size is not the header's, whose pixels were counted before decoding."""
+    """Refuse a compressed image whose own size differs from the header's, which was checked before decoding."""
     if not (hasattr(header, "file_meta") and header.file_meta.TransferSyntaxUID.is_encapsulated):
         return
     stated = stated_size(next(generate_frames(header.PixelData, number_of_frames=1), b""))
@@ -238,13 +240,13 @@ def _check_frame(path: Path, header: pydicom.FileDataset) -> None:
         raise unusable(
             path,
             f"its pixels are {stated[0]} x {stated[1]}, by its header {expected[0]} x {expected[1]}",
-            "both must agree",
+            "the sizes must agree",
             "export it again",
         )
 
 
 def _little_endian_palettes(header: pydicom.FileDataset) -> None:
-    """Swap the bytes of palettes of 16-bit words in big-endian files, which pydicom takes for little-endian ones."""
+    """Swap the bytes of 16-bit palettes in big-endian files, which pydicom reads as little-endian."""
     if header.original_encoding[1] is not False:
         return
     for colour in ("Red", "Green", "Blue"):
@@ -297,7 +299,7 @@ def _apply_own_window(values: Values, centre: float, width: float, function: str
 
 
 def _range(header: pydicom.FileDataset) -> tuple[float, float]:
-    """The least and greatest value that the modality transformation can give, by the header alone."""
+    """The smallest and largest output of the modality transformation, from the header alone."""
     if header.get("ModalityLUTSequence"):
         return 0.0, 2.0 ** int(header.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     bits = int(header.BitsStored)

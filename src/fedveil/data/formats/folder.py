@@ -1,8 +1,8 @@
 """Reads a folder of images: ``CLASS/image`` or ``SITE/CLASS/image``.
 
 One more level may be named train, test or validation, anywhere above the images: ``train/CLASS/image``,
-``SITE/test/CLASS/image``. A layout such as ``site/split/class`` fixes what the levels mean; without one, most images
-decide. Folders name no patients: each image counts as one, unless DICOM headers say more.
+``SITE/test/CLASS/image``. A layout such as ``site/split/class`` sets the meaning of the levels; without one, the
+majority of images decides. Folders name no patients: each image counts as one, unless DICOM headers say more.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ WORDS = {name for name in SPLIT_NAMES if name.isalpha()}
 
 
 def read_folder(root: Path, options: Options) -> Records:
-    """Everything in the folder that bears the suffix of an image; hidden files are passed over."""
+    """All files in the folder with an image suffix; hidden files are skipped."""
     images, notes = _images(root)
     levels = {path: path.relative_to(root).parts[:-1] for path in images}
     if options.leave_out and not options.layout:
@@ -41,10 +41,10 @@ def read_folder(root: Path, options: Options) -> Records:
             problems.append(
                 Problem(
                     str(path),
-                    f"it lies {len(parts)} folders deep, most images {len(layout)}"
+                    f"it is {len(parts)} folders deep, most images {len(layout)}"
                     if len(parts) != len(layout) or "class" not in layout
-                    else f"its folders do not fit the layout {'/'.join(layout)} of most images",
-                    "images lie in CLASS/ or in SITE/CLASS/, all alike, and in train/ and test/ if you like",
+                    else f"its folders do not match the layout {'/'.join(layout)} of most images",
+                    "all images must be in CLASS/ or in SITE/CLASS/, optionally with train/ and test/",
                     "move it, or write a manifest",
                     left_out=True,
                 )
@@ -65,7 +65,7 @@ def read_folder(root: Path, options: Options) -> Records:
 
 
 def _images(root: Path) -> tuple[list[Path], list[str]]:
-    """Every image in the folder, in order, and a note on what was passed over."""
+    """Every image in the folder, in order, and a note on skipped files."""
     try:
         files = sorted(path for path in root.rglob("*") if path.is_file())
     except OSError as error:
@@ -79,7 +79,7 @@ def _images(root: Path) -> tuple[list[Path], list[str]]:
     ]
     images = [path for path in visible if path.suffix.lower() in SUFFIXES]
     others = len(visible) - len(images)
-    return images, [f"{others} files were passed over: they have no suffix of an image"] if others else []
+    return images, [f"{others} files were skipped: they have no image suffix"] if others else []
 
 
 def guessed_layout(root: Path) -> str:
@@ -94,10 +94,12 @@ def guessed_layout(root: Path) -> str:
 
 
 def _layout(levels: list[tuple[str, ...]], setting: str) -> tuple[str, ...]:
-    """What each level above an image means, by the setting or by how most images lie."""
+    """The meaning of each level above an image, by the setting or by the majority of images."""
     if setting:
         if setting not in LAYOUTS:
-            raise InvalidValue(f"layout is {setting}", f"it is one of {', '.join(LAYOUTS)}", "choose one")
+            raise InvalidValue(
+                f"layout is {setting}", f"it must be one of {', '.join(LAYOUTS)}", "choose one"
+            )
         return tuple(setting.split("/"))
     depth = Counter(map(len, levels)).most_common(1)[0][0] if levels else 1
     alike = [parts for parts in levels if len(parts) == depth]

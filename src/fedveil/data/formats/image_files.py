@@ -1,4 +1,4 @@
-"""Image files, decoded when they are asked for: PNG, JPEG, TIFF, BMP, WebP and DICOM; grey and colour; 8 and 16 bit."""
+"""Image files, decoded when requested: PNG, JPEG, TIFF, BMP, WebP and DICOM; grey and colour; 8 and 16 bit."""
 
 import os
 import threading
@@ -42,7 +42,7 @@ FORMATS = {
 }
 PHOTOMETRIC, BITS_PER_SAMPLE, WHITE_IS_ZERO = 262, 258, 0
 LARGE = 4_000_000
-"""Pixels from which on images are decoded one at a time."""
+"""Number of pixels above which images are decoded one at a time."""
 Pixels = npt.NDArray[np.float32]
 PillowImage = Image.Image
 _one_large = threading.Lock()
@@ -50,9 +50,9 @@ _one_large = threading.Lock()
 
 @final
 class FileImages(ImageStack):
-    """Images in files; each is decoded anew whenever it is read, by as many threads as there are cores.
+    """Images in files; each is decoded again whenever it is read, with one thread per core.
 
-    Where ``reading`` names no channels, those of the first file count, whose header is public then.
+    If ``reading`` names no channels, those of the first file apply, whose header is then public.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class FileImages(ImageStack):
 
     @property
     def channels(self) -> int:
-        """1 or 3, by the setting or else by the first file; every other image is brought to it."""
+        """1 or 3, by the setting or else by the first file; all images are converted to it."""
         return self._channels
 
     @property
@@ -78,11 +78,11 @@ class FileImages(ImageStack):
 
     @property
     def reading(self) -> Reading:
-        """As it was given."""
+        """As given."""
         return self._reading
 
     def read(self, indices: Indices) -> Pixels:
-        """Decoded, scaled, brought to the channels asked for, resized; a DataError names the file that cannot be."""
+        """Decoded, scaled, converted to the requested channels, resized; a DataError names an unreadable file."""
         out = np.empty((len(indices), self._channels, self._size, self._size), np.float32)
 
         def decode(target: Pixels, row: int) -> None:
@@ -95,7 +95,7 @@ class FileImages(ImageStack):
         return out
 
     def subset(self, indices: Indices) -> "FileImages":
-        """These images only, brought to the same channels."""
+        """Only these images, converted to the same channels."""
         reading = replace(self.reading, channels=self._channels)
         paths, facts = [self.paths[row] for row in indices], [self.facts[row] for row in indices]
         return FileImages(paths, facts, self._size, reading)
@@ -113,7 +113,7 @@ class FileImages(ImageStack):
 
 
 def probe(path: Path, reading: Reading | None = None) -> ImageFacts:
-    """What the file's header says; refuses what is no single image, without decoding the pixels."""
+    """The content of the file's header; refuses anything but a single image, without decoding the pixels."""
     settings = reading or Reading()
     with _opened(path) as file:
         start = file.read(132)
@@ -130,8 +130,8 @@ def probe(path: Path, reading: Reading | None = None) -> ImageFacts:
 def read_image(path: Path, reading: Reading | None = None) -> Pixels:
     """The image at its stored size, upright, float32 ``(1 or 3, height, width)`` in [0, 1].
 
-    Values are divided by what their bit depth can hold, or those of more than 8 bit scaled by the window. Transparent
-    pixels are black, palettes are colour.
+    Values are divided by the maximum of their bit depth; those of more than 8 bit may be scaled by the window
+    instead. Transparent pixels are black, palettes are colour.
     """
     settings = reading or Reading()
     content = _content(path)
@@ -164,7 +164,7 @@ def _planes(image: PillowImage, window: tuple[float, float] | None) -> Pixels:
     if image.mode == "I":
         raise DataError(
             "its pixels are 32 bit or signed integers",
-            "what means white must be known without looking at the image",
+            "the value of white must be known without reading the image",
             "store 8 or 16 bit or floats in [0, 1], or give window = [centre, width]",
         )
     grey, alpha = _channels(image) == 1, image.has_transparency_data
@@ -182,14 +182,14 @@ def _planes(image: PillowImage, window: tuple[float, float] | None) -> Pixels:
 
 
 def _window(reading: Reading, mode: str) -> tuple[float, float] | None:
-    """The window that applies to pixels of a mode; those of 8 bit are shades already."""
+    """The window that applies to pixels of a mode; those of 8 bit are already shades."""
     deep = mode in ("I", "F") or mode.startswith("I;16")
     if not deep or reading.window in (FILE, FULL):
         return None
     if is_hounsfield(reading.window):
         raise DataError(
             f"its pixels are of {'16 bit' if mode.startswith('I;16') else '32 bit'}, the window is {reading.window}",
-            "that window is for Hounsfield units, which only DICOM files tell",
+            "that window is for Hounsfield units, which only DICOM files state",
             "give window = [centre, width] in stored values",
         )
     return limits(reading.window)
@@ -222,13 +222,13 @@ def _check(path: Path, image: PillowImage, reading: Reading) -> None:
             path,
             f"it is animated or holds several images ({frames} frames)",
             "an image must be single",
-            "save the one that counts",
+            "save the relevant one",
         )
 
 
 @contextmanager
 def _in_turn(facts: ImageFacts) -> Iterator[None]:
-    """Decode large images one at a time, so that as many as there are cores cannot fill the memory together."""
+    """Decode large images one at a time, so that parallel decoding does not exhaust the memory."""
     with ExitStack() as stack:
         if facts.width * facts.height > LARGE:
             stack.enter_context(_one_large)
@@ -236,10 +236,10 @@ def _in_turn(facts: ImageFacts) -> Iterator[None]:
 
 
 class _Libraries:
-    """Settings of the libraries for as long as anybody here reads, from any number of threads.
+    """Library settings while any thread is reading.
 
-    They warn of a file without its name: what matters becomes an error that names it, the rest is silent. Pillow's
-    own limit of pixels is lifted, since ours is checked first.
+    Libraries warn without naming the file: relevant warnings become errors that name it, others are silenced.
+    Pillow's own pixel limit is disabled, since ours is checked first.
     """
 
     def __init__(self) -> None:
@@ -270,7 +270,7 @@ _reading = _Libraries()
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Turns whatever a damaged file makes Pillow raise into an error that names the file."""
+    """Turns Pillow's errors on a damaged file into an error that names the file."""
     try:
         yield
     except DataError as error:

@@ -1,8 +1,8 @@
-"""Reads a manifest: CSV or TSV, one row an image, ``path,label`` and optionally ``patient,site,split``.
+"""Reads a manifest: CSV or TSV, one row per image, ``path,label`` and optionally ``patient,site,split``.
 
-Paths are relative to the manifest. Text may be UTF-8, UTF-16 with a byte-order mark, or Windows-1252, each line by
-itself; columns may be separated by comma, semicolon, tab or bar, and have other names where the study maps them.
-Every problem is told by file and line.
+Paths are relative to the manifest. Text may be UTF-8, UTF-16 with a byte-order mark, or Windows-1252, each line
+independently; columns may be separated by comma, semicolon, tab or bar, and have other names if the study maps them.
+Every problem is reported by file and line.
 """
 
 import codecs
@@ -31,11 +31,11 @@ USUAL = {
     "site": ("hospital", "centre", "center", "institution"),
     "split": (),
 }
-"""What other people's tables call a column, or begin its name with."""
+"""Common names, or beginnings of names, of a column in other tables."""
 
 
 def read_manifest(path: Path, options: Options) -> Records:
-    """Everything the manifest holds. Raises DataError only where no row can be read at all."""
+    """The content of the manifest. Raises DataError only if no row can be read at all."""
     notes: list[str] = []
     problems: list[Problem] = []
     rows: list[Row] = []
@@ -49,7 +49,7 @@ def read_manifest(path: Path, options: Options) -> Records:
         earlier = seen.setdefault((os.path.normpath(row.path), whose), row)
         if earlier is not row and not (options.leave_out and whose is None):
             found = f"{row.name} was listed before, at {earlier.place}"
-            rule, remedy = "every image stands in one row", "delete one of them"
+            rule, remedy = "every image must be in one row only", "delete one of them"
             problems.append(Problem(row.place, found, rule, remedy, left_out=True))
             continue
         rows.append(row)
@@ -59,7 +59,7 @@ def read_manifest(path: Path, options: Options) -> Records:
 def table_rows(
     path: Path, names: Mapping[str, str], notes: list[str], *, only_paths: bool = False
 ) -> Iterator[Row | Problem]:
-    """The rows of a table whose columns are called as ``names`` says, or else as they are here."""
+    """The rows of a table with the column names in ``names``, or else the default names."""
     lines = _lines(path, _text(path, notes), names)
     first = next(lines, (1, []))
     if isinstance(first, Problem):
@@ -119,7 +119,7 @@ def _line(content: bytes) -> tuple[str, bool]:
 def _not_text(path: Path, reason: str) -> DataError:
     return DataError(
         f"{path}: it is not text that can be read ({reason})",
-        "a manifest is a CSV file",
+        "a manifest must be a CSV file",
         "save it as CSV in UTF-8",
     )
 
@@ -135,7 +135,7 @@ def _lines(path: Path, text: str, names: Mapping[str, str]) -> Iterator[tuple[in
     if header.lower().startswith("sep="):
         separator = header[4:5]
     else:
-        # The separator is the one that finds most of the columns a manifest can have.
+        # The separator is the one that yields most of the columns of a manifest.
         known = {*COLUMNS, *_names(list(names.values()))}
         separator = max(
             SEPARATORS, key=lambda mark: (len(known & set(_names(header.split(mark)))), header.count(mark))
@@ -165,9 +165,9 @@ def _names(cells: list[str]) -> list[str]:
 def _columns(
     path: Path, header: tuple[int, list[str]], asked: Mapping[str, str]
 ) -> tuple[dict[str, int], list[str]]:
-    """Position of each column that counts, by what it means, and the names of those that do not.
+    """Position of each used column, by its meaning, and the names of unused ones.
 
-    ``asked`` is what each column is called.
+    ``asked`` is the name of each column.
     """
     names = _names(header[1])
     place = f"{path}, line {header[0]}"
@@ -175,7 +175,7 @@ def _columns(
     for name, called in wanted.items():
         if names.count(called) > 1:
             raise DataError(
-                f"{place}: the column {called} occurs twice", "a column has one name", "rename one"
+                f"{place}: the column {called} occurs twice", "column names must differ", "rename one"
             )
         if called != name and called not in names:
             raise DataError(
@@ -189,13 +189,13 @@ def _columns(
         raise DataError(
             f"{place}: the columns are {', '.join(names) or 'none'}",
             f"a manifest needs {' and '.join(missing)}",
-            f"say what its columns mean: [data.columns] {guess}"
+            f"map its columns: [data.columns] {guess}"
             if guess
             else "name them in the first line: path,label and optionally patient,site,split",
         )
     extra = [name for name in names if name not in wanted.values()]
     for name in extra:
-        # A misspelt patient column would quietly make every image a patient, and the guarantee weaker.
+        # A misspelt patient column would silently make every image a patient, and weaken the guarantee.
         meant = [
             column
             for column in OPTIONAL
@@ -204,14 +204,14 @@ def _columns(
         if meant:
             raise DataError(
                 f"{place}: the column {name} is unknown",
-                f"it looks like {meant[0]}, which would then be taken for missing",
-                f'set {meant[0]} = "{header[1][names.index(name)]}" in [data.columns], or rename it if it is not meant',
+                f"it looks like {meant[0]}, which would then count as missing",
+                f'set {meant[0]} = "{header[1][names.index(name)]}" in [data.columns], or rename it otherwise',
             )
     return {name: names.index(called) for name, called in wanted.items() if called in names}, extra
 
 
 def _guess(header: Sequence[str], wanted: Mapping[str, str]) -> str:
-    """The lines of [data.columns] that would read a foreign table, if its names tell; paths and labels must be known.
+    """The lines of [data.columns] that would read a foreign table, if its names are known; paths and labels are needed.
 
     >>> _guess(["Image Index", "Finding Labels", "Patient ID"], {name: name for name in COLUMNS})
     'path = "Image Index", label = "Finding Labels", patient = "Patient ID"'
@@ -243,12 +243,12 @@ def _row(manifest: Path, place: str, cells: list[str], width: int, columns: dict
         return Problem(
             place,
             f"it has {len(cells)} cells where the first line has {width}",
-            "every row has one cell a column",
+            "every row must have one cell per column",
             "quote cells that hold the separator, and remove line breaks within cells",
             left_out=True,
         )
     values = {name: cells[position] for name, position in columns.items()}
-    # An empty label is one that nobody knows, which a study may leave out.
+    # An empty label is an unknown one, which a study may leave out.
     empty = [name for name, value in values.items() if not value and name != "label"]
     if empty:
         return Problem(

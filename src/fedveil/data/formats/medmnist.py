@@ -24,7 +24,7 @@ SIZES = (28, 64, 128, 224)
 
 @dataclass(frozen=True, slots=True)
 class MedMNIST:
-    """What an image of one set can show, and the MD5 of its file at 28, 64, 128 and 224 pixels."""
+    """The classes of one set, and the MD5 of its file at 28, 64, 128 and 224 pixels."""
 
     classes: tuple[str, ...]
     md5: tuple[str, str, str, str]
@@ -221,13 +221,13 @@ def class_names(stem: str) -> tuple[str, ...] | None:
 
 
 def read_medmnist(name: str, options: Options) -> Records:
-    """The set ``name`` at its least size that suffices for ``image_size``; ``name_64`` asks for one."""
+    """The set ``name`` at its smallest sufficient size for ``image_size``; ``name_64`` selects a size."""
     path = fetch(name, options.image_size)
     return read_npz(path, options, class_names(path.stem))
 
 
 def fetch(name: str, image_size: int = 28) -> Path:
-    """The set's official file, downloaded unless it lies in the cache; its MD5 is checked in any case."""
+    """The set's official file, downloaded unless it is in the cache; its MD5 is always checked."""
     title, size = _parse(name, image_size)
     file = f"{title}.npz" if size == 28 else f"{title}_{size}.npz"
     folder, url = cache_folder() / "medmnist", f"{RECORD}/{file}?download=1"
@@ -238,9 +238,9 @@ def fetch(name: str, image_size: int = 28) -> Path:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160] if isinstance(error, ValueError) else type(error).__name__
         raise DataError(
-            f"{title} at {size} pixels is not, or not whole, at {folder / file}; download failed ({reason})",
+            f"{title} at {size} pixels is missing or incomplete at {folder / file}; download failed ({reason})",
             f"it must be the official file with the MD5 {md5}",
-            f"download {url} where there is a network, and place it there",
+            f"download {url} on a machine with a network, and copy it there",
         ) from None
 
 

@@ -2,11 +2,11 @@
 
 MedMNIST's: ``train_images``, ``train_labels`` and the same for ``val`` and ``test``. Flat: ``images`` and
 ``labels``, and optionally ``patient``, ``site``, ``split`` (0 train, 1 test, 2 validation), the names that
-integers stand for (``classes``, ``patient_names``, ``site_names``), and ``files``. There ``features`` (n, d) may stand
-for ``images``: embeddings, for studies with ``model.features = "precomputed"``.
+integers stand for (``classes``, ``patient_names``, ``site_names``), and ``files``. There ``features`` (n, d) may
+replace ``images``: embeddings, for studies with ``model.features = "precomputed"``.
 
-Type and shape of the arrays are those of the whole set, chosen by whoever wrote it, and public. What one entry holds
-concerns that image alone: it is left out, with its problem, where it cannot be used.
+Type and shape of the arrays are those of the whole set, chosen by its author, and public. The content of one entry
+only concerns that image: an unusable entry is left out, with its problem.
 """
 
 import zipfile
@@ -30,11 +30,11 @@ __all__ = ["read_npz"]
 
 Array = npt.NDArray[Any]
 Faults = dict[int, Fault]
-"""What is wrong with single images, by row."""
+"""Problems of single images, by row."""
 
 
 def read_npz(path: Path, options: Options, class_names: Sequence[str] | None = None) -> Records:
-    """Everything the file holds; ``class_names`` names integer labels where the file itself does not."""
+    """The content of the file; ``class_names`` names integer labels if the file does not."""
     arrays = _open(path)
     embedded = "features" in arrays and "images" not in arrays
     if embedded:
@@ -59,12 +59,12 @@ def read_npz(path: Path, options: Options, class_names: Sequence[str] | None = N
             raise _error(
                 path,
                 f"there are {count} images but {len(columns[key])} entries in {key}",
-                "there must be one an image",
+                "there must be one per image",
                 "store arrays of one length",
             )
     named = [str(name) for name in columns["classes"]] if "classes" in columns else class_names
     if named is not None and len(set(named)) != len(named):
-        raise _error(path, "classes names one class twice", "a class has one name", "rename one")
+        raise _error(path, "classes names one class twice", "class names must differ", "rename one")
     labels, classes = _labels(columns["labels"], named, faults)
     files = columns.get("files", np.arange(count).astype(str))
     read = _embeddings if embedded else _images
@@ -96,7 +96,10 @@ def _open(path: Path) -> dict[str, Array]:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise _error(
-                    path, "it is no whole .npz file", "an .npz holds arrays, zipped", "use numpy.savez"
+                    path,
+                    "it is not a complete .npz file",
+                    "an .npz must be a zip file of arrays",
+                    "use numpy.savez",
                 )
             file.seek(0)
             with np.load(file, allow_pickle=False) as stored:
@@ -107,7 +110,10 @@ def _open(path: Path) -> dict[str, Array]:
         raise _error(path, "there is no such file", "a source must exist", "check the path") from None
     except MemoryError:
         raise _error(
-            path, "it does not fit in memory", "an .npz is read whole", "use a manifest instead"
+            path,
+            "it does not fit in memory",
+            "an .npz is read into memory completely",
+            "use a manifest instead",
         ) from None
     except Exception as error:  # noqa: BLE001 - a damaged file makes zipfile and numpy raise nearly anything
         reason = "it holds Python objects" if "allow_pickle" in str(error) else f"it cannot be read ({error})"
@@ -130,7 +136,7 @@ def _medmnist(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], n
             raise _error(
                 path,
                 f"{key}_images holds {len(images)} images, {key}_labels {labelled}",
-                "there must be one label an image",
+                "there must be one label per image",
                 "store arrays of one length",
             )
     try:
@@ -143,7 +149,7 @@ def _medmnist(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], n
         raise _error(
             path,
             f"the splits have the shapes {shapes}",
-            "they must agree but for the first number",
+            "they must agree except for the first number",
             "store one size",
         ) from None
     names = [f"{key}/{row}" for key, _ in parts for row in range(len(arrays[f"{key}_images"]))]
@@ -163,7 +169,7 @@ def _images(path: Path, images: Array, options: Options, faults: Faults) -> Imag
 
 
 def _embeddings(path: Path, vectors: Array, options: Options, faults: Faults) -> ImageStack:
-    """Vectors in place of images; one that cannot be used is zero until its row is left out."""
+    """Vectors instead of images; an unusable one is zero until its row is left out."""
     del options
     try:
         odd = odd_vectors(vectors)
@@ -181,12 +187,12 @@ def _splits(split: Array, faults: Faults) -> npt.NDArray[np.int8]:
     for row, name in enumerate(names):
         if name not in SPLIT_NAMES:
             rule = "it must be 0 or train, 1 or test, 2 or validation"
-            faults[row] = (f"split holds {name}", rule, "store one of these an image")
+            faults[row] = (f"split holds {name}", rule, "store one of these per image")
     return np.array([SPLIT_NAMES.get(name, TRAIN) for name in names], np.int8)
 
 
 def _integers(key: str, values: Array, faults: Faults) -> npt.NDArray[np.int64]:
-    """Whole numbers, also where they were stored as floats; others are faults, and 0."""
+    """Whole numbers, also if stored as floats; other values are problems, and become 0."""
     numbers = np.issubdtype(values.dtype, np.number)
     given = values.astype(np.float64) if numbers else np.full(values.shape, np.nan)
     whole = np.isfinite(given) & (np.rint(given) == given) & (np.abs(given) < 2**53)
@@ -204,7 +210,7 @@ def _every(fits: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 def _labels(
     labels: Array, class_names: Sequence[str] | None, faults: Faults
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Codes and classes; -1 is a class of its own for now, which nobody knows."""
+    """Codes and classes; -1 temporarily counts as a separate class for unknown labels."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dtype.kind in "US":
@@ -224,7 +230,7 @@ def _labels(
     for row in np.flatnonzero(~_every((codes >= UNSURE) & (codes <= most))):
         faults[int(row)] = (
             f"its label is {codes[row]}",
-            f"with the classes {', '.join(classes)} it must lie in 0 .. {most}",
+            f"with the classes {', '.join(classes)} it must be in 0 .. {most}",
             "name every class, and number them from 0",
         )
     codes = np.clip(codes, UNSURE, most)
@@ -240,7 +246,7 @@ def _names(
         return None
     if columns[key].ndim != 1:
         raise _error(
-            path, f"{key} has {columns[key].ndim} dimensions", "it must have one", "store one entry an image"
+            path, f"{key} has {columns[key].ndim} dimensions", "it must have one", "store one entry per image"
         )
     if columns[key].dtype.kind in "US":
         return tuple(str(value).strip() for value in columns[key])

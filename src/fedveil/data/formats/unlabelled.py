@@ -1,4 +1,4 @@
-"""Images to classify: a folder, one file, or a table of which nothing but the paths is needed."""
+"""Images to classify: a folder, one file, or a table of which only the paths are needed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ __all__ = ["Unlabelled", "read_unlabelled"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unlabelled:
-    """Images by name, brought to the channels and the window that the model has seen.
+    """Images by name, converted to the model's channels and window.
 
-    ``problems`` are the images that cannot be used by their header; reading one may find more.
+    ``problems`` are images that are unusable by their header; reading may find more.
     """
 
     names: tuple[str, ...]

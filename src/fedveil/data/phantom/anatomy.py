@@ -20,7 +20,7 @@ OPACITIES = 3
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Anatomy:
-    """One number a patient in every field, shaped ``(patients,)``: what all images of a patient share."""
+    """One number per patient in every field, shaped ``(patients,)``, common to all images of a patient."""
 
     build: Field
     chest_width: Field
@@ -77,7 +77,7 @@ class Anatomy:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Lesions:
-    """Opacities, each field ``(n, OPACITIES)``; one of strength 0 is not there."""
+    """Opacities, each field ``(n, OPACITIES)``; one of strength 0 is absent."""
 
     x: Field
     y: Field

@@ -1,8 +1,8 @@
-"""The built-in phantom: synthetic chest radiographs drawn by formulas, so that nothing need be downloaded.
+"""The built-in phantom: synthetic chest radiographs drawn by formulas, so that nothing has to be downloaded.
 
-They show nobody. Some chests have opacities; others have what is easily mistaken for one (breast shadows,
-large hila, small scars), so that no classifier is perfect. A patient has one to four images, which share the
-anatomy and differ in posture and in what has come or gone. Images come from scanners that differ in exposure,
+They show no real person. Some chests have opacities; others have structures that are easily mistaken for one (breast
+shadows, large hila, small scars), so that no classifier is perfect. A patient has one to four images, which share the
+anatomy and differ in posture and in changes over time. Images come from scanners that differ in exposure,
 contrast, blur, noise, collimation and burnt-in marker.
 """
 
@@ -61,9 +61,9 @@ def phantom(
 ) -> Records:
     """The synthetic set: the classes clear and opacity, a fifth of the patients held out for testing.
 
-    It is the same, but for rounding on another processor, for all who ask for the same size and seed; a
-    study's seed has no part in it. With ``hospitals`` given, that many are named, each with its scanner, size
-    and share of opacities; otherwise nobody says which scanner an image is from, and a study may deal them out.
+    It is the same, except for rounding on another processor, for the same size and seed; it does not depend on a
+    study's seed. With ``hospitals`` given, that many are named, each with its scanner, size and share of opacities;
+    otherwise the scanner of an image is not stated, and a study may split the patients.
     """
     _check(hospitals, patients)
     check_size(image_size)
@@ -75,7 +75,7 @@ def phantom(
         names = [f"{name}-{code + 1}" for code, name in enumerate(names)]
     share = np.array(SHARE)[number]
     site = generator.choice(count, patients, p=share / share.sum())
-    # The first patients go to one hospital each, so that none stays empty.
+    # The first patients are assigned to one hospital each, so that none is empty.
     site[: min(count, patients)] = np.arange(min(count, patients))
     images_of = 1 + generator.choice(len(IMAGES_OF_PATIENT), patients, p=IMAGES_OF_PATIENT)
     owner = np.repeat(np.arange(patients), images_of)

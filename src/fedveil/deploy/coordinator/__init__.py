@@ -1,1 +1,1 @@
-"""What runs at the coordinator of a federation."""
+"""The coordinator of a federation."""

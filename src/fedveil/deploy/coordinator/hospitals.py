@@ -1,4 +1,4 @@
-"""The coordinator's folder: ``federation.toml``, its keys, and what it knows of each hospital."""
+"""The coordinator's folder: ``federation.toml``, its keys, and its records of each hospital."""
 
 import tomllib
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ Number = Annotated[float, Field(strict=False)]
 class FederationTable(BaseModel):
     """``[federation]`` of federation.toml.
 
-    ``port`` is where hospitals connect to; ``listen`` the address of this machine to answer at; ``sites`` the
-    hospitals in the order of the studies' terms; the rest is how long, in seconds, hospitals are waited for.
+    ``port`` is the port that hospitals connect to; ``listen`` the local address to listen at; ``sites`` the
+    hospitals in the order of the studies' agreements; the rest are waiting times for hospitals in seconds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -58,7 +58,7 @@ class Federation:
         except FileNotFoundError:
             raise InvalidValue(
                 f"{path} does not exist",
-                "a federation has a coordinator's folder",
+                "a federation needs a coordinator's folder",
                 "make one with `fedveil federation init`, or give its path with --federation",
             ) from None
         except ValidationError as error:
@@ -71,12 +71,12 @@ class Federation:
 
     @property
     def link(self) -> LinkSettings:
-        """Where the SuperLink is."""
+        """The SuperLink's address and files."""
         return LinkSettings(folder=self.folder, host=self.table.listen, port=self.table.port)
 
     @property
     def patience(self) -> Patience:
-        """How long hospitals are waited for."""
+        """The waiting times for hospitals."""
         table = self.table
         return Patience(away=table.wait_for_absent, answer=table.wait_for_answer, again=table.ask_again)
 
@@ -88,24 +88,24 @@ class Federation:
             if not path.exists():
                 raise InvalidValue(
                     f"{path} does not exist",
-                    "each hospital of the federation has a node with a key",
+                    "each hospital of the federation needs a node key",
                     f"put {site}'s public key there, as its node printed it",
                 )
             found[site] = path.read_bytes()
         return found
 
     def keys(self) -> dict[str, str]:
-        """Public key of each hospital that was met before."""
+        """Public key of each hospital that has been contacted before."""
         return {
             path.stem: check_public_key(path.read_text()) for path in (self.folder / "sites").glob("*.pub")
         }
 
     def pin(self, site: str, key: str) -> None:
-        """Remember a hospital's public key from its first contact on."""
+        """Store a hospital's public key at first contact."""
         path = self.folder / "sites" / f"{site}.pub"
         path.parent.mkdir(exist_ok=True)
         path.write_text(key + "\n")
 
     def receipts(self) -> Receipts:
-        """The receipts that the hospitals gave so far."""
+        """The receipts received from the hospitals so far."""
         return Receipts(self.folder / "receipts")

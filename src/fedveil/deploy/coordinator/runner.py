@@ -1,7 +1,7 @@
-"""The coordinator's end of a study between real hospitals: `fedveil.study.run`, with hospitals at the end of a wire.
+"""The coordinator's end of a study between real hospitals: `fedveil.study.run`, with hospitals reached over a network.
 
-The coordinator holds no training images. Its study file names a test set of its own, and the classes and the
-channels that the hospitals are offered are those of that set; or it names none, and says them itself.
+The coordinator holds no training images. Its study file names its own test set, whose classes and channels are
+offered to the hospitals; or it names none, and states them itself.
 """
 
 import json
@@ -45,14 +45,14 @@ class RealHospitals(Hospitals):
 
     Attributes:
         federation: the coordinator's folder.
-        say: told how the study stands at each hospital, whenever that changes.
+        say: receives the study's state at each hospital whenever it changes.
     """
 
     federation: Federation
     say: Say = lambda _: None
 
     def prepare(self, study: Study) -> Prepared:
-        """The coordinator's own images, all for testing; of the hospitals' images nothing is known here."""
+        """The coordinator's own images, all for testing; the hospitals' images are not known here."""
         dataset = load_test_set(study)
         return Prepared(study=pinned(study, dataset), dataset=dataset, sites={}, simulated=False)
 
@@ -61,7 +61,7 @@ class RealHospitals(Hospitals):
         """Start or join the SuperLink, offer the study, and wait until enough hospitals have approved it.
 
         Raises:
-            FederationError: there is no line, or too few hospitals are ready in time.
+            FederationError: there is no connection, or too few hospitals are ready in time.
         """
         del directory
         table = self.federation.table
@@ -84,7 +84,7 @@ class RealHospitals(Hospitals):
 
 @contextmanager
 def reach(federation: Federation) -> Iterator[FlowerTransport]:
-    """Start or join the SuperLink; a line to the hospitals for as long as the context is open."""
+    """Start or join the SuperLink; a connection to the hospitals while the context is open."""
     with Link(federation.link, federation.nodes()) as link:
         yield FlowerTransport(
             link,
@@ -99,16 +99,16 @@ def reach(federation: Federation) -> Iterator[FlowerTransport]:
 def deliver(
     transport: FlowerTransport, sites: Sequence[str], study: str, model: TrainedModel
 ) -> tuple[str, ...]:
-    """Give each hospital the finished model of a study; return those that could not be given it."""
+    """Send each hospital the finished model of a study; return those that did not receive it."""
     arrays = {"parameters": model.parameters, "frequencies": model.frequencies}
     return transport.deliver(sites, study, arrays)
 
 
 def send_again(federation: Federation, run: Path) -> dict[str, bool]:
-    """Send the model of a finished run to every hospital of its study; one that keeps it already just says so again.
+    """Send the model of a finished run to every hospital of its study; a hospital that already has it confirms again.
 
     Returns:
-        whether each hospital keeps it now, by name.
+        whether each hospital has it now, by name.
 
     Raises:
         StudyError: the folder holds no finished run.
@@ -120,7 +120,7 @@ def send_again(federation: Federation, run: Path) -> dict[str, bool]:
     except (OSError, ValueError, KeyError, TypeError):
         raise StudyError(
             f"{run} holds no finished run",
-            "a model is sent from the run that made it",
+            "a model must be sent from the run that made it",
             "give the directory that `fedveil coordinate` wrote",
         ) from None
     model = TrainedModel.load(run)
@@ -130,7 +130,7 @@ def send_again(federation: Federation, run: Path) -> dict[str, bool]:
 
 
 def load_test_set(study: Study) -> Dataset:
-    """The coordinator's images, all of them for testing unless the data has a test split of its own."""
+    """The coordinator's images, all for testing unless the data has its own test split."""
     settings = study.data
     if settings.source == NOTHING:
         return Dataset.empty(
@@ -146,7 +146,7 @@ def load_test_set(study: Study) -> Dataset:
 def wait_for_sites(
     transport: FlowerTransport, offer: Offer, agreement: Agreement, *, patience: float, say: Say
 ) -> dict[str, str]:
-    """Offer the study and wait until every hospital is ready, or until patience ends and enough are.
+    """Offer the study and wait until every hospital is ready, or until the waiting time ends and enough are.
 
     Raises:
         FederationError: too few hospitals are ready in time, or one refused.
@@ -183,9 +183,9 @@ def _not_ready(status: Mapping[str, str], agreement: Agreement) -> FederationErr
         "unknown": "does not know the study",
         "pending": "has not approved the study",
         "loading": "is still reading its images",
-        "refused": "refuses the study; its own log says why",
-        "stale": "finds messages too old: set its clock and this machine's by NTP",
-        "invalid": "answers what the protocol does not allow",
+        "refused": "refuses the study; see its own log",
+        "stale": "rejects messages as too old: synchronise its clock and this machine's by NTP",
+        "invalid": "sends answers that the protocol does not allow",
     }
     other = f"; here runs fedveil {__version__}, and every hospital needs the same"
     words |= {state: state + other for state in status.values() if state.startswith("on ")}
@@ -193,15 +193,15 @@ def _not_ready(status: Mapping[str, str], agreement: Agreement) -> FederationErr
     return FederationError(
         f"{len(status) - len(missing)} of {len(status)} hospitals are ready: {'; '.join(missing)}",
         f"a round needs {agreement.min_sites}",
-        "have the others connect, approve, or repair what their log names, then give the same command again",
+        "have the others connect, approve, or correct what their log names, then repeat the command",
     )
 
 
 def asked(agreement: Agreement, trained: Trained) -> dict[str, LedgerState]:
-    """What each hospital's ledger holds of this study at most: one charge for every time that it was asked.
+    """Upper bound on the charges in each hospital's ledger for this study: one charge per request.
 
-    The ledgers themselves stay with the hospitals; an attempt that one missed counts here all the same, and so does a
-    model of its own that it did not make.
+    The ledgers themselves stay at the hospitals. An attempt that a hospital missed counts here too, and so does a
+    personal model that it did not make.
     """
     if agreement.trust == "none":
         return {}

@@ -1,9 +1,9 @@
 """Flower as a carrier of opaque bytes: TLS, node authentication, a queue at the coordinator; nothing else.
 
 The only place that imports flwr, pinned to the versions that the tests ran with, telemetry off. `node` is
-the hospital's end: it speaks Flower's fleet protocol itself, so that no code that the coordinator ships is
-ever run there; a stock `flower-supernode` would fetch the run's app and start it for every message. `link`
-starts and joins the coordinator's SuperLink; `transport` is the `fedveil.federation.Transport` over it.
+the hospital's end: it speaks Flower's fleet protocol itself, so that no code sent by the coordinator ever runs
+there; a stock `flower-supernode` would fetch the run's app and start it for every message. `link` starts and joins
+the coordinator's SuperLink; `transport` is the `fedveil.federation.Transport` over it.
 """
 
 import os
@@ -11,10 +11,10 @@ import os
 __all__ = ["PARENT", "SOON"]
 
 PARENT = "FEDVEIL_PARENT"
-"""Environment variable: the process that a SuperLink ends with, so that none is left behind."""
+"""Environment variable: the process whose end also ends the SuperLink, so that none remains running."""
 
 SOON = 0.05
-"""Seconds after which a part of a message that is still being sent is looked for again; doubles each time."""
+"""Seconds until the next poll for a part of a message that is still being sent; doubles each time."""
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

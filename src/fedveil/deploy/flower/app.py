@@ -1,4 +1,4 @@
-"""The app that a Flower run has to name. It holds no code: no end of a federation runs what is shipped."""
+"""The app that a Flower run has to name. It holds no code: no party of a federation runs code that it was sent."""
 
 __all__ = ["app_files"]
 
@@ -20,5 +20,5 @@ clientapp = "nothing:app"
 
 
 def app_files() -> dict[str, bytes]:
-    """The files of an app without code, by path, from which Flower builds what it registers with a run."""
+    """The files of an app without code, by path; Flower builds the app of a run from them."""
     return {"pyproject.toml": _PROJECT, "nothing.py": b"app = None\n", "LICENSE": b"Apache-2.0\n"}

@@ -1,4 +1,4 @@
-"""Asking several sites at once through a SuperLink, and again for as long as that may help."""
+"""Sending requests to several sites through a SuperLink, and repeating them while that may help."""
 
 import logging
 import time
@@ -23,12 +23,12 @@ _SPOILT = 3
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a site is waited for.
+    """How long to wait for a site.
 
     Attributes:
-        away: seconds for which a site whose node is not connected is waited for.
-        answer: seconds for which a connected site may take over one answer.
-        again: seconds after which an unanswered request is sent once more; doubles each time.
+        away: seconds to wait for a site whose node is not connected.
+        answer: seconds that a connected site may take for one answer.
+        again: seconds after which an unanswered request is sent again; doubles each time.
     """
 
     away: float = 120.0
@@ -53,7 +53,7 @@ class _Waiting:
 
 
 def sessions(link: Link) -> dict[str, str]:
-    """The sites whose nodes are connected now, and when each signed on."""
+    """The sites whose nodes are connected now, and their activation times."""
     return {
         node.name: f"{node.node_id} {node.last_activated_at}"
         for node in link.call(lambda g: list(g.get_nodes()))
@@ -65,9 +65,9 @@ class Asking:
 
     Args:
         link: the SuperLink and this process's run on it.
-        make: by site, makes the bytes to send; called each time that they are sent.
-        accept: told of a site's bytes; False if they are no answer, and the site is to be asked again.
-        patience: how long sites are waited for.
+        make: by site, makes the bytes to send; called for each transmission.
+        accept: receives a site's bytes; returns False if they are not an answer and the site must be asked again.
+        patience: how long to wait for sites.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Asking:
         self._sent: dict[str, str] = {}
 
     def run(self) -> None:
-        """Ask until nobody is waited for."""
+        """Ask until no answer is outstanding."""
         looked = 0.0
         while self._waiting:
             if time.monotonic() - looked > _LOOK:
@@ -93,7 +93,7 @@ class Asking:
                 time.sleep(_POLL)
 
     def _look(self) -> None:
-        """Who is connected? Send to those who have to be asked, give up those who stay away."""
+        """Find the connected sites, send to those that have to be asked, give up those that stay absent."""
         online, now = sessions(self._link), time.monotonic()
         due = []
         for site, state in list(self._waiting.items()):
@@ -114,11 +114,11 @@ class Asking:
             self._send(due, online)
 
     def _give_up(self, site: str, why: str) -> None:
-        log.warning("%s is given up for this round: %s", site, why)
+        log.warning("%s is left out of this round: %s", site, why)
         del self._waiting[site]
 
     def _spoilt(self, site: str, reason: str, *, may_recover: bool) -> None:
-        """Something unusable came back: ask again, but not for ever."""
+        """Unusable bytes came back: ask again, a limited number of times."""
         state = self._waiting[site]
         state.spoilt += 1
         state.again_at = min(state.again_at, time.monotonic() + state.spoilt * _LOOK)
@@ -148,7 +148,7 @@ class Asking:
                 self._sent[name] = site
 
     def _collect(self) -> bool:
-        """Take in what has arrived; True if anything has."""
+        """Process arrived messages; True if there were any."""
         names = [name for name, site in self._sent.items() if site in self._waiting]
         if not names:
             return False

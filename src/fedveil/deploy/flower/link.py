@@ -1,9 +1,8 @@
 """The coordinator's SuperLink: started or joined, and a run on it that this process drives itself.
 
-Flower would start the coordinator's program as a ServerApp of its own. fedveil claims that place for the
-process it already is: it starts a run, acquires the run's task with the secret that it shares with the
-SuperLink, and holds it by heartbeats. So progress, Ctrl-C and ``--resume`` work as in a study on one
-machine."""
+Flower would start the coordinator's program as a separate ServerApp. fedveil uses its existing process instead: it
+starts a run, acquires the run's task with the secret that it shares with the SuperLink, and holds it by heartbeats.
+So progress, Ctrl-C and ``--resume`` work as in a study on one machine."""
 
 import contextlib
 import functools
@@ -49,8 +48,8 @@ from fedveil.errors import FederationError, InvalidValue
 __all__ = ["Link", "LinkSettings", "flower_environment"]
 
 log = logging.getLogger("fedveil.coordinator")
-logging.getLogger("flwr").setLevel(logging.WARNING)  # which its import has set otherwise
-# Flower would wait for a second before it looks again for a part of an answer that is still on its way.
+logging.getLogger("flwr").setLevel(logging.WARNING)  # the import of flwr sets it to another value
+# Flower would wait for a second before it polls again for a part of an answer that is still being sent.
 flower_grid.pull_objects = functools.partial(  # type: ignore[attr-defined]
     pull_objects, initial_backoff=SOON, backoff_cap=1.0
 )
@@ -63,13 +62,13 @@ _AWAY = (httpx.TransportError,)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSettings:
-    """Where the SuperLink is and what it needs, all in the coordinator's folder.
+    """The SuperLink's address and files, all in the coordinator's folder.
 
     Attributes:
-        folder: holds ca.pem, superlink.pem, superlink.key, superlink.secret, and gets superlink.db and .log.
+        folder: holds ca.pem, superlink.pem, superlink.key, superlink.secret, and receives superlink.db and .log.
         host: address that the SuperLink listens at.
         port: its port.
-        patience: seconds for which a SuperLink that went away is waited for.
+        patience: seconds to wait for a SuperLink that does not answer.
     """
 
     folder: Path
@@ -156,10 +155,10 @@ class Link:
                 self._process.wait()
 
     def call(self, action: Callable[[HttpGrid], T]) -> T:
-        """Do something with the grid; a SuperLink that died is restarted, a run that was lost is begun anew.
+        """Call a function with the grid; a SuperLink that died is restarted, and a lost run is started again.
 
         Raises:
-            FederationError: it stays away for longer than the settings' patience.
+            FederationError: it does not answer within the settings' patience.
         """
         patience = self._settings.patience
         until = time.monotonic() + patience
@@ -169,23 +168,23 @@ class Link:
                     self.grid = self._begin()
                 return action(self.grid)
             except httpx.HTTPStatusError as error:
-                log.warning("the SuperLink ended the run (%s); beginning another", error.response.status_code)
+                log.warning("the SuperLink ended the run (%s); starting another", error.response.status_code)
                 self._lost.set()
             except ObjectPushError as error:
-                log.warning("a message did not reach the SuperLink whole (%s)", error)
+                log.warning("a message did not reach the SuperLink intact (%s)", error)
             except _AWAY as error:
-                log.warning("no line to the SuperLink (%s)", error)
+                log.warning("no connection to the SuperLink (%s)", error)
                 self._revive()
             if time.monotonic() > until:
                 raise FederationError(
-                    f"the SuperLink at {self._settings.local} stayed away for {patience:.0f} s",
+                    f"the SuperLink at {self._settings.local} did not answer for {patience:.0f} s",
                     "every message passes through it",
                     "see superlink.log, then resume the study",
                 )
             time.sleep(0.5)
 
     def _start(self) -> None:
-        """Start a SuperLink, unless one answers already."""
+        """Start a SuperLink, unless one already answers."""
         if _answers(self._settings.port):
             log.info("joining the SuperLink at %s", self._settings.local)
             return
@@ -223,7 +222,7 @@ class Link:
             self._start()
 
     def _register(self) -> None:
-        """Make the sites' nodes known to the SuperLink; nodes that it knows already keep their identity."""
+        """Register the sites' nodes at the SuperLink; registered nodes keep their identity."""
         with contextlib.closing(self._client(ControlHttpClient)) as control:
             known = {node.public_key for node in self._try(control.ListNodes, ListNodesRequest()).nodes_info}
             for site, key in self._nodes.items():
@@ -249,7 +248,7 @@ class Link:
         return grid
 
     def _acquire(self, run_id: int) -> str:
-        """The token of the run's task; tasks that a killed coordinator left behind are passed over."""
+        """The token of the run's task; tasks of a killed coordinator are skipped."""
         protect = SuperExecAuthHttpInterceptor(
             master_secret=self._secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
         )
@@ -263,8 +262,8 @@ class Link:
                 if not answer.token:
                     time.sleep(0.2)
         raise FederationError(
-            "the SuperLink does not hand over the run",
-            "the coordinator drives its run itself",
+            "the SuperLink does not assign the run",
+            "the coordinator must drive its run itself",
             "stop any flower-superexec that is connected to this SuperLink",
         )
 
@@ -283,7 +282,7 @@ class Link:
             raise FederationError(
                 f"the SuperLink refuses to {method.__name__} ({error.response.status_code})",
                 "it must be the SuperLink of this federation, with the same secret and Flower version",
-                "stop the program that holds the port, or choose another port in federation.toml",
+                "stop the program that uses the port, or choose another port in federation.toml",
             ) from None
         except httpx.TransportError as error:
             if is_certificate(error) or "SSL" in str(error).upper():
@@ -291,16 +290,16 @@ class Link:
             raise
 
     def _stranger(self, error: Exception) -> FederationError:
-        """What holds the port is not a SuperLink, or not this federation's."""
+        """The program on the port is not a SuperLink, or not this federation's."""
         return FederationError(
-            f"what answers at {self._settings.local} is not this federation's SuperLink "
+            f"the program at {self._settings.local} is not this federation's SuperLink "
             f"({str(error) or type(error).__name__})",
-            "the port must be free, or held by a SuperLink whose certificate ca.pem signed",
-            "stop the program that holds the port, or choose another port in federation.toml and in every node.toml",
+            "the port must be free, or used by a SuperLink with a certificate signed by ca.pem",
+            "stop the program that uses the port, or choose another port in federation.toml and in every node.toml",
         )
 
     def _beat(self) -> None:
-        """Hold the task, from a thread of its own, for as long as the study takes."""
+        """Hold the task, from a separate thread, for the duration of the study."""
         while not self._closing.wait(_HEARTBEAT):
             grid = self.grid
             if grid is None or self._lost.is_set():
@@ -315,8 +314,7 @@ class Link:
 
 
 def _patient() -> RetryInvoker:
-    """A few quick repeats; longer absences are the link's business. Flower's own would end this process on a
-    401."""
+    """A few quick retries; the link handles longer absences. Flower's own retries would end this process on a 401."""
     return RetryInvoker(
         wait_gen_factory=lambda: exponential(base_delay=0.2, max_delay=1),
         recoverable_exceptions=_AWAY,

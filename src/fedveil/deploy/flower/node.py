@@ -1,4 +1,4 @@
-"""A hospital's end of the line: a Flower node that carries bytes and runs nothing that the coordinator ships.
+"""A hospital's network end: a Flower node that carries bytes and runs no code sent by the coordinator.
 
 A stock `flower-supernode` fetches the coordinator's app and starts it for every message. This node speaks
 the same fleet protocol, through Flower's own client with TLS and node authentication, but hands each
@@ -70,26 +70,26 @@ _EAGER, _IDLE = 0.2, 2.0
 _EAGER_SECONDS = 60.0
 _LONGEST_PAUSE = 2.0
 _COMPLAIN_SECONDS = 60.0
-_UPLOAD_SECONDS = 20.0  # a sender that was killed never finishes; one that lives asks again
+_UPLOAD_SECONDS = 20.0  # a killed sender never finishes; a running one asks again
 _ONE_HOUR = 3600.0
 _LONGEST_ANSWER = 2**31
 T = TypeVar("T")
 
 
 class _Stopped(Exception):
-    """The node was told to stop while the SuperLink was away."""
+    """The node was stopped while the SuperLink was unreachable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """What a node needs.
+    """A node's settings.
 
     Attributes:
         superlink: host and port of the coordinator's SuperLink.
         authority: the certificate authority that signed the SuperLink's certificate (PEM).
         key: the node's private key, by which the SuperLink knows it.
-        state: a small file of the node's own; it also keeps a second node from starting.
-        patience: seconds for which an unreachable site service is asked again.
+        state: the node's state file; it also prevents a second node from starting.
+        patience: seconds for which requests to an unreachable site service are repeated.
     """
 
     superlink: str
@@ -112,7 +112,7 @@ class NodeSettings:
             ) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise InvalidValue(
-                f"{folder / 'node.key'} is no elliptic-curve key", "Flower asks for one", "use the kit's"
+                f"{folder / 'node.key'} is no elliptic-curve key", "Flower needs one", "use the kit's"
             )
         return cls(superlink=superlink, authority=authority, key=key, state=folder / "node.state")
 
@@ -121,8 +121,8 @@ class Node:
     """Connects to a SuperLink and hands every message's bytes to ``forward``.
 
     Args:
-        settings: where to connect, and as whom.
-        forward: from a message's bytes to its answer's; raises LineError while the site service is away.
+        settings: where to connect, and with which key.
+        forward: from a message's bytes to its answer's; raises LineError while the site service is unreachable.
     """
 
     def __init__(self, settings: NodeSettings, forward: Callable[[bytes], bytes]) -> None:
@@ -145,11 +145,11 @@ class Node:
         )
 
     def stop(self) -> None:
-        """Finish the message at hand, then leave."""
+        """Finish the current message, then stop."""
         self._stop.set()
 
     def run(self) -> None:
-        """Carry messages until `stop`; survives a SuperLink or a site service that goes away and comes back.
+        """Carry messages until `stop`; tolerates interruptions of the SuperLink and the site service.
 
         Raises:
             FederationError: the SuperLink refuses this node, or its certificate is wrong.
@@ -168,13 +168,13 @@ class Node:
                     else:
                         self._stop.wait(self._pause())
             except _Stopped:
-                log.info("stopped while the SuperLink was away")
+                log.info("stopped while the SuperLink was unreachable")
             finally:
                 self._stop.set()
                 self._leave()
 
     def _pause(self) -> float:
-        """Short while a study is going on; longer the longer nothing was said."""
+        """Short while a study is running; longer the longer there was no message."""
         quiet = time.monotonic() - self._spoken
         return _EAGER if quiet < _EAGER_SECONDS else _IDLE
 
@@ -185,14 +185,14 @@ class Node:
         except BlockingIOError:
             file.close()
             raise FederationError(
-                f"another node holds {self._settings.state}",
-                "a hospital connects once",
+                f"another node uses {self._settings.state}",
+                "only one node may connect for a hospital",
                 "stop the other node",
             ) from None
         return file
 
     def _activate(self) -> None:
-        """Sign on; a session that an earlier, killed node left open is closed first."""
+        """Register; an open session of an earlier, killed node is closed first."""
         request = ActivateNodeRequest(
             public_key=public_key_to_bytes(self._settings.key.public_key()), heartbeat_interval=_HEARTBEAT
         )
@@ -221,7 +221,7 @@ class Node:
         try:
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=node_id or self._node.node_id))
         except httpx.HTTPError as error:
-            log.debug("could not sign off: %s", error)
+            log.debug("could not unregister: %s", error)
 
     def _beat(self) -> None:
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_HEARTBEAT)
@@ -232,7 +232,7 @@ class Node:
                 log.debug("no heartbeat: %s", error)
 
     def _carry_one(self) -> bool:
-        """Fetch one message, have it answered, send the answer; False if there was none."""
+        """Fetch one message, forward it, send the answer; False if there was none."""
         try:
             response = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
             if not response.messages_list:
@@ -247,11 +247,11 @@ class Node:
         except (FedveilError, _Stopped):
             raise
         except Exception as error:  # noqa: BLE001 - whatever Flower's own reader makes of rubbish, the node goes on
-            log.warning("refused: a message did not arrive whole (%.200r)", str(error))
+            log.warning("refused: a message arrived incomplete (%.200r)", str(error))
         return True
 
     def _complain(self, text: str, *words: object) -> None:
-        """Log what keeps failing, once a minute."""
+        """Log a repeated failure once per minute."""
         if time.monotonic() > self._complained + _COMPLAIN_SECONDS:
             self._complained = time.monotonic()
             log.warning(text + "; trying again", *words)
@@ -267,7 +267,7 @@ class Node:
         self._call(self._client.ConfirmMessageReceived, confirm)
         whole = inflate_object_from_contents(name, contents)
         if not isinstance(whole, Message):
-            raise ObjectPullError(name, "it is no message")
+            raise ObjectPullError(name, "it is not a message")
         whole.metadata.__dict__["_message_id"] = name
         return whole
 
@@ -305,7 +305,7 @@ class Node:
             push_objects(objects, push, object_ids_to_push=set(response.objects_to_push))
 
     def _call(self, method: Callable[[Any], T], request: Any) -> T:
-        """One call of the fleet protocol, repeated while the SuperLink is away."""
+        """One call of the fleet protocol, repeated while the SuperLink is unreachable."""
         pause = 0.25
         while True:
             try:
@@ -361,7 +361,7 @@ def run_node(folder: Path) -> None:
 
 
 def main() -> None:
-    """``python -m fedveil.deploy.flower.node FOLDER``: a node as a small program of its own."""
+    """``python -m fedveil.deploy.flower.node FOLDER``: a node as a small separate program."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("fedveil").setLevel(logging.INFO)
     try:

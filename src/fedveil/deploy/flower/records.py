@@ -1,4 +1,4 @@
-"""Opaque bytes in Flower's messages, whatever they mean: one value of one record, or an array where they are many."""
+"""Opaque bytes in Flower's messages: one value of one record, or an array if they are many."""
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -7,8 +7,8 @@ __all__ = ["MESSAGE_TYPE", "bytes_of", "content_of"]
 MESSAGE_TYPE = "query"
 _RECORD, _KEY = "fedveil", "bytes"
 _ONE_PIECE = 2**20
-"""Up to so many bytes travel as one value. The SuperLink handles every object inside a message by itself, four times,
-and its work is what limits a round; an array is three objects where a value is one, but is sent in chunks."""
+"""Up to this many bytes are sent as one value. The SuperLink processes every object in a message separately, four
+times, and this work limits a round. A value is one object; an array is three, but is sent in chunks."""
 
 
 def content_of(data: bytes) -> RecordDict:

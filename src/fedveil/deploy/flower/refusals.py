@@ -1,4 +1,4 @@
-"""Why a SuperLink and a node do not believe each other, in sentences that say what to do."""
+"""Errors between a SuperLink and a node that fail to authenticate each other, with remedies."""
 
 import time
 from email.utils import parsedate_to_datetime
@@ -11,20 +11,20 @@ __all__ = ["is_certificate", "line_trouble", "refusal", "wrong_certificate"]
 
 
 def is_certificate(error: Exception) -> bool:
-    """Whether a connection failed because the other end could not prove who it is: asking again will not help."""
+    """Whether a connection failed because the other end was not authenticated: a retry will not help."""
     return "CERTIFICATE" in str(error).upper()
 
 
 def wrong_certificate(superlink: str, error: Exception) -> FederationError:
-    """The SuperLink's certificate is not valid now, is not of the kit's authority, or names another address."""
+    """The SuperLink's certificate is not valid now, is not from the kit's authority, or names another address."""
     reason, now = str(error), time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     if "not yet valid" in reason or "has expired" in reason:
         expired = "has expired" in reason
         return FederationError(
             f"by this machine's clock ({now} UTC) the certificate of {superlink} "
             + ("has expired" if expired else "is not valid yet"),
-            "a certificate holds between two dates",
-            "set the clock by NTP"
+            "a certificate is valid between two dates",
+            "synchronise the clock by NTP"
             + ("; if it is right, have the coordinator run `fedveil federation renew`" if expired else ""),
         )
     return FederationError(
@@ -36,27 +36,27 @@ def wrong_certificate(superlink: str, error: Exception) -> FederationError:
 
 
 def line_trouble(superlink: str, error: Exception) -> str:
-    """Why there is no line to the SuperLink, and what to look at; the node keeps trying."""
+    """Why there is no connection to the SuperLink, and what to check; the node keeps trying."""
     reason = str(error) or type(error).__name__
     if "SSL" in reason.upper() or isinstance(error, httpx.RemoteProtocolError):
         return (
-            f"something else than a SuperLink answers at {superlink} ({reason}): check the address in node.toml, "
-            "and for a proxy in between"
+            f"something other than a SuperLink answers at {superlink} ({reason}): check the address in node.toml, "
+            "and look for a proxy in between"
         )
     return (
-        f"no line to {superlink} ({reason}): the coordinator may not be running; otherwise check the address in "
-        "node.toml, and that the firewall lets this machine dial out to that port"
+        f"no connection to {superlink} ({reason}): the coordinator may not be running; otherwise check the address in "
+        "node.toml, and that the firewall allows outgoing connections to that port"
     )
 
 
 def refusal(response: httpx.Response) -> FederationError:
-    """Why the SuperLink does not believe this node's signature: its clock, or its key."""
+    """Why the SuperLink rejects this node's signature: its clock, or its key."""
     skew = _clock_skew(response)
     if skew is not None and abs(skew) > 4:
         return FederationError(
             f"this machine's clock differs from the coordinator's by {skew:+.0f} s",
-            "signatures carry the time, and 5 s ahead or 5 minutes behind is refused",
-            "set both clocks by NTP",
+            "signatures include the time, and 5 s ahead or 5 minutes behind is refused",
+            "synchronise both clocks by NTP",
         )
     return FederationError(
         "the SuperLink does not know this node's key",

@@ -1,10 +1,9 @@
-"""Starts Flower's SuperLink with one rule added: from other machines, it serves hospitals' nodes and
-nothing else.
+"""Starts Flower's SuperLink with one rule added: from other machines, it serves only hospitals' nodes.
 
 A SuperLink answers three interfaces on one port. The fleet interface, which nodes use, authenticates every
 call. The control interface, which registers nodes and starts runs, does so only with a commercial add-on;
-open to the network, it would let anyone admit a node or have stock nodes run a program of theirs. So it,
-and the interface of the coordinator's own process, are answered on the loopback address only."""
+open to the network, it would let anyone register a node or make stock nodes run a foreign program. So it and the
+interface of the coordinator's own process are served on the loopback address only."""
 
 import os
 from ipaddress import ip_address
@@ -22,13 +21,13 @@ __all__ = ["FleetOnly", "main"]
 
 
 class FleetOnly:
-    """ASGI middleware: calls from other machines reach ``/v1/fleet/`` only."""
+    """ASGI middleware: calls from other machines only reach ``/v1/fleet/``."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a call on, or refuse it."""
+        """Forward a call, or refuse it."""
         if scope["type"] == "lifespan" or _is_fleet(scope["path"]) or _is_local(scope):
             await self._app(scope, receive, send)
         else:

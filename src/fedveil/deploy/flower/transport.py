@@ -1,12 +1,12 @@
 """`fedveil.federation.Transport` over Flower: sealed requests out, sealed answers in, each answer checked.
 
-Flower delivers a message at most once: one that was fetched by a node that then died is lost. So a request
-is sent again when its node signs on anew, when Flower reports a failure, and at growing intervals. Asking
-twice is harmless, since a site answers a request that it knows with the very same bytes.
+Flower delivers a message at most once: one that was fetched by a node that then died is lost. So a request is sent
+again when its node reconnects, when Flower reports a failure, and at growing intervals. Asking twice is harmless,
+since a site answers a known request with identical bytes.
 
 An answer that is not the site's own, or not to this message, may come from anybody in between: it is dropped and the
-site asked again. One that the site itself signed, for this very message, and that the protocol does not allow, is the
-site's: `Declined` as "invalid" in its name."""
+site is asked again. An answer that the site signed for this message but that the protocol does not allow counts as
+the site's: `Declined` as "invalid" in its name."""
 
 import hashlib
 import logging
@@ -45,7 +45,7 @@ _IDS = ("study", "release", "round", "attempt")
 _VERSION = re.compile(r"[0-9A-Za-z.+!-]{1,20}")
 
 SITE_STATES = ("unknown", "pending", "loading", "ready", "refused")
-"""What a site may say of a study; anything else is no answer."""
+"""The states of a study that a site may report; anything else is not an answer."""
 
 
 class FlowerTransport:
@@ -54,10 +54,10 @@ class FlowerTransport:
     Args:
         link: the SuperLink and this process's run on it.
         identity: the coordinator's keys.
-        keys: each site's public key; a site that has none yet is pinned by ``pin`` at first contact.
-        receipts: the receipts that the sites gave so far.
-        pin: told of a site's public key at first contact.
-        patience: how long sites are waited for.
+        keys: each site's public key; ``pin`` stores the key of a new site at first contact.
+        receipts: the receipts received from the sites so far.
+        pin: receives a site's public key at first contact.
+        patience: how long to wait for sites.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class FlowerTransport:
 
     @property
     def signing_keys(self) -> Mapping[str, bytes]:
-        """The Ed25519 key of each site that was met."""
+        """The Ed25519 key of each site that has been contacted."""
         return {site: signing_key(key) for site, key in self._keys.items()}
 
     def exchange(self, requests: Mapping[str, Message]) -> Mapping[str, Answer]:
-        """Ask each site; those that stay away are absent from the answers."""
+        """Ask each site; sites without an answer are absent from the result."""
         answers: dict[str, Answer] = {}
 
         def accept(site: str, frame: Frame) -> None:
@@ -95,13 +95,14 @@ class FlowerTransport:
     def greet(
         self, sites: Sequence[str], study: str, offer: Mapping[str, Any], *, need_keys: bool = False
     ) -> dict[str, str]:
-        """How a study stands at each site, the study being offered where it is unknown.
+        """The study's state at each site; the study is offered to sites that do not know it.
 
-        With ``need_keys`` it is offered only once the keys of all sites are known.
+        With ``need_keys`` it is offered only after the keys of all sites are known.
 
         Returns:
             by site: absent, stale (its clock and this machine's differ, or messages are held back), one of
-            `SITE_STATES`, ``on fedveil X`` for another version, or invalid for an answer that makes no sense.
+            `SITE_STATES`, ``on fedveil X`` for another version, or invalid for an answer that the protocol does not
+            allow.
         """
         status = dict.fromkeys(sites, "absent")
         online = self._sessions()
@@ -115,13 +116,13 @@ class FlowerTransport:
         return status | self._states({site: Frame("offer", whole) for site in strangers}, study)
 
     def deliver(self, sites: Sequence[str], study: str, arrays: Mapping[str, Array]) -> tuple[str, ...]:
-        """Send each site the finished model of a study; return the sites that did not confirm that they keep it."""
+        """Send each site the finished model of a study; return the sites that did not confirm that they stored it."""
         frame = Frame("model", {"study": study}, arrays)
         answers = self._talk(dict.fromkeys(sites, frame), self._patience)
         return tuple(site for site in sites if site not in answers or answers[site].kind != "kept")
 
     def _meet(self, strangers: Sequence[str]) -> None:
-        """Learn the keys of sites that were never met; the first that answers in a site's name is pinned."""
+        """Learn the keys of new sites; the first key that answers in a site's name is pinned."""
         ids = {site: new_id() for site in strangers}
 
         def receive(site: str, sealed: bytes) -> bool:
@@ -132,7 +133,7 @@ class FlowerTransport:
                 frame = _of(site, opened)
                 key = check_public_key(opened.sender)
             except FedveilError as error:
-                log.error("%s cannot be met: %s", site, error)
+                log.error("%s cannot be introduced: %s", site, error)
                 return False
             if frame.kind == "introduced":
                 self._keys[site] = key
@@ -150,7 +151,7 @@ class FlowerTransport:
         return Frame("hello", {"study": study, "receipt": receipt, "version": __version__})
 
     def _states(self, frames: Mapping[str, Frame], study: str) -> dict[str, str]:
-        """What each site says of a study, in words of this side."""
+        """Each site's state of a study, in this side's words."""
         return {site: _state(site, frame, study) for site, frame in self._talk(frames).items()}
 
     def _talk(self, frames: Mapping[str, Frame], patience: Patience = BRIEF) -> dict[str, Frame]:
@@ -173,7 +174,7 @@ class FlowerTransport:
         return answers
 
     def _accept(self, request: Message, site: str, frame: Frame) -> Answer:
-        """The answer inside, if everything about it is in order."""
+        """The answer inside a message, if it is valid."""
         if frame.kind in ("refused", "stale"):
             _say_refused(site, frame)
             return _declined(request, site, "refused")
@@ -184,7 +185,7 @@ class FlowerTransport:
         if answer.site != site or any(
             getattr(answer, name) != value for name, value in _ids(request).items()
         ):
-            raise WireError(f"{site} answered another request, or in another's name")
+            raise WireError(f"{site} answered another request, or in another site's name")
         if isinstance(answer, Reply) and not self._keep(
             Receipt.from_dict(frame.head.get("receipt")), answer, raw
         ):
@@ -192,7 +193,7 @@ class FlowerTransport:
         return answer
 
     def _keep(self, receipt: Receipt, reply: Reply, raw: bytes) -> bool:
-        """Store the receipt of a reply; False if it shows that the site's ledger went back."""
+        """Store the receipt of a reply; False if it shows that the site's ledger was rolled back."""
         stated = {name: getattr(receipt, name) for name in ("site", *_IDS)}
         if receipt.answer != hashlib.sha256(raw).hexdigest() or stated != {
             name: getattr(reply, name) for name in stated
@@ -212,14 +213,14 @@ class FlowerTransport:
         invalid: Callable[[str], None],
         patience: Patience | None = None,
     ) -> None:
-        """Send each site its body until each has answered or is given up.
+        """Send each site its body until each has answered or is left out.
 
-        ``accept`` gets what a site answered to this very message and raises `FedveilError` where that makes no sense;
-        ``invalid`` is then told of the site. Each time that a body is sent it gets a new date and ciphertext.
+        ``accept`` receives a site's answer to this message and raises `FedveilError` if it is not allowed;
+        ``invalid`` then receives the site. Each transmission of a body has a new date and ciphertext.
         """
         known = {site: body for site, body in bodies.items() if site in self._keys}
         for site in bodies.keys() - known.keys():
-            log.warning("%s was never met: there is no key to encrypt to", site)
+            log.warning("%s was never contacted: there is no key to encrypt to", site)
         ids = {site: new_id() for site in known}
 
         def receive(site: str, sealed: bytes) -> bool:
@@ -233,7 +234,7 @@ class FlowerTransport:
                 log.error("%s broke the protocol: %s", site, error)
                 invalid(site)
                 return True
-            return frame.kind != "stale"  # one that is sent now has another date
+            return frame.kind != "stale"  # a new transmission has another date
 
         def send(site: str, body: bytes) -> Callable[[], bytes]:
             to, message = self._keys[site], ids[site]
@@ -243,10 +244,10 @@ class FlowerTransport:
         Asking(self._link, sealing, receive, patience or self._patience).run()
 
     def _open(self, site: str, sealed: bytes, asked: bytes) -> Opened | None:
-        """What the site itself answered to the message with this id; None of anything else.
+        """The site's own answer to the message with this id; None for anything else.
 
-        A site that could not open a message says so without its id. Whoever repeats that later does no more than to
-        drop a message, which anybody in between can do.
+        A site that could not open a message reports that without its id. An attacker who replays the report only
+        causes a dropped message, which anybody in between can do anyway.
         """
         try:
             opened = unseal(sealed, self._identity, sender=self._keys.get(site), purpose=FROM_SITE)
@@ -263,17 +264,17 @@ class FlowerTransport:
 
 
 def _of(site: str, opened: Opened) -> Frame:
-    """What a site answered, if it names itself; without the id of what it answers it can only refuse."""
+    """A site's answer, if it names itself; without the id of the question it can only be a refusal."""
     frame = decode(opened.body or b"")
     if opened.id == NO_ID and frame.kind != "refused":
-        raise WireError(f"{site} sent a {frame.kind} without saying what it answers")
+        raise WireError(f"{site} sent a {frame.kind} without naming what it answers")
     if frame.head.get("site") != site:
         raise WireError(f"{site} answered in the name of {frame.head.get('site')!r:.80}")
     return frame
 
 
 def _state(site: str, frame: Frame, study: str) -> str:
-    """How a study stands at a site, from an answer of which nothing is taken over but a word of a closed list."""
+    """The study's state at a site; only a word from a fixed list is taken from the answer."""
     state, version = frame.head.get("status"), frame.head.get("version")
     if frame.kind in ("refused", "stale", "invalid"):
         return frame.kind
@@ -281,10 +282,10 @@ def _state(site: str, frame: Frame, study: str) -> str:
         known = isinstance(version, str) and _VERSION.fullmatch(version)
         return f"on fedveil {version if known else 'of an unreadable version'}"
     if frame.kind not in ("hello", "offered") or state not in SITE_STATES:
-        log.error("%s broke the protocol: it says that the study is %.80r", site, state)
+        log.error("%s broke the protocol: it reports the study as %.80r", site, state)
         return "invalid"
     if frame.head.get("study") != study:
-        log.warning("%s derives other terms from the study; is its fedveil version the same?", site)
+        log.warning("%s derives another agreement from the study; is its fedveil version the same?", site)
         return "refused"
     return str(state)
 
@@ -293,17 +294,17 @@ def _say_refused(site: str, frame: Frame) -> None:
     clock = frame.head.get("clock")
     if frame.kind == "stale" and type(clock) is int and 0 <= clock < 2**40:
         log.warning(
-            "%s refuses a message as too old: its clock is %+.0f s from this machine's; set both by NTP, and if they "
-            "agree look for somebody who holds messages back",
+            "%s refuses a message as too old: its clock is %+.0f s from this machine's; synchronise both by NTP, and "
+            "if they agree look for somebody who delays messages",
             site,
             clock - time.time(),
         )
     elif frame.kind in ("refused", "stale"):
-        log.warning("%s refuses; the reason is in its own log", site)
+        log.warning("%s refuses; see its own log for the reason", site)
 
 
 def _ids(request: Message) -> dict[str, Any]:
-    """What an answer must repeat of its request."""
+    """The fields of a request that its answer must repeat."""
     names = _IDS if isinstance(request, Request) else ("study",)
     return {name: getattr(request, name) for name in names}
 

@@ -1,4 +1,4 @@
-"""Keys and certificates of a federation: an authority made on the spot, a certificate for the SuperLink."""
+"""Keys and certificates of a federation: a new certificate authority, a certificate for the SuperLink."""
 
 import datetime
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Authority:
 
     Args:
         key: the private key.
-        certificate: the self-signed certificate that every hospital gets.
+        certificate: the self-signed certificate that every hospital receives.
     """
 
     def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
@@ -66,11 +66,13 @@ class Authority:
             raise InvalidValue(
                 f"the certificate authority cannot be read ({error})",
                 "ca.key and ca.pem must be PEM files",
-                "restore them from a back-up",
+                "restore them from a backup",
             ) from None
         if not isinstance(private, ec.EllipticCurvePrivateKey):
             raise InvalidValue(
-                "ca.key is no elliptic-curve key", "fedveil makes such", "restore the original"
+                "ca.key is not an elliptic-curve key",
+                "it must be one, as fedveil makes it",
+                "restore the original",
             )
         return cls(private, public)
 
@@ -85,7 +87,7 @@ class Authority:
         return _private(self._key, PrivateFormat.PKCS8)
 
     def certify(self, hosts: Sequence[str]) -> tuple[bytes, bytes]:
-        """A server's key and certificate (PEM) for these host names and addresses, and for this machine."""
+        """A server's key and certificate (PEM) for these host names and addresses, and for localhost."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = [_alternative(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"])]
         builder = _builder(_name(hosts[0][:64]), self._certificate.subject, key.public_key(), _SERVER_DAYS)
@@ -99,7 +101,7 @@ class Authority:
 
 
 def names_of(certificate: bytes) -> list[str]:
-    """The host names and addresses that a certificate (PEM) stands for."""
+    """The host names and addresses that a certificate (PEM) names."""
     try:
         parsed = x509.load_pem_x509_certificate(certificate)
         names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -107,13 +109,13 @@ def names_of(certificate: bytes) -> list[str]:
         raise InvalidValue(
             f"the certificate cannot be read ({error})",
             "it must be a PEM file that names addresses",
-            "restore it from a back-up",
+            "restore it from a backup",
         ) from None
     return [str(name.value) for name in names]
 
 
 def node_keys() -> tuple[bytes, bytes]:
-    """A node's private key (OpenSSH) and public key (PEM), of the kind that Flower asks for."""
+    """A node's private key (OpenSSH) and public key (PEM), of the kind that Flower needs."""
     key = ec.generate_private_key(ec.SECP384R1())
     return _private(key, PrivateFormat.OpenSSH), key.public_key().public_bytes(
         Encoding.PEM, PublicFormat.SubjectPublicKeyInfo

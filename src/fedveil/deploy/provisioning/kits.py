@@ -24,7 +24,7 @@ def make_kits(folder: Path, *, name: str, hospitals: Sequence[str], hosts: Seque
         folder: a new folder.
         name: the federation's name.
         hospitals: names of the hospitals, as studies will name them.
-        hosts: names and addresses by which hospitals reach the coordinator; they stand in its certificate.
+        hosts: names and addresses by which hospitals reach the coordinator; its certificate contains them.
         port: the port that hospitals connect to.
 
     Raises:
@@ -33,10 +33,12 @@ def make_kits(folder: Path, *, name: str, hospitals: Sequence[str], hosts: Seque
     _check_names(hospitals)
     if not hosts:
         raise InvalidValue(
-            "no address is given", "hospitals must reach the coordinator", "give its host name"
+            "no address is given", "hospitals must be able to reach the coordinator", "give its host name"
         )
     if folder.exists() and any(folder.iterdir()):
-        raise InvalidValue(f"{folder} is not empty", "kits hold new keys", "choose another folder")
+        raise InvalidValue(
+            f"{folder} is not empty", "kits need a new folder for new keys", "choose another folder"
+        )
     home = folder / "coordinator"
     home.mkdir(mode=0o700, parents=True)
     (home / "nodes").mkdir()
@@ -52,12 +54,12 @@ def make_kits(folder: Path, *, name: str, hospitals: Sequence[str], hosts: Seque
 
 
 def renew(home: Path) -> list[str]:
-    """Give the SuperLink a new key and certificate, for the addresses that the old one names; return them.
+    """Give the SuperLink a new key and certificate, for the addresses in the old one; return the addresses.
 
-    Nothing changes for the hospitals: they trust the authority, which stays.
+    Nothing changes for the hospitals: they trust the authority, which is unchanged.
 
     Raises:
-        InvalidValue: the folder is no coordinator's, or its files are damaged.
+        InvalidValue: the folder is not a coordinator's, or its files are damaged.
     """
     check_private(home / "ca.key")
     authority = Authority.load((home / "ca.key").read_bytes(), (home / "ca.pem").read_bytes())
@@ -152,7 +154,7 @@ def write_site_settings(
 
 
 def init_site(folder: Path) -> Identity:
-    """Make a hospital's signing key and ledger, as its ``site.toml`` says; return the identity.
+    """Make a hospital's signing key and ledger, as specified in its ``site.toml``; return the identity.
 
     Raises:
         InvalidValue: the settings cannot be used, or the site was set up before.
@@ -161,8 +163,8 @@ def init_site(folder: Path) -> Identity:
     if (folder / "ledger.jsonl").exists():
         raise InvalidValue(
             f"{folder / 'ledger.jsonl'} exists",
-            "a ledger is begun once and never replaced",
-            "go on with it; change a budget with `fedveil ledger amend`",
+            "a ledger is created once and never replaced",
+            "continue to use it; change a budget with `fedveil ledger amend`",
         )
     folder.chmod(0o700)
     identity = Identity.create(folder / "identity.key")
@@ -177,7 +179,7 @@ def _check_names(hospitals: Sequence[str]) -> None:
         if check_site_name(hospital, plain=True) == "coordinator":
             raise InvalidValue(
                 f"a hospital is called {hospital!r}",
-                "that is the folder of the coordinator",
+                "this is the name of the coordinator's folder",
                 "choose another name",
             )
     check_site_names(tuple(hospitals))

@@ -1,1 +1,1 @@
-"""What runs at a hospital: the service that holds images, ledger and keys."""
+"""The hospital's side: the service that holds images, ledger and keys."""

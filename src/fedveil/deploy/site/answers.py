@@ -1,10 +1,8 @@
-"""A site's durable answers: a request that is asked again gets the very same bytes, never fresh noise for
-free.
+"""A site's durable answers: a repeated request gets identical bytes, never fresh noise without a charge.
 
-A protected reply that was lost on the way may be sent again, since it says nothing new. Computing it a
-second time would: two noisy copies of one sum are worth more than one. So an answer is written here,
-synced, before it is sent, and a request that comes back is answered from here without touching the cohort
-or the ledger."""
+A lost protected reply may be sent again, since it reveals nothing new. Computing it again would: two noisy copies of
+one sum reveal more than one. So an answer is written here, synced, before it is sent, and a repeated request is
+answered from here without using the cohort or the ledger."""
 
 import hashlib
 import os
@@ -20,7 +18,7 @@ _KEEP = 4
 
 
 class Spool:
-    """Answers of one site, in a folder that only the site can read; the newest few of each study are kept."""
+    """Answers of one site, in a folder that only the site can read; only the newest few of each study are stored."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -29,14 +27,14 @@ class Spool:
         self._served = set(self._journal.read_text().split("\n")) if self._journal.exists() else set()
 
     def find(self, request: Request, asked: bytes) -> bytes | None:
-        """What this request was answered with; None for one that was never answered.
+        """The stored answer to this request; None if it was never answered.
 
         Args:
             request: names the round and attempt.
-            asked: digest of the whole message that asks (`Opened.digest`).
+            asked: digest of the whole request message (`Opened.digest`).
 
         Raises:
-            Refused: its round and attempt were answered, but the request is another, or the answer is gone.
+            Refused: its round and attempt were answered, but to another request, or the answer was deleted.
         """
         name = _name(request)
         path = self._path(request, name)
@@ -47,9 +45,9 @@ class Spool:
         elif name not in self._served:
             return None
         raise Refused(
-            f"round {request.round}, attempt {request.attempt} was answered before, and not to this request",
-            "a site serves an attempt once",
-            "raise the attempt to repeat a round",
+            f"round {request.round}, attempt {request.attempt} was answered before, to another request",
+            "a site answers an attempt only once",
+            "increase the attempt to repeat a round",
         )
 
     def keep(self, request: Request, asked: bytes, answer: bytes) -> None:

@@ -1,9 +1,9 @@
 """The studies that a hospital was offered, and which of them it approved: small files in its ``studies``
 folder.
 
-An offer is stored as it came, under the digest of the terms that this side derives from it. A second file,
-``DIGEST.approved``, exists if and only if somebody here approved it; it names them and the time. A study
-that was changed has another digest, and so is unknown until it is approved again."""
+An offer is stored as received, under the digest of the agreement that this side derives from it. A second file,
+``DIGEST.approved``, exists if and only if somebody here approved it; it names the person and the time. A changed
+study has another digest, so it is unknown until it is approved again."""
 
 import getpass
 import json
@@ -23,7 +23,7 @@ _MAX_PENDING = 50
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One study that was offered to this site."""
+    """One study offered to this site."""
 
     digest: str
     offer: Offer
@@ -32,14 +32,14 @@ class Listed:
 
 
 class Studies:
-    """The folder of offers and approvals. The service adds offers; only a person's command approves."""
+    """The folder of offers and approvals. The service adds offers; only a person's command approves them."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
 
     def add(self, offer: Offer) -> str:
-        """Store an offer if it is new; return the digest of its terms."""
+        """Store an offer if it is new; return the digest of its agreement."""
         digest = offer.agreement().digest
         path = self._folder / f"{digest}.json"
         if not path.exists():
@@ -49,19 +49,19 @@ class Studies:
             if len(pending) >= _MAX_PENDING:
                 raise Refused(
                     f"{len(pending)} offered studies wait for approval",
-                    f"a site keeps {_MAX_PENDING}",
+                    f"a site stores at most {_MAX_PENDING}",
                     "approve them, or delete their files from the site's studies folder",
                 )
             write_json(path, offer.to_dict())
         return digest
 
     def approve(self, digest: str) -> None:
-        """Admit a study from now on."""
+        """Approve a study."""
         note = {"by": getpass.getuser(), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         write_json(self._folder / f"{digest}.approved", note)
 
     def withdraw(self, digest: str) -> None:
-        """Take an approval back; what was released stays charged."""
+        """Withdraw an approval; past releases remain charged."""
         (self._folder / f"{digest}.approved").unlink(missing_ok=True)
 
     def is_approved(self, digest: str) -> bool:
@@ -73,13 +73,13 @@ class Studies:
         return (self._folder / f"{digest}.json").exists()
 
     def read(self, digest: str) -> Listed:
-        """An offered study; its digest is worked out anew, so that an edited file is noticed."""
+        """An offered study; its digest is recomputed, so that an edited file is detected."""
         path = self._folder / f"{digest}.json"
         offer = Offer.from_dict(json.loads(path.read_text()))
         agreement = offer.agreement()
         if agreement.digest != digest:
             raise Refused(
-                f"{path.name} holds the terms {agreement.digest[:12]}",
+                f"{path.name} holds the agreement {agreement.digest[:12]}",
                 "a study is approved by its digest",
                 "delete the file and have the study offered again",
             )
@@ -93,14 +93,14 @@ class Studies:
         return [self.read(file.stem) for file in files]
 
     def find(self, text: str) -> Listed:
-        """The offered study with this digest, beginning of a digest, or name."""
+        """The offered study with this digest, prefix of a digest, or name."""
         found = [
             study for study in self.all() if study.digest.startswith(text) or study.agreement.name == text
         ]
         if len(found) != 1:
             raise Refused(
                 f"{len(found)} offered studies match {text!r}",
-                "a study is approved one by one, by its digest",
+                "the text must match exactly one study",
                 "see `fedveil site studies`",
             )
         return found[0]

@@ -26,7 +26,7 @@ class _Table(BaseModel):
 
 
 class SiteTable(_Table):
-    """Who this hospital is, whom it answers, and where its service listens."""
+    """This hospital's name, its coordinator, and where its service listens."""
 
     name: str = Field(pattern=f"^{SITE_NAME}$")
     coordinator: str = ""
@@ -35,7 +35,7 @@ class SiteTable(_Table):
 
 
 class CohortTable(_Table):
-    """Where the hospital's own images are, and what its own tables and folders mean."""
+    """Where the hospital's own images are, and how its tables and folders are read."""
 
     source: str
     site: str | None = None
@@ -59,7 +59,7 @@ class CohortTable(_Table):
 
 
 class BudgetTable(_Table):
-    """The most that all studies together may reveal, ever, and a public bound on the units that it is kept for."""
+    """The privacy budget of all studies together, and a public bound on the number of units."""
 
     epsilon: Number = Field(gt=0)
     delta: Number = Field(gt=0, lt=1)
@@ -68,7 +68,7 @@ class BudgetTable(_Table):
 
 
 class PolicyTable(_Table):
-    """Which studies the hospital may admit at all."""
+    """The limits on studies that the hospital may admit."""
 
     trust: tuple[Trust, ...] = Field(default=("site", "secure-aggregation"), strict=False)
     min_sites: int = Field(default=2, ge=1)
@@ -84,12 +84,13 @@ class PolicyTable(_Table):
         """The policy on one line.
 
         >>> print(PolicyTable(trust=("site",), max_honest=3))
-        trust site; 2 sites or more, 3 honest at most; by gradient; 5,000,000 numbers a round; own models
+        trust site; at least 2 sites, at most 3 honest; methods gradient; 5,000,000 numbers per round; own models
         """
-        honest = f", {self.max_honest} honest at most" if self.max_honest else ""
+        honest = f", at most {self.max_honest} honest" if self.max_honest else ""
         return (
-            f"trust {', '.join(self.trust)}; {self.min_sites} sites or more{honest}; by {', '.join(self.methods)}; "
-            f"{self.max_dimension:,} numbers a round; {'own' if self.own_models else 'no own'} models"
+            f"trust {', '.join(self.trust)}; at least {self.min_sites} sites{honest}; "
+            f"methods {', '.join(self.methods)}; "
+            f"{self.max_dimension:,} numbers per round; {'own' if self.own_models else 'no own'} models"
         )
 
 
@@ -112,7 +113,7 @@ class SiteConfig(_Table):
         except FileNotFoundError:
             raise InvalidValue(
                 f"{path} does not exist",
-                "a site's folder holds its settings",
+                "a site's folder must hold its settings",
                 "make one with `fedveil site init`",
             ) from None
         except ValidationError as error:
@@ -136,7 +137,7 @@ class SiteConfig(_Table):
         except ValueError as error:
             raise InvalidValue(
                 f"site.listen: {error}",
-                "a service listens on this machine only",
+                "a service may listen on this machine only",
                 "use unix:site.sock, or tcp:127.0.0.1:PORT with a file named token",
             ) from None
 
@@ -150,38 +151,39 @@ class SiteConfig(_Table):
         )
 
     def check(self, agreement: Agreement) -> None:
-        """Refuse terms that the hospital's policy, or the bound on its units, does not admit; no image is asked."""
+        """Refuse an agreement that the hospital's policy or its bound on units does not admit; independent of the
+        images."""
         self.core_policy().check(agreement)
         self._check_units(agreement)
         method = _setting(agreement, "training", "method")
         if method not in self.policy.methods:
             raise Refused(
-                f"the study trains by {method!r}",
+                f"the study trains with {method!r}",
                 f"this site's policy allows {', '.join(self.policy.methods)}",
                 "change the study's training.method, or the site's policy.methods",
             )
         allowed = self.policy.max_honest or default_min_honest(len(agreement.sites))
         if agreement.trust == "secure-aggregation" and agreement.honest > allowed:
             raise Refused(
-                f"the guarantee counts on {agreement.honest} honest hospitals among {len(agreement.sites)}",
-                f"this site's policy counts on {allowed} at most",
-                "lower federation.min_honest in the study, or raise the site's policy.max_honest",
+                f"the guarantee assumes {agreement.honest} honest hospitals among {len(agreement.sites)}",
+                f"this site's policy allows {allowed} at most",
+                "reduce federation.min_honest in the study, or increase the site's policy.max_honest",
             )
 
     def check_delta(self, delta: float) -> None:
-        """Refuse a delta, of a budget or a study, above one over the most units that there may be."""
+        """Refuse a delta, of a budget or a study, above one over the bound on the number of units."""
         if self.budget.unit != "site" and delta * self.budget.max_units > 1:
             raise InvalidValue(
-                f"delta is {delta:g} where budget.max_units is {self.budget.max_units:,}",
-                "above one over the units it would allow to publish somebody's data outright",
-                "lower delta, or budget.max_units in site.toml if there will never be so many",
+                f"delta is {delta:g} and budget.max_units is {self.budget.max_units:,}",
+                "it must be at most 1 / max_units, otherwise it would allow publishing one unit's data outright",
+                "reduce delta, or budget.max_units in site.toml if there will never be that many",
             )
 
     def _check_units(self, agreement: Agreement) -> None:
-        """Refuse what one ledger cannot price for its own unit, and a delta above one over the most units.
+        """Refuse what one ledger cannot price for its own unit, and a delta above one over the bound on units.
 
-        All studies on the same patients are charged to one ledger. What protects a coarser unit protects this ledger's
-        too, at a price that the ledger knows; what protects a finer one bounds nothing for it.
+        All studies on the same patients are charged to one ledger. A guarantee for a coarser unit also protects this
+        ledger's unit, at a known price; a guarantee for a finer unit does not bound it.
         """
         if agreement.trust == "none":
             return
@@ -190,7 +192,7 @@ class SiteConfig(_Table):
                 release.mechanism.for_unit(self.budget.unit)
             except InvalidValue as error:
                 raise Refused(
-                    f"the study protects each {agreement.target.unit}, this site's budget is kept for each "
+                    f"the study protects each {agreement.target.unit}, this site's budget protects each "
                     f"{self.budget.unit}: {error.found}",
                     error.rule,
                     f'set privacy.unit = "{self.budget.unit}" in the study, which protects its parts as well; a second '

@@ -1,4 +1,4 @@
-"""What a hospital says of its own cohort before any study: noisy counts, paid for from its budget."""
+"""A hospital's description of its own cohort before any study: noisy counts, charged to its budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ __all__ = ["Description", "describe", "own_records"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """Noisy counts, which may be told to anyone.
+    """Noisy counts, which may be published.
 
     Attributes:
         site: the hospital.
-        guarantee: what the release by itself earns.
-        counts: by what is counted, and name of the group.
+        guarantee: of this release alone.
+        counts: by attribute and group name.
         std: standard deviation of the noise in each count.
     """
 
@@ -47,15 +47,15 @@ class Description:
 
 
 def own_records(config: SiteConfig, identity: Identity, classes: Sequence[str]) -> Cohort:
-    """Labels and patients of all of the hospital's images, those that it tests on included.
+    """Labels and patients of all of the hospital's images, including test images.
 
     Raises:
-        DataError: the images cannot be used, or hold a label that is none of the classes.
+        DataError: the images cannot be used, or a label is not among the classes.
     """
     if config.budget.unit == "site":
         raise InvalidValue(
-            "this site's budget is kept for the site as a whole",
-            "counts of one site that is to be hidden are noise and nothing else",
+            "this site's budget protects the site as a whole",
+            "counts of one protected site would be pure noise",
             "describe a cohort from a site folder whose budget.unit is patient or image",
         )
     cohorts = Cohorts(config, identity)
@@ -64,13 +64,13 @@ def own_records(config: SiteConfig, identity: Identity, classes: Sequence[str]) 
 
 
 def describe(config: SiteConfig, ledger: Ledger, records: Cohort, epsilon: float) -> Description:
-    """Charge the hospital's ledger and release noisy counts of its cohort; they are kept in ``description.json``.
+    """Charge the hospital's ledger and release noisy counts of its cohort; they are stored in ``description.json``.
 
     Args:
         config: the hospital's settings.
         ledger: its open ledger.
         records: its cohort.
-        epsilon: what this release costs.
+        epsilon: cost of this release.
 
     Raises:
         BudgetExceeded: the ledger has no room. Nothing was charged.

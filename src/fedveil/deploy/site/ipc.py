@@ -1,7 +1,7 @@
-"""The line between a node and the site service on one machine. Standard library only: the node imports it.
+"""The connection between a node and the site service on one machine. Standard library only: the node imports it.
 
 A connection carries one exchange: a length (8 bytes, big-endian) and that many bytes, each way. An address is
-``unix:PATH`` (the file's mode is the lock) or ``tcp:HOST:PORT`` with a token that the caller sends first.
+``unix:PATH`` (access is controlled by the file's mode) or ``tcp:HOST:PORT`` with a token that the caller sends first.
 """
 
 import hmac
@@ -19,16 +19,16 @@ _CHUNK = 2**20
 
 
 class LineError(Exception):
-    """The peer said nothing usable: it hung up, was too slow, or announced more than is allowed."""
+    """The peer sent nothing usable: it disconnected, was too slow, or announced too many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a site service listens.
+    """A site service's address.
 
     Attributes:
         where: a socket file's path, or host and port.
-        token: 64 characters that a caller over TCP must know; None for a socket file.
+        token: 64 characters that a TCP client must send; None for a socket file.
     """
 
     where: str | tuple[str, int]
@@ -36,7 +36,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str, token_file: Path | None = None) -> "Address":
-        """Read ``unix:PATH`` or ``tcp:HOST:PORT``; ValueError says what is wrong with anything else."""
+        """Read ``unix:PATH`` or ``tcp:HOST:PORT``; ValueError explains why other text is invalid."""
         kind, _, rest = text.partition(":")
         if kind == "unix" and rest:
             return cls(rest)
@@ -67,7 +67,7 @@ class Address:
         return line
 
     def admits(self, sent: bytes) -> bool:
-        """Whether a caller knows the token; compared in constant time."""
+        """Whether a client sent the token; compared in constant time."""
         return self.token is None or hmac.compare_digest(sent, self.token)
 
 
@@ -75,7 +75,7 @@ def ask(address: Address, data: bytes, *, timeout: float, limit: int) -> bytes:
     """One exchange with the service.
 
     Raises:
-        LineError: it cannot be reached, hung up, or answers with more than ``limit`` bytes.
+        LineError: it cannot be reached, disconnects, or answers with more than ``limit`` bytes.
     """
     try:
         with address.connect(timeout) as line:
@@ -95,9 +95,9 @@ def receive(line: socket.socket, limit: int, *, until: float | None = None) -> b
     """Receive a length and that many bytes, ``limit`` at most.
 
     Args:
-        line: a connection; where ``until`` is None its own timeout holds for each part that arrives.
-        limit: the most bytes that are taken.
-        until: when the whole message must have arrived, by `time.monotonic`.
+        line: a connection; if ``until`` is None its own timeout applies to each part.
+        limit: the largest accepted number of bytes.
+        until: deadline for the whole message, as of `time.monotonic`.
     """
     (length,) = _LENGTH.unpack(_exactly(line, _LENGTH.size, until))
     if length > limit:
@@ -113,7 +113,7 @@ def _exactly(line: socket.socket, length: int, until: float | None) -> bytes:
             line.settimeout(max(until - time.monotonic(), 1e-3))
         chunk = line.recv(min(missing, _CHUNK))
         if not chunk:
-            raise LineError(f"the peer hung up {missing:,} bytes before the end")
+            raise LineError(f"the peer disconnected {missing:,} bytes before the end")
         chunks.append(chunk)
         missing -= len(chunk)
     return b"".join(chunks)

@@ -1,8 +1,8 @@
-"""The other hospitals' public keys, as the people of this hospital confirmed them.
+"""The other hospitals' public keys, as confirmed by the staff of this hospital.
 
-Secure aggregation hides a hospital's sum from the coordinator behind keys of the other hospitals. If the
-coordinator could choose those keys it could read the sum. So a hospital uses only keys that its own people
-compared with the other hospital's by telephone, once; from then on a changed key is refused."""
+Secure aggregation hides a hospital's sum from the coordinator with the keys of the other hospitals. If the
+coordinator could choose those keys it could read the sum. So a hospital uses only keys that its own staff compared
+with the other hospital's by telephone, once; after that a changed key is refused."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["Peers"]
 
 
 class Peers:
-    """The ``peers`` folder of a site: one NAME.pub a hospital."""
+    """The ``peers`` folder of a site: one NAME.pub per hospital."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -24,10 +24,10 @@ class Peers:
         return {path.stem: check_public_key(path.read_text()) for path in sorted(self._folder.glob("*.pub"))}
 
     def unconfirmed(self, sites: Sequence[str], offered: Mapping[str, str], own: str) -> dict[str, str]:
-        """The offered keys that nobody here has confirmed yet.
+        """The offered keys that are not yet confirmed here.
 
         Raises:
-            Refused: a hospital has no key, or another one than was confirmed.
+            Refused: a hospital has no key, or not the confirmed one.
         """
         known, new = self.known(), {}
         for site in sites:
@@ -36,7 +36,7 @@ class Peers:
                 continue
             if key is None:
                 raise Refused(
-                    f"no key of {site} is known",
+                    f"the key of {site} is not known",
                     "secure aggregation needs the key of every hospital",
                     "wait until it has connected and the study is offered again",
                 )
@@ -51,7 +51,7 @@ class Peers:
         return new
 
     def confirm(self, keys: Mapping[str, str]) -> None:
-        """Remember keys that were compared with their owners."""
+        """Store keys that were compared with their owners."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         for site, key in keys.items():
             (self._folder / f"{site}.pub").write_text(key + "\n")

@@ -1,8 +1,7 @@
-"""The socket of a site service: who may connect, how much they may send, and a stop that finishes what was
-begun.
+"""The socket of a site service: who may connect, how much they may send, and a stop that finishes open requests.
 
-A caller over TCP has to send the token before it takes one of the few places at which messages are answered: until
-then it costs an open socket, of which there are `_STRANGERS` at most, for `_TOKEN_WAIT` seconds."""
+A TCP client has to send the token before it occupies one of the few worker threads. Until then it only uses an open
+socket; there are at most `_STRANGERS` of these, for `_TOKEN_WAIT` seconds."""
 
 import logging
 import os
@@ -25,19 +24,19 @@ __all__ = ["Listener"]
 log = logging.getLogger("fedveil.site")
 
 _PATIENCE = 30.0
-"""Seconds for a whole message, and again for its answer to be taken."""
+"""Seconds for a whole message, and again for its answer to be received."""
 _TOKEN_WAIT = 5.0
 """Seconds for the token."""
 _AT_ONCE = 8
-"""Messages that are answered at a time; further callers that showed the token wait."""
+"""Messages that are answered at a time; further clients with the token wait."""
 _STRANGERS = 64
-"""Callers that have not shown the token yet; the oldest gives way to one more."""
+"""Clients that have not sent the token yet; a new one replaces the oldest."""
 _TURN = 0.2
 
 
 @dataclass(slots=True)
 class _Stranger:
-    """A caller that has not shown the whole token yet."""
+    """A client that has not sent the whole token yet."""
 
     line: socket.socket
     until: float
@@ -48,10 +47,10 @@ class Listener:
     """Accepts connections at an address and hands each message to ``answer``.
 
     Args:
-        address: a socket file, mode 0600 (0660 where a group is named), or loopback TCP with a token.
+        address: a socket file, mode 0600 (0660 if a group is named), or loopback TCP with a token.
         answer: from a message to its answer; must not raise.
         limit: the longest message that is read.
-        group: the users that may connect beside the service's own; None for nobody.
+        group: users that may connect in addition to the service's own; None for nobody.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Listener:
             Path(self._address.where).unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Take no more connections."""
+        """Accept no more connections."""
         self._stopping.set()
 
     def stop_on_signals(self) -> None:
@@ -91,7 +90,7 @@ class Listener:
             signal.signal(number, lambda *_: self.stop())
 
     def _accept(self, ready: selectors.BaseSelector) -> socket.socket | None:
-        """A new caller that may speak at once, by the mode of the socket's file; others have to show the token."""
+        """Accept a client: through a socket file it may send at once; over TCP it has to send the token first."""
         try:
             line, _ = self._socket.accept()
         except (BlockingIOError, TimeoutError):
@@ -110,9 +109,9 @@ class Listener:
         return None
 
     def _heard(self, ready: selectors.BaseSelector, number: int) -> socket.socket | None:
-        """The line of a stranger that has shown the token by now; one that showed another is dropped."""
+        """The connection of a client that has sent the token; one that sent another is dropped."""
         stranger = self._strangers.get(number)
-        if stranger is None:  # dropped in this very turn
+        if stranger is None:  # dropped in this iteration
             return None
         try:
             chunk = stranger.line.recv(TOKEN_LENGTH - len(stranger.sent))
@@ -170,13 +169,13 @@ def _bind(address: Address, group: str | None) -> socket.socket:
 
 
 def _bind_file(path: Path, group: str | None) -> socket.socket:
-    """A socket file that is closed to others from its first moment on."""
+    """A socket file that is inaccessible to others from its creation."""
     if path.is_socket():
         probe = socket.socket(socket.AF_UNIX)
         try:
             probe.connect(str(path))
         except OSError:
-            path.unlink()  # left behind by a service that was killed
+            path.unlink()  # left by a killed service
         else:
             raise OSError("another service answers there")
         finally:

@@ -1,8 +1,8 @@
-"""The finished models that a hospital keeps, a folder each, for `fedveil predict` on its own scans.
+"""A hospital's finished models, one folder each, for `fedveil predict` on its own scans.
 
-``models/DIGEST`` (the study's, whole) appears whole, with the common model and the study
-that it is of. What the hospital itself makes of it is added beside: ``personal/``, a model of its own, and
-``evaluation.json``, how good both are on the patients that it holds out: exact, hence as private as the images.
+``models/DIGEST`` (the study's full digest) is created atomically, with the common model and its study. The
+hospital's own results are added to it: ``personal/``, its own model, and ``evaluation.json``, the accuracy of both
+on its held-out patients: exact, hence as confidential as the images.
 """
 
 import shutil
@@ -21,7 +21,7 @@ from fedveil.study import TrainedModel
 __all__ = ["Judge", "Kept", "Models"]
 
 Judge = Callable[[Offer, TrainedModel], dict[str, Any] | None]
-"""How good a model is on the hospital's held-out images; None where it holds out none."""
+"""A model's metrics on the hospital's held-out images; None if there are none."""
 
 
 class Models:
@@ -31,14 +31,14 @@ class Models:
         self._folder = folder
 
     def of(self, digest: str) -> "Kept":
-        """What is kept of one study."""
+        """The stored model of one study."""
         return Kept(self._folder / digest)
 
     def keep(self, digest: str, offer: Offer, arrays: Mapping[str, Array]) -> bool:
-        """Keep a study's finished model; False if the very same one is kept already.
+        """Store a study's finished model; False if the same one is already stored.
 
         Raises:
-            Refused: it is no model of that study, or not the one that is kept. Nothing is changed.
+            Refused: it is not a model of that study, or differs from the stored one. Nothing is changed.
         """
         model = _model(offer, arrays)
         kept = self.of(digest)
@@ -46,7 +46,7 @@ class Models:
             if not _same(kept.common(), model):
                 raise Refused(
                     f"another finished model of study {digest} arrived",
-                    f"{kept.folder} holds the one that came first",
+                    f"{kept.folder} holds the first one, which is not replaced",
                     "if it has to be replaced, move that folder away and have the model sent again",
                 )
             return False
@@ -61,7 +61,7 @@ class Models:
 
 
 class Kept:
-    """One study's finished model, and what this hospital made of it."""
+    """One study's finished model, and this hospital's own results."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,11 +72,11 @@ class Kept:
 
     @property
     def is_done(self) -> bool:
-        """Whether all that follows the arrival was done."""
+        """Whether everything after the arrival was done."""
         return (self.folder / "evaluation.json").exists()
 
     def common(self) -> TrainedModel:
-        """The model that all hospitals made together."""
+        """The common model of all hospitals."""
         return TrainedModel.load(self.folder)
 
     def own(self) -> TrainedModel | None:
@@ -85,18 +85,18 @@ class Kept:
         return TrainedModel.load(personal) if (personal / "model.json").exists() else None
 
     def keep_own(self, model: TrainedModel) -> None:
-        """Keep the hospital's own model."""
+        """Store the hospital's own model."""
         personal = self.folder / "personal"
         personal.mkdir(mode=0o700, exist_ok=True)
         model.save(personal)
 
     def judge(self, offer: Offer, judge: Judge) -> None:
-        """Write down how good the models are on this hospital's held-out patients, for nobody else's eyes."""
+        """Write the models' metrics on this hospital's held-out patients, which must not leave the hospital."""
         own = self.own()
         write_json(
             self.folder / "evaluation.json",
             {
-                "what": "exact results on patients that this hospital holds out: as private as its images",
+                "what": "exact results on patients that this hospital holds out: as confidential as its images",
                 "study": offer.study.study.name,
                 "common": judge(offer, self.common()),
                 "own": None if own is None else judge(offer, own),
@@ -112,7 +112,7 @@ def _same(one: TrainedModel, other: TrainedModel) -> bool:
 
 
 def _model(offer: Offer, arrays: Mapping[str, Array]) -> TrainedModel:
-    """The model that a coordinator sent, every number of it checked."""
+    """The model that a coordinator sent, with every number checked."""
     if set(arrays) == {"parameters", "frequencies"} and all(a.dtype == np.float64 for a in arrays.values()):
         parameters, frequencies = arrays["parameters"], arrays["frequencies"]
         model = TrainedModel.of(
@@ -126,7 +126,7 @@ def _model(offer: Offer, arrays: Mapping[str, Array]) -> TrainedModel:
         if finite and (frequencies > 0).all() and model.fits:
             return model
     raise Refused(
-        "a finished model arrived that the study cannot have",
-        "it must be as many finite numbers as the study's model has, and a positive frequency for each class",
+        "a finished model arrived that is impossible for its study",
+        "it must have as many finite numbers as the study's model, and a positive frequency per class",
         "send the model of the run that this site took part in",
     )

@@ -1,4 +1,4 @@
-"""What a study would cost one hospital, for the person who has to approve it."""
+"""A study's cost for one hospital, for the person who has to approve it."""
 
 import math
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ class Review:
 
     Attributes:
         listed: the study.
-        state: the hospital's ledger as it stands.
-        guarantee: what the whole study earns, by the accountant; None where it has no privacy.
+        state: the hospital's current ledger.
+        guarantee: of the whole study, by the accountant; None without privacy.
         alone: epsilon of this hospital's own noise if everyone else colludes.
-        after: epsilon of everything in the ledger and the whole study together, at the budget's delta; what was charged
-            for the study already counts once.
+        after: epsilon of everything in the ledger and the whole study together, at the budget's delta; charges
+        already made for the study count once.
         objection: why the hospital's policy refuses it; None if it does not.
-        own_model: what a model of the hospital's own takes of the cost; None where the study provides for none.
+        own_model: the part of the cost for the hospital's own model; None if the study includes none.
     """
 
     listed: Listed
@@ -40,7 +40,7 @@ class Review:
 
     @property
     def sentences(self) -> list[str]:
-        """The review as a person reads it."""
+        """The review as text."""
         agreement, budget = self.listed.agreement, self.state.budget
         needed = next(count for count in range(1, len(agreement.sites) + 1) if agreement.enough(count))
         unit = agreement.target.unit
@@ -48,7 +48,7 @@ class Review:
             f"{r.mechanism.steps} x {r.query.title} ({r.dimension:,} numbers); a {unit} adds {r.query.adds}"
             for r in agreement.releases
         ]
-        if agreement.trust == "secure-aggregation":  # beyond 64 sites a sparse session needs more
+        if agreement.trust == "secure-aggregation":  # with more than 64 sites a sparse session needs more
             needed = max(needed, session_of(agreement, agreement.sites, 0, 1).min_survivors)
         lines = [
             f"study      {agreement.name}, digest {self.listed.digest}",
@@ -120,9 +120,9 @@ def review(config: SiteConfig, listed: Listed) -> Review:
 
 
 def _after(state: LedgerState, agreement: Agreement, mechanisms: Sequence[Mechanism]) -> float:
-    """Epsilon of all other studies' charges and this whole study, each as it protects the ledger's unit.
+    """Epsilon of all other studies' charges and this whole study, each for the ledger's unit.
 
-    Infinite where this study does not protect that unit at all, which the policy's objection explains.
+    Infinite if this study does not protect that unit at all, which the policy's objection explains.
     """
     others = [charge.mechanism for charge in state.charges if charge.study != agreement.title]
     try:
@@ -133,11 +133,11 @@ def _after(state: LedgerState, agreement: Agreement, mechanisms: Sequence[Mechan
 
 
 def _own_model(config: SiteConfig, agreement: Agreement) -> str | None:
-    """What the hospital's own model costs, or that its policy makes none."""
+    """The cost of the hospital's own model, or that its policy makes none."""
     own = [release.mechanism for release in agreement.releases if release.query.at_site]
     if not own:
         return None
     if not config.policy.own_models:
-        return "none is made or charged here, by this site's policy"
+        return "none is made or charged here because of this site's policy"
     cost = agreement.price(own)
-    return f"made here from the finished one, and kept here; by itself it would cost epsilon {cost:.4g}"
+    return f"made here from the finished one, and stored here; alone it would cost epsilon {cost:.4g}"

@@ -1,8 +1,8 @@
-"""From an approved study to a site that can answer: the hospital's images, read once and kept as features.
+"""From an approved study to a site that can answer: the hospital's images, read once and stored as features.
 
-`Cohorts.check` is for the person who approves: it refuses whatever is wrong with the images. `Cohorts.open` is for the
-service afterwards: it depends on policy and budget alone. An image that cannot be used counts as nothing there, and
-where none can the site answers with noise; only the hospital's own log says so.
+`Cohorts.check` is for the person who approves: it refuses any problem with the images. `Cohorts.open` is for the
+service afterwards: it depends only on policy and budget. An unusable image contributes nothing there, and if all are
+unusable the site answers with noise; only the hospital's own log says so.
 """
 
 import json
@@ -35,17 +35,17 @@ log = logging.getLogger("fedveil.site")
 Rows = npt.NDArray[np.int64]
 
 HELD_OUT = b"fedveil patients held out 1"
-"""What the hospital's secret is for that decides who is held out."""
+"""The purpose of the hospital's secret that decides which patients are held out."""
 
 
 @dataclass(slots=True)
 class Cohorts:
-    """A hospital's images as each study sees them; studies that see them alike share one copy.
+    """A hospital's images as each study uses them; studies with the same preprocessing share one copy.
 
     Attributes:
         config: the hospital's settings.
         identity: its signing key.
-        tasks: features and labels in memory, by what they depend on.
+        tasks: features and labels in memory, keyed by what they depend on.
     """
 
     config: SiteConfig
@@ -53,7 +53,8 @@ class Cohorts:
     tasks: dict[str, Task] = field(default_factory=dict)
 
     def agree(self, agreement: Agreement, ledger: Ledger) -> None:
-        """Refuse terms by what is public or decided here: policy, bounds, budget. No image is asked, none tells.
+        """Refuse an agreement by public facts and this site's settings: policy, bounds, budget. Independent of the
+        images.
 
         Raises:
             FedveilError: the policy or the budget does not allow the study.
@@ -64,7 +65,7 @@ class Cohorts:
             ledger.admit(*(release.mechanism for release in agreement.releases))
 
     def open(self, offer: Offer, agreement: Agreement, ledger: Ledger) -> Site:
-        """A site that has admitted the terms. Nothing about the images decides whether there is one, or what it admits.
+        """A site that has admitted the agreement. Whether it exists and what it admits is independent of the images.
 
         Raises:
             FedveilError: the policy or the budget does not allow the study. Nothing is charged.
@@ -84,7 +85,7 @@ class Cohorts:
         return site
 
     def _learner(self, offer: Offer) -> tuple[Learner | None, HeldOut | None]:
-        """What the images make for a study; nothing where none can be used, which only the log tells."""
+        """The learner of a study's images; an empty one if none can be used, which only the log tells."""
         try:
             task = self.task(offer)
             train, test = (
@@ -96,14 +97,14 @@ class Cohorts:
             return (task.learner(train) if len(train) else None), task.held_out(test)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the images stays in this hospital
             log.error(
-                "the images cannot be used (%s): this site answers with noise alone, charged like everything, until "
-                "they are corrected and the service is started again",
+                "the images cannot be used (%s): this site answers with noise alone, charged as usual, until they are "
+                "corrected and the service is restarted",
                 error,
             )
             return None, None
 
     def _model(self, offer: Offer) -> Model | None:
-        """The study's model without any image; None where this machine cannot build it, as no learner can either."""
+        """The study's model without any image; None if this machine cannot build it."""
         size = offer.study.data.image_size
         try:
             return model_of(
@@ -113,7 +114,7 @@ class Cohorts:
             return None
 
     def judge(self, offer: Offer, model: TrainedModel) -> dict[str, Any] | None:
-        """How good a model is on the images that the hospital tests on; exact, so nothing of it may leave."""
+        """A model's metrics on the hospital's test images; exact, so they must not leave the hospital."""
         task = self.task(offer)
         test = TestSet(task, self._usable(task.dataset, task.dataset.test))
         if not len(test.rows):
@@ -121,7 +122,7 @@ class Cohorts:
         return test.metrics(test.probabilities(model.parameters), model.frequencies)
 
     def _signer(self) -> Signer:
-        """The hospital's own key, and the keys of the others that its people confirmed."""
+        """The hospital's own key, and the confirmed keys of the others."""
         pinned = {name: signing_key(key) for name, key in Peers(self.config.folder / "peers").known().items()}
         own = {self.config.site.name: signing_key(self.identity.public)}
         return Signer(self.identity.key, {**pinned, **own})
@@ -138,10 +139,10 @@ class Cohorts:
         return replace(self.tasks[key], study=study)
 
     def dataset(self, offer: Offer | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
-        """The hospital's images as a study sees them, or as they are, for a person's eyes; no pixel is read.
+        """The hospital's images as a study uses them or, without one, as they are; no pixel is read.
 
         Raises:
-            DataError: they cannot be used, or this budget's words do not fit them.
+            DataError: they cannot be used, or do not match the budget's settings.
         """
         self._check_layout()
         dataset = load(self.config.data.source, base=self.config.folder, **self._settings(offer, classes))
@@ -149,19 +150,19 @@ class Cohorts:
         return dataset
 
     def check(self, offer: Offer) -> None:
-        """Refuse images, or a model, that a study cannot use as they are: before a person approves it.
+        """Refuse images or a model that a study cannot use, before a person approves it.
 
         Raises:
             DataError: an image cannot be used.
-            InvalidValue: the study's model cannot be built here; its public weights are not on this machine, say.
+            InvalidValue: the study's model cannot be built here, for example because its public weights are missing.
         """
         dataset = self.dataset(offer)
         model_of(offer.study, dataset)
         if not len(self.own(dataset, dataset.train)):
             raise DataError(
-                f"{self.config.data.source} holds nobody to train on for this hospital",
+                f"{self.config.data.source} has no training patients for this hospital",
                 "a site needs at least one patient",
-                "correct data.source or data.site in site.toml, or leave the study",
+                "correct data.source or data.site in site.toml, or do not join the study",
             )
 
     def _check_layout(self) -> None:
@@ -176,7 +177,7 @@ class Cohorts:
             )
 
     def _settings(self, offer: Offer | None, classes: tuple[str, ...] | None = None) -> Settings:
-        """How images are read: as the hospital says, and as the study says in public."""
+        """The settings for reading images: the hospital's own, and the study's public ones."""
         own: Settings = {**self.config.data.settings, "secret": self.identity.secret(HELD_OUT)}
         if offer is None:
             return {**own, "classes": classes} if classes else own
@@ -188,7 +189,7 @@ class Cohorts:
         }
 
     def _seen_by(self, offer: Offer) -> Dataset:
-        """The images that a study can use, each judged by itself."""
+        """The images that a study can use, each checked independently."""
         named = self.config.budget.unit == "patient" and not self.config.data.one_image_a_patient
         return load_usable(
             self.config.data.source,
@@ -198,14 +199,14 @@ class Cohorts:
         )
 
     def _usable(self, dataset: Dataset, part: Rows) -> Rows:
-        """Images of this hospital among some that can be used; none where no image names it."""
+        """This hospital's images among usable ones; none if no image names it."""
         wanted = self.config.data.site
         if wanted is not None and wanted not in dataset.site_names:
             return part[:0]
         return self.own(dataset, part)
 
     def own(self, dataset: Dataset, part: Rows) -> Rows:
-        """Images of this hospital among some of the data set's."""
+        """This hospital's images among some of the data set's."""
         wanted = self.config.data.site
         if wanted is None:
             return part
@@ -213,20 +214,20 @@ class Cohorts:
             raise DataError(
                 f"data.site is {wanted!r}",
                 f"the data names {', '.join(dataset.site_names) or 'no sites'}",
-                "correct it in site.toml, or leave it out",
+                "correct it in site.toml, or remove it",
             )
         here = dataset.sites == dataset.site_names.index(wanted)
         return np.intersect1d(part, np.flatnonzero(here))
 
     def _check_units(self, dataset: Dataset) -> None:
-        """Refuse images whose patients nobody names where the budget is theirs, and more units than it is kept for."""
+        """Refuse images without patient names if the budget's unit is the patient, and more units than its bound."""
         unit, most = self.config.budget.unit, self.config.budget.max_units
         if unit == "site":
             return
         if unit == "patient" and not (dataset.patients_known or self.config.data.one_image_a_patient):
             raise DataError(
                 f"{self.config.data.source} names no patients",
-                "this site's budget is kept for each patient, with all of their images",
+                "this site's budget protects each patient with all of their images",
                 "add a patient column; if no two images show the same patient, set data.one_image_a_patient = true",
             )
         rows = self.own(dataset, np.arange(len(dataset)))
@@ -234,6 +235,6 @@ class Cohorts:
         if units > most:
             raise DataError(
                 f"there are {units:,} {unit}s",
-                f"budget.max_units says {most:,} at most, and studies are checked against that",
-                "raise it in site.toml if the budget's delta allows, or leave images out",
+                f"budget.max_units allows {most:,} at most, and studies are checked against that",
+                "increase it in site.toml if the budget's delta allows, or remove images",
             )

@@ -1,9 +1,9 @@
-"""The site service: the one program of a hospital that touches images and budget. It never dials out.
+"""The site service: the only program of a hospital that uses images and budget. It opens no connections.
 
-It answers sealed messages on a local socket. What is not signed by the hospital's coordinator, is
-malformed, or asks for anything that nobody here approved is refused, with one line in the log and nothing
-charged. Requests of all studies are answered one at a time under one ledger; greetings are answered at any
-time. A study's finished model comes in and is kept; that it was kept is all that is said of it."""
+It answers sealed messages on a local socket. A message that is not signed by the hospital's coordinator, is
+malformed, or asks for anything that was not approved here is refused, with one line in the log and nothing charged.
+Requests of all studies are answered one at a time under one ledger; greetings are answered at any time. A study's
+finished model is received and stored; the answer only confirms that."""
 
 import hashlib
 import logging
@@ -40,12 +40,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def message_limit(config: SiteConfig) -> int:
-    """The longest sealed message in bytes that a site of this policy can have a use for."""
+    """The longest sealed message in bytes that a site with this policy accepts."""
     return 8 * config.policy.max_dimension + 2**21 + OVERHEAD
 
 
 class Stale(Refused):
-    """A message whose date is too far from this machine's clock: it was held back, or a clock is wrong."""
+    """A message whose date is too far from this machine's clock: it was delayed, or a clock is wrong."""
 
 
 class SiteService:
@@ -72,7 +72,7 @@ class SiteService:
         self._busy, self._keeping = threading.Lock(), threading.Lock()
 
     def answer(self, sealed: bytes) -> bytes:
-        """The sealed answer to a sealed message. Never raises for anything that a message holds."""
+        """The sealed answer to a sealed message. Never raises because of a message's content."""
         asked = NO_ID
         try:
             opened = unseal(
@@ -92,7 +92,7 @@ class SiteService:
         return reply if isinstance(reply, bytes) else self._sealed(reply, asked)
 
     def _reply(self, asked: Opened) -> Frame | bytes:
-        """The answer to a message whose seal is in order; bytes where it is one that is sealed already."""
+        """The answer to a message with a valid seal; bytes if it is already sealed."""
         if asked.body is None:
             self._check_fresh(asked)
             return self._frame("introduced")
@@ -114,17 +114,17 @@ class SiteService:
                 raise WireError(f"a message of kind {other!r} arrived")
 
     def _check_fresh(self, asked: Opened) -> None:
-        """Refuse what was held back on its way; what was answered before is found, and sent again, before this."""
+        """Refuse a delayed message; an already answered one is found, and its answer sent again, before this check."""
         most, age = self.config.policy.max_message_age, asked.age()
         if abs(age) > most:
             raise Stale(
-                f"a message arrived that was sent {age:.0f} s ago by the two clocks",
+                f"a message arrived that was sent {age:.0f} s ago according to the two clocks",
                 f"policy.max_message_age is {most:g} s, in either direction",
-                "set the clocks of coordinator and hospital by NTP; if they agree, somebody holds messages back",
+                "synchronise the clocks of coordinator and hospital by NTP; if they agree, somebody delays messages",
             )
 
     def _sealed(self, frame: Frame, asked: bytes) -> bytes:
-        """An answer, encrypted to the coordinator; ``asked`` is the id of what it answers."""
+        """An answer, encrypted to the coordinator; ``asked`` is the id of the request."""
         coordinator = self.config.site.coordinator
         return seal(encode(frame), self.identity, to=coordinator, purpose=FROM_SITE, message=asked)
 
@@ -132,7 +132,7 @@ class SiteService:
         return Frame(kind, {"site": self.config.site.name, **head})
 
     def _hello(self, head: Mapping[str, Any]) -> Frame:
-        """Say who this is and how a study stands here; the nonce proves that the answer is fresh."""
+        """Report this site's identity and a study's state here; the nonce proves that the answer is fresh."""
         study, nonce, known = head.get("study"), head.get("nonce"), head.get("receipt")
         if head.get("version") != __version__:
             log.warning(
@@ -148,7 +148,7 @@ class SiteService:
         return self._frame("hello", nonce=nonce, study=study, status=status, version=__version__)
 
     def _check_not_rolled_back(self, receipt: Receipt) -> None:
-        """Look for the line that the coordinator's last receipt quotes; a restored old ledger lacks it."""
+        """Check for the line that the coordinator's last receipt quotes; a restored old ledger lacks it."""
         if receipt.site == self.config.site.name:
             verify_ledger(self.ledger.path, Head(receipt.seq, receipt.hash))
 
@@ -167,9 +167,10 @@ class SiteService:
         return self._frame("offered", study=digest, status=status, nonce=str(head.get("nonce", ""))[:64])
 
     def _model(self, frame: Frame) -> Frame:
-        """Keep a finished model. The answer follows from the message and the approval, which the status tells.
+        """Store a finished model. The answer depends only on the message and the approval, which the status also
+        reveals.
 
-        It is the same whatever this hospital then makes of the model.
+        It does not depend on what this hospital then does with the model.
         """
         study = str(frame.head.get("study"))
         if not (_is_digest(study) and self.studies.is_approved(study)):
@@ -182,12 +183,14 @@ class SiteService:
         with self._keeping:
             new = self.models.keep(study, offer, frame.arrays)
         if new:
-            log.info("the finished model of study %s is kept in %s", study[:12], self.models.of(study).folder)
+            log.info(
+                "the finished model of study %s is stored in %s", study[:12], self.models.of(study).folder
+            )
             self.conclude(study)
         return self._frame("kept", study=study, nonce=str(frame.head.get("nonce", ""))[:64])
 
     def conclude(self, digest: str) -> None:
-        """Do, in the background, what is left to do once a study's model has arrived; nothing of it is sent."""
+        """In the background, do the remaining work after a study's model has arrived; no result is sent."""
         kept = self.models.of(digest)
         if self.studies.is_approved(digest) and kept.exists() and not kept.is_done:
             thread = threading.Thread(target=self._conclude, args=(digest, kept))
@@ -204,27 +207,27 @@ class SiteService:
                 if wanted and kept.own() is None:
                     self._make_own(site, listed.agreement, kept)
                 kept.judge(listed.offer, self._cohorts.judge)
-            log.info("study %s is finished; %s holds what became of it here", digest[:12], kept.folder)
+            log.info("study %s is finished; its results here are in %s", digest[:12], kept.folder)
         except Exception as error:  # noqa: BLE001 - a service goes on; at its next start it tries again
-            log.error("what follows study %s cannot be done: %s", digest[:12], error)
+            log.error("the work after study %s cannot be done: %s", digest[:12], error)
 
     def _make_own(self, site: Site, agreement: Agreement, kept: Kept) -> None:
-        """This hospital's own model, charged once; a kill between charge and file costs the model."""
+        """This hospital's own model, charged once; it is lost if the process is killed between charge and file."""
         try:
             kept.keep_own(own_model(site, agreement, kept.common()))
         except FedveilError as error:
             log.warning("study %s: no own model: %s", agreement.digest[:12], error)
 
     def finish(self) -> None:
-        """Wait until what was begun in the background is done."""
+        """Wait until the background work is done."""
         for thread in self._concluding:
             thread.join()
 
     def status(self, digest: str) -> str:
-        """How a study stands here: unknown, pending, loading, ready or refused.
+        """The state of a study here: unknown, pending, loading, ready or refused.
 
-        All of it follows from what was offered, who approved it, policy and budget. Of the images nothing but the time
-        that it takes to read them can be seen, between loading and ready.
+        It depends only on the offer, the approval, policy and budget. It reveals nothing about the images except the
+        time to read them, between loading and ready.
         """
         if not self.studies.is_known(digest):
             return "unknown"
@@ -242,7 +245,7 @@ class SiteService:
         return "loading"
 
     def _host(self, digest: str) -> Site | None:
-        """Make an approved study answerable: None if policy or budget forbids it, and whatever the images are else."""
+        """Open the site of an approved study: None if policy or budget forbids it, independent of the images."""
         with self._busy:
             if digest in self._sites:
                 return self._sites[digest]
@@ -280,7 +283,7 @@ class SiteService:
         return reply
 
     def _secure(self, message: SecureRequest, asked: Opened) -> bytes:
-        """Answer a set-up or recovery message of secure aggregation; one that comes again gets the same answer."""
+        """Answer a set-up or recovery message of secure aggregation; a repeated one gets the same answer."""
         site = self._approved(message.study)
         if site is None:
             raise Refused(
@@ -297,7 +300,7 @@ class SiteService:
             return self._secure_answers[asked.digest]
 
     def _approved(self, study: str) -> Site | None:
-        """The site that answers an approved study; None for any other study."""
+        """The site that answers an approved study; None for other studies."""
         if not (_is_digest(study) and self.studies.is_approved(study)):
             self._sites.pop(study, None)
             return None
@@ -351,12 +354,12 @@ def _is_digest(value: str) -> bool:
 
 
 def open_service(folder: Path, ledger: Ledger) -> SiteService:
-    """The service of a site's folder, with its ledger already open; refuses one whose delta means nothing."""
+    """The service of a site's folder, with its open ledger; refuses a budget whose delta is too large."""
     config = SiteConfig.load(folder)
     if not config.site.coordinator:
         raise FederationError(
             "site.coordinator is not set",
-            "a site answers one coordinator, by its public key",
+            "a site answers exactly one coordinator, identified by its public key",
             "copy the coordinator's public key into site.toml",
         )
     config.check_delta(ledger.state.budget.delta)

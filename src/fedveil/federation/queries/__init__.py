@@ -1,4 +1,4 @@
-"""The registry of queries: what a study may ask of its sites. One file a query, with all that is specific to it."""
+"""The registry of queries: what a study may ask of its sites. One file per query, with everything specific to it."""
 
 from fedveil.federation.queries.calibration import CalibrationQuery
 from fedveil.federation.queries.cohort_counts import CohortCountsQuery
@@ -52,7 +52,7 @@ QUERIES: tuple[type[Query], ...] = (
     OwnThresholdQuery,
     CohortCountsQuery,
 )
-"""In the order in which a study asks them."""
+"""All queries, in the order of a study."""
 
 
 def asked_by(asked: Asked) -> tuple[Query, ...]:
@@ -62,7 +62,7 @@ def asked_by(asked: Asked) -> tuple[Query, ...]:
 
 
 def title_of(name: str) -> str:
-    """A query's title by its name; the name itself where no query has it, as in results of other versions.
+    """A query's title by its name; the name itself for unknown queries, as in results of other versions.
 
     >>> title_of("training"), title_of("progress")
     ('gradients', 'progress')

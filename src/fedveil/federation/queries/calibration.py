@@ -1,4 +1,4 @@
-"""Calibration: where the classes' scores lie on average, for the decision threshold; released after training."""
+"""Calibration: the classes' mean scores, for the decision threshold; released after training."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -14,8 +14,8 @@ __all__ = ["CalibrationQuery"]
 class CalibrationQuery(OneSum):
     """Class statistics of a trained model's scores, averaged over each image and its degraded view.
 
-    **Bound: 1.** As for `StatisticsQuery`, with the score of an image in place of its features: scores are cut to norm
-    1 image by image, whatever the model is that was sent; the mean of two of them has norm at most 1 too.
+    **Bound: 1.** As for `StatisticsQuery`, with the score of an image instead of its features: scores are clipped to
+    norm 1 per image, for any model; the mean of two of them also has norm at most 1.
     """
 
     name: ClassVar[str] = "calibration"
@@ -41,7 +41,7 @@ class CalibrationQuery(OneSum):
         return state.model.unshifted(state.parameters)
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
-        """The middle between the classes' mean scores becomes the threshold."""
+        """Set the threshold to the midpoint between the classes' mean scores."""
         whole = self.sent(state)
         shift = state.model.read_shift(released.total, released.variance, whole, state.statistics)
         return state.at(state.trained, shift)

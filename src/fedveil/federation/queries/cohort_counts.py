@@ -1,4 +1,4 @@
-"""Cohort counts: units per class, and per age band and sex; what a hospital may say of itself before any study."""
+"""Cohort counts: units per class, and per age band and sex; a hospital may release them before any study."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,25 +21,25 @@ STARTS = (18, 40, 65, 80)
 SEXES = ("female", "male")
 OTHER = "other or unknown"
 GROUPS: Mapping[str, tuple[str, ...]] = {"age": (*BANDS, OTHER), "sex": (*SEXES, OTHER)}
-"""Attributes that are counted where the data has them, and their public groups."""
+"""Attributes that are counted if the data has them, and their public groups."""
 
 
 @final
 @dataclass(frozen=True)
 class CohortCountsQuery(Query):
-    """How many units of each class a hospital holds, and of each age band and sex where its data has such columns.
+    """The numbers of a hospital's units per class, and per age band and sex if its data has such columns.
 
     **Bound: 1.** An image adds one onehot vector for its class and one for each of b - 1 attributes, all divided by
-    sqrt(b): norm exactly 1, whatever the columns hold, since a value that is in no group counts as "other or unknown".
+    sqrt(b): norm exactly 1 for any values, since a value in no group counts as "other or unknown".
     A unit adds the average over its images, of norm at most 1 by convexity. Classes and groups are fixed beforehand
-    and public: none exists because somebody belongs to it.
+    and public: they do not depend on the data.
 
-    No study asks it. A hospital releases it on its own, with all of the noise; see `fedveil.federation.alone`.
+    It is not part of studies. A hospital releases it on its own, with all of the noise; see `fedveil.federation.alone`.
 
     Attributes:
         classes: their names, public.
-        attributes: which of `GROUPS` are counted; columns of the data, public.
-        unit: whom one contribution belongs to: a patient or an image. Of a whole site shares are counted.
+        attributes: the counted attributes of `GROUPS`; columns of the data, public.
+        unit: whom one contribution belongs to: a patient or an image. For a whole site, fractions are counted.
     """
 
     classes: tuple[str, ...]
@@ -50,12 +50,12 @@ class CohortCountsQuery(Query):
     title: ClassVar[str] = "cohort counts"
     setting: ClassVar[str] = ""
     adds: ClassVar[str] = "its class, age band and sex, norm 1"
-    purpose: ClassVar[str] = "what a hospital says of itself before any study"
+    purpose: ClassVar[str] = "a hospital's description of itself before any study"
     at_site: ClassVar[bool] = True
 
     @classmethod
     def of(cls, asked: Asked) -> None:
-        """No study asks it."""
+        """None: it is not part of studies."""
 
     @classmethod
     def over(cls, records: Cohort, unit: Unit) -> "CohortCountsQuery":
@@ -64,13 +64,13 @@ class CohortCountsQuery(Query):
         return cls(records.classes, found, unit)
 
     def share(self, asked: Asked) -> float:
-        """None of a study's budget."""
+        """No share of a study's budget."""
         del asked
         return 0.0
 
     @property
     def blocks(self) -> dict[str, tuple[str, ...]]:
-        """What is counted, in order, and by which names."""
+        """The counted groups in order, with their names."""
         return {"class": self.classes} | {name: GROUPS[name] for name in self.attributes}
 
     @property
@@ -79,7 +79,7 @@ class CohortCountsQuery(Query):
         return sum(len(names) for names in self.blocks.values())
 
     def length(self, model: Sizes) -> int:
-        """That of all blocks; no model is needed."""
+        """The length of all blocks; no model is needed."""
         del model
         return self.size
 
@@ -115,7 +115,7 @@ class CohortCountsQuery(Query):
         return total
 
     def _codes(self, records: Cohort) -> Iterator[Indices]:
-        """Which group each image belongs to, block by block."""
+        """The group of each image, block by block."""
         yield records.labels
         columns = _columns(records)
         for name in self.attributes:
@@ -123,7 +123,7 @@ class CohortCountsQuery(Query):
             yield np.array([place(value) for value in columns[name]], dtype=np.int64)
 
     def counts(self, released: NoisySum) -> dict[str, dict[str, float]]:
-        """The noisy counts by block and name; they may be negative, and to cut them off would bias sums of them."""
+        """The noisy counts by block and name; they may be negative, because clipping them would bias their sums."""
         scale, start, found = math.sqrt(len(self.blocks)), 0, {}
         for block, names in self.blocks.items():
             values = released.total[start : start + len(names)] * scale
@@ -137,13 +137,13 @@ class CohortCountsQuery(Query):
 
 
 def _columns(records: Cohort) -> Mapping[str, Sequence[Any]]:
-    """The attributes of images, by name of column; none where the data carries none."""
+    """The attributes of images, by column name; empty if the data has none."""
     found: Mapping[str, Sequence[Any]] = getattr(records, "attributes", {})
     return found
 
 
 def _band(value: object) -> int:
-    """The age band of a value, whatever it is."""
+    """The age band of any value."""
     try:
         age = float(str(value).strip())
     except ValueError:
@@ -152,7 +152,7 @@ def _band(value: object) -> int:
 
 
 def _sex(value: object) -> int:
-    """Female, male, or neither, of a value, whatever it is."""
+    """Female, male or other, for any value."""
     first = str(value).strip().lower()
     known = {"f": 0, "female": 0, "w": 0, "m": 1, "male": 1}
     return known.get(first, len(SEXES))

@@ -27,9 +27,10 @@ class EvaluationQuery(OneSum):
     """Test metrics of the hospitals' own patients, from one noisy histogram; see `fedveil.learning.ScoreHistogram`.
 
     **Bound: 1.** With two classes an image adds one onehot vector of true class and score bin; with K > 2 it adds K + 1
-    onehot vectors, divided by sqrt(K + 1). Either way its norm is exactly 1 (or 0, where a number overflowed), and a
-    unit adds the average over its images: norm at most 1, by convexity. Each image is scored by itself, so nobody
-    else's bin depends on it. Where the unit is the site, the sum of all its patients is scaled down to norm 1.
+    onehot vectors, divided by sqrt(K + 1). In both cases its norm is exactly 1 (or 0, if a number overflowed), and a
+    unit adds the average over its images: norm at most 1, by convexity. Each image is scored independently, so it
+    does not affect other images' bins. If the unit is the site, the sum over all its patients is scaled down to norm
+    1.
     """
 
     name: ClassVar[str] = "evaluation"
@@ -54,23 +55,25 @@ class EvaluationQuery(OneSum):
         """Sum the held-out units' histograms."""
         del clip_norm
         if hospital.held_out is None:
-            raise FederationError("nobody is held out", "a histogram is of held-out units", "hold some out")
+            raise FederationError(
+                "no patient is held out", "the histogram needs held-out units", "hold out some patients"
+            )
         return hospital.held_out.histogram(parameters, units)
 
     def sum(self, asking: Asking) -> Vector:
-        """The sum over the held-out units that are drawn; zero where the hospital holds out none."""
+        """The sum over the drawn held-out units; zero if the hospital holds out none."""
         if asking.hospital.held_out is None:
             return np.zeros(asking.length)
         return super().sum(asking)
 
     def sent(self, state: ModelState) -> Vector:
-        """Class frequencies, equal ones where none were released, and the model."""
+        """Class frequencies (equal if none were released) and the model."""
         classes = state.model.classes
         frequencies = np.full(classes, 1 / classes) if state.frequencies is None else state.frequencies
         return np.concatenate([frequencies, state.parameters])
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
-        """The histogram beside the model, which stays as it is."""
+        """The model with the histogram added; its parameters are unchanged."""
         histogram = ScoreHistogram.from_released(
             released.total, state.model.classes, released.variance, released.sampling_rate
         )

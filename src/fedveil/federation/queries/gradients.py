@@ -14,9 +14,9 @@ class GradientQuery(Rounds):
     """Gradient descent with clipped per-unit gradients (Abadi et al., 1607.00133).
 
     **Bound: the clip norm C.** A unit adds its own gradient g, the average over its images, times ``min(1, C / ||g||)``
-    or, for automatic clipping, ``C / (||g|| + gamma)``: norm at most C whatever g is, since the factor follows from g
-    alone. Learners round the norm up, and sums of networks are clipped a little shorter than asked, so that
-    floating point does not pass the bound.
+    or, for automatic clipping, ``C / (||g|| + gamma)``: norm at most C for every g, since the factor depends on g
+    alone. Learners round the norm up, and for networks the clip norm is reduced slightly, so that floating-point
+    errors do not exceed the bound.
     """
 
     name: ClassVar[str] = "training"
@@ -28,7 +28,7 @@ class GradientQuery(Rounds):
 
     @classmethod
     def of(cls, asked: Asked) -> Self | None:
-        """If the study trains by gradients."""
+        """The query, if the study trains by gradients."""
         return cls() if asked.training["method"] == "gradient" else None
 
     def steps(self, asked: Asked) -> int:
@@ -36,7 +36,7 @@ class GradientQuery(Rounds):
         return int(asked.training["rounds"])
 
     def bound(self, clip_norm: float) -> float:
-        """The clip norm, to which each unit's gradient is scaled down."""
+        """The clip norm, which bounds each unit's gradient."""
         return clip_norm
 
     def contribution(

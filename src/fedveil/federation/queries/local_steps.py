@@ -1,4 +1,4 @@
-"""Local steps: what a site's own gradient steps come to, released in every round of federated averaging."""
+"""Local steps: the result of a site's own gradient steps, released in every round of federated averaging."""
 
 import math
 from collections.abc import Mapping
@@ -17,29 +17,28 @@ __all__ = ["LocalSteps", "LocalStepsQuery"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalSteps:
-    """What a site does within one round of federated averaging; all of it is public.
+    """The settings of one round of federated averaging at a site; all of them are public.
 
-    From the parameters x_0 that it is sent, a site takes ``steps`` steps (McMahan et al., 1602.05629, and Li et al.,
+    From the received parameters x_0, a site takes ``steps`` steps (McMahan et al., 1602.05629, and Li et al.,
     1812.06127, for the proximal term):
 
         x <- x - learning_rate (s(x) / units + proximal (x - x_0)),
 
     where s(x) is the sum of clipped gradients over a Poisson sample of its units, and releases x - x_0.
 
-    Where the unit is a patient or an image, **every step carries the whole noise of the mechanism at every site**,
-    whatever the trust: a step's result is what the next step's gradient is taken at, so it has to be private by
-    itself before anything can be summed. Noise in local steps cannot be shared between sites. What is released is
-    post-processing of the steps, and a round costs ``steps`` steps of the mechanism. Where the unit is the site, steps
-    have no noise; the difference as a whole is clipped, and the sum of differences is the mechanism (McMahan et al.,
-    1710.06963).
+    If the unit is a patient or an image, **every step has the whole noise of the mechanism at every site**, at every
+    trust level: the next step's gradient is computed at a step's result, so the result has to be private before
+    anything can be summed. Noise in local steps cannot be shared between sites. The release is post-processing of
+    the steps, and a round costs ``steps`` steps of the mechanism. If the unit is the site, steps have no noise; the
+    difference as a whole is clipped, and the sum of differences is the mechanism (McMahan et al., 1710.06963).
 
     Attributes:
         steps: private steps per round.
         learning_rate: local step size.
-        units: what sums are divided by: a public estimate of the units that take part in one step of one site.
-        proximal: pull towards the parameters that the round began with.
-        clip_norm: bound on one step's gradient where the unit is the site; elsewhere the mechanism's own holds.
-        reach: bound on the norm of the released difference, so that it fits the whole numbers of a masked sum.
+        units: the divisor of sums: a public estimate of the number of units in one step of one site.
+        proximal: weight of the term that keeps parameters close to those at the start of the round.
+        clip_norm: bound on one step's gradient if the unit is the site; otherwise the mechanism's clip norm applies.
+        reach: bound on the norm of the released difference, so that it fits the integers of a masked sum.
     """
 
     steps: int
@@ -61,7 +60,7 @@ class LocalSteps:
             )
 
     def walk(self, asking: Asking) -> Vector:
-        """The difference that the steps make to the trained part; noise is in each step unless the unit is the site."""
+        """The change of the trained part by the steps; each step has noise unless the unit is the site."""
         mechanism, start, length = asking.mechanism, asking.parameters, asking.length
         noisy = mechanism.unit != "site"
         clip_norm = mechanism.clip_norm if noisy else self.clip_norm
@@ -86,9 +85,9 @@ class LocalSteps:
 class LocalStepsQuery(Rounds):
     """Federated averaging; see `LocalSteps`.
 
-    **Bound: the clip norm C.** Where the unit is a patient or an image, each step is a sum of gradients that are
-    clipped to C unit by unit, as in `GradientQuery`, and has all of the noise; the answer is post-processing of the
-    steps. Where the unit is the site, the whole difference is scaled down to norm C, and a difference that is not
+    **Bound: the clip norm C.** If the unit is a patient or an image, each step is a sum of gradients that are
+    clipped to C per unit, as in `GradientQuery`, and has all of the noise; the answer is post-processing of the
+    steps. If the unit is the site, the whole difference is scaled down to norm C, and a difference that is not
     finite counts as zero.
     """
 
@@ -103,7 +102,7 @@ class LocalStepsQuery(Rounds):
 
     @classmethod
     def of(cls, asked: Asked) -> Self | None:
-        """If the study trains by averaging."""
+        """The query, if the study trains by averaging."""
         training = asked.training
         if training["method"] != "averaging":
             return None
@@ -117,7 +116,7 @@ class LocalStepsQuery(Rounds):
         )
 
     def steps(self, asked: Asked) -> int:
-        """All steps of all rounds, or one per round where the whole site is the unit."""
+        """All steps of all rounds, or one per round if the unit is the site."""
         return int(asked.training["rounds"]) * self.steps_per_round(asked.privacy["unit"])
 
     def bound(self, clip_norm: float) -> float:
@@ -131,40 +130,40 @@ class LocalStepsQuery(Rounds):
         return hospital.training.contribution(parameters, clip_norm=clip_norm, units=units)
 
     def sum(self, asking: Asking) -> Vector:
-        """The difference that the local steps make."""
+        """The change by the local steps."""
         return self.local.walk(asking)
 
     def carried(self, unit: Unit) -> float | None:
-        """The reach of the steps, which have the noise in them; None where the unit is the site."""
+        """The reach of the steps, which contain the noise; None if the unit is the site."""
         return None if unit == "site" else self.local.reach
 
     def steps_per_round(self, unit: Unit) -> int:
-        """All local steps of a round, or one where the difference as a whole is the mechanism."""
+        """All local steps of a round, or one if the whole difference is the mechanism's output."""
         return 1 if unit == "site" else self.local.steps
 
     def check(self, mechanism: Mechanism) -> None:
-        """Sites are not sampled: one takes all its local steps of a round, or none."""
+        """Sites are not sampled: a site takes all its local steps of a round, or none."""
         if mechanism.unit == "site" and mechanism.sampling_rate < 1:
             raise InvalidValue(
                 f"sites are sampled at a rate of {mechanism.sampling_rate} in federated averaging",
                 "a site takes all its local steps of a round, or none",
-                "let every site take part: sampling_rate 1",
+                "set sampling_rate to 1",
             )
         super().check(mechanism)
 
     def direction(self, released: NoisySum, count: float) -> NoisySum:
-        """The average difference with its sign turned counts as a gradient (Reddi et al., 2003.00295)."""
+        """The negative average difference serves as a gradient (Reddi et al., 2003.00295)."""
         return NoisySum(-released.total / count, released.variance / count**2)
 
 
 def _units(asked: Asked, training: Mapping[str, Any]) -> float:
-    """Units that take part in one step of one site, as far as the public knows."""
+    """The expected number of units in one step of one site, from public numbers."""
     if asked.privacy["unit"] == "site":
         return 1.0
     if training["units"] is None:
         raise StudyError(
             'training.method is "averaging" and training.units is not set',
-            "a site's local steps are divided by a public number, never by its own count",
-            "state roughly how many units take part, over all sites, in training.units",
+            "a site's local steps must be divided by a public number, never by its own count",
+            "set training.units to the approximate number of units that take part, over all sites",
         )
     return float(training["units"] * training["sampling_rate"] / asked.sites)

@@ -1,4 +1,4 @@
-"""A hospital's own model: private steps that it takes from the finished one, and keeps."""
+"""A hospital's own model: private steps from the finished one, which stay at the hospital."""
 
 import math
 from dataclasses import dataclass, replace
@@ -23,22 +23,23 @@ from fedveil.privacy import Unit
 __all__ = ["OwnModelQuery"]
 
 STEPS = 30
-"""From the common model to a hospital's own; their number changes neither price nor reach."""
+"""Number of steps from the common model to a hospital's own; it affects neither price nor reach."""
 UNBOUNDED = 1e9
-"""Where a difference is not masked, its size needs no bound."""
+"""A difference that is not masked needs no bound on its size."""
 
 
 @final
 @dataclass(frozen=True)
 class OwnModelQuery(OneSum):
-    """Mean-regularised personalisation (Liu et al., 2206.07902): private local steps, pulled back to the common model.
+    """Mean-regularised personalisation (Liu et al., 2206.07902): private local steps with a proximal term towards
+    the common model.
 
-    How far the steps go follows from the hospital's signal-to-noise ratio as in `fedveil.learning.step_size`. With the
-    pull p and T steps of size eta the proximal weight is ``p / (eta T)``: after T steps without a gradient a hospital's
-    difference to the common model has shrunk to about ``exp(-p)`` of itself.
+    The step size follows from the hospital's signal-to-noise ratio as in `fedveil.learning.step_size`. With the
+    proximal strength p and T steps of size eta the proximal weight is ``p / (eta T)``: after T steps without a
+    gradient a hospital's difference to the common model has shrunk to about ``exp(-p)`` of itself.
 
-    **Bound: the clip norm C** of a unit in one step, as in `GradientQuery`. Every step has all of the noise, so what
-    comes out is private by itself, whoever sees it. It goes with patients and images only, never with a whole site.
+    **Bound: the clip norm C** of a unit in one step, as in `GradientQuery`. Every step has all of the noise, so the
+    result is itself private. The unit must be the patient or the image, not the site.
     """
 
     local: LocalSteps
@@ -47,7 +48,7 @@ class OwnModelQuery(OneSum):
     title: ClassVar[str] = "own model"
     setting: ClassVar[str] = "personal_share"
     adds: ClassVar[str] = "its clipped gradient in each local step, norm clip_norm"
-    purpose: ClassVar[str] = "a model that a hospital keeps for itself"
+    purpose: ClassVar[str] = "a model that stays at its hospital"
     at_site: ClassVar[bool] = True
 
     @classmethod
@@ -59,8 +60,8 @@ class OwnModelQuery(OneSum):
         if training["units"] is None:
             raise StudyError(
                 "privacy.personal_share is set and training.units is not",
-                "a hospital's own steps are divided by a public number, never by its own count",
-                "state roughly how many units take part, over all sites, in training.units",
+                "a hospital's own steps must be divided by a public number, never by its own count",
+                "set training.units to the approximate number of units that take part, over all sites",
             )
         units, noise = training["units"] / asked.sites, asked.noise_multiplier(share)
         ratio = units / noise if noise > 0 else math.inf
@@ -81,7 +82,7 @@ class OwnModelQuery(OneSum):
         return self.local.steps
 
     def length(self, model: Sizes) -> int:
-        """That of the trained part."""
+        """The length of the trained part."""
         return model.trained
 
     def bound(self, clip_norm: float) -> float:
@@ -95,7 +96,7 @@ class OwnModelQuery(OneSum):
         return hospital.training.contribution(parameters, clip_norm=clip_norm, units=units)
 
     def sum(self, asking: Asking) -> Vector:
-        """The difference that the local steps make."""
+        """The change by the local steps."""
         return self.local.walk(asking)
 
     def carried(self, unit: Unit) -> float | None:

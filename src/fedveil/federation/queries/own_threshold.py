@@ -1,4 +1,4 @@
-"""A hospital's own threshold and class frequencies, which it keeps."""
+"""A hospital's own threshold and class frequencies, which stay at the hospital."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
@@ -16,18 +16,18 @@ __all__ = ["OwnThresholdQuery"]
 class OwnThresholdQuery(OneSum):
     """Class sizes and mean scores of one hospital's images as they are; see `fedveil.learning.models.site_threshold`.
 
-    **Bound: 1.** As for `CalibrationQuery`, of the image alone. All of the noise is the hospital's.
+    **Bound: 1.** As for `CalibrationQuery`, for the image alone. The hospital adds all of the noise.
     """
 
     name: ClassVar[str] = "personal-calibration"
     title: ClassVar[str] = "own threshold"
     setting: ClassVar[str] = "personal_calibration_share"
     adds: ClassVar[str] = "its class and score, norm 1"
-    purpose: ClassVar[str] = "a threshold and class frequencies that a hospital keeps for itself"
+    purpose: ClassVar[str] = "a threshold and class frequencies that stay at their hospital"
     at_site: ClassVar[bool] = True
     caution: ClassVar[str] = (
-        "Each hospital's own threshold is set for its own scans as they are. Test images that come from elsewhere say "
-        "little about it: there the common threshold may do better, at home the own one."
+        "Each hospital's own threshold is set for its own scans as they are. Test images from elsewhere do not measure "
+        "it: the common threshold may be better on those, and the own one at home."
     )
 
     def length(self, model: Sizes) -> int:
@@ -46,7 +46,7 @@ class OwnThresholdQuery(OneSum):
         return state.model.unshifted(state.parameters)
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
-        """Threshold and frequencies, moved from the common ones as far as noise allows."""
+        """Threshold and frequencies, changed from the common ones as far as the noise allows."""
         classes = state.model.classes
         common = np.full(classes, 1 / classes) if state.frequencies is None else state.frequencies
         parameters, own = state.model.recalibrated(

@@ -1,8 +1,8 @@
-"""What a query is: one kind of bounded sum that a study asks of every site, with all that is specific to it.
+"""What a query is: one kind of bounded sum that a study asks of every site, with everything specific to it.
 
-A query knows whose data it sums, what one unit adds at most and why, what is sent and what comes back, and what the
-noisy total means. It knows no budget, ledger or transport, and those know no query by name: a new one is a class in a
-file of its own, and a line in the registry (`fedveil.federation.queries`).
+A query defines whose data it sums, the bound on one unit's contribution and its proof, what is sent and returned,
+and the meaning of the noisy total. It is independent of budgets, ledgers and transports, which do not know queries
+by name: a new query is a class in its own file, and a line in the registry (`fedveil.federation.queries`).
 """
 
 import math
@@ -28,11 +28,11 @@ Part: TypeAlias = Literal["training", "held-out"]
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class HospitalUnits:
-    """One hospital's units, as queries see them.
+    """One hospital's units, as queries use them.
 
     Attributes:
-        learner: the units that are trained on, behind a model.
-        held_out: those that the hospital tests on; None if it holds out none.
+        learner: the training units, behind a model.
+        held_out: the hospital's test units; None if it holds out none.
         records: labels and patients without any model, for a query that needs no pixel.
     """
 
@@ -42,15 +42,15 @@ class HospitalUnits:
 
     @property
     def training(self) -> Learner:
-        """The units that are trained on, behind a model."""
+        """The training units, behind a model."""
         if self.learner is None:
             raise FederationError(
-                "there is no learner", "this query sums what a model makes of images", "give one"
+                "there is no learner", "this query sums the outputs of a model on images", "give one"
             )
         return self.learner
 
     def count(self, part: Part) -> int:
-        """Number of units that are trained on, or tested on."""
+        """Number of training units, or of test units."""
         if part == "held-out":
             return 0 if self.held_out is None else self.held_out.units
         return 0 if self.learner is None else self.learner.units
@@ -61,12 +61,12 @@ class Asking:
     """One request to one site, as a query computes its sum.
 
     Attributes:
-        hospital: whose data it is.
+        hospital: the owner of the data.
         mechanism: as admitted; it fixes clip norm and sampling.
         parameters: as sent, and checked.
         length: of the released vector.
         generator: draws samples of units, and the noise of local steps.
-        guarded: gives what a computation gives, or zero where it fails, so that a failure tells nothing.
+        guarded: returns a computation's result, or zero if it fails, so that a failure reveals nothing.
     """
 
     hospital: HospitalUnits
@@ -77,7 +77,7 @@ class Asking:
     guarded: Callable[[Callable[[], Vector]], Vector]
 
     def draw(self, part: Part) -> Indices | None:
-        """Each unit by itself, at the rate that is accounted; None for all of them."""
+        """Units drawn independently at the accounted rate; None for all of them."""
         rate = self.mechanism.sampling_rate
         if rate == 1:
             return None
@@ -86,13 +86,13 @@ class Asking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a study wants, as its queries read it: public, and alike at coordinator and sites.
+    """A study's settings as its queries read them: public, and equal at coordinator and sites.
 
     Attributes:
         settings: the resolved study file as plain data.
-        model: what is trained.
-        sites: how many.
-        single: noise multiplier of one sum that takes the whole budget; 0 without privacy.
+        model: the trained model.
+        sites: their number.
+        single: noise multiplier of one sum that uses the whole budget; 0 without privacy.
     """
 
     settings: Mapping[str, Any]
@@ -113,18 +113,18 @@ class Asked:
         return table
 
     def noise_multiplier(self, share: float, steps: int = 1) -> float:
-        """Of each of so many steps that take a share of the budget together, in the Gaussian mechanism's mu squared."""
+        """Noise multiplier of each of several steps that together use a share of the budget, measured in mu squared."""
         return self.single * math.sqrt(steps / share)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NoisySum:
-    """What was released: post-processing may do with it what it likes.
+    """A release: any post-processing is allowed.
 
     Attributes:
         total: the sum, noise included, divided by the sampling rate.
-        variance: of the noise in each number of it.
-        sampling_rate: chance at which each unit took part.
+        variance: of the noise in each coordinate.
+        sampling_rate: probability with which each unit took part.
     """
 
     total: Vector
@@ -134,14 +134,14 @@ class NoisySum:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ModelState:
-    """The model as it follows from everything that was released so far, hence public.
+    """The model derived from everything released so far, hence public.
 
     Attributes:
-        model: what is trained.
+        model: the trained model.
         parameters: its whole parameter vector, which ends with the trained part.
-        frequencies: (classes,) class frequencies; None where none were released.
+        frequencies: (classes,) class frequencies; None if none were released.
         statistics: what was released before training.
-        histogram: what was released of held-out units.
+        histogram: the release about held-out units.
     """
 
     model: Model
@@ -156,19 +156,19 @@ class ModelState:
         return self.parameters[-self.model.trained :]
 
     def at(self, trained: Vector, shift: Vector | None = None) -> "ModelState":
-        """The same with another trained part, and with logits that are shifted by this much."""
+        """The same with another trained part and another shift of the logits."""
         return replace(self, parameters=self.model.join(self.statistics, trained, shift))
 
 
 class Query(ABC):
-    """One kind of bounded sum. Final classes derive from `OneSum` or `Rounds`, and state why their bound holds."""
+    """One kind of bounded sum. Final classes derive from `OneSum` or `Rounds` and state the proof of their bound."""
 
     name: ClassVar[str]
-    """In ledgers, results and requests; never changed, since old ledgers hold it."""
+    """Name in ledgers, results and requests; never changed, since old ledgers contain it."""
     title: ClassVar[str]
-    """For people."""
+    """Name for people."""
     setting: ClassVar[str]
-    """The key of a study file that it is paid by."""
+    """The key of a study file that sets its share of the budget."""
     adds: ClassVar[str]
     """What one unit adds, for people."""
     purpose: ClassVar[str]
@@ -176,20 +176,21 @@ class Query(ABC):
     part: ClassVar[Part] = "training"
     """Whose units are summed."""
     at_site: ClassVar[bool] = False
-    """Whether each hospital makes it for itself, with all of the noise: nobody can ask for it, no sum hides it."""
+    """Whether each hospital makes it for itself, with all of the noise: it cannot be requested and is not
+    aggregated."""
     optional: ClassVar[bool] = False
-    """Whether a study goes on without it if its budget pays for no more."""
+    """Whether a study continues without it if its budget is spent."""
     caution: ClassVar[str] = ""
-    """What a result that is judged on test images says of it."""
+    """A note on it in results that are evaluated on test images."""
 
     @classmethod
     @abstractmethod
     def of(cls, asked: Asked) -> Self | None:
-        """The query as a study asks for it; None if it does not."""
+        """The query as the study configures it; None if the study does not use it."""
 
     @abstractmethod
     def share(self, asked: Asked) -> float | None:
-        """Which part of the budget a study gives it; None for all that others leave."""
+        """Its share of a study's budget; None for the rest of the budget."""
 
     def clip_norm(self, asked: Asked) -> float:
         """The clip norm of its mechanism."""
@@ -211,21 +212,21 @@ class Query(ABC):
 
     @abstractmethod
     def bound(self, clip_norm: float) -> float:
-        """The largest L2 norm of what one unit adds, whatever its images are, by this clip norm of the mechanism."""
+        """The largest L2 norm of one unit's contribution, for any images, given the mechanism's clip norm."""
 
     @abstractmethod
     def contribution(
         self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
     ) -> Vector:
-        """The exact sum over these units, all where None, of what each of them adds; it may not leave as it is."""
+        """The exact sum of the contributions of these units, all if None; it may not leave the site without noise."""
 
     def sum(self, asking: Asking) -> Vector:
-        """What a site answers with, before noise: the sum over the units that are drawn."""
+        """A site's answer before noise: the sum over the drawn units."""
         units = asking.draw(self.part)
         return self.contribution(asking.hospital, asking.parameters, asking.mechanism.clip_norm, units)
 
     def carried(self, unit: Unit) -> float | None:
-        """None where noise is added to the answer; the largest norm of an answer that is made of noisy steps."""
+        """None if noise is added to the answer; otherwise the largest norm of an answer made of noisy steps."""
         del unit
         return None
 
@@ -235,7 +236,7 @@ class Query(ABC):
         return 1
 
     def check(self, mechanism: Mechanism) -> None:
-        """Raise `InvalidValue` if the mechanism does not price what is executed."""
+        """Raise `InvalidValue` if the mechanism does not match what is executed."""
         bound = self.bound(mechanism.clip_norm)
         if bound > mechanism.clip_norm:
             raise InvalidValue(
@@ -246,17 +247,17 @@ class Query(ABC):
         if mechanism.steps % self.steps_per_round(mechanism.unit):
             raise InvalidValue(
                 f"{mechanism.steps} steps are split into rounds of {self.steps_per_round(mechanism.unit)}",
-                "every round takes all its local steps",
+                "every round must take all its local steps",
                 "choose a multiple",
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and settings as plain values: what a digest binds."""
+        """Name and settings as plain values, which a digest covers."""
         return {"name": self.name} | (asdict(self) if is_dataclass(self) else {})
 
 
 class OneSum(Query):
-    """A query that is released once. By default it takes its share of the budget, and its contributions have norm 1."""
+    """A query that is released once. By default it has a share of the budget and contributions of norm at most 1."""
 
     @classmethod
     def of(cls, asked: Asked) -> Self | None:
@@ -264,7 +265,7 @@ class OneSum(Query):
         return cls() if asked.privacy[cls.setting] > 0 else None
 
     def share(self, asked: Asked) -> float | None:
-        """As the study says."""
+        """As the study sets it."""
         return float(asked.privacy[self.setting])
 
     def bound(self, clip_norm: float) -> float:
@@ -278,26 +279,26 @@ class OneSum(Query):
 
     @abstractmethod
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
-        """What follows from the noisy total."""
+        """The model decoded from the noisy total."""
 
 
 class Rounds(Query):
-    """A query that is released in every round of training, and takes what the others leave of the budget."""
+    """A query that is released in every round of training, and uses the rest of the budget."""
 
     per_unit: ClassVar[bool]
-    """Whether a sum is divided by the number of units; if not, by that of the sites."""
+    """Whether a sum is divided by the number of units; otherwise by the number of sites."""
 
     def share(self, asked: Asked) -> None:
-        """All that is left."""
+        """The rest of the budget."""
 
     def clip_norm(self, asked: Asked) -> float:
-        """As the study says."""
+        """As the study sets it."""
         return float(asked.privacy["clip_norm"])
 
     def length(self, model: Sizes) -> int:
-        """That of the trained part."""
+        """The length of the trained part."""
         return model.trained
 
     @abstractmethod
     def direction(self, released: NoisySum, count: float) -> NoisySum:
-        """What the server's update rule descends along, from a sum over ``count`` units or sites."""
+        """The direction for the server's update rule, from a sum over ``count`` units or sites."""

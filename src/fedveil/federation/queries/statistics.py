@@ -1,4 +1,4 @@
-"""Class statistics: how many units each class has, and where its features lie on average; released first."""
+"""Class statistics: the number of units per class and their mean features; released first."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
@@ -25,31 +25,31 @@ class StatisticsQuery(OneSum):
     """Class sizes and class means of features, from which centre, class weights and step sizes follow.
 
     **Bound: 1.** A unit adds the average over its images i of ``onehot(y_i) (x) (sqrt(1 - b^2) x_i, b)``, where
-    ``||x_i|| <= 1`` is enforced image by image. Each term has norm at most ``sqrt(1 - b^2 + b^2) = 1``, and an average
-    of vectors of norm at most 1 has norm at most 1 (the norm is convex), whatever the number of images. A network that
-    centres nothing adds the average of ``onehot(y_i)`` instead. Where the unit is the site, the sum of all its patients
-    is scaled down to norm 1.
+    ``||x_i|| <= 1`` is enforced per image. Each term has norm at most ``sqrt(1 - b^2 + b^2) = 1``, and an average
+    of vectors of norm at most 1 has norm at most 1 (the norm is convex), for any number of images. A network without
+    centring adds the average of ``onehot(y_i)`` instead. If the unit is the site, the sum over all its patients is
+    scaled down to norm 1.
 
-    With the method "one-shot" the model is made of this sum alone, which then gets all that others leave.
+    With the method "one-shot" the model is made from this sum alone, which then uses the rest of the budget.
     """
 
     name: ClassVar[str] = "statistics"
     title: ClassVar[str] = "class statistics"
     setting: ClassVar[str] = "statistics_share"
-    adds: ClassVar[str] = "its class and its features' place, norm 1"
+    adds: ClassVar[str] = "its class and its features, norm 1"
     purpose: ClassVar[str] = "class counts, centre, step sizes, weights"
 
     @classmethod
     def of(cls, asked: Asked) -> Self | None:
-        """With "one-shot" always; otherwise if it has a share."""
+        """The query, with "one-shot" or if it has a share."""
         return cls() if _alone(asked.training) else super().of(asked)
 
     def share(self, asked: Asked) -> float | None:
-        """With "one-shot" all that is left."""
+        """With "one-shot" the rest of the budget."""
         return None if _alone(asked.training) else super().share(asked)
 
     def length(self, model: Sizes) -> int:
-        """As the model wants them."""
+        """The model's size of statistics."""
         return model.statistics_size
 
     def sent_length(self, model: Sizes) -> int:

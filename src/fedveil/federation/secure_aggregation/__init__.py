@@ -1,10 +1,10 @@
-"""Secure aggregation: the server sees the sum of the sites' vectors and nothing else, whoever drops out.
+"""Secure aggregation: the server sees only the sum of the sites' vectors, even if sites drop out.
 
-Two state machines without input or output of their own: `SecureAggregationClient` at a site and
-`SecureAggregationServer` at the coordinator, which exchange frozen messages, as objects or as bytes, over
-anything that carries them. A `Session` is set up once for many rounds; a round then takes two exchanges,
-masked words and recovery. docs/secure-aggregation.md says what it protects from whom. The words themselves,
-noise included, come from `fedveil.privacy.accounting.integer`.
+Two state machines without I/O: `SecureAggregationClient` at a site and
+`SecureAggregationServer` at the coordinator, which exchange frozen messages, as objects or as bytes, over any
+transport. A `Session` is set up once for many rounds; a round then takes two exchanges, masked words and recovery.
+docs/secure-aggregation.md says what it protects from whom. The words themselves, noise included, come from
+`fedveil.privacy.accounting.integer`.
 """
 
 from fedveil.federation.secure_aggregation.client import SecureAggregationClient

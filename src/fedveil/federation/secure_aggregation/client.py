@@ -1,14 +1,14 @@
-"""A site's side: it announces keys, shares secrets, sends masked words, and reveals what survivors allow.
+"""A site's side: it announces keys, shares secrets, sends masked words, and reveals shares to the survivors of a round.
 
 After Bonawitz et al. (2017) and Bell et al. (2020), double masking. What site i sends in round r is
 
     y_i = x_i + PRG(b_i) + sum_{j > i} PRG(k_ij) - sum_{j < i} PRG(k_ij)  modulo 2^32
 
 over its neighbours j, with its own seed b_i, and k_ij from an X25519 agreement between keys of i and j that
-exist for round r only. Shares of b_i and of i's private key for r lie with the neighbours from the set-up on.
-Of each neighbour a site reveals its share of one of the two: of the seed if the neighbour survived, of the
-private key if it is lost. The seed of a site that is lost stays secret for ever, so that whatever arrives
-from it late stays masked; and rounds have no secret in common.
+exist for round r only. From the set-up on, the neighbours hold shares of b_i and of i's private key for r. For each
+neighbour a site reveals its share of one of the two: of the seed if the neighbour survived, of the private key if it
+is lost. The seed of a lost site is never revealed, so that late words from it stay masked; and rounds have no secret
+in common.
 """
 
 import logging
@@ -53,11 +53,11 @@ __all__ = ["Claim", "SecureAggregationClient"]
 log = logging.getLogger("fedveil.site")
 
 Claim = Callable[[int], None]
-"""Records a round's number durably, or raises Refused where it, or a later one, was recorded before."""
+"""Records a round's number durably, or raises Refused if it, or a later one, was recorded before."""
 
 
 class UnreadableShares(Refused):
-    """What some sites sent for this one cannot be decrypted; it is not ready.
+    """Shares from some sites for this one cannot be decrypted; it is not ready.
 
     Attributes:
         senders: those sites.
@@ -77,15 +77,14 @@ class UnreadableShares(Refused):
 
 @final
 class SecureAggregationClient:
-    """One site in one session. Secrets live in memory only, and a round's are overwritten once it is past.
+    """One site in one session. Secrets are in memory only, and a round's are overwritten after it.
 
     Args:
-        session: what is agreed; the site has checked it against its own policy and the study's terms.
+        session: the agreed session; the site has checked it against its own policy and the study's agreement.
         site: this site's name.
         identity: its long-term signature key.
         pinned: all sites' long-term public keys (Ed25519, 32 bytes), not from the server.
-        claim: called before anything is sent in a round. It is what makes a round unrepeatable across
-            restarts.
+        claim: called before anything is sent in a round. It ensures that a round is not repeated across restarts.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class SecureAggregationClient:
     # Set-up
 
     def announce(self) -> Announcement:
-        """This session's public keys, signed. The same at every call."""
+        """This session's public keys, signed; identical at every call."""
         if self._announcement is None:
             rounds = range(self._session.first_round, self._session.first_round + self._session.rounds)
             private = (private_key(bytes(self._secrets[self._slots(number)[1]])) for number in rounds)
@@ -178,8 +177,8 @@ class SecureAggregationClient:
         """Mask `words`, in place, for a round later than any before; the round is claimed first, durably.
 
         `words` are a contiguous vector of uint32; nothing unmasked is left in them. `purpose` says what is summed, as
-        this site was asked: among sites that were asked for different things masks do not cancel, so that nothing but
-        random words comes out. Otherwise a server could have noise shares of different sizes added up.
+        this site was asked: among sites that were asked for different sums masks do not cancel, so that the result
+        is random. Otherwise a server could combine noise shares of different sizes.
         """
         first = self._session.first_round if self._round is None else self._round + 1
         end = self._session.first_round + self._session.rounds
@@ -188,7 +187,7 @@ class SecureAggregationClient:
             raise Refused(
                 f"masked words are asked for in round {round_number}",
                 f"in this session {ready}",
-                "a round is run once; open a new session, and set it up, for further ones",
+                "a round runs only once; set up a new session for further ones",
             )
         if words.dtype != np.uint32 or words.ndim != 1 or not words.flags.c_contiguous or not words.size:
             raise Refused(
@@ -226,7 +225,7 @@ class SecureAggregationClient:
         return recovery
 
     def reply(self, message: bytes) -> bytes:
-        """Answer, as bytes, any message but the one that starts a round."""
+        """Answer, as bytes, any message except the one that starts a round."""
         kind = kind_of(message)
         if kind == Roster.KIND:
             return self.share(Roster.from_bytes(message)).to_bytes()
@@ -239,7 +238,7 @@ class SecureAggregationClient:
             self.receive(delivered)
         except (
             UnreadableShares
-        ) as error:  # said, since the server cannot see it, and would take this site for the fault
+        ) as error:  # reported, since the server cannot see it and would blame this site
             log.warning("%s", error)
             return Ready(self._site, error.senders)
         return Ready(self._site)
@@ -257,7 +256,7 @@ class SecureAggregationClient:
             raise Refused(
                 f"the roster holds other keys for {self._site} than it announced",
                 "nobody may replace a site's keys",
-                "the server, or somebody before it, interferes: do not go on",
+                "the server, or somebody in between, interferes: do not continue",
             )
         for one in roster.announcements:
             statement = Announcement.statement(
@@ -277,7 +276,7 @@ class SecureAggregationClient:
         if self._round is None or request.round_number != self._round or self._revealed is not None:
             raise Refused(
                 f"shares are asked for in round {request.round_number}",
-                "a site reveals shares once a round, for one list of survivors, in its latest round",
+                "a site reveals shares once per round, for one list of survivors, in its latest round",
                 "run another round",
             )
         ordered = tuple(name for name in session.sites if name in survivors)
@@ -311,7 +310,7 @@ class SecureAggregationClient:
         self._channels[one.site], self._round_keys[one.site] = channel, one.round_keys
 
     def _adjacent(self, name: str) -> bool:
-        """The coin of two sites, from their shared secret: nobody else can see or move it."""
+        """The coin of two sites, from their shared secret: nobody else can see or influence it."""
         pair = sorted((self._site, name), key=self._numbers.__getitem__)
         coin = int.from_bytes(derive(self._channels[name], self._roster, "neighbours", *pair, length=8))
         return coin < self._session.edge_probability * 2**64
@@ -321,7 +320,7 @@ class SecureAggregationClient:
         return derive(self._channels[other], self._roster, "shares", sender, receiver)
 
     def _slots(self, round_number: int) -> tuple[slice, slice]:
-        """Where a round's seed and private key, or shares of them, lie."""
+        """The positions of a round's seed and private key, or of shares of them."""
         index, rounds = round_number - self._session.first_round, self._session.rounds
         return _slot(index), _slot(rounds + index)
 

@@ -1,4 +1,4 @@
-"""Bytes that can be read in one way only: each field behind its length."""
+"""Unambiguous encoding as bytes: each field after its length."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ _LENGTH = 4
 
 
 def pack(*fields: Field) -> bytes:
-    """The fields, each behind its length (4 bytes); text as UTF-8, whole numbers as 8 bytes."""
+    """The fields, each after its length (4 bytes); text as UTF-8, whole numbers as 8 bytes."""
     parts: list[bytes | bytearray | memoryview] = []
     for one in fields:
         if isinstance(one, str):
@@ -23,7 +23,7 @@ def pack(*fields: Field) -> bytes:
 
 
 def unpack(data: bytes | memoryview) -> list[memoryview]:
-    """The fields of `pack`, as views into `data`; raises FederationError where it is anything else."""
+    """The fields of `pack`, as views into `data`; raises FederationError for anything else."""
     view, fields, position = memoryview(data), [], 0
     while position < len(view):
         start = position + _LENGTH
@@ -36,16 +36,16 @@ def unpack(data: bytes | memoryview) -> list[memoryview]:
 
 
 def malformed() -> FederationError:
-    """The error for bytes that are no message."""
+    """The error for bytes that are not a message."""
     return FederationError(
         "a secure aggregation message cannot be read",
-        "it must be whole, of the kind expected here, and of this version of the protocol",
+        "it must be complete, of the expected kind, and of this version of the protocol",
         "check that sites and coordinator run the same version of fedveil",
     )
 
 
 def split_evenly(data: memoryview, size: int) -> Sequence[bytes]:
-    """`data` in pieces of `size` bytes; raises FederationError where they do not fit."""
+    """`data` in pieces of `size` bytes; raises FederationError if they do not fit."""
     if len(data) % size:
         raise malformed()
     return [bytes(data[i : i + size]) for i in range(0, len(data), size)]

@@ -1,7 +1,9 @@
-"""Who is left out when sites contradict each other: boxes of shares are encrypted, so the server cannot tell who lies.
+"""Who is left out when sites contradict each other: boxes of shares are encrypted, so the server cannot tell which
+site lies.
 
-Site A says that what B sent it cannot be read. Either B sent rubbish, or A lies. Leaving one of the two out ends the
-dispute, and an honest site has disputes with dishonest ones only: whoever has most is left out first.
+Site A claims that B's box cannot be read. Either B sent an invalid box, or A lies. Leaving one of the two out ends
+the dispute, and an honest site has disputes only with dishonest ones: the site with the most disputes is left out
+first.
 """
 
 from collections import Counter
@@ -10,13 +12,13 @@ from collections.abc import Iterable
 __all__ = ["Dispute", "suspects"]
 
 Dispute = tuple[str, str]
-"""Who complains, and of whom."""
+"""Pairs of complaining and accused site."""
 
 
 def suspects(disputes: Iterable[Dispute]) -> frozenset[str]:
-    """Sites without which no dispute is left: a greedy vertex cover, of two alike the one that is complained of.
+    """Sites whose removal ends all disputes: a greedy vertex cover; ties are resolved against the accused site.
 
-    With one dishonest site it is found at its second dispute at the latest, and who was left out for its sake returns.
+    A single dishonest site is found at its second dispute at the latest, and a site left out because of it returns.
 
     >>> sorted(suspects([("a", "b")])), sorted(suspects([("a", "b"), ("a", "c")]))
     (['b'], ['a'])

@@ -1,4 +1,4 @@
-"""The exchanges in order, over anything that carries bytes to sites and back."""
+"""The exchanges in order, over any transport of bytes to sites and back."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
@@ -12,7 +12,7 @@ from fedveil.federation.secure_aggregation.server import Aggregation, SecureAggr
 __all__ = ["Exchange", "establish", "unmask"]
 
 Exchange = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
-"""Delivers to each site its message, and returns the answers of those who answered."""
+"""Delivers to each site its message, and returns the answers that arrived."""
 
 
 class _Signed(Protocol):
@@ -24,7 +24,7 @@ T = TypeVar("T", bound=_Signed)
 
 
 def establish(server: SecureAggregationServer, exchange: Exchange) -> None:
-    """Set a session up, in three exchanges; raises SetUpFailed, naming sites, where one of them fails.
+    """Set a session up, in three exchanges; raises SetUpFailed, naming sites, if one of them fails.
 
     A site answers the first message, the session itself, with its announcement once it has checked the
     session, and the others through `SecureAggregationClient.reply`.
@@ -63,8 +63,8 @@ def unmask(
 ) -> Words:
     """The second exchange of a round: ask the survivors for their shares and open the sum.
 
-    Raises RoundAbandoned where too few are left. A survivor whose answer cannot be used counts as silent, and
-    ``refuse`` is told of it and of what is wrong.
+    Raises RoundAbandoned if too few remain. A survivor with an unusable answer counts as silent, and ``refuse``
+    receives it with the reason.
     """
     request = aggregation.request().to_bytes()
     answers = exchange(dict.fromkeys(aggregation.survivors, request))
@@ -77,7 +77,7 @@ def unmask(
 def _read(
     answers: Mapping[str, bytes], read: Callable[[bytes], T], check: Callable[[T], None]
 ) -> tuple[dict[str, T], dict[str, str]]:
-    """What each site sent, and of those that sent nothing usable what is wrong with it."""
+    """Each site's usable message, and the errors of the others."""
     found, invalid = dict[str, T](), dict[str, str]()
     for site, answer in answers.items():
         try:

@@ -1,6 +1,6 @@
-"""Who exchanges masks with whom: everyone with everyone or, where sites are many, a random sparse graph.
+"""Who exchanges masks with whom: everyone with everyone or, with many sites, a random sparse graph.
 
-After Bell et al. (2020), but the server has no part in drawing the graph: two sites are neighbours by a coin,
+After Bell et al. (2020), but the server takes no part in drawing the graph: two sites are neighbours by a coin,
 heads with probability p, that they derive from their own shared secret, which no third party can compute or
 influence. A site that colludes may choose its own coins, and is taken to be everyone's neighbour.
 

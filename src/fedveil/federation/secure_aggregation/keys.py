@@ -1,8 +1,8 @@
-"""Keys and what they lock: everything from `cryptography`, nothing home-made.
+"""Keys and encryption: all primitives are from `cryptography`.
 
 Every key is derived with HKDF-SHA256 (RFC 5869) from an X25519 agreement or a random seed. Salt is the digest
-of the session's roster, which binds a key to the very announcements that its owner saw; info is what the key
-is for, packed so that no two purposes can be confused, with names in the direction in which it is used.
+of the session's roster, which binds a key to the announcements that its owner saw; info is the key's purpose, packed
+unambiguously, with names in the direction of use.
 """
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -51,7 +51,7 @@ def private_key(secret: bytes) -> X25519PrivateKey:
 
 
 def public_bytes(private: X25519PrivateKey) -> bytes:
-    """What others need to agree with the owner of `private`."""
+    """The public key of `private`."""
     return private.public_key().public_bytes_raw()
 
 

@@ -1,6 +1,6 @@
-"""Masks: key streams that are added to words modulo 2^32 and hide them as long as a key is not known.
+"""Masks: key streams that are added to words modulo 2^32 and hide them while a key is unknown.
 
-The stream is AES-256 in counter mode: 5.5 GB/s a core with the addition, where ChaCha20 makes 4.9 GB/s (a
+The stream is AES-256 in counter mode: 5.5 GB/s per core including the addition; ChaCha20 reaches 4.9 GB/s (a
 processor without AES instructions would favour ChaCha20).
 """
 
@@ -30,7 +30,8 @@ def pair_mask_key(
 ) -> bytes:
     """The key of the mask that one site adds and the other subtracts, from their agreement for this round.
 
-    It depends on what each of the two was asked for, so that masks cancel only between sites that sum the same.
+    It depends on the purpose that each of the two was given, so that masks cancel only between sites with the same
+    purpose.
     """
     return derive(secret, roster, "pair mask", adds, subtracts, round_number, purpose)
 

@@ -1,5 +1,4 @@
-"""The messages of the protocol, in the order in which they travel: frozen values that turn into bytes and
-back.
+"""The messages of the protocol, in the order in which they are sent: frozen values with conversion to and from bytes.
 
 ::
 
@@ -8,7 +7,7 @@ back.
                 server → site   Roster                 everyone's announcement
                 site → server   SharesSent             a box of shares for each neighbour
                 server → site   SharesDelivered        the boxes from its neighbours
-                site → server   Ready                  whose boxes could not be read, if any
+                site → server   Ready                  senders of unreadable boxes, if any
     a round     site → server   MaskedInput            in answer to the round's parameters
                 server → site   RecoveryRequest        who survived
                 site → server   Recovery               shares, locked
@@ -88,7 +87,7 @@ class Announcement:
 
     Attributes:
         site: whose keys these are.
-        channel_key: X25519 key for what other sites and this one send each other.
+        channel_key: X25519 key for messages between other sites and this one.
         round_keys: X25519 key for the masks of each round.
         signature: Ed25519 signature on all of that and the session's digest.
     """
@@ -103,11 +102,11 @@ class Announcement:
     def statement(
         session: bytes, site: str, channel_key: bytes, round_keys: tuple[bytes, ...]
     ) -> tuple[bytes | str, ...]:
-        """What is signed."""
+        """The signed bytes."""
         return ("fedveil secure aggregation keys", session, site, channel_key, b"".join(round_keys))
 
     def to_bytes(self) -> bytes:
-        """One way only to write it."""
+        """The unique encoding."""
         return pack(self.KIND, self.site, self.channel_key, b"".join(self.round_keys), self.signature)
 
     @classmethod
@@ -136,11 +135,11 @@ class Roster:
     announcements: tuple[Announcement, ...]
 
     def digest(self, session: Session) -> bytes:
-        """What all keys of the session are bound to."""
+        """The digest that all keys of the session are bound to."""
         return sha256(session.digest + self.to_bytes()).digest()
 
     def to_bytes(self) -> bytes:
-        """One way only to write it."""
+        """The unique encoding."""
         return pack(self.KIND, *(one.to_bytes() for one in self.announcements))
 
     @classmethod
@@ -158,7 +157,7 @@ class SharesSent:
     boxes: Mapping[str, bytes]
 
     def to_bytes(self) -> bytes:
-        """One way only to write it."""
+        """The unique encoding."""
         return pack(self.KIND, self.site, *_flat(self.boxes))
 
     @classmethod
@@ -176,7 +175,7 @@ class SharesDelivered:
     boxes: Mapping[str, bytes]
 
     def to_bytes(self) -> bytes:
-        """One way only to write it."""
+        """The unique encoding."""
         return pack(self.KIND, *_flat(self.boxes))
 
     @classmethod
@@ -187,14 +186,14 @@ class SharesDelivered:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The end of a site's set-up: it has its shares, or says whose it could not read."""
+    """The end of a site's set-up: it has its shares, or names the senders of unreadable ones."""
 
     KIND: ClassVar = "ready 1"
     site: str
     unreadable: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
-        """One way only to write it."""
+        """The unique encoding."""
         return pack(self.KIND, self.site, *self.unreadable)
 
     @classmethod
@@ -214,7 +213,7 @@ class MaskedInput:
     words: Words
 
     def to_bytes(self) -> bytes:
-        """One way only to write it; words as they lie in memory, lowest byte first."""
+        """The unique encoding; words are little-endian."""
         words = np.ascontiguousarray(self.words, dtype="<u4").view(np.uint8)
         return pack(self.KIND, self.site, self.round_number, words.data)
 
@@ -229,18 +228,18 @@ class MaskedInput:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryRequest:
-    """Who survived a round; everyone else in the session is lost to it."""
+    """The survivors of a round; all other sites of the session are lost for it."""
 
     KIND: ClassVar = "recovery request 1"
     round_number: int
     survivors: tuple[str, ...]
 
     def view(self, roster: bytes) -> View:
-        """What everything that is revealed in answer is locked to."""
+        """The digest that locks everything revealed in answer."""
         return View(roster, self.round_number, sha256(pack(*self.survivors)).digest())
 
     def to_bytes(self) -> bytes:
-        """One way only to write it."""
+        """The unique encoding."""
         return pack(self.KIND, self.round_number, *self.survivors)
 
     @classmethod
@@ -255,8 +254,8 @@ class Recovery:
     """What a survivor reveals: shares of secrets in a lock, and pads for the locks of others.
 
     Attributes:
-        site: who reveals.
-        round_number: for which round.
+        site: the revealing site.
+        round_number: the round.
         lock: opens if enough survivors saw the same list.
         pads: by owner, what opens this site's share of the owner's lock.
     """
@@ -268,7 +267,7 @@ class Recovery:
     pads: Mapping[str, bytes]
 
     def to_bytes(self) -> bytes:
-        """One way only to write it: lock and pads for the same sites, in the same order."""
+        """The unique encoding: lock and pads for the same sites, in the same order."""
         sites = (name.encode() for name in self.pads)
         padded = b"".join(self.lock.padded[name] for name in self.pads)
         lists = pack(*sites), padded, b"".join(self.pads.values())

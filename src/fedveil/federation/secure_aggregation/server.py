@@ -1,7 +1,6 @@
-"""The server's side: it passes boxes on, adds masked words, and removes the masks that do not cancel.
+"""The server's side: it forwards boxes, adds masked words, and removes the masks that do not cancel.
 
-Nothing here is trusted by the sites: all that the server could do wrong is checked by them, or leaves it with
-random words.
+The sites do not trust the server: they check its messages, and any other deviation only yields random words.
 """
 
 import secrets
@@ -32,7 +31,7 @@ _TAG = 16  # bytes that AES-GCM adds to what it encrypts
 
 
 class RoundAbandoned(FederationError):
-    """Too few sites are left in a round to open its sum. It stays charged; nothing was revealed."""
+    """Too few sites remain in a round to open its sum. It stays charged; nothing was revealed."""
 
 
 class SetUpFailed(FederationError):
@@ -41,7 +40,7 @@ class SetUpFailed(FederationError):
     Attributes:
         silent: sites that did not answer.
         invalid: by site, what was wrong with its answer.
-        disputes: sites of which one at least is at fault.
+        disputes: sites of which at least one is at fault.
     """
 
     def __init__(
@@ -52,10 +51,10 @@ class SetUpFailed(FederationError):
     ) -> None:
         wrong = [f"{site} did not answer" for site in silent]
         wrong += [f"of {site}: {why}" for site, why in (invalid or {}).items()]
-        wrong += [f"{site} cannot use what {other} sent" for site, other in sorted(disputes)]
+        wrong += [f"{site} cannot use the shares from {other}" for site, other in sorted(disputes)]
         super().__init__(
             "; ".join(wrong) or "nobody answered",
-            "every site of a session takes part in its set-up",
+            "every site of a session must take part in its set-up",
             "open a session with the sites that answer",
         )
         self.silent, self.invalid, self.disputes = silent, dict(invalid or {}), disputes
@@ -68,8 +67,8 @@ class SetUpFailed(FederationError):
 class SecureAggregationServer:
     """The coordinator in one session.
 
-    Args: session: what is agreed. pinned: the sites' long-term public keys, as far as the coordinator has them:
-        it then notices damaged announcements before the sites refuse them.
+    Args: session: the agreed session. pinned: the sites' long-term public keys, if the coordinator has them: it then
+    detects damaged announcements before the sites refuse them.
     """
 
     def __init__(self, session: Session, pinned: Mapping[str, bytes] | None = None) -> None:
@@ -80,9 +79,7 @@ class SecureAggregationServer:
         self._roster = b""
 
     def roster(self, announcements: Iterable[Announcement]) -> Roster:
-        """Everyone's announcement; raises FederationError, naming the sites, where one is missing or not its
-        owner's.
-        """
+        """Everyone's announcement; raises FederationError, naming the sites, if one is missing or not its owner's."""
         given = {one.site: one for one in announcements}
         silent = tuple(site for site in self.session.sites if site not in given)
         if silent:
@@ -95,7 +92,7 @@ class SecureAggregationServer:
         return roster
 
     def deliver(self, sent: Iterable[SharesSent]) -> dict[str, SharesDelivered]:
-        """Each site's boxes, sorted by receiver; raises SetUpFailed where some are missing."""
+        """Each site's boxes, sorted by receiver; raises SetUpFailed if some are missing."""
         given = {one.site: one.boxes for one in sent}
         silent = tuple(site for site in self.session.sites if site not in given)
         if silent:
@@ -112,7 +109,8 @@ class SecureAggregationServer:
         }
 
     def open(self, round_number: int, purpose: str = "") -> "Aggregation":
-        """A round, to which masked words are added as they arrive; `purpose` says what the sites were asked for."""
+        """A round, to which masked words are added as they arrive; `purpose` identifies the sum that the sites were
+        asked for."""
         index = round_number - self.session.first_round
         if not self._neighbours or not 0 <= index < self.session.rounds:
             raise FederationError(
@@ -123,7 +121,7 @@ class SecureAggregationServer:
         keys = {site: keys[index] for site, keys in self._keys.items()}
         return Aggregation(self.session, self._roster, keys, self._neighbours, round_number, purpose)
 
-    # What a site sends is checked here because all others would refuse it, and seem to be at fault.
+    # A site's messages are checked here because all others would refuse them and seem to be at fault.
 
     def check_announcement(self, one: Announcement) -> None:
         """Raise FederationError for keys that the other sites would refuse."""
@@ -155,9 +153,7 @@ class SecureAggregationServer:
 
 @final
 class Aggregation:
-    """One round at the server: `add` masked words, `request` recovery once, `reveal` what comes back, take
-    the `total`.
-    """
+    """One round at the server: `add` masked words, `request` recovery once, `reveal` the answers, take the `total`."""
 
     def __init__(
         self,
@@ -183,9 +179,7 @@ class Aggregation:
         return tuple(site for site in self._session.sites if site in self._arrived)
 
     def add(self, masked: MaskedInput) -> None:
-        """Add a site's masked words to the sum; raises FederationError for anything that does not belong to
-        it.
-        """
+        """Add a site's masked words to the sum; raises FederationError for words that do not belong to it."""
         if (
             masked.round_number != self.round_number
             or masked.site not in self._numbers
@@ -195,8 +189,8 @@ class Aggregation:
         ):
             raise FederationError(
                 f"masked words from {masked.site} for round {masked.round_number} do not belong to the sum",
-                f"round {self.round_number} takes one vector a site, of one length, until recovery begins",
-                "leave them out; they stay masked",
+                f"round {self.round_number} takes one vector per site, of one length, until recovery begins",
+                "discard them; they stay masked",
             )
         if self._sum is None:
             self._sum = masked.words.copy()
@@ -205,9 +199,7 @@ class Aggregation:
         self._arrived.add(masked.site)
 
     def request(self) -> RecoveryRequest:
-        """What to ask of the survivors. From now on the list stands; raises RoundAbandoned where it is too
-        short.
-        """
+        """The request to the survivors. The list is then final; raises RoundAbandoned if it is too short."""
         if len(self._arrived) < self._session.min_survivors:
             raise self._abandoned(
                 f"{len(self._arrived)} of {len(self._session.sites)} sites sent their words"
@@ -217,7 +209,7 @@ class Aggregation:
         return self._request
 
     def reveal(self, recovery: Recovery) -> None:
-        """Take what a survivor reveals; raises FederationError for anything that was not asked for."""
+        """Accept a survivor's shares; raises FederationError for anything that was not requested."""
         if (
             self._request is None
             or recovery.site not in self._arrived
@@ -226,7 +218,7 @@ class Aggregation:
         ):
             raise FederationError(
                 f"shares from {recovery.site} for round {recovery.round_number} were not asked for",
-                f"only survivors of round {self.round_number} reveal shares",
+                f"only survivors of round {self.round_number} may reveal shares",
                 "leave them out",
             )
         self._recoveries[recovery.site] = recovery
@@ -242,9 +234,7 @@ class Aggregation:
         )
 
     def total(self) -> Words:
-        """The sum of the survivors' words modulo 2^32; raises RoundAbandoned where too few of them revealed
-        shares.
-        """
+        """The sum of the survivors' words modulo 2^32; raises RoundAbandoned if too few of them revealed shares."""
         if self._request is None or self._sum is None:
             raise FederationError(
                 "no recovery was requested", "a sum is opened in two exchanges", "call request first"
@@ -303,7 +293,7 @@ class Aggregation:
     def _abandoned(self, why: str) -> RoundAbandoned:
         return RoundAbandoned(
             f"round {self.round_number} is abandoned: {why}",
-            f"its sum opens with {self._session.min_survivors} sites or more, to the end of the round",
+            f"its sum opens only with {self._session.min_survivors} sites or more, until the end of the round",
             "run another round, or a session with the sites that answer",
         )
 
@@ -311,6 +301,6 @@ class Aggregation:
 def _unusable(site: str, what: str) -> FederationError:
     return FederationError(
         f"{site}'s {what}",
-        "what a site sends must be of use to the other sites of its session",
-        f"have {site} check its software; go on without it",
+        "a site's messages must be usable by the other sites of its session",
+        f"have {site} check its software; continue without it",
     )

@@ -1,4 +1,4 @@
-"""What all parties of a session must agree on; its digest is signed, so that a difference shows."""
+"""What all parties of a session must agree on; its digest is signed, so that a difference is detected."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ COMPLETE_UP_TO = 64
 """With more sites than this, a session by default has a sparse graph."""
 
 MOST_ROUNDS = 4096
-"""Bounds what a site keeps for a session: 64 bytes a round and neighbour."""
+"""Bounds a site's memory for a session: 64 bytes per round and neighbour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,14 @@ class Session:
     """One set-up: a fixed group of sites, and the rounds for which they exchange keys.
 
     Attributes:
-        study: identifies what is run; the digest of the study's terms.
+        study: identifies the study; the digest of its agreement.
         sites: the names of all sites of the session, in the order that all use.
         first_round: number of the first round; numbers never repeat in a study, also across sessions.
-        rounds: how many rounds the keys are for.
-        threshold: how many sites must agree on who survived a round before any of its secrets can be opened.
-        colluding: how many sites may collude with the server without any promise failing.
-        min_honest: the fewest noise shares from sites that do not collude; noise is sized by it.
-        edge_probability: 1 for the complete graph; else the chance that two sites are neighbours.
+        rounds: number of rounds that have keys.
+        threshold: number of sites that must agree on the survivors of a round before its secrets can be opened.
+        colluding: number of sites that may collude with the server without violating the guarantee.
+        min_honest: the smallest number of noise shares from honest sites; it determines the noise.
+        edge_probability: 1 for the complete graph; otherwise the probability that two sites are neighbours.
     """
 
     study: str
@@ -57,11 +57,11 @@ class Session:
         min_honest: int | None = None,
         sparse: bool | None = None,
     ) -> Self:
-        """A session with the defaults that docs/secure-aggregation.md argues for.
+        """A session with the defaults that docs/secure-aggregation.md explains.
 
         The threshold is the smallest number above two thirds of the sites. One site may collude, or one in
-        twenty in a sparse graph. min_honest is what the smallest round that may be opened is sure to hold:
-        threshold - colluding, less the sites that a sparse graph may leave isolated.
+        twenty in a sparse graph. min_honest is the number of honest shares in the smallest round that may be opened:
+        threshold - colluding, minus the sites that a sparse graph may leave isolated.
 
         >>> session = Session.of("study", ("a", "b", "c", "d", "e"), rounds=60)
         >>> session.threshold, session.min_honest, session.min_survivors
@@ -113,29 +113,29 @@ class Session:
         if not 1 <= self.colluding < 2 * self.threshold - count or self.threshold > count:
             raise InvalidValue(
                 f"threshold {self.threshold} of {count} sites with {self.colluding} colluding",
-                "the threshold must lie above (sites + colluding) / 2, or the server could open single sites "
-                "by naming different survivors to different sites; one site at least has to count as such, "
-                "as each knows its own noise",
+                "the threshold must be above (sites + colluding) / 2, or the server could open single sites by "
+                "naming different survivors to different sites; at least one site must "
+                "count as colluding, as each knows its own noise",
                 f"set the threshold to {2 * count // 3 + 1}, or assume fewer colluding sites",
             )
         most = count - self._without_promise
         if not 1 <= self.min_honest <= most:
             raise InvalidValue(
                 f"min_honest is {self.min_honest}",
-                f"it must lie between 1 and {most}, the sites that are sure not to collude",
-                "lower it, or leave it out for the default",
+                f"it must be between 1 and {most}, the sites that are sure not to collude",
+                "reduce it, or remove it for the default",
             )
         needed = edge_probability(count, self.colluding, self.threshold) if self.sparse else 1.0
         if not needed <= self.edge_probability <= 1:
             raise InvalidValue(
                 f"edge_probability is {self.edge_probability}",
-                f"it must lie between {needed}, or sites could be cut off, and 1, the complete graph",
-                "leave it out for the default",
+                f"it must be between {needed}, or sites could be cut off, and 1, the complete graph",
+                "remove it for the default",
             )
 
     @property
     def sparse(self) -> bool:
-        """Whether each site has neighbours of its own, rather than all the others."""
+        """Whether the graph is sparse, so that a site has only some of the others as neighbours."""
         return self.edge_probability < 1
 
     @property
@@ -145,7 +145,7 @@ class Session:
 
     @property
     def _without_promise(self) -> int:
-        """Survivors whose noise does not count: they collude, or a sparse graph lets them be cut off."""
+        """Survivors whose noise does not count: they collude, or a sparse graph may leave them isolated."""
         return self.colluding + (isolated(len(self.sites)) if self.sparse else 0)
 
     def share_threshold(self, holders: int) -> int:

@@ -1,5 +1,5 @@
-"""Secret sharing after Shamir (1979), byte by byte over GF(2^8): any `threshold` shares give the secret,
-fewer say nothing.
+"""Secret sharing after Shamir (1979), byte by byte over GF(2^8): any `threshold` shares give the secret, fewer
+reveal nothing.
 
 A secret byte is the constant term of a random polynomial f of degree threshold - 1 over GF(2^8) = GF(2)[x] /
 (x^8 + x^4 + x^3 + x + 1), and the share of holder i is f(i), i = 1 ... 255: the field and the points of
@@ -46,7 +46,7 @@ def split(secret: bytes, holders: Sequence[int], threshold: int) -> dict[int, by
 def combine(shares: Mapping[int, bytes]) -> bytes:
     """The secret, from as many shares of it as its threshold or more: Lagrange interpolation at 0.
 
-    Shares that are too few, or wrong, give a wrong secret; nothing here can tell.
+    Too few or wrong shares give a wrong secret; this is not detected here.
     """
     values = np.frombuffer(b"".join(shares.values()), dtype=np.uint8).reshape(len(shares), -1)
     parts = _times(_weights(tuple(shares)), values)

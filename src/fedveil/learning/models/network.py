@@ -9,7 +9,7 @@ import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +35,9 @@ from fedveil.learning.models.logistic import Unit
 from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.site_threshold import own_numbers
 from fedveil.learning.networks import Centred, efficientnet_lite0, network, split_frozen
-from fedveil.learning.padded_batches import Images, batches, filled, filled_up
+from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
 from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre, class_sizes
-from fedveil.learning.unit_batches import first_of_runs, unit_batches
+from fedveil.learning.unit_batches import first_of_runs, rows_by_units
 from fedveil.learning.unit_weights import image_shares
 from fedveil.learning.views import Views
 
@@ -47,14 +47,6 @@ BATCH = 256
 """Images whose gradients are taken at once."""
 LONGEST_LOGITS = 10.0
 """Norm of an image's logits, less their mean, beyond which thresholds count them as no longer: a public bound."""
-
-
-class ImageSource(Protocol):
-    """Images that are read when they are needed."""
-
-    def read(self, indices: Indices) -> Images:
-        """Images (k, channels, height, width) in [0, 1], or what the frozen part of a network makes of them."""
-        ...
 
 
 class NetworkModel:
@@ -305,7 +297,6 @@ class NetworkLearner:
         self._labels = np.asarray(labels, dtype=np.int64)
         groups = {"image": np.arange(len(labels)), "site": np.zeros(len(labels)), "patient": patients}[unit]
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
-        self._sizes: Indices = np.bincount(self._groups)
         self._views = views or Views()
         self._trial = model.trial  # before anything is charged
 
@@ -341,7 +332,7 @@ class NetworkLearner:
         total = np.zeros(self.dimension)
         with self._model.loaded(parameters):
             views = self._views.draw(parameters, self._model.image_size)
-            for rows in self._chunks(units):
+            for rows in rows_by_units(self._groups, self._first, BATCH // self._views.count, units):
                 images = torch.from_numpy(self._images.read(rows))
                 seen = torch.cat([Views.of(images, view) for view in views])
                 labels = torch.from_numpy(self._labels[rows]).repeat(len(views))
@@ -371,25 +362,6 @@ class NetworkLearner:
             return ClassStatistics.contribution(values, self._labels, weights, self._model.classes)
         total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)
         return total
-
-    def _chunks(self, units: Indices | None) -> Iterator[Indices]:
-        """Images of the units that take part, whole units at a time; see `fedveil.learning.unit_batches`."""
-        if units is None:
-            chosen = np.arange(self.units)
-        else:
-            chosen = np.sort(np.asarray(units, dtype=np.int64))
-            if len(np.unique(chosen)) != len(chosen) or ((chosen < 0) | (chosen >= self.units)).any():
-                raise InvalidValue(
-                    "units were drawn twice, or do not exist",
-                    f"each of 0 .. {self.units - 1} takes part at most once",
-                    "draw each unit by itself",
-                )
-        rows = np.flatnonzero(np.isin(self._groups, chosen))
-        rows = rows[np.argsort(self._groups[rows], kind="stable")]
-        ends = np.cumsum(self._sizes[chosen])
-        limit = max(1, BATCH // self._views.count)
-        for part in unit_batches(self._sizes[chosen], self._first[chosen], limit):
-            yield rows[ends[part.start] - self._sizes[chosen[part.start]] : ends[part.stop - 1]]
 
     @functools.cached_property
     def _first(self) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Figures of the test set: does the model rank well, are its probabilities honest, how do scores spread."""
+"""Figures of the test set: ROC curve, calibration, distribution of scores."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,9 +25,9 @@ __all__ = ["calibration_chart", "class_rocs", "draw_roc", "roc_chart", "score_ch
 
 
 def class_rocs(predictions: Predictions) -> list[tuple[str, curves.Roc]]:
-    """One curve for two classes (the second is the positive one); with more, one a class against the rest.
+    """One curve for two classes (the second is the positive one); with more, one per class against the rest.
 
-    A class of which the test set holds no image, or nothing else, has no curve.
+    A class that has no test image, or all of them, has no curve.
     """
     names = predictions.classes
     indices = [1] if len(names) == 2 else range(len(names))
@@ -38,7 +38,7 @@ def class_rocs(predictions: Predictions) -> list[tuple[str, curves.Roc]]:
 
 
 def draw_roc(axes: Axes, rocs: list[tuple[str, curves.Roc]], palette: Palette) -> tuple[LegendEntry, ...]:
-    """ROC curves: told apart while there are few, else thin ones behind their mean."""
+    """ROC curves: distinct styles while there are few, otherwise thin ones behind their mean."""
     plain_axes(axes, palette, x="False-positive rate", y="True-positive rate")
     diagonal(axes, palette)
     unit_square(axes)
@@ -60,7 +60,7 @@ def _draw(axes: Axes, curve: curves.Roc, colour: str, **style: object) -> None:
 
 
 def roc_chart(predictions: Predictions, auroc: float) -> Chart | None:
-    """The ROC curve of the test set; None where it holds one class only."""
+    """The ROC curve of the test set; None if it has only one class."""
     rocs = class_rocs(predictions)
     if not rocs:
         return None
@@ -72,21 +72,21 @@ def roc_chart(predictions: Predictions, auroc: float) -> Chart | None:
         positive, curve = rocs[0]
         what, legend = f"{positive} from {predictions.classes[0]}", ()
         found = formatting.percent(curve.at(0.1))
-        reading = f" At 10{PERCENT} false alarms it finds {found} of the {positive} images."
+        reading = f" At 10{PERCENT} false alarms it detects {found} of the {positive} images."
     else:
         what, reading = f"each of {len(rocs)} classes from the rest", ""
     return Chart(
         "roc",
         "ROC curve",
         svg,
-        f"ROC curve, telling {what}. Area under the curve {formatting.score(auroc)}.{reading}",
-        f"How well the model tells {what}; the dotted diagonal is guessing.{reading}",
+        f"ROC curve, separating {what}. Area under the curve {formatting.score(auroc)}.{reading}",
+        f"How well the model separates {what}; the dotted diagonal is random guessing.{reading}",
         legend,
     )
 
 
 def _event(predictions: Predictions) -> tuple[NDArray[np.bool_], NDArray[np.float64], str]:
-    """What a probability speaks of: the positive class; of more than two, that the likeliest is right."""
+    """What a probability refers to: the positive class; with more than two classes, the likeliest one."""
     if len(predictions.classes) == 2:
         positive = f"probability of {predictions.classes[1]}"
         return predictions.labels == 1, predictions.probabilities[:, 1], positive
@@ -96,13 +96,13 @@ def _event(predictions: Predictions) -> tuple[NDArray[np.bool_], NDArray[np.floa
 
 
 def calibration_chart(predictions: Predictions) -> Chart:
-    """Predicted probability against how often it came true, in ten bins."""
+    """Predicted probability against observed frequency, in ten bins."""
     event, probability, what = _event(predictions)
     found = curves.reliability(event, probability)
     with style():
         drawing = canvas()
         axes = drawing.add_subplot()
-        plain_axes(axes, PAGE, x="Predicted probability", y="How often it was so")
+        plain_axes(axes, PAGE, x="Predicted probability", y="Observed frequency")
         unit_square(axes)
         diagonal(axes, PAGE)
         axes.vlines(found.predicted, found.low, found.high, color=PAGE.series[0], linewidth=1.6, alpha=0.55)
@@ -113,8 +113,8 @@ def calibration_chart(predictions: Predictions) -> Chart:
         for predicted, observed in zip(found.predicted, found.observed, strict=True)
     )
     caption = (
-        f"The model’s {what}, in bins of 10{PERCENT}, against what was true; on the dotted line the "
-        f"probabilities can be taken at their word. Bars are 95{PERCENT} intervals that take images as "
+        f"The model’s {what}, in bins of 10{PERCENT}, against the observed frequency; on the dotted "
+        f"line they agree. Bars are 95{PERCENT} intervals that treat images as "
         f"independent. Mean distance from the line (expected calibration error): "
         f"{formatting.score(found.error)}."
     )
@@ -122,7 +122,7 @@ def calibration_chart(predictions: Predictions) -> Chart:
 
 
 def score_chart(predictions: Predictions, threshold: float) -> Chart:
-    """Score distributions of the two groups that a decision must tell apart, above and below the axis."""
+    """Score distributions of the two groups that a decision separates, above and below the axis."""
     event, probability, what = _event(predictions)
     two = len(predictions.classes) == 2
     names = predictions.classes[::-1] if two else ("right", "wrong")

@@ -1,7 +1,7 @@
-"""Federation against its alternatives in a sweep: the same guarantee with all images in one place, or alone.
+"""Federation against its alternatives in a sweep: the same guarantee with pooled images, or with each hospital alone.
 
-The alternatives are trained and judged as the federation is. Of hospitals that are each alone the mean is shown, on all
-test images: not only on those that look like a hospital's own.
+The alternatives are trained and evaluated like the federation. For hospitals that train alone the mean is shown, on
+all test images, not only on those similar to a hospital's own.
 """
 
 import math
@@ -39,11 +39,11 @@ ARRANGEMENT = Axis(
 LEVELS = {"federated": "together", "pooled": "in one place", "alone": "alone"}
 """Short names for the levels without privacy."""
 SAME = 0.0015
-"""Levels that are nearer than this are one line with one label."""
+"""Levels closer than this share one line and one label."""
 
 
 def _panel(found: Sweep, sites: int) -> Panel:
-    """Hospitals together, each alone and all images in one place, by epsilon, for so many hospitals."""
+    """Hospitals together, each alone and all images in one place, by epsilon, for one number of hospitals."""
     held = found.held() | {"sites": sites}
     lines, levels = [], []
     for value in found.values("arrangement"):
@@ -66,7 +66,8 @@ def _panel(found: Sweep, sites: int) -> Panel:
 
 
 def compare(found: Sweep) -> list[Panel]:
-    """Federation against its alternatives, for the fewest and the most hospitals that were swept; none if none."""
+    """Federation against its alternatives, for the smallest and largest swept number of hospitals; empty without
+    alternatives."""
     return [_panel(found, sites) for sites in _compared(found)]
 
 
@@ -76,7 +77,7 @@ def _compared(found: Sweep) -> list[int]:
 
 
 def comparison_sentences(found: Sweep) -> list[str]:
-    """What federation gains, at the study's epsilon or the nearest that was swept, for each comparison."""
+    """The gain of federation for each comparison, at the swept epsilon nearest to the study's."""
     text = []
     for sites, panel in zip(_compared(found), compare(found), strict=True):
         by = {value: _at(found, points) for value, (_, points) in _lines(found, panel)}
@@ -88,13 +89,13 @@ def comparison_sentences(found: Sweep) -> list[str]:
             f"At epsilon {together.x:g}, {sites} hospitals together reach an AUROC of "
             f"{formatting.score(together.mean)}, and each alone {formatting.score(alone.mean)} on average: federation "
             f"{'gains' if gain >= 0 else 'loses'} {formatting.score(abs(gain))}."
-            + (f" All images in one place would give {formatting.score(pooled.mean)}." if pooled else "")
+            + (f" All images in one place reach {formatting.score(pooled.mean)}." if pooled else "")
         )
     return text
 
 
 def comparison_words(found: Sweep) -> list[tuple[str, str]]:
-    """What each line of a comparison means: a name and an explanation."""
+    """The meaning of each line of a comparison: a name and an explanation."""
     trust = found.held()["trust"]
     return [
         (
@@ -103,20 +104,20 @@ def comparison_words(found: Sweep) -> list[tuple[str, str]]:
         ),
         (
             ARRANGEMENTS["pooled"],
-            "One model, trained where all images lie, by a server that is trusted with them. The guarantee against "
-            "everyone who sees the model is the same. Federation is there to do without that.",
+            "One model, trained on pooled images by a server that is trusted with them. The guarantee against "
+            "everyone who sees the model is the same. Federation avoids pooling the images.",
         ),
         (
             ARRANGEMENTS["alone"],
             "Every hospital trains on its own patients only, with the same guarantee, and the accuracies are averaged. "
-            "All are judged on all test images.",
+            "All are evaluated on all test images.",
         ),
         ("thin grey lines", "The same three without any privacy."),
     ]
 
 
 def comparison_tables(found: Sweep) -> list[Table]:
-    """For each number of hospitals, by epsilon: the arrangements, and what federation gains over going alone."""
+    """For each number of hospitals, by epsilon: the arrangements, and the gain of federation over training alone."""
     names = [LEVELS[value].capitalize() for value in found.values("arrangement")]
     head = ("Epsilon", *names, "Gain over alone")
     tables = []
@@ -152,13 +153,13 @@ def _lines(found: Sweep, panel: Panel) -> list[tuple[str, tuple[str, tuple[Point
 
 
 def _at(found: Sweep, points: Sequence[Point]) -> Point | None:
-    """The point at the study's epsilon, or the nearest to it."""
+    """The point at the epsilon nearest to the study's."""
     wanted = found.study.privacy.epsilon
     return min(points, key=lambda point: abs(math.log(point.x / wanted)), default=None)
 
 
 def _merged(levels: Sequence[Level]) -> tuple[Level, ...]:
-    """Levels from high to low; those that lie on each other as one, at their mean.
+    """Levels from high to low; those that coincide are merged at their mean.
 
     >>> [level.label for level in _merged([Level(label="a", value=0.9), Level(label="b", value=0.9004)])]
     ['a and b']

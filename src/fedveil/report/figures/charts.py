@@ -1,4 +1,4 @@
-"""What a figure is to the page: an SVG, a text that says the same, a caption, a legend; and shared axes."""
+"""A figure on the page: an SVG, an equivalent text, a caption, a legend; and shared axes."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class LegendEntry:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure as the page shows it. `alt` says in words what the drawing shows."""
+    """A figure as the page shows it. `alt` describes the drawing in words."""
 
     key: str
     title: str
@@ -49,5 +49,5 @@ def unit_square(axes: Axes) -> None:
 
 
 def diagonal(axes: Axes, palette: Palette) -> None:
-    """The dotted line of guessing, or of perfect calibration."""
+    """The dotted line of random guessing, or of perfect calibration."""
     axes.plot([0, 1], [0, 1], color=palette.muted, linewidth=1, dashes=(1.5, 3))

@@ -1,6 +1,6 @@
-"""What the figures show, as arrays: ROC curves, reliability bins, score histograms, confusion.
+"""The content of the figures, as arrays: ROC curves, reliability bins, score histograms, confusion.
 
-All functions are pure and take the test set's labels and scores; none of them knows how a figure is drawn.
+All functions are pure and take the test set's labels and scores; none depends on how a figure is drawn.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Roc:
 
 
 def roc(positive: NDArray[np.bool_], scores: Floats) -> Roc | None:
-    """The ROC curve over all thresholds, tied scores taken together; None where a class is missing."""
+    """The ROC curve over all thresholds, tied scores together; None if a class is missing."""
     positives, negatives = int(positive.sum()), int((~positive).sum())
     if not positives or not negatives:
         return None
@@ -46,7 +46,7 @@ def roc(positive: NDArray[np.bool_], scores: Floats) -> Roc | None:
 
 
 def _corners(points: Floats) -> Floats:
-    """The polyline without the points that lie on a straight stretch of it."""
+    """The polyline without points that lie on a straight segment."""
     if len(points) < 3:
         return points
     before, after = np.diff(points, axis=0)[:-1], np.diff(points, axis=0)[1:]
@@ -81,7 +81,7 @@ class Reliability:
 
 
 def reliability(event: NDArray[np.bool_], probability: Floats, bins: int = 10) -> Reliability:
-    """Equal-width bins of `probability`, with Wilson (1927) intervals, which take images as independent."""
+    """Equal-width bins of `probability`, with Wilson (1927) intervals, which treat images as independent."""
     index = np.minimum((probability * bins).astype(np.int64), bins - 1)
     counts = np.bincount(index, minlength=bins)
     kept = counts > 0

@@ -1,9 +1,9 @@
-"""One style for every figure: drawn by matplotlib, shown as inline SVG that follows the page's theme.
+"""One style for every figure: drawn by matplotlib, shown as inline SVG with the page's theme.
 
 For the page a figure is drawn in placeholder colours that become CSS variables, so that the same figure
-serves the light scheme, the dark one and paper; its text stays text, in the page's font. For a file of its
-own it is drawn in colours for white paper. Figures hold fixed words and numbers only: names from the data
-(classes, sites, files) stay in the HTML around them, where they are escaped.
+works in light mode, dark mode and print; its text remains text, in the page's font. For a separate file it is drawn
+in colours for white paper. Figures hold only fixed words and numbers: names from the data (classes, sites, files)
+stay in the HTML around them, where they are escaped.
 """
 
 import io
@@ -22,15 +22,15 @@ from matplotlib.figure import Figure as Canvas
 __all__ = ["DASHES", "PAGE", "PAPER", "SERIES", "Palette", "canvas", "inline_svg", "plain_axes", "style"]
 
 SERIES = 6
-"""How many series a figure tells apart, by colour and by dash."""
+"""How many series a figure can distinguish, by colour and dash."""
 
 DASHES: tuple[tuple[float, ...], ...] = ((), (7, 3), (2, 3), (10, 3, 2, 3), (4, 2), (1.5, 2))
-"""Line patterns in points, one a series, so that no figure relies on colour alone."""
+"""Line patterns in points, one per series, so that no figure relies on colour alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """The roles that colours play in a figure."""
+    """The roles of colours in a figure."""
 
     ink: str
     muted: str
@@ -49,7 +49,7 @@ PAPER = Palette(
     "#b3261e",
     ("#0b6aa8", "#c2570c", "#1b7f5c", "#8a4f9e", "#8f6b00", "#4a5560"),
 )
-"""Colours on white, for a figure outside the page; told apart under the common colour-vision deficiencies."""
+"""Colours on white, for a figure outside the page; distinguishable under the common colour-vision deficiencies."""
 
 _VARIABLES = {
     PAGE.ink: "var(--ink)",
@@ -106,7 +106,7 @@ def plain_axes(axes: Axes, palette: Palette, *, x: str, y: str) -> None:
 
 
 def inline_svg(drawing: Canvas, key: str) -> Markup:
-    """The drawing as one `<svg>` element: themed, ids made unique by `key`, nothing loaded from anywhere."""
+    """The drawing as one `<svg>` element: themed, ids made unique by `key`, nothing is loaded from outside."""
     buffer = io.StringIO()
     drawing.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
@@ -118,7 +118,9 @@ def inline_svg(drawing: Canvas, key: str) -> Markup:
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", text)
     text = text.replace('href="#', f'href="#{key}-').replace("url(#", f"url(#{key}-")
     text = re.sub(r" font-family: [^;\"]*;", "", text)
-    text = re.sub(r"(\d+\.\d\d)\d+(?=[^<>]*>)", r"\1", text)  # in tags: what is written keeps its digits
+    text = re.sub(
+        r"(\d+\.\d\d)\d+(?=[^<>]*>)", r"\1", text
+    )  # only in tags: displayed numbers keep their digits
     text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)

@@ -16,7 +16,7 @@ __all__ = ["Example", "example_images"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One test image with what the model said."""
+    """One test image with the model's prediction."""
 
     source: str
     name: str

@@ -1,4 +1,4 @@
-"""How the model got there: test metrics by round, and the privacy spent by then."""
+"""Training progress: test metrics by round, and the privacy spent so far."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ __all__ = ["METRICS", "draw_learning_curve", "evaluated", "learning_chart"]
 
 METRICS = ("AUROC", "balanced accuracy")
 FEW_ROUNDS = 12
-"""Up to so many points of a curve are marked one by one."""
+"""Up to this many points of a curve have markers."""
 
 
 def _values(rounds: tuple[RoundLine, ...]) -> NDArray[np.float64]:
@@ -59,7 +59,7 @@ def draw_learning_curve(axes: Axes, rounds: tuple[RoundLine, ...], palette: Pale
 def _epsilon_axis(
     axes: Axes, number: NDArray[np.float64], spent: NDArray[np.float64], palette: Palette
 ) -> None:
-    """Along the top: what had been spent by the rounds that carry a tick below."""
+    """Along the top: epsilon spent up to the rounds that have a tick below."""
     ticks = [tick for tick in axes.get_xticks() if number.min() <= tick <= number.max()]
     top = axes.secondary_xaxis("top")
     top.set_xticks(ticks, [formatting.at_most(float(np.interp(tick, number, spent)), 2) for tick in ticks])
@@ -69,7 +69,7 @@ def _epsilon_axis(
 
 
 def learning_chart(rounds: tuple[RoundLine, ...]) -> Chart | None:
-    """The learning curve; None where no round was evaluated."""
+    """The learning curve; None if no round was evaluated."""
     values, judged = _values(rounds), evaluated(rounds)
     if not judged:
         return None
@@ -87,7 +87,7 @@ def learning_chart(rounds: tuple[RoundLine, ...]) -> Chart | None:
     )
     spent = [record.epsilon_spent for record in rounds]
     cost = f" Epsilon spent at the end: {formatting.at_most(spent[-1])}." if np.isfinite(spent).all() else ""
-    along = "; along the top, the privacy spent by then" if cost else ""
+    along = "; along the top, the privacy spent so far" if cost else ""
     return Chart(
         "learning",
         "Learning curve",

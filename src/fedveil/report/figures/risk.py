@@ -7,7 +7,7 @@ bounds the true-positive rate at false-positive rate a by
 
 (Kairouz, Oh and Viswanath 2015, theorem 2.1), for *every* pair (epsilon, delta) that the releases satisfy.
 The pairs of a Gaussian mechanism together give Phi(Phi^-1(a) + mu) (Dong, Roth and Su 2022, definition
-2.6). `fedveil.privacy.operational_risk` gives the same bounds at the one rate that is quoted in words.
+2.6). `fedveil.privacy.operational_risk` gives the same bounds at the one rate that is quoted in the text.
 """
 
 import math
@@ -28,11 +28,11 @@ __all__ = ["Icons", "attack_chart", "attack_curve", "icon_array"]
 
 Floats = NDArray[np.float64]
 PROFILE_POINTS = 25
-"""Pairs (epsilon, delta) that bound a curve without closed form; fewer are valid too, but looser."""
+"""Number of pairs (epsilon, delta) that bound a curve without closed form; fewer are valid too, but looser."""
 
 
 def attack_curve(rates: Floats, guarantee: Guarantee, mechanisms: Sequence[Mechanism]) -> Floats:
-    """The largest true-positive rate that any attack can have at each false-positive rate, both in [0, 1]."""
+    """The largest true-positive rate of any attack at each false-positive rate, both in [0, 1]."""
     released = [mechanism.for_unit(guarantee.unit) for mechanism in mechanisms]
     mu = gdp_mu(released)
     if mu is not None:
@@ -84,15 +84,15 @@ def attack_chart(guarantee: Guarantee, mechanisms: Sequence[Mechanism], risk: Ri
         f"named, at most {found} of participants are found. Guessing finds {wrong}."
     )
     caption = (
-        "No attack on what was released can rise above the line; the dotted diagonal is blind guessing, the "
-        "shaded band is the most that the release could add to it."
+        "No attack on the releases can be above the line; the dotted diagonal is random guessing, the shaded "
+        "band is the most that the releases can add to it."
     )
     return Chart("risk", "The best attack that the guarantee allows", svg, alt, caption)
 
 
 @dataclass(frozen=True, slots=True)
 class Icons:
-    """A hundred participants, each "guess" (found blindly), "added" (by the release) or "hidden"."""
+    """A hundred participants, each "guess" (found by guessing), "added" (by the release) or "hidden"."""
 
     states: tuple[str, ...]
     added: int
@@ -101,13 +101,13 @@ class Icons:
 
 
 def icon_array(risk: Risk) -> Icons:
-    """Of a hundred participants, how many an attacker finds who wrongly names one outsider in a hundred."""
+    """Of a hundred participants, how many an attacker finds who wrongly names one in a hundred outsiders."""
     guessed = round(100 * risk.false_positive_rate)
     found = min(100, max(guessed, math.ceil(round(100 * risk.true_positive_rate, 6))))
     states = ("guess",) * guessed + ("added",) * (found - guessed) + ("hidden",) * (100 - found)
     caption = (
-        f"The most of those who took part that an attacker finds who may wrongly name {guessed} in 100 "
-        "of those who did not. Dots are rounded up to whole people."
+        f"The largest number of participants that an attacker finds who may wrongly name {guessed} in "
+        "100 non-participants. Numbers are rounded up to whole people."
     )
     alt = (
         f"Of 100 participants the attacker finds at most {found}: {guessed} by guessing and "

@@ -1,4 +1,4 @@
-"""One figure that sums a run up, for a README or a slide: how well the model ranks, and how it got there."""
+"""One figure that summarises a run, for a README or a slide: ROC curve and learning curve."""
 
 import io
 from pathlib import Path
@@ -23,7 +23,7 @@ FORMATS = (".svg", ".png")
 
 
 def svg_result(record: RunRecord) -> bytes | None:
-    """A run's ROC curve and learning curve on white as one SVG file; None where there are no test images."""
+    """A run's ROC curve and learning curve on white as one SVG file; None if there are no test images."""
     if record.test is None or record.predictions is None:
         return None
     with style(text_as_paths=True):
@@ -42,7 +42,7 @@ def figure_result(run_directory: Path, path: Path) -> Path:
     if path.suffix not in FORMATS:
         raise InvalidValue(
             f"the figure's file name is {path.name}",
-            "a figure is written as SVG or PNG",
+            "a figure must be written as SVG or PNG",
             "end it in .svg or .png",
         )
     record = load(run_directory)
@@ -50,7 +50,7 @@ def figure_result(run_directory: Path, path: Path) -> Path:
         raise StudyError(
             f"{run_directory} has no test metrics",
             "the figure shows the accuracy on a test set",
-            "run a study whose data has one",
+            "run a study whose data has a test set",
         )
     with style(text_as_paths=True):
         drawing = _draw(record, record.test)
@@ -67,8 +67,8 @@ def figure_result(run_directory: Path, path: Path) -> Path:
         except OSError as error:
             raise StudyError(
                 f"{path} cannot be written ({error.strerror})",
-                "the figure is written where you asked",
-                "check the directory and the space left",
+                "the figure must be written to the given path",
+                "check the directory and the free space",
             ) from None
     return path
 

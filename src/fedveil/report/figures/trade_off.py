@@ -1,6 +1,6 @@
-"""A sweep's results as lines: accuracy against epsilon, or against what an attacker could do with it.
+"""A sweep's results as lines: accuracy against epsilon, or against the success of an attacker.
 
-Every figure varies epsilon and one more thing; the rest is held at the study's own setting, or near it.
+Every figure varies epsilon and one other axis; the rest is fixed at the study's own setting, or near it.
 """
 
 import math
@@ -49,14 +49,14 @@ METHODS = {
 }
 METRICS = {"auroc": "AUROC", "balanced_accuracy": "Balanced accuracy"}
 FEWEST = 3
-"""Repeats that an interval takes: from two alone it would fill the figure and tell nothing."""
+"""Repeats that an interval needs: from two it would fill the figure."""
 APART = 0.13
-"""Ticks of risk that are nearer than this part of the axis would overlap; the first of them is labelled."""
+"""Ticks of risk closer than this fraction of the axis would overlap; only the first is labelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """What a figure's lines differ in: an attribute of `Setting`, a title, and how its values are called."""
+    """What a figure's lines differ in: an attribute of `Setting`, a title, and names for its values."""
 
     name: str
     title: str
@@ -65,20 +65,20 @@ class Axis:
 
 def _alike(alpha: float) -> str:
     if alpha == NAMED:
-        return "as the data names them"
+        return "as in the data"
     return "all alike" if math.isinf(alpha) else f"Dirichlet {alpha:g}"
 
 
 AXES = (
-    Axis(name="trust", title="by whom one has to trust", label=lambda value: TRUST[value]),
+    Axis(name="trust", title="by trust level", label=lambda value: TRUST[value]),
     Axis(name="sites", title="by number of hospitals", label=lambda value: f"{value} hospitals"),
     Axis(
         name="alpha",
-        title="by how alike hospitals are",
+        title="by similarity of hospitals",
         label=_alike,
     ),
-    Axis(name="method", title="by how the model is trained", label=lambda value: METHODS[value]),
-    Axis(name="unit", title="by whom the guarantee protects", label=lambda value: f"per {value}"),
+    Axis(name="method", title="by training method", label=lambda value: METHODS[value]),
+    Axis(name="unit", title="by privacy unit", label=lambda value: f"per {value}"),
     Axis(
         name="patients",
         title="by number of patients",
@@ -92,11 +92,11 @@ NO_MATTER: dict[str, tuple[str, ...]] = {
     "pooled": ("trust", "sites", "alpha"),
     "alone": ("trust",),
 }
-"""What makes no difference to an arrangement."""
+"""Axes that have no effect on an arrangement."""
 NAME = 13
-"""Letters in a line of a level's name."""
+"""Characters in a line of a level's name."""
 LINE_HEIGHT = 0.055
-"""Of a line of a level's name, as a part of the figure's height."""
+"""Height of a line of a level's name, as a fraction of the figure's height."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """A level without privacy, drawn as a line across a figure: what it is of, and how high it lies."""
+    """A level without privacy, drawn as a line across a figure: its name and its value."""
 
     label: str
     value: float
@@ -119,9 +119,9 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One figure's content: named lines over epsilon or risk, and the level without privacy with what it is held at.
+    """One figure's content: named lines over epsilon or risk, and the level without privacy.
 
-    `held` is where all else is held, in words. A figure of alternatives has several `levels` in place of `bare`.
+    `held` states the fixed settings in words. A figure of alternatives has several `levels` in place of `bare`.
     """
 
     axis: Axis
@@ -150,9 +150,9 @@ class Sweep:
     paid: Paid | None = None
 
     def values(self, name: str) -> list[Any]:
-        """What was swept along one axis, in ascending order where it has one; settings without privacy left out.
+        """The swept values of one axis, in ascending order if it has one, without settings that have no privacy.
 
-        Of arrangements every one that has results; along other axes only what hospitals did together.
+        For arrangements, every one with results; for other axes, only federated training.
         """
         if name == "arrangement":
             seen = {m.setting.arrangement for m in self.results}
@@ -167,9 +167,9 @@ class Sweep:
         return [m for m in self.results if m.setting.trust != "none" and m.setting.arrangement == "federated"]
 
     def held(self, varied: str = "") -> dict[str, Any]:
-        """Where each axis is held while another varies: at the study's own value, or the middle of what was swept.
+        """The value of each axis while another varies: the study's own, or the middle of the swept values.
 
-        How many hospitals there are matters most where one trusts them least, so trust is held there then.
+        The number of hospitals matters most under the weakest trust, so trust is fixed there when it varies.
         """
         sites = self.study.data.sites
         own = {
@@ -189,10 +189,9 @@ class Sweep:
         return held
 
     def at(self, **wanted: Any) -> list[Measurement]:
-        """The results whose settings have these values, of hospitals together where no arrangement is asked for.
+        """The results whose settings have these values; federated ones unless an arrangement is given.
 
-        What makes no difference may differ: whom one trusts where there is no privacy, how many hospitals there are
-        where all images lie in one place.
+        Values without an effect may differ: trust if there is no privacy, the number of hospitals if images are pooled.
         """
         wanted = {"arrangement": "federated"} | wanted
         no_matter = NO_MATTER[wanted["arrangement"]]
@@ -227,24 +226,24 @@ class Sweep:
         )
 
     def panels(self) -> tuple[list[Panel], list[Panel]]:
-        """Every figure that this sweep has something to show in: against epsilon, and against risk."""
+        """Every figure that this sweep has results for: against epsilon, and against risk."""
         varied = [axis for axis in AXES if len(self.values(axis.name)) > 1] or [AXES[0]]
         against_epsilon = [self.panel(axis, "auroc") for axis in varied]
         against_epsilon.append(self.panel(varied[0], "balanced_accuracy"))
         return against_epsilon, [self.panel(axis, "auroc", risk=True) for axis in varied]
 
     def held_words(self, varied: str = "") -> str:
-        """What is held where, in words; what a figure varies is left out."""
+        """The fixed settings in words, without those that a figure varies."""
         return held_words_of(self.held(varied), varied)
 
 
 def held_words_of(held: dict[str, Any], varied: str = "") -> str:
-    """What is held where, in words; what a figure varies is left out."""
+    """The fixed settings in words, without those that a figure varies."""
     return ", ".join(axis.label(held[axis.name]) for axis in AXES if axis.name != varied)
 
 
 def load_sweep(directory: Path) -> Sweep:
-    """Read what a sweep has finished so far.
+    """Read the finished settings of a sweep.
 
     Raises:
         StudyError: there is no sweep, or none of its settings with privacy is finished.
@@ -255,13 +254,13 @@ def load_sweep(directory: Path) -> Sweep:
         raise StudyError(
             f"{directory} holds no finished setting with privacy",
             "the page shows accuracy against privacy",
-            "go on with `fedveil sweep --resume`",
+            "continue with `fedveil sweep --resume`",
         )
     return found
 
 
 def points_of(results: Iterable[Measurement], metric: str, risk: bool) -> tuple[Point, ...]:
-    """One point an epsilon, the mean over repeats."""
+    """One point per epsilon, the mean over repeats."""
     groups: dict[float, list[Measurement]] = {}
     for one in results:
         groups.setdefault(one.setting.epsilon, []).append(one)
@@ -287,8 +286,8 @@ def _mean(x: float, values: Sequence[float]) -> Point:
 
 
 def draw(axes: Axes, panel: Panel, palette: Palette) -> None:
-    """Draw a panel's lines, bands and the level without privacy; ticks lie at what was swept."""
-    x = "Most an attacker finds at 1 % false alarms" if panel.risk else "Epsilon (smaller is more private)"
+    """Draw a panel's lines, bands and the level without privacy; ticks are at the swept values."""
+    x = "Attack success at most, at 1 % false alarms" if panel.risk else "Epsilon (smaller is more private)"
     plain_axes(axes, palette, x=x, y=f"{METRICS[panel.metric]} on the test set")
     for series, (_, points) in enumerate(panel.lines):
         values = np.array([[getattr(p, field.name) for field in fields(Point)] for p in points]).reshape(
@@ -328,10 +327,10 @@ def draw(axes: Axes, panel: Panel, palette: Palette) -> None:
 
 
 def _name_levels(axes: Axes, levels: Sequence[Level], palette: Palette) -> None:
-    """Name each level in the margin right of the figure, in their order, with a thin line to each.
+    """Label each level in the right margin of the figure, in order, with a thin line to each.
 
-    Names of levels that lie close together move down, or up again where there is no room below. Numbers are left to
-    the caption: a figure of the page keeps two decimals of any.
+    Labels of close levels move down, or up if there is no room below. Numbers are given in the caption, because
+    figures on the page show only two decimals.
     """
     low, high = axes.get_ylim()
     names = [textwrap.fill(f"no privacy: {level.label}", NAME) for level in levels]

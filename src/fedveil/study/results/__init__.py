@@ -1,3 +1,3 @@
-"""What a run leaves behind: its directory, its result and the trained model."""
+"""A run's output: its directory, its result and the trained model."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What a finished study leaves behind: model, predictions, examples, provenance, and last the result."""
+"""The output of a finished study: model, predictions, examples, provenance, and last the result."""
 
 import csv
 import io
@@ -30,10 +30,10 @@ __all__ = ["HandedOver", "Outcome"]
 Vector = npt.NDArray[np.float64]
 NOT_TESTED = "This study has no test images and no learning curve. "
 NOISY_ONLY = (
-    "What is known of the model's accuracy follows from noisy histograms of its scores on patients that the "
-    "hospitals hold out (metrics.released)."
+    "The model's accuracy is estimated from noisy histograms of its scores on patients that the hospitals "
+    "hold out (metrics.released)."
 )
-NOT_JUDGED = "Nothing was judged: how good the model is has to be found out before it is used."
+NOT_JUDGED = "The model was not evaluated: measure its accuracy before it is used."
 PACKAGES = (
     "numpy",
     "scipy",
@@ -47,11 +47,11 @@ PACKAGES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOver:
-    """What became of the finished model.
+    """How the finished model was delivered.
 
     Attributes:
-        personal: each hospital's own model made from it, by name; none where real hospitals keep theirs.
-        missing: the hospitals that could not be given it.
+        personal: each hospital's own model made from it, by name; none if real hospitals hold theirs.
+        missing: the hospitals that did not receive it.
     """
 
     personal: Mapping[str, TrainedModel] = field(default_factory=dict)
@@ -60,17 +60,17 @@ class HandedOver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A finished study, ready to be written down.
+    """A finished study, ready to be written.
 
     Attributes:
         prepared: its data.
         task: its model.
-        terms: what was agreed.
-        trained: what training gave.
-        ledgers: the sites' ledgers as they stand; empty without privacy.
-        handed_over: the hospitals' own models, and who lacks the common one.
+        agreement: of coordinator and sites.
+        trained: the result of training.
+        ledgers: the sites' current ledgers; empty without privacy.
+        handed_over: the hospitals' own models, and which hospitals lack the common one.
         baselines: metrics of the alternatives, by name.
-        seconds: time by stage so far.
+        seconds: seconds per stage so far.
         started: when this process began.
     """
 
@@ -104,7 +104,7 @@ class Outcome:
         return result.to_dict()
 
     def _judged(self, directory: RunDirectory, test: TestSet) -> dict[str, Any]:
-        """Write down what the model says of the test images; return how good that is."""
+        """Write the predictions on the test images; return their metrics."""
         priors = self.trained.priors
         probabilities = test.probabilities(self.trained.parameters)
         predicted = decide(probabilities, priors)
@@ -144,7 +144,7 @@ class Outcome:
         )
 
     def _guarantee(self) -> Guarantee:
-        """What the charges earn: the largest total over the sites, by the accountant."""
+        """The guarantee of the charges: the largest total over the sites, by the accountant."""
         target = self.agreement.target
         if self.agreement.trust == "none":
             return target
@@ -162,7 +162,7 @@ class Outcome:
         }
 
     def _site(self, name: str) -> dict[str, Any]:
-        """What is known of a site: of a real hospital's cohort nothing is known here."""
+        """What is known about a site; a real hospital's cohort is not known here."""
         state = self.ledgers.get(name)
         spent = {
             "epsilon_spent": state.spent(*self.agreement.titles) if state else None,
@@ -210,8 +210,8 @@ class Outcome:
         planned = sum(one.rounds for one in self.agreement.releases if isinstance(one.query, Rounds))
         if self.trained.rounds != planned:
             notes.append(
-                f"Training ended after {self.trained.rounds} of {planned} rounds: rounds that were interrupted were "
-                "charged too, and the budget paid for no more."
+                f"Training ended after {self.trained.rounds} of {planned} rounds: interrupted rounds were charged "
+                "too, and the budget was spent."
             )
         if not len(self.task.dataset.test):
             notes.append(NOT_TESTED + (NOT_JUDGED if self.trained.histogram is None else NOISY_ONLY))
@@ -220,7 +220,7 @@ class Outcome:
         if self.handed_over.missing:
             notes.append(
                 f"{', '.join(self.handed_over.missing)} did not receive the finished model when the study ended: "
-                "`fedveil federation send` gives it to them."
+                "`fedveil federation send` delivers it."
             )
         return notes
 
@@ -265,7 +265,7 @@ def _write_examples(
     probabilities: Vector,
     predicted: npt.NDArray[np.int64],
 ) -> None:
-    """Keep a few test images, drawn by the study's seed, for the report; none if the study asks for none."""
+    """Store a few test images for the report, drawn with the study's seed; none if the study asks for none."""
     count = min(task.study.report.examples, len(test.rows))
     if count == 0 or isinstance(task.dataset.images, Embeddings):
         return

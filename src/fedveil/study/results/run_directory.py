@@ -1,7 +1,7 @@
-"""The run directory: complete or resumable, never half-written.
+"""The run directory: complete or resumable, never partially written.
 
 ``result.json`` is written last, so its presence means that the run is complete. Until then ``checkpoint.npz`` holds
-the state after the last finished round, and ``rounds.jsonl`` is cut back to it on resume.
+the state after the last finished round, and ``rounds.jsonl`` is truncated to it on resume.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ __all__ = ["RunDirectory"]
 
 
 class RunDirectory:
-    """The files of one run. Hold it open with ``with``: two processes cannot work on the same run."""
+    """The files of one run. Open it with ``with``: two processes cannot work on the same run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,13 +32,14 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, study: Study, *, simulated: bool = True) -> "RunDirectory":
-        """Make a new run directory; refuses a path that exists. Real hospitals keep their ledgers to themselves."""
+        """Make a new run directory; refuses an existing path. Without ``simulated`` it has no ledgers: hospitals
+        hold them."""
         if path.exists():
             complete = (path / "result.json").exists()
             remedy = (
                 "choose another --out, or delete it"
                 if complete
-                else "go on with --resume, or choose another --out"
+                else "continue with --resume, or choose another --out"
             )
             raise StudyError(
                 f"{path} exists{' and holds a finished run' if complete else ''}",
@@ -53,7 +54,7 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path, study: Study | None = None) -> "RunDirectory":
-        """Open an unfinished run to go on with it; refuses a finished one and another study's."""
+        """Open an unfinished run to resume it; refuses a finished one and another study's."""
         if not (path / "study.toml").is_file():
             raise StudyError(
                 f"{path} holds no run", "only a run that was started can be resumed", "check the path"
@@ -66,8 +67,8 @@ class RunDirectory:
         if study is not None and _as_chosen(study, run.study()) != run.study():
             raise StudyError(
                 f"{path} was started with another study",
-                "a resumed run keeps its settings",
-                f"use {path / 'study.toml'}, or start anew in another directory",
+                "a resumed run must have the same settings",
+                f"use {path / 'study.toml'}, or start again in another directory",
             )
         return run
 
@@ -90,7 +91,7 @@ class RunDirectory:
     def discard_unstarted(self) -> None:
         """Remove the directory if nothing was charged or computed in it, so that a mistake leaves nothing behind.
 
-        Where the ledgers lie with real hospitals, whoever began to ask may have been charged for.
+        If real hospitals hold the ledgers, a run that sent any request may have been charged.
         """
         if (self.path / "ledgers").exists():
             charged = any(file.read_bytes().count(b"\n") > 1 for file in self.path.glob("ledgers/*.jsonl"))
@@ -104,37 +105,37 @@ class RunDirectory:
         return Study.load(self.path / "study.toml")
 
     def pin(self, study: Study) -> Study:
-        """Keep the study with what was chosen from its data; a resumed run then takes it from here."""
+        """Store the study with what was chosen from its data; a resumed run reads it from here."""
         if study != self.study():
             write_atomic(self.path / "study.toml", lambda file: file.write(study.to_toml().encode()))
         return study
 
     def ledger(self, site: str) -> Path:
-        """Where a simulated site's ledger lies."""
+        """Path of a simulated site's ledger."""
         return self.path / "ledgers" / f"{check_site_name(site)}.jsonl"
 
     def personal(self, site: str) -> Path:
-        """Where a simulated site's own model lies, if the study has them."""
+        """Folder of a simulated site's own model, if the study has them."""
         return self.path / "personal" / check_site_name(site)
 
     def scratch(self, name: str, study: Study) -> "RunDirectory":
-        """A directory inside this one for an alternative that is trained to compare with; begun or resumed."""
+        """A directory inside this one for an alternative that is trained for comparison; new or resumed."""
         path = self.path / "baselines" / name
         return type(self)(path) if path.exists() else type(self).create(path, study)
 
     def begin_session(self) -> int:
-        """Count this process's start, durably; a number that no earlier process on this run has had."""
+        """Count this process's start, durably; returns a number that no earlier process on this run had."""
         path = self.path / "sessions"
         number = (int(path.read_text()) if path.exists() else 0) + 1
         write_atomic(path, lambda file: file.write(str(number).encode()))
         return number
 
     def note_charged(self, charged: Mapping[str, int]) -> None:
-        """Keep how many steps of each release sites were asked for, durably and before they are."""
+        """Store how many steps of each release were requested, durably and before each request."""
         write_json(self.path / "charged.json", dict(charged))
 
     def charged(self) -> dict[str, int]:
-        """What was noted last."""
+        """The last stored numbers of steps."""
         path = self.path / "charged.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
@@ -152,7 +153,7 @@ class RunDirectory:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise StudyError(
-                f"{path} is damaged ({error})", "a run resumes from its checkpoint", "start it anew"
+                f"{path} is damaged ({error})", "a run is resumed from its checkpoint", "start it again"
             ) from None
 
     def append_round(self, line: RoundLine) -> None:
@@ -161,7 +162,7 @@ class RunDirectory:
             file.write(json_line(line.model_dump(by_alias=True)))
 
     def cut_rounds(self, finished: int) -> None:
-        """Drop the log's lines after the last checkpointed round, a torn last one too."""
+        """Drop the log's lines after the last checkpointed round, and an incomplete last line."""
         path = self.path / "rounds.jsonl"
         if not path.exists():
             return
@@ -181,7 +182,7 @@ class RunDirectory:
         write_json(self.path / name, value)
 
     def finish(self, result: Result) -> None:
-        """Write the result, which makes the run complete, and drop what only a resume needs."""
+        """Write the result, which makes the run complete, and delete the files that only a resume needs."""
         write_json(self.path / "result.json", result.to_dict())
         (self.path / "checkpoint.npz").unlink(missing_ok=True)
         (self.path / "sessions").unlink(missing_ok=True)
@@ -190,7 +191,7 @@ class RunDirectory:
 
 
 def _as_chosen(study: Study, begun: Study) -> Study:
-    """The study with what it leaves to its data as it was chosen when the run began."""
+    """The study, with the settings that its data determines as chosen when the run began."""
     left = {key: getattr(begun.data, key) for key in ("channels", "classes") if not getattr(study.data, key)}
     model = study.model
     if model.dimension is None:

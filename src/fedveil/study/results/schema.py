@@ -1,7 +1,7 @@
 """What ``result.json``, ``provenance.json`` and each line of ``rounds.jsonl`` hold: written and read by these types.
 
-``result.json`` carries ``schema``, the version of its layout. A reader takes every version up to its own: what an older
-version lacks has a default, and what it has beside is left out. A newer one is refused.
+``result.json`` carries ``schema``, the version of its layout. A reader takes every version up to its own: keys that
+an older version lacks have defaults, and unknown keys are ignored. A newer one is refused.
 """
 
 import math
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 SCHEMA = 2
-"""Version of the layout. 1 was written without saying so."""
+"""Version of the layout. Version 1 was written without this key."""
 T = TypeVar("T")
 
 
@@ -51,7 +51,7 @@ def _mechanism(value: Any) -> Mechanism:
 
 
 def _parsed(read: Callable[[dict[str, Any]], T], fields: dict[str, Any]) -> T:
-    """Through a lower layer's reader, whose refusals become pydantic's."""
+    """Validate with a lower layer's reader, whose errors become pydantic's."""
     try:
         return read(fields)
     except FedveilError as error:
@@ -61,7 +61,7 @@ def _parsed(read: Callable[[dict[str, Any]], T], fields: dict[str, Any]) -> T:
 
 
 def _pair(value: Any) -> Any:
-    """A pair [low, high]; null where there is none."""
+    """A pair [low, high]; null if there is none."""
     if value is None:
         return (math.nan, math.nan)
     return tuple(value) if isinstance(value, list) else value
@@ -95,7 +95,7 @@ UNKNOWN = (math.nan, math.nan)
 
 
 class Released(Record):
-    """Something that left the hospitals, and the mechanism that noised it."""
+    """A quantity that left the hospitals, and the mechanism that added its noise."""
 
     what: str
     mechanism: MechanismValues
@@ -110,19 +110,19 @@ class SecureAggregation(Record):
 
     @property
     def simulated(self) -> bool:
-        """Whether sums were masked in name only."""
+        """Whether the masks were only simulated."""
         return self.masks == "simulated"
 
 
 class OwnMetrics(Record):
-    """What a hospital's own model reaches on the common test images."""
+    """Accuracy of a hospital's own model on the common test images."""
 
     auroc: Number = math.nan
     balanced_accuracy: Number = math.nan
 
 
 class SiteResult(Record):
-    """One hospital. Cohort sizes are private: only simulated hospitals have them here, or models of their own."""
+    """One hospital. Cohort sizes are private: only simulated hospitals have them here, and their own models."""
 
     name: str
     epsilon_spent: Cost = math.inf
@@ -134,7 +134,7 @@ class SiteResult(Record):
 
 
 class ClassResult(Record):
-    """One class against the rest; NaN where not defined."""
+    """One class against the rest; NaN if undefined."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -153,7 +153,8 @@ class Majority(Record):
 
 
 class ModelMetrics(Record):
-    """Metrics of one model, of images as `fedveil.learning.Metrics` or from a noisy histogram, which says more."""
+    """Metrics of one model, from images as in `fedveil.learning.Metrics`, or from a noisy histogram, with additional
+    keys."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -176,7 +177,7 @@ class ModelMetrics(Record):
 
 
 class JudgedBy(Record):
-    """The metrics of the study's model by what it was judged on."""
+    """The metrics of the study's model, by evaluation data."""
 
     test: ModelMetrics | None = None
     released: ModelMetrics | None = None
@@ -191,7 +192,7 @@ class RiskFigures(Record):
 
 
 class DataFacts(Record):
-    """The data set; counts are None where they are not known or not public."""
+    """The data set; counts are None if they are unknown or not public."""
 
     name: Text = ""
     description: Text = ""
@@ -205,15 +206,15 @@ class DataFacts(Record):
 
 
 class Result(Record):
-    """``result.json``: what a finished study found and what it cost.
+    """``result.json``: the results of a finished study and its cost.
 
     Attributes:
         version: of the layout, `SCHEMA`; the key is ``schema``.
-        guarantee: what the charges earned; epsilon is infinite without privacy.
+        guarantee: of all charges; epsilon is infinite without privacy.
         mechanism: that of the main release.
-        releases: everything that was released, priced together by the guarantee.
+        releases: everything that was released; the guarantee covers all of it.
         sites: in the order of the study.
-        rounds: rounds of training that were finished.
+        rounds: number of finished rounds of training.
         baselines: metrics of the alternatives, by name.
         notes: sentences for the report.
         seconds: time by stage.
@@ -238,7 +239,7 @@ class Result(Record):
     @model_validator(mode="before")
     @classmethod
     def _releases_of_version_1(cls, values: Any) -> Any:
-        """A result that names no releases made the one that its mechanism describes."""
+        """A result without a list of releases made the one that its mechanism describes."""
         if isinstance(values, dict) and not values.get("releases") and values.get("mechanism"):
             return {**values, "releases": [{"what": "training", "mechanism": values["mechanism"]}]}
         return values
@@ -275,7 +276,7 @@ class RoundLine(Record):
 
     @property
     def auroc(self) -> float:
-        """On the test images; NaN where the round was not judged."""
+        """On the test images; NaN if the round was not evaluated."""
         return math.nan if self.test is None else self.test.auroc
 
     @property
@@ -285,7 +286,7 @@ class RoundLine(Record):
 
 
 class Provenance(Record):
-    """``provenance.json``: with what, where and when the run was made."""
+    """``provenance.json``: software, machine and time of the run."""
 
     fedveil: Text = ""
     python: Text = ""

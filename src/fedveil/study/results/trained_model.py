@@ -1,4 +1,4 @@
-"""A trained model on disk, ``model.json`` and ``model.safetensors``, and its use on new images."""
+"""A trained model on disk, ``model.json`` and ``model.safetensors``, and its application to new images."""
 
 import csv
 import io
@@ -35,22 +35,22 @@ BATCH = 256
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainedModel:
-    """All that prediction needs.
+    """A trained model, with everything that prediction needs.
 
     Attributes:
         features: name of the feature extractor; "none" for a network.
-        whitened: whether its features are whitened by synthetic images.
+        whitened: whether its features are whitened with synthetic images.
         network: name of the network; "linear" for a head on features.
-        trained_blocks: of a pretrained network; the rest of it is as published.
+        trained_blocks: number of trained blocks of a pretrained network; the others are as published.
         image_size: pixels along each side.
         channels: 1 or 3.
-        window: stored values that become black and white.
-        max_megapixels: largest image that is decoded.
+        window: the stored values that map to black and white.
+        max_megapixels: the largest image that is decoded.
         classes: names of the classes.
-        frequencies: (classes,) released class frequencies of training, which decisions divide by; all equal if
-            none were released.
+        frequencies: (classes,) released class frequencies of training, which decisions divide by; equal if none were
+        released.
         parameters: the whole parameter vector.
-        dimension: length of precomputed features; None for others, which have a length of their own.
+        dimension: length of precomputed features; None for others, whose length is fixed.
     """
 
     features: str
@@ -94,17 +94,17 @@ class TrainedModel:
 
     @property
     def reading(self) -> Reading:
-        """How an image is brought to what the model has seen."""
+        """How an image is preprocessed to match the training images."""
         return Reading(channels=self.channels, window=self.window, max_megapixels=self.max_megapixels)
 
     @property
     def fits(self) -> bool:
-        """Whether there are as many parameters and frequencies as the model takes."""
+        """Whether the numbers of parameters and frequencies match the model."""
         shapes = self.parameters.shape, self.frequencies.shape
         return shapes == ((self.model.parameters,), (len(self.classes),))
 
     def save(self, folder: Path) -> None:
-        """Write both files, each whole or not at all."""
+        """Write both files, each atomically."""
         arrays = {"parameters": self.parameters, "frequencies": self.frequencies}
         write_atomic(folder / "model.safetensors", lambda file: file.write(save_tensors(arrays)))
         described = {k: v for k, v in asdict(self).items() if k not in arrays and v is not None}
@@ -118,7 +118,9 @@ class TrainedModel:
             arrays = load_tensors((folder / "model.safetensors").read_bytes())
         except FileNotFoundError as error:
             raise StudyError(
-                f"{error.filename} does not exist", "a model is two files of a finished run", "check the path"
+                f"{error.filename} does not exist",
+                "a model consists of two files of a finished run",
+                "check the path",
             ) from None
         except (ValueError, UnicodeDecodeError, SafetensorError) as error:
             raise _damaged(folder, str(error)) from None
@@ -137,21 +139,21 @@ class TrainedModel:
             same = key == model._key
         except (KeyError, TypeError, AttributeError, FedveilError) as error:
             if str(described.get("network")).startswith("timm:") and isinstance(error, FedveilError):
-                raise  # the package or its weights are missing here; the files are whole
+                raise  # the package or its weights are missing here; the files are intact
             raise _damaged(folder, str(error)) from None
         if not fits:
-            raise _damaged(folder, "its sizes do not agree")
+            raise _damaged(folder, "its sizes disagree")
         if not same:
             raise StudyError(
                 f"the model in {folder} was trained on features {key!r}",
-                f"this fedveil makes {model._key!r}, which are others",
+                f"this fedveil computes {model._key!r}",
                 "use the fedveil that wrote it",
             )
         return model
 
     @property
     def _key(self) -> str | None:
-        """What tells one version of the features from another; None for a network."""
+        """Identifies the version of the features; None for a network."""
         return self.extractor.key if self.network == "linear" else None
 
     @cached_property
@@ -167,7 +169,7 @@ class TrainedModel:
 
     @cached_property
     def model(self) -> CentredHead | NetworkModel:
-        """The model that the parameters belong to; a network's public weights come with fedveil, by its name."""
+        """The model that the parameters belong to; a network's public weights are found by its name."""
         if self.network == "linear":
             return CentredHead(self.extractor.blocks, len(self.classes))
         return NetworkModel(
@@ -202,7 +204,7 @@ class TrainedModel:
         return np.concatenate([np.empty((0, len(self.classes))), *parts])
 
     def predict(self, images: Any) -> npt.NDArray[np.str_]:
-        """The predicted class of each image, (n,), by name; see `decide` and `predict_proba`."""
+        """The predicted class of each image, (n,), as a name; see `decide` and `predict_proba`."""
         return np.array(self.classes)[self.decide(self.predict_proba(images))]
 
 
@@ -218,7 +220,7 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a model says of images: CSV text, and the images that could not be read, which are not in it."""
+    """Predictions as CSV text, and the unreadable images, which are not in it."""
 
     csv: str
     problems: tuple[Problem, ...]
@@ -227,24 +229,25 @@ class Predictions:
 def predict(
     model: Path, source: str, base: Path = Path(), columns: Mapping[str, str] | None = None
 ) -> Predictions:
-    """Classify the images of a folder or manifest; labels are neither needed nor looked at.
+    """Classify the images of a folder or manifest; labels are neither needed nor read.
 
     Args:
         model: folder of a trained model.
         source: a folder, a manifest or one image, relative to ``base``.
         base: where relative paths start.
-        columns: what a manifest calls its columns.
+        columns: a manifest's column names.
 
     Returns:
-        One row an image: its name, the predicted class, a probability a class under the class frequencies of training,
-        and a score a class, which is the probability under equal frequencies. The predicted class has the largest
-        score, not the largest probability: training frequencies are released with the model and divided out.
+        One row per image: its name, the predicted class, one probability per class under the class frequencies of
+        training, and one score per class, which is the probability under equal frequencies. The predicted class has
+        the largest score, not the largest probability: training frequencies are released with the model and divided
+        out.
     """
     trained = TrainedModel.load(model)
     if trained.features == PRECOMPUTED:
         raise StudyError(
             f"the model in {model} takes embeddings",
-            "images are classified by models that were trained on images",
+            "images can only be classified by models that were trained on images",
             "classify embeddings from Python: fedveil.load(directory).model.predict(embeddings)",
         )
     images = read_unlabelled(source, trained.image_size, trained.reading, base=base, columns=columns)
@@ -276,7 +279,7 @@ def prediction_columns(classes: Sequence[str]) -> list[str]:
 def prediction_cells(
     probabilities: Vector, predicted: npt.NDArray[np.int64], classes: Sequence[str], frequencies: Vector
 ) -> Iterator[list[str]]:
-    """The predicted class of each image, its probabilities, and the scores of which that class has the largest."""
+    """The predicted class of each image, its probabilities, and its scores, the largest of which decides."""
     shifted = np.asarray(probabilities, dtype=np.float64) / frequencies
     scores = shifted / shifted.sum(axis=1, keepdims=True)
     for code, row, own in zip(predicted, probabilities, scores, strict=True):
@@ -285,5 +288,5 @@ def prediction_cells(
 
 def _damaged(folder: Path, why: str) -> StudyError:
     return StudyError(
-        f"the model in {folder} is damaged ({why})", "both of its files must be whole", "train it again"
+        f"the model in {folder} is damaged ({why})", "both of its files must be intact", "train it again"
     )

@@ -1,3 +1,3 @@
-"""The study file: its schema, its defaults, which settings conflict, and how it is written."""
+"""The study file: its schema, its defaults, conflicts between settings, and how it is written."""
 
 __all__: list[str] = []

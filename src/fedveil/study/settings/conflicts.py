@@ -1,4 +1,4 @@
-"""Which settings of a study do not go together; each by itself was checked already."""
+"""Conflicts between settings of a study; each single setting was already checked."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ __all__ = ["conflicts"]
 
 
 def conflicts(study: "Study") -> Iterator[str]:
-    """What does not go together in a study, as rules with their remedies."""
+    """The conflicts in a study, as rules with their remedies."""
     yield from _network(study)
     yield from _precomputed(study)
     if study.training.method == "one-shot":
@@ -28,8 +28,8 @@ def _network(study: "Study") -> Iterator[str]:
         yield "training.clipping is for networks"
     if network == "linear" and training.views > 1:
         yield (
-            "training.views is for networks: views of frozen features were removed, since they were measured to gain "
-            "nothing; leave it out"
+            "training.views is for networks: views of frozen features were removed because they gained nothing; remove "
+            "it"
         )
     if network.startswith("efficientnet-lite0") and training.views > 1:
         yield "training.views must be 1 for efficientnet-lite0, whose frozen part runs only once"
@@ -39,22 +39,22 @@ def _precomputed(study: "Study") -> Iterator[str]:
     model = study.model
     if model.features != "precomputed":
         if model.dimension is not None:
-            yield 'model.dimension is for model.features = "precomputed": other features have a length of their own'
+            yield 'model.dimension is for model.features = "precomputed": other features have a fixed length'
         return
     if model.whitened:
-        yield "model.whitened needs the encoder, to see synthetic images: set it to false for precomputed features"
+        yield "model.whitened needs the encoder to process synthetic images: set it to false for precomputed features"
 
 
 def _one_shot(study: "Study") -> Iterator[str]:
     privacy = study.privacy
     if study.model.network != "linear":
-        yield 'training.method "one-shot" is for linear heads: leave model.network out'
+        yield 'training.method "one-shot" is for linear heads: remove model.network'
     if study.training.sampling_rate < 1:
-        yield 'training.method "one-shot" takes all units once: leave sampling_rate out'
+        yield 'training.method "one-shot" uses all units once: remove sampling_rate'
     if privacy.unit == "site":
         yield 'training.method "one-shot" counts patients or images: set privacy.unit to one of them'
     if privacy.personal_share > 0:
-        yield 'training.method "one-shot" has no own steps: leave privacy.personal_share out'
+        yield 'training.method "one-shot" has no local steps: remove privacy.personal_share'
 
 
 def _own_models(study: "Study") -> Iterator[str]:
@@ -65,6 +65,6 @@ def _own_models(study: "Study") -> Iterator[str]:
     common = study.training.method == "one-shot" or min(privacy.statistics_share, privacy.calibration_share)
     if privacy.personal_calibration_share > 0 and not common:
         yield (
-            "privacy.personal_calibration_share moves the common threshold and frequencies: leave statistics_share "
-            "and calibration_share above 0"
+            "privacy.personal_calibration_share changes the common threshold and frequencies: statistics_share and "
+            "calibration_share must be above 0"
         )

@@ -1,4 +1,4 @@
-"""The [data] table of a study file: where images are, and what every one of them is brought to."""
+"""The [data] table of a study file: where images are, and how they are preprocessed."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
@@ -13,7 +13,7 @@ from fedveil.errors import InvalidValue
 __all__ = ["NOTHING", "ColumnSettings", "DataSettings", "SiteSettings", "Table"]
 
 NOTHING = "none"
-"""The data source of a coordinator who has no images, not even for testing."""
+"""The data source of a coordinator without any images."""
 
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 
@@ -23,24 +23,24 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 class Table(BaseModel):
-    """One table of a study file: frozen, strict, without unknown keys."""
+    """One table of a study file: frozen, strict, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class SiteSettings(Table):
-    """Simulated hospitals, where the data names none."""
+    """Simulated hospitals, if the data names none."""
 
     count: int = Field(default=5, ge=1, le=1000, description="number of hospitals")
     scheme: Literal["iid", "dirichlet", "quantity"] = Field(
         default="dirichlet",
-        description="how patients are dealt out: evenly, by skewed labels, or by skewed numbers",
+        description="how patients are split: evenly, with skewed labels, or with skewed sizes",
     )
-    alpha: float = Field(default=0.5, gt=0, description="how alike hospitals are: smaller is more skewed")
+    alpha: float = Field(default=0.5, gt=0, description="similarity of hospitals: smaller is more skewed")
 
 
 class ColumnSettings(Table):
-    """What a table calls its columns; empty where it calls them as here."""
+    """A table's column names; empty if they are as here."""
 
     path: str = Field(default="", description='column of the image file, such as "Image Index"')
     label: str = Field(default="", description='column of the label, such as "Finding Labels"')
@@ -50,7 +50,7 @@ class ColumnSettings(Table):
 
 
 class DataSettings(Table):
-    """The images: where they are, what they are brought to, and which classes make the task."""
+    """The images: where they are, how they are preprocessed, and the classes of the task."""
 
     source: str = Field(
         default="phantom",
@@ -60,23 +60,23 @@ class DataSettings(Table):
     classes: tuple[str, ...] = Field(
         default=(),
         strict=False,
-        description="names of the classes in order; with positive the rest, then the positive one",
+        description="names of the classes in order; with positive: the negative class, then the positive one",
     )
     channels: Literal[1, 3] | None = Field(
         default=None,
-        description="1 brings every image to grey, 3 to colour; default as the first image, whose header is public",
+        description="1 converts images to grey, 3 to colour; default as in the first image, whose header is public",
     )
     image_size: int = Field(default=64, ge=8, le=1024, description="pixels along each side after resizing")
     window: str | Pair = Field(
         default=FILE,
-        description="stored values that become black and white: [centre, width], "
+        description="stored values that map to black and white: [centre, width], "
         '"file" (as each DICOM file says), "full range", ' + _quoted(HOUNSFIELD),
     )
     max_megapixels: float = Field(
         default=MEGAPIXELS, gt=0, le=10_000, description="largest image that is decoded"
     )
     positive: tuple[str, ...] = Field(
-        default=(), strict=False, description="classes that together are the positive one of a binary task"
+        default=(), strict=False, description="classes that together form the positive class of a binary task"
     )
     separator: str = Field(
         default="",
@@ -84,19 +84,23 @@ class DataSettings(Table):
         description='what separates findings in a label, such as "|"; positive if any of them is',
     )
     unknown_labels: Literal["refuse", "drop"] = Field(
-        default="refuse", description='images whose label is blank, -1, "uncertain" or the like'
+        default="refuse",
+        description='what to do with images whose label is blank, -1, "uncertain" or similar',
     )
     layout: str = Field(
         default="",
-        description='what the levels of a folder mean, such as "split/class"; default as in most images',
+        description='meaning of the folder levels, such as "split/class"; default detected',
     )
     accept: tuple[str, ...] = Field(
         default=(),
         strict=False,
-        description="what would be refused if it were not meant: " + _quoted(ACCEPTABLE),
+        description="problems to accept instead of refusing them: " + _quoted(ACCEPTABLE),
     )
     test_fraction: float = Field(
-        default=0.2, gt=0, lt=1, description="patients held out for testing, where the data has no test split"
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="fraction of patients held out for testing if the data has no test split",
     )
     allow_patient_overlap: bool = Field(
         default=False, description="accept a patient in two sites, or in training and test"
@@ -116,34 +120,32 @@ class DataSettings(Table):
     @classmethod
     def _can_be_accepted(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not set(value) <= set(ACCEPTABLE):
-            raise ValueError(f"it lists any of {', '.join(ACCEPTABLE)}")
+            raise ValueError(f"it may list any of {', '.join(ACCEPTABLE)}")
         return value
 
     @model_validator(mode="after")
     def _tells_the_task(self) -> Self:
-        """Classes and channels are settings; a coordinator without images has nowhere else to take them from."""
+        """Check classes and channels; a coordinator without images cannot derive them from data."""
         if self.classes and (not all(self.classes) or not 2 <= len(set(self.classes)) == len(self.classes)):
-            raise ValueError("classes are two different names or more, as hospitals use")
+            raise ValueError("classes must be at least two different names, as hospitals use them")
         if self.source == NOTHING and self.channels is None:
             raise ValueError(f'the source "{NOTHING}" needs channels: 1 for grey images, 3 for colour')
         if self.source == NOTHING and not self.classes:
             raise ValueError(
-                f'the source "{NOTHING}" needs classes: two different names or more, as hospitals use'
+                f'the source "{NOTHING}" needs classes: at least two different names, as hospitals use them'
             )
         if self.classes and self.positive and len(self.classes) != 2:
-            raise ValueError(
-                "with positive there are two classes: name the rest first, then the positive one"
-            )
+            raise ValueError("with positive there are two classes: name the negative one first")
         return self
 
     @property
     def reading(self) -> Reading:
-        """How every image is brought to one shape and scale."""
+        """How every image is converted to one shape and scale."""
         return Reading(channels=self.channels, window=self.window, max_megapixels=self.max_megapixels)
 
     @property
     def public(self) -> Settings:
-        """What every image is brought to, wherever it is: keywords of `fedveil.data.load`."""
+        """The preprocessing of every image: keywords of `fedveil.data.load`."""
         return {
             "image_size": self.image_size,
             "channels": self.channels,
@@ -157,7 +159,7 @@ class DataSettings(Table):
 
     @property
     def settings(self) -> Settings:
-        """All keywords of `fedveil.data.load`, but for seed and secret."""
+        """All keywords of `fedveil.data.load` except seed and secret."""
         return {
             **self.public,
             "columns": self.columns.model_dump(),

@@ -1,4 +1,4 @@
-"""What a study means by what it leaves out, where that depends on what it trains and how."""
+"""Defaults of a study that depend on what it trains and how."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,11 +18,11 @@ NETWORK_DEFAULTS: dict[str, dict[str, object]] = {
     "privacy": {"clip_norm": 1.0, "statistics_share": 0.02, "calibration_share": 0.02},
     "federation": {"max_units": 10_000},
 }
-"""What a study that trains a network means by what it leaves out."""
+"""Defaults of a study that trains a network."""
 TUNING_DEFAULTS: dict[str, dict[str, object]] = {
     key: NETWORK_DEFAULTS[key] for key in ("model", "federation")
 }
-"""The same for one that tunes a pretrained network, and is trained as a linear head is."""
+"""Defaults of a study that tunes a pretrained network, trained like a linear head."""
 AVERAGING_DEFAULTS: dict[str, object] = {
     "rounds": 40,
     "local_steps": 3,
@@ -31,15 +31,15 @@ AVERAGING_DEFAULTS: dict[str, object] = {
     "average_from": 0.0,
     "average_decay": 0.85,
 }
-"""The same for a network trained from scratch whose sites take private steps by themselves."""
+"""Defaults for a network trained from scratch with private local steps."""
 WHOLE_SITE_DEFAULTS: dict[str, object] = {"local_learning_rate": 0.2}
-"""The same where the unit is the site: a step has length 1 then, and the whole difference at most `clip_norm`."""
+"""The same if the unit is the site: a step then has length 1, and the whole difference at most `clip_norm`."""
 
 
 def with_defaults(values: Any) -> Any:
-    """The tables of a study file, with the defaults of its network and method filled in; others are left as they are.
+    """The tables of a study file, with the defaults of its network and method filled in; the rest is unchanged.
 
-    What is no mapping is returned as it is: whoever validates it finds the words.
+    A value that is not a mapping is returned unchanged: validation reports it.
     """
     if not isinstance(values, Mapping) or not all(
         isinstance(values.get(table, {}), Mapping) for table in ("model", "training", "privacy")
@@ -68,7 +68,7 @@ def _of_network(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _of_precomputed(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What synthetic images show of an encoder takes the encoder, which is not here."""
+    """Whitening needs the encoder, which is not available for precomputed features."""
     model = values.get("model", {})
     if model.get("features") != "precomputed":
         return values
@@ -76,7 +76,7 @@ def _of_precomputed(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _of_one_shot(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """One round is one release: no second one for the threshold, unless it is asked for."""
+    """One round is one release: no second one for the threshold, unless requested."""
     if values.get("training", {}).get("method") != "one-shot":
         return values
     return dict(values) | {"privacy": {"calibration_share": 0.0} | dict(values.get("privacy", {}))}

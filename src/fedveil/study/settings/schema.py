@@ -1,4 +1,4 @@
-"""The study file: one TOML file describes one study. Every key has a default that a newcomer would want."""
+"""The study file: one TOML file describes one study. Every key has a default suitable for a first study."""
 
 import math
 import tomllib
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class StudySettings(Table):
-    """What the study is called, and the seed of everything that may be repeated."""
+    """The study's name, and the seed of everything reproducible."""
 
     name: str = Field(
         default="study",
@@ -42,14 +42,14 @@ class StudySettings(Table):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_ .+-]*$",
         description="for ledgers, reports and the run directory",
     )
-    description: str = Field(default="", description="what the study is for, shown in the report")
+    description: str = Field(default="", description="purpose of the study, shown in the report")
     seed: int = Field(
-        default=0, ge=0, description="of initialisation and simulated partition; never of noise"
+        default=0, ge=0, description="seed of initialisation and simulated partition; never of noise"
     )
 
 
 class ModelSettings(Table):
-    """The classifier: frozen public features under a linear head, or a network trained whole."""
+    """The classifier: a linear head on frozen public features, or a whole network."""
 
     features: str = Field(
         default="efficientnet-lite0",
@@ -59,15 +59,19 @@ class ModelSettings(Table):
         default=None, ge=1, le=100_000, description="length of precomputed features; default as in the data"
     )
     whitened: bool = Field(
-        default=True, description="centre and whiten features by what synthetic images show, at no cost"
+        default=True,
+        description="centre and whiten features with statistics of synthetic images, at no privacy cost",
     )
     network: str = Field(
         default="linear",
         pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80}(@scratch)?)$",
-        description='"linear", or on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:..."',
+        description='"linear", or, on pixels, "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:..."',
     )
     trained_blocks: int = Field(
-        default=1, ge=0, le=11, description="blocks of efficientnet-lite0 that are tuned, from the last used"
+        default=1,
+        ge=0,
+        le=11,
+        description="number of blocks of efficientnet-lite0 that are tuned, counted from the last",
     )
 
 
@@ -76,58 +80,62 @@ class TrainingSettings(Table):
 
     method: Literal["gradient", "averaging", "one-shot"] = Field(
         default="gradient",
-        description='"gradient": one step a round; "averaging": local steps; "one-shot": one round of class means',
+        description='"gradient": one step per round; "averaging": local steps; "one-shot": one round of class means',
     )
     rounds: int = Field(default=30, ge=1, le=100_000, description="rounds of training")
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="server step size; default by rule from the noise and the number of units",
+        description="server step size; default: a rule based on the noise and the number of units",
     )
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="the server's update rule")
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="of the server's gradient descent")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum of the server's gradient descent")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 regularisation of the trained parameters")
     average_from: float = Field(
         default=1.0,
         ge=0,
         le=1,
-        description="release the mean of the rounds after this fraction; 1 the last one",
+        description="release the mean of the rounds after this fraction; 1: the last round",
     )
     average_decay: float | None = Field(
-        default=None, ge=0, lt=1, description="average with this decay a round; default all rounds alike"
+        default=None, ge=0, lt=1, description="average with this decay per round; default: equal weights"
     )
     units: int | None = Field(
-        default=None, ge=1, description="public number of units that sums are divided by; default as released"
+        default=None,
+        ge=1,
+        description="public number of units that sums are divided by; default: the released number",
     )
     sampling_rate: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="chance of each unit to take part in a step, each drawn by itself",
+        description="probability that a unit takes part in a step, independently of others",
     )
     clipping: Literal["flat", "per-layer", "automatic"] = Field(
         default="flat",
-        description="how a network's gradients are bounded; automatic brings all to one length",
+        description="how a network's gradients are bounded; automatic scales all to one length",
     )
     views: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="shifted views of an image that a network's gradient averages over before clipping",
+        description="number of shifted views per image over which a network's gradient is averaged before clipping",
     )
-    flip: bool = Field(default=True, description="views are also mirrored left to right")
+    flip: bool = Field(default=True, description="also mirror views left to right")
     local_steps: int = Field(
-        default=5, ge=1, le=10_000, description="steps a round at a site, when averaging"
+        default=5, ge=1, le=10_000, description="local steps per round at each site, for averaging"
     )
     local_learning_rate: float = Field(default=5.0, gt=0, description="step size of local steps")
     proximal: float = Field(
-        default=0.0, ge=0, description="pull of local steps towards the round's start, for sites that differ"
+        default=0.0,
+        ge=0,
+        description="weight of the proximal term that limits local drift (FedProx), for sites that differ",
     )
     personal_pull: float = Field(
         default=1.0,
         ge=0,
         le=20,
-        description="how strongly a hospital's own model is held to the common one, where it has one",
+        description="weight of the term that keeps a hospital's own model close to the common one",
     )
 
 
@@ -135,37 +143,42 @@ class PrivacySettings(Table):
     """The guarantee that the study calibrates to."""
 
     unit: Literal["patient", "image", "site"] = Field(
-        default="patient", description="whom the guarantee protects"
+        default="patient", description="unit that the guarantee protects"
     )
     trust: Literal["site", "secure-aggregation", "server", "none"] = Field(
         default="secure-aggregation", description="who could see an un-noised sum"
     )
     epsilon: float = Field(default=1.0, gt=0, description="total over all rounds and releases")
-    delta: float = Field(default=1e-5, gt=0, lt=1, description="must be below one over a site's units")
+    delta: float = Field(
+        default=1e-5, gt=0, lt=1, description="must be below 1 / (number of units of a site)"
+    )
     clip_norm: float = Field(default=0.2, gt=0, description="L2 bound of one unit's contribution")
     statistics_share: float = Field(
-        default=0.15, ge=0, lt=1, description="part of the budget for class sizes and means, released first"
+        default=0.15, ge=0, lt=1, description="share of the budget for class sizes and means, released first"
     )
     calibration_share: float = Field(
-        default=0.05, ge=0, lt=1, description="part of the budget for the classes' mean scores, released last"
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="share of the budget for the classes' mean scores, released last",
     )
     evaluation_share: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="part of the budget for a noisy histogram of scores on patients that the hospitals hold out",
+        description="share of the budget for a noisy histogram of scores on held-out patients",
     )
     personal_share: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="part of the budget for a model of each hospital's own, trained on from the common one",
+        description="share of the budget for each hospital's own model, fine-tuned from the common one",
     )
     personal_calibration_share: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="part of the budget for a threshold and class frequencies of each hospital's own",
+        description="share of the budget for each hospital's own threshold and class frequencies",
     )
 
     @model_validator(mode="after")
@@ -173,24 +186,26 @@ class PrivacySettings(Table):
         shares = sum(value for key, value in self if key.endswith("_share"))
         if shares >= 1:
             raise ValueError(
-                f"the shares of the budget beside training add up to {shares:g}: training needs the rest"
+                f"the budget shares of other releases add up to {shares:g}: they must leave some for training"
             )
         return self
 
 
 class FederationSettings(Table):
-    """How many sites a round needs."""
+    """The number of sites that a round needs."""
 
     min_sites: int | None = Field(
-        default=None, ge=1, description="fewest sites of a round; default two thirds"
+        default=None, ge=1, description="smallest number of sites in a round; default two thirds"
     )
     min_honest: int | None = Field(
-        default=None, ge=1, description="fewest noise shares unknown to an adversary; default two thirds"
+        default=None,
+        ge=1,
+        description="smallest number of noise shares unknown to an adversary; default two thirds",
     )
     max_units: int = Field(
         default=100_000,
         ge=1,
-        description="most units a site may hold: room in the whole numbers that are summed",
+        description="largest number of units at a site: sets the range of the integers that are summed",
     )
 
 
@@ -202,7 +217,7 @@ class ReportSettings(Table):
 
 
 class _ByKeyword(ModelMetaclass):
-    """Lets a call name keys without their tables; `Study.parse`, which validates files, does not pass here."""
+    """Allows keywords without their tables; `Study.parse`, which validates files, does not use it."""
 
     def __call__(self, **settings: Any) -> Any:
         try:
@@ -212,7 +227,7 @@ class _ByKeyword(ModelMetaclass):
 
 
 class Study(Table, metaclass=_ByKeyword):
-    """A whole study file, or the same from keywords: tables as mappings, and any key that only one table has.
+    """A whole study file, or a study from keywords: tables as mappings, and any key that occurs in only one table.
 
     >>> Study.parse('[privacy]\\nepsilon = 3').privacy.epsilon
     3.0
@@ -235,7 +250,7 @@ class Study(Table, metaclass=_ByKeyword):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Fill in what the kind of study means by what it leaves out."""
+        """Fill in the defaults that depend on the kind of study."""
         return with_defaults(values)
 
     @model_validator(mode="after")
@@ -273,11 +288,11 @@ class Study(Table, metaclass=_ByKeyword):
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise StudyError(
-                f"{path} does not exist", "a study is one TOML file", "make one with `fedveil init`"
+                f"{path} does not exist", "a study must be one TOML file", "make one with `fedveil init`"
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise StudyError(
-                f"{path} cannot be read: {error}", "a study is one UTF-8 TOML file", "check the path"
+                f"{path} cannot be read: {error}", "a study must be one UTF-8 TOML file", "check the path"
             ) from None
         return cls.parse(text, str(path))
 

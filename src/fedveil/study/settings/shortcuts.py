@@ -1,6 +1,6 @@
 """A study from keywords: ``Study(epsilon=1.0, rounds=20)`` fills the tables of the study file's own schema.
 
-A key that stands in one table only needs no table. There is no list of such keys: they are read off the schema.
+A key that occurs in only one table needs no table. The list of such keys is derived from the schema.
 """
 
 import difflib
@@ -20,7 +20,7 @@ else:
 __all__ = ["ModelMetaclass", "nested"]
 
 SITES: tuple[str, ...] = ("data", "sites")
-"""The table that ``sites=5`` is short for the count in."""
+"""The table whose count ``sites=5`` sets."""
 Path = tuple[str, ...]
 
 
@@ -29,10 +29,10 @@ def nested(schema: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]
 
     Args:
         schema: the model of a whole study.
-        values: tables by name, as mappings or models; and single keys, by a name that one table only has.
+        values: tables by name, as mappings or models; and single keys, by a name that occurs in only one table.
 
     Raises:
-        StudyError: a name is unknown, stands in several tables, or is given twice.
+        StudyError: a name is unknown, occurs in several tables, or is given twice.
     """
     places = _places(schema)
     tables: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def nested(schema: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _places(schema: type[BaseModel], path: Path = ()) -> dict[str, list[Path]]:
-    """Every key and every inner table of the schema's tables, with the paths at which it stands."""
+    """Every key and every inner table of the schema's tables, with the paths at which it occurs."""
     found: dict[str, list[Path]] = {}
     for name, place in _keys(schema, path):
         found.setdefault(name, []).append(place)
@@ -68,7 +68,7 @@ def _keys(schema: type[BaseModel], path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _only(name: str, places: Mapping[str, list[Path]], schema: type[BaseModel]) -> Path:
-    """Where a key stands, if there is one such place."""
+    """The path of a key, if there is exactly one."""
     found = places.get(name, [])
     if len(found) == 1:
         return found[0]
@@ -76,14 +76,14 @@ def _only(name: str, places: Mapping[str, list[Path]], schema: type[BaseModel]) 
         where = " and ".join(".".join(path) for path in found)
         raise StudyError(
             f"{name} was given to Study",
-            f"it stands for {where}",
+            f"it could mean {where}",
             f"give the table, such as {found[0][0]}={{{name!r}: ...}}",
         )
     known = [*places, *schema.model_fields]
     close = difflib.get_close_matches(name, known, 1, 0.5)
     raise StudyError(
         f"{name} was given to Study",
-        "it is neither a table nor a key of the study file",
+        "it must be a table or a key of the study file",
         f"did you mean {close[0]}?" if close else "see the keys in docs/study.md",
     )
 
@@ -98,9 +98,9 @@ def _put(tables: dict[str, Any], path: Path, value: Any) -> None:
         table = inner
     if path[-1] in table:
         raise StudyError(
-            f"{path[-1]} was given to Study by itself and in its table {'.'.join(path[:-1])}",
+            f"{path[-1]} was given to Study as a keyword and in its table {'.'.join(path[:-1])}",
             "a key has one value",
-            "leave one of them out",
+            "remove one of them",
         )
     table[path[-1]] = value
 

@@ -1,4 +1,4 @@
-"""The study schema in words: the commented file that `fedveil init` writes, and the table in the docs."""
+"""The study schema as text: the commented file that `fedveil init` writes, and the table in the docs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,13 +26,13 @@ def schema_rows() -> Iterator[tuple[str, str, str]]:
 
 
 def study_template(values: dict[str, Any] | None = None) -> str:
-    """A study file with every key, its default and what it means; defaults are commented out.
+    """A study file with every key, its default and its meaning; defaults are commented out.
 
     Args:
         values: settings to write uncommented, by dotted key.
     """
     chosen = values or {}
-    lines = ["# A fedveil study. Every key has a default; take the # away from what you want to change."]
+    lines = ["# A fedveil study. Every key has a default; remove the # from keys that you want to change."]
     table = ""
     for key, default, meaning in schema_rows():
         path, name = key.rsplit(".", 1)
@@ -64,7 +64,7 @@ def study_page() -> str:
         "",
         "One TOML file describes one study. Every key has a default, so a study may be three lines long; a key that",
         "is unknown, of the wrong type or out of range is refused with the rule and the remedy. `fedveil init` writes",
-        "a file with all of them. Between real hospitals the file's digest is what a hospital approves.",
+        "a file with all of them. In a real federation a hospital approves the study by its digest.",
         "",
         "| key | default | meaning |",
         "|---|---|---|",

@@ -1,4 +1,4 @@
-"""Writing TOML, which the standard library only reads."""
+"""Writing TOML, which the standard library can only read."""
 
 from typing import Any
 
