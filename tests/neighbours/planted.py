@@ -281,7 +281,7 @@ PLANTED = {
         Fault(
             "gradients of batches as small as who is left",
             batches_of_who_is_left,
-            ("tuned",),
+            ("tuned, one image each",),
             only=("training",),
         ),
         Fault(
