@@ -15,7 +15,7 @@ test: install  ## every test
 SECONDS := 1800
 SEED := 1
 
-hunt: install  ## search for whoever moves a sum further than noise allows; one JSON line a release
+hunt: install  ## search for whoever moves a sum further than noise allows; one JSON line per release
 	$(BIN)/python -m tests.neighbours.hunt --seconds $(SECONDS) --seed $(SEED)
 
 install: $(STAMP)  ## a virtual environment with the pinned versions
