@@ -80,7 +80,7 @@ LINEAR = (
     _linear("averaging", training='method = "averaging"\nunits = 20\nlocal_steps = 2'),
     _linear("averaging, sampled", training='method = "averaging"\nunits = 20\nsampling_rate = 0.4'),
     _linear("averaging, site", unit="site", training='method = "averaging"\nsampling_rate = 1.0'),
-    _linear("own models", classes=THREE, training="units = 20", privacy=SHARES + OWN),
+    replace(_linear("own models", classes=THREE, training="units = 20", privacy=SHARES + OWN), tries=20),
     replace(_linear("pixels, files", privacy=CALIBRATED), files=True, most=150, tries=10, cohorts=8),
     replace(_linear("pixels, colour", channels=3), files=True, most=100, tries=10),
     replace(
@@ -91,7 +91,9 @@ LINEAR = (
 )
 NETWORKS = (
     _network("cnn", "cnn", settings={"training": 'clipping = "flat"', "classes": THREE}),
-    _network("cnn, automatic", "cnn", settings={"training": 'clipping = "automatic"\nviews = 2'}),
+    _network(
+        "cnn, automatic", "cnn", settings={"training": 'clipping = "automatic"\nviews = 2'}, most=130, tries=8
+    ),
     _network("cnn, per layer", "cnn", settings={"training": 'clipping = "per-layer"'}, slow=True),
     _network("cnn, sampled", "cnn", settings={"training": "sampling_rate = 0.3"}, slow=True),
     _network("cnn, images", "cnn", settings={"unit": "image"}, slow=True),
@@ -109,8 +111,9 @@ NETWORKS = (
         slow=True,
     ),
     _network("cnn, files", "cnn", files=True, most=60, tries=3, cohorts=4),
-    _network("tuned", "efficientnet-lite0", most=300, tries=30),
-    _network("positions", "cnn", trained=POSITIONS, within=positions),
+    _network("tuned", "efficientnet-lite0", most=300, tries=12),
+    _network("tuned, one image each", "efficientnet-lite0", trained=33, tries=20),
+    _network("positions", "cnn", trained=POSITIONS, tries=6, within=positions),
     _network("resnet18", "resnet18", most=60, tries=4, slow=True),
     _network("densenet121", "densenet121", most=20, tries=2, slow=True),
 )

@@ -68,23 +68,24 @@ class Fault:
             yield
 
 
-def look_for(fault: Fault, seed: int, *, stop: bool) -> Found | None:
+def look_for(fault: Fault, seed: int, *, stop: bool, trials: int = 0) -> Found | None:
     """Plant a fault and search; what shows it, or None.
 
     Args:
         fault: to be planted.
         seed: of the search.
         stop: at the first sign of it; otherwise the worst of all cohorts.
+        trials: so many cohorts of each kind; 0 for those of the fault.
     """
     shown: list[Found] = []
     with fault.planted():
-        for trial in range(fault.trials):
+        for trial in range(trials or fault.trials):
             for name in fault.kinds:
                 found = search(KINDS[name], seed, trial, stop=stop, only=fault.only)
                 shown += [one for one in found if not one.sound]
                 if shown and stop:
                     return shown[0]
-    return max(shown, key=lambda one: (one.moved, one.others), default=None)
+    return max(shown, key=lambda one: (one.most, one.others), default=None)
 
 
 def _patch(stack: contextlib.ExitStack, owner: ModuleType | type, name: str, value: object) -> None:
@@ -282,7 +283,7 @@ PLANTED = {
         Fault(
             "gradients of batches as small as who is left",
             batches_of_who_is_left,
-            ("tuned",),
+            ("tuned, one image each",),
             only=("training",),
         ),
         Fault(
@@ -302,18 +303,18 @@ PLANTED = {
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table; seconds are of one core, moves the largest in the cohorts up to the one that shows the fault."""
     torch.set_num_threads(1)
     sys.stdout.write(
         "| fault planted | found by the short search in | move found, in bounds |\n|---|---|---|\n"
     )
     for fault in PLANTED.values():
-        start = time.monotonic()
+        start = time.process_time()
         first = look_for(fault, 1, stop=True)
-        seconds = time.monotonic() - start
-        worst = look_for(fault, 1, stop=False) if first else None
+        seconds = time.process_time() - start
+        worst = look_for(fault, 1, stop=False, trials=first.trial + 1) if first else None
         shown = (
-            f"{worst.moved:.3g}, of others {worst.others:.2g} ({worst.kind}; {worst.release})"
+            f"{worst.most:.3g}, of others {worst.others:.2g} ({worst.kind}; {worst.release})"
             if worst
             else "none"
         )

@@ -59,10 +59,15 @@ class Found:
     rounding: float
 
     @property
+    def most(self) -> float:
+        """The larger move, of the sum or of what is masked."""
+        return max(self.moved, self.masked)
+
+    @property
     def sound(self) -> bool:
         """Whether all of it is within the bound."""
-        most = 1.0 if self.rounding == ROUNDING else LARGEST_MOVE
-        return max(self.moved, self.masked) <= most and self.others <= self.rounding
+        bound = 1.0 if self.rounding == ROUNDING else LARGEST_MOVE
+        return self.most <= bound and self.others <= self.rounding
 
 
 def search(

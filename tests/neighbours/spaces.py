@@ -84,13 +84,14 @@ class Space:
         if number <= len(self._starts):
             return self._starts[number - 1]
         kind = generator.random()
-        if kind < 0.3:
+        few = 0.3 if self._starts else 0.1  # networks turn where their layers differ most in scale
+        if kind < few:
             changed = generator.random(len(plain)) < 2 / len(plain)
             return tuple(
                 self._gene(piece, generator) if other else gene
                 for piece, gene, other in zip(self.pieces, plain, changed, strict=True)
             )
-        if kind < 0.75:
+        if kind < few + (0.45 if self._starts else 0.75):
             powers = generator.uniform(-6, 6, len(plain))
             chosen = [0 if generator.random() < 0.25 else NORMAL] * len(plain)
             return tuple(
