@@ -16,7 +16,7 @@ test: install  ## every test
 SECONDS := 1800
 SEED := 1
 
-hunt: install  ## search for whoever moves a sum further than noise allows; one JSON line a release
+hunt: install  ## search for whoever moves a sum further than noise allows; one JSON line per release
 	$(BIN)/python -m tests.neighbours.hunt --seconds $(SECONDS) --seed $(SEED)
 
 install: $(STAMP)  ## a virtual environment with the pinned versions
@@ -40,7 +40,7 @@ format: install
 
 BENCHMARKS := start main_job secure_aggregation trade_off cross_validation own_thresholds deployment private_gradients deep_federation
 
-bench: install  ## every benchmark, about an hour on two cores; one JSON line a figure
+bench: install  ## every benchmark, about an hour on two cores; one JSON line per figure
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
