@@ -205,13 +205,13 @@ def test_delta_must_be_small_for_the_most_patients_that_may_come(make_hospital, 
     hospital = make_hospital()
     path = hospital.folder / "site.toml"
     edit(path, delta=0.5)
-    with pytest.raises(InvalidValue, match="publish somebody's data"):
+    with pytest.raises(InvalidValue, match="publishing one unit's data"):
         SiteConfig.load(hospital.folder)
     edit(path, delta=1e-3)
     listed = hospital.service.studies.read(hospital.agreement.digest)
     assert review(SiteConfig.load(hospital.folder), listed).objection is None
     edit(path, max_units=1001, delta=1e-4)
-    assert "publish somebody's data" in review(SiteConfig.load(hospital.folder), listed).objection
+    assert "publishing one unit's data" in review(SiteConfig.load(hospital.folder), listed).objection
     with (
         Ledger(tmp_path / "old.jsonl", Budget(1.0, 0.5)) as old,
         pytest.raises(InvalidValue, match="delta is"),

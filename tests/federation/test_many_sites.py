@@ -35,7 +35,7 @@ def test_too_few_sites_for_any_session_are_named_before_they_are_charged(federat
     coordinator = Coordinator(agreement, federation.transport)
     for name in agreement.sites[: SITES - agreement.honest]:
         coordinator.benched[name] = (1, 2**62)
-    with pytest.raises(FederationError, match=f"{agreement.honest} of {SITES} sites are left"):
+    with pytest.raises(FederationError, match=f"{agreement.honest} of {SITES} sites remain"):
         coordinator.collect(agreement.release("training"), 1, np.zeros(DIMENSION))
     assert not coordinator.charged
 
@@ -48,5 +48,5 @@ def test_a_session_that_the_terms_cannot_give_counts_as_missing_sites(federate):
     coordinator = Coordinator(agreement, federation.transport)
     for name in agreement.sites[:33]:
         coordinator.benched[name] = (1, 2**62)
-    with pytest.raises(FederationError, match="67 of 100 sites are left"):
+    with pytest.raises(FederationError, match="67 of 100 sites remain"):
         coordinator.collect(agreement.release("training"), 1, np.zeros(DIMENSION))

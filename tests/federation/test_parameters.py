@@ -87,7 +87,7 @@ def test_a_site_refuses_what_no_study_makes(site, release, spoil, caplog):
     assert isinstance(answer, Declined)
     assert answer.code == "refused"
     assert not ledger.state.charges, "nothing is charged for it"
-    assert "send the model that the study made" in caplog.text
+    assert "send the model of the study" in caplog.text
     assert isinstance(made.handle(ask(agreement, release, parameters)), Reply)
 
 

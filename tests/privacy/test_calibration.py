@@ -76,9 +76,9 @@ def test_slack_that_was_spent_is_made_up_for() -> None:
 
 def test_nothing_left_is_refused() -> None:
     spent = [Mechanism(1.0, 1.0, 10)]
-    with pytest.raises(InvalidValue, match="already costs epsilon"):
+    with pytest.raises(InvalidValue, match="already cost epsilon"):
         calibrate(target(1.0), steps=1, spent=spent)
-    with pytest.raises(InvalidValue, match="already costs epsilon"):
+    with pytest.raises(InvalidValue, match="already cost epsilon"):
         calibrate(target(0.1), steps=1, sampling_rate=0.5, spent=[Mechanism(1.0, 1.0, 10, 0.5)])
 
 

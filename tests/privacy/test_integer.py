@@ -304,10 +304,10 @@ def test_a_learner_that_passes_its_clip_norm_by_float32_rounding_is_not_refused(
         ({"dimension": 0}, "dimension is 0"),
         ({"shares": 0}, "shares is 0"),
         ({"units": 0}, "units is 0"),
-        ({"shares": 5}, "5 honest noise shares are asked of 4 sites"),
+        ({"shares": 5}, "5 honest noise shares are requested from 4 sites"),
         ({"mechanism": Mechanism(0.0, 1.0, steps=1)}, "needs noise"),
-        ({"mechanism": Mechanism(1e9, 1.0, steps=1)}, "ask for less noise"),
-        ({"mechanism": Mechanism(1e7, 1.0, steps=1), "dimension": 10**9}, "ask for less noise"),
+        ({"mechanism": Mechanism(1e9, 1.0, steps=1)}, "use less noise"),
+        ({"mechanism": Mechanism(1e7, 1.0, steps=1), "dimension": 10**9}, "use less noise"),
     ],
 )
 def test_impossible_settings_are_refused(change, message):

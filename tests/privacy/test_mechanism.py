@@ -96,7 +96,7 @@ def test_a_coarser_unit_protects_a_finer_one_at_half_the_noise() -> None:
     ("unit", "protected"), [("image", "patient"), ("image", "site"), ("patient", "site")]
 )
 def test_a_finer_unit_does_not_protect_a_coarser_one(unit: str, protected: str) -> None:
-    with pytest.raises(InvalidValue, match=f"one {protected} is to be protected"):
+    with pytest.raises(InvalidValue, match=f"one {protected} has to be protected"):
         Mechanism(1.0, 1.0, 1, unit=unit).for_unit(protected)  # type: ignore[arg-type]
 
 

@@ -1,8 +1,8 @@
 """What happens inside one hospital: frozen features, models, bounded sums of gradients, evaluation.
 
-A `Learner` is the only code that sees pixels. It knows no budget and adds no noise: it promises that one
-patient moves its sums by no more than the clip norm, and the layers above do the rest. Server optimisers and
-the evaluation of released models live here too; they see released values only.
+A `Learner` is the only code that sees pixels. It knows no budget and adds no noise: it guarantees that one patient
+changes its sums by at most the clip norm, and the layers above do the rest. Server optimisers and the evaluation of
+released models are also here; they only use released values.
 """
 
 from fedveil.learning.encoders import FeatureExtractor, feature_extractor

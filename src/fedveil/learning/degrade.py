@@ -1,8 +1,8 @@
-"""A second, degraded view of an image: as another scanner, another positioning, another day might have given it.
+"""A second, degraded view of an image: as from another scanner, another positioning, another day.
 
-Thresholds that are set on clean training images fail first where images come from elsewhere. The last release of a
+Thresholds set on clean training images are the first to fail on images from elsewhere. The last release of a
 study therefore takes each image's score together with that of its degraded view. The transformation is public, and
-seeded by the image's own pixels, so that it is the same at every run, and whatever other images there are.
+seeded by the image's own pixels, so that it is the same in every run, and independent of other images.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from fedveil.learning.seeds import pixel_seed
 __all__ = ["VERSION", "degraded"]
 
 VERSION = "degraded-2"
-"""Names the transformation in the keys of cached features."""
+"""Identifies the transformation in the keys of cached features."""
 
 GAMMA, CONTRAST, OFFSET = 0.25, 0.2, 0.08
 """Standard deviations: of the logarithms of gamma and contrast, and of the brightness offset."""
@@ -27,7 +27,7 @@ NOISE = 0.01
 def degraded(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Change gamma, contrast, brightness, zoom, rotation and position, and add noise, at random.
 
-    Each image is changed by itself, so that it comes out the same to the last bit whoever else is there.
+    Each image is changed independently, so the result is bit-identical for any other images.
 
     Args:
         images: (k, channels, size, size) in [0, 1].

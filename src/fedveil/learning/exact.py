@@ -1,21 +1,21 @@
-"""Sums in which what one unit adds does not depend, not even in the last bit, on who else is there.
+"""Sums in which one unit's contribution does not depend, not even in the last bit, on other units.
 
 Floating-point addition rounds, so a sum depends on its order, and matrix products, ``einsum``, ``add.reduceat`` and
-``sum`` choose their order by the number of rows, their place in memory or the number of threads. Where terms cancel,
-what is left may be nothing but rounding; after clipping it may be as long as the bound. Two constructions exclude this.
+``sum`` choose their order by the number of rows, their place in memory or the number of threads. If terms cancel,
+the result may be pure rounding error; after clipping it may be as long as the bound. Two constructions exclude this.
 
-**Within an image or a unit: elementwise operations in a fixed order.** IEEE 754 rounds each sum, product, quotient and
-root by itself, so an elementwise operation on arrays gives each entry what it gives to that entry alone, whatever the
-shapes. `first_sums` consists of such operations, in an order that follows from the number of terms. With one column per
-image (or unit) the result for it is a function of that column. (Columns, not rows, since terms that are added then lie
-side by side for all of them.)
+**Within an image or a unit: elementwise operations in a fixed order.** IEEE 754 rounds each sum, product, quotient
+and root independently, so an elementwise operation on arrays gives each entry the same result as for that entry
+alone, for any shapes. `first_sums` consists of such operations, in an order that follows from the number of terms.
+With one column per image (or unit) the result for it is a function of that column. (Columns, not rows, because the
+added terms are then contiguous for all of them.)
 
 **Over units: no rounding at all.** Let q be the power of two with ``2^-33 bound < q <= 2^-32 bound``. `on_grid` cuts
 every entry of a contribution towards zero to a multiple of q. That shortens it, so its norm stays within the bound, by
 less than q in each entry. Entries are at most ``bound < 2^33 q``; so any partial sum over at most `MOST` = 2^20 units
 is a multiple of q, smaller than ``2^53 q``, which double precision holds exactly. Hence the sum is the same in any
-order, also by a matrix product with ones and zeros, and one unit more or less moves it by that unit's contribution and
-by nothing else. (Beyond 2^20 units sums round, by at most ``n 2^-53`` of the sum of the lengths of n units.)
+order, also by a matrix product with ones and zeros, and one unit more or less changes it by exactly that unit's
+contribution. (Beyond 2^20 units sums round, by at most ``n 2^-53`` of the sum of the lengths of n units.)
 """
 
 import math
@@ -32,7 +32,7 @@ __all__ = ["MOST", "SHORTER", "bounded", "first_sums", "grid", "lengths", "on_gr
 MOST = 1 << 20
 """Units over which sums are exact."""
 SHORTER = 1 - 1e-12
-"""Part of a bound that vectors are scaled to; what rounding may add to their norm is far less than the rest."""
+"""Fraction of a bound that vectors are scaled to; rounding may add far less to their norm than the remainder."""
 _BITS = 32
 
 
@@ -56,7 +56,7 @@ def first_sums(values: Vector) -> Vector:
 
 
 def lengths(rows: npt.NDArray[Any]) -> Vector:
-    """L2 norms (n,) of rows (n, d) in double precision, each by itself; see `first_sums`."""
+    """L2 norms (n,) of rows (n, d) in double precision, each independently; see `first_sums`."""
     columns = rows.T.astype(np.float64, order="C")
     columns *= columns
     result: Vector = np.sqrt(first_sums(columns))
@@ -67,8 +67,7 @@ def softmax(logits: Vector) -> Vector:
     """Probabilities (n, classes) from logits (n, classes), each row by itself.
 
     e^x is ``expit(x) / expit(-x)``, with scipy's logistic function, a loop over scalars. NumPy's own exponential is
-    vectorised, and IEEE 754 does not say how it rounds: the last entries of an array may be rounded in another way than
-    those before.
+    vectorised, and IEEE 754 does not specify its rounding: the last entries of an array may be rounded differently.
     """
     below = (logits - logits.max(axis=1, keepdims=True)).T
     powers = special.expit(below) / special.expit(-below)
@@ -77,7 +76,7 @@ def softmax(logits: Vector) -> Vector:
 
 
 def bounded(vector: Vector, bound: float) -> Vector:
-    """The vector, scaled down to the bound where it is longer; zero where it is not finite."""
+    """The vector, scaled down to the bound if it is longer; zero if it is not finite."""
     norm = float(np.linalg.norm(vector))
     if not math.isfinite(norm):
         return np.zeros_like(vector)

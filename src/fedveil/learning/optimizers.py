@@ -1,10 +1,10 @@
 """Server optimisers: post-processing of noisy sums, as pure functions on frozen states.
 
 An optimiser is a frozen value of public settings. `init` makes a state, `step` makes the next one from a
-noisy gradient, `query` says where the next gradient is wanted, `released` what the study publishes. A
-state turns into named arrays and back without loss, so a resumed study goes on exactly where it stopped.
+noisy gradient, `query` is the point of the next gradient, `released` the published parameters. A state converts to
+named arrays and back without loss, so a resumed study continues exactly where it stopped.
 
-Everything here sees released values only, so it costs no privacy: momentum, averaging and weight decay
+Everything here uses only released values, so it costs no privacy: momentum, averaging and weight decay
 are free.
 """
 
@@ -54,7 +54,7 @@ class Optimizer(ABC):
         """
 
     def query(self, state: OptimizerState) -> Vector:
-        """Where the next gradient is to be taken."""
+        """The point of the next gradient."""
         return state.parameters
 
     def released(self, state: OptimizerState) -> Vector:
@@ -126,7 +126,7 @@ class Sgd(Optimizer):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adam(Optimizer):
-    """Adam with the noise taken out of its second moment: DP-AdamBC (Tang et al., 2312.14334, algorithm 1).
+    """Adam with the noise removed from its second moment: DP-AdamBC (Tang et al., 2312.14334, algorithm 1).
 
     Noise of variance s^2 in the gradient adds s^2 to the expected second moment, which turns Adam into
     descent with momentum where noise dominates. The running average of ``noise_variance`` is subtracted
@@ -182,7 +182,7 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Averaged(Optimizer):
-    """Another optimiser whose released model is the average of its iterates, which takes noise out.
+    """Another optimiser whose released model is the average of its iterates, which reduces noise.
 
     Polyak & Juditsky (1992); for private training De et al. (2204.13650) and Shejwalkar et al. (2208.10440).
     Gradients are still taken at the last iterate.
@@ -211,7 +211,7 @@ class Averaged(Optimizer):
     def step(
         self, state: OptimizerState, gradient: npt.ArrayLike, *, noise_variance: float = 0.0
     ) -> OptimizerState:
-        """Apply one gradient and take the new iterate into the average."""
+        """Apply one gradient and add the new iterate to the average."""
         after = self.optimizer.step(state, gradient, noise_variance=noise_variance)
         average, taken = state.moments["average"], after.steps - self.skip
         if taken >= 1:
@@ -220,7 +220,7 @@ class Averaged(Optimizer):
         return self._with_average(after, average)
 
     def query(self, state: OptimizerState) -> Vector:
-        """Where the inner rule wants its gradient."""
+        """The inner rule's point of the next gradient."""
         return self.optimizer.query(state)
 
     def released(self, state: OptimizerState) -> Vector:
@@ -236,9 +236,9 @@ def _vector(parameters: npt.ArrayLike) -> Vector:
     vector = np.array(parameters, dtype=np.float64)
     if vector.ndim != 1 or not np.isfinite(vector).all():
         raise InvalidValue(
-            f"parameters of shape {vector.shape} are no vector or not finite",
+            f"parameters of shape {vector.shape} are not a finite vector",
             "an optimiser works on one flat, finite vector",
-            "flatten them; if they have diverged, lower the learning rate",
+            "flatten them; if they have diverged, reduce the learning rate",
         )
     return vector
 
@@ -248,7 +248,7 @@ def _gradient(gradient: npt.ArrayLike, state: OptimizerState) -> Vector:
     if vector.shape != state.parameters.shape or not np.isfinite(vector).all():
         raise InvalidValue(
             f"a gradient of shape {vector.shape} is not finite or not for {state.parameters.size} parameters",
-            "every step needs one finite number a parameter",
+            "every step needs one finite number per parameter",
             "leave out the site that sent it",
         )
     return vector
@@ -262,6 +262,6 @@ def _check(name: str, value: object, holds: bool, rule: str) -> None:
 def _foreign_checkpoint() -> StudyError:
     return StudyError(
         "the checkpoint's arrays are not those of this optimiser",
-        "a study resumes with the settings it began with",
-        "restore the study file, or start afresh in a new directory",
+        "a study must be resumed with its original settings",
+        "restore the study file, or start again in a new directory",
     )

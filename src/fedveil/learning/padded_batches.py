@@ -1,6 +1,6 @@
-"""Images in batches of one size, so that nobody's numbers depend on how many others there are.
+"""Images in batches of one size, so that an image's results do not depend on the number of others.
 
-How a matrix product rounds depends on how many rows it has, and what is decided for an image may depend on the last
+The rounding of a matrix product depends on its number of rows, and the decision for an image may depend on the last
 bit.
 """
 
@@ -17,15 +17,15 @@ from fedveil.learning.models.learner import Indices
 __all__ = ["ImageSource", "Images", "batches", "filled", "filled_up"]
 
 SIZE = 32
-"""Images in a batch; fewer are filled up with black ones."""
+"""Images in a batch; smaller batches are padded with black ones."""
 Images = npt.NDArray[np.float32]
 
 
 class ImageSource(Protocol):
-    """Images that are read when they are needed."""
+    """Images that are read when needed."""
 
     def read(self, indices: Indices) -> Images:
-        """Images (k, channels, height, width) in [0, 1], or what the frozen part of a network makes of them."""
+        """Images (k, channels, height, width) in [0, 1], or a frozen part's outputs for them."""
         ...
 
 
@@ -35,7 +35,7 @@ def batches(count: int) -> Iterator[Indices]:
 
 
 def filled(module: nn.Module, images: Images) -> Tensor:
-    """What a module makes of at most `SIZE` images, shown among as many in any case."""
+    """A module's output for at most `SIZE` images, always computed in a batch of `SIZE`."""
     shown = np.zeros((SIZE, *images.shape[1:]), images.dtype)
     shown[: len(images)] = images
     result: Tensor = module(torch.from_numpy(shown))[: len(images)]
@@ -43,10 +43,10 @@ def filled(module: nn.Module, images: Images) -> Tensor:
 
 
 def filled_up(images: Tensor, labels: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fill images up to a multiple of `SIZE` with black ones, which have units of their own; and weights, 0 for those.
+    """Pad images to a multiple of `SIZE` with black ones, which have separate units; also return weights, 0 for those.
 
-    Where layers differ much in scale a gradient may be hardly more than rounding, and an image that one patient less
-    moves from a batch of its own into a full one would turn.
+    If layers differ greatly in scale a gradient may be mostly rounding, and would change direction when one patient
+    less moves an image to a fuller batch.
     """
     count = len(images)
     more = -count % SIZE

@@ -1,13 +1,12 @@
-"""What released numbers can be, whatever the data and the noise: ranges that decoders keep and sites check.
+"""Ranges of released numbers for any data and noise, which decoders enforce and sites check.
 
-Noise has no bound, but what is made of a noisy sum may be cut to where the exact number must lie. That is
-post-processing: it costs nothing, and brings the number closer to the truth. So every model that an honest coordinator
-sends lies within public ranges, and a site refuses any other before it is charged
-(`fedveil.learning.Model.check_parameters`):
+Noise is unbounded, but values decoded from a noisy sum may be clipped to the range of the exact value. This is
+post-processing: it costs nothing, and reduces the error. So every model that an honest coordinator sends is within
+public ranges, and a site refuses any other before it is charged (`fedveil.learning.Model.check_parameters`):
 
-* A class's mean features are a mean of vectors whose b blocks have length ``b^(-1/2)`` each, or are zero; the middle
-  between the classes' means, shrunk towards zero, has blocks no longer than that.
-* Class sizes are cut to [`FEWEST`, `LARGEST_COUNT`]. So each of K class frequencies is at least ``FEWEST / (K
+* A class's mean features are a mean of vectors whose b blocks have length ``b^(-1/2)`` each, or are zero; the
+midpoint between the classes' means, shrunk towards zero, has blocks no longer than that.
+* Class sizes are clipped to [`FEWEST`, `LARGEST_COUNT`]. So each of K class frequencies is at least ``FEWEST / (K
   LARGEST_COUNT)``, and they sum to 1; loss weights are ``1 / (K frequency)``.
 * Mean scores are means of vectors of length 1 at most.
 """
@@ -31,11 +30,11 @@ __all__ = [
 ]
 
 FEWEST = 10.0
-"""A released class size is taken to be at least this, so that noise cannot turn a rare class's mean around."""
+"""A released class size is taken to be at least this, so that noise cannot reverse the sign of a rare class's mean."""
 LARGEST_COUNT = 1e7
 """No study has more units of one class."""
 ROUNDING = 1e-6
-"""Relative: what arithmetic between a decoder and a check may add."""
+"""Relative tolerance for arithmetic between a decoder and a check."""
 
 
 def class_sizes(released: Vector) -> Vector:
@@ -63,7 +62,7 @@ def check_length(what: str, vector: Vector, bound: float) -> None:
     """Refuse a vector that is longer than ``bound``, or not finite."""
     length = float(np.linalg.norm(vector))
     if not length <= bound * (1 + ROUNDING):
-        raise _foreign(f"{what} has length {length:g}", f"the model makes none beyond {bound:g}")
+        raise _foreign(f"{what} has length {length:g}", f"the model's length never exceeds {bound:g}")
 
 
 def check_frequencies(frequencies: Vector) -> None:
@@ -73,9 +72,9 @@ def check_frequencies(frequencies: Vector) -> None:
     if not proper:
         raise _foreign(
             f"class frequencies are {np.round(frequencies, 6).tolist()}",
-            f"the model makes none below {least:g}, and they sum to 1",
+            f"the model's frequencies are at least {least:g} and sum to 1",
         )
 
 
 def _foreign(found: str, rule: str) -> InvalidValue:
-    return InvalidValue(found, rule, "send the model that the study made")
+    return InvalidValue(found, rule, "send the model of the study")

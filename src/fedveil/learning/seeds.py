@@ -1,4 +1,4 @@
-"""Seeds that follow from one image alone."""
+"""Seeds derived from one image alone."""
 
 from hashlib import blake2b
 
@@ -9,7 +9,7 @@ __all__ = ["pixel_seed"]
 
 
 def pixel_seed(image: npt.NDArray[np.float32]) -> int:
-    """A seed from an image's own pixels as the model sees them: from nothing of the file, the set or its settings.
+    """A seed from an image's pixels as model input: independent of the file, the set and its settings.
 
     >>> pixel_seed(np.zeros((1, 2, 2), np.float32)) == pixel_seed(np.zeros((1, 2, 2), np.float32))
     True

@@ -1,7 +1,7 @@
-"""How long a model's vectors are, without the model: no weight is read, downloaded or held in memory.
+"""The lengths of a model's vectors, without the model: no weight is read, downloaded or held in memory.
 
-A hospital works out the terms of whatever study it is offered, before anybody there has read the offer. A network is
-laid out on PyTorch's meta device, where parameters have shapes and no storage; a linear head's sizes are arithmetic.
+A hospital derives the agreement of every offered study before anybody there has read the offer. A network is built
+on PyTorch's meta device, where parameters have shapes and no storage; a linear head's sizes are arithmetic.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class NetworkSizes:
 
     Attributes:
         classes: number of classes.
-        centre: number of features that are centred, 0 where none are.
+        centre: number of centred features, 0 if there are none.
         trained: number of trained parameters.
     """
 
@@ -47,12 +47,12 @@ class NetworkSizes:
 
     @property
     def parameters(self) -> int:
-        """One offset of the logits a class, the centre, and the trained part."""
+        """One offset of the logits per class, the centre, and the trained part."""
         return self.classes + self.centre + self.trained
 
     @property
     def statistics_size(self) -> int:
-        """One count a class, or class statistics of the features that are centred."""
+        """One count per class, or class statistics of the features that are centred."""
         return ClassStatistics.size(self.classes, self.centre) if self.centre else self.classes
 
     @property

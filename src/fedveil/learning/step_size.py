@@ -1,9 +1,10 @@
-"""How far training may go before noise wins, from public numbers alone, so that nobody has to tune it.
+"""Step sizes that the noise allows, from public numbers alone, so that no tuning is needed.
 
 Let N be the (released) number of units, mu the Gaussian-DP parameter that the budget leaves for training, and f the
-factor by which trust enlarges the noise (`fedveil.federation.noise`). Then ``nu = N mu / f`` is the signal-to-noise
-ratio of a sum to which all units contribute alike, at any number of rounds, and it alone decides how far T rounds of
-step size eta with clip norm C can go before noise wins: ``eta T C`` is proportional to nu.
+factor by which the trust level enlarges the noise (`fedveil.federation.noise`). Then ``nu = N mu / f`` is the
+signal-to-noise ratio of a sum with equal contributions of all units, at any number of rounds, and it alone
+determines how far T rounds of step size eta with clip norm C can go before noise dominates: ``eta T C`` is
+proportional to nu.
 """
 
 from fedveil.learning.networks import HEAD_LENGTH
@@ -11,9 +12,10 @@ from fedveil.learning.networks import HEAD_LENGTH
 __all__ = ["head_length", "learning_rate"]
 
 REACH = 0.75
-"""eta T C / nu. Between 0.5 and 1 nothing changes: the noise then stays below the margin of the logistic loss."""
+"""eta T C / nu. Values between 0.5 and 1 give equal results: the noise then stays below the margin of the logistic
+loss."""
 LARGEST_RATIO = 1500.0
-"""Larger signal-to-noise ratios are taken for this one, so that a study without noise also stops in time."""
+"""Larger signal-to-noise ratios are reduced to this one, so that steps of a study without noise are also bounded."""
 
 
 def learning_rate(ratio: float, rounds: int, clip_norm: float) -> float:

@@ -1,13 +1,13 @@
-"""Batches of whole units, cut so that one unit more or less changes few of them, however large the cohort is.
+"""Batches of whole units, divided so that one unit more or less changes few of them, for any cohort size.
 
-A batch's sum in single precision is rounded by what is in it. Were batches filled one after the other, a unit that is
-left out would move all units behind it into other batches, and what rounding does to a sum would grow with the cohort.
-So where a *run* of batches begins follows from the units themselves: about one in `EVERY` has a digest that begins one.
-Batches are filled in order within a run, and never across its end. A unit that is left out therefore changes batches of
-its own run only, and joins it with the one before where it began one; the sum moves by the rounding of about `EVERY`
-units, whether there are a thousand or a million.
+A batch's sum in single precision depends on its content through rounding. If batches were filled one after the
+other, omitting a unit would move all later units to other batches, and the change by rounding would grow with the
+cohort. So the units themselves determine where a *run* of batches begins: about one in `EVERY` has a digest that
+begins one. Batches are filled in order within a run, and never across its end. Omitting a unit therefore only
+changes batches of its own run, and merges it with the previous one if the unit began it; the sum changes by the
+rounding of about `EVERY` units, for a thousand units as for a million.
 
-(Units with the same images and labels have the same digest. A long run of them is no trouble: their batches are alike.)
+(Units with the same images and labels have the same digest. A long run of them is harmless: their batches are equal.)
 """
 
 import hashlib
@@ -28,7 +28,7 @@ EVERY = 256
 def first_of_runs(
     read: Callable[[Indices], npt.NDArray[np.float32]], labels: Indices, groups: Indices, at_once: int
 ) -> npt.NDArray[np.bool_]:
-    """Which units (U,) begin a run, as their images and labels say.
+    """Which units (U,) begin a run, by the digest of their images and labels.
 
     Args:
         read: images by row.
@@ -46,7 +46,7 @@ def first_of_runs(
 
 
 def unit_batches(sizes: Indices, first: npt.NDArray[np.bool_], limit: int) -> Iterator[slice]:
-    """Cut units, in order, into batches of at most ``limit`` images; a larger unit is a batch of its own.
+    """Divide units, in order, into batches of at most ``limit`` images; a larger unit is a separate batch.
 
     Args:
         sizes: (u,) images of each unit.
@@ -74,8 +74,8 @@ def rows_by_units(
     Args:
         groups: (n,) unit codes 0 .. U-1.
         first: (U,) whether a run begins with the unit.
-        limit: rows in a batch; a larger unit is a batch of its own.
-        units: those that take part; all where None.
+        limit: rows in a batch; a larger unit is a separate batch.
+        units: those that take part; all if None.
 
     Raises:
         InvalidValue: a unit is named twice, or does not exist.

@@ -13,10 +13,10 @@ __all__ = ["Views"]
 
 
 class Views:
-    """Several views of each image, the same for all images of a step: shifted by up to 1/16, and mirrored by chance.
+    """Several views of each image, the same for all images of a step: shifted by up to 1/16, and mirrored at random.
 
-    They follow from the public parameters, so that a repeated step sees the same views, and no patient's view
-    depends on who else takes part. One view is the image itself.
+    They follow from the public parameters, so that a repeated step uses the same views, and no patient's view
+    depends on other patients. One view is the image itself.
 
     Args:
         count: views of an image.
@@ -25,7 +25,7 @@ class Views:
 
     def __init__(self, count: int = 1, *, flip: bool = True) -> None:
         if count < 1:
-            raise InvalidValue(f"views is {count}", "it must be at least 1", "1 takes the images as they are")
+            raise InvalidValue(f"views is {count}", "it must be at least 1", "1 uses the unchanged images")
         self.count, self.flip = count, flip
 
     def draw(self, parameters: Vector, size: int) -> list[tuple[bool, int, int]]:
@@ -41,7 +41,7 @@ class Views:
 
     @staticmethod
     def of(images: Tensor, view: tuple[bool, int, int]) -> Tensor:
-        """One view of images (k, channels, height, width); the edge is repeated where a shift leaves a gap."""
+        """One view of images (k, channels, height, width); the edge is repeated to fill the gap of a shift."""
         flip, dy, dx = view
         seen = images.flip(3) if flip else images
         if dy or dx:

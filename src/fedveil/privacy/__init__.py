@@ -1,9 +1,9 @@
-"""What is promised, what it costs, and the noise that pays for it.
+"""Guarantees, their cost, and the noise that provides them.
 
-Guarantee and Mechanism are the values that the rest of fedveil hands around; accounting and calibration turn
-one into the other; noise draws what a mechanism asks for; risk says in plain words what a guarantee allows
-an attacker; a site's ledger holds what it ever released and refuses what its budget does not cover. No
-images, no networks; the only layer that imports dp-accounting and randomgen.
+Guarantee and Mechanism are the values that the rest of fedveil uses; accounting and calibration convert between
+them; noise draws a mechanism's noise; risk states in plain words what a guarantee allows an attacker; a site's
+ledger records everything it released and refuses what its budget does not cover. No images, no networks; the only
+layer that imports dp-accounting and randomgen.
 """
 
 from fedveil.privacy.accounting.composition import delta_at, epsilon, gdp_mu, is_mixture

@@ -1,4 +1,4 @@
-"""How much noise a guarantee asks for. The answer is never on the wrong side of the target."""
+"""The noise that a guarantee needs. The result always meets the target."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ from fedveil.privacy.mechanism import Mechanism
 
 __all__ = ["calibrate"]
 
-_PRECISION = 1e-4  # relative, of the noise multiplier where units are sampled
-_MOST = 1e9  # noise beyond this factor of the first guess is given up on
+_PRECISION = 1e-4  # relative, of the noise multiplier if units are sampled
+_MOST = 1e9  # the search stops at noise beyond this factor of the first guess
 
 
 def calibrate(
@@ -24,15 +24,15 @@ def calibrate(
 ) -> Mechanism:
     """The mechanism with the least noise that, together with `spent`, still meets `target`.
 
-    The noise multiplier is the smallest to a relative 1e-6 where every unit takes part in every step, and to
-    1e-4 under Poisson sampling. The price of the result, composed with `spent` as a ledger composes them, is
-    at most `target.epsilon` at `target.delta`. With trust "none" the noise is 0.
+    The noise multiplier is minimal up to a relative 1e-6 if every unit takes part in every step, and up to 1e-4
+    under Poisson sampling. The price of the result, composed with `spent` as a ledger composes them, is at most
+    `target.epsilon` at `target.delta`. With trust "none" the noise is 0.
 
     >>> mechanism = calibrate(Guarantee(1.0, 1e-5, "patient", "site"), steps=60)
     >>> round(mechanism.noise_multiplier, 2)
     28.9
 
-    Raises InvalidValue where `spent` leaves nothing of the target.
+    Raises InvalidValue if `spent` leaves nothing of the target.
     """
 
     def mechanism(noise_multiplier: float) -> Mechanism:
@@ -72,7 +72,7 @@ def calibrate(
 
 
 def _raise(meets: Callable[[float], bool], noise: float) -> float:
-    """`noise`, raised by as little as makes up for rounding in its closed form."""
+    """`noise`, increased minimally to compensate for rounding in its closed form."""
     excess = 1e-15
     while not meets(noise * (1 + excess)):
         excess *= 4
@@ -91,7 +91,7 @@ def _smallest(cost: Callable[[float], float], target: float, guess: float) -> fl
         high, low, factor = low, low / factor, factor * factor
     while high / low - 1 > _PRECISION:
         middle, width = _between(cost, target, low, high), high / low
-        # A bracket around the interpolated root; the plain middle where that does not halve what is left.
+        # A bracket around the interpolated root; the midpoint if that does not halve the bracket.
         for trial in (middle * (1 + _PRECISION / 3), middle / (1 + _PRECISION / 3), None):
             if trial is None and math.log(high / low) < math.log(width) / 2:
                 break
@@ -102,7 +102,7 @@ def _smallest(cost: Callable[[float], float], target: float, guess: float) -> fl
 
 
 def _between(cost: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """Where a power law through both ends of the bracket meets `target`; the middle where there is none."""
+    """Where a power law through both ends of the bracket meets `target`; the midpoint if there is none."""
     above, below = cost(low), cost(high)
     share = 0.5
     if 0 < below < above < math.inf:
@@ -113,7 +113,7 @@ def _between(cost: Callable[[float], float], target: float, low: float, high: fl
 def _nothing_left(target: Guarantee, earlier: Sequence[Mechanism]) -> InvalidValue:
     already = epsilon(earlier, target.delta, adaptive=True)
     return InvalidValue(
-        f"what was spent before already costs epsilon {already:.4g} at delta {target.delta:.4g}",
-        f"no mechanism fits beside it within the target's epsilon of {target.epsilon:.4g}",
-        "raise the target, or run no further study on these patients",
+        f"earlier releases already cost epsilon {already:.4g} at delta {target.delta:.4g}",
+        f"no further mechanism fits within the target's epsilon of {target.epsilon:.4g}",
+        "increase the target, or run no further study on these patients",
     )

@@ -1,4 +1,4 @@
-"""Discrete Gaussian noise: whole numbers all the way from the operating system's key, and no floating point.
+"""Discrete Gaussian noise: integer arithmetic from the operating system's key on, without floating point.
 
 For a radix K the sampler returns K A + B with A and B independent from the discrete Gaussian D on the
 integers with parameter s = 2 K, P(D = k) = exp(-k^2 / (2 s^2)) / sum_j exp(-j^2 / (2 s^2)) (Canonne, Kamath
@@ -12,9 +12,8 @@ exp(-2 pi^2 tau^2), whatever its centre (Micciancio and Walter 2017 use the same
 radix admitted.
 
 D itself is drawn by Walker's alias method from a table of whole numbers: a draw takes 32 random bits, and 192
-more in the rare case that the first ones do not decide. What the table adds is a total variation of at most
-2^-180 a
-draw: 2^-208 for the resolution, the rest for cutting |D| at 16 s and beyond.
+more in the rare case that the first ones do not decide. The table adds a total variation of at most 2^-180 per draw:
+2^-208 for the resolution, the rest for cutting |D| at 16 s and beyond.
 """
 
 import math
@@ -33,7 +32,7 @@ SMALLEST_RADIX, LARGEST_RADIX = 4, 512
 TABLE_ERROR = 2.0**-180  # total variation per draw of D
 
 _INDEX_BITS = 15
-_FIRST_BITS = 32 - _INDEX_BITS  # of a bin's bound, decided by the first 32 random bits
+_FIRST_BITS = 32 - _INDEX_BITS  # bits of a bin's bound that the first 32 random bits decide
 _REST_BITS = 192
 _BINS = 1 << _INDEX_BITS
 _BIN = 1 << (_FIRST_BITS + _REST_BITS)  # the weight of a bin; all weights together are _BINS * _BIN
@@ -82,9 +81,7 @@ def random_words(count: int, generator: np.random.Generator) -> NDArray[np.uint3
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Walker's alias table: bin i gives i where the bits that follow its index lie below its bound, else
-    other[i].
-    """
+    """Walker's alias table: bin i gives i if the bits after its index are below its bound, else other[i]."""
 
     first: NDArray[np.uint32]  # the index and the first bits of the bound
     rest: tuple[int, ...]  # the other bits of the bound
@@ -126,7 +123,7 @@ def _table(radix: int) -> _Table:
 def _weights(parameter: int) -> list[int]:
     """P(D = k) for k = -_CENTRE ... _CENTRE - 1 in multiples of 1 / (_BINS * _BIN); they add up to 1."""
     with localcontext(prec=_DIGITS):
-        # exp(-k^2 / 2 s^2) by its ratios exp(-(2 k + 1) / 2 s^2): two products an entry.
+        # exp(-k^2 / 2 s^2) by its ratios exp(-(2 k + 1) / 2 s^2): two products per entry.
         base = (-1 / (2 * Decimal(parameter) ** 2)).exp()
         square, ratio, density = base * base, base, [Decimal(1)]
         for _ in range(_CENTRE):

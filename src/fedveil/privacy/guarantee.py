@@ -1,4 +1,4 @@
-"""What is promised to whom: epsilon and delta never travel without unit, adjacency and trust."""
+"""Guarantees: epsilon and delta always together with unit, adjacency and trust."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _AGAINST: dict[str, str] = {
     "site": "it holds against everyone outside the hospital, the server and the other hospitals included",
     "secure-aggregation": (
         "it holds against the server and the other hospitals, who see only sums over hospitals, "
-        "as long as they do not pool what they hold"
+        "as long as they do not share their knowledge"
     ),
     "server": "it holds against everyone who sees the model, but not against the server, which is trusted",
 }
@@ -30,10 +30,10 @@ _AGAINST: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Guarantee:
-    """(epsilon, delta)-differential privacy, with all that makes the two numbers mean something.
+    """(epsilon, delta)-differential privacy, with everything that defines the meaning of the two numbers.
 
     For every two data sets D, D' that differ by adding or removing one ``unit``, and every set S of
-    outcomes that the parties whom ``trust`` does not cover can see,
+    outcomes that are visible to parties whom ``trust`` does not cover,
     P[M(D) in S] <= exp(epsilon) P[M(D') in S] + delta (Dwork et al. 2006).
 
     >>> guarantee = Guarantee(1.0, 1e-5, "patient", "site")
@@ -42,8 +42,8 @@ class Guarantee:
 likely (epsilon 1), give or take a probability of 1 in 100,000 (delta 1e-05); it holds against everyone \
 outside the hospital, the server and the other hospitals included.
 
-    Raises InvalidValue where a number is out of range, or where an infinite epsilon and the trust "none"
-    do not come together.
+    Raises InvalidValue if a number is out of range, or if only one of an infinite epsilon and the trust "none" is
+    given.
     """
 
     epsilon: float
@@ -68,8 +68,8 @@ outside the hospital, the server and the other hospitals included.
         if math.isinf(epsilon) != (self.trust == "none"):
             raise InvalidValue(
                 f'epsilon is {epsilon:g} with trust "{self.trust}"',
-                'epsilon is infinite exactly when trust is "none"',
-                'give a finite epsilon, or say trust "none" for a baseline without privacy',
+                'epsilon must be infinite if and only if trust is "none"',
+                'give a finite epsilon, or set trust "none" for a baseline without privacy',
             )
 
     def __str__(self) -> str:
@@ -102,15 +102,15 @@ outside the hospital, the server and the other hospitals included.
         except TypeError as error:
             raise InvalidValue(
                 f"a guarantee was given as {dict(values)}",
-                "it has epsilon, delta, unit, adjacency and trust",
-                "give these and no others",
+                "it must have epsilon, delta, unit, adjacency and trust",
+                "give exactly these",
             ) from error
 
 
 def check_delta(delta: float, units: int | None = None) -> float:
     """Return `delta`, or raise InvalidValue unless 0 < delta < 1 and delta <= 1/units.
 
-    With delta above 1/units a mechanism that publishes one unit chosen at random, whole, would pass.
+    With delta above 1/units a mechanism that publishes one random unit completely would be allowed.
     """
     delta = check_number("delta", delta)
     if not 0 < delta < 1:
@@ -124,14 +124,14 @@ def check_delta(delta: float, units: int | None = None) -> float:
     if delta > 1 / units:
         raise InvalidValue(
             f"delta is {delta:g} for {units} units",
-            f"above 1/{units} = {1 / units:.2g} it would allow to publish somebody's data outright",
+            f"above 1/{units} = {1 / units:.2g} it would allow publishing one unit's data outright",
             f"give a delta of {10.0 ** -math.ceil(math.log10(units)):.0e} or less",
         )
     return delta
 
 
 def check_number(name: str, value: object) -> float:
-    """Return `value` as a float (infinity allowed), or raise InvalidValue where it is no number."""
+    """Return `value` as a float (infinity allowed), or raise InvalidValue if it is not a number."""
     try:
         number = math.nan if isinstance(value, bool | str | bytes) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

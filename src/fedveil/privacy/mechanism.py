@@ -1,4 +1,4 @@
-"""What was, or will be, released: everything that affects privacy, and nothing else."""
+"""A past or future release: everything that affects privacy, and nothing else."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from fedveil.privacy.guarantee import Guarantee, Trust, Unit, check_choice, chec
 __all__ = ["Mechanism"]
 
 _KIND = "gaussian"
-_LEAST_EPSILON = 1e-9  # stated where delta alone covers everything, since a guarantee's epsilon is above 0
+_LEAST_EPSILON = 1e-9  # stated if delta alone covers everything, since a guarantee's epsilon is above 0
 _FINER: dict[str, tuple[str, ...]] = {"image": (), "patient": ("image",), "site": ("patient", "image")}
 
 
@@ -22,10 +22,10 @@ _FINER: dict[str, tuple[str, ...]] = {"image": (), "patient": ("image",), "site"
 class Mechanism:
     """`steps` noisy sums, each over a fresh Poisson sample of the units.
 
-    In each step every unit takes part with probability ``sampling_rate``, independently. The contributions
-    c_i of those that take part have ||c_i||_2 <= ``clip_norm``, and what is released is
-    sum_i c_i + N(0, (noise_multiplier * clip_norm)^2 I). Neighbours differ by adding or removing one unit.
-    A noise multiplier of 0 means no noise and no privacy.
+    In each step every unit takes part with probability ``sampling_rate``, independently. The contributions c_i of
+    those that take part have ||c_i||_2 <= ``clip_norm``, and the release is sum_i c_i + N(0, (noise_multiplier *
+    clip_norm)^2 I). Neighbours differ by adding or removing one unit. A noise multiplier of 0 means no noise and no
+    privacy.
 
     ``epsilon_slack`` and ``delta_slack`` are for noise that only approximates a Gaussian, such as integer
     noise: per step, except on an event of probability at most ``delta_slack``, the law of what is
@@ -71,43 +71,43 @@ class Mechanism:
         return self.noise_multiplier * self.clip_norm
 
     def with_steps(self, steps: int) -> Self:
-        """The same mechanism, run for another number of steps."""
+        """The same mechanism with another number of steps."""
         return replace(self, steps=steps)
 
     def for_unit(self, unit: Unit) -> Self:
-        """This mechanism as it protects `unit`, which is its own or a finer one.
+        """This mechanism for `unit`, which is its own or a finer one.
 
         Adding or removing one image of a patient changes that patient's contribution from c to c' rather than
-        from c to nothing, so the sum moves by up to ||c - c'||_2 <= 2 clip_norm: to the finer unit the noise
-        multiplier is worth half. Raises InvalidValue where `unit` is coarser (nothing bounds what a patient
-        contributes when single images are clipped), or finer under Poisson sampling, which is not priced.
+        from c to nothing, so the sum changes by up to ||c - c'||_2 <= 2 clip_norm: for the finer unit the noise
+        multiplier is halved. Raises InvalidValue if `unit` is coarser (nothing bounds what a patient contributes
+        when single images are clipped), or finer under Poisson sampling, which is not priced.
         """
         check_choice("unit", unit, get_args(Unit))
         if unit == self.unit:
             return self
         if unit not in _FINER[self.unit]:
             raise InvalidValue(
-                f"a mechanism that protects one {self.unit} was offered where one {unit} is to be protected",
-                f"what a whole {unit} contributes is not bounded when each {self.unit} is clipped by itself",
+                f"a mechanism that protects one {self.unit} was given, but one {unit} has to be protected",
+                f"the contribution of a {unit} is not bounded if each {self.unit} is clipped separately",
                 f'train with unit "{unit}"',
             )
         if self.sampling_rate < 1:
             raise InvalidValue(
-                f"a mechanism that samples by {self.unit} was offered where one {unit} is to be protected",
+                f"a mechanism that samples by {self.unit} was given, but one {unit} has to be protected",
                 f"the price per {unit} of sampling by {self.unit} is not known",
                 f'train with unit "{unit}", or with a sampling_rate of 1',
             )
         return replace(self, unit=unit, noise_multiplier=self.noise_multiplier / 2)
 
     def event(self) -> dp_accounting.DpEvent:
-        """What happens, in the terms of dp-accounting, without the slack (which no event expresses)."""
+        """The event in dp-accounting's types, without the slack (which no event expresses)."""
         step: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         if self.sampling_rate < 1:
             step = dp_accounting.PoissonSampledDpEvent(self.sampling_rate, step)
         return dp_accounting.SelfComposedDpEvent(step, self.steps)
 
     def guarantee(self, delta: float, trust: Trust) -> Guarantee:
-        """What this mechanism by itself guarantees to its unit; raises InvalidValue where that is nothing.
+        """The guarantee of this mechanism alone for its unit; raises InvalidValue if there is none.
 
         >>> Mechanism(28.9, 1.0, steps=60).guarantee(1e-5, "server").epsilon < 1
         True
@@ -116,7 +116,7 @@ class Mechanism:
         return Guarantee(price, delta, self.unit, trust)
 
     def to_dict(self) -> dict[str, Any]:
-        """The mechanism as plain numbers and strings, for JSON; ``kind`` names the sort of noise."""
+        """The mechanism as plain numbers and strings, for JSON; ``kind`` names the kind of noise."""
         return {
             "kind": _KIND,
             "noise_multiplier": self.noise_multiplier,
@@ -139,8 +139,8 @@ class Mechanism:
         except TypeError as error:
             raise InvalidValue(
                 f"a mechanism was given as {fields}",
-                "it has noise_multiplier, clip_norm, steps, sampling_rate, unit, epsilon_slack, delta_slack",
-                "give these and no others",
+                "it must have noise_multiplier, clip_norm, steps, sampling_rate, unit, epsilon_slack, delta_slack",
+                "give exactly these",
             ) from error
 
 

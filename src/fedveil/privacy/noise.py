@@ -1,4 +1,4 @@
-"""Noise that nobody can predict or replay: ChaCha20 keyed by the operating system.
+"""Noise that cannot be predicted or replayed: ChaCha20 with a key from the operating system.
 
 No function here takes a seed. A study's seed fixes initialisation and simulated partitions, never noise.
 """
@@ -21,13 +21,13 @@ _GRID_BITS = 20
 def secure_generator() -> np.random.Generator:
     """A generator over the ChaCha20 stream of a fresh key, 256 bits from the operating system.
 
-    Every call draws a new key. randomgen's ``key`` (unlike its ``seed``) is the cipher's key as it stands.
+    Every call draws a new key. randomgen's ``key`` (unlike its ``seed``) is the cipher's key itself.
     """
     return np.random.Generator(ChaCha(key=secrets.randbits(_KEY_BITS), rounds=20))
 
 
 def gaussian(shape: int | tuple[int, ...], std: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Independent N(0, std^2), float64; `std` in the units of what the noise is added to."""
+    """Independent N(0, std^2), float64; `std` in the units of the noisy quantity."""
     if not (0 <= std < math.inf):
         raise InvalidValue(
             f"the noise's standard deviation is {std}", "it must be at least 0 and finite", "check it"
@@ -40,9 +40,9 @@ def gaussian(shape: int | tuple[int, ...], std: float, generator: np.random.Gene
 def release(total: NDArray[np.float64], std: float, generator: np.random.Generator) -> NDArray[np.float64]:
     """`total` + N(0, std^2 I), rounded to a multiple of a power of two near std / 2^20.
 
-    The lowest bits of a float64 Gaussian show which values the sampler can reach at all, and so what it was
-    added to (Mironov 2012). Rounding afterwards is post-processing: it costs nothing, moves a coordinate by
-    less than std / 2^20, and merges a great many reachable values into each released one.
+    The lowest bits of a float64 Gaussian reveal which values the sampler can reach, and so the exact sum (Mironov
+    2012). Rounding afterwards is post-processing: it costs nothing, changes a coordinate by less than std / 2^20,
+    and merges many reachable values into each released one.
     """
     noisy = total + gaussian(total.shape, std, generator)
     if std == 0:

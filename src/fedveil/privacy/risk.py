@@ -1,8 +1,7 @@
-"""What a guarantee allows an attacker who wants to know whether somebody's images were used.
+"""What a guarantee allows an attacker who tries to infer whether a unit's images were used.
 
-The attacker sees everything that is released, knows everything but whether one unit took part, and
-answers yes or no. Differential privacy bounds every such test (Wasserman and Zhou 2010), whatever it
-computes; attacks that are known do worse.
+The attacker sees all releases, knows everything except whether one unit took part, and answers yes or no.
+Differential privacy bounds every such test (Wasserman and Zhou 2010); known attacks are weaker.
 """
 
 import math
@@ -24,12 +23,12 @@ _FALSE_POSITIVE_RATE = 0.01
 _EPSILONS = (
     0.0,
     *(1e-3 * 1.25**power for power in range(52)),
-)  # up to 88; beyond, a bound is 1 but for 1e-38
+)  # up to 88; beyond, a bound is 1 up to 1e-38
 
 
 @dataclass(frozen=True, slots=True)
 class Risk:
-    """Upper bounds on what any membership-inference attack achieves.
+    """Upper bounds on the success of any membership-inference attack.
 
     ``advantage`` is the largest difference of true and false positive rates, ``true_positive_rate`` the
     largest one at ``false_positive_rate``.
@@ -100,7 +99,7 @@ def _true_positives(epsilon: float, delta: float) -> float:
 
 
 def _least(bound: Callable[[float, float], float], curve: Callable[[float], float]) -> float:
-    """The least `bound` on the privacy curve that a search finds; each is valid, so a near miss is safe."""
+    """The smallest `bound` on the privacy curve that a search finds; each is valid, so a suboptimal one is safe."""
 
     def value(epsilon: float) -> float:
         return bound(epsilon, curve(epsilon))

@@ -222,7 +222,7 @@ def test_shapes_that_follow_from_what_images_show_are_refused(oracle: Any) -> No
 def test_loss_that_is_as_long_as_the_batch_by_chance_is_refused() -> None:
     """Four classes, four images: a mean over images instead of classes has the same shape."""
     model, images, labels = nn.Linear(8, 4), torch.rand(4, 8), torch.rand(4, 4)
-    with pytest.raises(InvalidValue, match="one loss an image"):
+    with pytest.raises(InvalidValue, match="one loss per image"):
         PrivateGradients(model, lambda o, y: (o - y).square().mean(0), 1.0).sum(
             images, labels, torch.arange(4)
         )

@@ -310,7 +310,7 @@ def test_impossible_settings_are_refused(setting: str, value: Any, message: str,
 
 def test_loss_over_the_batch_is_refused() -> None:
     images, labels, units = batch()
-    with pytest.raises(InvalidValue, match="one loss an image"):
+    with pytest.raises(InvalidValue, match="one loss per image"):
         PrivateGradients(small(), functional.cross_entropy, 1.0).sum(images, labels, units)
 
 

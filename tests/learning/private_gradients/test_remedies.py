@@ -41,7 +41,7 @@ REMEDIES: dict[str, tuple[Any, Any, tuple[int, ...], str]] = {
         ),
         lambda: Called(lambda net, x: last(net.rnn(x)[0]), rnn=nn.LSTM(8, 5, batch_first=True)),
         (4, 8),
-        "give it padded sequences (images, length, features) in place of packed ones",
+        "give it padded sequences (images, length, features) instead of packed ones",
     ),
     "sequences of one step, packed": (
         lambda: Called(
@@ -50,7 +50,7 @@ REMEDIES: dict[str, tuple[Any, Any, tuple[int, ...], str]] = {
         ),
         lambda: Called(lambda net, x: last(net.rnn(x)[0]), rnn=nn.GRU(8, 5, batch_first=True)),
         (1, 8),
-        "give it padded sequences (images, length, features) in place of packed ones",
+        "give it padded sequences (images, length, features) instead of packed ones",
     ),
     "offsets of bags": (
         lambda: Called(

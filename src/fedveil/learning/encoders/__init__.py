@@ -1,8 +1,8 @@
 """Feature extractors: fixed, public functions from an image to a vector, and its public scaling.
 
 ``feature_extractor("efficientnet-lite0@96+scattering", image_size=64, channels=1)`` builds any of them from
-the name in a study file: ``+`` puts extractors side by side, ``@SIZE`` sets the resolution that one sees. `Whitened`
-takes out of their features what synthetic images show already.
+the name in a study file: ``+`` concatenates extractors, ``@SIZE`` sets the resolution of one. `Whitened` removes
+from their features the mean and main directions of synthetic images.
 """
 
 from fedveil.learning.encoders.extractor import Concatenation, FeatureExtractor

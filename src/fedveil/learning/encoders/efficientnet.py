@@ -25,14 +25,14 @@ SMALLEST = 16
 
 
 class EfficientNetLite0:
-    """Pooled activations from the middle of the network: 224 features an image, in two blocks.
+    """Pooled activations from the middle of the network: 224 features per image, in two blocks.
 
-    The mean and the standard deviation over space of each channel that block 10 puts out. These see texture rather
-    than objects, and tell medical images apart better than the last layer, which was trained to name animals; the
-    network behind them is cut off.
+    The spatial mean and standard deviation of each output channel of block 10. These describe texture rather than
+    objects, and separate medical images better than the last layer, which was trained on everyday objects; the rest
+    of the network is removed.
 
     A grey image is fed as three equal channels. Batch norm uses the published ImageNet statistics (evaluation
-    mode) and is folded into the convolutions, which halves the time and changes features by rounding only.
+    mode) and is folded into the convolutions, which halves the time and changes features only by rounding.
     """
 
     def __init__(self, name: str, channels: int, size: int) -> None:

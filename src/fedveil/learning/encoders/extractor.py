@@ -1,4 +1,4 @@
-"""What every feature extractor promises, and how several become one."""
+"""The interface of feature extractors, and the concatenation of several."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,20 +17,20 @@ Features: TypeAlias = npt.NDArray[np.float32]
 """(k, dimension)."""
 
 BATCH = 16
-"""Images that go through a network at once; larger batches fall out of the processor's cache."""
+"""Images that go through a network at once; larger batches exceed the processor's cache."""
 
 
 class FeatureExtractor(Protocol):
     """A fixed, public function from an image to a vector, the same at every site.
 
-    Nothing in it may depend on private images: weights and constants are published, so the features of one
-    patient say nothing about another, and only what is learned *from* them needs a budget.
+    Nothing in it may depend on private images: weights and constants are published, so the features of one patient
+    reveal nothing about another, and only learning *from* them needs a budget.
 
     """
 
     @property
     def name(self) -> str:
-        """What the study file calls it, such as ``"efficientnet-lite0@96+scattering"``."""
+        """Its name in a study file, such as ``"efficientnet-lite0@96+scattering"``."""
         ...
 
     @property
@@ -40,7 +40,7 @@ class FeatureExtractor(Protocol):
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Lengths of the parts of the vector that different extractors made; their sum is ``dimension``."""
+        """Lengths of the parts of the vector from different extractors; their sum is ``dimension``."""
         ...
 
     @property
@@ -85,7 +85,7 @@ class Concatenation:
 
 
 def checked(images: Images, channels: int) -> torch.Tensor:
-    """View images as a tensor after checking what an extractor relies on.
+    """View images as a tensor after checking an extractor's requirements.
 
     Raises:
         InvalidValue: not float32 of shape (k, channels, size, size), or values that are not finite.
@@ -120,13 +120,13 @@ def in_batches(
     dimension: int,
     length: int = BATCH,
 ) -> Features:
-    """Apply a function from images to features (k, dimension) to batches, as many at once as torch has threads.
+    """Apply a function from images to features (k, dimension) to batches, in parallel on torch's number of threads.
 
-    Each batch stays on one thread. Splitting every single operation among threads, as torch would, ends in a
-    barrier each time, and a core that is busy with something else then holds up all others.
+    Each batch stays on one thread. torch would split every single operation among threads, with a barrier each time,
+    at which a busy core delays all others.
 
-    The last batch is filled up with black images. How matrix products round depends on how many rows they have, so
-    that an image's features would otherwise change, in the last bit, with who else is there.
+    The last batch is filled up with black images. The rounding of matrix products depends on their number of rows,
+    so an image's features would otherwise depend, in the last bit, on the number of other images.
     """
     features = np.empty((len(images), dimension), dtype=np.float32)
 
@@ -145,5 +145,5 @@ def in_batches(
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(work, starts))
     finally:
-        torch.set_num_threads(threads)  # the workers' setting reaches threads that are yet to come
+        torch.set_num_threads(threads)  # the workers' setting also applies to later threads
     return features

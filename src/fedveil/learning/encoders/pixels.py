@@ -1,4 +1,4 @@
-"""The image itself as features: the baseline that any extractor has to beat."""
+"""The image itself as features: the baseline for other extractors."""
 
 from dataclasses import dataclass
 from typing import ClassVar

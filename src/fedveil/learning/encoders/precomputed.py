@@ -1,4 +1,4 @@
-"""Embeddings that somebody has computed already, with an encoder that need not be here."""
+"""Embeddings that were already computed, with an encoder that is not needed here."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -15,22 +15,22 @@ PRECOMPUTED = "precomputed"
 class Precomputed:
     """Takes embeddings (k, dimension) where other extractors take images, and returns them as they are.
 
-    They are one block: a learner scales each by its own length, whoever else is there.
+    They are one block: a learner scales each by its own length, independently of others.
     """
 
     dimension: int
 
     @classmethod
     def of(cls, dimension: int | None) -> Self:
-        """Of this length.
+        """Set the length.
 
         Raises:
-            InvalidValue: nobody has said how long they are.
+            InvalidValue: the length is not given.
         """
         if dimension is None:
             raise InvalidValue(
                 'features are "precomputed", and their length is not known',
-                "without data it follows from nothing",
+                "it must be given if there is no data",
                 "set model.dimension to the length of an embedding",
             )
         return cls(dimension)

@@ -50,9 +50,9 @@ def feature_extractor(
 
     Args:
         name: extractors joined by ``+``, each with an optional resolution ``@SIZE`` in pixels; or "precomputed".
-        image_size: pixels a side of the images it will be given.
+        image_size: pixels per side of its input images.
         channels: 1 for grey images, 3 for colour.
-        whitened: whether features are centred and whitened by synthetic images, see `Whitened`.
+        whitened: whether features are centred and whitened with synthetic images, see `Whitened`.
         dimension: length of precomputed features.
 
     Raises:
@@ -86,7 +86,7 @@ def _part(text: str, image_size: int, channels: int) -> FeatureExtractor:
     size = None if match["size"] is None else int(match["size"])
     if size is not None and not 1 <= size <= LARGEST:
         raise InvalidValue(
-            f"the resolution in {text!r} is {size}", f"it must lie in [1, {LARGEST}]", "lower it"
+            f"the resolution in {text!r} is {size}", f"it must lie in [1, {LARGEST}]", "reduce it"
         )
     return EXTRACTORS[match["base"]](text, channels, image_size, size)
 

@@ -7,8 +7,8 @@ psi of scale 2^j and direction theta, and a Gaussian phi of scale 2^J, the coeff
 
     x * phi,    |x * psi_{j,t}| * phi,    ||x * psi_{j1,t1}| * psi_{j2,t2}| * phi  with j1 < j2,
 
-sampled every 2^J pixels. They hardly move under small translations and deformations, and lose little
-else. Scattering with a private linear head beat private CNNs from scratch: Tramer & Boneh (2011.11660).
+sampled every 2^J pixels. They change little under small translations and deformations, and lose little other
+information. Scattering with a private linear head beat private CNNs from scratch: Tramer & Boneh (2011.11660).
 """
 
 import math
@@ -24,7 +24,7 @@ from fedveil.learning.encoders.extractor import Features, Images, checked, in_ba
 
 DIRECTIONS = 8
 GRID = 4
-"""Coefficients are averaged to at most this many positions a side."""
+"""Coefficients are averaged to at most this many positions per side."""
 BATCH = 16
 
 Filter: TypeAlias = npt.NDArray[np.float64]
@@ -37,9 +37,9 @@ class Scattering:
     Attributes:
         name: as the study file writes it.
         channels: channels of the images; each is transformed alone.
-        size: pixels a side that images are resampled to.
+        size: pixels per side that images are resampled to.
         scales: J, the number of octaves.
-        grid: positions a side that are kept.
+        grid: number of positions per side.
         oversampling: octaves by which intermediate signals are sampled more finely than they need to be;
             ``scales`` gives the transform without any aliasing, at many times the cost.
     """
@@ -87,7 +87,7 @@ class Scattering:
         after = padded - self.size - before
         sized = resized(images, self.size)
         signal = torch.nn.functional.pad(sized, (before, after, before, after), mode="reflect")
-        signal = signal.flatten(0, 1)  # channels are images of their own until the end
+        signal = signal.flatten(0, 1)  # channels are treated as separate images until the end
         spectrum = torch.fft.fft2(signal)
         orders = [[self._average(signal, 0)[:, None]], [], []]
         for first in range(self.scales):

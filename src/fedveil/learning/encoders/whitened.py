@@ -1,8 +1,9 @@
-"""Features centred and whitened by synthetic images: public numbers for what would have to be learned privately.
+"""Features centred and whitened by synthetic images: public constants instead of privately learned ones.
 
 Frozen features of any medical images share a large mean and a few directions in which they vary most, such as
-exposure; both swamp what tells classes apart. To learn them from patients costs budget. The built-in phantom shows
-nobody, and much the same mean and directions: they are taken from it, for nothing, and the same at every site.
+exposure; both mask the differences between classes. Learning them from patients costs budget. The built-in phantom
+contains no patients and has similar mean and directions: they are computed from it, at no cost, and are the same at
+every site.
 """
 
 from functools import cached_property
@@ -17,31 +18,32 @@ from fedveil.learning.models.class_statistics import SMALLEST_NORM
 __all__ = ["Whitened"]
 
 PATIENTS, SEED = 400, 1
-"""Synthetic patients that the constants are taken from; others than those of the built-in set."""
+"""Synthetic patients for the constants; different from those of the built-in set."""
 BATCH = 64
 """Images that are whitened at once."""
 LARGEST_DRAWN = 64
-"""Pixels a side that they are drawn at, at most; extractors enlarge them."""
+"""Largest number of pixels per side at which they are drawn; extractors enlarge them."""
 SMALLEST_VARIANCE = 1e-12
 
 Matrix = npt.NDArray[np.float64]
 
 
 class Whitened:
-    """An extractor whose features are centred and whitened by what it makes of the phantom's images.
+    """An extractor whose features are centred and whitened with its features of the phantom's images.
 
-    Let y be the inner features, each block brought to unit length, m and S their mean and covariance on the phantom,
+    Let y be the inner features, each block scaled to unit length, m and S their mean and covariance on the phantom,
     and rho the mean of the eigenvalues of S. An image's features are
 
         x = (I + S / rho)^(-1/2) (y - m),
 
-    which is symmetric (ZCA) whitening with a ridge (Kessy, Lewin and Strimmer 2018): directions that vary less on the
-    phantom than the average direction are left alone, so that nothing is blown up that it never showed. Symmetric,
-    since the axes themselves may come out in any order and sign on another processor, but the root of S does not.
+    which is symmetric (ZCA) whitening with a ridge (Kessy, Lewin and Strimmer 2018): directions that vary less on
+    the phantom than the average direction are hardly changed, so that directions absent from the phantom are not
+    amplified. It is symmetric because the order and sign of the axes may differ between processors, but the root of
+    S does not.
 
     Args:
         inner: the extractor.
-        image_size: pixels a side of the images that it will be given.
+        image_size: pixels per side of its input images.
         channels: 1 for grey images, 3 for colour, as the extractor takes them; the phantom's grey is then repeated.
     """
 
@@ -57,7 +59,7 @@ class Whitened:
         return self._whiten(self._units(images)).astype(np.float32)
 
     def _units(self, images: Images) -> Matrix:
-        """Each block brought to unit length, rounded as `key` has it: norms in single precision."""
+        """Each block scaled to unit length, rounded as `key` states: norms in single precision."""
         features, blocks = np.array(self._inner(images)), self._inner.blocks
         for block in np.split(features, np.cumsum(blocks)[:-1], axis=1):
             norms = np.linalg.norm(block, axis=1, keepdims=True)
@@ -65,7 +67,7 @@ class Whitened:
         return features.astype(np.float64)
 
     def _whiten(self, units: Matrix) -> Matrix:
-        """In blocks of one size, so that an image is rounded alike whoever else is there; see `in_batches`."""
+        """In blocks of one size, so that an image's rounding does not depend on others; see `in_batches`."""
         mean, axes, shrinkage = self._constants
         result = units - mean
         for start in range(0, len(result), BATCH):
@@ -76,7 +78,7 @@ class Whitened:
 
     @cached_property
     def _constants(self) -> tuple[Matrix, Matrix, Matrix]:
-        """m; the axes (k, dimension) of S; and how much of a vector along each is taken away."""
+        """m; the axes (k, dimension) of S; and the fraction of a vector along each that is removed."""
         drawn = phantom(self._size, patients=PATIENTS, seed=SEED).images
         grey = drawn.read(np.arange(len(drawn)))
         units = self._units(np.repeat(grey, self._channels, axis=1))

@@ -1,3 +1,3 @@
-"""How good a model is: metrics on public test sets, and noisy histograms of held-out patients."""
+"""Evaluation of a model: metrics on public test sets, and noisy histograms of held-out patients."""
 
 __all__: list[str] = []

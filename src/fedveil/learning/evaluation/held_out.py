@@ -1,4 +1,4 @@
-"""The patients that one hospital tests on; they take part in nothing else."""
+"""One hospital's held-out patients, which are used only for testing."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -17,7 +17,7 @@ __all__ = ["HeldOut"]
 
 @final
 class HeldOut:
-    """A hospital's held-out units behind a model; exact, so nothing of it may leave before noise is added.
+    """A hospital's held-out units behind a model; exact, so results may leave only after noise is added.
 
     Args:
         scores: from the model's whole parameter vector, the class probabilities (n, classes) of the images.
@@ -43,7 +43,7 @@ class HeldOut:
 
     @property
     def units(self) -> int:
-        """Number of protected units: patients, images, or 1 where the whole site is the unit."""
+        """Number of protected units: patients, images, or 1 if the unit is the site."""
         return 1 if self._unit == "site" else int(self._groups.max()) + 1
 
     def histogram(self, parameters: Vector, units: Indices | None = None) -> Vector:
@@ -51,10 +51,10 @@ class HeldOut:
 
         Args:
             parameters: class frequencies (classes,), then the model's whole parameter vector.
-            units: indices of the units that take part; all where None.
+            units: indices of the units that take part; all if None.
 
         Raises:
-            InvalidValue: frequencies or parameters that no model has.
+            InvalidValue: frequencies or parameters that are impossible for the model.
         """
         priors, whole = np.split(parameters, [self._classes])
         weights = image_shares(self._groups, None if self._unit == "site" else units)

@@ -1,12 +1,11 @@
-"""How good a released model is: metrics on a public test set, with intervals that resample patients.
+"""Evaluation of a released model: metrics on a public test set, with intervals that resample patients.
 
 Images of one patient are alike, so resampling images would give intervals that are too narrow; the
 bootstrap draws patients and takes all of a patient's images each time (cluster bootstrap; Field & Welsh
 2007). All resamples are evaluated at once: a resample is a vector of weights, and every metric here is a
 ratio of sums of weights.
 
-Nothing in this file protects anybody: metrics of private images must be charged for before they leave a
-hospital.
+Nothing in this file provides privacy: metrics of private images must be charged before they leave a hospital.
 """
 
 import math
@@ -29,13 +28,13 @@ NO_INTERVAL: Interval = (math.nan, math.nan)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassMetrics:
-    """One class against the rest; NaN where not defined.
+    """One class against the rest; NaN if undefined.
 
     Attributes:
         name: the class.
         n: test images of this class.
         sensitivity: share of its images that are recognised.
-        specificity: share of other images that are not taken for it.
+        specificity: share of other images that are not predicted as it.
         auroc: area under the ROC curve of its probability.
     """
 
@@ -48,7 +47,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Test metrics; NaN where not defined, such as the AUROC where only one class occurs.
+    """Test metrics; NaN if undefined, such as the AUROC if only one class occurs.
 
     Attributes:
         n: images.
@@ -65,7 +64,7 @@ class Metrics:
         threshold: for two classes, the probability of class 1 above which it is predicted; NaN otherwise.
         majority: accuracy and balanced accuracy of always predicting the most frequent class.
         confusion: images by true class (rows) and predicted class (columns).
-        per_class: one entry a class.
+        per_class: one entry per class.
     """
 
     n: int
@@ -84,7 +83,7 @@ class Metrics:
     per_class: tuple[ClassMetrics, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values by name, as `result.json` keeps them."""
+        """Plain values by name, as in `result.json`."""
         return asdict(self)
 
 
@@ -94,9 +93,9 @@ def decide(probabilities: Vector, priors: npt.ArrayLike | None = None) -> Labels
     Args:
         probabilities: class probabilities under the class frequencies of training.
         priors: those frequencies, public or privately released. Each probability is divided by its class's
-            frequency, so that the prediction is the one under equal frequencies, which balanced accuracy asks
-            for; with two classes this is a threshold of ``priors[1]``. None takes the most probable class, a
-            threshold of one half.
+            frequency, so that the prediction is the one under equal frequencies, which maximises balanced accuracy;
+            with two classes this is a threshold of ``priors[1]``. None takes the most probable class, a threshold of
+            one half.
 
     >>> decide(np.array([[0.6, 0.4]])), decide(np.array([[0.6, 0.4]]), priors=[0.7, 0.3])
     (array([0]), array([1]))
@@ -108,7 +107,7 @@ def decide(probabilities: Vector, priors: npt.ArrayLike | None = None) -> Labels
             raise InvalidValue(
                 f"priors are {frequencies}",
                 f"there must be {probabilities.shape[1]} positive numbers",
-                "release class counts, and raise those that noise made negative",
+                "release class counts, and set those that noise made negative to a positive value",
             )
         weighted = probabilities / frequencies
     predicted: Labels = np.argmax(weighted, axis=1)
@@ -118,7 +117,7 @@ def decide(probabilities: Vector, priors: npt.ArrayLike | None = None) -> Labels
 def auroc(labels: Labels, probabilities: Vector) -> float:
     """Area under the ROC curve; with more than two classes the mean over them, each against the rest.
 
-    Classes that do not occur, or alone do, are left out; NaN where none is left.
+    Classes that have no image, or all of them, are left out; NaN if none remains.
     """
     scored = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     values = [_auroc_of(labels == code, probabilities[:, code]) for code in scored]
@@ -156,13 +155,13 @@ def evaluate(
         labels: (n,) true classes.
         probabilities: (n, classes), rows that sum to 1.
         classes: names of the classes.
-        patients: (n,) patient codes for the intervals; None takes each image for a patient.
+        patients: (n,) patient codes for the intervals; None counts each image as a patient.
         priors: class frequencies of training, for predictions as `decide` makes them.
         resamples: bootstrap resamples; 0 leaves the intervals out.
         seed: of the bootstrap, so that a result can be reproduced.
 
     Raises:
-        InvalidValue: no images, columns that do not fit, or probabilities that are none.
+        InvalidValue: no images, inconsistent columns, or invalid probabilities.
     """
     from sklearn import metrics  # here, because its import would slow down every command
 
@@ -267,7 +266,7 @@ def _weighted_auroc(truth: Labels, scores: Vector, weights: Vector) -> Vector:
 
 
 def _one_against_rest(positive: npt.NDArray[np.bool_], scores: Vector, weights: Vector) -> Vector:
-    """Share of pairs ranked correctly, ties half, for each row of weights; NaN where a class is missing.
+    """Share of pairs ranked correctly, ties half, for each row of weights; NaN if a class is missing.
 
     With scores sorted, and p and q the weights of positives and negatives at each distinct score, the
     number of pairs ranked correctly is sum_k p_k (q_1 + ... + q_{k-1} + q_k / 2).
@@ -285,7 +284,7 @@ def _one_against_rest(positive: npt.NDArray[np.bool_], scores: Vector, weights: 
 
 
 def _mean_of_defined(numerators: Vector, denominators: Vector) -> Vector:
-    """Row means of ratios whose denominator is not zero; NaN where none is."""
+    """Row means of ratios with nonzero denominator; NaN if there are none."""
     defined = denominators > 0
     ratios = np.divide(numerators, denominators, out=np.zeros_like(numerators), where=defined)
     counts = defined.sum(axis=1)
@@ -299,7 +298,7 @@ def _checked(labels: npt.ArrayLike, probabilities: npt.ArrayLike, classes: int) 
         raise InvalidValue(
             f"{len(truth)} labels and probabilities of shape {scores.shape} were given",
             f"there must be at least one image, and {classes} probabilities for each",
-            "give the test images a label each",
+            "give one label per test image",
         )
     if truth.dtype.kind not in "iu" or truth.min() < 0 or truth.max() >= classes:
         raise InvalidValue(

@@ -1,13 +1,13 @@
-"""Ratios of counts to which noise was added, with what noise and the choice of units leave uncertain.
+"""Ratios of noisy counts, with their uncertainty from noise and from the choice of units.
 
 Each count x_i is released as x_i + e_i with independent noise of known variance v. Shares are ratios of sums, AUROC
-is the ratio of a product of two independent vectors to the product of their sums. Noise is not cut off before that:
-counts that noise made negative stay so, because the sums are unbiased as they are, and raising them to 0 would pull
-every metric towards chance. The bias that a ratio adds is removed to second order.
+is the ratio of a product of two independent vectors to the product of their sums. Counts are not clipped before:
+negative counts stay negative, because the sums are then unbiased, and raising them to 0 would bias every metric
+towards chance. The bias of a ratio is removed to second order.
 
-Standard deviations are those of the delta method. They hold the noise, and the choice of units as if each cell were a
-Poisson variable: a unit of weight 1 that is spread over several cells varies less (Jensen), so that is no
-underestimate. Where units took part with probability r and counts were divided by it, a cell varies by x_i / r.
+Standard deviations are those of the delta method. They include the noise, and the choice of units as if each cell
+were a Poisson variable: a unit of weight 1 that is spread over several cells varies less (Jensen), so this does not
+underestimate. If units took part with probability r and counts were divided by it, a cell varies by x_i / r.
 """
 
 import math
@@ -22,13 +22,13 @@ from fedveil.learning.models.learner import Vector
 __all__ = ["Estimate", "NoisyCounts", "isotonic", "mean_of"]
 
 LEAST = 3.0
-"""A total of fewer than this many standard deviations of its noise says nothing, and divides nothing."""
+"""A total below this many standard deviations of its noise is not used as a divisor."""
 NORMAL = 1.96
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number and its standard deviation; both NaN where noise leaves nothing to say."""
+    """A number and its standard deviation; both NaN if the noise is too large."""
 
     value: float
     std: float
@@ -55,7 +55,7 @@ class NoisyCounts:
     Attributes:
         values: as released.
         noise_variance: of each cell.
-        sampling_rate: chance of each unit to have taken part.
+        sampling_rate: probability that each unit took part.
     """
 
     values: Vector
@@ -63,30 +63,30 @@ class NoisyCounts:
     sampling_rate: float = 1.0
 
     def total(self) -> Estimate:
-        """How many units there are: these very ones, so their choice is not counted."""
+        """The number of units: for these units, so the variance of their choice is not included."""
         resampled = max(float(self.values.sum()), 0.0) * (1 / self.sampling_rate - 1)
         return Estimate(
             float(self.values.sum()), math.sqrt(self.values.size * self.noise_variance + resampled)
         )
 
     def share(self, weights: npt.ArrayLike) -> Estimate:
-        """Mean over the units of a number that each cell is given."""
+        """Mean over the units of a number per cell."""
         return self._ratio(
             np.asarray(weights, dtype=np.float64).ravel(), np.ones(self.values.size), self.values.ravel()
         )
 
     def row_share(self, row: int, column: int) -> Estimate:
-        """Of a row's units, the share in one column."""
+        """Share of a row's units in one column."""
         part = np.zeros(self.values.shape[1])
         part[column] = 1.0
         return self._ratio(part, np.ones_like(part), self.values[row])
 
     def column_share(self) -> Estimate:
-        """Of a single column's two cells, the share of the second."""
+        """Share of the second of a single column's two cells."""
         return self._ratio(np.array([0.0, 1.0]), np.ones(2), self.values.ravel())
 
     def auroc(self) -> Estimate:
-        """Chance that a unit of row 1 lies in a later column than one of row 0, half for the same column."""
+        """Probability that a unit of row 1 is in a later column than one of row 0, ties counted half."""
         columns, variance = self.values.shape[1], self.noise_variance
         below = np.tril(np.ones((columns, columns)), -1) + np.eye(columns) / 2
         rest, own = self.values
@@ -112,13 +112,13 @@ class NoisyCounts:
         return Estimate(plain - bias, math.sqrt(self._spread((part - plain * whole) / bottom, values)))
 
     def _spread(self, slopes: Vector, values: Vector) -> float:
-        """Variance of what changes along ``slopes`` with the counts."""
+        """Variance of a quantity with derivatives ``slopes`` by the counts."""
         cells = self.noise_variance + np.maximum(values, 0.0) / self.sampling_rate
         return float((np.square(slopes) * cells).sum())
 
 
 def mean_of(estimates: Sequence[Estimate], *, independent: bool = False) -> Estimate:
-    """The mean of those that are defined; as if they erred alike, unless they are independent."""
+    """The mean of the defined ones; their errors count as fully correlated, unless they are independent."""
     defined = [one for one in estimates if not math.isnan(one.value)]
     if not defined:
         return UNDEFINED
@@ -128,7 +128,7 @@ def mean_of(estimates: Sequence[Estimate], *, independent: bool = False) -> Esti
 
 
 def isotonic(values: Vector) -> Vector:
-    """The nearest non-decreasing sequence that keeps both ends: pooled adjacent violators."""
+    """The nearest non-decreasing sequence with the same ends: pooled adjacent violators."""
     blocks: list[list[float]] = []
     for value in values[1:-1]:
         blocks.append([float(value), 1.0])

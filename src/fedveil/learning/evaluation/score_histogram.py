@@ -1,17 +1,17 @@
-"""How good a model is on patients that hospitals hold out, from one noisy sum of histograms.
+"""Evaluation of a model on patients that hospitals hold out, from one noisy sum of histograms.
 
-An exact AUROC of private images is a leak like any other. What leaves a hospital instead is a histogram of scores by
-true class, summed over its held-out units and released with noise like every sum. AUROC, ROC curve, confusion,
-calibration and Brier score are post-processing of the total, and know how noisy they are.
+An exact AUROC of private images is not private. Instead, a hospital releases a histogram of scores by true class,
+summed over its held-out units, with noise like every sum. AUROC, ROC curve, confusion, calibration and Brier score
+are post-processing of the total, with intervals that include the noise.
 
 An image with label y and class probabilities p is scored by q, the probabilities under equal class frequencies
-(q_k proportional to p_k / priors_k), cut into `BINS` equal bins of [0, 1]; one half, where two classes are told apart,
-is an edge. With two classes the image contributes ``onehot(y, bin of q_1)``. With K > 2 it contributes one such
-histogram for each class against the rest and ``onehot(y, predicted class)``: K + 1 onehot vectors, all divided by
-sqrt(K + 1). Either way its norm is exactly 1, and a unit contributes the average over its images, whose norm is at
-most 1 (convexity), whatever the number of images, classes and bins. What an image adds to a cell is cut to the grid of
-`fedveil.learning.exact`, so that sums are exact. A unit so has weight 1 in every count: a patient
-with ten images counts as one.
+(q_k proportional to p_k / priors_k), cut into `BINS` equal bins of [0, 1]; one half, the threshold between two
+classes, is an edge. With two classes the image contributes ``onehot(y, bin of q_1)``. With K > 2 it contributes one
+such histogram for each class against the rest and ``onehot(y, predicted class)``: K + 1 onehot vectors, all divided
+by sqrt(K + 1). In both cases its norm is exactly 1, and a unit contributes the average over its images, whose norm
+is at most 1 (convexity), for any number of images, classes and bins. An image's contribution to a cell is rounded to
+the grid of `fedveil.learning.exact`, so that sums are exact. Each unit has weight 1 in every count: a patient with
+ten images counts as one.
 """
 
 from collections.abc import Sequence
@@ -29,20 +29,20 @@ from fedveil.learning.models.learner import Vector
 __all__ = ["BINS", "ScoreHistogram"]
 
 BINS = 10
-"""More bins cost more noise (AUROC's standard deviation grows with their square root), fewer tie more scores."""
+"""More bins mean more noise (AUROC's standard deviation grows with their square root), fewer mean more ties."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ScoreHistogram:
-    """What was released, noise included, hence public; counts are units, and may be negative.
+    """The release with its noise, hence public; counts are units, and may be negative.
 
     Attributes:
-        counts: (k, 2, BINS), one table for each class that is told from the rest: rest, then the class. For two
+        counts: (k, 2, BINS), one table for each class against the rest: rest, then the class. For two
             classes k is 1 and the class is 1.
         confusion: (classes, classes) units by true (row) and predicted class; None for two classes, whose confusion
             follows from ``counts``.
         noise_variance: of each number.
-        sampling_rate: chance at which each unit took part; counts are divided by it already.
+        sampling_rate: probability with which each unit took part; counts are already divided by it.
     """
 
     counts: Vector
@@ -62,14 +62,14 @@ class ScoreHistogram:
         """Sum the units' contributions; exact, so it stays in the hospital.
 
         Args:
-            probabilities: (n, classes). An image whose probabilities are none, since a number overflowed, counts
-                nothing: to refuse it would tell that it is there.
+            probabilities: (n, classes). An image with invalid probabilities, after an overflow, counts as zero:
+            refusing it would reveal its presence.
             labels: (n,) class codes.
             weights: (n,) each image's share in its unit; they sum to 1 within a unit.
             priors: (classes,) positive; public.
 
         Raises:
-            InvalidValue: priors that are none.
+            InvalidValue: invalid priors.
         """
         balanced, proper = _balanced(probabilities, priors)
         classes = balanced.shape[1]
@@ -99,7 +99,7 @@ class ScoreHistogram:
         )
 
     def metrics(self, classes: Sequence[str], priors: npt.ArrayLike) -> dict[str, Any]:
-        """The metrics with 95 % intervals that hold the noise and the choice of patients; plain values for JSON.
+        """The metrics with 95 % intervals that include the noise and the choice of patients; plain values for JSON.
 
         Args:
             classes: their names.
@@ -143,7 +143,7 @@ class ScoreHistogram:
         return NoisyCounts(halves, self.noise_variance * (BINS // 2), self.sampling_rate)
 
     def _brier(self, priors: Vector) -> Estimate:
-        """Mean squared error of a probability that is known to a bin; summed over more than two classes."""
+        """Mean squared error of a probability that is known up to a bin; summed over more than two classes."""
         parts = []
         for k in range(len(self.counts)):
             said = _at_middles(priors, k if len(self.counts) > 1 else 1)
@@ -161,7 +161,7 @@ class ScoreHistogram:
         return {"false_positive_rate": rates[0], "true_positive_rate": rates[1]}
 
     def _reliability(self, k: int, priors: Vector) -> list[dict[str, Any]]:
-        """What was said and what was true, a bin; null where noise leaves nothing to say."""
+        """Predicted and observed frequency per bin; null if the noise is too large."""
         said = _at_middles(priors, k if len(self.counts) > 1 else 1)
         rows = []
         for column in range(BINS):
@@ -175,7 +175,7 @@ def _entry(name: str, estimate: Estimate) -> dict[str, Any]:
 
 
 def _balanced(probabilities: Vector, priors: Vector) -> tuple[Vector, npt.NDArray[np.bool_]]:
-    """Probabilities under equal class frequencies, and which rows had any; the others are even."""
+    """Probabilities under equal class frequencies, and which rows were valid; the others are uniform."""
     fits = priors.shape == probabilities.shape[1:]
     if not fits or not (np.isfinite(priors) & (priors >= 1e-9) & (priors <= 1e9)).all():
         raise InvalidValue(
@@ -193,7 +193,7 @@ def _balanced(probabilities: Vector, priors: Vector) -> tuple[Vector, npt.NDArra
 def _at_middles(priors: Vector, code: int) -> Vector:
     """The probability of a class, under the frequencies of training, at the middle of each bin.
 
-    With more than two classes the rest counts as one class with the frequency that is left.
+    With more than two classes the rest counts as one class with the remaining frequency.
     """
     middles = (np.arange(BINS) + 0.5) / BINS
     frequencies = priors / priors.sum()

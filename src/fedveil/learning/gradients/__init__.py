@@ -1,11 +1,11 @@
 """Sums of per-patient gradients, each clipped to a public bound, near the speed of ordinary training.
 
 `PrivateGradients(model, loss, clip_norm).sum(images, labels, units)` makes one forward and one backward pass
-without parameter gradients, takes the norm of every patient's gradient from what the layers saw, and adds up
-the clipped gradients with one product a layer. `check_private` refuses models for which no such bound holds,
-before any budget is spent; `try_out` does so too, and returns what the trial has shown, for `PrivateGradients` to use
-again. Everything here adds no noise and knows no budget: it keeps one promise, that one
-patient moves the sum by no more than the clip norm.
+without parameter gradients, computes the norm of every patient's gradient from the layers' inputs and output
+gradients, and adds up the clipped gradients with one product per layer. `check_private` refuses models for which no
+such bound holds, before any budget is spent; `try_out` does so too, and returns what the trial has shown, for
+`PrivateGradients` to use again. Nothing here adds noise or uses a budget: it only guarantees that one patient
+changes the sum by at most the clip norm.
 """
 
 from fedveil.learning.gradients.clipping import Clipping, clip_factors

@@ -19,9 +19,9 @@ __all__ = ["unit_contributions"]
 def unit_contributions(
     plan: Plan, calls: Calls, layout: Layout, batch: UnitBatch, losses_of: Callable[[], Tensor]
 ) -> tuple[Tensor, list[Contribution]]:
-    """Losses `(images,)` of images in the order of `batch`, and what each unit adds to the gradient of their sum.
+    """Losses `(images,)` of images in the order of `batch`, and each unit's contributions to the gradient of their sum.
 
-    `losses_of()` runs the network. Raises InvalidValue where a layer is called otherwise than in the trial, or a
+    `losses_of()` runs the network. Raises InvalidValue if a layer is called differently than in the trial, or a
     parameter is used outside its layer.
     """
     device = next(iter(layout.parameters.values())).device

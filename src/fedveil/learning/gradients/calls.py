@@ -1,10 +1,10 @@
 """Which axis of which argument is the images: learned from runs on made-up images, and checked at every run.
 
-A length that equals the number of images proves nothing: a table, a sequence or the colours of an image may be
-as long. So the network runs at two numbers of images. An axis whose length follows that number is the images; a
-value that is the same both times does not depend on it, and is never cut; anything else is refused. What was
-learned is remembered by the layer, the position of the call and the position of the value in it. At run time it
-is checked, never guessed again.
+A length that equals the number of images proves nothing: a table, a sequence or the colours of an image may have the
+same length. So the network runs at two numbers of images. An axis whose length follows that number is the images; a
+value that is the same both times does not depend on it, and is never cut; anything else is refused. What was learned
+is remembered by the layer, the position of the call and the position of the value in it. At run time it is checked,
+never inferred again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,9 +44,9 @@ class Leaf:
     """One value among the arguments or the results of a call: a tensor, or a constant."""
 
     name: str
-    """Which one it is, in words."""
+    """Its description in words."""
     shape: tuple[int, ...] | None
-    """Of the tensor, for one image; None for a constant."""
+    """Shape of the tensor for one image; None for a constant."""
     axis: int | None = None
     """Which axis of the tensor grows with the images; None: it is the same for any number of them."""
     value: Any = None
@@ -58,7 +58,7 @@ class Leaf:
         return 0 if self.shape is None or self.axis is None else self.shape[self.axis]
 
     def fits(self, value: Any, images: int) -> bool:
-        """Whether a value is what this one was, for another number of images."""
+        """Whether a value matches this one, for another number of images."""
         if self.shape is None or not isinstance(value, Tensor):
             return self.shape is None and _same(self.value, value)
         expected = list(self.shape)
@@ -67,7 +67,7 @@ class Leaf:
         return value.shape == tuple(expected)
 
     def like(self, other: "Leaf") -> bool:
-        """Whether both play the same part."""
+        """Whether both have the same role."""
         return (self.shape, self.axis) == (other.shape, other.axis) and _same(self.value, other.value)
 
 
@@ -80,13 +80,13 @@ class Leaves:
     leaves: tuple[Leaf, ...]
 
     def like(self, other: "Leaves") -> bool:
-        """Whether both play the same parts."""
+        """Whether both have the same roles."""
         return self.structure == other.structure and all(
             a.like(b) for a, b in zip(self.leaves, other.leaves, strict=True)
         )
 
     def require(self, values: Sequence[Any], structure: TreeSpec, images: int) -> None:
-        """Refuse values that are not what was learned."""
+        """Refuse values that differ from the trial."""
         if structure != self.structure:
             wrong = f"what goes into or out of {self.owner}"
         else:
@@ -203,11 +203,11 @@ def learn_calls(
 
 
 def cure(module: nn.Module | None, otherwise: str) -> str:
-    """What helps where arguments of a layer cannot be cut by patient."""
+    """The remedy if arguments of a layer cannot be split by patient."""
     match module:
         case nn.RNNBase():
             return (
-                "give it padded sequences (images, length, features) in place of packed ones, and read each "
+                "give it padded sequences (images, length, features) instead of packed ones, and read each "
                 "image's output at its last step"
             )
         case nn.EmbeddingBag():
@@ -216,7 +216,7 @@ def cure(module: nn.Module | None, otherwise: str) -> str:
 
 
 def _run(model: nn.Module, labels: Mapping[nn.Module, str], images: Tensor) -> tuple[_Heard, _Tree]:
-    """One run, with note of what goes in and out of layers."""
+    """One run that records the inputs and outputs of layers."""
     heard: _Heard = {module: [] for module in labels}
     shape = tuple(images.shape)
     forwards = {
@@ -230,7 +230,8 @@ def _run(model: nn.Module, labels: Mapping[nn.Module, str], images: Tensor) -> t
         )
         for name, module in model.named_modules()
     }
-    # With gradients: without them PyTorch's transformer layers take another way, past the layers inside them.
+    # With gradients: without them PyTorch's transformer layers use another code path that bypasses the layers inside
+    # them.
     with torch.enable_grad(), substituted(forwards):
         output = model(images)
     return heard, _seen(output)
@@ -245,7 +246,7 @@ def _listened(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """A module's own forward pass, its values noted and its errors put in words."""
+    """A module's own forward pass, with its values recorded and its errors explained."""
     arguments = _seen((args, kwargs))
     try:
         results = forward(*args, **kwargs)
@@ -269,7 +270,7 @@ def brief(error: Exception) -> str:
 
 
 def _repair(module: nn.Module) -> str:
-    """What helps where a layer cannot be run at all."""
+    """The remedy if a layer cannot be run at all."""
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "where images are integers, say so: check_private(model, shape, dtype=torch.long)"
     if hasattr(module, "kernel_size"):
@@ -321,7 +322,7 @@ def _decided(
 
 
 def _role(name: str, one: _Seen, other: _Seen, sizes: tuple[int, int]) -> Leaf | None:
-    """What a value is, or None where that cannot be told."""
+    """The role of a value, or None if it cannot be determined."""
     if one.shape is None or other.shape is None:
         constant = one.shape is other.shape and _same(one.value, other.value)
         return Leaf(name, None, value=one.value) if constant else None

@@ -1,4 +1,4 @@
-"""What makes a model unfit for private gradients, found before any budget is spent."""
+"""Reasons why a model cannot have private gradients, found before any budget is spent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ __all__ = ["check_layers", "state_guard"]
 
 
 def check_layers(model: nn.Module) -> Plan:
-    """Refuse a model with a layer that mixes images or keeps state of them; return how each layer is run.
+    """Refuse a model with a layer that mixes images or keeps state of them; return the rule of each layer.
 
     This looks at layers, not at what `forward` does with them: `check_private` also tries the model out.
     """
@@ -60,7 +60,7 @@ def _check_module(module: nn.Module, label: str) -> None:
     ):
         raise InvalidValue(
             f"{label} depends on the whole batch (max_norm or scale_grad_by_freq)",
-            "each image must be treated by itself",
+            "each image must be treated independently",
             "build it without these options",
         )
     trained = any(p.requires_grad for p in module.parameters())
@@ -76,7 +76,7 @@ def _check_module(module: nn.Module, label: str) -> None:
 def state_guard(model: nn.Module) -> Iterator[None]:
     """Refuse, and undo, any change that running the model makes to its buffers.
 
-    What a buffer learns from images is neither clipped nor noised, and would leave with the model.
+    A buffer's statistics of images are neither clipped nor noised, and would leave with the model.
     """
     before = {name: (buffer, buffer._version, buffer.clone()) for name, buffer in model.named_buffers()}
     yield
@@ -92,6 +92,6 @@ def state_guard(model: nn.Module) -> Iterator[None]:
     if changed:
         raise InvalidValue(
             f"the network changed its own state ({', '.join(changed)}) while it saw private images",
-            "what it keeps would leave unclipped and without noise",
+            "this state would leave unclipped and without noise",
             "replace the layers that keep running statistics",
         )

@@ -1,7 +1,7 @@
 """The engine's gradients of made-up patients against plain backward passes, one for each patient.
 
 What the engine attributes to a patient in a batch must be the gradient of the network run on this patient's images
-alone, to rounding: in double precision, so that there is nothing to forgive.
+alone, up to rounding in double precision.
 """
 
 import math
@@ -31,7 +31,7 @@ _PATIENTS = (1, 0, 1, 1, 0, 2, 0)
 # A parameter's gradient this far below the largest may be rounding alone.
 _SMALLEST = 1e-4
 _MIXED = (
-    "the network must treat each patient's images by themselves",
+    "the network must treat each patient's images independently",
     "look for operations over the batch axis (batch statistics, sorting, reshaping, attention between images, "
     "recurrent layers without batch_first=True)",
 )
@@ -64,9 +64,9 @@ class MadeUp:
 def compare_patients(
     model: nn.Module, plan: Plan, calls: Calls, images: MadeUp, sizes: tuple[int, int]
 ) -> None:
-    """Refuse a model one of whose patients' gradients changes with who else is in the batch.
+    """Refuse a model in which a patient's gradient depends on the other patients in the batch.
 
-    Dropout is left out. A model that is random all the same is compared in evaluation mode. Modes, parameters and
+    Dropout is disabled. A model that is still random is compared in evaluation mode. Modes, parameters and
     buffers are left as they were.
     """
     with _restored(model):
@@ -81,7 +81,7 @@ def compare_patients(
             if not _repeats(model, images.draw(sizes[0])):
                 raise InvalidValue(
                     "the network's outputs are random in evaluation mode",
-                    "a trial must tell chance from patients who are mixed",
+                    "a trial must distinguish randomness from mixed patients",
                     "let what is random ask for self.training",
                 ) from None
             calls = learn_calls(model, plan.labels, plan.cut, images.draw, sizes)
@@ -90,7 +90,7 @@ def compare_patients(
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Give modes, parameters and buffers back as they were."""
+    """Restore modes, parameters and buffers."""
     modes = {module: module.training for module in model.modules()}
     kept = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
     try:
@@ -125,7 +125,7 @@ def _in_double(model: nn.Module, images: MadeUp) -> tuple[MadeUp, float]:
     if roughest > torch.finfo(torch.float32).eps:
         raise InvalidValue(
             "the network computes in half precision",
-            "a trial must tell rounding from patients who are mixed",
+            "a trial must distinguish rounding from mixed patients",
             "let it compute in the precision of its parameters; PrivateGradients(..., precision=torch.bfloat16) "
             "makes it fast",
         )
@@ -234,7 +234,7 @@ def _rows_of_units(batch: UnitBatch) -> Iterator[slice]:
 
 
 def _require_same(together: list[Any], rows: slice, alone: list[Any], tolerance: float) -> None:
-    """Refuse outputs for some images that are others when these are alone."""
+    """Refuse outputs for some images that differ when these are alone."""
     for x, y in zip(together, alone, strict=True):
         if isinstance(x, Tensor) and x.is_floating_point():
             largest = y.detach().abs().max()
@@ -250,7 +250,7 @@ def _require_same(together: list[Any], rows: slice, alone: list[Any], tolerance:
 
 
 def _difference(layout: Layout, vector: Tensor, norm: float, alone: Tensor, largest: float) -> float:
-    """How far a patient's gradient is off, relative to the size of each parameter's; or its norm, if too small."""
+    """The error of a patient's gradient, relative to the size of each parameter's; or its norm, if too small."""
     length = float(alone.norm())
     worst = (length - norm) / length if length else 0.0
     for target in layout.targets():

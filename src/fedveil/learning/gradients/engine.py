@@ -1,8 +1,8 @@
 """The sum over units of clipped gradients, from one backward pass.
 
 The model runs once with detached parameters while a tape records what each layer saw; the backward pass
-computes gradients with respect to activations only. Norms then come from what was recorded, layer by layer the
-cheaper way, and one weighted product a layer makes the sum (book-keeping: Bu et al., arXiv 2210.00038).
+computes gradients with respect to activations only. Norms then come from what was recorded, with the cheaper method
+per layer, and one weighted product per layer makes the sum (book-keeping: Bu et al., arXiv 2210.00038).
 """
 
 from collections.abc import Callable, Hashable
@@ -28,7 +28,7 @@ from fedveil.learning.gradients.units import UnitBatch, micro_batches
 __all__ = ["GradientSum", "Loss", "PrivateGradients", "Reduction"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""`loss(outputs, labels)`: one loss an image, shape `(images,)`."""
+"""`loss(outputs, labels)`: one loss per image, shape `(images,)`."""
 
 Reduction = Literal["mean", "sum"]
 
@@ -44,7 +44,7 @@ class GradientSum:
     vector: Tensor
     """Sum over units of clipped gradients, `(dimension,)`, in the order of `flatten_parameters`."""
     units: int
-    """How many units the batch held."""
+    """Number of units in the batch."""
     norms: Tensor
     """L2 norm of each unit's gradient before clipping, `(units,)`, in ascending order of unit; NaN where the
     gradient was not finite and so contributed nothing."""
@@ -56,11 +56,11 @@ class PrivateGradients:
     """Computes sums of clipped gradients of a model.
 
     Adding or removing one unit with all its images changes `sum(...).vector` by at most `clip_norm` in L2 norm
-    (to rounding: 1e-4 of it), whatever the images are: that is the promise that noise is calibrated to. Norms are
-    rounded up to keep it (`gram`), and neither autocast around the caller nor TF32 touches them.
+    (to rounding: 1e-4 of it), for any images: noise is calibrated to this bound. Norms are rounded up to satisfy it
+    (`gram`), and neither autocast around the caller nor TF32 affects them.
 
     Parameters:
-        model: any module whose outputs have the images as first axis and that treats each image by itself.
+        model: any module whose outputs have the images as first axis and that treats each image independently.
             Parameters with `requires_grad` are trained. It runs in the mode (train or eval) that it is in.
         loss: one loss per image from outputs and labels, for example
             `functools.partial(F.cross_entropy, reduction="none")`.
@@ -72,7 +72,7 @@ class PrivateGradients:
         precision: a half-precision dtype to run the model in, by autocast; norms and sums stay in single precision.
         trial: what `try_out` has shown of this model. None: the first sum makes it, with made-up images.
 
-    `notices` says in words which layers will be slow, and why. Raises InvalidValue at once for a model that
+    `notices` names the layers that will be slow, and why. Raises InvalidValue at once for a model that
     cannot be made private.
     """
 
@@ -145,7 +145,7 @@ class PrivateGradients:
     def _tried_out(self, images: Tensor, labels: Tensor) -> Calls:
         """How the model calls its layers: from the trial that was given, or one that is made before it is needed.
 
-        Nothing of the images and labels is looked at but their shape and type.
+        Only the shape and type of images and labels are used.
         """
         modes = tuple(module.training for module in self._model.modules())
         key = (images.shape[1:], images.dtype, labels.shape[1:], labels.dtype, modes)
@@ -172,7 +172,7 @@ class PrivateGradients:
             squared[c.target.layer, c.first_unit : c.last_unit] += c.squared_norms()
         finite = squared.sum(0).isfinite().to(part.device)
         if not finite.all():
-            # One infinite gradient in a product would spoil the whole sum, and so give its unit away.
+            # One infinite gradient in a product would make the whole sum infinite, and so reveal its unit.
             total.norms[members[~finite]] = float("nan")
             self._add_units(total, plan, calls, batch, part[ordered.repeat(finite)])
             return
@@ -218,7 +218,7 @@ class PrivateGradients:
         if losses.shape != (len(part),):
             raise InvalidValue(
                 f"the loss of {len(part)} images has shape {tuple(losses.shape)}",
-                "there must be one loss an image",
+                "there must be one loss per image",
                 'build the loss with reduction="none"',
             )
         return losses * batch.weights[part].to(losses)

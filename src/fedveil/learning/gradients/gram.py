@@ -5,14 +5,14 @@ A unit's weight gradient is a sum over positions p of outer products, G = sum_p 
 the kernel at p, and the inner product of two patches is a sum over kernel offsets d of inner products of raw
 activations: the Gram matrix of patches is sum_d A[p + d, q + d] with A the Gram matrix of the activations.
 On a grid with row pitch Q the shift by d is a shift of A's flat memory by (d_1 Q + d_2)(N + 1): a contiguous
-slice. Sums over the axes' offsets separate, as in a box filter. One zero band an axis serves as the padding
+slice. Sums over the axes' offsets separate, as in a box filter. One zero band per axis serves as the padding
 of both sides, since a shift off one side wraps into it. Strides split the activations into phases.
 
-Terms may cancel, and what rounding leaves is then out of all proportion to the norm, which would let a unit past
-the clip bound. Norms are therefore rounded *up*, by what the additions may have lost (Higham, Accuracy and
-Stability of Numerical Algorithms, section 3.1): an error of at most n u S^2 with n additions in a row, u the unit
-roundoff and S = sum_p |g_p| |a_p|, and S^2 <= sum_p |g_p|^2 sum_p |a_p|^2. Where S is large beside the norm, the
-factor that follows is small enough to also cover what rounding does to the weighted product.
+Terms may cancel, and the rounding error is then much larger than the norm, which would let a unit exceed the clip
+bound. Norms are therefore rounded *up*, by what the additions may have lost (Higham, Accuracy and Stability of
+Numerical Algorithms, section 3.1): an error of at most n u S^2 with n additions in a row, u the unit roundoff and S
+= sum_p |g_p| |a_p|, and S^2 <= sum_p |g_p|^2 sum_p |a_p|^2. Where S is large beside the norm, the factor that
+follows is small enough to also cover what rounding does to the weighted product.
 """
 
 import itertools

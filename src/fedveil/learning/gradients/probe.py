@@ -108,7 +108,7 @@ def check_loss(loss: Callable[[Any, Tensor], Tensor], calls: Calls, labels: Tens
         if losses.shape != (size,):
             raise InvalidValue(
                 f"the loss of {size} images has shape {tuple(losses.shape)}",
-                "there must be one loss an image",
+                "there must be one loss per image",
                 'build the loss with reduction="none"',
             )
         if not torch.allclose(losses, torch.cat(each), rtol=1e-3, atol=1e-5, equal_nan=True):

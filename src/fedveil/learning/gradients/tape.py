@@ -1,7 +1,7 @@
-"""The record of one backward pass: which layer saw what, and what reached its output.
+"""The record of one backward pass: the inputs of each layer, and the gradients at its output.
 
 While a tape records, the layers of a model run with *detached* parameters, so that the backward pass computes
-no parameter gradient at all, and each hands its rule (`rules/`) the gradient at its output as it passes by.
+no parameter gradient at all, and each passes the gradient at its output to its rule (`rules/`).
 """
 
 import itertools
@@ -53,7 +53,7 @@ class Tape:
         self.contributions.extend(contributions)
 
     def watch(self, output: Tensor, received: Callable[[Tensor], None]) -> Tensor:
-        """Call `received` with the gradient at `output`; use what this returns in its place.
+        """Call `received` with the gradient at `output`; replace it by the returned value.
 
         Below the first trained layer nothing requires a gradient, and nothing need be differentiated: there the
         graph starts at the output itself.
@@ -72,8 +72,8 @@ class Tape:
         if made >= len(known) and not (known and _alike(known)):
             raise InvalidValue(
                 f"a {type(module).__name__} layer is called {made + 1} times, and {len(known)} times in the trial",
-                "which axis is the images is known of the calls that the trial has seen, and of no others",
-                "keep the network's layers, mode and path as they are once it has been tried out",
+                "the axis of the images is only known for calls in the trial",
+                "do not change the network's layers, mode and path after the trial",
             )
         self.current = known[min(made, len(known) - 1)]
         values, structure = tree_flatten((args, kwargs))
@@ -116,7 +116,7 @@ class Tape:
 
 
 def _alike(calls: tuple[Call, ...]) -> bool:
-    """Whether it does not matter which of a layer's calls is which."""
+    """Whether a layer's calls are interchangeable."""
     return all(call.like(calls[0]) for call in calls[1:])
 
 

@@ -1,4 +1,4 @@
-"""Whose image is whose: batches ordered by unit, and Poisson samples of units."""
+"""Units of images: batches ordered by unit, and Poisson samples of units."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class UnitBatch:
 
 
 def micro_batches(units: Tensor, limit: int | None) -> Iterator[Tensor]:
-    """Cut a batch into parts of at most `limit` images, never through a unit: image indices of each part.
+    """Split a batch into parts of at most `limit` images, never within a unit: image indices of each part.
 
     A unit with more than `limit` images comes as a part of its own, larger than the limit; the caller adds up
     its gradient over pieces.
@@ -98,8 +98,8 @@ def micro_batches(units: Tensor, limit: int | None) -> Iterator[Tensor]:
 def poisson_sample(units: int, rate: float, generator: np.random.Generator) -> NDArray[np.int64]:
     """Draw each of `units` units independently with probability `rate`: the sample that the accountant prices.
 
-    The sample may be empty. Give a cryptographically strong generator: whoever can predict the sample knows
-    whose images were used, and amplification by sampling is lost (Steinke, arXiv 2210.00597).
+    The sample may be empty. Give a cryptographically strong generator: anyone who can predict the sample knows whose
+    images were used, and amplification by sampling is lost (Steinke, arXiv 2210.00597).
     """
     if not 0 < rate <= 1:
         raise InvalidValue(

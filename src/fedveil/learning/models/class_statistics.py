@@ -1,14 +1,14 @@
-"""One noisy sum before training: how many units each class has, and where its features lie on average.
+"""One noisy sum before training: the number of units per class, and their mean features.
 
-Frozen features of medical images share one large mean; it swamps the directions in which classes differ. Removing
+Frozen features of medical images share one large mean; it dominates the directions in which classes differ. Removing
 it from each block of features, and scaling blocks to unit length again, is worth several points of AUROC at small
 epsilon. The mean of private images is private, so it is released first, with noise, together with the class sizes that
 thresholds and step sizes need: one vector, one charge.
 
 A unit contributes the average over its images i of ``onehot(y_i) (x) (sqrt(1 - b^2) x_i, b)``. With ``||x_i|| <= 1``
-each term has norm at most 1, so the average has too (convexity), whatever the number of images and classes. Terms are
-cut to the grid of `fedveil.learning.exact`: their sum is exact, so that nobody else's part of it is rounded in another
-way where a unit is left out.
+each term has norm at most 1, so the average has too (convexity), for any number of images and classes. Terms are
+rounded to the grid of `fedveil.learning.exact`: their sum is exact, so omitting a unit does not change the rounding
+of others.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from fedveil.learning.ranges import bounded_blocks, class_sizes
 __all__ = ["ClassStatistics", "unit_blocks"]
 
 COUNT_WEIGHT = 0.3
-"""b above: how much of a contribution's length counts the unit; the rest carries its features."""
+"""b above: the part of a contribution's length that counts the unit; the rest is for its features."""
 SMALLEST_NORM = 1e-12
 
 
@@ -65,7 +65,7 @@ def unit_blocks(
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ClassStatistics:
-    """What the release holds, noise included, hence public.
+    """The release with its noise, hence public.
 
     Attributes:
         counts: (classes,) units of each class, as `class_sizes` cuts them; a unit with images of several classes is
@@ -86,16 +86,16 @@ class ClassStatistics:
 
     @property
     def weights(self) -> Vector:
-        """(classes,) loss weights under which every class counts alike, with mean 1 over the units."""
+        """(classes,) loss weights under which all classes count equally, with mean 1 over the units."""
         result: Vector = self.counts.sum() / (len(self.counts) * self.counts)
         return result
 
     def centre(self, blocks: Sequence[int]) -> Vector:
-        """(d,) the middle between the classes' means, each class counting alike, with noise shrunk away.
+        """(d,) the midpoint between the classes' means, all classes counting equally, shrunk against noise.
 
         Positive-part James-Stein, block by block: where a block's middle is m, with noise of variance v in each of its
-        k coordinates, it is ``m max(0, 1 - k v / ||m||^2)``. A centre that is mostly noise moves nothing. Blocks are
-        then cut to the length that those of features have, which no mean exceeds (`fedveil.learning.ranges`).
+        k coordinates, it is ``m max(0, 1 - k v / ||m||^2)``. A centre that is mostly noise is shrunk to 0. Blocks
+        are then clipped to the length of feature blocks, which no mean exceeds (`fedveil.learning.ranges`).
         """
         middle = self.means.mean(axis=0)
         variance = self.noise_variance / (1 - COUNT_WEIGHT**2) * float(np.mean(1 / self.counts**2))

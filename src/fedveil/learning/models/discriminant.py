@@ -6,11 +6,11 @@ within-class covariance v I, the log odds at equal class frequencies are differe
 
     score_k(x) = m_k . x / v - |m_k|^2 / (2 v).
 
-That |x| = 1 gives v for nothing: ``d v = 1 - sum_k pi_k |m_k|^2``. Noise of variance s_k^2 in each of d coordinates
+|x| = 1 determines v: ``d v = 1 - sum_k pi_k |m_k|^2``. Noise of variance s_k^2 in each of d coordinates
 adds d s_k^2 to |m_k|^2, which would move the threshold towards the rarer class, whose mean is noisier; it is
 subtracted. What is left varies by 2 d s_k^4, whereas |m_k|^2 lies between 0 and 1, so it is divided by 1 + 2 d s_k^4:
-lengths that noise drowns decide nothing. How steep the scores may be depends on how much of the difference between the
-means is noise, and on the covariance along what is left, see `ANISOTROPY`.
+lengths dominated by noise have no effect. The steepness of the scores depends on the noise in the difference between
+the means, and on the covariance along the rest, see `ANISOTROPY`.
 """
 
 import numpy as np

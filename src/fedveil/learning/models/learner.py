@@ -1,8 +1,7 @@
-"""What a learner promises: the only code that sees a hospital's pixels, labels and patients.
+"""The learner protocol: the only code that sees a hospital's pixels, labels and patients.
 
-A learner knows nothing about budgets, noise or rounds. A site asks it for exact sums of bounded
-contributions, adds the noise that its policy and ledger call for, and lets only that leave (DESIGN: one
-round, the same for all).
+A learner knows nothing about budgets, noise or rounds. A site asks it for exact sums of bounded contributions, adds
+the noise of the agreement, and only releases the noisy sum.
 """
 
 from typing import Protocol, TypeAlias
@@ -17,7 +16,7 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 class Learner(Protocol):
     """One cohort behind one model.
 
-    Parameters cross the trust boundary as one flat vector, whatever the model. Every method returns exact
+    Parameters cross the trust boundary as one flat vector, for every model. Every method returns exact
     values about private data: none may leave the hospital before noise has been added and charged.
     """
 
@@ -28,7 +27,7 @@ class Learner(Protocol):
 
     @property
     def units(self) -> int:
-        """Number of protected units here: patients, images, or 1 where the whole site is the unit."""
+        """Number of protected units here: patients, images, or 1 if the unit is the site."""
         ...
 
     def check_parameters(self, parameters: Vector, *, judged: bool = False) -> None:
@@ -44,12 +43,12 @@ class Learner(Protocol):
         ...
 
     def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
-        """Sum the units' contributions, each with L2 norm at most ``clip_norm`` whatever its images are.
+        """Sum the units' contributions, each with L2 norm at most ``clip_norm`` for any images.
 
         Args:
             parameters: float64 of shape (dimension,).
             clip_norm: the bound on one unit's contribution, finite and positive.
-            units: indices of the units that take part, each at most once; all where None.
+            units: indices of the units that take part, each at most once; all if None.
 
         Returns:
             float64 of shape (dimension,), un-noised. Adding or removing one unit changes it by at most
@@ -65,8 +64,8 @@ class Learner(Protocol):
 
         Args:
             parameters: empty before training; then the trained model.
-            units: indices of the units that take part; all where None.
-            plain: take images as they are, without degraded views.
+            units: indices of the units that take part; all if None.
+            plain: use the images alone, without degraded views.
 
         Returns:
             float64, un-noised.

@@ -1,4 +1,4 @@
-"""A linear head on features that are centred by what the study released first; see `.class_statistics`."""
+"""A linear head on features that are centred with the study's first release; see `.class_statistics`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,15 +28,15 @@ the norm of the weights decides nothing."""
 class CentredHead:
     """The model: parameters are the released centre and class weights, a shift of the logits, and the trained head.
 
-    Weights w_y make every class count alike in training, however rare; so does the centre, which lies in the middle
-    between the classes' means and makes an intercept needless. Probabilities are turned back to the class frequencies
-    of training: ``p(y | x)`` is proportional to ``softmax(logits - shift)_y / w_y``. The shift is 0 in training;
-    afterwards it may be set to the middle between the classes' mean logits, see `scores`.
+    Weights w_y make all classes count equally in training, however rare; so does the centre, the midpoint between
+    the classes' means, which replaces an intercept. Probabilities are converted to the class frequencies of
+    training: ``p(y | x)`` is proportional to ``softmax(logits - shift)_y / w_y``. The shift is 0 in training;
+    afterwards it may be set to the midpoint between the classes' mean logits, see `scores`.
 
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of classes.
-        centred: whether features are centred; a head from one round of statistics takes them as they are.
+        centred: whether features are centred; a head from one round of statistics uses them uncentred.
     """
 
     def __init__(self, blocks: Sequence[int], classes: int, *, centred: bool = True) -> None:
@@ -169,7 +169,7 @@ class CentredHead:
         return max(float(np.linalg.norm(self.split(parameters)[3])) / 2, SMALLEST_SCALE)
 
     def view(self, features: npt.NDArray[Any], centre: Vector) -> npt.NDArray[np.float32]:
-        """What the head sees: blocks of unit length, centred, and brought to unit length again."""
+        """The head's inputs: blocks of unit length, centred, and scaled to unit length again."""
         return unit_blocks(unit_blocks(features, self.blocks), self.blocks, centre)
 
 
@@ -225,7 +225,7 @@ class CentredLearner:
         return self._learner.contribution(trained, clip_norm=clip_norm, units=units)
 
     def statistics(self, parameters: Vector, units: Indices | None = None, *, plain: bool = False) -> Vector:
-        """Sum the units' class statistics: of their features, or of their scores where there is a model to score by."""
+        """Sum the units' class statistics: of their features, or of their scores if there is a trained model."""
         points = self._mean_scores(parameters, plain) if parameters.size else self._features
         weights = image_shares(self._groups, None if self._unit == "site" else units)
         total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)

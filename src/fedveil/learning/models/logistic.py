@@ -6,12 +6,12 @@ better features" (2011.11660); De et al. (2204.13650); Mehta et al. (2211.13403)
 With features x_i, residuals r_i = p(x_i) - y_i and loss weights w_i, a patient p with n_p images has the gradient
 ``g_p = sum_i w_i r_i x_i^T / n_p``, a few hundred to a few thousand numbers. It is formed, a few patients at a time,
 its norm is taken, and it contributes ``g_p min(1, C / ||g_p||)``. That is a function of this patient's images: no
-margin, maximum or number of others enters, and every step is arranged so that rounding does not depend on others
-either (`fedveil.learning.exact`):
+margin, maximum or number of others enters, and rounding does not depend on others in any step
+(`fedveil.learning.exact`):
 
 * An image's logits, residual and part of the gradient are made by elementwise operations, in an order that the number
   of features fixes. A unit's images are added up in an order that their number and that of features fix.
-* The norm that divides is that of the very numbers that are divided, in double precision. It errs by less than 1e-14
+* The norm is computed from the same numbers that it divides, in double precision. It errs by less than 1e-14
   of itself, and contributions are clipped to ``(1 - 1e-12) C``: the numbers that are added have norm at most C.
 * Clipped gradients are cut to a public grid, so that their sum over up to 2^20 units is exact, whatever its order.
 
@@ -34,13 +34,13 @@ from fedveil.learning.models.learner import Indices, Vector
 Unit: TypeAlias = Literal["patient", "image", "site"]
 
 LARGEST_FEATURE = 1e6
-"""Larger values, like NaN, mean broken features; the bound keeps every product far from overflow."""
+"""Larger values, like NaN, indicate broken features; the bound prevents overflow."""
 LARGEST_PARAMETER = 1e12
 LARGEST_WEIGHT = 1e6
 CLIP_NORMS = (1e-100, 1e100)
 """Far from where the squares of norms underflow or overflow."""
 NUMBERS = 1 << 17
-"""Numbers in work at once: what fits a processor's cache, and bounds memory."""
+"""Numbers processed at once: fits a processor's cache, and bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class LinearHead:
             raise InvalidValue(
                 f"a linear head has {self.features} features and {self.classes} classes",
                 "it needs at least one feature and two classes",
-                "check the labels: training images of one class alone teach nothing",
+                "check the labels: training images of two classes are needed",
             )
 
     @property
@@ -87,9 +87,9 @@ class LinearHead:
     def logits_of(self, parameters: npt.ArrayLike, features: npt.NDArray[Any]) -> Vector:
         """Map features (n, features) to logits (n, logits), float64; raises as `probabilities` does.
 
-        Each image is summed by itself. In a matrix product how an image is rounded depends on how many others there
-        are; where weights cancel, the sign of its logit is nothing but rounding, and one patient less would change
-        what is decided for the others.
+        Each image is summed independently. In a matrix product an image's rounding depends on the number of others;
+        if weights cancel, the sign of its logit is pure rounding, and one patient less would change the decisions
+        for others.
         """
         weights = self.weights(parameters)
         checked = _checked_features(features, self.features)
@@ -116,20 +116,20 @@ class LinearHead:
         if not (np.abs(vector) <= LARGEST_PARAMETER).all():
             raise InvalidValue(
                 "parameters hold values that are not finite, or larger than 1e12",
-                "a linear head cannot be evaluated there",
-                "lower the learning rate",
+                "parameters must be finite and at most 1e12",
+                "reduce the learning rate",
             )
         return vector.reshape(self.logits, self.features)
 
     def probabilities_of(self, logits: Vector) -> Vector:
-        """Map logits (n, logits) to class probabilities (n, classes), each image by itself."""
+        """Map logits (n, logits) to class probabilities (n, classes), each image independently."""
         if self.logits == 1:
             return np.concatenate([special.expit(-logits), special.expit(logits)], axis=1)
         return softmax(logits)
 
 
 def logits_by_image(weights: Vector, columns: Vector) -> Vector:
-    """Logits (logits, n) of images (d, n) under weights (logits, d), each image by itself."""
+    """Logits (logits, n) of images (d, n) under weights (logits, d), each image independently."""
     return np.stack([first_sums(columns * row[:, None]) for row in weights])
 
 
@@ -345,6 +345,6 @@ def _checked_weights(weights: npt.ArrayLike, classes: int) -> Vector:
         raise InvalidValue(
             f"class_weights are {result}",
             f"there must be {classes} numbers in [0, {LARGEST_WEIGHT:g}]",
-            "give one weight a class",
+            "give one weight per class",
         )
     return result

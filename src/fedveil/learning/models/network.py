@@ -1,4 +1,4 @@
-"""A network trained in a hospital: clipped sums of its gradients, a patient at a time, over the images on disk.
+"""A network trained in a hospital: sums of gradients, clipped per patient, over the images on disk.
 
 `NetworkModel` is public: the network's structure, its frozen pretrained part and its initial parameters follow from
 names and a seed. `NetworkLearner` holds one hospital's images behind it. Several views of an image (augmentation
@@ -52,15 +52,15 @@ LONGEST_LOGITS = 10.0
 class NetworkModel:
     """A network by name; implements `fedveil.learning.Model`.
 
-    Parameters are one offset of the logits a class, 0 in training, the centre of the features where the network has
-    one (see `Centred`), then the trained part. Clipped gradients leave a network's logits uncalibrated (each patient
-    pulls alike, however sure the network is of them), so the offset is released last: with m the mean over the classes
-    of the mean logits of their images, and pi the class frequencies, ``offset = log pi - m``. Dividing by pi then puts
-    the threshold in the middle between the classes. Mean probabilities would not do: they saturate, so that their
-    middle lies close to the class that the network is less sure of.
+    Parameters are one offset of the logits per class, 0 in training, the centre of the features if the network has
+    one (see `Centred`), then the trained part. Clipped gradients leave a network's logits uncalibrated (every
+    patient's gradient has about the same length, however certain the prediction), so the offset is released last:
+    with m the mean over the classes of the mean logits of their images, and pi the class frequencies, ``offset = log
+    pi - m``. Dividing by pi then puts the threshold at the midpoint between the classes. Mean probabilities are
+    unsuitable: they saturate, so their midpoint is close to the class that the network is less certain of.
 
-    The leading layers that hold parameters none of which is trained are the *frozen part*: it is public, so what it
-    makes of an image is computed once, not once a round. The *body* is the rest.
+    The leading layers that hold parameters none of which is trained are the *frozen part*: it is public, so its
+    output for an image is computed once, not in every round. The *body* is the rest.
 
     Args:
         name: as in the study file: "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:NAME".
@@ -68,10 +68,10 @@ class NetworkModel:
         channels: of the images.
         image_size: pixels along each side.
         seed: public; of the initial parameters only.
-        trained_blocks: how many of EfficientNet-Lite0's blocks, from the last, are trained.
+        trained_blocks: number of trained blocks of EfficientNet-Lite0, counted from the last.
 
     Raises:
-        InvalidValue: the network cannot be built, or no patient's share in its gradient can be bounded.
+        InvalidValue: the network cannot be built, or no patient's contribution to its gradient can be bounded.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class NetworkModel:
 
     @functools.cached_property
     def trial(self) -> Trial:
-        """What running the network on made-up images has shown.
+        """The results of running the network on synthetic inputs.
 
         Raises:
-            InvalidValue: no patient's share in its gradient can be bounded.
+            InvalidValue: no patient's contribution to its gradient can be bounded.
         """
         with self._lock:
             return try_out(self.module, self._image_shape)
@@ -125,7 +125,7 @@ class NetworkModel:
 
     @property
     def statistics_size(self) -> int:
-        """One count a class, or class statistics of the features that are centred."""
+        """One count per class, or class statistics of the features that are centred."""
         return ClassStatistics.size(self.classes, self._centre) if self._blocks else self.classes
 
     @property
@@ -134,13 +134,13 @@ class NetworkModel:
         return ClassStatistics.size(self.classes, self.classes)
 
     def initial(self) -> Vector:
-        """The parameters that the seed gives, or the public weights that a pretrained network brings."""
+        """The parameters that the seed gives, or the public weights of a pretrained network."""
         return self._initial.copy()
 
     def join(
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
-        """The offset, 0 where there is no shift; the centre, 0 where there are no statistics; and the trained part."""
+        """The offset, 0 without a shift; the centre, 0 without statistics; and the trained part."""
         offset = np.zeros(self.classes) if shift is None else shift
         centre = np.zeros(self._centre)
         if self._blocks and statistics is not None:
@@ -148,7 +148,7 @@ class NetworkModel:
         return np.concatenate([offset, centre, trained])
 
     def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
-        """Class counts, and the means of features that are centred; other networks have no use for means."""
+        """Class counts, and the means of centred features; other networks need no means."""
         if self._blocks:
             return ClassStatistics.from_released(released, self.classes, noise_variance)
         return ClassStatistics(
@@ -182,8 +182,8 @@ class NetworkModel:
         if not (np.abs(offset) <= largest * (1 + 1e-9)).all():
             raise InvalidValue(
                 f"offsets of the logits reach {np.abs(offset).max():g}",
-                f"the model makes none beyond {largest:.3g}",
-                "send the model that the study made",
+                f"the model's offsets never exceed {largest:.3g}",
+                "send the model of the study",
             )
         check_centre(centre, self._blocks)
 
@@ -221,7 +221,7 @@ class NetworkModel:
             )
 
     def logits(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
-        """Logits (count, classes) of all images of a source that holds what the body takes."""
+        """Logits (count, classes) of all images of a source of inputs for the body."""
         parts = [np.empty((0, self.classes))]
         with self.loaded(parameters), torch.inference_mode():
             for rows in batches(count):
@@ -234,7 +234,7 @@ class NetworkModel:
         return softmax(self.logits(parameters, images, count))
 
     def features(self, images: ImageSource, count: int) -> Vector | None:
-        """Features (count, d) of norm 1 that the untrained network is going to centre; None where it centres none."""
+        """Features (count, d) of norm 1 that the untrained network will centre; None if it centres none."""
         if self._centred is None or self._below is None:
             return None
         parts = [np.empty((0, self._centre))]
@@ -245,7 +245,7 @@ class NetworkModel:
         return np.concatenate(parts)
 
     def before(self, images: Images) -> Images:
-        """What the frozen part makes of images (k, channels, size, size); the images themselves if there is none."""
+        """The frozen part's output for images (k, channels, size, size); the images themselves if there is none."""
         if self.frozen is None:
             return images
         with self._lock, torch.inference_mode():
@@ -255,11 +255,11 @@ class NetworkModel:
 
 
 ROUNDING = 2e-3
-"""Part of the clip norm that is kept for single precision.
+"""Fraction of the clip norm that is reserved for rounding in single precision.
 
-Where a unit is left out, others fall into other batches, whose sums are rounded in another way. Only batches of its run
-change (`fedveil.learning.unit_batches`), and sums over batches are in double precision, so this does not grow with the
-number of units: docs/private-gradients.md tells what was measured, with up to 10,000 of them.
+If a unit is left out, others move to other batches, whose sums are rounded differently. Only batches of its run
+change (`fedveil.learning.unit_batches`), and sums over batches are in double precision, so this does not grow with
+the number of units: docs/private-gradients.md has measurements with up to 10,000 of them.
 """
 
 
@@ -268,7 +268,7 @@ class NetworkLearner:
 
     Args:
         model: the network; may be shared between learners.
-        images: read as they are needed; what the body of the network takes.
+        images: read when needed; inputs of the network's body.
         labels: (n,) class codes.
         patients: (n,) patient codes 0 .. P-1.
         unit: whom one contribution belongs to. ``"site"`` takes the mean over all images and clips the whole.
@@ -317,7 +317,7 @@ class NetworkLearner:
     def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
         """Sum the units' clipped gradients; see `Learner.contribution`.
 
-        They are clipped a little shorter than asked, by `ROUNDING`.
+        They are clipped to slightly less than ``clip_norm``, by `ROUNDING`.
         """
         loss = functools.partial(functional.cross_entropy, reduction="none")
         bound = clip_norm / (1 + ROUNDING)
@@ -347,7 +347,8 @@ class NetworkLearner:
         *,
         plain: bool = False,  # noqa: ARG002 - there are no degraded views here
     ) -> Vector:
-        """Count the units of each class; or sum class statistics of what a network centres, or a trained one says.
+        """Count the units of each class; or sum class statistics of the features that a network centres, or of the
+        logits of a trained one.
 
         A unit with images of several classes is shared among them.
         """

@@ -1,4 +1,4 @@
-"""What a study trains, as coordinator and sites see it alike: sizes, and how released numbers are put together."""
+"""The model protocol, equal for coordinator and sites: sizes, and how released numbers are combined."""
 
 from typing import Protocol
 
@@ -12,7 +12,7 @@ __all__ = ["Model", "Sizes", "check_sent"]
 
 
 class Sizes(Protocol):
-    """How long a model's vectors are: all that terms need to know of it."""
+    """The lengths of a model's vectors: all that an agreement needs."""
 
     @property
     def classes(self) -> int:
@@ -31,12 +31,12 @@ class Sizes(Protocol):
 
     @property
     def statistics_size(self) -> int:
-        """Length of what is released before training."""
+        """Length of the release before training."""
         ...
 
     @property
     def calibration_size(self) -> int:
-        """Length of what is released after training."""
+        """Length of the release after training."""
         ...
 
 
@@ -50,11 +50,11 @@ class Model(Sizes, Protocol):
     def join(
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
-        """The whole parameter vector from what was released before, in and after training."""
+        """The whole parameter vector from the releases before, in and after training."""
         ...
 
     def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
-        """What was released before training; its noise has this variance in each number."""
+        """The release before training; its noise has this variance in each coordinate."""
         ...
 
     def read_shift(
@@ -66,8 +66,8 @@ class Model(Sizes, Protocol):
     def check_parameters(self, parameters: Vector) -> None:
         """Refuse a whole parameter vector that no honest coordinator sends, see `fedveil.learning.ranges`.
 
-        Any vector that `join` or `recalibrated` makes from released numbers passes, whatever the noise in them, also
-        with another trained part where `unshifted` was applied.
+        Any vector that `join` or `recalibrated` makes from released numbers passes, for any noise, also with another
+        trained part after `unshifted`.
 
         Raises:
             InvalidValue: another length, or a part outside the public range of what the model makes.
@@ -75,7 +75,7 @@ class Model(Sizes, Protocol):
         ...
 
     def unshifted(self, parameters: Vector) -> Vector:
-        """A whole parameter vector as it was when the logits had not been shifted yet."""
+        """The same parameter vector without the shift of the logits."""
         ...
 
     def recalibrated(

@@ -1,10 +1,10 @@
-"""One hospital's own threshold and class frequencies, as far as noise lets its numbers be told from everyone's.
+"""One hospital's own threshold and class frequencies, as far as they differ significantly from the common ones.
 
-A hospital whose scanner shifts all scores, or where disease is rarer, does better with numbers of its own; but its
-cohort is small, and nobody else's sum hides it, so what is released of it (class sizes and mean scores, see
-`.class_statistics`) carries much noise. Both estimates are therefore moved from the common value only as far
-as the difference d stands out from the noise in it, whose expected squared length is v: by the positive-part
-James-Stein rule, ``common + d max(0, 1 - v / ||d||^2)``.
+A hospital whose scanner shifts all scores, or where disease is rarer, benefits from its own values; but its cohort
+is small and its sum is not aggregated with others, so its release (class sizes and mean scores, see
+`.class_statistics`) has much noise. Both estimates are therefore moved from the common value only as far as the
+difference d exceeds the noise in it, whose expected squared length is v: by the positive-part James-Stein rule,
+``common + d max(0, 1 - v / ||d||^2)``.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ from fedveil.learning.ranges import FEWEST
 __all__ = ["own_numbers"]
 
 RAREST = 1e-3
-"""No class is taken to be rarer at a hospital."""
+"""Lower bound on class frequencies at a hospital."""
 
 
 def own_numbers(middle: Vector, frequencies: Vector, found: ClassStatistics) -> tuple[Vector, Vector]:
@@ -25,7 +25,7 @@ def own_numbers(middle: Vector, frequencies: Vector, found: ClassStatistics) -> 
 
     With released sizes c_k, S their sum and p = c / S, noise of variance u in each c_k gives p an expected squared
     error of ``u (K - 2 + K |p|^2) / S^2``. Noise of variance w in each sum of scores gives the middle one of
-    ``w k sum(1 / c_k^2) / K^2``. Where a class is hardly there its mean is noise, and everything stays as it was.
+    ``w k sum(1 / c_k^2) / K^2``. If a class is very rare its mean is noise, and the common values are used.
     Scores have length 1 at most, so the hospital's middle is cut to it.
 
     Args:
@@ -53,7 +53,7 @@ def own_numbers(middle: Vector, frequencies: Vector, found: ClassStatistics) -> 
 
 
 def _moved(common: Vector, own: Vector, variance: float) -> Vector:
-    """From the common value towards the own one, as far as noise allows."""
+    """The common value, moved towards the own one as far as the noise allows."""
     difference = own - common
     square = float(difference @ difference)
     if square <= variance:

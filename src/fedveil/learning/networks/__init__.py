@@ -1,11 +1,11 @@
-"""Networks that can be trained privately, by name: none holds statistics of the images, none mixes patients.
+"""Networks that can be trained privately, by name: none has statistics of the images, none mixes patients.
 
 `network("resnet18", classes=2, channels=1, image_size=28, seed=0)` takes images with values in [0, 1] to logits;
 input scaling is part of it and public. From scratch: `cnn`, `resnet18`, `densenet121`, with group norm and
 weight standardisation. From public weights: `efficientnet-lite0`, of which few parameters are
 trained; `timm:NAME` where timm is installed, `timm:NAME@scratch` with random weights.
-`split_frozen` parts what never changes, and need be computed once, from what is trained. `replace_batch_norm`
-and `fix_batch_norm` make other people's networks fit.
+`split_frozen` separates the constant part, which is computed only once, from the trained part. `replace_batch_norm`
+and `fix_batch_norm` make other networks suitable.
 """
 
 from fedveil.learning.networks.batch_norm import fix_batch_norm, replace_batch_norm

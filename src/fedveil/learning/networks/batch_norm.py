@@ -1,4 +1,4 @@
-"""What to do with batch norm, which mixes patients: replace it by group norm, or fix its public statistics."""
+"""Handling of batch norm, which mixes patients: replace it by group norm, or fix its public statistics."""
 
 from collections.abc import Callable
 

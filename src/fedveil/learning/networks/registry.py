@@ -20,8 +20,8 @@ def network(
 ) -> nn.Module:
     """Build a network that can be trained privately: images `(k, channels, size, size)` in [0, 1] to logits.
 
-    Every site and the coordinator call this with the same arguments and get the same initial parameters; the
-    seed is public and touches nothing but them. No network holds batch statistics that follow the images.
+    Every site and the coordinator call this with the same arguments and get the same initial parameters; the seed is
+    public and affects only them. No network holds batch statistics that follow the images.
 
     Without ``weights`` none that are published are read, and only shapes count, as on PyTorch's meta device.
     """

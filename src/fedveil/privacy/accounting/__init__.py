@@ -1,3 +1,3 @@
-"""What a composition of mechanisms costs: exact Gaussian, subsampled and integer accounting."""
+"""The cost of a composition of mechanisms: exact Gaussian, subsampled and integer accounting."""
 
 __all__: list[str] = []

@@ -1,8 +1,8 @@
-"""What a composition of mechanisms costs.
+"""The cost of a composition of mechanisms.
 
-Full participation is priced exactly, as one Gaussian mechanism (`fedveil.privacy.accounting.gaussian`). As soon as one
-mechanism samples, the price is the least of three upper bounds: full participation, Renyi divergences and,
-where it holds, privacy loss distributions (`fedveil.privacy.accounting.subsampled`), which is nearly always the least.
+Full participation is priced exactly, as one Gaussian mechanism (`fedveil.privacy.accounting.gaussian`). If any
+mechanism samples, the price is the smallest of three upper bounds: full participation, Renyi divergences and, where
+valid, privacy loss distributions (`fedveil.privacy.accounting.subsampled`), which are nearly always the smallest.
 
 Slack (see `Mechanism`): let E and D be the sums over steps of epsilon_slack and delta_slack, P and P' the
 laws of the whole transcript on neighbouring data, and P_G and P'_G those with Gaussian noise. Then
@@ -10,9 +10,9 @@ laws of the whole transcript on neighbouring data, and P_G and P'_G those with G
     P(S) <= exp(E/2) P_G(S) + D <= exp(E/2) (exp(e) P'_G(S) + delta_G(e)) + D
          <= exp(e + E) P'(S) + exp(E/2) delta_G(e) + D,
 
-so that what is (e, delta_G)-private with Gaussian noise is (e + E, exp(E/2) delta_G + D)-private. If slack, too,
-is chosen in view of earlier releases, E and D stand for the largest that any course of events could bring;
-a ledger takes those of its own course, which is off by less than the slack, about 1e-6.
+so that what is (e, delta_G)-private with Gaussian noise is (e + E, exp(E/2) delta_G + D)-private. If slack is also
+chosen adaptively, E and D are the largest values over all possible sequences of events; a ledger uses those of its
+own sequence, which differs by less than the slack, about 1e-6.
 """
 
 import math
@@ -43,7 +43,7 @@ __all__ = [
 
 
 class Step(NamedTuple):
-    """All that a step's price depends on."""
+    """Everything that a step's price depends on."""
 
     noise_multiplier: float
     sampling_rate: float
@@ -52,7 +52,7 @@ class Step(NamedTuple):
 
 
 Composition = Mapping[Step, int]
-"""How many steps of each kind; the order in which they run does not matter to the price."""
+"""The number of steps of each kind; their order does not affect the price."""
 
 
 def tally(mechanisms: Iterable["Mechanism"]) -> Counter[Step]:
@@ -68,12 +68,12 @@ def epsilon(
 ) -> float:
     """An upper bound, tight to numerical precision, on the epsilon at `delta` of all `mechanisms` together.
 
-    0 for none. ``adaptive`` says that later mechanisms may be chosen in view of what earlier ones released,
-    as in a ledger that outlives a study. It changes the bound only where mechanisms differ and some sample:
-    then filters by Renyi divergences replace privacy loss distributions, for which no such theorem is known. Of
-    a ledger that admits such mixtures, `delta` holds for the courses of events without one and again for those
-    with one: in all, counting both, it is (epsilon, 2 delta)-private. See `LedgerState.delta`. With ``mixed`` the
-    filter prices every course, also one that has not become a mixture yet: then all of them together have `delta`.
+    0 for none. ``adaptive`` means that later mechanisms may be chosen in view of earlier releases, as in a ledger
+    that outlives a study. It changes the bound only if mechanisms differ and some sample: then filters by Renyi
+    divergences replace privacy loss distributions, for which no such theorem is known. For a ledger that admits such
+    mixtures, `delta` holds for the sequences of events without one and again for those with one: in total it is
+    (epsilon, 2 delta)-private. See `LedgerState.delta`. With ``mixed`` the filter prices every sequence, also one
+    that is not yet a mixture: then all of them together have `delta`.
 
     >>> from fedveil.privacy import Mechanism
     >>> round(epsilon([Mechanism(28.9, 1.0, steps=60)], 1e-5), 3)
@@ -83,18 +83,18 @@ def epsilon(
 
 
 def price(composition: Composition, delta: float, *, adaptive: bool = False, mixed: bool = False) -> float:
-    """`epsilon`, for steps that are already counted."""
+    """`epsilon` of counted steps."""
     return _price(tuple(sorted(composition.items())), delta, adaptive or mixed, mixed)
 
 
 def is_mixture(mechanisms: Iterable["Mechanism"]) -> bool:
-    """Whether mechanisms differ and some sample: what has no tight price where it is chosen adaptively."""
+    """Whether mechanisms differ and some sample: such compositions have no tight price if chosen adaptively."""
     kinds = {(one.noise_multiplier, one.sampling_rate) for one in mechanisms}
     return len(kinds) > 1 and any(rate < 1 for _, rate in kinds)
 
 
 def within(composition: Composition, epsilon: float, delta: float) -> bool:
-    """Whether a composition, chosen adaptively, is (epsilon, delta)-private; quick at full participation."""
+    """Whether a composition, chosen adaptively, is (epsilon, delta)-private; fast at full participation."""
     if math.isinf(epsilon):
         return True
     steps = tuple(sorted(composition.items()))
@@ -109,7 +109,7 @@ def delta_at(mechanisms: Iterable["Mechanism"], epsilon: float) -> float:
 
 
 def gaussian_room(epsilon: float, delta: float, spent: Composition) -> float | None:
-    """The largest mu that fits beside `spent` at (epsilon, delta), or 0; None where `spent` samples."""
+    """The largest mu that fits together with `spent` at (epsilon, delta), or 0; None if `spent` samples."""
     steps = tuple(sorted(spent.items()))
     if _samples(steps):
         return None
@@ -122,7 +122,7 @@ def gaussian_room(epsilon: float, delta: float, spent: Composition) -> float | N
 
 
 def gdp_mu(mechanisms: Iterable["Mechanism"]) -> float | None:
-    """mu of the Gaussian mechanism that equals the composition, or None where one samples or has slack."""
+    """mu of the Gaussian mechanism that equals the composition, or None if one samples or has slack."""
     steps = tuple(sorted(tally(mechanisms).items()))
     if _samples(steps) or _slack(steps) != (0.0, 0.0):
         return None
@@ -142,7 +142,7 @@ def _price(steps: _Steps, delta: float, adaptive: bool, mixed: bool) -> float:
     if mixed and steps:
         bound = filter_epsilon(_sampled(steps), delta)
     elif _samples(steps) and bound > 0:
-        # To be left out of a sample only protects, so what full participation costs is an upper bound, too.
+        # Being left out of a sample only protects, so the cost of full participation is also an upper bound.
         sampled = _sampled(steps)
         if len(sampled) > 1 and adaptive:
             bound = filter_epsilon(sampled, delta)

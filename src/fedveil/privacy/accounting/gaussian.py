@@ -1,9 +1,9 @@
 """The Gaussian mechanism, exactly: delta, epsilon and mu from one another.
 
 A composition of Gaussian mechanisms with noise multipliers z_i is one Gaussian mechanism with
-mu = sqrt(sum_i 1 / z_i^2) (Dong, Roth and Su 2022, corollary 3.3), also where the z_i are chosen in view of
-earlier releases, as long as the sum stays within its bound (Smith and Thakurta 2022). It is
-(epsilon, delta)-differentially private exactly when
+mu = sqrt(sum_i 1 / z_i^2) (Dong, Roth and Su 2022, corollary 3.3), also if the z_i are chosen in view of earlier
+releases, while the sum stays within its bound (Smith and Thakurta 2022). It is (epsilon, delta)-differentially
+private exactly when
 
     delta >= Phi(mu/2 - epsilon/mu) - exp(epsilon) Phi(-mu/2 - epsilon/mu)
 

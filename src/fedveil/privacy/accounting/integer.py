@@ -1,11 +1,11 @@
-"""Sums of whole numbers modulo 2^32 with discrete Gaussian noise, and what they cost: the integer mechanism.
+"""Sums of whole numbers modulo 2^32 with discrete Gaussian noise, and their cost: the integer mechanism.
 
 Under secure aggregation each site rounds its sum to a grid, adds a share of the noise and sends whole numbers
 modulo 2^32, so that masks can hide them perfectly. After Kairouz, Liu and Steinke (2021), with a finer
 account of the rounding.
 
-**The mechanism.** Let D be the number of coordinates, h the fewest honest noise shares (`shares`), q the grid
-(`step`), and x_i the sum of site i's contributions divided by q. Site i sends, coordinate by coordinate,
+**The mechanism.** Let D be the number of coordinates, h the smallest number of honest noise shares (`shares`), q the
+grid (`step`), and x_i the sum of site i's contributions divided by q. Site i sends, coordinate by coordinate,
 
     y_i = floor(x_i + U_i) + N_i  modulo 2^32,
 
@@ -38,8 +38,8 @@ Zhang 2012, theorem 1). A neighbour's x lies at most S = s/z away, which makes |
 
 **The price.** round(x + N(0, s^2 I)) is post-processing of the Gaussian mechanism with noise multiplier z,
 whose price is exact; rounding costs no sensitivity. 2 b enters the Mechanism as `epsilon_slack`, and e^-a
-with the sampler's own error as `delta_slack`; accounting composes them. sigma is near 2^19 where the
-head-room allows it, which makes 2 b some 2e-12 a coordinate.
+with the sampler's own error as `delta_slack`; accounting composes them. sigma is near 2^19 if the headroom allows
+it, so 2 b is about 2e-12 per coordinate.
 """
 
 import math
@@ -66,13 +66,13 @@ __all__ = ["IntegerMechanism", "calibrate_integer"]
 
 WORD = np.uint32
 _HALF = 2**31
-_CHUNK = 1 << 14  # coordinates at a time: what is in work stays in the processor's cache
-_NOISE_REACH = 12.0  # standard deviations of noise for which head-room is kept: beyond, 4e-33 a coordinate
-_TAIL = 45.0  # a in the theorem: probability 3e-20 a round
+_CHUNK = 1 << 14  # coordinates at a time, so that they fit the processor's cache
+_NOISE_REACH = 12.0  # headroom in standard deviations of noise: probability 4e-33 per coordinate beyond
+_TAIL = 45.0  # a in the theorem: probability 3e-20 per round
 _LARGEST_EPSILON = 60.0  # the sampler's error is charged exp(epsilon) times, for guarantees up to this one
-_TOLERANCE = 1e-6  # relative, on clip norms: a float32 learner may pass its own by that; noise covers it
+_TOLERANCE = 1e-6  # relative, on clip norms: a float32 learner may exceed its own by this; noise covers it
 _COARSEST = 100  # grid steps larger than this many clip norms are refused
-_FLOAT_ERROR = 2.0**-18  # float64 arithmetic moves a coordinate by less than half of this many grid steps
+_FLOAT_ERROR = 2.0**-18  # float64 arithmetic changes a coordinate by less than half of this many grid steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +80,12 @@ class IntegerMechanism:
     """One site's share of a noisy integer sum, for all rounds of one release.
 
     Attributes:
-        mechanism: what `shares` shares together are: noise multiplier, clip norm, steps, and the slack of
-            the theorem above. This is what a ledger charges.
+        mechanism: of `shares` shares together: noise multiplier, clip norm, steps, and the slack of the theorem
+        above. A ledger charges this mechanism.
         dimension: number of coordinates.
-        sites: the most sites that may be summed.
-        shares: the fewest honest noise shares, h.
-        units: the most units whose contributions one site may sum; bounds what a site sends.
+        sites: the largest number of sites that may be summed.
+        shares: the smallest number of honest noise shares, h.
+        units: the largest number of units that one site may sum; bounds a site's values.
         radix: fixes the noise in grid steps; see `fedveil.privacy.discrete`.
     """
 
@@ -101,17 +101,16 @@ class IntegerMechanism:
         """The finest grid on which `sites` sums of at most `units` contributions cannot wrap around.
 
         Each coordinate of a site's sum is at most units * clip_norm, and noise beyond 12 standard deviations
-        of all sites' together has probability 4e-33. Raises InvalidValue where 32 bits are too few for any
-        grid.
+        of all sites' together has probability 4e-33. Raises InvalidValue if 32 bits are not enough for any grid.
         """
         for name, value, least in (("dimension", dimension, 1), ("shares", shares, 1), ("units", units, 1)):
             if value < least:
                 raise InvalidValue(f"{name} is {value}", f"it must be at least {least}", "check the study")
         if not shares <= sites:
             raise InvalidValue(
-                f"{shares} honest noise shares are asked of {sites} sites",
-                "each site adds one share",
-                "lower min_honest, or add sites",
+                f"{shares} honest noise shares are requested from {sites} sites",
+                "each site adds only one share",
+                "reduce min_honest, or add sites",
             )
         if mechanism.noise_multiplier == 0:
             raise InvalidValue(
@@ -127,7 +126,7 @@ class IntegerMechanism:
                 f"{sites} sites sum up to {units} units each, with noise multiplier "
                 f"{mechanism.noise_multiplier:.3g}",
                 "their sum must fit 32 bits with room for the noise",
-                "lower the number of units that a site may sum in one round, or ask for more noise",
+                "reduce the number of units that a site may sum in one round, or use more noise",
             )
         found = cls(
             mechanism=mechanism, dimension=dimension, sites=sites, shares=shares, units=units, radix=radix
@@ -135,8 +134,8 @@ class IntegerMechanism:
         if not 0 < found.step < _COARSEST * mechanism.clip_norm:
             raise InvalidValue(
                 f"the noise multiplier is {mechanism.noise_multiplier:.3g}",
-                f"a contribution must be at least 1/{_COARSEST} of a grid step, or its rounding is all that is left",
-                "ask for less noise: nothing could be learnt under this much",
+                f"a contribution must be at least 1/{_COARSEST} of a grid step, or only its rounding remains",
+                "use less noise: nothing can be learned with this much",
             )
         return replace(found, mechanism=found._with_slack(mechanism))
 
@@ -157,15 +156,15 @@ class IntegerMechanism:
 
     @property
     def alone(self) -> Mechanism:
-        """What one share by itself gives, if everyone but this site colludes."""
+        """The guarantee of one share alone, if everyone except this site colludes."""
         share = self.mechanism.noise_multiplier / math.sqrt(self.shares)
         return self._with_slack(replace(self.mechanism, noise_multiplier=share))
 
     def encode(self, vector: NDArray[np.floating], generator: np.random.Generator) -> NDArray[np.uint32]:
         """A site's sum of contributions, rounded to the grid, with its share of the noise, modulo 2^32.
 
-        `vector` has shape (dimension,) and norm at most units * clip_norm, which no honest learner can pass.
-        Raises Refused, with nothing drawn, where it is not that: NaN, infinity, another shape, out of range.
+        `vector` has shape (dimension,) and norm at most units * clip_norm, which no honest learner can exceed.
+        Raises Refused, before anything is drawn, for other vectors: NaN, infinity, another shape, out of range.
         """
         self._check(vector)
         words = np.empty(self.dimension, dtype=WORD)
@@ -177,7 +176,7 @@ class IntegerMechanism:
             scaled += (random_words(scaled.size, generator) + 0.5) * 2.0**-32
             draws = noise.draw(scaled.size, generator)
             draws += np.floor(scaled, out=scaled).astype(np.int64)
-            words[part] = draws.astype(WORD)  # keeps the low 32 bits: modulo 2^32, also below zero
+            words[part] = draws.astype(WORD)  # the low 32 bits: modulo 2^32, also below zero
         return words
 
     def decode(self, words: NDArray[np.uint32]) -> NDArray[np.float64]:
@@ -186,7 +185,7 @@ class IntegerMechanism:
             raise InvalidValue(
                 f"the sum has type {words.dtype} and shape {words.shape}",
                 f"it must be {self.dimension} words of 32 bits",
-                "decode what the aggregation returned",
+                "decode the output of the aggregation",
             )
         return words.view(np.int32).astype(np.float64) * self.step
 
@@ -213,7 +212,7 @@ class IntegerMechanism:
             raise Refused(
                 "a contribution is out of range",
                 f"{self.units} units with clip norm {self.mechanism.clip_norm:g} cannot reach its norm",
-                "raise the number of units that the study allows a site, or report this",
+                "increase the number of units that the study allows per site, or report this",
             )
 
     def _with_slack(self, mechanism: Mechanism) -> Mechanism:
@@ -244,7 +243,7 @@ def calibrate_integer(
     """The integer mechanism with the least noise that, together with `spent`, still meets `target`.
 
     Its own slack is set aside first: what is (e - E, exp(-E/2) (delta - D))-private with Gaussian noise is
-    (e, delta)-private with slack E and D (see `fedveil.privacy.accounting.composition`). Raises InvalidValue where
+    (e, delta)-private with slack E and D (see `fedveil.privacy.accounting.composition`). Raises InvalidValue if
     nothing fits.
     """
 
@@ -259,7 +258,7 @@ def calibrate_integer(
         raise InvalidValue(
             f"rounding to whole numbers costs epsilon {steps * slack.epsilon_slack:.2g} over {steps} rounds",
             f"the target is {target.epsilon:g} in all",
-            "lower the number of units that a site may sum in a round, or train a smaller model",
+            "reduce the number of units that a site may sum in a round, or train a smaller model",
         )
-    # A little more noise leaves room for the same or a finer grid, so the slack set aside is enough.
+    # Slightly more noise allows the same or a finer grid, so the reserved slack is sufficient.
     return fit(replace(target, epsilon=epsilon, delta=delta))

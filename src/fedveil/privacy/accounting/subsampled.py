@@ -1,9 +1,9 @@
 """Poisson-subsampled Gaussian mechanisms: privacy loss distributions, and Renyi divergences as their check.
 
 Both give upper bounds. Privacy loss distributions (dp-accounting; Koskela et al. 2020, discretised by
-connecting the dots, Doroshenko et al. 2022) are tight, and hold where all mechanisms are fixed before the
-first one runs. Renyi divergences (Mironov et al. 2019) are looser by some per cent; their sum also bounds
-mechanisms that are chosen in view of what earlier ones released, see `filter_epsilon`.
+connecting the dots, Doroshenko et al. 2022) are tight, and valid if all mechanisms are fixed before the first one
+runs. Renyi divergences (Mironov et al. 2019) are looser by some per cent; their sum also bounds mechanisms that are
+chosen in view of earlier releases, see `filter_epsilon`.
 """
 
 import math
@@ -24,11 +24,11 @@ Sampled = tuple[tuple[float, float, int], ...]
 # The grid of losses, in units of one step's root mean square loss; a finer one changes epsilon by 1e-4 of it.
 _GRID = 0.02
 _MOST_POINTS, _MOST_POINTS_OF_A_STEP = 2**20, 2**17
-# Rounding in the sums and Fourier transforms misplaces at most this mass (seen: 2e-12 and 4.4e-16 a step).
+# Rounding in the sums and Fourier transforms misplaces at most this mass (observed: 2e-12 and 4.4e-16 per step).
 _ROUND_OFF, _ROUND_OFF_PER_STEP = 1e-10, 1e-15
 _ORDERS = np.array([*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512, 1024], dtype=np.float64)
 _FILTERED = np.isin(_ORDERS, [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256])
-"""The orders of a filter: each has its share of delta, so that few are better than many."""
+"""The orders of a filter: each has a share of delta, so few are better than many."""
 
 
 def loss_delta(parts: Sampled, epsilon: float) -> float:
@@ -43,7 +43,7 @@ def loss_delta(parts: Sampled, epsilon: float) -> float:
 def loss_epsilon(parts: Sampled, delta: float) -> float:
     """An upper bound on epsilon at `delta` for the composition of `parts`, all fixed in advance.
 
-    Infinite where `delta` is not well above what rounding may misplace, and where numbers overflow.
+    Infinite if `delta` is not well above the mass that rounding may misplace, or if numbers overflow.
     """
     allowance = _round_off(parts)
     if delta < 100 * allowance:
@@ -64,14 +64,15 @@ def renyi_epsilon(parts: Sampled, delta: float) -> float:
 
 
 def filter_epsilon(parts: Sampled, delta: float) -> float:
-    """The same for `parts` that differ and are chosen in view of what earlier ones released.
+    """The same for `parts` that differ and are chosen in view of earlier releases.
 
-    Of a fixed order, the sum of Renyi divergences is a filter: stop before it would pass what (epsilon, delta) allows,
-    and the whole is (epsilon, delta)-private (Feldman and Zrnic 2021). This goes on as long as *any* of k orders, or
-    full participation as a Gaussian mechanism, would: which of them holds in the end may depend on the data. Let A_j be
-    the courses of events in which the first k + 1 - j do not hold and the j-th does. On A_j the process is the one that
-    filter j stops, so P(S and A_j) - exp(epsilon) Q(S and A_j) is at most the delta of filter j. The A_j cover
-    everything, so with delta / (k + 1) each the sum is at most delta (a union bound, as in Lecuyer 2021).
+    At a fixed order, the sum of Renyi divergences is a filter: stop before it would exceed what (epsilon, delta)
+    allows, and the whole is (epsilon, delta)-private (Feldman and Zrnic 2021). This goes on as long as *any* of k
+    orders, or full participation as a Gaussian mechanism, would: which of them holds in the end may depend on the
+    data. Let A_j be the sequences of events in which the first k + 1 - j do not hold and the j-th does. On A_j the
+    process is the one that filter j stops, so P(S and A_j) - exp(epsilon) Q(S and A_j) is at most the delta of
+    filter j. The A_j cover everything, so with delta / (k + 1) each the sum is at most delta (a union bound, as in
+    Lecuyer 2021).
     """
     share = delta / (_FILTERED.sum() + 1)
     mu = math.sqrt(sum(steps / noise**2 for noise, _, steps in parts))

@@ -1,3 +1,3 @@
-"""A site's durable record of what it released, and the budget that limits it."""
+"""A site's durable record of its releases, and the budget that limits them."""
 
 __all__: list[str] = []

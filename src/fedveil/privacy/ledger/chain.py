@@ -1,17 +1,16 @@
-"""An append-only file of JSON lines, each bound to the one before, that survives a kill at any byte.
+"""An append-only file of JSON lines, each bound to the previous one, that survives a kill at any byte.
 
 A line is one JSON object that names its place (``seq``, from 0) and the hash of the line before
-(``previous``), and ends with the SHA-256 of its own bytes up to there (``hash``). Beside the file lies a
-small one, ``.head``, that names the newest line; who writes holds a lock on it. To append is to
+(``previous``), and ends with the SHA-256 of its own bytes up to there (``hash``). A second small file, ``.head``,
+names the newest line; a writer holds a lock on it. An append consists of two steps:
 
 1. write the line to the end of the file, and wait until the disk has it;
-2. write its place and hash into one of the head's two slots, by turns.
+2. write its place and hash into one of the head's two slots, alternately.
 
-A kill during 1 leaves a torn last line which the head does not name: its append never returned, and the next
-writer drops it. A kill during 2 leaves one slot torn and the other good, and a file ahead of its head, which
-is in order. A file *behind* its head was cut or replaced, one with a wrong hash was edited: both are refused.
-Someone who rewrites file and head together cannot be caught here; receipts that others keep, `Head`, catch
-that.
+A kill during 1 leaves an incomplete last line which the head does not name: its append never returned, and the next
+writer drops it. A kill during 2 leaves one slot incomplete and the other intact, and a file ahead of its head, which
+is valid. A file *behind* its head was truncated or replaced, one with a wrong hash was edited: both are refused.
+Rewriting file and head together cannot be detected here; receipts that others store, `Head`, detect it.
 """
 
 import fcntl
@@ -54,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Whole lines, the `length` bytes that they take, and `torn` bytes of an append that never ended."""
+    """Complete lines, their `length` in bytes, and `torn` bytes of an unfinished append."""
 
     entries: tuple[Entry, ...]
     length: int
@@ -69,7 +68,7 @@ class Contents:
 def read_chain(path: Path) -> Contents:
     """All lines of `path`, checked against each other and against the head; takes no lock.
 
-    Raises LedgerError where the file is missing, damaged, edited, or behind its head.
+    Raises LedgerError if the file is missing, damaged, edited, or behind its head.
     """
     path = _file_of(path)
     try:
@@ -93,7 +92,7 @@ def check_receipt(path: Path, contents: Contents, receipt: Head) -> None:
 
 
 def restore_head(path: Path, receipt: Head) -> None:
-    """Write a lost head anew for a file that holds the line which `receipt` names; else raise LedgerError."""
+    """Restore a lost head for a file that holds the line which `receipt` names; else raise LedgerError."""
     path = _file_of(path)
     with _open_head(path) as slots:
         try:
@@ -109,8 +108,8 @@ def restore_head(path: Path, receipt: Head) -> None:
 class Chain:
     """The one writer of a file; holds its lock until closed.
 
-    `first` is what line 0 says where there is neither file nor head yet; with None they must exist.
-    Raises LedgerError where another process holds the lock, or the file is not in order.
+    `first` is the content of line 0 if there is neither file nor head yet; with None they must exist. Raises
+    LedgerError if another process holds the lock, or the file is not valid.
     """
 
     def __init__(self, path: Path, first: Mapping[str, Any] | None = None) -> None:
@@ -137,7 +136,7 @@ class Chain:
                 raise _missing(self.path)
             _create(self.path, first)
         self._file = FileIO(self.path, "r+b")
-        _lock(self._file, self.path)  # a hard link is another name of the file, with another head beside it
+        _lock(self._file, self.path)  # a hard link is another name of the file, with a separate head
         contents = _check_head(self.path, _parse(self.path, self._file.readall() or b""), slots)
         if contents.torn:
             self._cut(contents.length)
@@ -152,9 +151,9 @@ class Chain:
         return Head(self.entries[-1].seq, self.entries[-1].hash)
 
     def append(self, body: Mapping[str, Any]) -> Entry:
-        """Add a line; when this returns, it is on the disk. On any error the file is as it was before.
+        """Add a line; when this returns, it is on disk. On any error the file is unchanged.
 
-        Raises LedgerError where the disk is full or fails, or where someone else has changed the file.
+        Raises LedgerError if the disk is full or fails, or if another program has changed the file.
         """
         file = self._own_file()
         entry, line = _line(body, self.head.seq + 1, self.head.hash)
@@ -162,7 +161,9 @@ class Chain:
             _write_all(file, line, self._length)
             _flush(file.fileno())
         except BaseException as error:
-            with suppress(OSError):  # what cannot be cut off now is a torn line to the next who opens
+            with suppress(
+                OSError
+            ):  # what cannot be truncated now is an incomplete line for the next process that opens the file
                 self._cut(self._length)
             if isinstance(error, OSError):
                 raise _system_error(self.path, "written", error) from error
@@ -179,8 +180,8 @@ class Chain:
         if self._file is None or self._process != os.getpid():
             raise LedgerError(
                 f"{self.path} is not open in this process",
-                "one process writes a ledger",
-                "open the ledger anew",
+                "only one process may write a ledger",
+                "open the ledger again",
             )
         ours = os.fstat(self._file.fileno())
         with suppress(FileNotFoundError):
@@ -190,7 +191,7 @@ class Chain:
         raise LedgerError(
             f"{self.path} was changed or replaced while it was open",
             "only the process that holds its lock may write to it",
-            "stop the other program, then open the ledger anew, which checks it",
+            "stop the other program, then open the ledger again, which checks it",
         )
 
     def _cut(self, length: int) -> None:
@@ -199,16 +200,16 @@ class Chain:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Give up the lock. The head goes to the disk."""
+        """Release the lock, after syncing the head."""
         if self._file is not None:
-            with suppress(OSError):  # the file itself is on the disk; a head that lags is in order
+            with suppress(OSError):  # the file itself is on disk; a head may be behind
                 _flush(self._slots.fileno())
             if self._process == os.getpid():
                 fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
             self._file.close()
             self._file = None
         if not self._slots.closed and self._process == os.getpid():
-            fcntl.flock(self._slots.fileno(), fcntl.LOCK_UN)  # also where a forked child holds a copy
+            fcntl.flock(self._slots.fileno(), fcntl.LOCK_UN)  # also if a forked child holds a copy
         self._slots.close()
 
     def __enter__(self) -> Self:
@@ -233,10 +234,10 @@ def _parse(path: Path, data: bytes) -> Contents:
         entry = _parse_line(data[start:end], len(entries), previous)
         if entry is None:
             if not entries or end + 1 == len(data):
-                break  # no ledger; or a last line that never was on the disk whole, else the head knows it
+                break  # not a ledger; or an incomplete last line that was never acknowledged, else the head names it
             raise LedgerError(
                 f"line {len(entries) + 1} of {path} does not match its hash or its place",
-                "a ledger is only ever appended to, so this one was edited or damaged",
+                "a ledger may only be appended to, so this one was edited or damaged",
                 "restore the ledger and its .head file from a backup",
             )
         entries.append(entry)
@@ -244,7 +245,7 @@ def _parse(path: Path, data: bytes) -> Contents:
     if not entries:
         raise LedgerError(
             f"{path} does not begin with a ledger's first line",
-            "it is no ledger, or damaged",
+            "it is not a ledger, or it is damaged",
             "check the path",
         )
     return Contents(tuple(entries), start, len(data) - start)
@@ -270,22 +271,22 @@ def _check_head(path: Path, contents: Contents, slots: bytes) -> Contents:
     if head is None and len(contents.entries) > 1:
         raise LedgerError(
             f"{_head_path(path)} is missing or damaged",
-            "without it nobody can tell whether lines were cut from the ledger",
-            "restore it from a backup together with the ledger, or anew from a receipt",
+            "without it, missing lines of the ledger cannot be detected",
+            "restore it from a backup together with the ledger, or from a receipt",
         )
     if head is not None and (
         head.seq >= len(contents.entries) or contents.entries[head.seq].hash != head.hash
     ):
         raise LedgerError(
             f"{path} does not hold line {head.seq + 1} as its .head file names it",
-            "it was edited, cut, replaced or rolled back to an older copy",
+            "it was edited, truncated, replaced or rolled back to an older copy",
             "restore the ledger and its .head file from a backup",
         )
     return contents
 
 
 def _create(path: Path, first: Mapping[str, Any]) -> None:
-    """Line 0 appears at once and whole, under its final name."""
+    """Line 0 is created atomically, under its final name."""
     unfinished = path.with_name(path.name + ".new")
     with FileIO(unfinished, "w") as file:
         _write_all(file, _line(first, 0, _START)[1], 0)
@@ -309,7 +310,7 @@ def _head_path(path: Path) -> Path:
 
 
 def _file_of(path: Path) -> Path:
-    """The file itself, whatever link names it: of two names for one file the lock and the head must be the same."""
+    """The file itself, for any link to it: two names of one file must have the same lock and head."""
     try:
         return path.resolve()
     except (OSError, RuntimeError) as error:
@@ -318,7 +319,7 @@ def _file_of(path: Path) -> Path:
 
 
 def _open_head(path: Path) -> FileIO:
-    """The head's file, made if need be, locked until closed."""
+    """The head's file, created if necessary, locked until closed."""
     try:
         slots = FileIO(os.open(_head_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
     except OSError as error:
@@ -337,7 +338,7 @@ def _lock(file: FileIO, path: Path) -> None:
     except BlockingIOError as error:
         raise LedgerError(
             f"{path} is held by another process or another open ledger",
-            "one at a time may charge it",
+            "only one at a time may charge it",
             "wait until the other study has ended, or stop it",
         ) from error
     except OSError as error:
@@ -354,7 +355,7 @@ def _write_slot(slots: FileIO, head: Head) -> None:
 
 
 def _newest(slots: bytes) -> Head | None:
-    """The newest of the slots that are whole."""
+    """The newest of the intact slots."""
     heads = []
     for start in (0, _SLOT_BYTES):
         seq, _, rest = slots[start : start + _SLOT_BYTES].decode("ascii", "replace").partition(" ")
@@ -366,7 +367,7 @@ def _newest(slots: bytes) -> Head | None:
 def _missing(path: Path) -> LedgerError:
     return LedgerError(
         f"{path} does not exist",
-        "a ledger that was once begun must be there, or what was spent would be forgotten",
+        "an existing ledger must be present, or its charges would be lost",
         "check the path, or restore the ledger from a backup",
     )
 
@@ -374,6 +375,6 @@ def _missing(path: Path) -> LedgerError:
 def _system_error(path: Path, verb: str, error: OSError) -> LedgerError:
     return LedgerError(
         f"{path} could not be {verb} ({error.strerror or error})",
-        "a ledger must be on a disk that this process can write to, and nothing is released before it is",
-        "check that the folder exists, its permissions, and the space that is left",
+        "a ledger must be on a disk that this process can write to, and nothing is released before the charge is there",
+        "check that the folder exists, its permissions, and the free space",
     )

@@ -1,11 +1,11 @@
-"""What a ledger says: the site's budget and its charges, and what they cost.
+"""The content of a ledger: the site's budget and its charges, and their cost.
 
-Nothing that is stored is a price: epsilon is computed anew from the mechanisms. Line 0 opens a ledger with
-its budget, and only a further line that says so changes it.
+No price is stored: epsilon is always recomputed from the mechanisms. Line 0 opens a ledger with its budget, and only
+a further budget line changes it.
 
-Charges of one ledger compose, over rounds, studies and restarts. Ledgers of different sites need not be added
-up where no patient is in two of them: each patient is protected by the ledger of the one site that holds
-their images (parallel composition).
+Charges of one ledger compose, over rounds, studies and restarts. Ledgers of different sites need not be added up if
+no patient is in two of them: each patient is protected by the ledger of the one site that holds their images
+(parallel composition).
 """
 
 import math
@@ -40,7 +40,7 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that a site ever gives away about one unit: (epsilon, delta) over all its charges.
+    """The limit on what a site ever reveals about one unit: (epsilon, delta) over all its charges.
 
     An infinite epsilon records charges and refuses none, for baselines without privacy.
     """
@@ -80,10 +80,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """One line of a ledger: what was released, when and for what.
+    """One line of a ledger: what was released, when and for which purpose.
 
-    ``mechanism`` is what was released under ``trust``; ``alone`` is what the site's own noise gives if
-    everyone else colludes, None where it gives nothing.
+    ``mechanism`` is the release under ``trust``; ``alone`` is the site's own noise if everyone else colludes, None
+    if there is none.
     """
 
     seq: int
@@ -100,7 +100,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class LedgerState:
-    """A ledger as it was when it was read: every method is a pure function of it."""
+    """A ledger as read: every method is a pure function of it."""
 
     budget: Budget
     charges: tuple[Charge, ...]
@@ -117,19 +117,19 @@ class LedgerState:
         return self._price([charge.mechanism for charge in self._of(studies)], delta)
 
     def spent_alone(self, *studies: str, delta: float | None = None) -> float:
-        """The same if everyone but the site colludes: what the site's own noise guarantees."""
+        """The same if everyone except the site colludes: the guarantee of the site's own noise."""
         alone = [charge.alone for charge in self._of(studies)]
         known = [mechanism for mechanism in alone if mechanism is not None]
         return self._price(known, delta) if len(known) == len(alone) else math.inf
 
     @property
     def delta(self) -> float:
-        """What the budget's epsilon holds at: its delta, or twice that where several studies share it and one samples.
+        """The delta of the budget's epsilon: its own, or twice that if several studies share it and one samples.
 
-        What one study costs is filtered as a whole, see `Agreement.affords`. Whether a hospital admits
-        another, which may make a mixture, can depend on what the first released: courses of events in which it does not
-        have delta, and those in which it does, priced by `filter_epsilon`, have it again.
-        Both count, whichever came about.
+        One study's cost is filtered as a whole, see `fedveil.federation.Agreement.affords`. Whether a hospital
+        admits another study, which may create a mixture, can depend on the first one's releases: sequences of events
+        in which it does not have delta, and those in which it does, priced by `filter_epsilon`, have it again. Both
+        count, whichever occurred.
         """
         samples = any(charge.mechanism.sampling_rate < 1 for charge in self.charges)
         return self.budget.delta * (2 if samples and len(self.studies) > 1 else 1)
@@ -145,7 +145,7 @@ class LedgerState:
 def verify_ledger(path: Path | str, receipt: Head | None = None) -> LedgerState:
     """Check every line, the head, and (if given) that the ledger still holds what `receipt` names.
 
-    Takes no lock and changes nothing. Raises LedgerError where something is wrong.
+    Takes no lock and changes nothing. Raises LedgerError if anything is wrong.
     """
     path = Path(path)
     contents = read_chain(path)
@@ -161,7 +161,7 @@ def read_ledger(path: Path | str) -> list[Charge]:
 
 
 def budget_line(budget: Budget, reason: str) -> dict[str, Any]:
-    """What a line says that sets a budget."""
+    """The content of a budget line."""
     _check_name("reason", reason, least=1)
     return {
         "kind": "budget",
@@ -181,7 +181,7 @@ def charge_line(
     mechanism: Mechanism,
     alone: Mechanism | None,
 ) -> dict[str, Any]:
-    """What a line says that charges; raises InvalidValue where it cannot be said."""
+    """The content of a charge line; raises InvalidValue if it cannot be represented."""
     check_choice("trust", trust, get_args(Trust))
     _check_name("study", study, least=1)
     _check_name("label", label, least=0)
@@ -200,7 +200,7 @@ def charge_line(
 
 
 def decode(path: Path, entries: Iterable[Entry]) -> tuple[Budget, list[Charge]]:
-    """The budget that holds after all `entries`, and their charges; LedgerError on any other line."""
+    """The budget after all `entries`, and their charges; LedgerError on any other line."""
     budget: Budget | None = None
     charges: list[Charge] = []
     for entry in entries:
@@ -215,16 +215,16 @@ def decode(path: Path, entries: Iterable[Entry]) -> tuple[Budget, list[Charge]]:
         except (KeyError, TypeError, InvalidValue) as error:
             raise LedgerError(
                 f"line {entry.seq + 1} of {path} is neither a budget nor a charge that this version knows",
-                "a ledger is used only where every line is understood",
+                "a ledger may be used only if every line is understood",
                 "use the version of fedveil that wrote it, or a newer one",
             ) from error
     if budget is None:
-        raise LedgerError(f"{path} has no budget", "line 1 of a ledger is its budget", "check the path")
+        raise LedgerError(f"{path} has no budget", "line 1 of a ledger must be its budget", "check the path")
     return budget, charges
 
 
 def decode_charge(entry: Entry) -> Charge:
-    """The charge that a line states; raises KeyError, TypeError or InvalidValue where it states none."""
+    """The charge in a line; raises KeyError, TypeError or InvalidValue if there is none."""
     body = entry.body
     alone = body["alone"]
     return Charge(
@@ -246,7 +246,7 @@ def _check_name(what: str, name: str, least: int) -> None:
         raise InvalidValue(
             f"the {what} is {str(name)[:60]!r}",
             f"it must be a text of {least} to {_LONGEST_NAME} characters",
-            "name it so that whoever reads the ledger knows what was released",
+            "use a name that tells a reader of the ledger what was released",
         )
 
 

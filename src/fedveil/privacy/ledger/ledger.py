@@ -1,8 +1,7 @@
 """A site's open ledger: durable charges first, then releases; and no charge that its budget does not cover.
 
-A charge is on the disk before the computation that it pays for begins. What a ledger says and what that
-costs is in `fedveil.privacy.ledger.charges`, how its file survives kills and shows edits in
-`fedveil.privacy.ledger.chain`.
+A charge is on disk before its computation begins. The content of a ledger and its cost are in
+`fedveil.privacy.ledger.charges`; how its file survives kills and reveals edits is in `fedveil.privacy.ledger.chain`.
 """
 
 import math
@@ -33,8 +32,8 @@ __all__ = ["Ledger"]
 class Ledger:
     """A site's open ledger: the only way to charge it. One process at a time; close it, or use ``with``.
 
-    `budget` opens a new ledger; for an old one it must be the recorded budget, or None to take that.
-    Raises LedgerError where the file is held, damaged, rolled back, or has another budget.
+    `budget` opens a new ledger; for an existing one it must be the recorded budget, or None to use that. Raises
+    LedgerError if the file is locked, damaged, rolled back, or has another budget.
     """
 
     def __init__(self, path: Path | str, budget: Budget | None = None) -> None:
@@ -47,7 +46,7 @@ class Ledger:
             if budget is not None and budget != self._budget:
                 raise LedgerError(
                     f"{self.path} has a budget of {self._budget}, not of {budget}",
-                    "a budget is changed only by a recorded decision of the site",
+                    "a budget may be changed only by a recorded decision of the site",
                     "give the recorded budget, or amend it with a reason",
                 )
         except BaseException:
@@ -61,12 +60,12 @@ class Ledger:
 
     @property
     def budget(self) -> Budget:
-        """The budget that holds now."""
+        """The current budget."""
         return self._budget
 
     @property
     def head(self) -> Head:
-        """Place and hash of the newest line: keep it as a receipt, see `verify_ledger`."""
+        """Place and hash of the newest line: store it as a receipt, see `verify_ledger`."""
         return self._chain.head
 
     @property
@@ -89,10 +88,10 @@ class Ledger:
         return price(self._with(mechanisms), self._budget.delta, adaptive=True)
 
     def admit(self, *mechanisms: Mechanism) -> None:
-        """Raise BudgetExceeded unless all of `mechanisms` fit into what is left; charges nothing.
+        """Raise BudgetExceeded unless all of `mechanisms` fit into the rest of the budget; charges nothing.
 
-        Ask for all that a study is yet to charge before it starts: then it is not begun in vain, and its
-        charges, as parts of what is known to fit, are not priced again one by one.
+        Check everything that a study will charge before it starts: then it does not start in vain, and its charges,
+        as parts of what is known to fit, are not priced again individually.
         """
         with self._lock:
             self._clear(self._with(mechanisms), mechanisms)
@@ -107,10 +106,10 @@ class Ledger:
         label: str = "",
         alone: Mechanism | None = None,
     ) -> Charge:
-        """Charge `mechanism`; when this returns, the charge is on the disk, and the release may be computed.
+        """Charge `mechanism`; when this returns, the charge is on disk, and the release may be computed.
 
-        Raises BudgetExceeded (nothing is written) where the charges would pass the budget; InvalidValue where
-        the mechanism does not protect the ledger's unit; LedgerError where the disk is full or fails.
+        Raises BudgetExceeded (nothing is written) if the charges would exceed the budget; InvalidValue if the
+        mechanism does not protect the ledger's unit; LedgerError if the disk is full or fails.
         """
         if alone is None and trust == "site":
             alone = mechanism
@@ -125,16 +124,16 @@ class Ledger:
                 self._charges.append(charge)
                 self._spent = total
             except BaseException:
-                self._load()  # interrupted anywhere: what the file holds is what was charged
+                self._load()  # after any interruption, the file's content is what was charged
                 raise
             return charge
 
     def amend_budget(self, budget: Budget, reason: str) -> None:
-        """Record a new budget and why. What was spent stays spent; the unit cannot change."""
+        """Record a new budget and the reason. What was spent stays spent; the unit cannot change."""
         if budget.unit != self._budget.unit:
             raise InvalidValue(
                 f"the new budget is per {budget.unit}, the ledger per {self._budget.unit}",
-                "what was charged was priced for one unit",
+                "charges were priced for one unit",
                 "keep the unit",
             )
         with self._lock:
@@ -144,7 +143,7 @@ class Ledger:
                 self._load()
 
     def close(self) -> None:
-        """Give up the lock."""
+        """Release the lock."""
         self._chain.close()
 
     def __enter__(self) -> Self:
@@ -159,10 +158,10 @@ class Ledger:
     def _clear(
         self, total: Counter[Step], asked: Iterable[Mechanism], *, without_noise: bool = False
     ) -> None:
-        """Return where `total` is within the budget, else raise.
+        """Return if `total` is within the budget, else raise.
 
-        Part of a composition that is within the budget is so too, since more steps never protect better; so
-        the last one that was found to fit is kept, and most charges are checked by counting.
+        Part of a composition within the budget is also within it, since more steps never protect better; so the last
+        fitting composition is stored, and most charges are checked by counting.
         """
         budget = self._budget
         if math.isinf(budget.epsilon) or (total <= self._cleared and not without_noise):
@@ -173,8 +172,8 @@ class Ledger:
         unit, spent = budget.unit, self.spent()
         alone = math.inf if without_noise else epsilon((one.for_unit(unit) for one in asked), budget.delta)
         raise BudgetExceeded(
-            f"epsilon {alone:.4g} is asked of {self.path} where {spent:.4g} of {budget.epsilon:.4g} is spent "
+            f"epsilon {alone:.4g} is requested from {self.path}, of which {spent:.4g} of {budget.epsilon:.4g} is spent "
             f"and {round(max(0.0, budget.epsilon - spent), 9):.4g} left",
-            f"all charges together may not pass {budget}",
-            "ask for fewer rounds or more noise, or have the site amend its budget",
+            f"all charges together may not exceed {budget}",
+            "use fewer rounds or more noise, or have the site amend its budget",
         )

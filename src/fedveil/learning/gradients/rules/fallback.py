@@ -1,8 +1,8 @@
 """Layers without a rule: samplers that their owner registered with Opacus, and else one unit after the other.
 
-The last resort is right for every layer that treats images one by one, whatever it computes inside: it runs
-the layer once a unit, with a copy of its parameters for each, and lets autograd do the rest. It is slow. What
-is cut by unit is known from a trial (`calls`); everything else the layer is given whole.
+The fallback is correct for every layer that treats images one by one, whatever it computes inside: it runs the layer
+once per unit, with a copy of its parameters for each, and lets autograd do the rest. It is slow. A trial (`calls`)
+determines which arguments are split by unit; the others are passed unchanged.
 """
 
 import sys
@@ -27,8 +27,8 @@ Sampler = Callable[..., Mapping[nn.Parameter, Tensor]]
 def registered_rule(module: nn.Module) -> Rule | None:
     """A rule around the sampler that a user registered with Opacus for exactly this type of layer.
 
-    Opacus' own samplers are left out: each has its own idea of which axis is the images. Whoever registered one
-    has imported Opacus; it is never imported here.
+    Opacus' own samplers are left out: they differ in which axis is the images. A user who registered one has
+    imported Opacus; it is never imported here.
     """
     opacus: Any = sys.modules.get("opacus.grad_sample")
     sampler: Sampler | None = opacus and opacus.GradSampleModule.GRAD_SAMPLERS.get(type(module))

@@ -29,7 +29,7 @@ def group_norm_rule(module: nn.GroupNorm, tape: Tape, x: Tensor) -> Tensor:
 
 
 def instance_norm_rule(module: nn.InstanceNorm2d, tape: Tape, x: Tensor) -> Tensor:
-    """`nn.InstanceNorm1d/2d/3d` without running statistics: group norm with one channel a group."""
+    """`nn.InstanceNorm1d/2d/3d` without running statistics: group norm with one channel per group."""
     return _grouped(module, tape, x, x.shape[1], module.eps)
 
 
@@ -144,7 +144,7 @@ def _trailing(module: nn.LayerNorm | nn.RMSNorm, tape: Tape, x: Tensor, y: Tenso
 
 
 def fixed_batch_norm_rule(module: nn.BatchNorm2d, tape: Tape, x: Tensor) -> Tensor:
-    """`nn.BatchNorm*` in evaluation mode: fixed public statistics, so every image stands alone."""
+    """`nn.BatchNorm*` in evaluation mode: fixed public statistics, so images do not affect each other."""
     tape.check_batch(module, x)
     captured, use = Unchanged(module, x), tape.use()
     weight = None if module.weight is None else module.weight.detach()

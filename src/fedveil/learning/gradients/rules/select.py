@@ -76,7 +76,7 @@ class Plan:
 
     rules: dict[nn.Module, Rule]
     labels: dict[nn.Module, str]
-    """What messages call each of these modules."""
+    """The names of these modules in messages."""
     notices: tuple[str, ...]
 
     @property
