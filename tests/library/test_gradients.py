@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -181,6 +182,23 @@ def relative(outputs, labels):
     return losses * losses.max().detach()
 
 
+def balanced(outputs, labels):
+    """A loss that weighs each image by how rare its class is in the batch."""
+    found = labels.numpy()
+    classes = np.unique(found)
+    weights = torch.ones(2)
+    weights[classes] = torch.from_numpy(compute_class_weight("balanced", classes=classes, y=found)).float()
+    return functional.cross_entropy(outputs, labels, weights, reduction="none")
+
+
+def ranked(outputs, labels):
+    """A surrogate of the area under the ROC curve: each image against all of the other class."""
+    scores, signs = outputs[:, 1] - outputs[:, 0], 2 * labels - 1
+    other = (signs[:, None] != signs).float()
+    pairs = functional.softplus(-signs[:, None] * (scores[:, None] - scores)) * other
+    return pairs.sum(1)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -194,10 +212,12 @@ def relative(outputs, labels):
         ({"data": 3}, "data is a int"),
         ({"data": (images(0)[0], images(0)[1]), "patients": PATIENTS[:0]}, "there are no images"),
         ({"sums": fv.PrivateGradients(Mixes(), LOSS, clip_norm=1.0)}, "other patients are in the batch"),
-        ({"sums": fv.PrivateGradients(tiny(), relative, clip_norm=1.0)}, "other images of its batch"),
+        ({"sums": fv.PrivateGradients(tiny(), relative, clip_norm=1.0)}, "other images in the batch"),
+        ({"sums": fv.PrivateGradients(tiny(), balanced, clip_norm=1.0)}, "other images in the batch"),
+        ({"sums": fv.PrivateGradients(tiny(), ranked, clip_norm=1.0)}, "other images in the batch"),
         (
             {"sums": fv.PrivateGradients(tiny(), functional.cross_entropy, clip_norm=1.0)},
-            "one number for each",
+            "one loss an image",
         ),
     ],
 )
@@ -213,3 +233,22 @@ def test_what_does_not_fit_is_refused_before_anything_is_charged(ledger, change,
     with pytest.raises(fv.InvalidValue, match=words):
         fv.private_steps(**given)
     assert not ledger.state.charges
+
+
+def test_no_image_is_read_for_the_trial_of_a_loss(ledger):
+    """Only its shape and type: a loss sees no private pixel or label before it is charged."""
+    seen = []
+
+    def watched(outputs, labels):
+        seen.append((len(ledger.state.charges), set(labels.tolist())))
+        return LOSS(outputs, labels - 5 * (labels >= 5))
+
+    x, y = images()
+    sums = fv.PrivateGradients(tiny(), watched, clip_norm=1.0)
+    steps = fv.private_steps(sums, (x, y + 5), mechanism(rate=1.0), ledger, units=20, patients=PATIENTS)
+    assert seen
+    assert set().union(*(labels for _, labels in seen)) <= {0, 1}
+    seen.clear()
+    next(steps)
+    assert {charges for charges, _ in seen} == {1}
+    assert {5, 6} <= set().union(*(labels for _, labels in seen))

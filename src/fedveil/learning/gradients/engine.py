@@ -19,8 +19,9 @@ from fedveil.learning.gradients.backward import unit_contributions
 from fedveil.learning.gradients.calls import Calls
 from fedveil.learning.gradients.check import check_layers, state_guard
 from fedveil.learning.gradients.clipping import Clipping, check_clipping, clip_factors
-from fedveil.learning.gradients.parameters import Layout, Target
-from fedveil.learning.gradients.probe import Trial, check_loss, try_out
+from fedveil.learning.gradients.losses import check_loss
+from fedveil.learning.gradients.parameters import Layout, Target, trainable_parameters
+from fedveil.learning.gradients.probe import Trial, try_out
 from fedveil.learning.gradients.rules import Plan
 from fedveil.learning.gradients.rules.arithmetic import exact_products
 from fedveil.learning.gradients.units import UnitBatch, micro_batches
@@ -118,6 +119,14 @@ class PrivateGradients:
         """Largest L2 norm of one unit's contribution."""
         return self._clip_norm
 
+    def check(self, images: Tensor, labels: Tensor) -> None:
+        """Try model and loss out on made-up images and labels, as the first `sum` does, before anything is charged.
+
+        Nothing of the images and labels is looked at but their shape and type; there may be none of them.
+        Raises InvalidValue where no bound on a unit's contribution would hold.
+        """
+        self._tried_out(images, labels)
+
     def sum(
         self, images: Tensor, labels: Tensor, units: Tensor, weights: Tensor | None = None
     ) -> GradientSum:
@@ -151,7 +160,8 @@ class PrivateGradients:
         key = (images.shape[1:], images.dtype, labels.shape[1:], labels.dtype, modes)
         if key not in self._calls:
             calls = (self._trial or try_out(self._model, tuple(images.shape[1:]), images.dtype)).calls
-            check_loss(self._loss, calls, labels)
+            some = next(iter(trainable_parameters(self._model).values()))
+            check_loss(self._loss, calls, labels, some.device)
             self._calls[key] = calls
         return self._calls[key]
 

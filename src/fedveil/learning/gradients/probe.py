@@ -1,21 +1,18 @@
 """A trial on made-up images: how a network calls its layers, and whether it treats each patient by itself."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_unflatten
+from torch import nn
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.gradients.calls import SIZES, Calls, brief, learn_calls
+from fedveil.learning.gradients.calls import SIZES, Calls, learn_calls
 from fedveil.learning.gradients.check import check_layers, state_guard
 from fedveil.learning.gradients.comparison import MadeUp, compare_patients
 from fedveil.learning.gradients.rules.arithmetic import exact_products
 
-__all__ = ["Trial", "check_loss", "check_private", "try_out"]
+__all__ = ["Trial", "check_private", "try_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,48 +74,3 @@ def try_out(
         calls = learn_calls(model, plan.labels, plan.cut, images.draw, sizes)
         compare_patients(model, plan, calls, images, sizes)
     return Trial(plan.notices, calls)
-
-
-def check_loss(loss: Callable[[Any, Tensor], Tensor], calls: Calls, labels: Tensor) -> None:
-    """Refuse a loss that is not one number for each image, which follows from this image alone.
-
-    It is tried on made-up outputs, and labels of zeros that look like `labels`.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for size in SIZES:
-        outputs = tree_unflatten(
-            [
-                torch.randn(size, *leaf.shape[1:], generator=generator).to(labels.device)
-                if leaf.shape
-                else leaf.value
-                for leaf in calls.results.leaves
-            ],
-            calls.results.structure,
-        )
-        targets = labels.new_zeros(size, *labels.shape[1:])
-        try:
-            losses = loss(outputs, targets)
-            each = [loss(_rows(outputs, slice(i, i + 1)), targets[i : i + 1]) for i in range(size)]
-        except Exception as error:
-            raise InvalidValue(
-                f"the loss cannot be computed ({type(error).__name__}: {brief(error)})",
-                "it must take the network's outputs and labels, of any number of images",
-                "correct it, or the labels",
-            ) from error
-        if losses.shape != (size,):
-            raise InvalidValue(
-                f"the loss of {size} images has shape {tuple(losses.shape)}",
-                "there must be one loss per image",
-                'build the loss with reduction="none"',
-            )
-        if not torch.allclose(losses, torch.cat(each), rtol=1e-3, atol=1e-5, equal_nan=True):
-            raise InvalidValue(
-                "the loss of an image changes with the other images in the batch",
-                "it must follow from this image's output and label alone",
-                "take no means or ranks over the batch in it",
-            )
-
-
-def _rows(outputs: Any, rows: slice) -> Any:
-    """Some images' part of outputs."""
-    return tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, outputs)
