@@ -127,7 +127,7 @@ def _loss_and_gradient(loss: _Loss, outputs: Any, targets: Tensor, rows: list[in
     if shape != (len(rows),):
         raise InvalidValue(
             f"the loss of {len(rows)} images has shape {None if shape is None else tuple(shape)}",
-            "there must be one loss an image",
+            "there must be one loss per image",
             'build the loss with reduction="none"',
         )
     if losses.requires_grad:
