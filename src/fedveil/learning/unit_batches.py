@@ -12,20 +12,21 @@ units, whether there are a thousand or a million.
 
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedveil.learning.models.learner import Indices
 
-__all__ = ["EVERY", "first_of_runs", "unit_batches"]
+__all__ = ["EVERY", "first_of_runs", "row_batches", "unit_batches"]
 
 EVERY = 256
 """Units in a run, on average."""
 
 
 def first_of_runs(
-    read: Callable[[Indices], npt.NDArray[np.float32]], labels: Indices, groups: Indices, at_once: int
+    read: Callable[[Indices], npt.NDArray[Any]], labels: Indices, groups: Indices, at_once: int
 ) -> npt.NDArray[np.bool_]:
     """Which units (U,) begin a run, as their images and labels say.
 
@@ -63,3 +64,22 @@ def unit_batches(sizes: Indices, first: npt.NDArray[np.bool_], limit: int) -> It
         images += size
     if begin < len(sizes):
         yield slice(begin, len(sizes))
+
+
+def row_batches(
+    groups: Indices, units: Indices, first: npt.NDArray[np.bool_], limit: int
+) -> Iterator[Indices]:
+    """The images of some units, whole units at a time, in order, cut by `unit_batches`.
+
+    Args:
+        groups: (n,) unit codes 0 .. U-1, all of which occur.
+        units: (u,) those that take part, in ascending order.
+        first: (U,) whether a run begins with a unit.
+        limit: images.
+    """
+    rows = np.flatnonzero(np.isin(groups, units))
+    rows = rows[np.argsort(groups[rows], kind="stable")]
+    sizes = np.unique(groups[rows], return_counts=True)[1]
+    ends = np.cumsum(sizes)
+    for part in unit_batches(sizes, first[units], limit):
+        yield rows[ends[part.start] - sizes[part.start] : ends[part.stop - 1]]

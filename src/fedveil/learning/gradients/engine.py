@@ -119,6 +119,11 @@ class PrivateGradients:
         """Largest L2 norm of one unit's contribution."""
         return self._clip_norm
 
+    @property
+    def micro_batch(self) -> int | None:
+        """Largest number of images that pass through the model at once; None: all."""
+        return self._micro_batch
+
     def check(self, images: Tensor, labels: Tensor) -> None:
         """Try model and loss out on made-up images and labels, as the first `sum` does, before anything is charged.
 

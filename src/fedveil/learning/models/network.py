@@ -37,7 +37,7 @@ from fedveil.learning.models.site_threshold import own_numbers
 from fedveil.learning.networks import Centred, efficientnet_lite0, network, split_frozen
 from fedveil.learning.padded_batches import Images, batches, filled, filled_up
 from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre, class_sizes
-from fedveil.learning.unit_batches import first_of_runs, unit_batches
+from fedveil.learning.unit_batches import first_of_runs, row_batches
 from fedveil.learning.unit_weights import image_shares
 from fedveil.learning.views import Views
 
@@ -305,7 +305,6 @@ class NetworkLearner:
         self._labels = np.asarray(labels, dtype=np.int64)
         groups = {"image": np.arange(len(labels)), "site": np.zeros(len(labels)), "patient": patients}[unit]
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
-        self._sizes: Indices = np.bincount(self._groups)
         self._views = views or Views()
         self._trial = model.trial  # before anything is charged
 
@@ -384,12 +383,8 @@ class NetworkLearner:
                     f"each of 0 .. {self.units - 1} takes part at most once",
                     "draw each unit by itself",
                 )
-        rows = np.flatnonzero(np.isin(self._groups, chosen))
-        rows = rows[np.argsort(self._groups[rows], kind="stable")]
-        ends = np.cumsum(self._sizes[chosen])
         limit = max(1, BATCH // self._views.count)
-        for part in unit_batches(self._sizes[chosen], self._first[chosen], limit):
-            yield rows[ends[part.start] - self._sizes[chosen[part.start]] : ends[part.stop - 1]]
+        return row_batches(self._groups, chosen, self._first, limit)
 
     @functools.cached_property
     def _first(self) -> npt.NDArray[np.bool_]:
