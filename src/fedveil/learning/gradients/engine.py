@@ -57,8 +57,10 @@ class PrivateGradients:
     """Computes sums of clipped gradients of a model.
 
     Adding or removing one unit with all its images changes `sum(...).vector` by at most `clip_norm` in L2 norm
-    (to rounding: 1e-4 of it), whatever the images are: that is the promise that noise is calibrated to. Norms are
-    rounded up to keep it (`gram`), and neither autocast around the caller nor TF32 touches them.
+    (to rounding: 1e-4 of it for a few hundred units), whatever the images are: that is the promise that noise is
+    calibrated to. Norms are rounded up to keep it (`gram`), and neither autocast around the caller nor TF32 touches
+    them. One sum over very many units is rounded to its own size in single precision: cut a cohort by
+    `fedveil.learning.unit_batches` and add in double precision, as `fedveil.private_steps` does.
 
     Parameters:
         model: any module whose outputs have the images as first axis and that treats each image by itself.
