@@ -142,6 +142,34 @@ def test_a_patients_bound_is_that_of_the_mechanism(tmp_path, monkeypatch):
     assert 0.9 < float((found[0] - found[1]).norm()) <= 1 + ROUNDING
 
 
+@pytest.mark.parametrize("micro_batch", [32, None])
+def test_rounding_does_not_grow_with_the_cohort(tmp_path, monkeypatch, micro_batch):
+    """One of many units is left out of a sum of equal gradients, the worst case: each sum rounds to its own size."""
+    monkeypatch.setattr(gradients, "release", lambda total, std, generator: found.append(total) or total)
+    batches: list[set[bytes]] = []
+    summed = fv.PrivateGradients.sum
+
+    def watched(self, images, *rest):
+        assert len(images) <= 256
+        batches[-1].add(images.numpy().tobytes())
+        return summed(self, images, *rest)
+
+    monkeypatch.setattr(fv.PrivateGradients, "sum", watched)
+    found: list[np.ndarray] = []
+    count, model = 20_000, tiny()
+    generator = torch.Generator().manual_seed(0)
+    x, y = 0.9 + 0.2 * torch.rand(count, 1, 4, 4, generator=generator), torch.zeros(count, dtype=torch.int64)
+    sums = fv.PrivateGradients(model, LOSS, clip_norm=1e-3, micro_batch=micro_batch)
+    with fv.Ledger(tmp_path / "open.jsonl", fv.Budget(8.0, 1e-6, "image")) as ledger:
+        for rows in (slice(0, count), slice(1, count), slice(0, 1)):
+            batches.append(set())
+            whole = fv.Mechanism(2.0, 1e-3, 1, 1.0, "image")
+            next(iter(fv.private_steps(sums, (x[rows], y[rows]), whole, ledger, units=count)))
+    everyone, less, one = found
+    assert np.linalg.norm(everyone - less - one) / 1e-3 <= ROUNDING / 10
+    assert len(batches[0] - batches[1]) <= len(batches[0]) / 10, "batches of other runs changed"
+
+
 def test_an_empty_sample_is_noise_alone(ledger):
     model = tiny()
     sums = fv.PrivateGradients(model, LOSS, clip_norm=1.0)

@@ -12,6 +12,7 @@ rounding of about `EVERY` units, for a thousand units as for a million.
 
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ EVERY = 256
 
 
 def first_of_runs(
-    read: Callable[[Indices], npt.NDArray[np.float32]], labels: Indices, groups: Indices, at_once: int
+    read: Callable[[Indices], npt.NDArray[Any]], labels: Indices, groups: Indices, at_once: int
 ) -> npt.NDArray[np.bool_]:
     """Which units (U,) begin a run, by the digest of their images and labels.
 

@@ -22,8 +22,9 @@ from fedveil.learning.gradients import (
     poisson_sample,
     trainable_parameters,
 )
-from fedveil.learning.models.network import ROUNDING
+from fedveil.learning.models.network import BATCH, ROUNDING
 from fedveil.learning.padded_batches import filled_up
+from fedveil.learning.unit_batches import first_of_runs, rows_by_units
 from fedveil.privacy import Ledger, Mechanism, check_delta, release, secure_generator
 
 __all__ = ["PrivateStep", "private_steps"]
@@ -103,26 +104,50 @@ def _steps(
     study: str,
 ) -> Iterator[PrivateStep]:
     generator = secure_generator()
-    count = int(owners.max(initial=-1)) + 1
+    cohort = _Cohort(sums, rows, owners)
     for number in range(1, mechanism.steps + 1):
         ledger.reserve(mechanism.with_steps(1), study=study, trust="site", round=number)
-        chosen = np.flatnonzero(np.isin(owners, poisson_sample(count, mechanism.sampling_rate, generator)))
-        total = _sum(sums, rows, owners, chosen)
+        total = cohort.sum(poisson_sample(cohort.units, mechanism.sampling_rate, generator))
         noisy = release(total, mechanism.noise_std * (1 + ROUNDING), generator)
         _set_gradients(sums.model, noisy / (mechanism.sampling_rate * units))
         yield PrivateStep(number, mechanism.steps)
 
 
-def _sum(sums: PrivateGradients, rows: "_Rows", owners: Indices, chosen: Indices) -> npt.NDArray[np.float64]:
-    """The exact sum of the chosen images' clipped gradients; it does not leave this module."""
-    if not len(chosen):
-        return np.zeros(dimension(sums.model))
-    images, labels = rows.read(chosen)
-    members = torch.from_numpy(owners[chosen])
-    vector: npt.NDArray[np.float64] = (
-        sums.sum(*filled_up(images, labels, members)).vector.double().cpu().numpy()
-    )
-    return vector
+class _Cohort:
+    """Exact sums over units, which do not leave this module; batched so that rounding does not grow with the cohort.
+
+    See `fedveil.learning.unit_batches`. Where runs begin is found out when a unit is first drawn, so that no image is
+    read before a step is charged.
+    """
+
+    def __init__(self, sums: PrivateGradients, rows: "_Rows", owners: Indices) -> None:
+        self._sums, self._rows, self._owners = sums, rows, owners
+        self.units = int(owners.max(initial=-1)) + 1
+        self._limit = min(sums.micro_batch or BATCH, BATCH)
+        self._known = np.zeros(self.units, dtype=np.bool_)
+        self._first = np.zeros(self.units, dtype=np.bool_)
+
+    def sum(self, units: Indices) -> npt.NDArray[np.float64]:
+        """The sum of these units' clipped gradients."""
+        self._find_first(units[~self._known[units]])
+        total = np.zeros(dimension(self._sums.model))
+        for rows in rows_by_units(self._owners, self._first, self._limit, units):
+            images, labels = self._rows.read(rows)
+            members = torch.from_numpy(self._owners[rows])
+            total += self._sums.sum(*filled_up(images, labels, members)).vector.double().cpu().numpy()
+        return total
+
+    def _find_first(self, units: Indices) -> None:
+        """Find out which units begin a run, of those that are drawn for the first time."""
+        if not len(units):
+            return
+        rows = np.flatnonzero(np.isin(self._owners, units))
+        groups = np.searchsorted(units, self._owners[rows])
+        nothing = np.empty((len(rows), 0), dtype=np.int64)  # labels are read with the images
+        self._first[units] = first_of_runs(
+            lambda some: self._rows.contents(rows[some]), nothing, groups, self._limit
+        )
+        self._known[units] = True
 
 
 def _set_gradients(model: torch.nn.Module, vector: npt.NDArray[np.float64]) -> None:
@@ -143,6 +168,11 @@ class _Rows:
 
     def __len__(self) -> int:
         return self.count
+
+    def contents(self, rows: Indices) -> npt.NDArray[np.uint8]:
+        """Bytes (k, b) of images and labels."""
+        parts = [one.detach().cpu().reshape(len(rows), -1).contiguous() for one in self.read(rows)]
+        return np.concatenate([part.view(torch.uint8).numpy() for part in parts], axis=1)
 
     @classmethod
     def of(cls, data: Any) -> "_Rows":

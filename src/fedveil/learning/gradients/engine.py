@@ -57,8 +57,10 @@ class PrivateGradients:
     """Computes sums of clipped gradients of a model.
 
     Adding or removing one unit with all its images changes `sum(...).vector` by at most `clip_norm` in L2 norm
-    (to rounding: 1e-4 of it), for any images: noise is calibrated to this bound. Norms are rounded up to satisfy it
-    (`gram`), and neither autocast around the caller nor TF32 affects them.
+    (to rounding: 1e-4 of it for a few hundred units), for any images: noise is calibrated to this bound. Norms are
+    rounded up to satisfy it (`gram`), and neither autocast around the caller nor TF32 affects them. One sum over very
+    many units is rounded to its own size in single precision: cut a cohort by `fedveil.learning.unit_batches` and add
+    in double precision, as `fedveil.private_steps` does.
 
     Parameters:
         model: any module whose outputs have the images as first axis and that treats each image independently.
@@ -118,6 +120,11 @@ class PrivateGradients:
     def clip_norm(self) -> float:
         """Largest L2 norm of one unit's contribution."""
         return self._clip_norm
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Largest number of images that pass through the model at once; None: all."""
+        return self._micro_batch
 
     def check(self, images: Tensor, labels: Tensor) -> None:
         """Try model and loss out on made-up images and labels, as the first `sum` does, before anything is charged.

@@ -299,6 +299,7 @@ class NetworkLearner:
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
         self._views = views or Views()
         self._trial = model.trial  # before anything is charged
+        self._engines: dict[float, PrivateGradients] = {}
 
     @property
     def dimension(self) -> int:
@@ -319,16 +320,7 @@ class NetworkLearner:
 
         They are clipped to slightly less than ``clip_norm``, by `ROUNDING`.
         """
-        loss = functools.partial(functional.cross_entropy, reduction="none")
-        bound = clip_norm / (1 + ROUNDING)
-        engine = PrivateGradients(
-            self._model.body,
-            loss,
-            bound,
-            clipping=self._clipping,
-            micro_batch=BATCH,
-            trial=self._trial,
-        )
+        engine = self._engine(clip_norm / (1 + ROUNDING))
         total = np.zeros(self.dimension)
         with self._model.loaded(parameters):
             views = self._views.draw(parameters, self._model.image_size)
@@ -339,6 +331,20 @@ class NetworkLearner:
                 members = torch.from_numpy(self._groups[rows]).repeat(len(views))
                 total += engine.sum(*filled_up(seen, labels, members)).vector.double().numpy()
         return total
+
+    def _engine(self, bound: float) -> PrivateGradients:
+        """The sums of gradients at a bound, made once: what a trial shows holds for all rounds."""
+        if bound not in self._engines:
+            loss = functools.partial(functional.cross_entropy, reduction="none")
+            self._engines[bound] = PrivateGradients(
+                self._model.body,
+                loss,
+                bound,
+                clipping=self._clipping,
+                micro_batch=BATCH,
+                trial=self._trial,
+            )
+        return self._engines[bound]
 
     def statistics(
         self,
