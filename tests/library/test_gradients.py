@@ -245,7 +245,7 @@ def ranked(outputs, labels):
         ({"sums": fv.PrivateGradients(tiny(), ranked, clip_norm=1.0)}, "other images in the batch"),
         (
             {"sums": fv.PrivateGradients(tiny(), functional.cross_entropy, clip_norm=1.0)},
-            "one loss an image",
+            "one loss per image",
         ),
     ],
 )
