@@ -180,7 +180,7 @@ def test_one_file_in_another_folder_leaves_the_meaning_of_folders(tmp_path):
     data = usable(str(tmp_path), layout="split/class", need_patients=False)
     assert (data.sites, data.classes, len(data)) == (None, ("ill", "normal"), 12)
     assert data.split.tolist().count(1) == 6
-    with pytest.raises(DataError, match="do not fit the layout split/class"):
+    with pytest.raises(DataError, match="do not match the layout split/class"):
         load(str(tmp_path), image_size=8)
     sites = usable(str(tmp_path), layout="site/class", need_patients=False)
     assert sites.site_names == ("stray", "test", "train")

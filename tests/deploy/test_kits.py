@@ -222,5 +222,5 @@ def test_a_hospitals_key_is_confirmed_once_and_then_held_to(tmp_path):
     assert peers.unconfirmed(HOSPITALS, keys, "north") == {}
     with pytest.raises(Refused, match="was confirmed here"):
         peers.unconfirmed(HOSPITALS, {**keys, "west": keys["north"]}, "north")
-    with pytest.raises(Refused, match="no key of east"):
+    with pytest.raises(Refused, match="the key of east is not known"):
         peers.unconfirmed([*HOSPITALS, "east"], keys, "north")

@@ -285,7 +285,7 @@ def test_a_hospital_that_answers_rubbish_when_greeted_keeps_nobody_waiting(tmp_p
     transport = SimpleNamespace(greet=lambda *_, **__: next(greetings))
     assert wait_for_sites(transport, offer, offer.agreement(), patience=1e9, say=lambda _: None) == found
     greetings = iter([found | {"south": "stale"}])
-    with pytest.raises(FederationError, match="west answers what the protocol does not allow"):
+    with pytest.raises(FederationError, match="west sends answers that the protocol does not allow"):
         wait_for_sites(transport, offer, offer.agreement(), patience=-1.0, say=lambda _: None)
 
 

@@ -23,9 +23,11 @@ def test_prints_as_one_plain_sentence_that_names_everything(unit: str, trust: st
     assert "2.72 times" in text
     assert "1 in 100,000" in text
     assert {"patient": "one patient", "image": "one image", "site": "one hospital"}[unit] in text
-    assert {"site": "everyone outside", "secure-aggregation": "pool", "server": "not against the server"}[
-        trust
-    ] in text
+    assert {
+        "site": "everyone outside",
+        "secure-aggregation": "share their knowledge",
+        "server": "not against the server",
+    }[trust] in text
 
 
 def test_a_baseline_says_that_it_protects_nobody() -> None:

@@ -238,9 +238,9 @@ def test_budget_is_the_recorded_one(tmp_path: Path) -> None:
 
 def test_unit_is_protected(tmp_path: Path) -> None:
     with Ledger(tmp_path / "patient.jsonl", BUDGET) as ledger:
-        with pytest.raises(InvalidValue, match="one patient is to be protected"):
+        with pytest.raises(InvalidValue, match="one patient has to be protected"):
             charge(ledger, Mechanism(1e3, 1.0, 1, unit="image"))
-        with pytest.raises(InvalidValue, match="one patient is to be protected"):
+        with pytest.raises(InvalidValue, match="one patient has to be protected"):
             charge(ledger, ROUND, alone=Mechanism(1e3, 1.0, 1, unit="image"))
         charge(ledger, Mechanism(40.0, 1.0, 1, unit="site"))
         assert ledger.spent() == epsilon([Mechanism(20.0, 1.0, 1)], 1e-5)
@@ -251,15 +251,15 @@ def test_unit_is_protected(tmp_path: Path) -> None:
 
 def test_releases_without_noise_need_an_infinite_budget(tmp_path: Path) -> None:
     with Ledger(tmp_path / "strict.jsonl", BUDGET) as ledger:
-        with pytest.raises(BudgetExceeded, match="epsilon inf is asked"):
+        with pytest.raises(BudgetExceeded, match="epsilon inf is requested"):
             charge(ledger, Mechanism(0.0, 1.0, 1), trust="none")
-        with pytest.raises(BudgetExceeded, match="epsilon inf is asked"):
+        with pytest.raises(BudgetExceeded, match="epsilon inf is requested"):
             charge(ledger, ROUND, trust="none")
         with pytest.raises(BudgetExceeded):
             charge(ledger, Mechanism(0.0, 1.0, 1), trust="server")
         ledger.admit(WHOLE)
         charge(ledger)
-        with pytest.raises(BudgetExceeded, match="epsilon inf is asked"):
+        with pytest.raises(BudgetExceeded, match="epsilon inf is requested"):
             charge(ledger, ROUND, trust="none")
     baseline = Budget(math.inf, 1e-5)
     with Ledger(tmp_path / "baseline.jsonl", baseline) as ledger:

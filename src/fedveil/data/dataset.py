@@ -97,7 +97,7 @@ class Dataset:
                 or (n, 1 or 3, height, width); uint8, uint16, or floats in [0, 1].
             labels: (n,) class names, or whole numbers.
             patients: (n,) the patient of each image; without them every image counts as a separate patient, and the
-            guarantee covers one image.
+                guarantee covers one image.
             sites: (n,) the hospital of each image; without them a study simulates hospitals.
             split: (n,) train, test or validation; without it test patients are drawn.
             classes: names of the classes in order, which whole numbers index. They are public. By default those that
@@ -109,7 +109,7 @@ class Dataset:
             accept: problems to accept instead of refusing them, as ``data.accept`` of a study file.
             unknown_labels: "refuse", or "drop" for images whose label is -1, "uncertain" or similar.
             window: stored values that map to black and white, as ``data.window`` of a study file; with it, any
-            numbers may be stored.
+                numbers may be stored.
             name: for reports and errors.
 
         Raises:

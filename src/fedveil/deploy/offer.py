@@ -32,7 +32,7 @@ class Offer:
         classes: the class names, in order; a hospital's labels must be among them.
         channels: 1 for grey images, 3 for colour.
         keys: the hospitals' public keys as the coordinator knows them; not part of the agreement, since a hospital
-        gets them from the others, not from the coordinator.
+            gets them from the others, not from the coordinator.
     """
 
     study: Study

@@ -20,7 +20,7 @@ class Release:
         dimension: length of the released vector.
         parameters: length of the parameter vector that the coordinator sends.
         integer: under secure aggregation, the integer sum that ``mechanism`` prices; otherwise None. If local steps
-        contain the noise, it only masks their results and is not part of the price.
+            contain the noise, it only masks their results and is not part of the price.
     """
 
     query: Query

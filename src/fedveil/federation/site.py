@@ -58,7 +58,7 @@ class Site:
     Args:
         name: the site's name in the studies it takes part in.
         learner: the only code that sees the cohort's pixels; None if no image can be used: the site then answers
-        with noise alone, charged as usual, since this must not be visible.
+            with noise alone, charged as usual, since this must not be visible.
         policy: what the hospital admits.
         ledger: the hospital's open ledger; None only for a site whose policy admits nothing but trust ``"none"``.
         identity: signature key and the other sites' public keys; only needed for secure aggregation.

@@ -47,7 +47,7 @@ class Configuration:
         trust: who could see an un-noised sum.
         recipe: the network and the method.
         sampling_rate: the probability that a unit takes part in a step, with as many passes over all units as in the
-        study; None for the study's own rate.
+            study; None for the study's own rate.
     """
 
     unit: Unit

@@ -54,7 +54,7 @@ class Simulated(Hospitals):
 
     Args:
         ledgers: open ledgers by site, to which successive studies are charged; by default each study has its own,
-        whose budget is its cost.
+            whose budget is its cost.
         dataset: data in memory; by default the study's source is read.
     """
 

@@ -41,7 +41,7 @@ class Steps:
 
     Attributes:
         normalizer: number of units that a sum of gradients is divided by: released, or stated in the study file.
-        None if sites send differences, which are averaged with equal weights.
+            None if sites send differences, which are averaged with equal weights.
         optimizer: the update rule.
     """
 

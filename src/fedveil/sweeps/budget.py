@@ -221,7 +221,7 @@ def plan_payment(data: Prepared, grid: Grid, paid: float | None, directory: Path
         data: the study's data.
         grid: what is swept.
         paid: epsilon that the whole sweep may cost each hospital's patients; None for the value recorded in its
-        directory.
+            directory.
         directory: of the sweep.
 
     Raises:

@@ -185,9 +185,9 @@ class Measurement:
         units: training units over all sites.
         patients: training patients over all sites.
         ratio: signal-to-noise ratio nu of training, see `fedveil.learning.step_size`; infinite without noise. For
-        hospitals that each train alone, the mean.
+            hospitals that each train alone, the mean.
         epsilon_spent: of all releases together; infinite without privacy. For hospitals that each train alone, the
-        largest.
+            largest.
         true_positive_rate: bound on any membership attack's true positive rate at 1 % false positives.
         advantage: bound on the difference of its true and false positive rates.
         auroc: on the test images.

@@ -12,8 +12,8 @@ listen = "{listen}"             # or "tcp:127.0.0.1:PORT", with 64 random charac
 
 [data]
 source = "{source}"             # a manifest .csv or .tsv, a folder of images, or an .npz file
-#columns = {{ path = "Image Index", label = "Finding Labels", patient = "Patient ID" }}   # if a table has other
-column names #site = "{name}"                # this hospital's name in data that names several
+#columns = {{ path = "Image Index", label = "Finding Labels", patient = "Patient ID" }}   # for other column names
+#site = "{name}"                # this hospital's name in data that names several
 test_fraction = 0.2             # probability that a patient is held out for tests, if the data has no split
 allow_patient_overlap = false
 #one_image_a_patient = true     # if the data names no patients: no two images show the same patient
@@ -22,8 +22,7 @@ allow_patient_overlap = false
 epsilon = {epsilon}             # 1 is strict, 8 is loose
 delta = {delta}                 # at most 1 / max_units
 unit = "patient"                # "patient", "image" or "site"
-max_units = {max_units}               # upper bound on the number of patients (or images, if they are the unit),
-ever; public
+max_units = {max_units}               # upper bound on the number of units (patients, images), ever; public
 
 [policy]                        # studies outside these limits are refused, even if approved
 trust = ["site", "secure-aggregation"]   # "server" trusts the coordinator, "none" gives no privacy

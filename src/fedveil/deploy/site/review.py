@@ -25,7 +25,7 @@ class Review:
         guarantee: of the whole study, by the accountant; None without privacy.
         alone: epsilon of this hospital's own noise if everyone else colludes.
         after: epsilon of everything in the ledger and the whole study together, at the budget's delta; charges
-        already made for the study count once.
+            already made for the study count once.
         objection: why the hospital's policy refuses it; None if it does not.
         own_model: the part of the cost for the hospital's own model; None if the study includes none.
     """

@@ -63,7 +63,7 @@ class ScoreHistogram:
 
         Args:
             probabilities: (n, classes). An image with invalid probabilities, after an overflow, counts as zero:
-            refusing it would reveal its presence.
+                refusing it would reveal its presence.
             labels: (n,) class codes.
             weights: (n,) each image's share in its unit; they sum to 1 within a unit.
             priors: (classes,) positive; public.

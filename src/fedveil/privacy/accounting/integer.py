@@ -81,7 +81,7 @@ class IntegerMechanism:
 
     Attributes:
         mechanism: of `shares` shares together: noise multiplier, clip norm, steps, and the slack of the theorem
-        above. A ledger charges this mechanism.
+            above. A ledger charges this mechanism.
         dimension: number of coordinates.
         sites: the largest number of sites that may be summed.
         shares: the smallest number of honest noise shares, h.

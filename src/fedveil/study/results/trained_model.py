@@ -48,7 +48,7 @@ class TrainedModel:
         max_megapixels: the largest image that is decoded.
         classes: names of the classes.
         frequencies: (classes,) released class frequencies of training, which decisions divide by; equal if none were
-        released.
+            released.
         parameters: the whole parameter vector.
         dimension: length of precomputed features; None for others, whose length is fixed.
     """
