@@ -17,6 +17,7 @@ from tests.deploy.hospital import SITES, edit
 from tests.neighbours.cohorts import SIZE, Cohort
 
 from fedveil.data import Dataset
+from fedveil.data.formats.folder import guessed_layout
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.provisioning.kits import init_site, write_site_settings
@@ -174,7 +175,9 @@ class Hospital:
         folder = Path(f"images-{self.loads}")
         (self.folder / folder).mkdir()
         source = folder / self._write(self.folder / folder, images)
-        edit(self.folder / "site.toml", source=f'"{source}"')
+        whole = self.folder / source
+        layout = guessed_layout(whole) if whole.is_dir() else ""  # what a person sets, once
+        edit(self.folder / "site.toml", source=f'"{source}"', layout=f'"{layout}"')
         return Cohorts(SiteConfig.load(self.folder), Identity.load(self.folder / "identity.key"))
 
     def open(self, offer: Offer, agreement: Agreement, images: Cohort) -> Opened:
