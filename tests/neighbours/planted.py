@@ -30,8 +30,8 @@ from fedveil.deploy.offer import Offer
 from fedveil.deploy.site import runtime as hosting
 from fedveil.federation import noise
 from fedveil.federation.contributions import Contributions
-from fedveil.learning.gradients.calls import Leaf
 from fedveil.learning.gradients.rules import fallback, standardised
+from fedveil.learning.gradients.trial.calls import Leaf
 from fedveil.learning.models import logistic as linear
 from fedveil.learning.models import network as network_learner
 from fedveil.learning.models.logistic import LinearHead, LinearLearner

@@ -16,12 +16,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.gradients import (
-    PrivateGradients,
-    dimension,
-    poisson_sample,
-    trainable_parameters,
-)
+from fedveil.learning.gradients import PrivateGradients, dimension, poisson_sample, trainable_parameters
 from fedveil.learning.models.network import BATCH, ROUNDING
 from fedveil.learning.padded_batches import filled_up
 from fedveil.learning.unit_batches import first_of_runs, rows_by_units

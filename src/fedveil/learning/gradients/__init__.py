@@ -16,7 +16,7 @@ from fedveil.learning.gradients.parameters import (
     load_flat,
     trainable_parameters,
 )
-from fedveil.learning.gradients.probe import Trial, check_private, try_out
+from fedveil.learning.gradients.trial.probe import Trial, check_private, try_out
 from fedveil.learning.gradients.units import poisson_sample
 
 __all__ = [

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.gradients.calls import Calls
 from fedveil.learning.gradients.contributions import Contribution, merge_shared
 from fedveil.learning.gradients.parameters import Layout
 from fedveil.learning.gradients.rules import Plan
 from fedveil.learning.gradients.tape import Tape, recording
+from fedveil.learning.gradients.trial.calls import Calls
 from fedveil.learning.gradients.units import UnitBatch
 
 __all__ = ["unit_contributions"]

@@ -16,14 +16,14 @@ from torch.utils._pytree import tree_flatten
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.gradients.backward import unit_contributions
-from fedveil.learning.gradients.calls import Calls
 from fedveil.learning.gradients.check import check_layers, state_guard
 from fedveil.learning.gradients.clipping import Clipping, check_clipping, clip_factors
-from fedveil.learning.gradients.losses import check_loss
 from fedveil.learning.gradients.parameters import Layout, Target, trainable_parameters
-from fedveil.learning.gradients.probe import Trial, try_out
 from fedveil.learning.gradients.rules import Plan
 from fedveil.learning.gradients.rules.arithmetic import exact_products
+from fedveil.learning.gradients.trial.calls import Calls
+from fedveil.learning.gradients.trial.losses import check_loss
+from fedveil.learning.gradients.trial.probe import Trial, try_out
 from fedveil.learning.gradients.units import UnitBatch, micro_batches
 
 __all__ = ["GradientSum", "Loss", "PrivateGradients", "Reduction"]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.gradients.calls import BATCH_FIRST, Call, Calls, Leaf, cure, substituted
 from fedveil.learning.gradients.contributions import Contribution
 from fedveil.learning.gradients.parameters import Layout, Target
+from fedveil.learning.gradients.trial.calls import BATCH_FIRST, Call, Calls, Leaf, cure, substituted
 from fedveil.learning.gradients.units import UnitBatch
 
 __all__ = ["Rule", "Tape", "recording"]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.gradients.calls import BATCH_FIRST, Leaf, Leaves, brief, cure
 from fedveil.learning.gradients.contributions import Kept
 from fedveil.learning.gradients.rules.arithmetic import exact
 from fedveil.learning.gradients.tape import Rule, Tape, Unchanged
+from fedveil.learning.gradients.trial.calls import BATCH_FIRST, Leaf, Leaves, brief, cure
 
 __all__ = ["registered_rule", "unit_by_unit_rule"]
 

@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.gradients.backward import unit_contributions
-from fedveil.learning.gradients.calls import SIZES, Calls, brief, learn_calls
 from fedveil.learning.gradients.contributions import Contribution
 from fedveil.learning.gradients.parameters import Layout, trainable_parameters
 from fedveil.learning.gradients.rules import Plan
+from fedveil.learning.gradients.trial.calls import SIZES, Calls, brief, learn_calls
 from fedveil.learning.gradients.units import UnitBatch
 
 __all__ = ["MadeUp", "compare_patients"]

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.gradients.calls import SIZES, Calls, learn_calls
 from fedveil.learning.gradients.check import check_layers, state_guard
-from fedveil.learning.gradients.comparison import MadeUp, compare_patients
 from fedveil.learning.gradients.rules.arithmetic import exact_products
+from fedveil.learning.gradients.trial.calls import SIZES, Calls, learn_calls
+from fedveil.learning.gradients.trial.comparison import MadeUp, compare_patients
 
 __all__ = ["Trial", "check_private", "try_out"]
 

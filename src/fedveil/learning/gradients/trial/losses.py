@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.gradients.calls import SIZES, Calls, brief
+from fedveil.learning.gradients.trial.calls import SIZES, Calls, brief
 
 __all__ = ["check_loss"]
 
