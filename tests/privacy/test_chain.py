@@ -221,7 +221,7 @@ def test_a_lost_file_is_refused_where_its_head_remains(tmp_path: Path) -> None:
 def test_files_that_are_no_ledger_are_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "study.toml"
     path.write_bytes(content)
-    with pytest.raises(LedgerError, match="no ledger"):
+    with pytest.raises(LedgerError, match="it is not a ledger"):
         Chain(path, FIRST)
     assert path.read_bytes() == content
 

@@ -56,7 +56,7 @@ class Policy:
         room = [one.integer.units for one in agreement.releases if one.integer and not one.noise_inside]
         if room and min(room) < self.max_units:
             raise Refused(
-                f"the study has a range for {min(room):,} units per site",
+                f"the study leaves room for {min(room):,} units per site",
                 f"this site may hold {self.max_units:,}",
                 "increase federation.max_units in the study, or reduce the site's own bound",
             )
