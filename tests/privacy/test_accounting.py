@@ -167,7 +167,10 @@ def test_sampled_price_lies_between_none_and_full(
     assert 0 <= price <= epsilon([full(noise, steps)], delta)
     by_loss, renyi = (of(((noise, rate, steps),), delta) for of in (loss_epsilon, renyi_epsilon))
     assert price <= renyi
-    assert by_loss == math.inf if delta < 1e-8 else by_loss <= renyi * (1 + 1e-3) + 1e-3
+    if delta < 1e-8:
+        assert by_loss == math.inf
+    elif renyi < 500:  # beyond about 700 a loss distribution has no numbers
+        assert by_loss <= renyi * (1 + 1e-3) + 1e-3
 
 
 def test_slack_is_added_for_every_step() -> None:
