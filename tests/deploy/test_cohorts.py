@@ -196,7 +196,7 @@ def test_a_refusal_follows_from_policy_and_budget_whatever_the_images(make_hospi
 def test_masked_sums_need_room_for_the_most_units_that_a_hospital_may_hold(make_hospital):
     hospital = make_hospital(trust="secure-aggregation", min_sites=3)
     small = hospital.offer.study.with_changes({"federation": {"max_units": 999}})
-    with pytest.raises(Refused, match="a range for 999 units"):
+    with pytest.raises(Refused, match="leaves room for 999 units"):
         hospital.service.config.check(replace(hospital.offer, study=small).agreement())
     hospital.service.config.check(hospital.agreement)
 
