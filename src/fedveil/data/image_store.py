@@ -88,25 +88,39 @@ class ImageStack(ABC):
         return _Selection(self, np.asarray(indices, dtype=np.int64))
 
 
-@final
-class _Selection(ImageStack):
-    def __init__(self, base: ImageStack, rows: npt.NDArray[np.int64]) -> None:
-        self._base, self._rows = base, rows
+class _Around(ImageStack):
+    """Other images, of the same shape, read in the same way."""
+
+    def __init__(self, base: ImageStack) -> None:
+        self._base = base
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._base)
 
     @property
     def channels(self) -> int:
+        """Those of the other images."""
         return self._base.channels
 
     @property
     def size(self) -> int:
+        """Height and width in pixels."""
         return self._base.size
 
     @property
     def reading(self) -> Reading:
+        """That of the other images."""
         return self._base.reading
+
+
+@final
+class _Selection(_Around):
+    def __init__(self, base: ImageStack, rows: npt.NDArray[np.int64]) -> None:
+        super().__init__(base)
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def read(self, indices: Indices) -> Pixels:
         return self._base.read(self._rows[np.asarray(indices, dtype=np.int64)])
@@ -119,32 +133,11 @@ class _Selection(ImageStack):
 
 
 @final
-class OddImages(ImageStack):
+class OddImages(_Around):
     """Images in which an unreadable one is replaced by a black one.
 
     For a hospital that has approved a study: one damaged file must not decide whether the others are in its sums.
     """
-
-    def __init__(self, base: ImageStack) -> None:
-        self._base = base
-
-    def __len__(self) -> int:
-        return len(self._base)
-
-    @property
-    def channels(self) -> int:
-        """The readable images."""
-        return self._base.channels
-
-    @property
-    def size(self) -> int:
-        """Height and width in pixels."""
-        return self._base.size
-
-    @property
-    def reading(self) -> Reading:
-        """That of the images."""
-        return self._base.reading
 
     def read(self, indices: Indices) -> Pixels:
         """The images, or black ones instead; never an error."""
