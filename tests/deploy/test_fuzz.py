@@ -318,10 +318,10 @@ def test_a_study_with_a_hospital_that_sends_rubbish_is_finished_by_the_others(
     logging.getLogger("fedveil").setLevel(logging.NOTSET)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [shape for shape in SHAPES if shape != [0] * 4], ids=str
+)  # that one is an empty array
 def test_a_shape_is_refused_before_anything_is_made_of_it(shape, within):
-    if shape == [0] * 4:
-        pytest.skip("an empty array, which has this very shape")
     header = {
         "kind": "reply",
         "head": {},
