@@ -179,7 +179,7 @@ def test_plan_recommends_a_setting_that_runs(tmp_path):
     source = SMALL.split("[model]")[0]
     (tmp_path / "wanted.toml").write_text(source + found["study"].replace("delta = 1e-05", "delta = 1e-3"))
     planned = json.loads(fedveil("plan", "wanted.toml", "--json").stdout)
-    assert planned["guarantee"]["trust"] == found["chosen"]["way"]["trust"]
+    assert planned["guarantee"]["trust"] == found["chosen"]["configuration"]["trust"]
     assert planned["guarantee"]["epsilon"] == pytest.approx(1.0, rel=1e-3)
     assert "sampling" in text
     assert "0.5 in 60: " in text, "what sampling would give"
@@ -206,7 +206,9 @@ def test_plan_shows_both_accuracies_and_compares_by_the_one_that_is_asked_for(mo
 def test_plan_recommends_a_network_whose_lines_are_a_study(tmp_path):
     call = ("plan", "--cohorts", "700,600,500", "--epsilon", "8", "--network", "efficientnet-lite0")
     found = json.loads(fedveil(*call, "--json").stdout)
-    assert {one["way"]["recipe"]["network"] for one in found["candidates"]} == {"efficientnet-lite0"}
+    assert {one["configuration"]["recipe"]["network"] for one in found["candidates"]} == {
+        "efficientnet-lite0"
+    }
     assert found["study"].startswith('[model]\nnetwork = "efficientnet-lite0"')
     text = fedveil(*call, "--explain").stdout
     assert "the network efficientnet-lite0" in text
@@ -231,7 +233,7 @@ def test_plan_keeps_what_a_study_file_says(tmp_path):
         fedveil("plan", "sampled.toml", "--cohorts", "700,600,500", "--network", "linear", "--json").stdout
     )
     assert (found["sampling_rate"], found["rounds"]) == (0.5, 40)
-    assert {one["way"]["recipe"]["method"] for one in found["candidates"]} == {"gradient"}
+    assert {one["configuration"]["recipe"]["method"] for one in found["candidates"]} == {"gradient"}
     refused(
         fedveil("plan", "sampled.toml", "--cohorts", "700,600,500", "--method", "one-shot"),
         "one-shot does not fit the study",
@@ -304,7 +306,10 @@ def test_a_sweep_of_ones_own_is_what_a_plan_predicts_from(tmp_path):
     assert found["like"] == "swept"
     assert 'features = "pixels"' in found["study"], "what was measured is what is recommended"
     assert "delta = 0.001" in found["study"]
-    assert {one["way"]["recipe"]["method"] for one in found["candidates"]} == {"gradient", "one-shot"}
+    assert {one["configuration"]["recipe"]["method"] for one in found["candidates"]} == {
+        "gradient",
+        "one-shot",
+    }
 
 
 def test_init_writes_a_study_that_runs(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -21,9 +22,13 @@ FORGED = "training\n09:10:23 fedveil.site INFO: nothing was charged\x1b[2J\r\u20
 
 @pytest.fixture
 def journal():
-    """The log as `site serve` and `coordinate` write it."""
-    written, log = io.StringIO(), logging.getLogger("fedveil")
+    """The log as `site serve` and `coordinate` write it, of this test's thread alone.
+
+    A hospital loads its images in a thread, and that of an earlier test may still say that it is ready.
+    """
+    written, log, here = io.StringIO(), logging.getLogger("fedveil"), threading.get_ident()
     handler = logging.StreamHandler(written)
+    handler.addFilter(lambda record: record.thread == here)
     handler.setFormatter(OneLine("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

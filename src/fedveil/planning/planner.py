@@ -47,10 +47,13 @@ def recommend(plan_request: PlanRequest, laws: Laws) -> Recommendation:
     for unit in plan_request.units:
         if unit != "site":
             check_delta(plan_request.study.privacy.delta, math.ceil(plan_request.count(unit)))
-    candidates = tuple(_candidate(plan_request, laws[way.recipe], way) for way in plan_request.ways())
+    candidates = tuple(
+        _candidate(plan_request, laws[configuration.recipe], configuration)
+        for configuration in plan_request.configurations()
+    )
     chosen = _choose(plan_request, candidates)
-    sampled = plan_request.best_sampling(chosen.way, chosen.epsilon)
-    if sampled != chosen.way:
+    sampled = plan_request.best_sampling(chosen.configuration, chosen.epsilon)
+    if sampled != chosen.configuration:
         chosen = _at(plan_request, laws[sampled.recipe], sampled, chosen.epsilon)
     bare = {
         metric: max(
@@ -63,12 +66,12 @@ def recommend(plan_request: PlanRequest, laws: Laws) -> Recommendation:
     helping = [c for c in changes if c.gain >= max(largest / 2, NOTICEABLE)]
     return Recommendation(
         plan_request=plan_request,
-        laws=dict(laws[chosen.way.recipe]),
+        laws=dict(laws[chosen.configuration.recipe]),
         candidates=candidates,
         chosen=chosen,
         no=_no(plan_request, laws, chosen, bare[plan_request.ranked]),
-        agreement=plan_request.agreement(chosen.way, chosen.epsilon),
-        samplings=plan_request.samplings(chosen.way, chosen.epsilon),
+        agreement=plan_request.agreement(chosen.configuration, chosen.epsilon),
+        samplings=plan_request.samplings(chosen.configuration, chosen.epsilon),
         bare=bare,
         changes=changes,
         advice=helping[0] if helping else None,
@@ -87,34 +90,36 @@ def _with_known(plan_request: PlanRequest, laws: Laws) -> PlanRequest:
     return replace(plan_request, recipes=known)
 
 
-def _candidate(plan_request: PlanRequest, law: Mapping[Metric, Reference], way: Configuration) -> Candidate:
+def _candidate(
+    plan_request: PlanRequest, law: Mapping[Metric, Reference], configuration: Configuration
+) -> Candidate:
     """The configuration at the smallest epsilon that reaches all targets; at the limit if there is no target or one
     is missed."""
     limit, needed = plan_request.limit, _needed(plan_request, law)
-    if not plan_request.targets or plan_request.ratio(way, limit) < needed:
-        return _at(plan_request, law, way, limit)
+    if not plan_request.targets or plan_request.ratio(configuration, limit) < needed:
+        return _at(plan_request, law, configuration, limit)
 
     def above(log: float) -> float:
-        return math.log(max(plan_request.ratio(way, math.exp(log)), SMALLEST_RATIO) / needed)
+        return math.log(max(plan_request.ratio(configuration, math.exp(log)), SMALLEST_RATIO) / needed)
 
     low = limit
-    while low > SMALLEST_EPSILON and plan_request.ratio(way, low) >= needed:
+    while low > SMALLEST_EPSILON and plan_request.ratio(configuration, low) >= needed:
         low = max(low / 4, min(SMALLEST_EPSILON, limit))
     chosen = low
-    if plan_request.ratio(way, low) < needed:
+    if plan_request.ratio(configuration, low) < needed:
         chosen = math.exp(brentq(above, math.log(low), math.log(min(4 * low, limit)), xtol=1e-4))
     # Rounded up to two digits: the targets are still met, and the number is short.
     chosen = min(limit, _upwards(chosen))
-    while chosen < limit and plan_request.ratio(way, chosen) < needed:
+    while chosen < limit and plan_request.ratio(configuration, chosen) < needed:
         chosen = min(limit, _upwards(chosen * (1 + 1e-6)))
-    return _at(plan_request, law, way, chosen)
+    return _at(plan_request, law, configuration, chosen)
 
 
 def _at(
-    plan_request: PlanRequest, law: Mapping[Metric, Reference], way: Configuration, target: float
+    plan_request: PlanRequest, law: Mapping[Metric, Reference], configuration: Configuration, target: float
 ) -> Candidate:
     """The configuration at this epsilon."""
-    ratio = plan_request.ratio(way, target)
+    ratio = plan_request.ratio(configuration, target)
     predicted: dict[Metric, Prediction] = {}
     for metric, one in law.items():
         low, high = one.interval(plan_request.patients, ratio)
@@ -122,7 +127,9 @@ def _at(
             expected=one.expected(plan_request.patients, ratio), low=low, high=high
         )
     missed = [m for m, least in plan_request.targets.items() if predicted[m].expected < least - ROUNDING]
-    return Candidate(way=way, epsilon=target, ratio=ratio, predicted=predicted, reaches=not missed)
+    return Candidate(
+        configuration=configuration, epsilon=target, ratio=ratio, predicted=predicted, reaches=not missed
+    )
 
 
 def _needed(plan_request: PlanRequest, law: Mapping[Metric, Reference]) -> float:
@@ -150,8 +157,10 @@ def _choose(plan_request: PlanRequest, candidates: tuple[Candidate, ...]) -> Can
     else:
         good = [c for c in candidates if c.value(metric) >= best.value(metric) - NEAR]
     if good:
-        first = good[0].way
-        alike = [c for c in good if (c.way.unit, c.way.trust) == (first.unit, first.trust)]
+        first = good[0].configuration
+        alike = [
+            c for c in good if (c.configuration.unit, c.configuration.trust) == (first.unit, first.trust)
+        ]
         best = min(alike, key=lambda c: (c.epsilon, -c.value(metric)))
     return _plainest(metric, best, candidates)
 
@@ -164,8 +173,9 @@ def _plainest(metric: Metric, best: Candidate, candidates: tuple[Candidate, ...]
     heads = [
         c
         for c in candidates
-        if c.way.recipe.network == "linear"
-        and (c.way.unit, c.way.trust, c.reaches) == (best.way.unit, best.way.trust, best.reaches)
+        if c.configuration.recipe.network == "linear"
+        and (c.configuration.unit, c.configuration.trust, c.reaches)
+        == (best.configuration.unit, best.configuration.trust, best.reaches)
         and c.epsilon <= best.epsilon
         and c.value(metric) >= best.value(metric) - NEAR
     ]
@@ -184,7 +194,7 @@ def _no(plan_request: PlanRequest, laws: Laws, chosen: Candidate, bare: float) -
         if chosen.value(metric) < least - ROUNDING:
             return _short(plan_request, laws, chosen, metric)
     if chosen.value(plan_request.ranked) - 0.5 < (bare - 0.5) / 2:
-        site = chosen.way.unit == "site"
+        site = chosen.configuration.unit == "site"
         why = (
             f"one of {len(plan_request.cohorts)} hospitals cannot be hidden"
             if site
@@ -198,20 +208,20 @@ def _short(plan_request: PlanRequest, laws: Laws, chosen: Candidate, metric: Met
     """The reason why this target cannot be reached."""
     name = metric_name(metric)
     ceiling = max(laws[recipe][metric].expected(1e12, math.inf) for recipe in plan_request.recipes)
-    law = laws[chosen.way.recipe][metric]
+    law = laws[chosen.configuration.recipe][metric]
     if plan_request.targets[metric] >= ceiling:
         article = "an" if metric == "auroc" else "a"
         return f"tasks like {law.name} allow {article} {name} of {ceiling:.3f} at most, with any number of patients"
     needed = _patients_needed(plan_request, law, chosen)
     more = f"; about {needed:,} patients would be needed" if needed else ""
-    found = f"{name} {chosen.value(metric):.3f}, with trust {chosen.way.trust}"
+    found = f"{name} {chosen.value(metric):.3f}, with trust {chosen.configuration.trust}"
     return f"at epsilon {plan_request.limit:.3g} the best is {found}{more}"
 
 
 def _patients_needed(plan_request: PlanRequest, law: Reference, chosen: Candidate) -> int | None:
     """The number of patients needed with the same hospitals, all larger by one factor; None if a factor of 1,000 is
     not enough."""
-    if chosen.way.unit == "site":
+    if chosen.configuration.unit == "site":
         return None
     wanted = plan_request.targets[law.metric]
 
@@ -228,28 +238,28 @@ def _patients_needed(plan_request: PlanRequest, law: Reference, chosen: Candidat
 def _changes(plan_request: PlanRequest, laws: Laws, chosen: Candidate) -> tuple[Change, ...]:
     """Possible changes, those without a privacy cost first; each with the recipe that is then best."""
     n, mean = len(plan_request.cohorts), round(plan_request.patients / len(plan_request.cohorts))
-    way, target, metric = chosen.way, chosen.epsilon, plan_request.ranked
+    configuration, target, metric = chosen.configuration, chosen.epsilon, plan_request.ranked
     more: list[tuple[str, PlanRequest, Configuration, float]] = []
-    if way.trust == "site" and n >= 3:
-        masked = replace(way, trust="secure-aggregation")
+    if configuration.trust == "site" and n >= 3:
+        masked = replace(configuration, trust="secure-aggregation")
         more.append(
             ("secure aggregation instead of all noise at each hospital", plan_request, masked, target)
         )
-    if way.unit == "site":
+    if configuration.unit == "site":
         more.append(
             (
                 "protect patients instead of whole hospitals",
                 plan_request,
-                replace(way, unit="patient"),
+                replace(configuration, unit="patient"),
                 target,
             )
         )
     added = replace(plan_request, cohorts=plan_request.cohorts + (mean,) * (n // 2 + 1))
     doubled = replace(plan_request, cohorts=tuple(2 * c for c in plan_request.cohorts))
     more += [
-        (f"{n // 2 + 1} more hospitals of {mean:,} patients", added, way, target),
-        ("twice as many patients in each hospital", doubled, way, target),
-        (f"epsilon {2 * target:.3g} instead of {target:.3g}", plan_request, way, 2 * target),
+        (f"{n // 2 + 1} more hospitals of {mean:,} patients", added, configuration, target),
+        ("twice as many patients in each hospital", doubled, configuration, target),
+        (f"epsilon {2 * target:.3g} instead of {target:.3g}", plan_request, configuration, 2 * target),
     ]
     found = []
     for what, changed, other, spent in more:
@@ -259,12 +269,16 @@ def _changes(plan_request: PlanRequest, laws: Laws, chosen: Candidate) -> tuple[
             if plan_request.fits(recipe, other.unit)
         }
         recipe = max(by, key=lambda one: by[one])
-        told = what if recipe == way.recipe else f"{what}, and {recipe}"
+        told = what if recipe == configuration.recipe else f"{what}, and {recipe}"
         found.append(Change(what=told, expected=by[recipe], gain=by[recipe] - chosen.value(metric)))
     return tuple(found)
 
 
-def _by(way: Configuration, recipe: Recipe) -> Configuration:
+def _by(configuration: Configuration, recipe: Recipe) -> Configuration:
     """The configuration with this recipe, which has its own default sampling unless it is the configuration's own
     recipe."""
-    return way if recipe == way.recipe else replace(way, recipe=recipe, sampling_rate=None)
+    return (
+        configuration
+        if recipe == configuration.recipe
+        else replace(configuration, recipe=recipe, sampling_rate=None)
+    )

@@ -27,7 +27,7 @@ class Prediction:
 class Candidate:
     """One configuration at the epsilon that it needs, or at the limit if a target cannot be reached."""
 
-    way: Configuration
+    configuration: Configuration
     epsilon: float
     ratio: float
     predicted: dict[Metric, Prediction]
@@ -98,7 +98,7 @@ class Recommendation:
     @property
     def note(self) -> str:
         """The limits of the prediction."""
-        law, changed = self.reference, self.plan_request.changed(self.chosen.way)
+        law, changed = self.reference, self.plan_request.changed(self.chosen.configuration)
         beyond = (
             ""
             if law.covers(self.plan_request.patients, self.chosen.ratio)
@@ -115,7 +115,7 @@ class Recommendation:
     def study_lines(self) -> str:
         """The lines of a study file that choose this setting."""
         tables, size = (
-            self.plan_request.settings(self.chosen.way, self.chosen.epsilon),
+            self.plan_request.settings(self.chosen.configuration, self.chosen.epsilon),
             self.reference.image_size,
         )
         data: dict[str, object] = {} if size == Study().data.image_size else {"image_size": size}
@@ -135,26 +135,36 @@ class Recommendation:
 
     def _explain_noise(self) -> list[str]:
         """From epsilon to the noise of one step."""
-        plan_request, one, way, mechanism = self.plan_request, self.chosen, self.chosen.way, self.mechanism
-        mu, left = plan_request.mu(way, one.epsilon), plan_request.left(way, one.epsilon)
+        plan_request, one, configuration, mechanism = (
+            self.plan_request,
+            self.chosen,
+            self.chosen.configuration,
+            self.mechanism,
+        )
+        mu, left = plan_request.mu(configuration, one.epsilon), plan_request.left(configuration, one.epsilon)
         kind = "step" if self.agreement.main.noise_inside else "round"
         steps = f"{mechanism.steps} {kind}{'s' * (mechanism.steps > 1)}"
         sampled = (
             f" on a share {mechanism.sampling_rate:g} of the units" if mechanism.sampling_rate < 1 else ""
         )
-        extra = plan_request.steps_beside(way, one.epsilon)
+        extra = plan_request.steps_beside(configuration, one.epsilon)
         single = f" and {extra} equal ones for the other releases" if extra else ""
         return [
             f"epsilon {one.epsilon:.3g} at delta {plan_request.study.privacy.delta:g} is a Gaussian mechanism with "
             f"mu = {mu:.4f}",
-            f"{way.recipe} receives {left:.0%} of mu squared: mu = {mu * math.sqrt(left):.4f}; over "
+            f"{configuration.recipe} receives {left:.0%} of mu squared: mu = {mu * math.sqrt(left):.4f}; over "
             f"{steps}{sampled}{single} that is a noise multiplier of {mechanism.noise_multiplier:.2f}",
         ]
 
     def _explain_ratio(self) -> list[str]:
         """From noise to nu."""
-        plan_request, one, way, mechanism = self.plan_request, self.chosen, self.chosen.way, self.mechanism
-        n, units = len(plan_request.cohorts), plan_request.count(way.unit)
+        plan_request, one, configuration, mechanism = (
+            self.plan_request,
+            self.chosen,
+            self.chosen.configuration,
+            self.mechanism,
+        )
+        n, units = len(plan_request.cohorts), plan_request.count(configuration.unit)
         factor = self.agreement.noise_of(self.agreement.main).factor(n)
         factors = {
             "site": f"sqrt({n})",
@@ -164,7 +174,7 @@ class Recommendation:
         enlarged = (
             f"each of {n} hospitals adds all noise to its local steps, at every trust level: f = sqrt({n})"
             if self.agreement.main.noise_inside
-            else f"trust {way.trust} enlarges noise by f = {factors[way.trust]}"
+            else f"trust {configuration.trust} enlarges noise by f = {factors[configuration.trust]}"
         )
         mu = math.sqrt(mechanism.steps) / mechanism.noise_multiplier
         ratio = (
@@ -177,7 +187,7 @@ class Recommendation:
 
     def _explain_sampling(self) -> list[str]:
         """The ratios at other sampling rates."""
-        if self.chosen.way.recipe.method == "one-shot":
+        if self.chosen.configuration.recipe.method == "one-shot":
             return []
         if not self.samplings:
             share = _share(self.mechanism.sampling_rate)
@@ -185,7 +195,9 @@ class Recommendation:
                 f"sampling is as in the measured runs: {share} of the units in each of {self.rounds} rounds"
             ]
         compared = "; ".join(f"{_share(one.rate)} in {one.rounds}: {one.ratio:.1f}" for one in self.samplings)
-        return [f"nu by share of the {self.chosen.way.unit}s in a round and number of rounds: {compared}"]
+        return [
+            f"nu by share of the {self.chosen.configuration.unit}s in a round and number of rounds: {compared}"
+        ]
 
 
 def _share(rate: float) -> str:

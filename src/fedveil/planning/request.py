@@ -40,7 +40,7 @@ GAIN = 0.001
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """One way to train: privacy unit, trust level, model, method and sampling rate.
+    """One configuration of training: privacy unit, trust level, model, method and sampling rate.
 
     Attributes:
         unit: whom the guarantee protects.
@@ -120,7 +120,7 @@ class PlanRequest:
                     f"it must lie between {low:g} and {high:g}",
                     "choose another",
                 )
-        if not any(True for _ in self.ways()):
+        if not any(True for _ in self.configurations()):
             raise self._nothing_possible()
 
     def _nothing_possible(self) -> InvalidValue:
@@ -140,7 +140,7 @@ class PlanRequest:
             "accept more options of each",
         )
 
-    def ways(self) -> Iterator[Configuration]:
+    def configurations(self) -> Iterator[Configuration]:
         """The accepted and possible configurations: strongest unit first, then least trust."""
         trusts = [
             one
@@ -201,68 +201,74 @@ class PlanRequest:
         asked = {"auroc": self.auroc, "balanced-accuracy": self.balanced_accuracy}
         return {metric: value for metric, value in asked.items() if value is not None}
 
-    def study_of(self, way: Configuration, target: float) -> Study:
+    def study_of(self, configuration: Configuration, target: float) -> Study:
         """The study that trains with this configuration at a target epsilon."""
-        study = variant(self.study, way.recipe, way.unit)
+        study = variant(self.study, configuration.recipe, configuration.unit)
         training: dict[str, object] = {}
-        if way.sampling_rate is not None:
+        if configuration.sampling_rate is not None:
             passes = study.training.rounds * study.training.sampling_rate
-            training |= {"sampling_rate": way.sampling_rate, "rounds": round(passes / way.sampling_rate)}
-        averaging = way.recipe.method == "averaging" and way.unit != "site"
+            training |= {
+                "sampling_rate": configuration.sampling_rate,
+                "rounds": round(passes / configuration.sampling_rate),
+            }
+        averaging = configuration.recipe.method == "averaging" and configuration.unit != "site"
         if averaging or (study.privacy.personal_share > 0 and study.training.units is None):
-            training["units"] = round(self.count(way.unit))
+            training["units"] = round(self.count(configuration.unit))
         return study.with_changes(
-            {"training": training, "privacy": {"unit": way.unit, "trust": way.trust, "epsilon": target}}
+            {
+                "training": training,
+                "privacy": {"unit": configuration.unit, "trust": configuration.trust, "epsilon": target},
+            }
         )
 
-    def agreement(self, way: Configuration, target: float) -> Agreement:
+    def agreement(self, configuration: Configuration, target: float) -> Agreement:
         """What the hospitals of a run at this epsilon would be asked to approve.
 
         Raises:
             FedveilError: such a run is impossible.
         """
-        return _agreement(self.study_of(way, target), len(self.cohorts))
+        return _agreement(self.study_of(configuration, target), len(self.cohorts))
 
-    def mu(self, way: Configuration, target: float) -> float:
+    def mu(self, configuration: Configuration, target: float) -> float:
         """mu of the Gaussian mechanism that epsilon and delta allow in total."""
-        guarantee = Guarantee(target, self.study.privacy.delta, way.unit, way.trust)
+        guarantee = Guarantee(target, self.study.privacy.delta, configuration.unit, configuration.trust)
         return 1 / calibrate(guarantee, steps=1).noise_multiplier
 
-    def left(self, way: Configuration, target: float) -> float:
+    def left(self, configuration: Configuration, target: float) -> float:
         """The fraction of mu squared left for the sums that the model is made from, after single full sums."""
-        agreement = self.agreement(way, target)
+        agreement = self.agreement(configuration, target)
         others = [one.mechanism for one in agreement.releases if one is not agreement.main]
         taken = sum(one.steps / one.noise_multiplier**2 for one in others if one.sampling_rate == 1)
-        return 1 - taken / self.mu(way, target) ** 2
+        return 1 - taken / self.mu(configuration, target) ** 2
 
-    def steps_beside(self, way: Configuration, target: float) -> int:
+    def steps_beside(self, configuration: Configuration, target: float) -> int:
         """The number of additional training steps that other sums count as, for a network that samples."""
-        agreement = self.agreement(way, target)
+        agreement = self.agreement(configuration, target)
         others = [one.mechanism for one in agreement.releases if one is not agreement.main]
         return sum(one.steps for one in others if one.sampling_rate < 1)
 
-    def ratio(self, way: Configuration, target: float) -> float:
+    def ratio(self, configuration: Configuration, target: float) -> float:
         """nu at a target epsilon, see `fedveil.learning.step_size`; 0 where a run is impossible."""
         try:
-            return signal_to_noise(self.agreement(way, target), self.count(way.unit))
+            return signal_to_noise(self.agreement(configuration, target), self.count(configuration.unit))
         except InvalidValue:
             return 0.0
 
-    def samplings(self, way: Configuration, target: float) -> tuple[Sampling, ...]:
+    def samplings(self, configuration: Configuration, target: float) -> tuple[Sampling, ...]:
         """The ratio at several sampling rates with equally many passes over the units; empty if the law fixes the rate.
 
         It fixes the rate for everything but a linear head, whose steps are as long as the noise allows at any number
         of rounds. Others have steps of a fixed size. A network that samples pays for its statistics as for a step,
         so another rate would mean another split of the budget.
         """
-        study = self.study_of(way, target)
+        study = self.study_of(configuration, target)
         privacy = study.privacy
         full = max(privacy.personal_share, privacy.personal_calibration_share) > 0
-        if way.recipe != Recipe() or full:  # which require full participation
+        if configuration.recipe != Recipe() or full:  # which require full participation
             return ()
         found = []
         for rate in sorted({*RATES, study.training.sampling_rate}, reverse=True):
-            sampled = replace(way, sampling_rate=rate)
+            sampled = replace(configuration, sampling_rate=rate)
             one = self.agreement(sampled, target).main
             found.append(
                 Sampling(
@@ -274,47 +280,50 @@ class PlanRequest:
             )
         return tuple(found)
 
-    def best_sampling(self, way: Configuration, target: float) -> Configuration:
+    def best_sampling(self, configuration: Configuration, target: float) -> Configuration:
         """The configuration at the sampling rate with the largest ratio, or at a larger rate that is as good in
         fewer rounds.
 
         A study that samples already is left as it is.
         """
-        found = self.samplings(way, target)
-        if not found or self.study_of(way, target).training.sampling_rate < 1:
-            return way
+        found = self.samplings(configuration, target)
+        if not found or self.study_of(configuration, target).training.sampling_rate < 1:
+            return configuration
         enough = max(one.ratio for one in found) * (1 - GAIN)
         best = min((one for one in found if one.ratio >= enough), key=lambda one: one.rounds)
         rate = None if best.rate == 1 else best.rate
-        return replace(way, sampling_rate=rate)
+        return replace(configuration, sampling_rate=rate)
 
-    def settings(self, way: Configuration, target: float) -> dict[str, dict[str, object]]:
+    def settings(self, configuration: Configuration, target: float) -> dict[str, dict[str, object]]:
         """The study-file keys that select this configuration, and those of the given study that its noise depends
         on."""
-        study = self.study_of(way, target)
+        study = self.study_of(configuration, target)
         shown = {
             "model": ["network"],
             "training": ["method"],
             "privacy": ["unit", "trust", "epsilon", "delta"],
         }
-        if way.recipe.method != "one-shot":
+        if configuration.recipe.method != "one-shot":
             shown["training"] += ["rounds", "sampling_rate"]
             shown["privacy"] += ["clip_norm"]
-        if way.recipe.method == "averaging":
+        if configuration.recipe.method == "averaging":
             shown["training"] += ["local_steps"]
         own, values = own_settings(study), study.model_dump(mode="json")
         tables = ("model", "training", "privacy", "federation")
         keys = {table: dict.fromkeys([*shown.get(table, ()), *own[table]]) for table in tables}
         return {table: {key: values[table][key] for key in keys[table]} for table in tables if keys[table]}
 
-    def changed(self, way: Configuration) -> list[str]:
+    def changed(self, configuration: Configuration) -> list[str]:
         """Keys in which the given study differs from the measured one, if accuracy depends on them.
 
         A linear head's steps follow a rule that makes rounds and clip norm nearly irrelevant.
         """
-        mine, theirs = self.study_of(way, 1.0), variant(self.measured, way.recipe, way.unit)
+        mine, theirs = (
+            self.study_of(configuration, 1.0),
+            variant(self.measured, configuration.recipe, configuration.unit),
+        )
         keys = [("model", key) for key in type(mine.model).model_fields]
-        if way.recipe.network != "linear":
+        if configuration.recipe.network != "linear":
             keys += [("training", key) for key in type(mine.training).model_fields if key != "units"]
             keys += [("privacy", "clip_norm")]
         return [

@@ -68,12 +68,12 @@ def _setting(found: Recommendation) -> Table:
     """The chosen setting and its predicted accuracy; the metric that settings are compared by comes first."""
     one, mechanism = found.chosen, found.mechanism
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("trust", one.way.trust)
-    table.add_row("unit", one.way.unit)
+    table.add_row("trust", one.configuration.trust)
+    table.add_row("unit", one.configuration.unit)
     table.add_row(
         "epsilon", f"{format_epsilon(one.epsilon)} at delta {found.plan_request.study.privacy.delta:g}"
     )
-    table.add_row("method", _method(one.way.recipe))
+    table.add_row("method", _method(one.configuration.recipe))
     table.add_row("rounds", str(found.rounds))
     table.add_row("sampling", _sampling(found))
     table.add_row("clip norm", f"{mechanism.clip_norm:g}")
@@ -105,7 +105,7 @@ def _method(recipe: Recipe) -> str:
 
 def _sampling(found: Recommendation) -> str:
     rate = found.mechanism.sampling_rate
-    unit = found.chosen.way.unit
+    unit = found.chosen.configuration.unit
     return (
         f"every {unit} takes part in each"
         if rate == 1
@@ -116,11 +116,17 @@ def _sampling(found: Recommendation) -> str:
 def _candidates(found: Recommendation) -> Table:
     """Every accepted configuration, with one column per recipe."""
     metric = found.plan_request.ranked
-    recipes: Mapping[Recipe, None] = dict.fromkeys(one.way.recipe for one in found.candidates)
+    recipes: Mapping[Recipe, None] = dict.fromkeys(one.configuration.recipe for one in found.candidates)
     columns = (f"{metric_name(metric)}, {recipe}" for recipe in recipes)
     table = Table("unit", "trust", *columns, box=None, pad_edge=False)
-    for unit, trust in dict.fromkeys((one.way.unit, one.way.trust) for one in found.candidates):
-        by = {c.way.recipe: c for c in found.candidates if (c.way.unit, c.way.trust) == (unit, trust)}
+    for unit, trust in dict.fromkeys(
+        (one.configuration.unit, one.configuration.trust) for one in found.candidates
+    ):
+        by = {
+            c.configuration.recipe: c
+            for c in found.candidates
+            if (c.configuration.unit, c.configuration.trust) == (unit, trust)
+        }
         cells = (
             f"{by[one].value(metric):.3f} at epsilon {by[one].epsilon:.3g}" if one in by else ""
             for one in recipes

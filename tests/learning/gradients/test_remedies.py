@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.learning.private_gradients.small_networks import Called, Gain, Positions, refusal
+from tests.learning.gradients.small_networks import Called, Gain, Positions, refusal
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 

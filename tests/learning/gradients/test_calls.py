@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.learning.private_gradients.small_networks import Called, Gain, refusal
+from tests.learning.gradients.small_networks import Called, Gain, refusal
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.special import ndtr
-from tests.study.laws import AVERAGING, CNN, GRADIENT, ONE_SHOT, TASK, TUNED
+from tests.planning.laws import AVERAGING, CNN, GRADIENT, ONE_SHOT, TASK, TUNED
 
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.planning import Reference, references

@@ -5,7 +5,7 @@ import pytest
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from scipy.stats import norm
-from tests.study.laws import (
+from tests.planning.laws import (
     AVERAGING,
     BOTH,
     CNN,
@@ -96,10 +96,10 @@ def test_the_study_that_would_run_has_the_very_noise_that_is_stated(trust, recip
 
 def test_local_steps_carry_all_noise_whatever_the_trust():
     found = recommend(PlanRequest(cohorts=FIVE, recipes=(AVERAGING,), epsilon=4.0), DEEP)
-    assert len({one.way.trust for one in found.candidates}) == 3
+    assert len({one.configuration.trust for one in found.candidates}) == 3
     ratios = [one.ratio for one in found.candidates]
     assert max(ratios) == pytest.approx(min(ratios), rel=1e-5), "masking whole numbers costs next to nothing"
-    assert found.chosen.way.trust == "site", "no more trust is asked for than helps"
+    assert found.chosen.configuration.trust == "site", "no more trust is asked for than helps"
     assert found.site_noise == pytest.approx(found.mechanism.noise_std)
     assert Study.parse(found.study_lines()).training.units == sum(FIVE)
 
@@ -151,7 +151,9 @@ def test_a_sampling_rate_with_more_signal_is_chosen_and_a_tie_goes_to_fewer_roun
 def test_a_study_that_samples_stays_as_it_is():
     study = Study.parse("[training]\nsampling_rate = 0.25\nrounds = 80")
     found = recommend(PlanRequest(cohorts=FIVE, epsilon=2.0, study=study), BOTH)
-    assert {one.way.recipe for one in found.candidates} == {GRADIENT}, "one-shot takes all units once"
+    assert {one.configuration.recipe for one in found.candidates} == {GRADIENT}, (
+        "one-shot takes all units once"
+    )
     assert (found.mechanism.sampling_rate, found.mechanism.steps) == (0.25, 80)
     assert max(one.ratio for one in found.samplings) > found.chosen.ratio, "and what it gives up is shown"
 
@@ -197,9 +199,12 @@ def test_a_network_is_chosen_only_if_it_gives_noticeably_more():
     for gain, wanted in ((1.005, GRADIENT), (1.1, TUNED)):
         known = laws(TASK, law_of(TUNED, separation=gain * TASK.separation))
         found = recommend(plan_request, known)
-        by = {one.way: one.value("auroc") for one in found.candidates}
-        assert by[replace(found.chosen.way, recipe=TUNED)] > by[replace(found.chosen.way, recipe=GRADIENT)]
-        assert found.chosen.way.recipe == wanted
+        by = {one.configuration: one.value("auroc") for one in found.candidates}
+        assert (
+            by[replace(found.chosen.configuration, recipe=TUNED)]
+            > by[replace(found.chosen.configuration, recipe=GRADIENT)]
+        )
+        assert found.chosen.configuration.recipe == wanted
 
 
 def test_settings_are_compared_by_the_metric_that_is_asked_for():
@@ -207,9 +212,9 @@ def test_settings_are_compared_by_the_metric_that_is_asked_for():
     known = laws(TASK, ONCE)
     known[ONE_SHOT]["balanced-accuracy"] = replace(known[ONE_SHOT]["balanced-accuracy"], separation=2.4)
     plan_request = PlanRequest(cohorts=FIVE, epsilon=8.0)
-    assert recommend(plan_request, known).chosen.way.recipe == GRADIENT
+    assert recommend(plan_request, known).chosen.configuration.recipe == GRADIENT
     found = recommend(replace(plan_request, metric="balanced-accuracy"), known)
-    assert found.chosen.way.recipe == ONE_SHOT
+    assert found.chosen.configuration.recipe == ONE_SHOT
     assert {law.metric for law in found.laws.values()} == set(found.chosen.predicted) == set(METRICS)
     assert found.reference.metric == "balanced-accuracy"
     assert found.bare["balanced-accuracy"] > recommend(plan_request, laws(TASK)).bare["balanced-accuracy"]
@@ -234,7 +239,7 @@ def test_every_target_is_met_by_the_smallest_epsilon_that_meets_it(auroc, balanc
     assert both.epsilon == alone[binding].epsilon
     assert both.value("auroc") >= auroc
     assert both.value("balanced-accuracy") >= balanced
-    smaller = plan_request.ratio(both.way, 0.9 * both.epsilon)
+    smaller = plan_request.ratio(both.configuration, 0.9 * both.epsilon)
     law = LAWS[GRADIENT]
     missed = [
         law["auroc"].expected(sum(FIVE), smaller) < auroc,
@@ -249,7 +254,7 @@ def test_sampled_networks_meet_a_target_too(recipe):
     found = recommend(plan_request, DEEP).chosen
     assert found.value("auroc") >= 0.9
     assert found.epsilon == float(f"{found.epsilon:.2g}"), "a number that can be typed"
-    smaller = plan_request.ratio(found.way, 0.9 * found.epsilon)
+    smaller = plan_request.ratio(found.configuration, 0.9 * found.epsilon)
     assert DEEP[recipe]["auroc"].expected(sum(FIVE), smaller) < 0.9
 
 
@@ -272,9 +277,9 @@ def test_no_recipe_that_is_accepted_does_better_than_the_ceiling_of_a_no():
 def test_the_least_trust_that_reaches_the_target_is_chosen():
     found = recommend(PlanRequest(cohorts=FIVE, auroc=0.95), LAWS)
     assert not found.no
-    assert found.chosen.way.trust == "site"
+    assert found.chosen.configuration.trust == "site"
     assert found.chosen.value("auroc") >= 0.95
-    smaller = found.plan_request.ratio(found.chosen.way, 0.9 * found.chosen.epsilon)
+    smaller = found.plan_request.ratio(found.chosen.configuration, 0.9 * found.chosen.epsilon)
     assert TASK.expected(found.plan_request.patients, smaller) < 0.95
     needed = [one.epsilon for one in found.candidates]
     assert needed == sorted(needed, reverse=True)
@@ -285,15 +290,15 @@ def test_a_limit_on_epsilon_brings_in_more_trust():
     free = recommend(PlanRequest(cohorts=FIVE, auroc=0.95), LAWS)
     limit = (free.candidates[0].epsilon + free.candidates[1].epsilon) / 2
     found = recommend(PlanRequest(cohorts=FIVE, auroc=0.95, epsilon=limit), LAWS)
-    assert found.chosen.way.trust == "secure-aggregation"
+    assert found.chosen.configuration.trust == "secure-aggregation"
     assert found.chosen.epsilon <= limit
 
 
 def test_little_is_lost_by_trusting_less():
     rich = recommend(PlanRequest(cohorts=FIVE, epsilon=8.0), LAWS)
-    assert rich.chosen.way.trust == "site"
+    assert rich.chosen.configuration.trust == "site"
     poor = recommend(PlanRequest(cohorts=FIVE, epsilon=0.5), LAWS)
-    assert poor.chosen.way.trust != "site"
+    assert poor.chosen.configuration.trust != "site"
 
 
 def test_a_hospital_among_five_cannot_be_hidden():
@@ -309,18 +314,18 @@ def test_the_method_that_loses_less_to_noise_is_chosen():
     better, worse = replace(ONCE, noise=20.0), replace(ONCE, noise=500.0)
     plan_request = PlanRequest(cohorts=FIVE, epsilon=0.5)
     once = recommend(plan_request, laws(TASK, better))
-    assert once.chosen.way.recipe == once.reference.recipe == ONE_SHOT
+    assert once.chosen.configuration.recipe == once.reference.recipe == ONE_SHOT
     assert once.mechanism.steps == 1
-    assert recommend(plan_request, laws(TASK, worse)).chosen.way.recipe == GRADIENT
+    assert recommend(plan_request, laws(TASK, worse)).chosen.configuration.recipe == GRADIENT
     needed = recommend(PlanRequest(cohorts=FIVE, auroc=0.95), laws(TASK, better))
-    assert needed.chosen.way.recipe == ONE_SHOT
+    assert needed.chosen.configuration.recipe == ONE_SHOT
     only = recommend(replace(plan_request, recipes=(GRADIENT,)), laws(TASK, better))
-    assert only.chosen.way.recipe == GRADIENT
+    assert only.chosen.configuration.recipe == GRADIENT
 
 
 def test_a_method_that_nobody_measured_is_left_out_or_refused():
     found = recommend(PlanRequest(cohorts=FIVE), LAWS)
-    assert {one.way.recipe for one in found.candidates} == {GRADIENT}
+    assert {one.configuration.recipe for one in found.candidates} == {GRADIENT}
     with pytest.raises(InvalidValue, match="measured for gradient"):
         recommend(PlanRequest(cohorts=FIVE, recipes=(ONE_SHOT,)), LAWS)
 
@@ -328,10 +333,10 @@ def test_a_method_that_nobody_measured_is_left_out_or_refused():
 def test_more_protection_is_preferred_unless_it_costs_noticeably():
     units = {"units": ("patient", "image", "site"), "trusts": ("server",)}
     rich = recommend(PlanRequest(cohorts=FIVE, images=1.8, epsilon=2.0, **units), LAWS)
-    assert rich.chosen.way.unit == "patient"
+    assert rich.chosen.configuration.unit == "patient"
     poor = recommend(PlanRequest(cohorts=(100, 80, 60), images=4.0, epsilon=1.0, **units), LAWS)
-    assert poor.chosen.way.unit == "image"
-    by = {one.way.unit: one for one in poor.candidates}
+    assert poor.chosen.configuration.unit == "image"
+    by = {one.configuration.unit: one for one in poor.candidates}
     assert by["image"].ratio == pytest.approx(4 * by["patient"].ratio)
     assert by["image"].value("auroc") > by["patient"].value("auroc") > by["site"].value("auroc")
 
@@ -341,7 +346,7 @@ def test_the_lines_of_a_study_file_choose_what_was_recommended():
         found = recommend(PlanRequest(cohorts=FIVE, auroc=0.9, recipes=(recipe,)), DEEP)
         study = Study.parse(found.study_lines())
         assert (study.model.network, study.training.method) == (recipe.network, recipe.method)
-        assert study.privacy.trust == found.chosen.way.trust
+        assert study.privacy.trust == found.chosen.configuration.trust
         assert study.privacy.epsilon == found.chosen.epsilon
 
 
@@ -378,13 +383,13 @@ def test_advice_says_if_another_recipe_is_better_then():
     late = law_of(TUNED, separation=1.2 * TASK.separation, noise=600.0)
     plan_request = PlanRequest(cohorts=(200, 200, 200), epsilon=1.0, recipes=(GRADIENT, TUNED))
     found = recommend(plan_request, laws(TASK, late))
-    assert found.chosen.way.recipe == GRADIENT
+    assert found.chosen.configuration.recipe == GRADIENT
     told = {change.what for change in found.changes}
     more = recommend(replace(plan_request, cohorts=(20_000,) * 3), laws(TASK, late))
-    assert more.chosen.way.recipe == TUNED
+    assert more.chosen.configuration.recipe == TUNED
     assert not any("and efficientnet-lite0 by gradient" in what for what in told)
     near = recommend(replace(plan_request, cohorts=(1700,) * 3), laws(TASK, late))
-    assert near.chosen.way.recipe == GRADIENT
+    assert near.chosen.configuration.recipe == GRADIENT
     assert any(
         what.endswith(", and efficientnet-lite0 by gradient") for what in {c.what for c in near.changes}
     )
