@@ -12,7 +12,7 @@ from fedveil.errors import InvalidValue
 from fedveil.learning import LinearHead, LinearLearner, NetworkLearner, NetworkModel, Views
 from fedveil.learning.models import network as network_learner
 from fedveil.learning.models.network import ROUNDING
-from fedveil.learning.networks import Centred
+from fedveil.learning.networks import Centred, registry
 
 SIZE = 16
 CLIP = 0.7
@@ -42,7 +42,7 @@ def tiny(name, *, classes, channels, image_size, seed, weights=True):
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr(network_learner, "network", tiny)
+    monkeypatch.setattr(registry, "network", tiny)
     return NetworkModel("cnn", classes=2, channels=1, image_size=SIZE, seed=3)
 
 
@@ -116,7 +116,7 @@ def test_one_patient_moves_a_sum_by_no_more_than_the_clip_norm(kind, scale, seed
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
-    monkeypatch.setattr(network_learner, "network", tiny)
+    monkeypatch.setattr(registry, "network", tiny)
 
 
 def test_a_sample_is_the_sum_over_those_units_alone(model, cohort):
@@ -205,7 +205,7 @@ def test_a_frozen_part_is_run_beforehand_and_gives_the_same_probabilities():
         model.probabilities(whole(model), Stack(model.before(images)), 3), np.full((3, 2), 0.5)
     )
     parameters = whole(model) + 0.01 * np.random.default_rng(2).normal(size=model.parameters)
-    parameters[:2] = 0
+    parameters = model.unshifted(parameters)
     found = model.probabilities(parameters, Stack(model.before(images)), 3)
     with model.loaded(parameters), torch.inference_mode():
         expected = model.module(torch.from_numpy(images)).double().softmax(1).numpy()
@@ -267,19 +267,23 @@ def test_the_threshold_lies_in_the_middle_between_the_classes(model, cohort):
     images, _, patients = cohort
     labels = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1])
     parameters = whole(model) + np.random.default_rng(5).normal(size=model.parameters)
-    parameters[:2] = 0
+    parameters = model.unshifted(parameters)
     learner = learner_of(model, (images, labels, patients), unit="image")
     released = learner.statistics(parameters)
     assert released.shape == (model.calibration_size,)
     counts = model.read_statistics(learner.statistics(np.empty(0)) * 100, 0.0)
-    shift = model.read_shift(released * 100, 0.0, parameters, counts)
+    after, certainty = model.calibrated(parameters, released * 100, 0.0, counts)
     logits = model.logits(parameters, Stack(images), 10)
     margin = logits[:, 1] - logits[:, 0]
     middle = (margin[labels == 0].mean() + margin[labels == 1].mean()) / 2
-    after = model.probabilities(model.join(counts, parameters[2:], shift), Stack(images), 10)
-    decided = (after / counts.priors).argmax(axis=1)
+    probabilities = model.probabilities(after, Stack(images), 10)
+    decided = (probabilities / counts.priors).argmax(axis=1)
     np.testing.assert_array_equal(decided, (margin > middle).astype(int))
-    np.testing.assert_allclose(shift - np.log(counts.priors), [middle / 2, -middle / 2], rtol=1e-7)
+    temperature, offset, _, trained = model.split(after)
+    expected = temperature * np.array([middle / 2, -middle / 2])
+    np.testing.assert_allclose(offset - np.log(counts.priors), expected, rtol=1e-6)
+    np.testing.assert_array_equal(trained, parameters[-model.trained :])
+    assert (certainty.weight, certainty.temperature) == (pytest.approx(1), temperature)
 
 
 def test_no_image_moves_a_threshold_by_more_than_its_bound(model, cohort):

@@ -48,7 +48,7 @@ def test_a_head_from_any_noisy_release_is_accepted(seed, classes, noise, size, c
             whole = model.join(statistics, trained)
             accepted(model, whole, priors)
             sums = released(model.calibration_size, noise, size, generator)
-            shifted = model.join(statistics, trained, model.read_shift(sums, noise**2, whole, statistics))
+            shifted, _ = model.calibrated(whole, sums, noise**2, statistics)
             accepted(model, shifted, priors)
             own, frequencies = model.recalibrated(shifted, priors, sums, noise**2)
             accepted(model, own, frequencies)
@@ -73,7 +73,7 @@ def tiny(*_, classes, **__):
 def test_a_network_from_any_noisy_release_is_accepted(seed, classes, noise, size):
     generator = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedveil.learning.models.network.network", tiny)
+        patch.setattr("fedveil.learning.networks.registry.network", tiny)
         model = NetworkModel("cnn", classes=classes, channels=1, image_size=4)
     found = model.read_statistics(released(model.statistics_size, noise, size, generator), noise**2)
     trained = generator.normal(size=model.trained)
@@ -82,7 +82,7 @@ def test_a_network_from_any_noisy_release_is_accepted(seed, classes, noise, size
         whole = model.join(statistics, trained)
         model.check_parameters(whole)
         sums = released(model.calibration_size, noise, size, generator)
-        shifted = model.join(statistics, trained, model.read_shift(sums, noise**2, whole, statistics))
+        shifted, _ = model.calibrated(whole, sums, noise**2, statistics)
         model.check_parameters(shifted)
         model.check_parameters(model.unshifted(shifted))
         model.check_parameters(model.recalibrated(shifted, priors, sums, noise**2)[0])
@@ -128,16 +128,24 @@ def test_frequencies_that_no_release_makes_are_refused(frequencies):
         accepted(model, model.join(None, model.initial()), np.array(frequencies))
 
 
-@pytest.mark.parametrize(("place", "value", "match"), [(0, 40.0, "offsets"), (3, 0.8, "block of the centre")])
+@pytest.mark.parametrize(
+    ("place", "value", "match"),
+    [
+        (1, 40.0, "offsets"),
+        (4, 0.8, "block of the centre"),
+        (0, 21.0, "temperature"),
+        (0, 0.0, "temperature"),
+    ],
+)
 def test_a_network_that_no_release_makes_is_refused(monkeypatch, place, value, match):
-    monkeypatch.setattr("fedveil.learning.models.network.network", tiny)
+    monkeypatch.setattr("fedveil.learning.networks.registry.network", tiny)
     model = NetworkModel("cnn", classes=2, channels=1, image_size=4)
     parameters = model.join(None, model.initial())
     parameters[place] = value
     with pytest.raises(InvalidValue, match=match):
         model.check_parameters(parameters)
-    parameters[place] = 0.0
-    parameters[:2] = -LONGEST_LOGITS - np.log(2 * LARGEST_COUNT / FEWEST)
+    parameters[place] = float(place == 0)
+    parameters[1:3] = -LONGEST_LOGITS - np.log(2 * LARGEST_COUNT / FEWEST)
     model.check_parameters(parameters)
 
 

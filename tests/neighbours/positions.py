@@ -49,4 +49,4 @@ def positions() -> Any:
             torch.manual_seed(0)
             return nn.Sequential(_Positions(), nn.Linear(8, classes))
 
-    return mock.patch("fedveil.learning.models.network.network", network)
+    return mock.patch("fedveil.learning.networks.registry.network", network)

@@ -9,7 +9,7 @@ from torch import nn
 from fedveil.data import held_out_patients
 from fedveil.errors import FederationError, StudyError
 from fedveil.federation import Coordinator
-from fedveil.learning.models import network as network_learner
+from fedveil.learning.networks import registry
 from fedveil.planning import make_plan
 from fedveil.privacy import epsilon, verify_ledger
 from fedveil.study import RunDirectory, prepare, run
@@ -157,7 +157,7 @@ def test_every_request_is_noted_before_it_is_sent(study, tmp_path, monkeypatch):
 def test_a_sampled_network_evaluates_with_one_more_step_of_its_mechanism(study, tmp_path, monkeypatch):
     """Unlike sampled mechanisms have no tight price together; so held-out patients are sampled like the others."""
     small = nn.Sequential(nn.Conv2d(1, 4, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
-    monkeypatch.setattr(network_learner, "network", lambda *_, **__: small)
+    monkeypatch.setattr(registry, "network", lambda *_, **__: small)
     settings = study(
         model={"network": "cnn", "features": "none"},
         training={"rounds": 4, "sampling_rate": 0.5},

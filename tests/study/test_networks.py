@@ -13,6 +13,7 @@ from torch import nn
 
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.learning.models import network as network_learner
+from fedveil.learning.networks import registry
 from fedveil.privacy import epsilon, verify_ledger
 from fedveil.study import RunDirectory, Study, TrainedModel, predict, run
 
@@ -41,7 +42,7 @@ def tiny(monkeypatch):
             torch.manual_seed(seed)
             return small(classes, channels)
 
-    monkeypatch.setattr(network_learner, "network", build)
+    monkeypatch.setattr(registry, "network", build)
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_a_network_that_mixes_patients_is_refused_before_any_budget_is_reserved(
             nn.Flatten(), nn.BatchNorm1d(256, track_running_stats=False), nn.Linear(256, classes)
         )
 
-    monkeypatch.setattr(network_learner, "network", build)
+    monkeypatch.setattr(registry, "network", build)
     with pytest.raises(InvalidValue, match="mixes patients"):
         run(RunDirectory.create(tmp_path / "out", networks()))
     assert not list(Path(tmp_path).rglob("*.jsonl"))

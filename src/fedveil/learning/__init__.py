@@ -16,6 +16,7 @@ from fedveil.learning.evaluation.metrics import (
     expected_calibration_error,
 )
 from fedveil.learning.evaluation.score_histogram import ScoreHistogram
+from fedveil.learning.models.calibration import Calibration, Certainty
 from fedveil.learning.models.class_statistics import ClassStatistics, unit_blocks
 from fedveil.learning.models.learner import Learner
 from fedveil.learning.models.linear_head import CentredHead, CentredLearner
@@ -30,8 +31,10 @@ from fedveil.learning.views import Views
 __all__ = [
     "Adam",
     "Averaged",
+    "Calibration",
     "CentredHead",
     "CentredLearner",
+    "Certainty",
     "ClassMetrics",
     "ClassStatistics",
     "FeatureExtractor",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from fedveil.learning.gradients import dimension
+from fedveil.learning.models.calibration import Calibration
 from fedveil.learning.models.class_statistics import ClassStatistics
-from fedveil.learning.models.network import layers_of
-from fedveil.learning.networks import Centred, split_frozen
+from fedveil.learning.networks import Centred, layers_of, split_frozen
 
 __all__ = ["NetworkSizes"]
 
@@ -47,8 +47,8 @@ class NetworkSizes:
 
     @property
     def parameters(self) -> int:
-        """One offset of the logits per class, the centre, and the trained part."""
-        return self.classes + self.centre + self.trained
+        """A temperature, one offset of the logits per class, the centre, and the trained part."""
+        return 1 + self.classes + self.centre + self.trained
 
     @property
     def statistics_size(self) -> int:
@@ -57,5 +57,5 @@ class NetworkSizes:
 
     @property
     def calibration_size(self) -> int:
-        """Class statistics of the logits."""
-        return ClassStatistics.size(self.classes, self.classes)
+        """The sum of logits, see `fedveil.learning.models.calibration`."""
+        return Calibration.size(self.classes, self.classes)

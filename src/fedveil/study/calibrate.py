@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from fedveil.errors import InvalidValue
-from fedveil.federation import Agreement, LocalNoise, Noise, Query, Release, default_min_honest
+from fedveil.federation import Agreement, LocalNoise, Noise, OneSum, Query, Release, default_min_honest
 from fedveil.federation.noise import Calibrated, Sums, noise_by
 from fedveil.federation.queries import Asked, asked_by
 from fedveil.learning import Sizes
@@ -20,7 +22,8 @@ def make_agreement(study: Study, *, sites: Sequence[str], model: Sizes) -> Agree
 
     Queries that state a share s of the budget get that share of mu squared: if the target allows mu in total and one
     release with noise multiplier z costs 1/z, theirs is ``z = 1/(mu sqrt(s))``. The one query without a share is
-    then calibrated to the target, given what the others spend. For a network whose units are sampled, each of the
+    then calibrated to the target, given what the others spend. A query whose noise is known to drown it, by the public
+    number of units, is left out, and training gets its share. For a network whose units are sampled, each of the
     others is instead one more step of the training mechanism: no tight bound is known for an adaptive composition of
     different sampled mechanisms.
 
@@ -67,10 +70,21 @@ class _Calibrator:
             main = self._rest(rest, more=sum(query.steps(self.asked) for query in others))
             made = [self._like(query, main.mechanism) for query in others]
         else:
-            made = [self._shared(query) for query in others]
+            made = [one for one in map(self._shared, others) if not self._drowned(one)]
             main = self._rest(rest, spent=[one.mechanism for one in made])
         by = {release.name: release for release in (main, *made)}
-        return tuple(by[query.name] for query in queries)
+        return tuple(by[query.name] for query in queries if query.name in by)
+
+    def _drowned(self, made: Release) -> bool:
+        """Whether noise would drown a release at any class sizes, so that training gets its share.
+
+        This needs a public number of units, `training.units`: noise does least if the classes are equally large.
+        """
+        units, classes = self.study.training.units, self.asked.model.classes
+        if units is None or not isinstance(made.query, OneSum) or made.query.at_site:
+            return False
+        variance = self.noise.variance(made.mechanism, self.asked.sites)
+        return made.query.drowned(variance, np.full(classes, units / classes))
 
     def _shared(self, query: Query) -> Release:
         """A query with a share of the budget."""

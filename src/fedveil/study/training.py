@@ -28,7 +28,7 @@ from fedveil.federation import (
     RoundSum,
     Transport,
 )
-from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram
+from fedveil.learning import CentredHead, Certainty, ClassStatistics, Model, OptimizerState, ScoreHistogram
 from fedveil.study.progress import Progress
 from fedveil.study.results.run_directory import RunDirectory
 from fedveil.study.results.schema import Dropped, Point, RoundLine
@@ -52,6 +52,8 @@ class Trained:
         parameters: the released model, whole.
         statistics: what was released before training.
         histogram: the release about the hospitals' held-out units; None without one.
+        certainty: how sure the decision rule is; None if no threshold was released.
+        skipped: releases that were not asked for, because noise was known to drown them; nothing was charged.
         rounds: number of finished rounds; fewer than planned if interrupted ones used up budget.
         coordinator: the coordinator, with its count of charges.
     """
@@ -59,6 +61,8 @@ class Trained:
     parameters: Vector
     statistics: ClassStatistics | None
     histogram: ScoreHistogram | None
+    certainty: Certainty | None
+    skipped: tuple[str, ...]
     rounds: int
     coordinator: Coordinator
 
@@ -117,12 +121,15 @@ class _Loop:
     def run(self) -> Trained:
         self.checkpoint.load()
         state = ModelState(model=self.model, parameters=self.model.join(None, self.model.initial()))
-        finished = 0
+        finished, skipped = 0, []
         for release in self.agreement.releases:
             query = release.query
             if isinstance(query, Rounds):
                 state, finished = self._train(release, query, state)
             elif isinstance(query, OneSum) and not query.at_site:
+                if self._drowned(release, query, state):
+                    skipped.append(release.name)
+                    continue
                 state = self._once(release, query, state, finished)
                 if release is self.agreement.main:
                     state = self._at_once(state)
@@ -130,9 +137,20 @@ class _Loop:
             parameters=state.parameters,
             statistics=state.statistics,
             histogram=state.histogram,
+            certainty=state.certainty,
+            skipped=tuple(skipped),
             rounds=finished,
             coordinator=self.coordinator,
         )
+
+    def _drowned(self, release: Release, query: OneSum, state: ModelState) -> bool:
+        """Whether the released class sizes tell that noise would drown a release: it is then neither asked nor
+        charged."""
+        if state.statistics is None or release.name in self.checkpoint.arrays:
+            return False
+        rate = release.mechanism.sampling_rate
+        variance = self.agreement.noise_variance(release, len(self.agreement.sites)) / rate**2
+        return query.drowned(variance, state.statistics.counts)
 
     def _at_once(self, state: ModelState) -> ModelState:
         """The head made from statistics alone; its threshold may be released later."""

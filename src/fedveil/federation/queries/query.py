@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fedveil.data import Cohort
 from fedveil.errors import FederationError, InvalidValue
-from fedveil.learning import ClassStatistics, HeldOut, Learner, Model, ScoreHistogram, Sizes
+from fedveil.learning import Certainty, ClassStatistics, HeldOut, Learner, Model, ScoreHistogram, Sizes
 from fedveil.privacy import Mechanism, Unit
 
 __all__ = ["Asked", "Asking", "HospitalUnits", "ModelState", "NoisySum", "OneSum", "Query", "Rounds"]
@@ -142,6 +142,7 @@ class ModelState:
         frequencies: (classes,) class frequencies; None if none were released.
         statistics: what was released before training.
         histogram: the release about held-out units.
+        certainty: how sure the decision rule is; None if no threshold was released.
     """
 
     model: Model
@@ -149,6 +150,7 @@ class ModelState:
     frequencies: Vector | None = None
     statistics: ClassStatistics | None = None
     histogram: ScoreHistogram | None = None
+    certainty: Certainty | None = None
 
     @property
     def trained(self) -> Vector:
@@ -272,6 +274,16 @@ class OneSum(Query):
         """1, by construction: see the class."""
         del clip_norm
         return 1.0
+
+    def drowned(self, variance: float, sizes: Vector) -> bool:
+        """Whether noise is known beforehand to leave too little of it, so that it is not worth its budget.
+
+        Args:
+            variance: of the noise in each number of the sum.
+            sizes: (classes,) units of each class, public or released.
+        """
+        del variance, sizes
+        return False
 
     @abstractmethod
     def sent(self, state: ModelState) -> Vector:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fedveil.errors import InvalidValue
 from fedveil.learning.exact import SHORTER, lengths, on_grid
 from fedveil.learning.models.learner import Vector
+from fedveil.learning.models.posterior import Noisy, counts_of, shrunk
 from fedveil.learning.ranges import bounded_blocks, class_sizes
 
 __all__ = ["ClassStatistics", "unit_blocks"]
@@ -68,15 +69,22 @@ class ClassStatistics:
     """The release with its noise, hence public.
 
     Attributes:
-        counts: (classes,) units of each class, as `class_sizes` cuts them; a unit with images of several classes is
-            shared among them.
+        counts: (classes,) units of each class: posterior means, as `class_sizes` cuts them; a unit with images of
+            several classes is shared among them.
         means: (classes, d) average features.
         noise_variance: of each number in the released vector.
+        measured: the class sizes as released, with their noise; None stands for exact counts.
     """
 
     counts: Vector
     means: Vector
     noise_variance: float
+    measured: Noisy | None = None
+
+    @property
+    def released_counts(self) -> Noisy:
+        """The class sizes with their noise, for a later release of the same units."""
+        return Noisy(self.counts, 0.0) if self.measured is None else self.measured
 
     @property
     def priors(self) -> Vector:
@@ -91,20 +99,17 @@ class ClassStatistics:
         return result
 
     def centre(self, blocks: Sequence[int]) -> Vector:
-        """(d,) the midpoint between the classes' means, all classes counting equally, shrunk against noise.
+        """(d,) the midpoint between the classes' means, all classes counting equally: its posterior mean.
 
-        Positive-part James-Stein, block by block: where a block's middle is m, with noise of variance v in each of its
-        k coordinates, it is ``m max(0, 1 - k v / ||m||^2)``. A centre that is mostly noise is shrunk to 0. Blocks
-        are then clipped to the length of feature blocks, which no mean exceeds (`fedveil.learning.ranges`).
+        Block by block, see `.posterior.shrunk`: a centre that is mostly noise is shrunk towards 0. Blocks are then
+        clipped to the length of feature blocks, which no mean exceeds (`fedveil.learning.ranges`).
         """
         middle = self.means.mean(axis=0)
         variance = self.noise_variance / (1 - COUNT_WEIGHT**2) * float(np.mean(1 / self.counts**2))
         variance /= len(self.counts)
-        shrunk = []
-        for block in np.split(middle, np.cumsum(blocks)[:-1]):
-            power = max(float(block @ block), SMALLEST_NORM**2)
-            shrunk.append(block * max(0.0, 1 - len(block) * variance / power))
-        return bounded_blocks(np.concatenate(shrunk), blocks)
+        longest = len(blocks) ** -0.5
+        parts = np.split(middle, np.cumsum(blocks)[:-1])
+        return bounded_blocks(np.concatenate([shrunk(part, variance, longest) for part in parts]), blocks)
 
     @staticmethod
     def size(classes: int, dimension: int) -> int:
@@ -140,18 +145,16 @@ class ClassStatistics:
         return total
 
     @classmethod
-    def from_released(
-        cls, vector: Vector, classes: int, noise_variance: float, counts: Vector | None = None
-    ) -> Self:
+    def from_released(cls, vector: Vector, classes: int, noise_variance: float) -> Self:
         """Read the noisy sum over all sites.
 
         Args:
             vector: as released.
             classes: number of classes.
             noise_variance: of the noise in each number, which is public.
-            counts: class sizes from an earlier, more precise release; None reads them here.
         """
         rows = vector.reshape(classes, -1)
-        sizes = class_sizes(rows[:, -1] / COUNT_WEIGHT) if counts is None else counts
+        measured = Noisy(rows[:, -1] / COUNT_WEIGHT, noise_variance / COUNT_WEIGHT**2)
+        sizes = class_sizes(counts_of(measured))
         means = rows[:, :-1] / (np.sqrt(1 - COUNT_WEIGHT**2) * sizes[:, None])
-        return cls(counts=sizes, means=means, noise_variance=noise_variance)
+        return cls(counts=sizes, means=means, noise_variance=noise_variance, measured=measured)

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.exact import bounded, first_sums, lengths
+from fedveil.learning.exact import bounded, first_sums
+from fedveil.learning.models.calibration import Calibration, Certainty
 from fedveil.learning.models.class_statistics import ClassStatistics, unit_blocks
 from fedveil.learning.models.discriminant import discriminant
 from fedveil.learning.models.learner import Indices, Vector
@@ -20,7 +21,10 @@ from fedveil.learning.unit_weights import image_shares
 __all__ = ["CentredHead", "CentredLearner"]
 
 SMALLEST_SCALE = 1e-9
-LONGEST_SHIFT = 2.0
+SCALE = 0.25
+"""Logits of a score of length 1, as a fraction of the weights' norm. Few images exceed it where noise matters; a lower
+one cuts more scores, which moved the middle on training patients of chest X-rays less than the noise did."""
+LONGEST_SHIFT = 4.0
 """Length of a shift, in units of `CentredHead.scale`: middles of scores have length 1 at most, and a threshold beyond
 the norm of the weights decides nothing."""
 
@@ -31,7 +35,8 @@ class CentredHead:
     Weights w_y make all classes count equally in training, however rare; so does the centre, the midpoint between
     the classes' means, which replaces an intercept. Probabilities are converted to the class frequencies of
     training: ``p(y | x)`` is proportional to ``softmax(logits - shift)_y / w_y``. The shift is 0 in training;
-    afterwards it may be set to the midpoint between the classes' mean logits, see `scores`.
+    afterwards it may be set to the midpoint between the classes' mean logits, and the shift and the trained head may be
+    multiplied by a temperature, see `.posterior`.
 
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
@@ -70,8 +75,8 @@ class CentredHead:
 
     @property
     def calibration_size(self) -> int:
-        """Length of the class statistics of scores that are released after training."""
-        return ClassStatistics.size(self.classes, self.head.logits)
+        """Length of the sum of scores that is released after training."""
+        return Calibration.size(self.classes, self.head.logits)
 
     def initial(self) -> Vector:
         """The trained part before training."""
@@ -81,13 +86,25 @@ class CentredHead:
         """Class sizes and means of features."""
         return ClassStatistics.from_released(released, self.classes, noise_variance)
 
-    def read_shift(
-        self, released: Vector, noise_variance: float, whole: Vector, statistics: ClassStatistics | None
-    ) -> Vector:
-        """The middle between the classes' mean logits; class sizes are those of the first release, if there was one."""
-        counts = None if statistics is None else statistics.counts
-        scores = ClassStatistics.from_released(released, self.classes, noise_variance, counts)
-        return scores.centre([self.head.logits]) * self.scale(whole)
+    def calibrated(
+        self,
+        parameters: Vector,
+        released: Vector,
+        noise_variance: float,
+        statistics: ClassStatistics | None,
+    ) -> tuple[Vector, Certainty]:
+        """The model with a shift of the logits, and both multiplied by a temperature."""
+        earlier = None if statistics is None else statistics.released_counts
+        read, scale = (
+            Calibration.from_released(released, self.classes, noise_variance, earlier),
+            self.scale(parameters),
+        )
+        found = read.means()
+        factor = read.temperature(found, scale)
+        centre, weights, _, trained = self.split(parameters)
+        shift = bounded(found.middle, 1.0) * scale
+        whole = np.concatenate([centre, weights, factor * shift, factor * trained])
+        return whole, read.certainty(found, factor)
 
     def join(
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
@@ -123,7 +140,7 @@ class CentredHead:
         """The model with one hospital's shift and class weights; see `fedveil.learning.Model.recalibrated`."""
         centre, _, shift, trained = self.split(parameters)
         found, scale = (
-            ClassStatistics.from_released(released, self.classes, noise_variance),
+            Calibration.from_released(released, self.classes, noise_variance, None),
             self.scale(parameters),
         )
         middle, own = own_numbers(bounded(shift / scale, LONGEST_SHIFT), frequencies, found)
@@ -135,7 +152,7 @@ class CentredHead:
         trained, shift = weights.ravel(), thresholds
         if self.classes == 2:
             trained, shift = weights[1] - weights[0], thresholds[1:] - thresholds[:1]
-        scale = max(float(np.linalg.norm(trained)) / 2, SMALLEST_SCALE)
+        scale = max(float(np.linalg.norm(trained)) * SCALE, SMALLEST_SCALE)
         return trained, bounded(shift, LONGEST_SHIFT * scale)
 
     def split(self, parameters: Vector) -> tuple[Vector, Vector, Vector, Vector]:
@@ -159,14 +176,14 @@ class CentredHead:
         return result
 
     def scores(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
-        """Logits (n, logits) before any shift, divided by half the weights' norm, which few of them exceed."""
+        """Logits (n, logits) before any shift, divided by `scale`."""
         centre, _, _, trained = self.split(parameters)
         result: Vector = self.head.logits_of(trained, self.view(features, centre)) / self.scale(parameters)
         return result
 
     def scale(self, parameters: Vector) -> float:
-        """Half the norm of the trained weights, which bounds every logit of a unit vector; a public number."""
-        return max(float(np.linalg.norm(self.split(parameters)[3])) / 2, SMALLEST_SCALE)
+        """The logits of a score of length 1, `SCALE` times the norm of the trained weights; a public number."""
+        return max(float(np.linalg.norm(self.split(parameters)[3])) * SCALE, SMALLEST_SCALE)
 
     def view(self, features: npt.NDArray[Any], centre: Vector) -> npt.NDArray[np.float32]:
         """The head's inputs: blocks of unit length, centred, and scaled to unit length again."""
@@ -225,22 +242,22 @@ class CentredLearner:
         return self._learner.contribution(trained, clip_norm=clip_norm, units=units)
 
     def statistics(self, parameters: Vector, units: Indices | None = None, *, plain: bool = False) -> Vector:
-        """Sum the units' class statistics: of their features, or of their scores if there is a trained model."""
-        points = self._mean_scores(parameters, plain) if parameters.size else self._features
+        """Sum the units' class statistics, or the calibration of their scores if there is a trained model."""
         weights = image_shares(self._groups, None if self._unit == "site" else units)
-        total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)
+        if parameters.size:
+            views = self._scored(parameters, plain)
+            total = Calibration.contribution(views, self._labels, weights, self._model.classes)
+        else:
+            total = ClassStatistics.contribution(self._features, self._labels, weights, self._model.classes)
         if self._unit == "site":
             total = bounded(total, 1.0)
             total *= units is None or len(units) > 0
         return total
 
-    def _mean_scores(self, parameters: Vector, plain: bool) -> Vector:
-        """Each image's score, averaged with that of its degraded view unless plain; both are cut to length 1 first."""
+    def _scored(self, parameters: Vector, plain: bool) -> list[Vector]:
+        """Scores of the images and, unless plain, of their degraded views."""
         views = [self._features] if self._degraded is None or plain else [self._features, self._degraded]
-        scores = [self._model.scores(parameters, view) for view in views]
-        cut = [one / np.maximum(lengths(one), 1.0)[:, None] for one in scores]
-        result: Vector = np.mean(cut, axis=0)
-        return result
+        return [self._model.scores(parameters, view) for view in views]
 
     def _centred(self, centre: Vector, weights: Vector) -> LinearLearner:
         return LinearLearner(

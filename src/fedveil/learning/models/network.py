@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.exact import first_sums, softmax
+from fedveil.learning.exact import bounded, first_sums, softmax
 from fedveil.learning.gradients import (
     Clipping,
     PrivateGradients,
@@ -29,19 +29,21 @@ from fedveil.learning.gradients import (
     load_flat,
     try_out,
 )
+from fedveil.learning.models.calibration import Calibration, Certainty
 from fedveil.learning.models.class_statistics import ClassStatistics
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
+from fedveil.learning.models.posterior import TEMPERATURES, Noisy, counts_of
 from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.site_threshold import own_numbers
-from fedveil.learning.networks import Centred, efficientnet_lite0, network, split_frozen
+from fedveil.learning.networks import Centred, layers_of, split_frozen
 from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
 from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre, class_sizes
 from fedveil.learning.unit_batches import first_of_runs, rows_by_units
 from fedveil.learning.unit_weights import image_shares
 from fedveil.learning.views import Views
 
-__all__ = ["ImageSource", "NetworkLearner", "NetworkModel", "layers_of"]
+__all__ = ["ImageSource", "NetworkLearner", "NetworkModel"]
 
 BATCH = 256
 """Images whose gradients are taken at once."""
@@ -52,12 +54,13 @@ LONGEST_LOGITS = 10.0
 class NetworkModel:
     """A network by name; implements `fedveil.learning.Model`.
 
-    Parameters are one offset of the logits per class, 0 in training, the centre of the features if the network has
-    one (see `Centred`), then the trained part. Clipped gradients leave a network's logits uncalibrated (every
-    patient's gradient has about the same length, however certain the prediction), so the offset is released last:
-    with m the mean over the classes of the mean logits of their images, and pi the class frequencies, ``offset = log
-    pi - m``. Dividing by pi then puts the threshold at the midpoint between the classes. Mean probabilities are
-    unsuitable: they saturate, so their midpoint is close to the class that the network is less certain of.
+    Parameters are a temperature, 1 in training; one offset of the logits per class, 0 in training; the centre of the
+    features if the network has one (see `Centred`); then the trained part. Logits are the trained part's, times the
+    temperature, plus the offset. Clipped gradients leave a network's logits uncalibrated (every patient's gradient has
+    about the same length, however certain the prediction), so both are released last: with m the middle between the
+    mean logits of the classes, beta the temperature and pi the class frequencies, ``offset = log pi - beta m``.
+    Dividing by pi then puts the threshold at the midpoint between the classes. Mean probabilities are unsuitable: they
+    saturate, so their midpoint is close to the class that the network is less certain of.
 
     The leading layers that hold parameters none of which is trained are the *frozen part*: it is public, so its
     output for an image is computed once, not in every round. The *body* is the rest.
@@ -116,7 +119,7 @@ class NetworkModel:
     @property
     def parameters(self) -> int:
         """Length of the whole parameter vector."""
-        return self.classes + self._centre + self.trained
+        return 1 + self.classes + self._centre + self.trained
 
     @property
     def _centre(self) -> int:
@@ -130,8 +133,8 @@ class NetworkModel:
 
     @property
     def calibration_size(self) -> int:
-        """Class statistics of the logits."""
-        return ClassStatistics.size(self.classes, self.classes)
+        """Length of the sum of logits that is released after training."""
+        return Calibration.size(self.classes, self.classes)
 
     def initial(self) -> Vector:
         """The parameters that the seed gives, or the public weights of a pretrained network."""
@@ -140,45 +143,58 @@ class NetworkModel:
     def join(
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
-        """The offset, 0 without a shift; the centre, 0 without statistics; and the trained part."""
+        """A temperature of 1; the offset, 0 without a shift; the centre, 0 without statistics; and the trained part."""
         offset = np.zeros(self.classes) if shift is None else shift
         centre = np.zeros(self._centre)
         if self._blocks and statistics is not None:
             centre = statistics.centre(self._blocks)
-        return np.concatenate([offset, centre, trained])
+        return np.concatenate([[1.0], offset, centre, trained])
 
     def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
         """Class counts, and the means of centred features; other networks need no means."""
         if self._blocks:
             return ClassStatistics.from_released(released, self.classes, noise_variance)
+        measured = Noisy(released, noise_variance)
         return ClassStatistics(
-            counts=class_sizes(released), means=np.zeros((self.classes, 0)), noise_variance=noise_variance
+            counts=class_sizes(counts_of(measured)),
+            means=np.zeros((self.classes, 0)),
+            noise_variance=noise_variance,
+            measured=measured,
         )
 
-    def read_shift(
+    def calibrated(
         self,
+        parameters: Vector,
         released: Vector,
         noise_variance: float,
-        whole: Vector,  # noqa: ARG002 - the bound on logits is a constant
         statistics: ClassStatistics | None,
-    ) -> Vector:
-        """The offset of the logits; see the class."""
-        counts = None if statistics is None else statistics.counts
-        found = ClassStatistics.from_released(released, self.classes, noise_variance, counts)
-        middle = found.centre([self.classes]) * LONGEST_LOGITS
+    ) -> tuple[Vector, Certainty]:
+        """The model with a temperature and an offset of the logits; see the class."""
+        earlier = None if statistics is None else statistics.released_counts
+        read = Calibration.from_released(released, self.classes, noise_variance, earlier)
+        found = read.means()
+        factor = read.temperature(found, LONGEST_LOGITS)
         priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
-        result: Vector = np.log(priors) - middle
-        return result
+        offset = np.log(priors) - factor * LONGEST_LOGITS * bounded(found.middle, 1.0)
+        whole = np.concatenate([[factor], offset, parameters[1 + self.classes :]])
+        return whole, read.certainty(found, factor)
 
     def check_parameters(self, parameters: Vector) -> None:
         """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
 
-        Offsets are ``log pi - m``: class frequencies of at least ``FEWEST / (K LARGEST_COUNT)``, and a middle of norm
-        `LONGEST_LOGITS` at most. The centre is one of `ClassStatistics.centre`, or 0.
+        Temperatures lie in `TEMPERATURES`. Offsets are ``log pi - beta m``: class frequencies of at least ``FEWEST / (K
+        LARGEST_COUNT)``, and a middle of norm `LONGEST_LOGITS` at most. The centre is one of
+        `ClassStatistics.centre`, or 0.
         """
         self._check_shape(parameters)
-        offset, centre = parameters[: self.classes], parameters[self.classes : self.classes + self._centre]
-        largest = LONGEST_LOGITS + np.log(self.classes * LARGEST_COUNT / FEWEST)
+        temperature, offset, centre, _ = self.split(parameters)
+        if not TEMPERATURES[0] * (1 - 1e-9) <= temperature <= TEMPERATURES[1] * (1 + 1e-9):
+            raise InvalidValue(
+                f"the temperature is {temperature:g}",
+                f"the model's temperature lies in {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}",
+                "send the model of the study",
+            )
+        largest = temperature * LONGEST_LOGITS + np.log(self.classes * LARGEST_COUNT / FEWEST)
         if not (np.abs(offset) <= largest * (1 + 1e-9)).all():
             raise InvalidValue(
                 f"offsets of the logits reach {np.abs(offset).max():g}",
@@ -188,24 +204,31 @@ class NetworkModel:
         check_centre(centre, self._blocks)
 
     def unshifted(self, parameters: Vector) -> Vector:
-        """The same model with an offset of 0."""
-        return np.concatenate([np.zeros(self.classes), parameters[self.classes :]])
+        """The same model with an offset of 0 and a temperature of 1."""
+        return np.concatenate([[1.0], np.zeros(self.classes), parameters[1 + self.classes :]])
+
+    def split(self, parameters: Vector) -> tuple[float, Vector, Vector, Vector]:
+        """Temperature, offset, centre and trained part of a parameter vector."""
+        ends = np.cumsum([1, self.classes, self._centre])
+        temperature, offset, centre, trained = np.split(parameters, ends)
+        return float(temperature[0]), offset, centre, trained
 
     def recalibrated(
         self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
     ) -> tuple[Vector, Vector]:
         """The model with one hospital's offset; see `fedveil.learning.Model.recalibrated`."""
-        found = ClassStatistics.from_released(released, self.classes, noise_variance)
-        common = (np.log(frequencies) - parameters[: self.classes]) / LONGEST_LOGITS
-        middle, own = own_numbers(common, frequencies, found)
-        offset = np.log(own) - middle * LONGEST_LOGITS
-        return np.concatenate([offset, parameters[self.classes :]]), own
+        found = Calibration.from_released(released, self.classes, noise_variance, None)
+        temperature, offset, _, _ = self.split(parameters)
+        scale = temperature * LONGEST_LOGITS
+        middle, own = own_numbers((np.log(frequencies) - offset) / scale, frequencies, found)
+        moved = np.concatenate([[temperature], np.log(own) - middle * scale])
+        return np.concatenate([moved, parameters[1 + self.classes :]]), own
 
     @contextmanager
     def loaded(self, parameters: Vector) -> Iterator[None]:
         """Set the body's parameters, for one thread at a time."""
         self._check_shape(parameters)
-        centre, trained = np.split(parameters[self.classes :], [self._centre])
+        _, _, centre, trained = self.split(parameters)
         with self._lock:
             load_flat(self.body, trained)
             if self._centred is not None:
@@ -224,9 +247,10 @@ class NetworkModel:
         """Logits (count, classes) of all images of a source of inputs for the body."""
         parts = [np.empty((0, self.classes))]
         with self.loaded(parameters), torch.inference_mode():
+            temperature, offset, _, _ = self.split(parameters)
             for rows in batches(count):
-                logits = filled(self.body, images.read(rows)).double()
-                parts.append((logits + torch.from_numpy(parameters[: self.classes])).numpy())
+                logits = filled(self.body, images.read(rows)).double().numpy()
+                parts.append(temperature * logits + offset)
         return np.concatenate(parts)
 
     def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
@@ -353,8 +377,8 @@ class NetworkLearner:
         *,
         plain: bool = False,  # noqa: ARG002 - there are no degraded views here
     ) -> Vector:
-        """Count the units of each class; or sum class statistics of the features that a network centres, or of the
-        logits of a trained one.
+        """Count the units of each class; or sum class statistics of the features that a network centres, or the
+        calibration of a trained one's logits.
 
         A unit with images of several classes is shared among them.
         """
@@ -362,9 +386,9 @@ class NetworkLearner:
         if parameters.size:
             logits = self._model.logits(parameters, self._images, len(self._labels))
             mean = first_sums(logits.T.copy()) / self._model.classes
-            values: Vector | None = (logits - mean[:, None]) / LONGEST_LOGITS
-        else:
-            values = self._model.features(self._images, len(self._labels))
+            scores = (logits - mean[:, None]) / LONGEST_LOGITS
+            return Calibration.contribution([scores], self._labels, weights, self._model.classes)
+        values = self._model.features(self._images, len(self._labels))
         if values is not None:
             return ClassStatistics.contribution(values, self._labels, weights, self._model.classes)
         total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)
@@ -373,26 +397,3 @@ class NetworkLearner:
     @functools.cached_property
     def _first(self) -> npt.NDArray[np.bool_]:
         return first_of_runs(self._images.read, self._labels, self._groups, BATCH)
-
-
-def layers_of(
-    name: str,
-    classes: int,
-    channels: int,
-    image_size: int,
-    seed: int,
-    trained_blocks: int,
-    *,
-    weights: bool = True,
-) -> nn.Sequential:
-    """The network that a study file names, as a sequence; without ``weights`` only its shapes count."""
-    base, _, resolution = name.partition("@")
-    module = network(
-        name, classes=classes, channels=channels, image_size=image_size, seed=seed, weights=weights
-    )
-    if not isinstance(module, nn.Sequential):
-        return nn.Sequential(module)
-    if base == "efficientnet-lite0":
-        size = int(resolution) if resolution else max(32, image_size)
-        module = efficientnet_lite0(classes, size, trained_blocks=trained_blocks, weights=weights)
-    return module

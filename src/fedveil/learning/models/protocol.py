@@ -4,6 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedveil.learning.models.calibration import Certainty
 from fedveil.learning.models.class_statistics import ClassStatistics
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.ranges import check_frequencies
@@ -50,24 +51,38 @@ class Model(Sizes, Protocol):
     def join(
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
-        """The whole parameter vector from the releases before, in and after training."""
+        """The whole parameter vector from the release before training, the trained part and a shift of the logits."""
         ...
 
     def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
         """The release before training; its noise has this variance in each coordinate."""
         ...
 
-    def read_shift(
-        self, released: Vector, noise_variance: float, whole: Vector, statistics: ClassStatistics | None
-    ) -> Vector:
-        """The shift of the logits that was released after training, given what was released until then."""
+    def calibrated(
+        self,
+        parameters: Vector,
+        released: Vector,
+        noise_variance: float,
+        statistics: ClassStatistics | None,
+    ) -> tuple[Vector, Certainty]:
+        """The model with a threshold and a temperature.
+
+        Args:
+            parameters: the whole model, as sites were sent it: `unshifted`.
+            released: the release after training.
+            noise_variance: of each number in it.
+            statistics: the release before training; None if there was none.
+
+        Returns:
+            The whole parameter vector, and how sure the decision rule is.
+        """
         ...
 
     def check_parameters(self, parameters: Vector) -> None:
         """Refuse a whole parameter vector that no honest coordinator sends, see `fedveil.learning.ranges`.
 
-        Any vector that `join` or `recalibrated` makes from released numbers passes, for any noise, also with another
-        trained part after `unshifted`.
+        Any vector that `join`, `calibrated` or `recalibrated` makes from released numbers passes, for any noise, also
+        with another trained part after `unshifted`.
 
         Raises:
             InvalidValue: another length, or a part outside the public range of what the model makes.
@@ -86,7 +101,7 @@ class Model(Sizes, Protocol):
         Args:
             parameters: the whole model.
             frequencies: (classes,) those of all hospitals together.
-            released: noisy class statistics of the `unshifted` model's scores on the hospital's images.
+            released: the noisy sum of the `unshifted` model's scores on the hospital's images.
             noise_variance: of each number in them.
 
         Returns:

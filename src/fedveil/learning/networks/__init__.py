@@ -13,7 +13,7 @@ from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
 from fedveil.learning.networks.foreign import timm_network
 from fedveil.learning.networks.layers import Centred, FixedBatchNorm2d, WeightStandardizedConv2d
 from fedveil.learning.networks.pretrained import HEAD_LENGTH, efficientnet_lite0, split_frozen
-from fedveil.learning.networks.registry import NETWORKS, network
+from fedveil.learning.networks.registry import NETWORKS, layers_of, network
 
 __all__ = [
     "HEAD_LENGTH",
@@ -25,6 +25,7 @@ __all__ = [
     "densenet121",
     "efficientnet_lite0",
     "fix_batch_norm",
+    "layers_of",
     "network",
     "replace_batch_norm",
     "resnet18",

@@ -8,7 +8,7 @@ from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
 from fedveil.learning.networks.foreign import SCRATCH, timm_network
 from fedveil.learning.networks.pretrained import efficientnet_lite0
 
-__all__ = ["NETWORKS", "network"]
+__all__ = ["NETWORKS", "layers_of", "network"]
 
 NETWORKS = ("cnn", "resnet18", "densenet121", "efficientnet-lite0")
 """Names that always work. `efficientnet-lite0@96` sets the resolution that the network sees; by default that
@@ -65,3 +65,26 @@ def network(
         f"it must be one of {', '.join(NETWORKS)}, or timm:NAME",
         "choose one of them",
     )
+
+
+def layers_of(
+    name: str,
+    classes: int,
+    channels: int,
+    image_size: int,
+    seed: int,
+    trained_blocks: int,
+    *,
+    weights: bool = True,
+) -> nn.Sequential:
+    """The network that a study file names, as a sequence; without ``weights`` only its shapes count."""
+    base, _, resolution = name.partition("@")
+    module = network(
+        name, classes=classes, channels=channels, image_size=image_size, seed=seed, weights=weights
+    )
+    if not isinstance(module, nn.Sequential):
+        return nn.Sequential(module)
+    if base == "efficientnet-lite0":
+        size = int(resolution) if resolution else max(32, image_size)
+        module = efficientnet_lite0(classes, size, trained_blocks=trained_blocks, weights=weights)
+    return module

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -134,7 +134,7 @@ class TrainedModel:
         try:
             fields: dict[str, Any] = described | arrays | {"classes": tuple(described["classes"])}
             fields["window"] = check_window(described.get("window", FILE))
-            model = cls(**fields)
+            model = cls(**fields)._with_temperature()
             fits = model.fits
             same = key == model._key
         except (KeyError, TypeError, AttributeError, FedveilError) as error:
@@ -150,6 +150,12 @@ class TrainedModel:
                 "use the fedveil that wrote it",
             )
         return model
+
+    def _with_temperature(self) -> Self:
+        """Networks of earlier versions have no temperature: it was 1."""
+        if self.network == "linear" or len(self.parameters) != self.model.parameters - 1:
+            return self
+        return replace(self, parameters=np.concatenate([[1.0], self.parameters]))
 
     @property
     def _key(self) -> str | None:
