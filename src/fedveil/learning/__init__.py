@@ -7,6 +7,7 @@ released models are also here; they only use released values.
 
 from fedveil.learning.encoders import FeatureExtractor, feature_extractor
 from fedveil.learning.evaluation.held_out import HeldOut
+from fedveil.learning.evaluation.intervals import Spread
 from fedveil.learning.evaluation.metrics import (
     ClassMetrics,
     Metrics,
@@ -53,6 +54,7 @@ __all__ = [
     "ScoreHistogram",
     "Sgd",
     "Sizes",
+    "Spread",
     "Views",
     "auroc",
     "decide",

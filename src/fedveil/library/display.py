@@ -22,6 +22,7 @@ def run_html(record: RunRecord) -> str:
                 "balanced accuracy",
                 _interval(metrics.balanced_accuracy, metrics.balanced_accuracy_interval),
             ),
+            ("Brier score, calibration error", f"{metrics.brier:.3f}, {metrics.calibration_error:.3f}"),
             ("judged on", f"{metrics.n:,} images"),
         ]
     rows += [("hospitals", str(len(record.sites))), ("directory", str(record.path))]

@@ -8,17 +8,11 @@ from fedveil.federation import Agreement
 from fedveil.planning.laws import Reference, references
 from fedveil.study.prepare import Prepared
 from fedveil.study.recipes import Recipe
+from fedveil.study.results.reliability import noise_notes
 from fedveil.study.settings.schema import Study
 from fedveil.study.steps import signal_to_noise
 
 __all__ = ["Outlook", "make_outlook"]
-
-FAINT, LOST = 120.0, 40.0
-"""Below the first ratio the threshold between the classes is unreliable, below the second the ranking is too.
-
-Over the known tasks balanced accuracy falls before AUROC does. Where nu is below 40, AUROC has a standard deviation
-of 0.1 between runs of one setting.
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +45,7 @@ class Outlook:
                 "The expected AUROC was measured on the default features; the study uses others, and may reach more or "
                 "less."
             )
-        if self.ratio >= FAINT:
-            return found
-        return [
-            *found,
-            f"The signal-to-noise ratio of training is {self.ratio:.0f}. Below about {FAINT:.0f} a model may rank "
-            f"images well and still assign nearly all of them to one class; below about {LOST:.0f} it learns mostly "
-            "noise. A larger epsilon, more patients or another trust level would help: see `fedveil plan --cohorts`.",
-        ]
+        return found + noise_notes(self.ratio)
 
     def explain(self) -> list[str]:
         """The arithmetic, line by line."""

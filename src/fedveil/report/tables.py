@@ -35,7 +35,7 @@ BASELINES = {
 }
 
 
-ACCURACY = ("Model", "AUROC", "Balanced accuracy", "Accuracy", "Brier score")
+ACCURACY = ("Model", "AUROC", "Balanced accuracy", "Accuracy", "Brier score", "Calibration error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ def _metric_row(name: str, metrics: ModelMetrics) -> tuple[str, ...]:
         ),
         formatting.percent(metrics.accuracy),
         formatting.score(metrics.brier),
+        formatting.score(metrics.calibration_error),
     )
 
 
@@ -106,6 +107,7 @@ def accuracy_table(record: RunRecord) -> Table | None:
                 formatting.score(0.5),
                 formatting.percent(majority[1]),
                 formatting.percent(majority[0]),
+                UNDEFINED,
                 UNDEFINED,
             )
         )

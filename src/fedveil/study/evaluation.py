@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.learning import auroc, decide, evaluate
+from fedveil.learning import Spread, auroc, decide, evaluate
 from fedveil.study.pipeline import Task
 
 __all__ = ["TestSet"]
@@ -45,12 +45,15 @@ class TestSet:
         hits = [(predicted[self.labels == code] == code).mean() for code in np.unique(self.labels)]
         return {"auroc": auroc(self.labels, probabilities), "balanced_accuracy": float(np.mean(hits))}
 
-    def metrics(self, probabilities: Vector, priors: Vector | None) -> dict[str, Any]:
-        """All metrics with intervals over patients, as ``result.json`` holds them."""
+    def metrics(
+        self, probabilities: Vector, priors: Vector | None, spread: Spread | None = None
+    ) -> dict[str, Any]:
+        """All metrics with intervals over patients and the noise of training, as ``result.json`` holds them."""
         return evaluate(
             self.labels,
             probabilities,
             classes=self._task.dataset.classes,
             patients=self._task.dataset.patients[self.rows],
             priors=priors,
+            spread=spread,
         ).to_dict()

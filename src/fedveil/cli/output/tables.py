@@ -100,6 +100,8 @@ def print_result(result: dict[str, Any]) -> None:
         ("auroc", "AUROC"),
         ("balanced_accuracy", "balanced accuracy"),
         ("accuracy", "accuracy"),
+        ("brier", "Brier score"),
+        ("calibration_error", "calibration error"),
     ):
         interval = test.get(f"{name}_interval")
         spread = f"  (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""

@@ -1,9 +1,4 @@
-"""Evaluation of a released model: metrics on a public test set, with intervals that resample patients.
-
-Images of one patient are alike, so resampling images would give intervals that are too narrow; the
-bootstrap draws patients and takes all of a patient's images each time (cluster bootstrap; Field & Welsh
-2007). All resamples are evaluated at once: a resample is a vector of weights, and every metric here is a
-ratio of sums of weights.
+"""Evaluation of a released model: metrics on a public test set, with the intervals of `.intervals`.
 
 Nothing in this file provides privacy: metrics of private images must be charged before they leave a hospital.
 """
@@ -17,13 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.evaluation.intervals import (
+    NO_INTERVAL,
+    Interval,
+    Spread,
+    auroc_influences,
+    recall_influences,
+    wilson,
+)
 from fedveil.learning.models.learner import Vector
 
 __all__ = ["ClassMetrics", "Metrics", "auroc", "decide", "evaluate", "expected_calibration_error"]
 
 Labels = npt.NDArray[np.int64]
-Interval = tuple[float, float]
-NO_INTERVAL: Interval = (math.nan, math.nan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class Metrics:
         patients: patients.
         auroc: area under the ROC curve; for more than two classes the mean over classes, each against the
             rest.
-        auroc_interval: 95 % bootstrap interval over patients.
+        auroc_interval: 95 % interval over test patients and, if its spread was given, the noise of training.
         balanced_accuracy: mean sensitivity of the classes.
         balanced_accuracy_interval: as above.
         accuracy: share of images classified correctly.
@@ -146,8 +147,7 @@ def evaluate(
     classes: Sequence[str],
     patients: npt.ArrayLike | None = None,
     priors: npt.ArrayLike | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
+    spread: Spread | None = None,
 ) -> Metrics:
     """Evaluate predictions on a test set.
 
@@ -157,8 +157,7 @@ def evaluate(
         classes: names of the classes.
         patients: (n,) patient codes for the intervals; None counts each image as a patient.
         priors: class frequencies of training, for predictions as `decide` makes them.
-        resamples: bootstrap resamples; 0 leaves the intervals out.
-        seed: of the bootstrap, so that a result can be reproduced.
+        spread: of the metrics over the noise of training; None leaves it out of the intervals.
 
     Raises:
         InvalidValue: no images, inconsistent columns, or invalid probabilities.
@@ -172,17 +171,21 @@ def evaluate(
     predicted = decide(scores, priors)
     confusion = metrics.confusion_matrix(truth, predicted, labels=range(len(classes)))
     present = np.unique(truth)
-    intervals = _intervals(truth, scores, predicted, codes, resamples, seed)
+    noise = spread or Spread()
+    area = auroc(truth, scores)
+    balanced = float(metrics.recall_score(truth, predicted, labels=present, average="macro"))
     threshold = math.nan
     if len(classes) == 2:
         threshold = 0.5 if priors is None else float(np.asarray(priors)[1] / np.sum(priors))
     return Metrics(
         n=len(truth),
         patients=int(codes.max()) + 1,
-        auroc=auroc(truth, scores),
-        auroc_interval=intervals[0],
-        balanced_accuracy=float(metrics.recall_score(truth, predicted, labels=present, average="macro")),
-        balanced_accuracy_interval=intervals[1],
+        auroc=area,
+        auroc_interval=wilson(area, auroc_influences(truth, scores), codes, noise.auroc),
+        balanced_accuracy=balanced,
+        balanced_accuracy_interval=wilson(
+            balanced, recall_influences(truth, predicted), codes, noise.balanced_accuracy
+        ),
         accuracy=float(metrics.accuracy_score(truth, predicted)),
         brier=_brier(truth, scores),
         log_loss=float(metrics.log_loss(truth, scores, labels=range(len(classes)))),
@@ -221,75 +224,6 @@ def _auroc_of(positive: npt.NDArray[np.bool_], scores: Vector) -> float:
 def _brier(truth: Labels, scores: Vector) -> float:
     errors = np.square(scores - np.eye(scores.shape[1])[truth]).sum(axis=1)
     return float(errors.mean() / (2 if scores.shape[1] == 2 else 1))
-
-
-def _intervals(
-    truth: Labels, scores: Vector, predicted: Labels, codes: Labels, resamples: int, seed: int
-) -> tuple[Interval, Interval]:
-    """Percentile intervals of AUROC and balanced accuracy over resampled patients."""
-    if resamples == 0:
-        return NO_INTERVAL, NO_INTERVAL
-    generator = np.random.default_rng(seed)
-    count = int(codes.max()) + 1
-    drawn = generator.integers(0, count, (resamples, count)) + count * np.arange(resamples)[:, None]
-    times = np.bincount(drawn.ravel(), minlength=resamples * count).reshape(resamples, count)
-    weights = times[:, codes].astype(np.float64)
-    return (
-        _percentiles(_weighted_auroc(truth, scores, weights)),
-        _percentiles(_weighted_balanced(truth, predicted, weights)),
-    )
-
-
-def _percentiles(values: Vector) -> Interval:
-    defined = values[np.isfinite(values)]
-    if not len(defined):
-        return NO_INTERVAL
-    low, high = np.quantile(defined, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _weighted_balanced(truth: Labels, predicted: Labels, weights: Vector) -> Vector:
-    """Balanced accuracy for each row of weights (resamples, n), over the classes that occur in it."""
-    own = np.eye(int(truth.max()) + 1)[truth]
-    totals = weights @ own
-    hits = weights @ (own * (truth == predicted)[:, None])
-    return _mean_of_defined(hits, totals)
-
-
-def _weighted_auroc(truth: Labels, scores: Vector, weights: Vector) -> Vector:
-    """AUROC for each row of weights (resamples, n)."""
-    if scores.shape[1] == 2:
-        return _one_against_rest(truth == 1, scores[:, 1], weights)
-    columns = [_one_against_rest(truth == code, scores[:, code], weights) for code in range(scores.shape[1])]
-    values = np.stack(columns, axis=1)
-    return _mean_of_defined(np.nan_to_num(values), np.isfinite(values).astype(np.float64))
-
-
-def _one_against_rest(positive: npt.NDArray[np.bool_], scores: Vector, weights: Vector) -> Vector:
-    """Share of pairs ranked correctly, ties half, for each row of weights; NaN if a class is missing.
-
-    With scores sorted, and p and q the weights of positives and negatives at each distinct score, the
-    number of pairs ranked correctly is sum_k p_k (q_1 + ... + q_{k-1} + q_k / 2).
-    """
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) > 0))
-    sorted_weights = weights[:, order]
-    hits = np.add.reduceat(sorted_weights * positive[order], starts, axis=1)
-    alarms = np.add.reduceat(sorted_weights * ~positive[order], starts, axis=1)
-    below = np.cumsum(alarms, axis=1) - alarms / 2
-    pairs = hits.sum(axis=1) * alarms.sum(axis=1)
-    correct = (hits * below).sum(axis=1)
-    result: Vector = np.divide(correct, pairs, out=np.full(len(weights), math.nan), where=pairs > 0)
-    return result
-
-
-def _mean_of_defined(numerators: Vector, denominators: Vector) -> Vector:
-    """Row means of ratios with nonzero denominator; NaN if there are none."""
-    defined = denominators > 0
-    ratios = np.divide(numerators, denominators, out=np.zeros_like(numerators), where=defined)
-    counts = defined.sum(axis=1)
-    result: Vector = np.divide(ratios.sum(axis=1), counts, out=np.full(len(counts), np.nan), where=counts > 0)
-    return result
 
 
 def _checked(labels: npt.ArrayLike, probabilities: npt.ArrayLike, classes: int) -> tuple[Labels, Vector]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fedveil.learning.exact import SHORTER, lengths, on_grid
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.posterior import (
+    MIDDLE,
     ClassMeans,
     Noisy,
     combined,
@@ -48,11 +49,13 @@ class Certainty:
         weight: the fraction of the measured shift that noise leaves, in [0, 1]; 0 if nothing was measured.
         error: posterior standard deviation of the threshold, in units of the distance between the classes' means.
         temperature: the factor that makes logits log odds.
+        noise: standard deviation of the noise in each coordinate of the middle of scores.
     """
 
     weight: float
     error: float
     temperature: float
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -137,9 +140,14 @@ class Calibration:
         return temperature_of(Noisy(np.array([distance(found.means)]), apart), Noisy(within, noise), scale)
 
     def certainty(self, found: ClassMeans, temperature: float) -> Certainty:
-        """How sure the threshold is."""
+        """How sure the threshold is.
+
+        A fraction w of the measured middle is left where its noise has variance ``MIDDLE^2 (1 - w) / w``, so w times
+        it has noise of variance ``MIDDLE^2 w (1 - w)``.
+        """
         error = found.middle_std / max(distance(found.means), NEAREST)
-        return Certainty(weight=found.weight, error=error, temperature=temperature)
+        noise = MIDDLE * float(np.sqrt(found.weight * (1 - found.weight)))
+        return Certainty(weight=found.weight, error=error, temperature=temperature, noise=noise)
 
 
 def distance(means: Vector) -> float:

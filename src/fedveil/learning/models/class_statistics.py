@@ -145,6 +145,16 @@ class ClassStatistics:
         return total
 
     @classmethod
+    def of_counts(cls, measured: Noisy) -> Self:
+        """Class sizes alone, from noisy ones; there are no features."""
+        return cls(
+            counts=class_sizes(counts_of(measured)),
+            means=np.zeros((len(measured.values), 0)),
+            noise_variance=measured.variance,
+            measured=measured,
+        )
+
+    @classmethod
     def from_released(cls, vector: Vector, classes: int, noise_variance: float) -> Self:
         """Read the noisy sum over all sites.
 

@@ -146,6 +146,14 @@ class CentredHead:
         middle, own = own_numbers(bounded(shift / scale, LONGEST_SHIFT), frequencies, found)
         return np.concatenate([centre, 1 / (self.classes * own), middle * scale, trained]), own
 
+    def redrawn(self, parameters: Vector, trained_std: float, middle_std: float, seed: int) -> Vector:
+        """The model with fresh noise; see `fedveil.learning.Model.redrawn`. The trained part holds the temperature."""
+        generator = np.random.default_rng(seed)
+        centre, weights, shift, trained = self.split(parameters)
+        moved = shift + self.scale(parameters) * middle_std * generator.standard_normal(len(shift))
+        noisy = trained + trained_std * generator.standard_normal(len(trained))
+        return np.concatenate([centre, weights, moved, noisy])
+
     def one_shot(self, statistics: ClassStatistics) -> tuple[Vector, Vector]:
         """The trained part and the shift of the logits from statistics alone, for a head that does not centre."""
         weights, thresholds = discriminant(statistics)

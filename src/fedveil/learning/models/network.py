@@ -33,12 +33,12 @@ from fedveil.learning.models.calibration import Calibration, Certainty
 from fedveil.learning.models.class_statistics import ClassStatistics
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
-from fedveil.learning.models.posterior import TEMPERATURES, Noisy, counts_of
+from fedveil.learning.models.posterior import TEMPERATURES, Noisy
 from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.site_threshold import own_numbers
 from fedveil.learning.networks import Centred, layers_of, split_frozen
 from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
-from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre, class_sizes
+from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre
 from fedveil.learning.unit_batches import first_of_runs, rows_by_units
 from fedveil.learning.unit_weights import image_shares
 from fedveil.learning.views import Views
@@ -59,11 +59,10 @@ class NetworkModel:
     temperature, plus the offset. Clipped gradients leave a network's logits uncalibrated (every patient's gradient has
     about the same length, however certain the prediction), so both are released last: with m the middle between the
     mean logits of the classes, beta the temperature and pi the class frequencies, ``offset = log pi - beta m``.
-    Dividing by pi then puts the threshold at the midpoint between the classes. Mean probabilities are unsuitable: they
-    saturate, so their midpoint is close to the class that the network is less certain of.
+    Dividing by pi then puts the threshold at the middle. Mean probabilities are unsuitable: they saturate.
 
-    The leading layers that hold parameters none of which is trained are the *frozen part*: it is public, so its
-    output for an image is computed once, not in every round. The *body* is the rest.
+    The leading layers whose parameters are not trained are the public *frozen part*: its output for an image is
+    computed once, not in every round. The *body* is the rest.
 
     Args:
         name: as in the study file: "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:NAME".
@@ -154,13 +153,7 @@ class NetworkModel:
         """Class counts, and the means of centred features; other networks need no means."""
         if self._blocks:
             return ClassStatistics.from_released(released, self.classes, noise_variance)
-        measured = Noisy(released, noise_variance)
-        return ClassStatistics(
-            counts=class_sizes(counts_of(measured)),
-            means=np.zeros((self.classes, 0)),
-            noise_variance=noise_variance,
-            measured=measured,
-        )
+        return ClassStatistics.of_counts(Noisy(released, noise_variance))
 
     def calibrated(
         self,
@@ -176,8 +169,9 @@ class NetworkModel:
         factor = read.temperature(found, LONGEST_LOGITS)
         priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
         offset = np.log(priors) - factor * LONGEST_LOGITS * bounded(found.middle, 1.0)
-        whole = np.concatenate([[factor], offset, parameters[1 + self.classes :]])
-        return whole, read.certainty(found, factor)
+        return np.concatenate([[factor], offset, parameters[1 + self.classes :]]), read.certainty(
+            found, factor
+        )
 
     def check_parameters(self, parameters: Vector) -> None:
         """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
@@ -189,11 +183,8 @@ class NetworkModel:
         self._check_shape(parameters)
         temperature, offset, centre, _ = self.split(parameters)
         if not TEMPERATURES[0] * (1 - 1e-9) <= temperature <= TEMPERATURES[1] * (1 + 1e-9):
-            raise InvalidValue(
-                f"the temperature is {temperature:g}",
-                f"the model's temperature lies in {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}",
-                "send the model of the study",
-            )
+            rule = "it lies in {:g} to {:g}".format(*TEMPERATURES)
+            raise InvalidValue(f"the temperature is {temperature:g}", rule, "send the model of the study")
         largest = temperature * LONGEST_LOGITS + np.log(self.classes * LARGEST_COUNT / FEWEST)
         if not (np.abs(offset) <= largest * (1 + 1e-9)).all():
             raise InvalidValue(
@@ -221,8 +212,16 @@ class NetworkModel:
         temperature, offset, _, _ = self.split(parameters)
         scale = temperature * LONGEST_LOGITS
         middle, own = own_numbers((np.log(frequencies) - offset) / scale, frequencies, found)
-        moved = np.concatenate([[temperature], np.log(own) - middle * scale])
-        return np.concatenate([moved, parameters[1 + self.classes :]]), own
+        offset = np.log(own) - middle * scale
+        return np.concatenate([[temperature], offset, parameters[1 + self.classes :]]), own
+
+    def redrawn(self, parameters: Vector, trained_std: float, middle_std: float, seed: int) -> Vector:
+        """The model with fresh noise; see `fedveil.learning.Model.redrawn`."""
+        generator = np.random.default_rng(seed)
+        temperature, offset, centre, trained = self.split(parameters.copy())
+        offset += temperature * LONGEST_LOGITS * middle_std * generator.standard_normal(len(offset))
+        noisy = trained + trained_std * generator.standard_normal(len(trained))
+        return np.concatenate([[temperature], offset, centre, noisy])
 
     @contextmanager
     def loaded(self, parameters: Vector) -> Iterator[None]:

@@ -39,6 +39,7 @@ from fedveil.learning.models.learner import Vector
 
 __all__ = [
     "LEAST_WEIGHT",
+    "MIDDLE",
     "TEMPERATURES",
     "ClassMeans",
     "Noisy",

@@ -78,6 +78,17 @@ class Model(Sizes, Protocol):
         """
         ...
 
+    def redrawn(self, parameters: Vector, trained_std: float, middle_std: float, seed: int) -> Vector:
+        """The model with fresh noise, as another run of the study might have had: in simulation only.
+
+        Args:
+            parameters: the whole model.
+            trained_std: standard deviation of the noise in each trained parameter.
+            middle_std: standard deviation of the noise in the middle of scores.
+            seed: of the draw.
+        """
+        ...
+
     def check_parameters(self, parameters: Vector) -> None:
         """Refuse a whole parameter vector that no honest coordinator sends, see `fedveil.learning.ranges`.
 

@@ -4,7 +4,7 @@ import csv
 import io
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -14,15 +14,18 @@ import numpy.typing as npt
 
 from fedveil.data import Embeddings
 from fedveil.federation import Agreement, Rounds
+from fedveil.federation.queries import CalibrationQuery
 from fedveil.io import write_atomic
 from fedveil.learning import decide
 from fedveil.privacy import Guarantee, LedgerState, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.pipeline import Task
 from fedveil.study.prepare import Prepared
+from fedveil.study.results.reliability import decision_notes, noise_notes, training_ratio
 from fedveil.study.results.run_directory import RunDirectory
 from fedveil.study.results.schema import SCHEMA, Provenance, Result
 from fedveil.study.results.trained_model import TrainedModel, prediction_cells, prediction_columns
+from fedveil.study.results.training_noise import spread_of
 from fedveil.study.training import Trained
 
 __all__ = ["HandedOver", "Outcome"]
@@ -110,7 +113,14 @@ class Outcome:
         predicted = decide(probabilities, priors)
         _write_predictions(directory, self.task, test, probabilities, predicted, priors)
         _write_examples(directory, self.task, test, probabilities, predicted)
-        return test.metrics(probabilities, priors)
+        spread = spread_of(self.task, self.agreement, self.trained)
+        found = test.metrics(probabilities, priors, spread)
+        if spread is not None:
+            found |= {
+                "auroc_noise": spread.auroc,
+                "balanced_accuracy_noise": spread.balanced_accuracy,
+            }
+        return found
 
     def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> Result:
         agreement, guarantee = self.agreement, self._guarantee()
@@ -135,6 +145,7 @@ class Outcome:
                 "secure_aggregation": self._secure_aggregation(),
                 "sites": [self._site(name) | {"personal": own.get(name)} for name in agreement.sites],
                 "rounds": self.trained.rounds,
+                "decision": self._decision(),
                 "metrics": metrics,
                 "baselines": dict(self.baselines) or None,
                 "data": self._data(),
@@ -142,6 +153,20 @@ class Outcome:
                 "seconds": self.seconds,
             }
         )
+
+    def _ratio(self) -> float | None:
+        """nu of training, by the released or the public number of units."""
+        statistics, units = self.trained.statistics, self.prepared.study.training.units
+        if units is None and statistics is not None:
+            return training_ratio(self.agreement, float(statistics.counts.sum()))
+        return None if units is None else training_ratio(self.agreement, units)
+
+    def _decision(self) -> dict[str, Any] | None:
+        certainty, ratio = self.trained.certainty, self._ratio()
+        if certainty is None and ratio is None:
+            return None
+        sure = {} if certainty is None else asdict(certainty)
+        return {**sure, "signal_to_noise": ratio}
 
     def _guarantee(self) -> Guarantee:
         """The guarantee of the charges: the largest total over the sites, by the accountant."""
@@ -213,6 +238,9 @@ class Outcome:
                 f"Training ended after {self.trained.rounds} of {planned} rounds: interrupted rounds were charged "
                 "too, and the budget was spent."
             )
+        ratio = self._ratio()
+        notes += [] if ratio is None else noise_notes(ratio)
+        notes += decision_notes(self.trained.certainty, CalibrationQuery.name in self.trained.skipped)
         if not len(self.task.dataset.test):
             notes.append(NOT_TESTED + (NOT_JUDGED if self.trained.histogram is None else NOISY_ONLY))
         if len(self.task.dataset.test):

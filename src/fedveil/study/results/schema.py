@@ -19,6 +19,7 @@ from fedveil.schema import Cost, Count, Number, Record
 __all__ = [
     "SCHEMA",
     "ClassResult",
+    "DecisionResult",
     "DataFacts",
     "Dropped",
     "ModelMetrics",
@@ -162,6 +163,9 @@ class ModelMetrics(Record):
     balanced_accuracy: Number = math.nan
     accuracy: Number = math.nan
     brier: Number = math.nan
+    calibration_error: Number = math.nan
+    auroc_noise: Number = math.nan
+    balanced_accuracy_noise: Number = math.nan
     n: Count = 0
     auroc_interval: Interval = UNKNOWN
     balanced_accuracy_interval: Interval = UNKNOWN
@@ -174,6 +178,15 @@ class ModelMetrics(Record):
     def matrix(self) -> npt.NDArray[np.int64] | None:
         """`confusion` as an array (classes, classes)."""
         return None if self.confusion is None else np.array(self.confusion, dtype=np.int64)
+
+
+class DecisionResult(Record):
+    """How sure the decision rule is, see `fedveil.learning.Certainty`, and the signal-to-noise ratio of training."""
+
+    weight: Number = math.nan
+    error: Number = math.nan
+    temperature: Number = math.nan
+    signal_to_noise: Number = math.nan
 
 
 class JudgedBy(Record):
@@ -215,6 +228,7 @@ class Result(Record):
         releases: everything that was released; the guarantee covers all of it.
         sites: in the order of the study.
         rounds: number of finished rounds of training.
+        decision: how sure the decision rule is; None without a released threshold.
         baselines: metrics of the alternatives, by name.
         notes: sentences for the report.
         seconds: time by stage.
@@ -230,6 +244,7 @@ class Result(Record):
     secure_aggregation: SecureAggregation | None = None
     sites: Annotated[tuple[SiteResult, ...], BeforeValidator(_tuple)] = ()
     rounds: Count | None = None
+    decision: DecisionResult | None = None
     metrics: Annotated[JudgedBy, BeforeValidator(_mapping)] = JudgedBy()
     baselines: Annotated[dict[str, ModelMetrics], BeforeValidator(_mapping)] = Field(default_factory=dict)
     data: DataFacts | None = None

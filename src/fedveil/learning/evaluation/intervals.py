@@ -1,0 +1,107 @@
+"""95 % intervals of test metrics: the choice of test patients, and the noise of training.
+
+**Patients.** AUROC and balanced accuracy are smooth functions of sums over patients, so their variance over draws of
+patients is the sum of their squared influences (the infinitesimal jackknife; for the AUROC the structural components
+of DeLong et al. 1988, clustered as in Obuchowski 1997). A patient's influence is the sum of those of their images:
+images of one patient are alike. With V_i the share of negatives that a positive i outscores, ties half, and likewise
+for negatives, an image adds ``(V_i - A) / n`` with n the images of its side. This takes memory proportional to the
+images, where resampling takes the product with the number of resamples.
+
+**Training.** The same study run again draws other noise. `Spread` holds the standard deviations of the metrics over
+it, see `fedveil.study.results.training_noise`. Both are independent, so variances add.
+
+**Interval.** Wilson's (1927), with the effective number ``m = A (1 - A) / variance`` of independent trials: it stays
+within [0, 1] and does not collapse where a metric is 1 on few patients.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.learning.models.learner import Vector
+
+__all__ = ["NO_INTERVAL", "Interval", "Spread", "auroc_influences", "recall_influences", "wilson"]
+
+Interval = tuple[float, float]
+NO_INTERVAL: Interval = (math.nan, math.nan)
+NORMAL = 1.96
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Standard deviations of metrics over the noise of training."""
+
+    auroc: float = 0.0
+    balanced_accuracy: float = 0.0
+
+
+def wilson(value: float, influences: Vector, patients: Labels, noise: float) -> Interval:
+    """The interval of a metric.
+
+    Args:
+        value: the metric, in [0, 1]; NaN gives no interval.
+        influences: (n,) of the images.
+        patients: (n,) patient codes 0 .. P-1.
+        noise: standard deviation over the noise of training.
+
+    >>> [round(end, 3) for end in wilson(1.0, np.zeros(30), np.arange(30), 0.0)]
+    [0.886, 1.0]
+    """
+    if math.isnan(value):
+        return NO_INTERVAL
+    own = np.bincount(patients, influences)
+    count = len(own)
+    variance = float(np.square(own).sum()) * count / max(count - 1, 1) + noise**2
+    most = float(count)
+    size = min(value * (1 - value) / variance, 1e12) if variance > 0 else most
+    size = max(size, 1e-9) if 0 < value < 1 else most
+    centre = (value + NORMAL**2 / (2 * size)) / (1 + NORMAL**2 / size)
+    reach = (
+        NORMAL / (1 + NORMAL**2 / size) * math.sqrt(value * (1 - value) / size + (NORMAL / (2 * size)) ** 2)
+    )
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def auroc_influences(labels: Labels, probabilities: Vector) -> Vector:
+    """Influence (n,) of each image on the AUROC; with more than two classes on the mean over those that occur."""
+    scored = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    parts = [_one_against_rest(labels == code, probabilities[:, code]) for code in scored]
+    defined = [part for part in parts if part is not None]
+    if not defined:
+        return np.zeros(len(labels))
+    total: Vector = np.sum(defined, axis=0) / len(defined)
+    return total
+
+
+def recall_influences(labels: Labels, predicted: Labels) -> Vector:
+    """Influence (n,) of each image on the mean sensitivity of the classes that occur."""
+    total = np.zeros(len(labels))
+    present = np.unique(labels)
+    for code in present:
+        own = labels == code
+        hits = (predicted[own] == code).astype(np.float64)
+        total[own] = (hits - hits.mean()) / (len(hits) * len(present))
+    return total
+
+
+def _one_against_rest(positive: npt.NDArray[np.bool_], scores: Vector) -> Vector | None:
+    """Influences on one AUROC; None if a side is empty."""
+    if positive.all() or not positive.any():
+        return None
+    placed = np.empty(len(scores))
+    sides = np.sort(scores[positive]), np.sort(scores[~positive])
+    placed[positive] = _outscored(scores[positive], sides[1])
+    placed[~positive] = 1 - _outscored(scores[~positive], sides[0])
+    placed[positive] = (placed[positive] - placed[positive].mean()) / len(sides[0])
+    placed[~positive] = (placed[~positive] - placed[~positive].mean()) / len(sides[1])
+    return placed
+
+
+def _outscored(scores: Vector, others: Vector) -> Vector:
+    """Share of sorted others that each score exceeds, ties half."""
+    low, high = (np.searchsorted(others, scores, side) for side in ("left", "right"))
+    result: Vector = (low + high) / (2 * len(others))
+    return result
