@@ -63,11 +63,11 @@ def test_without_noise_the_middle_is_the_mean_of_class_means(counts, logits, see
 
 def test_a_hidden_class_leaves_the_middle_where_it_was():
     """However well the common class is known: its mean alone says nothing about the midpoint."""
-    counts, sums = Noisy(np.array([1e4, 20.0]), 100.0**2), Noisy(np.array([[-4e3], [9.0]]), 30.0**2)
+    counts, sums = Noisy(np.array([1e4, 20.0]), 100.0**2), Noisy(np.array([[-4e3], [9.0]]), 100.0**2)
     found = means_of(sums, counts)
-    assert abs(found.middle[0]) < 0.05
-    assert found.weight < 0.2
-    assert means_of(sums, counts, np.array([0.3])).middle[0] == pytest.approx(0.3, abs=0.05)
+    assert abs(found.middle[0]) < 0.1, "the plain quotient says 0.2 or more"
+    assert found.weight < 0.25
+    assert means_of(sums, counts, np.array([0.3])).middle[0] == pytest.approx(0.3, abs=0.15)
 
 
 @pytest.mark.parametrize("noise", [0.0, 10.0, 1e3, 1e7])

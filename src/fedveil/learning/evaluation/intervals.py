@@ -62,7 +62,7 @@ def wilson(value: float, influences: Vector, patients: Labels, noise: float) -> 
     reach = (
         NORMAL / (1 + NORMAL**2 / size) * math.sqrt(value * (1 - value) / size + (NORMAL / (2 * size)) ** 2)
     )
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    return max(0.0, min(value, centre - reach)), min(1.0, max(value, centre + reach))
 
 
 def auroc_influences(labels: Labels, probabilities: Vector) -> Vector:

@@ -1,0 +1,192 @@
+"""Decisions and intervals at small cohorts; one JSON line a figure.
+
+    python benchmarks/tasks.py                              # needs FEDVEIL_DATA, default ../shared/data
+    python benchmarks/tasks.py --only small coverage --runs 10
+
+"small": three classes of the phantom, one of 85 %, 300 patients at epsilon 1. "chest": chest X-rays with two and three
+classes, on the test split, which was used for no choice here. "coverage": how often the printed 95 % interval of a test
+set of 200 patients holds the AUROC that the study reaches on thousands of others: on average over runs, and that of
+the run's own model. Every run is a whole study as `fedveil run` makes it, without its files.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedveil.data import Dataset
+from fedveil.data.phantom.patients import phantom
+from fedveil.learning import auroc, decide
+from fedveil.library.runs import _resolved
+from fedveil.study import RunDirectory, Silent, Study, prepare
+from fedveil.study.evaluation import TestSet
+from fedveil.study.pipeline import Task, make_task
+from fedveil.study.prepare import Prepared
+from fedveil.study.results.training_noise import spread_of
+from fedveil.study.simulation import Simulated, train_here
+
+DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def figure(name: str, value: float, unit: str, **more: object) -> None:
+    print(json.dumps({"figure": name, "value": round(float(value), 4), "unit": unit} | more), flush=True)
+
+
+def chest(classes: int) -> Dataset:
+    names = {2: ["normal", "pneumonia"], 3: ["normal", "bacteria", "virus"]}[classes]
+    with np.load(DATA / "kermany_cxr" / "kermany_cxr_64.npz") as file:
+        labels = np.minimum(file["labels"], classes - 1)
+        split = np.where(file["split"] == 0, "train", "test")
+        return Dataset.from_arrays(
+            file["images"], labels, patients=file["patient"], split=split, classes=names
+        )
+
+
+def phantom_three(train: int = 300, test: int = 1200, seed: int = 1) -> Dataset:
+    """Negatives (85 %), enlarged details and half-covered images of the phantom: easy classes, of uneven size."""
+    drawn = phantom(64, patients=train + test, seed=seed)
+    pixels = np.rint(np.asarray(drawn.images.read(np.arange(len(drawn.labels))))[:, 0] * 255).astype(np.uint8)
+    owner = np.unique(np.array(drawn.patients), return_inverse=True)[1]
+    generator = np.random.default_rng(seed)
+    number = generator.permutation(train + test)[owner]
+    place = np.where(number < train, number / train, (number - train) / test)
+    labels = np.digitize(place, [0.85, 0.93])
+    images = pixels.copy()
+    images[labels == 0] = 255 - pixels[labels == 0]
+    images[labels == 1] = np.kron(pixels[labels == 1][:, 16:48, 16:48], np.ones((1, 2, 2), np.uint8))
+    images[labels == 2, :, :32] = 0
+    split = np.where(number < train, "train", "test")
+    names = ["negative", "enlarged", "covered"]
+    return Dataset.from_arrays(images, labels, patients=owner, split=split, classes=names)
+
+
+def prepared(dataset: Dataset, **settings: Any) -> tuple[Task, Prepared]:
+    study, _ = _resolved(Study(**settings), dataset)
+    data = prepare(study, dataset)
+    return make_task(data.study, data.dataset, Silent()), data
+
+
+def trained(task: Task, data: Prepared) -> Any:
+    """One run: the agreement and what training returned."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = RunDirectory.create(Path(folder) / "run", data.study)
+        return train_here(
+            data, task, directory, Simulated(), evaluate=lambda _parameters, _priors: None, progress=Silent()
+        )
+
+
+def scores(task: Task, parameters: Any, priors: Any) -> tuple[float, float, float]:
+    """AUROC, balanced accuracy and accuracy on the test images."""
+    test = TestSet(task)
+    probabilities = test.probabilities(parameters)
+    predicted = decide(probabilities, priors)
+    hits = [(predicted[test.labels == code] == code).mean() for code in np.unique(test.labels)]
+    return auroc(test.labels, probabilities), float(np.mean(hits)), float((predicted == test.labels).mean())
+
+
+def small(runs: int) -> None:
+    task, data = prepared(phantom_three(), epsilon=1.0)
+    found, without = [], []
+    for _ in range(runs):
+        _, one = trained(task, data)
+        found.append(scores(task, one.parameters, one.priors))
+        without.append(scores(task, task.model.unshifted(one.parameters), one.priors))
+    labels = task.dataset.labels[task.dataset.test]
+    majority = np.bincount(labels).max() / len(labels)
+    table, plain = np.array(found), np.array(without)
+    figure("three_classes_worst_accuracy_minus_majority", table[:, 2].min() - majority, "fraction", runs=runs)
+    figure(
+        "three_classes_balanced_accuracy", table[:, 1].mean(), "fraction", worst=table[:, 1].min().round(3)
+    )
+    figure(
+        "three_classes_balanced_accuracy_minus_unshifted",
+        table[:, 1].mean() - plain[:, 1].mean(),
+        "fraction",
+    )
+
+
+def x_rays(runs: int) -> None:
+    for classes in (2, 3):
+        task, data = prepared(chest(classes), epsilon=1.0)
+        for epsilon, trust in ((1.0, "secure-aggregation"), (0.25, "secure-aggregation"), (1.0, "none")):
+            if classes == 3 and epsilon < 1:
+                continue
+            study = data.study.with_changes({"privacy": {"epsilon": epsilon, "trust": trust}})
+            at, its = replace(task, study=study), replace(data, study=study)
+            table = []
+            for _ in range(1 if trust == "none" else runs):
+                _, one = trained(at, its)
+                metrics = TestSet(at).metrics(TestSet(at).probabilities(one.parameters), one.priors)
+                names = ("auroc", "balanced_accuracy", "brier", "calibration_error")
+                table.append([metrics[name] for name in names])
+            means, sd = np.mean(table, axis=0), np.std(table, axis=0)
+            figure(
+                f"chest_{classes}_classes_{'without_privacy' if trust == 'none' else f'eps{epsilon:g}'}",
+                means[1],
+                "balanced accuracy",
+                sd=sd[1].round(4),
+                auroc=means[0].round(4),
+                brier=means[2].round(4),
+                calibration_error=means[3].round(4),
+                runs=len(table),
+            )
+
+
+def coverage(runs: int) -> None:
+    pixels = phantom(64, patients=3000, seed=2)
+    owner = np.unique(np.array(pixels.patients), return_inverse=True)[1]
+    images = np.rint(np.asarray(pixels.images.read(np.arange(len(owner))))[:, 0] * 255).astype(np.uint8)
+    split = np.where(owner < 600, "train", "test")
+    dataset = Dataset.from_arrays(
+        images, pixels.labels, patients=owner, split=split, classes=["clear", "opacity"]
+    )
+    task, data = prepared(dataset, epsilon=1.0)
+    rows, patients = task.dataset.test, task.dataset.patients
+    generator = np.random.default_rng(0)
+    for epsilon in (0.5, 1.0, 4.0):
+        study = data.study.with_changes({"privacy": {"epsilon": epsilon}})
+        at, its = replace(task, study=study), replace(data, study=study)
+        own, printed = [], []
+        for _ in range(runs):
+            agreement, one = trained(at, its)
+            chosen = generator.choice(np.unique(patients[rows]), 200, replace=False)
+            part = TestSet(at, rows[np.isin(patients[rows], chosen)])
+            spread = spread_of(at, agreement, one)
+            probabilities = part.probabilities(one.parameters)
+            printed.append(part.metrics(probabilities, one.priors, spread)["auroc_interval"])
+            own.append(scores(at, one.parameters, one.priors)[0])
+        low, high = np.array(printed).T
+        mean = np.mean(own)
+        figure(
+            f"coverage_eps{epsilon:g}",
+            np.mean((low <= mean) & (mean <= high)),
+            "fraction",
+            of_the_own_model=round(float(np.mean((low <= own) & (own <= high))), 3),
+            auroc=round(float(mean), 4),
+            sd_over_runs=round(float(np.std(own)), 4),
+            runs=runs,
+        )
+
+
+PARTS = {"small": (small, 50), "chest": (x_rays, 10), "coverage": (coverage, 100)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--runs", type=int, help="of each setting; by default as many as the bars ask for")
+    arguments = parser.parse_args()
+    for part in arguments.only:
+        measure, runs = PARTS[part]
+        measure(arguments.runs or runs)
+
+
+if __name__ == "__main__":
+    main()
