@@ -21,10 +21,9 @@ from fedveil.learning.unit_weights import image_shares
 __all__ = ["CentredHead", "CentredLearner"]
 
 SMALLEST_SCALE = 1e-9
-SCALE = 0.25
-"""Logits of a score of length 1, as a fraction of the weights' norm. Few images exceed it where noise matters; a lower
-one cuts more scores, which moved the middle on training patients of chest X-rays less than the noise did."""
-LONGEST_SHIFT = 4.0
+SCALE = 0.5
+"""Logits of a score of length 1, as a fraction of the weights' norm: few images exceed it."""
+LONGEST_SHIFT = 2.0
 """Length of a shift, in units of `CentredHead.scale`: middles of scores have length 1 at most, and a threshold beyond
 the norm of the weights decides nothing."""
 
