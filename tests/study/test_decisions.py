@@ -38,7 +38,7 @@ def test_a_release_that_released_counts_show_to_drown_is_not_charged(study, tmp_
     ledgers = "".join(path.read_text() for path in (tmp_path / "run" / "ledgers").glob("*.jsonl"))
     assert "statistics" in ledgers
     assert "calibration" not in ledgers
-    assert result["guarantee"].epsilon < 0.1
+    assert result["guarantee"]["epsilon"] < 0.1
     notes = " ".join(result["notes"])
     assert "The calibration release was not made" in notes
     assert "it learns mostly noise" in notes
