@@ -5,11 +5,15 @@ from typing import Annotated
 
 import typer
 
+from fedveil.data.annotations.presets import PRESETS
 from fedveil.data.options import COLUMNS
 from fedveil.errors import InvalidValue
 
-__all__ = ["Columns", "read_columns"]
+__all__ = ["Columns", "Preset", "read_columns"]
 
+Preset = Annotated[
+    str, typer.Option("--preset", help=f"A well-known table, which names its columns: {', '.join(PRESETS)}.")
+]
 Columns = Annotated[
     list[str] | None,
     typer.Option(
@@ -18,13 +22,13 @@ Columns = Annotated[
 ]
 
 
-def read_columns(given: Sequence[str] | None) -> dict[str, str]:
-    """Column names by their meaning.
+def read_columns(given: Sequence[str] | None) -> dict[str, str | Sequence[str]]:
+    """Column names by their meaning; several of label hold one finding each.
 
-    >>> read_columns(["path=Image Index"])
-    {'path': 'Image Index'}
+    >>> read_columns(["path=Image Index"]), read_columns(["label=Edema", "label=Mass"])
+    ({'path': 'Image Index'}, {'label': ('Edema', 'Mass')})
     """
-    found = {}
+    found: dict[str, str | Sequence[str]] = {}
     for text in given or ():
         meaning, _, name = text.partition("=")
         if meaning not in COLUMNS or not name:
@@ -33,5 +37,7 @@ def read_columns(given: Sequence[str] | None) -> dict[str, str]:
                 f"it is MEANING=NAME, with one of {', '.join(COLUMNS)}",
                 'write it as path="Image Index"',
             )
-        found[meaning] = name
+        earlier = found.get(meaning, ())
+        several = (earlier,) if isinstance(earlier, str) else tuple(earlier)
+        found[meaning] = (*several, name) if meaning == "label" and several else name
     return found

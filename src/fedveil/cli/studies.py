@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedveil.cli.columns import Columns, read_columns
+from fedveil.cli.columns import Columns, Preset, read_columns
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.progress import Bars
 from fedveil.cli.output.tables import print_result
@@ -82,6 +82,7 @@ def predict_command(
         Path | None, typer.Option("--out", "-o", help="CSV file to write; default standard output.")
     ] = None,
     column: Columns = None,
+    preset: Preset = "",
 ) -> None:
     """Classify images with a trained model. Unreadable images are listed, and the exit code is then 2.
 
@@ -92,7 +93,7 @@ def predict_command(
             raise StudyError(
                 f"{out} exists", "predict never overwrites a file", "choose another name, or delete it"
             )
-        found = predict(model, images, columns=read_columns(column))
+        found = predict(model, images, columns=read_columns(column), preset=preset)
         if out is None:
             print(found.csv, end="")
         else:

@@ -31,7 +31,7 @@ AnyPath: TypeAlias = str | PathLike[str]
 Source: TypeAlias = Dataset | AnyPath | None
 READING = (
     *("positive", "test_fraction", "allow_patient_overlap"),
-    *("separator", "unknown_labels", "columns", "layout", "accept"),
+    *("separator", "unknown_labels", "preset", "columns", "layout", "accept"),
 )
 """Settings of a study that a data set in memory was read by already."""
 

@@ -10,6 +10,7 @@ from fedveil.federation.noise import Calibrated, Sums, noise_by
 from fedveil.federation.queries import Asked, asked_by
 from fedveil.learning import Sizes
 from fedveil.privacy import Guarantee, Mechanism, calibrate
+from fedveil.study.settings.data import check_task
 from fedveil.study.settings.schema import Study
 
 __all__ = ["make_agreement", "target_of"]
@@ -28,7 +29,11 @@ def make_agreement(study: Study, *, sites: Sequence[str], model: Sizes) -> Agree
         study: the resolved study.
         sites: names of the sites, in order.
         model: the model, or only its sizes; they are public.
+
+    Raises:
+        StudyError: no model is trained for the study's task.
     """
+    check_task(study.data.meaning)
     return Agreement(
         name=study.study.name,
         settings=study.model_dump(mode="json"),

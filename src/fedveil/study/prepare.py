@@ -20,6 +20,7 @@ from fedveil.data.formats.arrays import sized
 from fedveil.errors import StudyError
 from fedveil.learning.encoders import PRECOMPUTED
 from fedveil.privacy import check_delta
+from fedveil.study.settings.data import check_task
 from fedveil.study.settings.schema import NOTHING, Study
 
 __all__ = ["Prepared", "pinned", "prepare", "resolve"]
@@ -99,7 +100,10 @@ def pinned(study: Study, dataset: Dataset) -> Study:
     They are chosen once, from the header of the first image, the labels and the shape of embeddings. A resumed run,
     or a repeated training, takes them from the study, even if images were added or removed.
     """
-    data = study.data.model_copy(update={"channels": dataset.images.channels, "classes": dataset.classes})
+    check_task(dataset.task)
+    data = study.data.model_copy(
+        update={"channels": dataset.images.channels, "classes": dataset.classes, "task": dataset.task}
+    )
     model = study.model
     if isinstance(dataset.images, Embeddings) and model.dimension is None:
         if model.features != PRECOMPUTED:
@@ -115,6 +119,12 @@ def pinned(study: Study, dataset: Dataset) -> Study:
 def _given(study: Study, dataset: Dataset) -> Dataset:
     """Data in memory, as the study asks for it: with its size, channels and window, and these classes."""
     asked = study.data
+    if asked.task not in (None, dataset.task):
+        raise StudyError(
+            f'{dataset.name} holds the task "{dataset.task}"',
+            f'the study asks for "{asked.task}"',
+            "give task to Dataset.from_arrays, or remove data.task from the study",
+        )
     if asked.classes and asked.classes != dataset.classes:
         raise StudyError(
             f"{dataset.name} has the classes {', '.join(dataset.classes)}",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.annotations.columns import Column, Names
 from fedveil.data.annotations.records import Records
 from fedveil.data.dataset import TEST, TRAIN
 from fedveil.data.image_store import ArrayImages, check_size
@@ -97,10 +98,10 @@ def phantom(
         images=ArrayImages(pixels, image_size),
         labels=labels,
         classes=("clear", "opacity"),
-        image_names=tuple(f"synthetic-{row + 1:04d}" for row in range(len(owner))),
+        image_names=Names([f"synthetic-{row + 1:04d}" for row in range(len(owner))]),
         place=lambda row: f"phantom, image {row + 1}",
-        patients=tuple(f"synthetic-patient-{code + 1:04d}" for code in owner),
-        sites=None if hospitals is None else tuple(names[code] for code in site[owner]),
+        patients=Column.of(f"synthetic-patient-{code + 1:04d}" for code in owner),
+        sites=None if hospitals is None else Column.of(names[code] for code in site[owner]),
         splits=np.where(held_out, TEST, TRAIN).astype(np.int8),
         synthetic=True,
         description="Synthetic chest radiographs drawn by formulas; they show nobody.",

@@ -227,7 +227,11 @@ class Predictions:
 
 
 def predict(
-    model: Path, source: str, base: Path = Path(), columns: Mapping[str, str] | None = None
+    model: Path,
+    source: str,
+    base: Path = Path(),
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    preset: str = "",
 ) -> Predictions:
     """Classify the images of a folder or manifest; labels are neither needed nor read.
 
@@ -236,6 +240,7 @@ def predict(
         source: a folder, a manifest or one image, relative to ``base``.
         base: where relative paths start.
         columns: a manifest's column names.
+        preset: a well-known table, see `fedveil.data.Options`.
 
     Returns:
         One row per image: its name, the predicted class, one probability per class under the class frequencies of
@@ -250,7 +255,9 @@ def predict(
             "images can only be classified by models that were trained on images",
             "classify embeddings from Python: fedveil.load(directory).model.predict(embeddings)",
         )
-    images = read_unlabelled(source, trained.image_size, trained.reading, base=base, columns=columns)
+    images = read_unlabelled(
+        source, trained.image_size, trained.reading, base=base, columns=columns, preset=preset
+    )
     text, problems = io.StringIO(), list(images.problems)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *prediction_columns(trained.classes)])
