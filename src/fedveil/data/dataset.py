@@ -68,13 +68,16 @@ class Dataset:
             _check_codes(self.name, "site", self.sites, len(self.site_names))
 
     @classmethod
-    def empty(cls, classes: tuple[str, ...], *, channels: int, image_size: int) -> Self:
+    def empty(
+        cls, classes: tuple[str, ...], *, channels: int, image_size: int, task: str = "classes"
+    ) -> Self:
         """A data set without images, of which only classes and channels are known."""
         nothing = np.empty(0, dtype=np.int64)
         return cls(
             name="none",
             images=ArrayImages(np.empty((0, image_size, image_size, channels), dtype=np.float32), image_size),
-            labels=nothing,
+            labels=np.empty((0, len(classes)), np.int8) if task == "findings" else nothing,
+            task=task,
             patients=nothing,
             patient_names=(),
             image_names=(),

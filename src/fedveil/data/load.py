@@ -15,6 +15,7 @@ from fedveil.data.formats.npz import read_npz
 from fedveil.data.formats.tables import TABLES
 from fedveil.data.image_store import ArrayImages
 from fedveil.data.options import Options, Settings
+from fedveil.data.phantom.findings import phantom_findings
 from fedveil.data.phantom.patients import phantom
 from fedveil.errors import DataError, InvalidValue
 
@@ -73,9 +74,16 @@ def is_path(source: str) -> bool:
 
 def _phantom(source: str, options: Options) -> Records:
     hospitals = source.partition(":")[2]
-    if hospitals and not hospitals.isdecimal():
-        raise InvalidValue(f"the source is {source}", "hospitals must be a whole number", "write phantom:5")
-    records = phantom(options.image_size, int(hospitals) if hospitals else None)
+    if hospitals and not hospitals.isdecimal() and hospitals != "findings":
+        raise InvalidValue(
+            f"the source is {source}",
+            "hospitals must be a whole number",
+            "write phantom:5, or phantom:findings for several findings per image",
+        )
+    if hospitals == "findings":
+        records = phantom_findings(options.image_size)
+    else:
+        records = phantom(options.image_size, int(hospitals) if hospitals else None)
     drawn = records.images
     if isinstance(drawn, ArrayImages):
         images = ArrayImages(drawn.stored(np.arange(len(drawn))), options.image_size, options.reading)

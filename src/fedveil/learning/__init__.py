@@ -6,6 +6,7 @@ released models are also here; they only use released values.
 """
 
 from fedveil.learning.encoders import FeatureExtractor, feature_extractor
+from fedveil.learning.evaluation.findings import decide_findings, evaluate_findings, findings_point
 from fedveil.learning.evaluation.held_out import HeldOut
 from fedveil.learning.evaluation.metrics import (
     ClassMetrics,
@@ -17,11 +18,12 @@ from fedveil.learning.evaluation.metrics import (
 )
 from fedveil.learning.evaluation.score_histogram import ScoreHistogram
 from fedveil.learning.models.class_statistics import ClassStatistics, unit_blocks
+from fedveil.learning.models.findings import FindingsHead, FindingsLearner, FindingStatistics
 from fedveil.learning.models.learner import Learner
 from fedveil.learning.models.linear_head import CentredHead, CentredLearner
 from fedveil.learning.models.logistic import LinearHead, LinearLearner
 from fedveil.learning.models.network import NetworkLearner, NetworkModel
-from fedveil.learning.models.protocol import Model, Sizes
+from fedveil.learning.models.protocol import Model, Sizes, Statistics
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
 from fedveil.learning.padded_batches import ImageSource
 from fedveil.learning.sizes import NetworkSizes
@@ -35,6 +37,9 @@ __all__ = [
     "ClassMetrics",
     "ClassStatistics",
     "FeatureExtractor",
+    "FindingStatistics",
+    "FindingsHead",
+    "FindingsLearner",
     "HeldOut",
     "ImageSource",
     "Learner",
@@ -50,11 +55,15 @@ __all__ = [
     "ScoreHistogram",
     "Sgd",
     "Sizes",
+    "Statistics",
     "Views",
     "auroc",
     "decide",
+    "decide_findings",
     "evaluate",
+    "evaluate_findings",
     "expected_calibration_error",
     "feature_extractor",
+    "findings_point",
     "unit_blocks",
 ]

@@ -10,7 +10,6 @@ from fedveil.federation.noise import Calibrated, Sums, noise_by
 from fedveil.federation.queries import Asked, asked_by
 from fedveil.learning import Sizes
 from fedveil.privacy import Guarantee, Mechanism, calibrate
-from fedveil.study.settings.data import check_task
 from fedveil.study.settings.schema import Study
 
 __all__ = ["make_agreement", "target_of"]
@@ -33,7 +32,6 @@ def make_agreement(study: Study, *, sites: Sequence[str], model: Sizes) -> Agree
     Raises:
         StudyError: no model is trained for the study's task.
     """
-    check_task(study.data.meaning)
     return Agreement(
         name=study.study.name,
         settings=study.model_dump(mode="json"),

@@ -14,7 +14,8 @@ from fedveil.errors import InvalidValue
 from fedveil.learning import (
     CentredHead,
     CentredLearner,
-    ClassStatistics,
+    FindingsHead,
+    FindingsLearner,
     HeldOut,
     ImageSource,
     Learner,
@@ -23,6 +24,7 @@ from fedveil.learning import (
     NetworkModel,
     NetworkSizes,
     Sizes,
+    Statistics,
     Views,
 )
 from fedveil.learning.degrade import VERSION as DEGRADED
@@ -85,7 +87,7 @@ class Task(ABC):
         """Class probabilities of images whose sum is released: an unreadable image must not affect the others."""
         return self.probabilities(parameters, rows)
 
-    def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
+    def trained(self, parameters: Vector, statistics: Statistics | None) -> TrainedModel:
         """The model as `predict` needs it."""
         return TrainedModel.of(
             self.study,
@@ -93,6 +95,7 @@ class Task(ABC):
             channels=self.dataset.images.channels,
             parameters=parameters,
             frequencies=None if statistics is None else statistics.priors,
+            task=self.dataset.task,
         )
 
 
@@ -108,7 +111,7 @@ class LinearTask(Task):
     """
 
     extractor: FeatureExtractor
-    head: CentredHead
+    head: CentredHead | FindingsHead
     features: npt.NDArray[np.float32]
     degraded: npt.NDArray[np.float32] | None = None
 
@@ -119,15 +122,12 @@ class LinearTask(Task):
 
     def learner(self, rows: Indices) -> Learner:
         """One site's learner over the features of these images."""
-        cohort = self.dataset.cohort("site", rows)
-        return CentredLearner(
-            self.head,
-            self.features[rows],
-            cohort.labels,
-            cohort.patients,
-            unit=self.study.privacy.unit,
-            degraded=None if self.degraded is None else self.degraded[rows],
-        )
+        cohort, unit = self.dataset.cohort("site", rows), self.study.privacy.unit
+        degraded = None if self.degraded is None else self.degraded[rows]
+        features, labels, patients = self.features[rows], cohort.labels, cohort.patients
+        if isinstance(self.head, FindingsHead):
+            return FindingsLearner(self.head, features, labels, patients, unit=unit, degraded=degraded)
+        return CentredLearner(self.head, features, labels, patients, unit=unit, degraded=degraded)
 
     def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
         """Class probabilities (k, classes) of these images."""
@@ -251,7 +251,10 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
     """
     if study.model.network == "linear":
         return _head(
-            study, Dataset.empty(("",) * classes, channels=channels, image_size=study.data.image_size)
+            study,
+            Dataset.empty(
+                ("",) * classes, channels=channels, image_size=study.data.image_size, task=study.data.meaning
+            ),
         )
     return NetworkSizes.of(
         study.model.network,
@@ -262,7 +265,9 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
     )
 
 
-def _head(study: Study, dataset: Dataset) -> CentredHead:
+def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
+    if dataset.task == "findings":
+        return FindingsHead(_extractor(study, dataset).blocks, len(dataset.classes))
     centred = study.training.method != "one-shot"
     return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
 

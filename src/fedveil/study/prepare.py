@@ -20,7 +20,6 @@ from fedveil.data.formats.arrays import sized
 from fedveil.errors import StudyError
 from fedveil.learning.encoders import PRECOMPUTED
 from fedveil.privacy import check_delta
-from fedveil.study.settings.data import check_task
 from fedveil.study.settings.schema import NOTHING, Study
 
 __all__ = ["Prepared", "pinned", "prepare", "resolve"]
@@ -100,7 +99,6 @@ def pinned(study: Study, dataset: Dataset) -> Study:
     They are chosen once, from the header of the first image, the labels and the shape of embeddings. A resumed run,
     or a repeated training, takes them from the study, even if images were added or removed.
     """
-    check_task(dataset.task)
     data = study.data.model_copy(
         update={"channels": dataset.images.channels, "classes": dataset.classes, "task": dataset.task}
     )

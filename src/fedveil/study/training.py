@@ -28,7 +28,7 @@ from fedveil.federation import (
     RoundSum,
     Transport,
 )
-from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram
+from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram, Statistics
 from fedveil.study.progress import Progress
 from fedveil.study.results.run_directory import RunDirectory
 from fedveil.study.results.schema import Dropped, Point, RoundLine
@@ -57,7 +57,7 @@ class Trained:
     """
 
     parameters: Vector
-    statistics: ClassStatistics | None
+    statistics: Statistics | None
     histogram: ScoreHistogram | None
     rounds: int
     coordinator: Coordinator
@@ -136,7 +136,7 @@ class _Loop:
 
     def _at_once(self, state: ModelState) -> ModelState:
         """The head made from statistics alone; its threshold may be released later."""
-        if state.statistics is None or not isinstance(self.model, CentredHead):
+        if not isinstance(state.statistics, ClassStatistics) or not isinstance(self.model, CentredHead):
             raise StudyError(
                 "there are no class statistics",
                 "a one-shot model is made from them",

@@ -108,7 +108,13 @@ class Cohorts:
         size = offer.study.data.image_size
         try:
             return model_of(
-                offer.study, Dataset.empty(offer.classes, channels=offer.channels, image_size=size)
+                offer.study,
+                Dataset.empty(
+                    offer.classes,
+                    channels=offer.channels,
+                    image_size=size,
+                    task=offer.study.data.meaning,
+                ),
             )
         except FedveilError:
             return None

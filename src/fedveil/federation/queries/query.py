@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fedveil.data import Cohort
 from fedveil.errors import FederationError, InvalidValue
-from fedveil.learning import ClassStatistics, HeldOut, Learner, Model, ScoreHistogram, Sizes
+from fedveil.learning import HeldOut, Learner, Model, ScoreHistogram, Sizes, Statistics
 from fedveil.privacy import Mechanism, Unit
 
 __all__ = ["Asked", "Asking", "HospitalUnits", "ModelState", "NoisySum", "OneSum", "Query", "Rounds"]
@@ -147,7 +147,7 @@ class ModelState:
     model: Model
     parameters: Vector
     frequencies: Vector | None = None
-    statistics: ClassStatistics | None = None
+    statistics: Statistics | None = None
     histogram: ScoreHistogram | None = None
 
     @property

@@ -79,6 +79,11 @@ class ClassStatistics:
     noise_variance: float
 
     @property
+    def units(self) -> float:
+        """Number of units."""
+        return float(self.counts.sum())
+
+    @property
     def priors(self) -> Vector:
         """(classes,) class frequencies."""
         result: Vector = self.counts / self.counts.sum()

@@ -1,14 +1,27 @@
 """The model protocol, equal for coordinator and sites: sizes, and how released numbers are combined."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from fedveil.learning.models.class_statistics import ClassStatistics
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.ranges import check_frequencies
 
-__all__ = ["Model", "Sizes", "check_sent"]
+__all__ = ["Model", "Sizes", "Statistics", "check_sent"]
+
+
+class Statistics(Protocol):
+    """The release before training with its noise, as everything but its model uses it."""
+
+    @property
+    def units(self) -> float:
+        """Number of units."""
+        ...
+
+    @property
+    def priors(self) -> Vector:
+        """(classes,) class frequencies, or the frequency of each finding."""
+        ...
 
 
 class Sizes(Protocol):
@@ -47,19 +60,15 @@ class Model(Sizes, Protocol):
         """The trained part before training, (trained,); the same everywhere."""
         ...
 
-    def join(
-        self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
-    ) -> Vector:
-        """The whole parameter vector from the releases before, in and after training."""
+    def join(self, statistics: Any, trained: Vector, shift: Vector | None = None) -> Vector:
+        """The whole parameter vector from the releases before (None without one), in and after training."""
         ...
 
-    def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
+    def read_statistics(self, released: Vector, noise_variance: float) -> Statistics:
         """The release before training; its noise has this variance in each coordinate."""
         ...
 
-    def read_shift(
-        self, released: Vector, noise_variance: float, whole: Vector, statistics: ClassStatistics | None
-    ) -> Vector:
+    def read_shift(self, released: Vector, noise_variance: float, whole: Vector, statistics: Any) -> Vector:
         """The shift of the logits that was released after training, given what was released until then."""
         ...
 

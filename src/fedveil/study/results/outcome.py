@@ -15,14 +15,19 @@ import numpy.typing as npt
 from fedveil.data import Embeddings
 from fedveil.federation import Agreement, Rounds
 from fedveil.io import write_atomic
-from fedveil.learning import decide
 from fedveil.privacy import Guarantee, LedgerState, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.pipeline import Task
 from fedveil.study.prepare import Prepared
 from fedveil.study.results.run_directory import RunDirectory
 from fedveil.study.results.schema import SCHEMA, Provenance, Result
-from fedveil.study.results.trained_model import TrainedModel, prediction_cells, prediction_columns
+from fedveil.study.results.trained_model import (
+    TrainedModel,
+    finding_cells,
+    finding_columns,
+    prediction_cells,
+    prediction_columns,
+)
 from fedveil.study.training import Trained
 
 __all__ = ["HandedOver", "Outcome"]
@@ -107,7 +112,7 @@ class Outcome:
         """Write the predictions on the test images; return their metrics."""
         priors = self.trained.priors
         probabilities = test.probabilities(self.trained.parameters)
-        predicted = decide(probabilities, priors)
+        predicted = test.decide(probabilities, priors)
         _write_predictions(directory, self.task, test, probabilities, predicted, priors)
         _write_examples(directory, self.task, test, probabilities, predicted)
         return test.metrics(probabilities, priors)
@@ -171,7 +176,10 @@ class Outcome:
         if name not in self.prepared.sites:
             return {"name": name, **spent}
         dataset, rows = self.prepared.dataset, self.prepared.sites[name]
-        labels = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))
+        if dataset.task == "findings":
+            labels = (dataset.labels[rows] == 1).sum(axis=0)
+        else:
+            labels = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))
         return {
             "name": name,
             "patients": self.prepared.patients[name],
@@ -188,6 +196,7 @@ class Outcome:
             "synthetic": dataset.synthetic,
             "patients_known": dataset.patients_known,
             "classes": list(dataset.classes),
+            "task": dataset.task,
         }
         if len(dataset.test):
             facts |= {
@@ -249,6 +258,13 @@ def _write_predictions(
     dataset = task.dataset
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    if test.findings:
+        writer.writerow(["image", "patient", *finding_columns(dataset.classes, truth=True)])
+        for row, cells in zip(test.rows, finding_cells(probabilities, predicted, test.labels), strict=True):
+            patient = dataset.patient_names[dataset.patients[row]]
+            writer.writerow([dataset.image_names[row], patient, *cells])
+        write_atomic(directory.path / "predictions.csv", lambda file: file.write(text.getvalue().encode()))
+        return
     writer.writerow(["image", "patient", "label", *prediction_columns(dataset.classes)])
     frequencies = np.ones(len(dataset.classes)) if priors is None else np.asarray(priors, dtype=np.float64)
     said = prediction_cells(probabilities, predicted, dataset.classes, frequencies)
@@ -276,11 +292,20 @@ def _write_examples(
     pixels = np.rint(dataset.images.read(test.rows[chosen]) * 255).astype(np.uint8)
     images = pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1)
     classes = np.array(dataset.classes)
+    if test.findings:
+        labels, called = (
+            np.array([", ".join(classes[row == 1]) or "no finding" for row in one[chosen]])
+            for one in (test.labels, predicted)
+        )
+        sure = np.where(predicted == 1, probabilities, 1 - probabilities).prod(axis=1)[chosen]
+    else:
+        labels, called = classes[test.labels[chosen]], classes[predicted[chosen]]
+        sure = probabilities[chosen, predicted[chosen]]
     arrays: dict[str, npt.NDArray[Any]] = {
         "images": images,
         "names": np.array([dataset.image_names[row] for row in test.rows[chosen]]),
-        "labels": classes[test.labels[chosen]],
-        "predicted": classes[predicted[chosen]],
-        "probability": probabilities[chosen, predicted[chosen]],
+        "labels": labels,
+        "predicted": called,
+        "probability": sure,
     }
     write_atomic(directory.path / "examples.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]

@@ -199,6 +199,7 @@ class DataFacts(Record):
     synthetic: bool = False
     patients_known: bool = True
     classes: Texts = ()
+    task: Text = "classes"
     images_train: Count | None = None
     images_test: Count | None = None
     patients_train: Count | None = None

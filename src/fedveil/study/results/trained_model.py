@@ -22,11 +22,19 @@ from fedveil.data.options import MEGAPIXELS
 from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.io import write_atomic, write_json
-from fedveil.learning import CentredHead, NetworkModel, decide
+from fedveil.learning import CentredHead, FindingsHead, NetworkModel, decide, decide_findings
 from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
 from fedveil.study.settings.schema import Study
 
-__all__ = ["Predictions", "TrainedModel", "predict", "prediction_cells", "prediction_columns"]
+__all__ = [
+    "Predictions",
+    "TrainedModel",
+    "finding_cells",
+    "finding_columns",
+    "predict",
+    "prediction_cells",
+    "prediction_columns",
+]
 
 Vector = npt.NDArray[np.float64]
 VERSION = 1
@@ -51,6 +59,7 @@ class TrainedModel:
             released.
         parameters: the whole parameter vector.
         dimension: length of precomputed features; None for others, whose length is fixed.
+        task: "classes", "grades", or "findings", whose probabilities do not sum to 1.
     """
 
     features: str
@@ -65,6 +74,7 @@ class TrainedModel:
     window: Window = FILE
     max_megapixels: float = MEGAPIXELS
     dimension: int | None = None
+    task: str = "classes"
 
     @classmethod
     def of(
@@ -75,8 +85,10 @@ class TrainedModel:
         channels: int,
         parameters: Vector,
         frequencies: Vector | None = None,
+        task: str = "classes",
     ) -> Self:
         """A study's model for images of these channels, and classes of these frequencies: equal ones if None."""
+        equal = 0.5 if task == "findings" else 1 / len(classes)
         return cls(
             features=study.model.features,
             whitened=study.model.whitened,
@@ -85,11 +97,12 @@ class TrainedModel:
             image_size=study.data.image_size,
             channels=channels,
             classes=classes,
-            frequencies=np.full(len(classes), 1 / len(classes)) if frequencies is None else frequencies,
+            frequencies=np.full(len(classes), equal) if frequencies is None else frequencies,
             parameters=parameters,
             window=study.data.window,
             max_megapixels=study.data.max_megapixels,
             dimension=study.model.dimension,
+            task=task,
         )
 
     @property
@@ -168,8 +181,10 @@ class TrainedModel:
         )
 
     @cached_property
-    def model(self) -> CentredHead | NetworkModel:
+    def model(self) -> CentredHead | FindingsHead | NetworkModel:
         """The model that the parameters belong to; a network's public weights are found by its name."""
+        if self.network == "linear" and self.findings:
+            return FindingsHead(self.extractor.blocks, len(self.classes))
         if self.network == "linear":
             return CentredHead(self.extractor.blocks, len(self.classes))
         return NetworkModel(
@@ -182,12 +197,19 @@ class TrainedModel:
 
     def probabilities(self, images: npt.NDArray[np.float32]) -> Vector:
         """Class probabilities (k, classes) of images (k, channels, size, size) in [0, 1]."""
-        if isinstance(self.model, CentredHead):
+        if not isinstance(self.model, NetworkModel):
             return self.model.probabilities(self.parameters, self.extractor(images))
         return self.model.probabilities(self.parameters, _Batch(self.model.before(images)), len(images))
 
+    @property
+    def findings(self) -> bool:
+        """Whether classes are findings, any number of which an image may have."""
+        return self.task == "findings"
+
     def decide(self, probabilities: Vector) -> npt.NDArray[np.int64]:
-        """Predicted classes under equal class frequencies."""
+        """Predicted classes (n,) under equal class frequencies, or findings (n, K) of 1 and 0."""
+        if self.findings:
+            return decide_findings(probabilities, self.frequencies)
         return decide(probabilities, self.frequencies)
 
     def predict_proba(self, images: Any) -> Vector:
@@ -203,8 +225,14 @@ class TrainedModel:
         parts = [self.probabilities(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
         return np.concatenate([np.empty((0, len(self.classes))), *parts])
 
-    def predict(self, images: Any) -> npt.NDArray[np.str_]:
-        """The predicted class of each image, (n,), as a name; see `decide` and `predict_proba`."""
+    def predict(self, images: Any) -> npt.NDArray[Any]:
+        """The predicted class of each image, (n,), as a name; see `decide` and `predict_proba`.
+
+        For findings (n, K) of True and False, in the order of ``classes``.
+        """
+        if self.findings:
+            found: npt.NDArray[Any] = self.decide(self.predict_proba(images)) == 1
+            return found
         return np.array(self.classes)[self.decide(self.predict_proba(images))]
 
 
@@ -260,7 +288,8 @@ def predict(
     )
     text, problems = io.StringIO(), list(images.problems)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *prediction_columns(trained.classes)])
+    columns_of = finding_columns if trained.findings else prediction_columns
+    writer.writerow(["image", *columns_of(trained.classes)])
     for start in range(0, len(images.names), BATCH):
         asked = np.arange(start, min(start + BATCH, len(images.names)))
         rows, pixels, unreadable = images.read(asked)
@@ -269,11 +298,11 @@ def predict(
             continue
         probabilities = trained.probabilities(pixels)
         predicted = trained.decide(probabilities)
-        for row, cells in zip(
-            rows,
-            prediction_cells(probabilities, predicted, trained.classes, trained.frequencies),
-            strict=True,
-        ):
+        if trained.findings:
+            said = finding_cells(probabilities, predicted)
+        else:
+            said = prediction_cells(probabilities, predicted, trained.classes, trained.frequencies)
+        for row, cells in zip(rows, said, strict=True):
             writer.writerow([images.names[row], *cells])
     return Predictions(text.getvalue(), tuple(problems))
 
@@ -291,6 +320,21 @@ def prediction_cells(
     scores = shifted / shifted.sum(axis=1, keepdims=True)
     for code, row, own in zip(predicted, probabilities, scores, strict=True):
         yield [classes[code], *(f"{value:.6f}" for value in (*row, *own))]
+
+
+def finding_columns(classes: Sequence[str], *, truth: bool = False) -> list[str]:
+    """Names of the columns that `finding_cells` fills."""
+    kinds = ("label", "predicted", "prob") if truth else ("predicted", "prob")
+    return [f"{kind}:{name}" for kind in kinds for name in classes]
+
+
+def finding_cells(
+    probabilities: Vector, predicted: npt.NDArray[np.int64], labels: npt.NDArray[Any] | None = None
+) -> Iterator[list[str]]:
+    """For each image 1 or 0 for each finding, and its probability; before them its label, blank if it is unknown."""
+    for number, (called, row) in enumerate(zip(predicted, probabilities, strict=True)):
+        known = [] if labels is None else [str(one) if one >= 0 else "" for one in labels[number].tolist()]
+        yield [*known, *map(str, called.tolist()), *(f"{value:.6f}" for value in row)]
 
 
 def _damaged(folder: Path, why: str) -> StudyError:

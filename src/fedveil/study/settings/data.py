@@ -9,9 +9,9 @@ from fedveil.data import Reading, Settings, check_window
 from fedveil.data.annotations.presets import PRESETS
 from fedveil.data.options import ACCEPTABLE, MEGAPIXELS, Options
 from fedveil.data.windows import FILE, HOUNSFIELD
-from fedveil.errors import InvalidValue, StudyError
+from fedveil.errors import InvalidValue
 
-__all__ = ["NOTHING", "ColumnSettings", "DataSettings", "SiteSettings", "Table", "check_task"]
+__all__ = ["NOTHING", "ColumnSettings", "DataSettings", "SiteSettings", "Table"]
 
 NAME = r"^[a-z][a-z0-9_-]{0,39}$"
 """What an attribute may be called; its name is public."""
@@ -206,13 +206,3 @@ class DataSettings(Table):
             "test_fraction": self.test_fraction,
             "allow_patient_overlap": self.allow_patient_overlap,
         }
-
-
-def check_task(task: str) -> None:
-    """Refuse a task that no model here is trained for."""
-    if task == "findings":
-        raise StudyError(
-            'data.task is "findings"',
-            "fedveil reads and checks several findings per image, and trains on one class per image",
-            "set data.positive to the findings that count, which makes two classes",
-        )
