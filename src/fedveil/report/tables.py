@@ -137,6 +137,9 @@ def class_table(record: RunRecord) -> Table | None:
         )
         for entry in record.test.per_class
     )
+    if record.data and record.data.task == "findings":
+        columns = ("Finding", "Sensitivity", "Specificity", "AUROC", "Test images with it")
+        return Table("By finding", columns, rows)
     return Table("By class", ("Class", "Sensitivity", "Specificity", "AUROC", "Test images"), rows)
 
 
