@@ -16,6 +16,7 @@ from fedveil.learning.evaluation.metrics import (
     expected_calibration_error,
 )
 from fedveil.learning.evaluation.score_histogram import ScoreHistogram
+from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
 from fedveil.learning.models.class_statistics import ClassStatistics, unit_blocks
 from fedveil.learning.models.learner import Learner
 from fedveil.learning.models.linear_head import CentredHead, CentredLearner
@@ -50,11 +51,13 @@ __all__ = [
     "ScoreHistogram",
     "Sgd",
     "Sizes",
+    "Subgroup",
     "Views",
     "auroc",
     "decide",
     "evaluate",
     "expected_calibration_error",
     "feature_extractor",
+    "subgroups",
     "unit_blocks",
 ]

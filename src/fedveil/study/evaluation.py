@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.learning import auroc, decide, evaluate
+from fedveil.data.annotations.columns import taken
+from fedveil.learning import auroc, decide, evaluate, subgroups
 from fedveil.study.pipeline import Task
 
 __all__ = ["TestSet"]
@@ -47,10 +48,13 @@ class TestSet:
 
     def metrics(self, probabilities: Vector, priors: Vector | None) -> dict[str, Any]:
         """All metrics with intervals over patients, as ``result.json`` holds them."""
-        return evaluate(
-            self.labels,
-            probabilities,
-            classes=self._task.dataset.classes,
-            patients=self._task.dataset.patients[self.rows],
-            priors=priors,
+        dataset = self._task.dataset
+        patients = dataset.patients[self.rows]
+        found = evaluate(
+            self.labels, probabilities, classes=dataset.classes, patients=patients, priors=priors
         ).to_dict()
+        if dataset.attributes:
+            columns = taken(dataset.attributes, self.rows)
+            groups = subgroups(self.labels, probabilities, columns, patients=patients, priors=priors)
+            found["subgroups"] = [group.to_dict() for group in groups]
+        return found
