@@ -5,14 +5,12 @@ from typing import Annotated
 
 import typer
 
-from fedveil.data.annotations.presets import PRESETS
-from fedveil.data.options import COLUMNS
 from fedveil.errors import InvalidValue
 
 __all__ = ["Columns", "Preset", "read_columns"]
 
 Preset = Annotated[
-    str, typer.Option("--preset", help=f"A well-known table, which names its columns: {', '.join(PRESETS)}.")
+    str, typer.Option("--preset", help="A well-known table, which names its columns, such as nih-cxr14.")
 ]
 Columns = Annotated[
     list[str] | None,
@@ -28,6 +26,8 @@ def read_columns(given: Sequence[str] | None) -> dict[str, str | Sequence[str]]:
     >>> read_columns(["path=Image Index"]), read_columns(["label=Edema", "label=Mass"])
     ({'path': 'Image Index'}, {'label': ('Edema', 'Mass')})
     """
+    from fedveil.data.options import COLUMNS
+
     found: dict[str, str | Sequence[str]] = {}
     for text in given or ():
         meaning, _, name = text.partition("=")

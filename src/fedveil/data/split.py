@@ -18,29 +18,22 @@ HOLDOUT_STREAM, PARTITION_STREAM, PHANTOM_STREAM, TEST_STREAM = 1, 2, 3, 4
 def patient_labels(patients: Codes, labels: npt.NDArray[Any]) -> Codes:
     """One label per patient: of the labels of the patient's images, the one rarest among all images.
 
-    The rarest, because drawing by it preserves rare classes on both sides of a split. Every code below
-    ``patients.max() + 1`` must occur.
-
-    Of several findings, labels (n, K), an image counts with its rarest, plus 1, or with 0 if it has none.
+    Of several findings (n, K), an image's label is the rarest one it has, or none. The rarest, because drawing by it
+    preserves rare classes on both sides of a split. Every code below ``patients.max() + 1`` must occur.
 
     >>> patient_labels(np.array([0, 0, 1, 2]), np.array([0, 1, 0, 0])).tolist()
     [1, 0, 0]
     """
     if labels.ndim == 2:
-        labels = _rarest_finding(labels == 1)
+        marked = labels == 1
+        ranked = np.where(marked, marked.sum(axis=0), len(labels) + 1)
+        labels = np.where(marked.any(axis=1), ranked.argmin(axis=1) + 1, 0)
     rarity = np.empty(int(labels.max()) + 1, np.int64)
     rarest_first = np.argsort(np.bincount(labels), kind="stable")
     rarity[rarest_first] = np.arange(len(rarity))
     best = np.full(int(patients.max()) + 1, len(rarity), np.int64)
     np.minimum.at(best, patients, rarity[labels])
     return rarest_first[best].astype(np.int64)
-
-
-def _rarest_finding(present: npt.NDArray[np.bool_]) -> Codes:
-    rarest_first = np.argsort(present.sum(axis=0), kind="stable")
-    rarest = rarest_first[present[:, rarest_first].argmax(axis=1)] + 1
-    result: Codes = np.where(present.any(axis=1), rarest, 0).astype(np.int64)
-    return result
 
 
 def draw_test_patients(

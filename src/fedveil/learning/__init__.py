@@ -17,6 +17,7 @@ from fedveil.learning.evaluation.metrics import (
     expected_calibration_error,
 )
 from fedveil.learning.evaluation.score_histogram import ScoreHistogram
+from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
 from fedveil.learning.models.class_statistics import ClassStatistics, unit_blocks
 from fedveil.learning.models.findings import FindingsHead, FindingsLearner, FindingStatistics
 from fedveil.learning.models.learner import Learner
@@ -56,6 +57,7 @@ __all__ = [
     "Sgd",
     "Sizes",
     "Statistics",
+    "Subgroup",
     "Views",
     "auroc",
     "decide",
@@ -65,5 +67,6 @@ __all__ = [
     "expected_calibration_error",
     "feature_extractor",
     "findings_point",
+    "subgroups",
     "unit_blocks",
 ]

@@ -85,6 +85,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "icons": icon_array(risk) if risk else None,
         "accuracy": tables.accuracy_table(record),
         "by_class": tables.class_table(record),
+        "by_subgroup": tables.subgroup_table(record),
         "confusion": tables.confusion_table(record),
         "charts": _test_charts(record),
         "learning": learning.learning_chart(record.rounds),

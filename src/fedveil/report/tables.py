@@ -24,6 +24,7 @@ __all__ = [
     "ledger_table",
     "release_table",
     "site_table",
+    "subgroup_table",
 ]
 
 BASELINES = {
@@ -141,6 +142,46 @@ def class_table(record: RunRecord) -> Table | None:
         columns = ("Finding", "Sensitivity", "Specificity", "AUROC", "Test images with it")
         return Table("By finding", columns, rows)
     return Table("By class", ("Class", "Sensitivity", "Specificity", "AUROC", "Test images"), rows)
+
+
+def subgroup_table(record: RunRecord) -> Table | None:
+    """Each group of the attributes that the data carries, and its gap to all other test images."""
+    if record.test is None or not record.test.subgroups:
+        return None
+    rows = tuple(
+        (
+            entry.attribute,
+            entry.group,
+            formatting.count(entry.n),
+            formatting.count(entry.patients),
+            _with_interval(formatting.score(entry.auroc), formatting.interval(entry.auroc_interval)),
+            _gap(entry.auroc_gap, entry.auroc_gap_interval),
+            _with_interval(
+                formatting.percent(entry.balanced_accuracy),
+                formatting.interval(entry.balanced_accuracy_interval, as_percent=True),
+            ),
+        )
+        for entry in record.test.subgroups
+    )
+    head = (
+        "Attribute",
+        "Group",
+        "Images",
+        "Patients",
+        "AUROC",
+        "AUROC minus all others",
+        "Balanced accuracy",
+    )
+    caption = f"By subgroup; 95{formatting.PERCENT} intervals over patients in brackets"
+    return Table(caption, head, rows, text=2)
+
+
+def _gap(value: float, bounds: tuple[float, float]) -> str:
+    """A difference with its sign and interval."""
+    if math.isnan(value):
+        return UNDEFINED
+    interval = "" if any(map(math.isnan, bounds)) else f"{bounds[0]:+.3f} to {bounds[1]:+.3f}"
+    return _with_interval(f"{value:+.3f}", interval).replace("-", "\N{MINUS SIGN}")
 
 
 def confusion_table(record: RunRecord) -> Confusion | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.annotations.columns import taken
 from fedveil.learning import (
     auroc,
     decide,
@@ -16,6 +17,7 @@ from fedveil.learning import (
     evaluate,
     evaluate_findings,
     findings_point,
+    subgroups,
 )
 from fedveil.study.pipeline import Task
 
@@ -73,9 +75,14 @@ class TestSet:
                 patients=patients,
                 frequencies=self._frequencies(priors),
             ).to_dict()
-        return evaluate(
+        found = evaluate(
             self.labels, probabilities, classes=classes, patients=patients, priors=priors
         ).to_dict()
+        if dataset.attributes:
+            columns = taken(dataset.attributes, self.rows)
+            groups = subgroups(self.labels, probabilities, columns, patients=patients, priors=priors)
+            found["subgroups"] = [group.to_dict() for group in groups]
+        return found
 
     def _frequencies(self, priors: Vector | None) -> Vector:
         """Of findings: a half each if none were released."""

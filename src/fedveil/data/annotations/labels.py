@@ -65,13 +65,15 @@ def label_faults(
 def _faulty_findings(
     labels: Labels, classes: tuple[str, ...], options: Options
 ) -> tuple[dict[int, Fault], dict[int, Fault]]:
+    if not (options.positive or options.label_columns or options.task == "findings"):
+        return {}, {}  # the whole source is refused, by `study_labels`
     counting = options.positive or options.classes or classes
     own = labels[:, [classes.index(name) for name in counting if name in classes]]
     unsure, marked = (own == UNSURE).any(axis=1), (own == 1).sum(axis=1)
     if options.positive:
         unsure &= marked == 0
     wrong: dict[int, Fault] = {}
-    if options.label_columns and options.positive is None and options.task != "findings":
+    if options.positive is None and options.task != "findings":
         rows = np.flatnonzero((marked != 1) & ~unsure)
         wrong = {int(row): _several(int(marked[row]), classes) for row in rows}
     if options.unknown_labels == "unknown":
@@ -226,6 +228,12 @@ def study_labels(
             f"the labels are {', '.join(classes[:5])}",
             "findings are one 0/1 column each, or names in one label column of a table",
             'store one column per finding, or set task = "classes"',
+        )
+    if options.task == "grades" and options.classes is None and not all(map(str.isdecimal, classes)):
+        raise InvalidValue(
+            f"the grades are {', '.join(classes[:5])}",
+            "grades other than numbers have no order of their own",
+            "set data.classes to the grades in order",
         )
     if labels.ndim == 2 and options.classes is not None:
         labels = labels[:, [_position(one, classes, "classes") for one in options.classes]]

@@ -14,6 +14,7 @@ __all__ = ["patient_key", "patient_pairs", "placeholder_fault"]
 PLACEHOLDER = re.compile(
     r"|anon(ym(ous|i[sz]ed))?|de-?identified|removed|unknown|notavailable|none|null|nan|n/?a|x{3,}|[-?]+|-\d+(\.0)?"
 )
+ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 def patient_key(name: str) -> str:
@@ -26,7 +27,7 @@ def patient_key(name: str) -> str:
     >>> {patient_key(name) for name in ("P 7", "p7", "P007")}, patient_key("P70")
     ({'p7'}, 'p70')
     """
-    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s+", "", name).casefold())
+    return ZEROS.sub("", "".join(name.split()).casefold())
 
 
 def is_placeholder(name: str) -> bool:

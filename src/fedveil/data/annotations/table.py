@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,8 @@ from fedveil.errors import DataError
 
 __all__ = ["class_codes", "class_order", "file_problem", "listed_files", "probed", "try_probe"]
 
+TOGETHER = 32
+"""Files that one thread reads in turn."""
 BATCH = 4096
 """Files whose headers are in memory as objects at the same time."""
 
@@ -66,8 +67,10 @@ def probed(records: Records, options: Options) -> Records:
 def _probed(files: FileImages, reading: Reading) -> Iterator[ImageFacts | DataError]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(files), BATCH):
-            paths = map(files.path, range(start, min(start + BATCH, len(files))))
-            yield from pool.map(partial(try_probe, reading=reading), paths)
+            rows = range(start, min(start + BATCH, len(files)))
+            parts = [rows[first : first + TOGETHER] for first in range(0, len(rows), TOGETHER)]
+            for found in pool.map(lambda part: [try_probe(files.path(row), reading) for row in part], parts):
+                yield from found
 
 
 def file_problem(place: str, path: Path, error: DataError) -> Problem:

@@ -160,20 +160,20 @@ patient = "Patient ID"'
         alike = _first(plain, (meaning,), found, exact=True) or _first(plain, USUAL[meaning], found)
         if alike:
             found[meaning] = alike
+    preset = _preset(header) if "label" in wanted else None
     several = [name for name, text in plain.items() if text in FINDINGS and name not in found.values()]
     lines = [f'{meaning} = "{name}"' for meaning, name in found.items() if meaning != name]
     if "label" in wanted and "label" not in found and len(several) > 1:
         named = ", ".join(f'"{name}"' for name in several)
         lines.append(f"label = [{named}]")
     elif not {"path", "label"} & set(wanted) <= found.keys():
-        return ""
+        return f'set data.preset = "{preset}"' if preset else ""
     people = {name: _first(plain, usual, found) for name, usual in USUAL_ATTRIBUTES.items()}
     carried = ", ".join(f'{name} = "{called}"' for name, called in people.items() if called)
     if "label" in wanted and carried:
         lines.append(f"attributes = {{ {carried} }}")
     mapped = f"map its columns: [data.columns] {', '.join(lines)}" if "path" in found else ""
-    preset = _preset(header)
-    if preset and "label" in wanted:
+    if preset:
         return f'set data.preset = "{preset}"' + (f", or {mapped}" if mapped else "")
     return mapped
 

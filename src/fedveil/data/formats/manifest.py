@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.data.annotations.columns import Column, Names
-from fedveil.data.annotations.labels import Labels, mark
+from fedveil.data.annotations.labels import Fault, Labels, mark
 from fedveil.data.annotations.patients import patient_key
+from fedveil.data.annotations.presets import Preset
 from fedveil.data.annotations.records import SPLIT_NAMES, Problem, Records
 from fedveil.data.annotations.table import class_codes, listed_files, probed
 from fedveil.data.formats.headers import Header, read_header
@@ -38,7 +39,7 @@ def sheet_records(sheet: Sheet, name: str, options: Options, notes: list[str]) -
     """The records of a table's rows; each row is judged independently."""
     header = read_header(sheet, options, notes)
     found = _Found(header)
-    for row in _rows(sheet, header, options, found.problems):
+    for row in _Reader.of(sheet, header, options).rows(found.problems):
         found.add(row)
     records = found.records(sheet, name, options, notes)
     return probed(_without_repeats(records, options), options)
@@ -50,7 +51,7 @@ def listed(path: Path, options: Options) -> Iterator[tuple[str, Path, str] | Pro
     sheet = read_sheet(path, (*COLUMNS, *known_names(options.columns)), notes)
     header = read_header(sheet, options, notes, only_paths=True)
     problems: list[Problem] = []
-    for row in _rows(sheet, header, options, problems):
+    for row in _Reader.of(sheet, header, options).rows(problems):
         yield row.name, Path(row.path), sheet.place(row.number)
     yield from problems
 
@@ -124,75 +125,93 @@ class _Found:
         )
 
 
-def _rows(sheet: Sheet, header: Header, options: Options, problems: list[Problem]) -> Iterator[_Row]:
-    width = len(sheet.header[1])
-    for line in sheet.rows:
-        row = line if isinstance(line, Problem) else _row(sheet, line[0], line[1], width, header, options)
-        if isinstance(row, Problem):
-            problems.append(row)
-        else:
-            yield row
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads one row after another, each by itself."""
 
+    sheet: Sheet
+    header: Header
+    table: Preset
+    filled: tuple[tuple[str, int], ...]
 
-def _row(
-    sheet: Sheet, number: int, cells: list[str], width: int, header: Header, options: Options
-) -> _Row | Problem:
-    def problem(found: str, rule: str, remedy: str) -> Problem:
-        return Problem(sheet.place(number), found, rule, remedy, left_out=True)
+    @classmethod
+    def of(cls, sheet: Sheet, header: Header, options: Options) -> "_Reader":
+        return cls(sheet, header, options.table, tuple(header.filled.items()))
 
-    if len(cells) != width:
-        return problem(
-            f"it has {len(cells)} cells where the first line has {width}",
-            "every row must have one cell per column",
-            "quote cells that hold the separator, and remove line breaks within cells",
+    def rows(self, problems: list[Problem]) -> Iterator[_Row]:
+        """The usable rows; the others become problems."""
+        for line in self.sheet.rows:
+            row = line if isinstance(line, Problem) else self._row(*line)
+            if isinstance(row, Problem):
+                problems.append(row)
+            else:
+                yield row
+
+    def _row(self, number: int, cells: list[str]) -> _Row | Problem:
+        header = self.header
+        fault = self._cell_fault(cells)
+        if fault is not None:
+            return self._problem(number, fault)
+        split = "" if header.split is None else cells[header.split].lower()
+        marks = [mark(cells[position]) for position in header.marks]
+        if None in marks:
+            place = marks.index(None)
+            found = f"{header.findings[place]} is {cells[header.marks[place]]}"
+            rule = "a finding is 1 or 0, or blank, -1 or uncertain if unknown"
+            return self._problem(number, (found, rule, "correct it, or name one column of labels"))
+        name = cells[header.path]
+        patient: str | None = None if header.patient is None else cells[header.patient]
+        if header.in_path is not None:
+            within = header.in_path.search(name)
+            if within is None:
+                rule = f"the patient is the part of the path that matches {header.in_path.pattern}"
+                remedy = "correct it, or name a patient column"
+                return self._problem(number, (f"{name} names no patient", rule, remedy))
+            patient = within.group()
+        return _Row(
+            number=number,
+            name=name,
+            path=self._path(name),
+            label="" if header.label is None else cells[header.label],
+            marks=bytes(one & 0xFF for one in marks if one is not None),
+            patient=patient,
+            site=None if header.site is None else cells[header.site],
+            split=SPLIT_NAMES[split] if split else -1,
+            attributes=tuple(cells[position] or None for position in header.attributes.values()),
         )
-    # An empty label is an unknown one, which a study may leave out; an attribute may be missing.
-    empty = [name for name, position in header.filled.items() if not cells[position]]
-    if empty:
-        rule = "a column that exists must be filled"
-        return problem(f"{' and '.join(empty)} is empty", rule, "fill it in every row")
-    split = "" if header.split is None else cells[header.split]
-    if split and split.lower() not in SPLIT_NAMES:
-        return problem(f"split is {split}", "it must be train, test or validation", "correct it")
-    marks = [mark(cells[position]) for position in header.marks]
-    if None in marks:
-        place = marks.index(None)
-        return problem(
-            f"{header.findings[place]} is {cells[header.marks[place]]}",
-            "a finding is 1 or 0, or blank, -1 or uncertain if unknown",
-            "correct it, or name one column of labels",
-        )
-    name = cells[header.path]
-    patient: str | None = None if header.patient is None else cells[header.patient]
-    if header.patient is None and header.in_path is not None:
-        within = header.in_path.search(name)
-        if within is None:
-            rule = f"the patient is the part of the path that matches {header.in_path.pattern}"
-            return problem(f"{name} names no patient", rule, "correct it, or name a patient column")
-        patient = within.group()
-    return _Row(
-        number=number,
-        name=name,
-        path=_path(sheet.base, name, options),
-        label="" if header.label is None else cells[header.label],
-        marks=bytes(one & 0xFF for one in marks if one is not None),
-        patient=patient,
-        site=None if header.site is None else cells[header.site],
-        split=SPLIT_NAMES[split.lower()] if split else -1,
-        attributes=tuple(cells[position] or None for position in header.attributes.values()),
-    )
 
+    def _problem(self, number: int, fault: Fault) -> Problem:
+        return Problem(self.sheet.place(number), *fault, left_out=True)
 
-def _path(base: Path, name: str, options: Options) -> str:
-    """The file that a row names: the first that exists, or else as it stands."""
-    table = options.table
-    file = name if not table.suffix or KNOWN_SUFFIX.search(name) else name + table.suffix
-    places = [os.path.join(base, folder, file) for folder in table.folders]  # noqa: PTH118 - a million rows
-    if "\\" in file:
-        places += [place.replace("\\", "/") for place in places]
-    if len(places) == 1:
-        return places[0]
-    return next((place for place in places if os.path.exists(place)), places[0])  # noqa: PTH110 - no error if too long
+    def _cell_fault(self, cells: list[str]) -> Fault | None:
+        """Why the row cannot be read, whatever its label."""
+        width = len(self.sheet.header[1])
+        if len(cells) != width:
+            return (
+                f"it has {len(cells)} cells where the first line has {width}",
+                "every row must have one cell per column",
+                "quote cells that hold the separator, and remove line breaks within cells",
+            )
+        # An empty label is an unknown one, which a study may leave out; an attribute may be missing.
+        empty = [name for name, position in self.filled if not cells[position]]
+        if empty:
+            rule = "a column that exists must be filled"
+            return (f"{' and '.join(empty)} is empty", rule, "fill it in every row")
+        split = None if self.header.split is None else cells[self.header.split]
+        if split is not None and split.lower() not in SPLIT_NAMES:
+            return (f"split is {split}", "it must be train, test or validation", "correct it")
+        return None
+
+    def _path(self, name: str) -> str:
+        """The file that a row names: the first that exists, or else as it stands."""
+        file = name + self.table.suffix if self.table.suffix and not KNOWN_SUFFIX.search(name) else name
+        places = [os.path.join(self.sheet.base, folder, file) for folder in self.table.folders]  # noqa: PTH118
+        if "\\" in file:
+            places += [place.replace("\\", "/") for place in places]
+        if len(places) == 1:
+            return places[0]
+        # A name that is too long is no error here.
+        return next((place for place in places if os.path.exists(place)), places[0])  # noqa: PTH110
 
 
 def _without_repeats(records: Records, options: Options) -> Records:

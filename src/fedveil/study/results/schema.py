@@ -152,6 +152,23 @@ class Majority(Record):
     balanced_accuracy: Number = math.nan
 
 
+class SubgroupResult(Record):
+    """One group of an attribute on the test images, and its gap to all others; NaN if undefined."""
+
+    attribute: str
+    group: str
+    n: Count = 0
+    patients: Count = 0
+    auroc: Number = math.nan
+    auroc_interval: Interval = UNKNOWN
+    auroc_gap: Number = math.nan
+    auroc_gap_interval: Interval = UNKNOWN
+    balanced_accuracy: Number = math.nan
+    balanced_accuracy_interval: Interval = UNKNOWN
+    balanced_accuracy_gap: Number = math.nan
+    balanced_accuracy_gap_interval: Interval = UNKNOWN
+
+
 class ModelMetrics(Record):
     """Metrics of one model, from images as in `fedveil.learning.Metrics`, or from a noisy histogram, with additional
     keys."""
@@ -169,6 +186,7 @@ class ModelMetrics(Record):
     majority: Majority = Majority()
     confusion: Confusion = None
     per_class: Annotated[tuple[ClassResult, ...], BeforeValidator(_tuple)] = ()
+    subgroups: Annotated[tuple[SubgroupResult, ...], BeforeValidator(_tuple)] = ()
 
     @property
     def matrix(self) -> npt.NDArray[np.int64] | None:
