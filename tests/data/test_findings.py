@@ -9,7 +9,6 @@ from PIL import Image
 from fedveil.data import Dataset, Options, check, load, load_usable, write_split
 from fedveil.errors import DataError, InvalidValue, StudyError
 from fedveil.study import Study
-from fedveil.study.prepare import prepare
 
 LISTED = ("Effusion", "Mass|Effusion", "No Finding", "", "Mass|uncertain", "Edema")
 MARKED = (("1", "0.0"), ("", "1"), ("-1", "0"), ("0", "0"), ("1.0", "-1.0"), ("0", "1"))
@@ -197,11 +196,18 @@ def test_settings_that_contradict_each_other_are_refused():
 
 def test_a_study_refuses_what_no_model_is_trained_for(listed):
     text = f'[data]\nsource = "{listed()}"\nimage_size = 8\nseparator = "|"\ntask = "findings"\n'
-    study = Study.parse(text + 'classes = ["Mass", "Effusion"]\nunknown_labels = "unknown"')
-    with pytest.raises(StudyError, match=r"trains on one class per image: set data.positive"):
-        prepare(study)
+    text += 'classes = ["Mass", "Effusion"]\nunknown_labels = "unknown"\n'
+    with pytest.raises(StudyError, match="trains linear heads so far"):
+        Study.parse(text + '[model]\nfeatures = "none"\nnetwork = "cnn"')
+
+
+def test_findings_in_one_label_are_never_negative_without_a_word(listed):
+    with pytest.raises(
+        DataError, match=r"Mass\|Effusion; it contains Mass of classes, and would count as negative"
+    ):
+        load(listed(), classes=("Mass", "Effusion"), **FINDINGS)
     with pytest.raises(DataError, match="findings are one 0/1 column each"):
-        prepare(Study.parse(text.replace('separator = "|"', "")))
+        load(listed(), **FINDINGS)
 
 
 @pytest.mark.parametrize("scheme", ["iid", "dirichlet", "quantity"])

@@ -32,7 +32,7 @@ def labels(source, **settings):
 def test_a_positive_name_within_a_list_of_findings_is_never_a_negative(table):
     """Of the full NIH table, 77 % of the pneumonia images would have been negative."""
     source = table(NIH)
-    with pytest.raises(DataError, match="contains the positive class Pneumonia") as caught:
+    with pytest.raises(DataError, match="contains Pneumonia of positive") as caught:
         load(source, image_size=8, positive=["Pneumonia"])
     assert 'separator = "|"' in str(caught.value)
     assert "line 2" in str(caught.value)

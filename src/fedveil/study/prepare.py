@@ -160,7 +160,6 @@ def prepare(study: Study, dataset: Dataset | None = None) -> Prepared:
         dataset = load(settings.source, **asked)
     else:
         dataset = _given(study, dataset)
-    check_task(dataset.task)
     if not len(dataset.test):
         raise StudyError(
             f"{settings.source} holds no test images",

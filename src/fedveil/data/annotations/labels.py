@@ -101,7 +101,8 @@ def _fault(text: str, options: Options) -> Fault | None:
     positive, classes = options.positive or (), options.classes or ()
     if options.task == "findings":  # what is unknown becomes -1 for each finding
         listed = split_findings(text, options.separator)
-        return next(filter(None, (_misspelt(one, classes, "classes") for one in listed)), None)
+        doubts = (_misspelt(one, classes, "classes") or _contains(one, classes, options) for one in listed)
+        return next(filter(None, doubts), None)
     if options.separator:
         findings = split_findings(text, options.separator)
         unsure = not findings or any(one.casefold() in UNKNOWN for one in findings)
@@ -134,16 +135,18 @@ def _misspelt(text: str, known: Sequence[str], setting: str = "positive") -> Fau
     )
 
 
-def _contains(text: str, positive: Sequence[str], options: Options) -> Fault | None:
-    if "joined-labels" in options.accept:
+def _contains(text: str, known: Sequence[str], options: Options) -> Fault | None:
+    """Whether a label that would count as none of the known names has one of them in it."""
+    if text in known or "joined-labels" in options.accept:
         return None
-    for name in positive:
+    setting = "classes" if options.task == "findings" else "positive"
+    for name in known:
         if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE):
             sign = next((sign for sign in MARKS if sign in text), "|")
             return (
                 f"label is {text}",
-                f"it contains the positive class {name}, and would count as negative",
-                f'set data.separator = "{sign}" if it lists several findings, name it in positive, or set '
+                f"it contains {name} of {setting}, and would count as negative",
+                f'set data.separator = "{sign}" if it lists several findings, name it in {setting}, or set '
                 'data.accept = ["joined-labels"] if it is negative',
             )
     return None
