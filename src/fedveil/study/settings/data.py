@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedveil.data import Reading, Settings, check_window
 from fedveil.data.annotations.presets import PRESETS
@@ -44,6 +44,13 @@ class SiteSettings(Table):
     alpha: float = Field(default=0.5, gt=0, description="similarity of hospitals: smaller is more skewed")
 
 
+class _Names(dict[str, str]):
+    """A table of names that nobody changes, so that a study can be the key of a cache."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
 class ColumnSettings(Table):
     """A table's column names; empty if they are as here."""
 
@@ -55,8 +62,8 @@ class ColumnSettings(Table):
     patient: str = Field(default="", description='column of the patient, such as "Patient ID"')
     site: str = Field(default="", description="column of the hospital")
     split: str = Field(default="", description="column of the split: train, test or validation")
-    attributes: dict[Annotated[str, Field(pattern=NAME)], str] = Field(
-        default_factory=dict, description='further columns to carry along, such as { age = "Patient Age" }'
+    attributes: Annotated[dict[Annotated[str, Field(pattern=NAME)], str], AfterValidator(_Names)] = Field(
+        default_factory=_Names, description='further columns to carry along, such as { age = "Patient Age" }'
     )
 
     @property
