@@ -107,8 +107,8 @@ def test_a_tolerance_that_means_nothing_is_refused(tolerance):
 
 def test_every_recipe_that_is_offered_has_laws_of_both_metrics():
     for by in references().values():
-        for recipe, laws in by.items():
-            assert set(laws) == {"auroc", "balanced-accuracy"}, recipe
+        for recipe, known in by.items():
+            assert set(known) == {"auroc", "balanced-accuracy"}, recipe
 
 
 def test_a_recipe_with_a_lower_ceiling_does_not_win_by_reaching_it():

@@ -36,7 +36,7 @@ class Agreement:
         releases: in the order in which they are made; of a calibrated study, the pilot's and the dearest level's.
         min_sites: smallest number of participants in a round.
         min_honest: smallest number of honest noise shares under secure aggregation; None for the default rule.
-        calibration: the levels of a calibrated study and the rule that picks one; None for a study with a fixed epsilon.
+        calibration: the levels of a calibrated study and its rule; None for a study with a fixed epsilon.
     """
 
     name: str

@@ -6,7 +6,7 @@ little accuracy.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from scipy.optimize import brentq
@@ -35,8 +35,9 @@ def recommend(plan_request: PlanRequest, laws: Laws) -> Recommendation:
 
     Without any wish, it is the least epsilon whose accuracy is within a tolerance of the same model without privacy.
     With a limit on epsilon or on risk and no accuracy target, all of the limit is used, and a stronger unit and less
-    trust are preferred if they cost at most 0.01 of accuracy. Among recipes the more accurate one is chosen. The answer is no if a target cannot
-    be reached, or if noise would remove more than half of the accuracy that the images allow above guessing.
+    trust are preferred if they cost at most 0.01 of accuracy. Among recipes the more accurate one is chosen. The answer
+    is no if a target cannot be reached, or if noise would remove more than half of the accuracy that the images allow
+    above guessing.
 
     Args:
         plan_request: what is available and what would be accepted.
@@ -229,7 +230,10 @@ def _beyond(plan_request: PlanRequest, laws: Laws, chosen: Candidate) -> str:
     """The reason why no accepted epsilon keeps the accuracy within the tolerance."""
     law, metric = laws[chosen.configuration.recipe][plan_request.ranked], plan_request.ranked
     bare = law.expected(plan_request.patients, math.inf)
-    needed = _patients_needed(plan_request, law, chosen, bare - (plan_request.loss or 0.0))
+    loss = plan_request.loss or 0.0
+    needed = _patients_needed(
+        plan_request, law, chosen, lambda patients: law.expected(patients, math.inf) - loss
+    )
     more = f"; about {needed:,} patients would be needed" if needed else ""
     return (
         f"no epsilon up to {plan_request.limit:.3g} keeps the {metric_name(metric)} within {plan_request.loss:g} of "
@@ -245,14 +249,14 @@ def _short(plan_request: PlanRequest, laws: Laws, chosen: Candidate, metric: Met
     if plan_request.targets[metric] >= ceiling:
         article = "an" if metric == "auroc" else "a"
         return f"tasks like {law.name} allow {article} {name} of {ceiling:.3f} at most, with any number of patients"
-    needed = _patients_needed(plan_request, law, chosen, plan_request.targets[metric])
+    needed = _patients_needed(plan_request, law, chosen, lambda _: plan_request.targets[metric])
     more = f"; about {needed:,} patients would be needed" if needed else ""
     found = f"{name} {chosen.value(metric):.3f}, with trust {chosen.configuration.trust}"
     return f"at epsilon {plan_request.limit:.3g} the best is {found}{more}"
 
 
 def _patients_needed(
-    plan_request: PlanRequest, law: Reference, chosen: Candidate, wanted: float
+    plan_request: PlanRequest, law: Reference, chosen: Candidate, wanted: Callable[[float], float]
 ) -> int | None:
     """The number of patients needed with the same hospitals, all larger by one factor; None if a factor of 1,000 is
     not enough."""
@@ -261,7 +265,8 @@ def _patients_needed(
 
     def short(log: float) -> float:
         scale = math.exp(log)
-        return law.expected(plan_request.patients * scale, chosen.ratio * scale) - wanted
+        patients = plan_request.patients * scale
+        return law.expected(patients, chosen.ratio * scale) - wanted(patients)
 
     if short(math.log(1000)) < 0:
         return None

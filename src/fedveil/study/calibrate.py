@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from fedveil.errors import InvalidValue
 from fedveil.federation import Agreement, LocalNoise, Noise, Query, Release, Rounds, default_min_honest
-from fedveil.federation.noise import Calibrated, Sums, noise_by
 from fedveil.federation.levels import Calibration, Level
+from fedveil.federation.noise import Calibrated, Sums, noise_by
 from fedveil.federation.queries import Asked, PilotQuery, StatisticsQuery, asked_by
 from fedveil.learning import Sizes
 from fedveil.privacy import Guarantee, Mechanism, calibrate

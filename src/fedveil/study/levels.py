@@ -59,7 +59,7 @@ def strength(noise: Noise, release: Release, sites: int) -> float:
 def rule_of(study: Study, model: Sizes, pilot_strength: float) -> Rule:
     """The rule of a calibrated study, from public settings alone."""
     network, method = study.model.network, study.training.method
-    kind = method if network == "linear" and method != "averaging" else "gradient"
+    kind: str = "one-shot" if method == "one-shot" else "gradient"
     if network != "linear":
         kind = "tuned" if network.startswith("efficientnet-lite0") else "network"
     return Rule(

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, final
 
-
 from fedveil.errors import FederationError
 from fedveil.federation.queries.query import (
     Asked,

@@ -78,10 +78,10 @@ def pilot_counts(
         classes: number of classes.
         dimension: number of features.
     """
-    finite = np.isfinite(scores).all(axis=1)
+    finite: npt.NDArray[np.bool_] = np.isfinite(scores).all(axis=1)
     share = on_grid(weights * finite / math.sqrt(tables(classes)))
     edge = REACH * math.sqrt(ANISOTROPY / dimension)
-    places = np.where(finite[:, None], (scores + edge) / (2 * edge) * BINS, 0.0)
+    places: Vector = np.where(finite.reshape(-1, 1), (scores + edge) / (2 * edge) * BINS, 0.0)
     bins = np.clip(np.floor(places), 0, BINS - 1).astype(np.int64)
     told = [1] if classes == 2 else range(classes)
     blocks = [

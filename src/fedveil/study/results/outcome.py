@@ -35,8 +35,8 @@ NOISY_ONLY = (
 )
 NOT_JUDGED = "The model was not evaluated: measure its accuracy before it is used."
 NOT_WITHIN = (
-    "The pilot predicts that no level up to the maximum keeps the AUROC within the tolerance: the dearest was used. More "
-    "patients, secure aggregation instead of trust site, or a larger maximum would help."
+    "The pilot predicts that no level up to the maximum keeps the AUROC within the tolerance: the dearest was used. "
+    "More patients, secure aggregation instead of trust site, or a larger maximum would help."
 )
 PACKAGES = (
     "numpy",
