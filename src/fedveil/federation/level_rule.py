@@ -11,8 +11,9 @@ s = (1 / n_1^2 + 1 / n_0^2) (N / nu)^2 / (1 - c^2) for class statistics with cou
 
     b^2 = k tau / (delta' C delta),  k = (N^2 / n_1^2 + N^2 / n_0^2) / (1 - c^2),  so  |delta|^2 = D sqrt(k tau) / b.
 
-The pilot measures two functions of D and b:
+The pilot measures N, and two functions of D and b:
 
+- the number of units, in total and of each class, from both sums;
 - **the squared length of the noisy difference, less its known noise**: |delta|^2 + tau (1 / n_1 + 1 / n_0), with
   standard deviation sqrt(4 |delta|^2 s + 2 d s^2) in d dimensions;
 - **the separation along the noisy difference**, from the histogram: distance of the mean scores (less what the same
@@ -138,7 +139,7 @@ class Rule:
             variances: of the noise in each number of them.
             strengths: mu / f of every level, in ascending order.
         """
-        counts, raw = self._counts(totals[0])
+        counts, raw = self._counts(totals, variances)
         units = max(raw, float(len(counts)))
         ratios = np.append(units * np.array(strengths), np.inf)
         scores, doubts = [], []
@@ -164,11 +165,23 @@ class Rule:
             units=units, levels=tuple(found[:-1]), bare=found[-1], level=level, within=len(enough) > 0
         )
 
-    def _counts(self, total: Vector) -> tuple[Vector, float]:
-        """Class sizes, and the number of units before any is cut to its range."""
-        rows = total.reshape(self.classes, -1)
-        noisy = rows[:, -1] / COUNT_WEIGHT if self.features else rows[:, 0]
-        return class_sizes(noisy), float(noisy.sum())
+    def _counts(self, totals: Sequence[Vector], variances: Sequence[float]) -> tuple[Vector, float]:
+        """Class sizes, and the number of units before any is cut to its range.
+
+        Histogram and class statistics count the same units; inverse variances weigh the two numbers.
+        """
+        rows = totals[0].reshape(self.classes, -1)
+        if not self.histogram:
+            noisy = rows[:, -1] / COUNT_WEIGHT if self.features else rows[:, 0]
+            return class_sizes(noisy), float(noisy.sum())
+        told = tables(self.classes)
+        bins = (totals[1] * math.sqrt(told)).reshape(told, 2, BINS).sum(axis=2)
+        seen = bins[0] if self.classes == 2 else bins[:, 1]
+        first, second = COUNT_WEIGHT**2 / variances[0], 1 / (BINS * told * variances[1])
+        noisy = (first * rows[:, -1] / COUNT_WEIGHT + second * seen) / (first + second)
+        whole, all_bins = float(rows[:, -1].sum()) / COUNT_WEIGHT, float(bins.sum()) / told
+        first, second = first / self.classes, 1 / (2 * BINS * variances[1])
+        return class_sizes(noisy), (first * whole + second * all_bins) / (first + second)
 
     def _posterior(
         self,
@@ -215,7 +228,7 @@ class Rule:
         k: float,
     ) -> Vector:
         """Log likelihood of the two measurements at every point of the grid."""
-        read = ClassStatistics.from_released(totals[0], self.classes, variances[0])
+        read = ClassStatistics.from_released(totals[0], self.classes, variances[0], counts)
         code = 1 if self.classes == 2 else table
         first, rest = counts[code], counts.sum() - counts[code]
         variance = variances[0] / (1 - COUNT_WEIGHT**2)

@@ -8,7 +8,7 @@ from fedveil.errors import InvalidValue
 from fedveil.federation import Agreement, LocalNoise, Noise, Query, Release, Rounds, default_min_honest
 from fedveil.federation.levels import Calibration, Level
 from fedveil.federation.noise import Calibrated, Sums, noise_by
-from fedveil.federation.queries import Asked, PilotQuery, StatisticsQuery, asked_by
+from fedveil.federation.queries import Asked, asked_by
 from fedveil.learning import Sizes
 from fedveil.privacy import Guarantee, Mechanism, calibrate
 from fedveil.study.levels import grid_of, rule_of, strength
@@ -18,8 +18,6 @@ __all__ = ["make_agreement", "target_of"]
 
 LEAST_SHARE = 0.01
 """Share of a level's budget for class statistics, if the pilot has already used more than theirs."""
-ROUNDING = 1e-5
-"""Noise added to a pilot's beyond its closed form, so that integers and rounding stay within its epsilon."""
 
 
 def make_agreement(study: Study, *, sites: Sequence[str], model: Sizes) -> Agreement:
@@ -104,19 +102,19 @@ class _Calibrator:
         return cls(study=study, target=target, noise=noise_by(target.trust, sites, honest), asked=asked)
 
     def pilot(self) -> tuple[Release, ...]:
-        """The releases of a pilot that costs all of the target."""
-        histogram = PilotQuery.of(self.asked)
-        rest = 1 - (histogram.share(self.asked) if histogram else 0.0)
-        made = []
-        for query, share in ((StatisticsQuery(), rest), (histogram, 1 - rest)):
-            if query is not None:
-                multiplier = self.asked.noise_multiplier(share) * (1 + ROUNDING)
-                made.append(self._fitted(query, Mechanism(multiplier, 1.0, 1, unit=self.target.unit)))
-        return tuple(made)
+        """The releases of a pilot that costs all of the target; all units take part in each."""
+        found = [query for query in asked_by(self.asked) if query.pilot_share(self.asked) > 0]
+        made: list[Release] = []
+        for query in found[:-1]:
+            multiplier = self.asked.noise_multiplier(query.pilot_share(self.asked))
+            made.append(self._fitted(query, Mechanism(multiplier, 1.0, 1, unit=self.target.unit)))
+        sums = replace(self._sums(found[-1], 1), sampling_rate=1.0)
+        spent = [one.mechanism for one in made]
+        return (*made, self._release(found[-1], self.noise.calibrate(self.target, sums, spent)))
 
     def releases(self, pilot: Sequence[Release] = ()) -> tuple[Release, ...]:
         """All of them, in the order in which they are made; those after a pilot, if there was one."""
-        queries = [query for query in asked_by(self.asked) if not isinstance(query, PilotQuery)]
+        queries = [query for query in asked_by(self.asked) if not query.pilot_only]
         before = [one.mechanism for one in pilot]
         (rest,) = (query for query in queries if query.share(self.asked) is None)
         others = [query for query in queries if query is not rest]

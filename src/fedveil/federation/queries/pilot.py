@@ -13,6 +13,7 @@ from fedveil.federation.queries.query import (
     OneSum,
     Vector,
 )
+from fedveil.federation.queries.statistics import HISTOGRAM_SHARE
 from fedveil.learning import CentredHead, CentredLearner, Sizes
 from fedveil.learning.models.pilot_scores import directions, pilot_size
 
@@ -36,6 +37,7 @@ class PilotQuery(OneSum):
     name: ClassVar[str] = "pilot"
     title: ClassVar[str] = "pilot histogram"
     setting: ClassVar[str] = "pilot_epsilon"
+    pilot_only: ClassVar[bool] = True
     adds: ClassVar[str] = "its class and score bin, norm 1"
     purpose: ClassVar[str] = "how separable the classes are, from which the level of noise follows"
 
@@ -46,7 +48,12 @@ class PilotQuery(OneSum):
         return cls() if asked.privacy["epsilon"] == "calibrated" and linear else None
 
     def share(self, asked: Asked) -> float:
-        """Its share of the pilot's budget."""
+        """No share of a level's budget."""
+        del asked
+        return 0.0
+
+    def pilot_share(self, asked: Asked) -> float:
+        """Its part of the pilot's budget."""
         del asked
         return HISTOGRAM_SHARE
 
@@ -71,9 +78,7 @@ class PilotQuery(OneSum):
     def sent(self, state: ModelState) -> Vector:
         """The directions as the trained part of an uncentred model, whose shift is the middle between the classes."""
         if not isinstance(state.model, CentredHead) or state.statistics is None:
-            raise FederationError(
-                "there are no class statistics", "the direction follows from them", "release them first"
-            )
+            return state.parameters
         trained, shift = directions(state.statistics)
         return state.model.join(None, trained, shift)
 
@@ -81,7 +86,3 @@ class PilotQuery(OneSum):
         """The same model: the histogram only decides the level of noise; see `fedveil.federation.level_rule`."""
         del released
         return replace(state)
-
-
-HISTOGRAM_SHARE = 0.35
-"""Of the pilot's budget, in mu squared; the class statistics get the rest."""

@@ -78,7 +78,7 @@ def pilot_counts(
         classes: number of classes.
         dimension: number of features.
     """
-    finite: npt.NDArray[np.bool_] = np.isfinite(scores).all(axis=1)
+    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(axis=1))
     share = on_grid(weights * finite / math.sqrt(tables(classes)))
     edge = REACH * math.sqrt(ANISOTROPY / dimension)
     places: Vector = np.where(finite.reshape(-1, 1), (scores + edge) / (2 * edge) * BINS, 0.0)

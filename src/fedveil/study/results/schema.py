@@ -242,7 +242,7 @@ class Calibrated(Record):
     within: bool
     units: Number
     bare: Predicted
-    levels: tuple[PredictedLevel, ...]
+    levels: Annotated[tuple[PredictedLevel, ...], BeforeValidator(_tuple)]
 
 
 class Result(Record):
