@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from tests.study.stopping import Stop, StopAfter
 
+from fedveil import report
 from fedveil.errors import BudgetExceeded, FederationError, InvalidValue, StudyError
 from fedveil.federation import Declined, Policy, Site
 from fedveil.federation.levels import SCALE
-from fedveil.privacy import Budget, Ledger, verify_ledger
+from fedveil.privacy import Budget, Ledger, operational_risk, verify_ledger
 from fedveil.study import RunDirectory, Study, make_agreement, prepare, run
 from fedveil.study.pipeline import make_task
 from fedveil.study.progress import Silent
@@ -86,6 +87,20 @@ def test_the_level_follows_from_released_numbers_alone(study, tmp_path):
     labels = names(charges(tmp_path / "out"))
     assert labels.count("pilot") == labels.count("statistics") == 1, "a resumed run does not repeat the pilot"
     assert {name.rpartition("-level-")[2] for name in labels if "-level-" in name} == {str(found.level)}
+
+
+def test_the_page_states_the_maximum_and_its_risk_and_shows_the_curve(study, tmp_path):
+    """A level that was chosen in view of releases bounds no attack beforehand: the page must not state its risk."""
+    result = run(RunDirectory.create(tmp_path / "out", calibrated(study)))
+    record = report.load(tmp_path / "out")
+    assert result["calibrated"]["charged"] < 6
+    assert record.risk == operational_risk(record.guarantee, record.mechanisms)
+    assert record.risk.true_positive_rate == pytest.approx(result["risk"]["tpr_at_1_percent_fpr"])
+    charged = operational_risk(record.guarantee, [one.mechanism for one in record.releases])
+    assert record.risk.true_positive_rate > charged.true_positive_rate + 0.1
+    page = report.write_report(tmp_path / "out").read_text()
+    assert "AUROC against epsilon, as the pilot predicts it" in page
+    assert "The guarantee states the maximum" in page
 
 
 def test_one_round_is_calibrated_too(study, tmp_path):

@@ -179,6 +179,7 @@ class Outcome:
             "within": forecast.within,
             "units": forecast.units,
             "bare": asdict(forecast.bare),
+            "mechanisms": list(self.agreement.mechanisms),
             "levels": [
                 {"epsilon": level.epsilon} | asdict(found)
                 for level, found in zip(calibration.levels, forecast.levels, strict=True)
@@ -248,8 +249,15 @@ class Outcome:
                 "too, and the budget was spent."
             )
         forecast = self.trained.forecast
-        if forecast is not None and not forecast.within:
-            notes.append(NOT_WITHIN)
+        calibration = self.agreement.calibration
+        if forecast is not None and calibration is not None:
+            chosen = calibration.level(forecast.level).epsilon
+            notes.append(
+                f"Epsilon was calibrated: the rule picked {chosen:g} of at most {self.agreement.target.epsilon:g} from "
+                f"what the pilot released, and the ledgers were charged {self._spent():.3g}. The guarantee states the "
+                "maximum, which was fixed beforehand; the rest of it remains in the hospitals' budgets."
+            )
+            notes += [] if forecast.within else [NOT_WITHIN]
         if not len(self.task.dataset.test):
             notes.append(NOT_TESTED + (NOT_JUDGED if self.trained.histogram is None else NOISY_ONLY))
         if len(self.task.dataset.test):

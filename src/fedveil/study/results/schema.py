@@ -232,6 +232,7 @@ class Calibrated(Record):
         units: the estimated number of units.
         bare: the prediction without privacy.
         levels: the prediction at every level.
+        mechanisms: those of the dearest level with the pilot, which the guarantee prices.
     """
 
     maximum: Cost
@@ -243,6 +244,7 @@ class Calibrated(Record):
     units: Number
     bare: Predicted
     levels: Annotated[tuple[PredictedLevel, ...], BeforeValidator(_tuple)]
+    mechanisms: Annotated[tuple[MechanismValues, ...], BeforeValidator(_tuple)]
 
 
 class Result(Record):
