@@ -58,7 +58,7 @@ class Review:
         if agreement.calibration is not None:
             grid = ", ".join(f"{level.epsilon:g}" for level in agreement.calibration.levels)
             lines.append(
-                f"level      calibrated: after the pilot, a fixed rule picks one epsilon of {grid} from its noisy sums. "
+                f"level      calibrated: a fixed rule picks one epsilon of {grid} from the pilot's noisy sums. "
                 "The releases and the cost here are those of the dearest; the ledger is charged what is used"
             )
         if self.guarantee is None:
