@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticKnownError
 
 from fedveil.errors import StudyError
 from fedveil.schema import explain
@@ -139,6 +140,17 @@ class TrainingSettings(Table):
     )
 
 
+def _epsilon(value: Any) -> Any:
+    """A positive number or the word; checked here, since an error in a union would name its branches, not the key."""
+    if value == "calibrated":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PydanticKnownError("float_type")
+    if not value > 0:
+        raise PydanticKnownError("greater_than", {"gt": 0})
+    return value
+
+
 class PrivacySettings(Table):
     """The guarantee that the study calibrates to."""
 
@@ -148,7 +160,7 @@ class PrivacySettings(Table):
     trust: Literal["site", "secure-aggregation", "server", "none"] = Field(
         default="secure-aggregation", description="who could see an un-noised sum"
     )
-    epsilon: Annotated[float, Field(gt=0)] | Literal["calibrated"] = Field(
+    epsilon: Annotated[float | Literal["calibrated"], BeforeValidator(_epsilon)] = Field(
         default=1.0,
         description='total over all rounds and releases; "calibrated": the least that keeps the accuracy',
     )
