@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedveil.federation.level_rule import Rule
+from fedveil.federation.levels.rule import Rule
 from fedveil.learning import ClassStatistics, NetworkSizes
 from fedveil.learning.models.pilot_scores import directions, pilot_counts
 from fedveil.study import Study, make_agreement
-from fedveil.study.levels import LAWS, NOISE, SEPARATION
+from fedveil.study.calibrated.levels import LAWS, NOISE, SEPARATION
 
 DIMENSION = 40
 RULE = Rule(

@@ -11,7 +11,7 @@ from tests.study.stopping import Stop, StopAfter
 from fedveil import report
 from fedveil.errors import BudgetExceeded, FederationError, InvalidValue, StudyError
 from fedveil.federation import Declined, Policy, Site
-from fedveil.federation.levels import SCALE
+from fedveil.federation.levels.grid import SCALE
 from fedveil.privacy import Budget, Ledger, operational_risk, verify_ledger
 from fedveil.study import RunDirectory, Study, make_agreement, prepare, run
 from fedveil.study.pipeline import make_task

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from fedveil.errors import InvalidValue
-from fedveil.federation.levels import Calibration
+from fedveil.federation.levels.grid import Calibration
 from fedveil.federation.noise import LocalNoise, Noise, default_min_honest, noise_by
 from fedveil.federation.queries import Rounds
 from fedveil.federation.release import Release

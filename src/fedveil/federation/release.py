@@ -23,7 +23,7 @@ class Release:
         parameters: length of the parameter vector that the coordinator sends.
         integer: under secure aggregation, the integer sum that ``mechanism`` prices; otherwise None. If local steps
             contain the noise, it only masks their results and is not part of the price.
-        level: the level of a calibrated study that it belongs to, see `fedveil.federation.levels`; None if to none.
+        level: the level of a calibrated study that it belongs to (`.levels.grid`); None if to none.
         evidence: number of the parameters that are the pilot's sums, sent first.
     """
 

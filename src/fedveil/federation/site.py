@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedveil.errors import BudgetExceeded, FedveilError, Refused
 from fedveil.federation.agreement import Agreement
 from fedveil.federation.contributions import Contributions
-from fedveil.federation.levels import Shown
+from fedveil.federation.levels.grid import Shown
 from fedveil.federation.messages import (
     Answer,
     DeclineCode,

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from fedveil.errors import InvalidValue
 from fedveil.federation import Agreement, LocalNoise, Noise, Query, Release, Rounds, default_min_honest
-from fedveil.federation.levels import Calibration, Level
+from fedveil.federation.levels.grid import Calibration, Level
 from fedveil.federation.noise import Calibrated, Sums, noise_by
 from fedveil.federation.queries import Asked, asked_by
 from fedveil.learning import Sizes
 from fedveil.privacy import Guarantee, Mechanism, calibrate
-from fedveil.study.levels import grid_of, rule_of, strength
+from fedveil.study.calibrated.levels import grid_of, rule_of, strength
 from fedveil.study.settings.schema import Study
 
 __all__ = ["make_agreement", "target_of"]

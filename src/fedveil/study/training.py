@@ -28,8 +28,8 @@ from fedveil.federation import (
     RoundSum,
     Transport,
 )
-from fedveil.federation.level_rule import Forecast
-from fedveil.federation.levels import Calibration, Evidence
+from fedveil.federation.levels.grid import Calibration, Evidence
+from fedveil.federation.levels.rule import Forecast
 from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram
 from fedveil.study.progress import Progress
 from fedveil.study.results.run_directory import RunDirectory

@@ -83,6 +83,6 @@ class PilotQuery(OneSum):
         return state.model.join(None, trained, shift)
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
-        """The same model: the histogram only decides the level of noise; see `fedveil.federation.level_rule`."""
+        """The same model: the histogram only decides the level of noise; see `fedveil.federation.levels.rule`."""
         del released
         return replace(state)

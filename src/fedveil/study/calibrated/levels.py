@@ -1,12 +1,12 @@
 """The two parts of a calibrated study: its pilot, the grid of levels, and the rule's constants.
 
-`fedveil.federation.levels` states what sites check, and `fedveil.federation.level_rule` how a level is picked.
+`fedveil.federation.levels.grid` states what sites check, and `fedveil.federation.levels.rule` how a level is picked.
 """
 
 import math
 
 from fedveil.errors import InvalidValue
-from fedveil.federation.level_rule import Law, Rule
+from fedveil.federation.levels.rule import Law, Rule
 from fedveil.federation.noise import Noise
 from fedveil.federation.release import Release
 from fedveil.learning import Sizes

@@ -1,7 +1,7 @@
 """Levels of a calibrated study: a fixed public grid of which released values choose one.
 
 A study whose epsilon is "calibrated" has two parts. The pilot releases class statistics and, for a linear head, a
-histogram of scores. A rule (`fedveil.federation.level_rule`) picks a level from these noisy sums; every level has
+histogram of scores. A rule (`fedveil.federation.levels.rule`) picks a level from these noisy sums; every level has
 releases of its own, with more noise than those of the level above. Sites admit the agreement with all its levels, so
 with its dearest one. A request names a release of one level. Its parameters begin with the evidence: the noisy sums of
 the pilot, as the coordinator states them. A site applies the rule to them and refuses a dearer level.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedveil.errors import InvalidValue, Refused
-from fedveil.federation.level_rule import Forecast, Rule
+from fedveil.federation.levels.rule import Forecast, Rule
 from fedveil.federation.messages import Vector
 from fedveil.federation.release import Release
 
