@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fedveil.errors import BudgetExceeded, FedveilError, Refused
 from fedveil.federation.agreement import Agreement
 from fedveil.federation.contributions import Contributions
+from fedveil.federation.levels.grid import Shown
 from fedveil.federation.messages import (
     Answer,
     DeclineCode,
@@ -86,6 +87,7 @@ class Site:
         self._policy, self._ledger, self._identity = policy, ledger, identity
         self._admitted: dict[str, Agreement] = {}
         self._secure: dict[str, SecureSite] = {}
+        self._shown: dict[str, Shown] = {}
         self._served: dict[str, int] = {}
         self._asked: dict[str, Counter[str]] = {}
         self._generator = secure_generator()
@@ -117,6 +119,8 @@ class Site:
             self._check_budget(agreement, self._ledger)
         if agreement.trust == "secure-aggregation":
             self._secure[agreement.digest] = self._secure_site(agreement)
+        if agreement.calibration is not None:
+            self._shown[agreement.digest] = Shown(agreement.calibration)
         self._admitted[agreement.digest] = agreement
         return agreement.digest
 
@@ -186,7 +190,8 @@ class Site:
                 "ask for the releases of the study",
             )
         self._reserve(request, agreement, release)
-        total = self._contributions.of(release, request.parameters, private=agreement.trust != "none")
+        own = release.own_parameters(request.parameters)
+        total = self._contributions.of(release, own, private=agreement.trust != "none")
         return Reply(
             site=self.name,
             study=request.study,
@@ -298,7 +303,9 @@ class Site:
                 f"they must be {release.parameters} finite numbers, none larger than {LARGEST:g}",
                 "send the model that the study describes; reduce the learning rate if it has diverged",
             )
-        self._contributions.check(release, parameters)
+        if agreement.calibration is not None and release.level is not None:
+            self._shown[agreement.digest].check(release, parameters, self._asked[agreement.digest])
+        self._contributions.check(release, release.own_parameters(parameters))
         if release.integer is not None:
             self._secure[agreement.digest].opened()
         if request.attempt <= self._served.get(request.study, 0):

@@ -13,6 +13,7 @@ from fedveil.io import write_atomic
 from fedveil.privacy import gdp_mu
 from fedveil.report import formatting, tables, wording
 from fedveil.report.figures import accuracy, learning
+from fedveil.report.figures.calibration import calibration_chart
 from fedveil.report.figures.charts import Chart
 from fedveil.report.figures.images import example_images
 from fedveil.report.figures.risk import attack_chart, icon_array
@@ -88,6 +89,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "by_subgroup": tables.subgroup_table(record),
         "confusion": tables.confusion_table(record),
         "charts": _test_charts(record),
+        "calibration": calibration_chart(record.result.calibrated),
         "learning": learning.learning_chart(record.rounds),
         "drops": tables.drop_table(record),
         "sites": tables.site_table(record),

@@ -108,7 +108,12 @@ class RunRecord:
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
-        """The mechanisms of all releases; the guarantee covers their composition."""
+        """The mechanisms whose composition the guarantee states: of a calibrated study, those of its dearest level.
+
+        A level that was chosen in view of releases does not bound an attack beforehand.
+        """
+        if self.guarantee and self.result.calibrated is not None:
+            return self.result.calibrated.mechanisms
         return tuple(release.mechanism for release in self.releases)
 
     @property

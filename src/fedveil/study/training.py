@@ -8,8 +8,8 @@ from sites' local steps are divided by the number of sites.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from fedveil.federation import (
     RoundSum,
     Transport,
 )
+from fedveil.federation.levels.grid import Calibration, Evidence
+from fedveil.federation.levels.rule import Forecast
 from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram, Statistics
 from fedveil.study.progress import Progress
 from fedveil.study.results.run_directory import RunDirectory
@@ -53,6 +55,8 @@ class Trained:
         statistics: what was released before training.
         histogram: the release about the hospitals' held-out units; None without one.
         rounds: number of finished rounds; fewer than planned if interrupted ones used up budget.
+        agreement: what was executed: of a calibrated study, the pilot and the chosen level.
+        forecast: what a calibrated study predicted from its pilot; None for others.
         coordinator: the coordinator, with its count of charges.
     """
 
@@ -60,7 +64,9 @@ class Trained:
     statistics: Statistics | None
     histogram: ScoreHistogram | None
     rounds: int
+    agreement: Agreement
     coordinator: Coordinator
+    forecast: Forecast | None = None
 
     @property
     def priors(self) -> Vector | None:
@@ -113,12 +119,33 @@ class _Loop:
     evaluate: Evaluate
     progress: Progress
     label: str
+    evidence: Vector = field(default_factory=lambda: np.empty(0))
+    forecast: Forecast | None = None
 
     def run(self) -> Trained:
         self.checkpoint.load()
         state = ModelState(model=self.model, parameters=self.model.join(None, self.model.initial()))
+        if self.agreement.calibration is None:
+            return self._run(state, self.agreement.releases)
+        return self._calibrated(state, self.agreement.calibration)
+
+    def _calibrated(self, state: ModelState, calibration: Calibration) -> Trained:
+        """The pilot, then the level that the rule picks from it; a resumed run finds the same in its checkpoint."""
+        for release in calibration.pilot:
+            if isinstance(release.query, OneSum):
+                state = self._once(release, release.query, state, 0)
+        saved = self.checkpoint.arrays
+        survivors = tuple(int(saved[f"{one.name}.survivors"].sum()) for one in calibration.pilot)
+        totals = tuple(saved[one.name] for one in calibration.pilot)
+        evidence = Evidence(survivors, totals).to_vector()
+        forecast = calibration.forecast(calibration.read(evidence))
+        chosen = self.agreement.at_level(forecast.level)
+        found = replace(self, agreement=chosen, evidence=evidence, forecast=forecast)
+        return found._run(state, calibration.level(forecast.level).releases)
+
+    def _run(self, state: ModelState, releases: Sequence[Release]) -> Trained:
         finished = 0
-        for release in self.agreement.releases:
+        for release in releases:
             query = release.query
             if isinstance(query, Rounds):
                 state, finished = self._train(release, query, state)
@@ -131,6 +158,8 @@ class _Loop:
             statistics=state.statistics,
             histogram=state.histogram,
             rounds=finished,
+            agreement=self.agreement,
+            forecast=self.forecast,
             coordinator=self.coordinator,
         )
 
@@ -170,9 +199,33 @@ class _Loop:
                 raise
             variance = self.agreement.noise_variance(release, len(collected.survivors))
             arrays = {name: collected.total / rate, f"{name}.variance": np.array(variance / rate**2)}
+            arrays[f"{name}.survivors"] = np.isin(self.agreement.sites, collected.survivors)
             self.checkpoint.save(finished, arrays)
-        saved = self.checkpoint.arrays
-        return query.decode(NoisySum(saved[name], float(saved[f"{name}.variance"]), rate), state)
+        return query.decode(self._noisy(release), state)
+
+    def _noisy(self, release: Release) -> NoisySum:
+        """A sum from the checkpoint, combined with the pilot's sum of the same query if the same sites are in both.
+
+        Both are noisy versions of one exact sum; weights are the inverse variances, so nothing of the pilot is lost.
+        """
+        saved, rate = self.checkpoint.arrays, release.mechanism.sampling_rate
+        names = [release.name]
+        before = release.query.name
+        if release.level is not None and f"{before}.survivors" in saved and rate == 1:
+            same = np.array_equal(saved[f"{before}.survivors"], saved[f"{release.name}.survivors"])
+            names += [before] if same else []
+        weights = (
+            np.array([1 / float(saved[f"{name}.variance"]) for name in names])
+            if len(names) > 1
+            else np.ones(1)
+        )
+        total = sum(weight * saved[name] for weight, name in zip(weights, names, strict=True)) / weights.sum()
+        variance = float(saved[f"{release.name}.variance"]) if len(names) == 1 else float(1 / weights.sum())
+        return NoisySum(np.asarray(total), variance, rate)
+
+    def _sent(self, release: Release, parameters: Vector) -> Vector:
+        """The parameters of a request: those of a level begin with the evidence for it."""
+        return parameters if release.level is None else np.concatenate([self.evidence, parameters])
 
     def _collect(self, release: Release, parameters: Vector) -> RoundSum:
         if not self._affordable(release):
@@ -181,7 +234,7 @@ class _Loop:
                 "each time was charged, and the study's target covers no more",
                 "start the study again, with a new budget",
             )
-        return self.coordinator.collect(release, 1, parameters)
+        return self.coordinator.collect(release, 1, self._sent(release, parameters))
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
         """Run the remaining rounds that the budget covers; return the model and the number of finished rounds."""
@@ -208,7 +261,7 @@ class _Loop:
     ) -> Progression:
         started = time.perf_counter()
         asked = state.at(steps.optimizer.query(before.optimizer)).parameters
-        collected = self.coordinator.collect(release, before.round + 1, asked)
+        collected = self.coordinator.collect(release, before.round + 1, self._sent(release, asked))
         gradient, variance = steps.gradient(collected, self.agreement, release, query)
         after = Progression(
             round=before.round + 1,

@@ -189,7 +189,7 @@ class SiteConfig(_Table):
         """
         if agreement.trust == "none":
             return
-        for release in agreement.releases:
+        for release in agreement.possible:
             try:
                 release.mechanism.for_unit(self.budget.unit)
             except InvalidValue as error:

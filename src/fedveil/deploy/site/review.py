@@ -55,6 +55,12 @@ class Review:
             f"hospitals  {', '.join(agreement.sites)}; a round needs {needed}",
             *(f"{'' if number else 'releases':<10} {one}" for number, one in enumerate(releases)),
         ]
+        if agreement.calibration is not None:
+            grid = ", ".join(f"{level.epsilon:g}" for level in agreement.calibration.levels)
+            lines.append(
+                f"level      calibrated: a fixed rule picks one epsilon of {grid} from the pilot's noisy sums. "
+                "The releases and the cost here are those of the dearest; the ledger is charged what is used"
+            )
         if self.guarantee is None:
             lines.append("cost       no privacy: nothing bounds what is revealed about a patient")
         else:

@@ -190,6 +190,8 @@ class Query(ABC):
     aggregated."""
     optional: ClassVar[bool] = False
     """Whether a study continues without it if its budget is spent."""
+    pilot_only: ClassVar[bool] = False
+    """Whether only the pilot of a calibrated study makes it."""
     caution: ClassVar[str] = ""
     """A note on it in results that are evaluated on test images."""
 
@@ -201,6 +203,11 @@ class Query(ABC):
     @abstractmethod
     def share(self, asked: Asked) -> float | None:
         """Its share of a study's budget; None for the rest of the budget."""
+
+    def pilot_share(self, asked: Asked) -> float:
+        """Its share of the budget of a calibrated study's pilot; 0 if the pilot does not make it."""
+        del asked
+        return 0.0
 
     def clip_norm(self, asked: Asked) -> float:
         """The clip norm of its mechanism."""

@@ -12,6 +12,7 @@ from fedveil.learning.models.class_statistics import ClassStatistics, unit_block
 from fedveil.learning.models.discriminant import discriminant
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import LinearHead, LinearLearner, Unit
+from fedveil.learning.models.pilot_scores import pilot_counts
 from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.site_threshold import own_numbers
 from fedveil.learning.ranges import check_centre, check_frequencies, check_length
@@ -229,6 +230,18 @@ class CentredLearner:
         points = self._mean_scores(parameters, plain) if parameters.size else self._features
         weights = image_shares(self._groups, None if self._unit == "site" else units)
         total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)
+        if self._unit == "site":
+            total = bounded(total, 1.0)
+            total *= units is None or len(units) > 0
+        return total
+
+    def pilot_histogram(self, parameters: Vector, units: Indices | None = None) -> Vector:
+        """Sum the units' histograms of scores, each of norm at most 1; see `.pilot_scores`."""
+        model = self._model
+        centre, _, shift, trained = model.split(parameters)
+        scores = model.head.logits_of(trained, unit_blocks(self._features, model.blocks, centre)) - shift
+        weights = image_shares(self._groups, None if self._unit == "site" else units)
+        total = pilot_counts(scores, self._labels, weights, model.classes, model.features)
         if self._unit == "site":
             total = bounded(total, 1.0)
             total *= units is None or len(units) > 0

@@ -4,7 +4,7 @@ import csv
 import io
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -39,6 +39,10 @@ NOISY_ONLY = (
     "hold out (metrics.released)."
 )
 NOT_JUDGED = "The model was not evaluated: measure its accuracy before it is used."
+NOT_WITHIN = (
+    "The pilot predicts that no level up to the maximum keeps the AUROC within the tolerance: the dearest was used. "
+    "More patients, secure aggregation instead of trust site, or a larger maximum would help."
+)
 PACKAGES = (
     "numpy",
     "scipy",
@@ -118,7 +122,8 @@ class Outcome:
         return test.metrics(probabilities, priors)
 
     def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> Result:
-        agreement, guarantee = self.agreement, self._guarantee()
+        agreement, made = self.agreement, self.trained.agreement
+        guarantee = self._guarantee()
         risk = operational_risk(guarantee, agreement.mechanisms if agreement.trust != "none" else ())
         study = self.prepared.study
         self.seconds["total"] = (datetime.now(UTC) - self.started).total_seconds()
@@ -128,10 +133,11 @@ class Outcome:
                 "study": study.study.name,
                 "description": study.study.description,
                 "guarantee": guarantee,
-                "mechanism": agreement.main.mechanism,
+                "mechanism": made.main.mechanism,
                 "releases": [
-                    {"what": release.name, "mechanism": release.mechanism} for release in agreement.releases
+                    {"what": release.name, "mechanism": release.mechanism} for release in made.releases
                 ],
+                "calibrated": self._calibrated(),
                 "risk": {
                     "advantage": risk.advantage,
                     "tpr_at_1_percent_fpr": risk.true_positive_rate,
@@ -149,12 +155,41 @@ class Outcome:
         )
 
     def _guarantee(self) -> Guarantee:
-        """The guarantee of the charges: the largest total over the sites, by the accountant."""
+        """The guarantee of the charges: the largest total over the sites, by the accountant.
+
+        A calibrated study chose its level by what it had released, so its guarantee is the maximum fixed beforehand.
+        """
         target = self.agreement.target
         if self.agreement.trust == "none":
             return target
-        spent = max(state.spent(*self.agreement.titles) for state in self.ledgers.values())
-        return Guarantee(spent, target.delta, target.unit, target.trust)
+        if self.agreement.calibration is not None:
+            return self.agreement.planned or target
+        return Guarantee(self._spent(), target.delta, target.unit, target.trust)
+
+    def _spent(self) -> float:
+        """The largest total of this study's charges over the sites."""
+        return max(state.spent(*self.agreement.titles) for state in self.ledgers.values())
+
+    def _calibrated(self) -> dict[str, Any] | None:
+        """The levels of a calibrated study, what its pilot predicted, and what was charged."""
+        calibration, forecast = self.agreement.calibration, self.trained.forecast
+        if calibration is None or forecast is None:
+            return None
+        return {
+            "maximum": self.agreement.target.epsilon,
+            "charged": self._spent(),
+            "level": forecast.level,
+            "epsilon": calibration.level(forecast.level).epsilon,
+            "tolerance": calibration.rule.tolerance,
+            "within": forecast.within,
+            "units": forecast.units,
+            "bare": asdict(forecast.bare),
+            "mechanisms": list(self.agreement.mechanisms),
+            "levels": [
+                {"epsilon": level.epsilon} | asdict(found)
+                for level, found in zip(calibration.levels, forecast.levels, strict=True)
+            ],
+        }
 
     def _secure_aggregation(self) -> dict[str, Any] | None:
         if self.agreement.trust != "secure-aggregation":
@@ -216,12 +251,22 @@ class Outcome:
             f"{site} was left out of the last rounds: {why}."
             for site, why in self.trained.coordinator.left_out.items()
         ]
-        planned = sum(one.rounds for one in self.agreement.releases if isinstance(one.query, Rounds))
+        planned = sum(one.rounds for one in self.trained.agreement.releases if isinstance(one.query, Rounds))
         if self.trained.rounds != planned:
             notes.append(
                 f"Training ended after {self.trained.rounds} of {planned} rounds: interrupted rounds were charged "
                 "too, and the budget was spent."
             )
+        forecast = self.trained.forecast
+        calibration = self.agreement.calibration
+        if forecast is not None and calibration is not None:
+            chosen = calibration.level(forecast.level).epsilon
+            notes.append(
+                f"Epsilon was calibrated: the rule picked {chosen:g} of at most {self.agreement.target.epsilon:g} from "
+                f"what the pilot released, and the ledgers were charged {self._spent():.3g}. The guarantee states the "
+                "maximum, which was fixed beforehand; the rest of it remains in the hospitals' budgets."
+            )
+            notes += [] if forecast.within else [NOT_WITHIN]
         if not len(self.task.dataset.test):
             notes.append(NOT_TESTED + (NOT_JUDGED if self.trained.histogram is None else NOISY_ONLY))
         if len(self.task.dataset.test):

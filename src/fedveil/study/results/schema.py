@@ -224,6 +224,48 @@ class DataFacts(Record):
     patients_test: Count | None = None
 
 
+class Predicted(Record):
+    """A predicted AUROC: the expectation, and the interval in which 95 % of runs are expected."""
+
+    expected: Number
+    low: Number
+    high: Number
+
+
+class PredictedLevel(Predicted):
+    """The prediction at one level of a calibrated study."""
+
+    epsilon: Cost
+
+
+class Calibrated(Record):
+    """How a calibrated study picked its level from what its pilot released.
+
+    Attributes:
+        maximum: the epsilon that hospitals admitted, and that the guarantee states.
+        charged: what the ledgers hold of the study.
+        level: the picked level, from 1.
+        epsilon: of that level.
+        tolerance: the accepted loss of AUROC against no privacy.
+        within: whether the prediction keeps it.
+        units: the estimated number of units.
+        bare: the prediction without privacy.
+        levels: the prediction at every level.
+        mechanisms: those of the dearest level with the pilot, which the guarantee prices.
+    """
+
+    maximum: Cost
+    charged: Cost
+    level: Count
+    epsilon: Cost
+    tolerance: Number
+    within: bool
+    units: Number
+    bare: Predicted
+    levels: Annotated[tuple[PredictedLevel, ...], BeforeValidator(_tuple)]
+    mechanisms: Annotated[tuple[MechanismValues, ...], BeforeValidator(_tuple)]
+
+
 class Result(Record):
     """``result.json``: the results of a finished study and its cost.
 
@@ -232,6 +274,7 @@ class Result(Record):
         guarantee: of all charges; epsilon is infinite without privacy.
         mechanism: that of the main release.
         releases: everything that was released; the guarantee covers all of it.
+        calibrated: how the level of a calibrated study was picked; None for a fixed epsilon.
         sites: in the order of the study.
         rounds: number of finished rounds of training.
         baselines: metrics of the alternatives, by name.
@@ -245,6 +288,7 @@ class Result(Record):
     guarantee: GuaranteeValues
     mechanism: MechanismValues | None = None
     releases: Annotated[tuple[Released, ...], BeforeValidator(_tuple)] = ()
+    calibrated: Calibrated | None = None
     risk: RiskFigures | None = None
     secure_aggregation: SecureAggregation | None = None
     sites: Annotated[tuple[SiteResult, ...], BeforeValidator(_tuple)] = ()

@@ -16,12 +16,16 @@ def conflicts(study: "Study") -> Iterator[str]:
     if study.training.method == "one-shot":
         yield from _one_shot(study)
     yield from _own_models(study)
+    if study.privacy.epsilon == "calibrated":
+        yield from _calibrated(study)
     if study.data.meaning == "findings":
         yield from _findings(study)
 
 
 def _findings(study: "Study") -> Iterator[str]:
     privacy = study.privacy
+    if privacy.epsilon == "calibrated":
+        yield 'privacy.epsilon "calibrated" is for classes that exclude each other: give a number'
     if study.model.network != "linear":
         yield 'data.task "findings" trains linear heads so far: set model.network = "linear"'
     if study.training.method == "one-shot":
@@ -68,6 +72,25 @@ def _one_shot(study: "Study") -> Iterator[str]:
         yield 'training.method "one-shot" counts patients or images: set privacy.unit to one of them'
     if privacy.personal_share > 0:
         yield 'training.method "one-shot" has no local steps: remove privacy.personal_share'
+
+
+def _calibrated(study: "Study") -> Iterator[str]:
+    privacy = study.privacy
+    if privacy.max_epsilon is None:
+        yield 'privacy.epsilon is "calibrated": set privacy.max_epsilon, the most that it may be'
+    elif privacy.pilot_epsilon >= privacy.max_epsilon:
+        yield "privacy.pilot_epsilon leaves nothing of privacy.max_epsilon for training: reduce it"
+    if privacy.trust == "none":
+        yield 'privacy.epsilon is "calibrated" and privacy.trust "none": there is no noise to calibrate'
+    if privacy.unit == "site":
+        yield 'privacy.epsilon "calibrated" counts patients or images: set privacy.unit to one of them'
+    if max(privacy.personal_share, privacy.personal_calibration_share) > 0:
+        yield (
+            'privacy.epsilon "calibrated" cannot be combined with own models: set personal_share and '
+            "personal_calibration_share to 0"
+        )
+    if study.training.method != "one-shot" and not privacy.statistics_share:
+        yield 'privacy.epsilon "calibrated" needs class statistics: set privacy.statistics_share above 0'
 
 
 def _own_models(study: "Study") -> Iterator[str]:
