@@ -23,7 +23,7 @@ from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.io import write_atomic, write_json
 from fedveil.learning import CentredHead, NetworkModel, decide
-from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
+from fedveil.learning.encoders import PRECOMPUTED, EncoderSpec, FeatureExtractor, feature_extractor
 from fedveil.study.settings.schema import Study
 
 __all__ = ["Predictions", "TrainedModel", "predict", "prediction_cells", "prediction_columns"]
@@ -51,6 +51,7 @@ class TrainedModel:
             released.
         parameters: the whole parameter vector.
         dimension: length of precomputed features; None for others, whose length is fixed.
+        encoder: an encoder that is not built in, as `EncoderSpec.to_dict` writes it; None for others.
     """
 
     features: str
@@ -65,6 +66,7 @@ class TrainedModel:
     window: Window = FILE
     max_megapixels: float = MEGAPIXELS
     dimension: int | None = None
+    encoder: Mapping[str, Any] | None = None
 
     @classmethod
     def of(
@@ -77,6 +79,7 @@ class TrainedModel:
         frequencies: Vector | None = None,
     ) -> Self:
         """A study's model for images of these channels, and classes of these frequencies: equal ones if None."""
+        encoder = study.model.encoder.spec(study.model.features)
         return cls(
             features=study.model.features,
             whitened=study.model.whitened,
@@ -90,6 +93,7 @@ class TrainedModel:
             window=study.data.window,
             max_megapixels=study.data.max_megapixels,
             dimension=study.model.dimension,
+            encoder=None if encoder is None else encoder.to_dict(),
         )
 
     @property
@@ -165,6 +169,7 @@ class TrainedModel:
             channels=self.channels,
             whitened=self.whitened,
             dimension=self.dimension,
+            encoder=None if self.encoder is None else EncoderSpec.from_dict(self.encoder),
         )
 
     @cached_property

@@ -13,6 +13,7 @@ def conflicts(study: "Study") -> Iterator[str]:
     """The conflicts in a study, as rules with their remedies."""
     yield from _network(study)
     yield from _precomputed(study)
+    yield from _encoder(study)
     if study.training.method == "one-shot":
         yield from _one_shot(study)
     yield from _own_models(study)
@@ -43,6 +44,17 @@ def _precomputed(study: "Study") -> Iterator[str]:
         return
     if model.whitened:
         yield "model.whitened needs the encoder to process synthetic images: set it to false for precomputed features"
+
+
+def _encoder(study: "Study") -> Iterator[str]:
+    features, encoder = study.model.features, study.model.encoder
+    kind = features.partition(":")[0] if ":" in features else ""
+    if not kind and encoder.model_fields_set:
+        yield "model.encoder is for encoders that are not built in: remove it, or set model.features to one"
+    if encoder.weights and kind != "timm":
+        yield "model.encoder.weights is for timm:NAME: other files hold their own weights"
+    if encoder.layer is not None and kind != "timm":
+        yield "model.encoder.layer is for timm:NAME: of a graph, export the layer as an output"
 
 
 def _one_shot(study: "Study") -> Iterator[str]:

@@ -13,6 +13,7 @@ from fedveil.schema import explain
 from fedveil.study.settings.conflicts import conflicts
 from fedveil.study.settings.data import NOTHING, ColumnSettings, DataSettings, SiteSettings, Table
 from fedveil.study.settings.defaults import with_defaults
+from fedveil.study.settings.encoder import EncoderSettings
 from fedveil.study.settings.removed import without_removed
 from fedveil.study.settings.shortcuts import ModelMetaclass, nested
 from fedveil.study.settings.toml import to_toml
@@ -21,6 +22,7 @@ __all__ = [
     "NOTHING",
     "ColumnSettings",
     "DataSettings",
+    "EncoderSettings",
     "FederationSettings",
     "ModelSettings",
     "PrivacySettings",
@@ -53,8 +55,10 @@ class ModelSettings(Table):
 
     features: str = Field(
         default="efficientnet-lite0",
-        description='"efficientnet-lite0", "scattering", "pixels", joined by "+"; "precomputed"; "none" for networks',
+        description='"efficientnet-lite0" to "-lite2", "scattering", "pixels", joined by "+", with @SIZE; "timm:NAME", '
+        '"onnx:FILE", "exported:FILE"; "precomputed"; "none" for networks',
     )
+    encoder: EncoderSettings = EncoderSettings()
     dimension: int | None = Field(
         default=None, ge=1, le=100_000, description="length of precomputed features; default as in the data"
     )
