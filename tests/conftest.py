@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from tests import torchvision_stub
 
 torchvision_stub.install()

@@ -49,7 +49,7 @@ def _precomputed(study: "Study") -> Iterator[str]:
 def _encoder(study: "Study") -> Iterator[str]:
     features, encoder = study.model.features, study.model.encoder
     kind = features.partition(":")[0] if ":" in features else ""
-    if not kind and encoder.model_fields_set:
+    if not kind and encoder != type(encoder)():
         yield "model.encoder is for encoders that are not built in: remove it, or set model.features to one"
     if encoder.weights and kind != "timm":
         yield "model.encoder.weights is for timm:NAME: other files hold their own weights"

@@ -16,25 +16,11 @@ from typing import Any
 import torch
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.encoders.external.operators import ATEN
 from fedveil.learning.encoders.external.spec import EncoderSpec
 
-__all__ = ["OPERATORS", "ExportedGraph"]
+__all__ = ["ExportedGraph"]
 
-OPERATORS = frozenset(
-    "_adaptive_avg_pool2d _log_softmax _native_batch_norm_legit_no_training _softmax _to_copy _unsafe_view abs "
-    "adaptive_avg_pool2d adaptive_max_pool2d add addmm alias amax amin arange avg_pool2d baddbmm batch_norm bmm cat "
-    "ceil chunk clamp clamp_max clamp_min clone constant_pad_nd contiguous conv2d convolution cos cumsum detach div "
-    "dropout elu embedding empty_like eq erf exp expand expand_as flatten flip floor floor_divide full full_like gather "
-    "ge gelu glu group_norm gt hardsigmoid hardswish hardtanh index index_select layer_norm le leaky_relu lift_fresh_copy "
-    "linalg_vector_norm linear log log_softmax logical_and logical_not logical_or lt masked_fill matmul max_pool2d "
-    "maximum mean minimum mish mm movedim mul narrow native_group_norm native_layer_norm ne neg new_ones new_zeros ones "
-    "ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu reciprocal reflection_pad2d relu relu6 repeat reshape "
-    "rms_norm roll round rsqrt rsub scalar_tensor scaled_dot_product_attention select selu sigmoid sign silu sin slice "
-    "softmax softplus split split_with_sizes sqrt square squeeze stack std std_mean sub sum t tanh tile to topk transpose "
-    "tril triu type_as unbind unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest2d var "
-    "var_mean view where zeros zeros_like".split()
-) - {"empty_like"}
-"""ATen operators that change nothing and whose output depends on nothing but their inputs."""
 CHECKS = frozenset({"_assert_tensor_metadata"})
 """Operators that compute nothing; shapes are checked here."""
 MOST_NODES = 20_000
@@ -235,22 +221,35 @@ def _step(node: Mapping[str, Any], spec: EncoderSpec) -> _Step | None:
     name, overload = parts[3:]
     if name in CHECKS:
         return None
-    if name not in OPERATORS or not overload.isidentifier() or "out" in overload.split("_"):
+    if name not in ATEN or not overload.isidentifier() or "out" in overload.split("_"):
         raise _refused(spec, f"it calls aten.{name[:60]}.{overload[:40]}")
+    operator = getattr(getattr(torch.ops.aten, name), overload)
     inputs = tuple((one["name"], one.get("kind") == 2, one["arg"]) for one in node["inputs"])
-    for key, _, argument in inputs:
-        if len(argument) != 1 or next(iter(argument)) not in _PLAIN:
-            raise _refused(spec, f"aten.{name} takes a {next(iter(argument), 'nothing')}")
-        value = next(iter(argument.values()))
-        if (key in ("train", "training") and value is True) or (key == "dropout_p" and value):
-            raise _refused(spec, f"aten.{name} is in training mode")
+    _check_arguments(name, operator, inputs, spec)
     outputs = node["outputs"]
     is_list = len(outputs) == 1 and "as_tensors" in outputs[0]
     results = (
         outputs[0]["as_tensors"] if is_list else [one["as_tensor"] for one in outputs if "as_tensor" in one]
     )
-    operator = getattr(getattr(torch.ops.aten, name), overload)
     return _Step(operator, inputs, tuple(one["name"] for one in results), is_list)
+
+
+def _check_arguments(
+    name: str, operator: Any, inputs: tuple[tuple[str, bool, Mapping[str, Any]], ...], spec: EncoderSpec
+) -> None:
+    """Refuse what writes into its inputs, is random, or takes more than plain values.
+
+    What an argument means follows from the operator's own schema, not from what the file calls it.
+    """
+    schema = operator._schema.arguments
+    if any(one.alias_info is not None and one.alias_info.is_write for one in schema):
+        raise _refused(spec, f"aten.{name} writes into its inputs")
+    for place, (key, keyword, argument) in enumerate(inputs):
+        if len(argument) != 1 or next(iter(argument)) not in _PLAIN:
+            raise _refused(spec, f"aten.{name} takes a {next(iter(argument), 'nothing')}")
+        meaning = key if keyword else schema[place].name
+        if meaning in ("train", "training", "dropout_p") and next(iter(argument.values())):
+            raise _refused(spec, f"aten.{name} is in training mode")
 
 
 def _used(step: _Step) -> list[str]:

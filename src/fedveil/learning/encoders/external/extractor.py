@@ -12,13 +12,13 @@ import torch
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.device import Device, current, halving, narrowed
-from fedveil.learning.encoders.extractor import BATCH, Features, Images, checked, in_batches, resized
 from fedveil.learning.encoders.external.exported_graph import ExportedGraph
 from fedveil.learning.encoders.external.onnx_graph import OnnxGraph
 from fedveil.learning.encoders.external.pooling import pooled
 from fedveil.learning.encoders.external.spec import EncoderSpec
 from fedveil.learning.encoders.external.store import Store
 from fedveil.learning.encoders.external.timm_module import TimmModule
+from fedveil.learning.encoders.extractor import BATCH, Features, Images, checked, in_batches, resized
 
 __all__ = ["External", "Runner", "load_runner", "vectors"]
 

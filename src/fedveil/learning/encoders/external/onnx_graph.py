@@ -14,22 +14,11 @@ import numpy as np
 import torch
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.encoders.external.operators import ONNX
 from fedveil.learning.encoders.external.spec import EncoderSpec
 
-__all__ = ["OPERATORS", "OnnxGraph"]
+__all__ = ["OnnxGraph"]
 
-OPERATORS = frozenset(
-    "Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast CastLike Ceil Celu Clip Concat Constant "
-    "ConstantOfShape Conv ConvTranspose Cos CumSum DepthToSpace Div Dropout Einsum Elu Equal Erf Exp Expand "
-    "Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual "
-    "GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less "
-    "LessOrEqual Log LogSoftmax LRN MatMul Max MaxPool Mean Min Mish Mod Mul Neg Not Or Pad Pow PRelu Range Reciprocal "
-    "ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu "
-    "Reshape Resize RMSNormalization Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Size Slice Softmax "
-    "Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh Tile TopK Transpose Trilu Unsqueeze "
-    "Where Xor".split()
-)
-"""Operators of the standard domain whose output depends on nothing but their inputs."""
 MOST_NODES = 20_000
 LARGEST_TENSOR = 2**28
 """Numbers in one tensor."""
@@ -127,7 +116,7 @@ def _check_graph(model: Any, spec: EncoderSpec) -> None:
 
 
 def _check_node(node: Any, spec: EncoderSpec) -> None:
-    if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ONNX:
         raise _refused(spec, f"it uses the operator {node.domain or 'ai.onnx'}.{node.op_type}"[:200])
     flags = {one.name: one.i for one in node.attribute}
     if (node.op_type == "Dropout" and len(node.input) > 2) or flags.get("training_mode"):

@@ -14,12 +14,12 @@ import torch
 
 from fedveil.data.phantom.patients import phantom
 from fedveil.errors import InvalidValue
-from fedveil.learning.encoders.extractor import Features, Images, in_batches
 from fedveil.learning.encoders.external.extractor import batch_of, load_runner, vectors
 from fedveil.learning.encoders.external.pooling import pooled_lengths
 from fedveil.learning.encoders.external.spec import EncoderSpec
 from fedveil.learning.encoders.external.store import Store, read_limited
 from fedveil.learning.encoders.external.timm_module import cached_weights
+from fedveil.learning.encoders.extractor import Features, Images, in_batches
 
 __all__ = ["Report", "examine", "register"]
 
@@ -60,10 +60,9 @@ def register(
     Raises:
         InvalidValue: it is missing, is not acceptable, or is not what the spec states.
     """
-    if spec.kind == "timm":
-        path = base / weights if weights else cached_weights(spec.name)
-    else:
-        path = base / spec.name
+    path = base / (weights or spec.name)
+    if spec.kind == "timm" and weights is None:
+        path = cached_weights(spec.name)
     content = read_limited(path)
     digest = hashlib.sha256(content).hexdigest()
     if spec.sha256 and spec.sha256 != digest:
