@@ -1,4 +1,4 @@
-"""Where networks run, and in which precision; one setting of the process, made before anything is computed.
+"""Where networks run, which is one setting of the process, and in which precision, which is part of a study.
 
 What bounds a patient's contribution, and every sum, stays in float32 or better on every device.
 """
@@ -19,13 +19,12 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device of PyTorch and the precision of frozen networks on it."""
+    """A device of PyTorch."""
 
     torch: torch.device
-    precision: Precision = "float32"
 
     @classmethod
-    def of(cls, name: str, precision: Precision = "float32") -> "Device":
+    def of(cls, name: str) -> "Device":
         """The device of this name: auto, cpu, cuda, cuda:NUMBER or mps.
 
         Raises:
@@ -51,7 +50,7 @@ class Device:
                 f"PyTorch finds {found} here" if kind == "cuda" else f"PyTorch finds no {kind} here",
                 "use --device auto, or check the driver and that this is a build of PyTorch for the device",
             )
-        return cls(torch.device(name), precision)
+        return cls(torch.device(name))
 
 
 _current = Device(torch.device("cpu"))
@@ -69,32 +68,36 @@ def use(device: Device) -> Device:
     return before
 
 
-def narrowed(key: str) -> str:
+def narrowed(key: str, precision: Precision) -> str:
     """A key of cached features, marked where they are not computed in float32."""
-    return key if _current.precision == "float32" else f"{key} {_current.precision}"
+    return key if precision == "float32" else f"{key} {precision}"
 
 
-def halving(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+def halving(
+    function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, precision: Precision = "float32"
+) -> torch.Tensor:
     """Apply a frozen network to a batch on the device; if its memory does not suffice, to smaller and smaller parts.
+
+    What comes back is float32, whatever the network computes in.
 
     Raises:
         InvalidValue: not even one image fits.
     """
-    device = current()
+    device = current().torch
     try:
-        moved = batch.to(device.torch)
-        if device.precision == "float32":
+        moved = batch.to(device)
+        if precision == "float32":
             return function(moved)
-        with torch.autocast(device.torch.type, dtype=getattr(torch, device.precision)):
+        with torch.autocast(device.type, dtype=getattr(torch, precision)):
             return function(moved).float()
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise InvalidValue(
-                f"the memory of {device.torch} does not suffice for one image",
+                f"the memory of {device} does not suffice for one image",
                 "a network needs room for its weights and its activations",
                 "use a smaller network or image size, free the device, or use --device cpu",
             ) from None
     half = len(batch) // 2  # outside the handler, which would keep what did not fit alive
-    if device.torch.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()
-    return torch.cat([halving(function, batch[:half]), halving(function, batch[half:])])
+    return torch.cat([halving(function, part, precision) for part in (batch[:half], batch[half:])])

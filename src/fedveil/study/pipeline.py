@@ -232,6 +232,7 @@ def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
         whitened=study.model.whitened,
         dimension=study.model.dimension,
         encoder=study.model.encoder.spec(study.model.features),
+        precision=study.training.precision,
     )
 
 

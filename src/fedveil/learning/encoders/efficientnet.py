@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.device import current, halving, narrowed
+from fedveil.learning.device import Precision, current, halving, narrowed
 from fedveil.learning.encoders.extractor import Features, Images, checked, in_batches, resized
 
 LAST_BLOCK = {0: 10, 1: 14, 2: 14}
@@ -40,14 +40,22 @@ class EfficientNetLite:
         size: pixels per side that images are resampled to.
         variant: 0, 1 or 2.
         block: whose output is pooled, counted from 0; `LAST_BLOCK` if None.
+        precision: of the network; features are float32.
 
     Raises:
         InvalidValue: the network has no such block.
     """
 
     def __init__(
-        self, name: str, channels: int, size: int, variant: int = 0, block: int | None = None
+        self,
+        name: str,
+        channels: int,
+        size: int,
+        variant: int = 0,
+        block: int | None = None,
+        precision: Precision = "float32",
     ) -> None:
+        self.precision = precision
         self.name, self.channels, self.size, self.variant = name, channels, size, variant
         arguments = _structure(variant)
         self.block = LAST_BLOCK[variant] if block is None else block
@@ -61,12 +69,7 @@ class EfficientNetLite:
         self.blocks: tuple[int, ...] = (width, width)
         self.dimension = sum(self.blocks)
         place = "" if self.block == LAST_BLOCK[variant] else f"/{self.block}"
-        self._key = f"efficientnet-lite{variant}-5{place}@{self.size}x{channels}"
-
-    @property
-    def key(self) -> str:
-        """Name of the cached features."""
-        return narrowed(self._key)
+        self.key = narrowed(f"efficientnet-lite{variant}-5{place}@{self.size}x{channels}", precision)
 
     def __call__(self, images: Images) -> Features:
         """Map images (k, channels, h, w) in [0, 1] to features (k, 2 c): means, then deviations."""
@@ -78,7 +81,7 @@ class EfficientNetLite:
 
         def pooled(batch: torch.Tensor) -> torch.Tensor:
             pixels = resized(batch, self.size) * (255 / 128) - 127 / 128
-            found = halving(maps, pixels.contiguous(memory_format=torch.channels_last))
+            found = halving(maps, pixels.contiguous(memory_format=torch.channels_last), self.precision)
             deviations, means = torch.std_mean(found, dim=(2, 3), correction=0)
             return torch.cat([means, deviations], dim=1).cpu()
 

@@ -23,6 +23,7 @@ from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.io import write_atomic, write_json
 from fedveil.learning import CentredHead, NetworkModel, decide
+from fedveil.learning.device import Precision
 from fedveil.learning.encoders import PRECOMPUTED, EncoderSpec, FeatureExtractor, feature_extractor
 from fedveil.study.settings.schema import Study
 
@@ -52,6 +53,7 @@ class TrainedModel:
         parameters: the whole parameter vector.
         dimension: length of precomputed features; None for others, whose length is fixed.
         encoder: an encoder that is not built in, as `EncoderSpec.to_dict` writes it; None for others.
+        precision: of the frozen feature extractor.
     """
 
     features: str
@@ -67,6 +69,7 @@ class TrainedModel:
     max_megapixels: float = MEGAPIXELS
     dimension: int | None = None
     encoder: Mapping[str, Any] | None = None
+    precision: Precision = "float32"
 
     @classmethod
     def of(
@@ -94,6 +97,7 @@ class TrainedModel:
             max_megapixels=study.data.max_megapixels,
             dimension=study.model.dimension,
             encoder=None if encoder is None else encoder.to_dict(),
+            precision=study.training.precision,
         )
 
     @property
@@ -170,6 +174,7 @@ class TrainedModel:
             whitened=self.whitened,
             dimension=self.dimension,
             encoder=None if self.encoder is None else EncoderSpec.from_dict(self.encoder),
+            precision=self.precision,
         )
 
     @cached_property

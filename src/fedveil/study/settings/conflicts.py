@@ -25,6 +25,8 @@ def _network(study: "Study") -> Iterator[str]:
         yield 'model.features is "none", which only networks train on: name features'
     if network != "linear" and features != "none":
         yield f'model.network "{network}" is trained on pixels: set model.features = "none"'
+    if network != "linear" and training.precision != "float32":
+        yield "training.precision is for encoders: networks are trained in float32, in which contributions are clipped"
     if network == "linear" and training.clipping != "flat":
         yield "training.clipping is for networks"
     if network == "linear" and training.views > 1:

@@ -115,6 +115,10 @@ class TrainingSettings(Table):
         le=1,
         description="probability that a unit takes part in a step, independently of others",
     )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="of frozen encoders; features, contributions and sums are always float32 or better",
+    )
     clipping: Literal["flat", "per-layer", "automatic"] = Field(
         default="flat",
         description="how a network's gradients are bounded; automatic scales all to one length",

@@ -6,7 +6,7 @@ without pickle, only known operators are accepted, and every image goes through 
 """
 
 from fedveil.learning.encoders.external.extractor import External
-from fedveil.learning.encoders.external.register import Report, examine, register
+from fedveil.learning.encoders.external.register import Report, examine, examine_file, register, verify
 from fedveil.learning.encoders.external.spec import EncoderSpec, is_external
 from fedveil.learning.encoders.external.store import Store, encoder_folder
 
@@ -17,6 +17,8 @@ __all__ = [
     "Store",
     "encoder_folder",
     "examine",
+    "examine_file",
     "is_external",
     "register",
+    "verify",
 ]

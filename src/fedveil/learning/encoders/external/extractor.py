@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.device import Device, current, halving, narrowed
+from fedveil.learning.device import Device, Precision, current, halving, narrowed
 from fedveil.learning.encoders.external.exported_graph import ExportedGraph
 from fedveil.learning.encoders.external.onnx_graph import OnnxGraph
 from fedveil.learning.encoders.external.pooling import pooled
@@ -40,10 +40,12 @@ class External:
     Args:
         spec: pinned by `register`.
         channels: of the images, 1 or 3.
+        precision: of the encoder; features are float32.
     """
 
     spec: EncoderSpec
     channels: int
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if not self.spec.is_pinned:
@@ -69,7 +71,7 @@ class External:
         """Everything that decides its features."""
         said = " ".join(f"{key}={value}" for key, value in self.spec.to_dict().items() if key != "name")
         name = self.spec.name if self.spec.kind == "timm" else ""
-        return narrowed(f"external-1 {name} {said} x{self.channels}")
+        return narrowed(f"external-1 {name} {said} x{self.channels}", self.precision)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -92,7 +94,9 @@ class External:
             return np.zeros((0, self.dimension), np.float32)
         with _loading:
             runner = _stored(self.spec, current())
-        features = in_batches(vectors(runner, self.spec), pixels, self.dimension, batch_of(self.spec))
+        features = in_batches(
+            vectors(runner, self.spec, self.precision), pixels, self.dimension, batch_of(self.spec)
+        )
         broken = ~np.isfinite(features).all(1)
         if broken.any():
             log.error("%s returned numbers that are not finite for %d images", self.name, broken.sum())
@@ -114,7 +118,9 @@ def batch_of(spec: EncoderSpec) -> int:
     return BATCH if spec.kind == "timm" else 1
 
 
-def vectors(runner: Runner, spec: EncoderSpec) -> Callable[[torch.Tensor], torch.Tensor]:
+def vectors(
+    runner: Runner, spec: EncoderSpec, precision: Precision = "float32"
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function from images (k, channels, h, w) in [0, 1] to pooled features (k, dimension)."""
     channels, size = int(spec.input_channels or 1), int(spec.input_size or 1)
     mean = torch.tensor(spec.mean or (MEAN if channels == 3 else (0.5,))).reshape(1, -1, 1, 1)
@@ -122,7 +128,7 @@ def vectors(runner: Runner, spec: EncoderSpec) -> Callable[[torch.Tensor], torch
 
     def function(batch: torch.Tensor) -> torch.Tensor:
         pixels = (resized(batch, size).expand(-1, channels, -1, -1) - mean) / std
-        found = pooled(halving(runner, pixels), spec.pooling, spec.prefix or 0).cpu()
+        found = pooled(halving(runner, pixels, precision), spec.pooling, spec.prefix or 0).cpu()
         if spec.lengths and found.shape[1] != spec.dimension:
             raise InvalidValue(
                 f"{spec.features} returns {found.shape[1]:,} features",

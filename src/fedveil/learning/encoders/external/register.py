@@ -21,7 +21,7 @@ from fedveil.learning.encoders.external.store import Store, read_limited
 from fedveil.learning.encoders.external.timm_module import cached_weights
 from fedveil.learning.encoders.extractor import Features, Images, in_batches
 
-__all__ = ["Report", "examine", "register"]
+__all__ = ["Report", "examine", "examine_file", "register", "verify"]
 
 SECONDS = 600
 """The longest time that an examination may take."""
@@ -49,7 +49,7 @@ class Report:
 def register(
     spec: EncoderSpec, base: Path = Path(), weights: Path | None = None, store: Store | None = None
 ) -> tuple[EncoderSpec, Report]:
-    """Examine the encoder that a person names, store its file, and return its pinned spec.
+    """`examine_file`, and store the file that was examined.
 
     Args:
         spec: what is named; for ONNX graphs and exported programs ``name`` is a path.
@@ -60,6 +60,19 @@ def register(
     Raises:
         InvalidValue: it is missing, is not acceptable, or is not what the spec states.
     """
+    content, found, report = _examined(spec, base, weights)
+    (store or Store()).add(content)
+    return found, report
+
+
+def examine_file(
+    spec: EncoderSpec, base: Path = Path(), weights: Path | None = None
+) -> tuple[EncoderSpec, Report]:
+    """Examine the encoder that a person names, in a process with limits; returns its pinned spec."""
+    return _examined(spec, base, weights)[1:]
+
+
+def _examined(spec: EncoderSpec, base: Path, weights: Path | None) -> tuple[bytes, EncoderSpec, Report]:
     path = base / (weights or spec.name)
     if spec.kind == "timm" and weights is None:
         path = cached_weights(spec.name)
@@ -70,11 +83,19 @@ def register(
             f"{path} has the SHA-256 {digest}", f"the study names {spec.sha256}", "get the file that it names"
         )
     named = spec if spec.kind == "timm" else replace(spec, name=path.name)
-    found, report = (examine if spec.kind == "timm" else _examine_apart)(
-        content, replace(named, sha256=digest)
-    )
-    (store or Store()).add(content)
-    return found, report
+    examined = examine if spec.kind == "timm" else _examine_apart
+    found, report = examined(content, replace(named, sha256=digest))
+    return content, found, report
+
+
+def verify(spec: EncoderSpec, store: Store | None = None) -> Report:
+    """Run the stored encoder of a pinned spec on synthetic images, as the spec prepares and pools them.
+
+    Raises:
+        InvalidValue: it is not stored here, was altered, or is not what the spec states.
+    """
+    content = (store or Store()).read(spec.sha256, spec.features)
+    return (examine if spec.kind == "timm" else _examine_apart)(content, spec)[1]
 
 
 def examine(content: bytes, spec: EncoderSpec) -> tuple[EncoderSpec, Report]:
