@@ -3,15 +3,17 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedveil.cli.device import DeviceName, on_device
 from fedveil.cli.output.console import console, speak_plainly
 from fedveil.errors import InvalidValue
-from fedveil.learning.encoders import EncoderSpec, is_external
-from fedveil.learning.encoders.external import Report, Store, encoder_folder, examine_file, register
+
+if TYPE_CHECKING:
+    from fedveil.learning.encoders import EncoderSpec
+    from fedveil.learning.encoders.external import Report
 
 __all__ = ["app", "encoders_of"]
 
@@ -40,6 +42,8 @@ def add(
 
     Example: fedveil encoder add rad-dino.onnx --site site
     """
+    from fedveil.learning.encoders.external import Store, register
+
     with speak_plainly():
         store = Store(encoders_of(site))
         spec, report = register(_spec(file, size), weights=weights, store=store)
@@ -60,6 +64,8 @@ def check(
 
     Example: fedveil encoder check rad-dino.onnx
     """
+    from fedveil.learning.encoders.external import examine_file
+
     with speak_plainly(), on_device(device):
         _show(*examine_file(_spec(file, size), weights=weights), as_json)
 
@@ -109,10 +115,14 @@ def scan_command(
 
 def encoders_of(site: Path | None) -> Path:
     """Where the encoders of a site are, or of this user."""
+    from fedveil.learning.encoders.external import encoder_folder
+
     return encoder_folder() if site is None else site.resolve() / "encoders"
 
 
-def _spec(file: str, size: int | None) -> EncoderSpec:
+def _spec(file: str, size: int | None) -> "EncoderSpec":
+    from fedveil.learning.encoders import EncoderSpec, is_external
+
     if is_external(file):
         kind, _, name = file.partition(":")
     else:
@@ -126,7 +136,7 @@ def _spec(file: str, size: int | None) -> EncoderSpec:
     return EncoderSpec.from_dict({"kind": kind, "name": name, "input_size": size})
 
 
-def _show(spec: EncoderSpec, report: Report, as_json: bool) -> None:
+def _show(spec: "EncoderSpec", report: "Report", as_json: bool) -> None:
     if as_json:
         print(json.dumps({**spec.to_dict(), **asdict(report)}, indent=2))
         return
