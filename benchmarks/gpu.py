@@ -16,8 +16,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from fedveil.learning.device import Device, use
 from fedveil.learning.encoders import feature_extractor
+from fedveil.learning.encoders.device import Device, use
 from fedveil.learning.networks import network
 from private_gradients import MODELS, Bench
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedveil.cli.device import with_encoders_of
+from fedveil.cli.encoders.device import with_encoders_of
 from fedveil.cli.output.console import console, speak_plainly
 from fedveil.deploy.approval import image_problems, match_keys
 from fedveil.deploy.identity import Identity, fingerprint, private_files

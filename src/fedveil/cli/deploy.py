@@ -14,7 +14,7 @@ import typer
 
 from fedveil.cli.approve import AsJson, Folder, approve, show
 from fedveil.cli.describe import describe_cohort
-from fedveil.cli.device import DeviceName, on_device, with_encoders_of
+from fedveil.cli.encoders.device import DeviceName, on_device, with_encoders_of
 from fedveil.cli.output.console import OneLine, console, errors, speak_plainly
 from fedveil.cli.output.progress import Bars
 from fedveil.cli.output.tables import accuracy_words

@@ -39,7 +39,7 @@ COMMANDS = (
     LazyCommand("data", "fedveil.cli.data:app", "Check, fetch and split images."),
     LazyCommand(
         "encoder",
-        "fedveil.cli.encoder:app",
+        "fedveil.cli.encoders.commands:app",
         "Register, check and choose encoders that are not built in.",
     ),
     LazyCommand("ledger", "fedveil.cli.ledger:app", "Inspect a hospital's privacy ledger."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedveil.cli.columns import Columns, read_columns
-from fedveil.cli.device import DeviceName, on_device
+from fedveil.cli.encoders.device import DeviceName, on_device
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.progress import Bars
 from fedveil.cli.output.tables import print_result

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.device import Precision, current, halving, narrowed
+from fedveil.learning.encoders.device import Precision, current, halving, narrowed
 from fedveil.learning.encoders.extractor import Features, Images, checked, in_batches, resized
 
 LAST_BLOCK = {0: 10, 1: 14, 2: 14}

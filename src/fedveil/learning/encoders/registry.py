@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.device import Precision
+from fedveil.learning.encoders.device import Precision
 from fedveil.learning.encoders.external.spec import EncoderSpec, is_external
 from fedveil.learning.encoders.extractor import Concatenation, FeatureExtractor
 from fedveil.learning.encoders.precomputed import PRECOMPUTED, Precomputed

@@ -23,8 +23,8 @@ from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.io import write_atomic, write_json
 from fedveil.learning import CentredHead, NetworkModel, decide
-from fedveil.learning.device import Precision
 from fedveil.learning.encoders import PRECOMPUTED, EncoderSpec, FeatureExtractor, feature_extractor
+from fedveil.learning.encoders.device import Precision
 from fedveil.study.settings.schema import Study
 
 __all__ = ["Predictions", "TrainedModel", "predict", "prediction_cells", "prediction_columns"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.device import Device, Precision, current, halving, narrowed
+from fedveil.learning.encoders.device import Device, Precision, current, halving, narrowed
 from fedveil.learning.encoders.external.exported_graph import ExportedGraph
 from fedveil.learning.encoders.external.onnx_graph import OnnxGraph
 from fedveil.learning.encoders.external.pooling import pooled

@@ -88,7 +88,7 @@ class OnnxGraph:
 
 
 def _providers(onnxruntime: Any) -> list[str]:
-    from fedveil.learning.device import current
+    from fedveil.learning.encoders.device import current
 
     wanted = ["CPUExecutionProvider"]
     if current().torch.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedveil.cli.device import DeviceName, on_device
+from fedveil.cli.encoders.device import DeviceName, on_device
 from fedveil.cli.output.console import console, speak_plainly
 from fedveil.errors import InvalidValue
 

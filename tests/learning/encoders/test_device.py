@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.learning.device import Device, current, halving, use
 from fedveil.learning.encoders import feature_extractor
+from fedveil.learning.encoders.device import Device, current, halving, use
 from fedveil.study import Study
 
 

@@ -25,7 +25,7 @@ def on_device(name: str) -> Iterator[None]:
     if name == "cpu":  # the default must not wait for torch
         yield
         return
-    from fedveil.learning.device import Device, use
+    from fedveil.learning.encoders.device import Device, use
 
     before = use(Device.of(name))
     try:
