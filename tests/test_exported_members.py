@@ -87,7 +87,19 @@ def test_help_loads_nothing_heavy():
     assert loaded_after(ask + "try: main()\nexcept SystemExit: pass") == set()
 
 
-LIGHT = ("init", "run", "demo", "predict", "report", "data", "data check", "ledger", "ledger show")
+LIGHT = (
+    "init",
+    "run",
+    "demo",
+    "predict",
+    "report",
+    "data",
+    "data check",
+    "ledger",
+    "ledger show",
+    "encoder",
+    "encoder add",
+)
 LAYERS = {"torch", "scipy", "sklearn", "matplotlib", "dp_accounting", "numpy"}
 
 

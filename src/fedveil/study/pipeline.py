@@ -231,6 +231,8 @@ def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
         channels=dataset.images.channels,
         whitened=study.model.whitened,
         dimension=study.model.dimension,
+        encoder=study.model.encoder.spec(study.model.features),
+        precision=study.training.precision,
     )
 
 

@@ -23,7 +23,8 @@ from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.io import write_atomic, write_json
 from fedveil.learning import CentredHead, FindingsHead, NetworkModel, decide, decide_findings
-from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
+from fedveil.learning.encoders import PRECOMPUTED, EncoderSpec, FeatureExtractor, feature_extractor
+from fedveil.learning.encoders.device import Precision
 from fedveil.study.settings.schema import Study
 
 __all__ = [
@@ -60,6 +61,8 @@ class TrainedModel:
         parameters: the whole parameter vector.
         dimension: length of precomputed features; None for others, whose length is fixed.
         task: "classes", "grades", or "findings", whose probabilities do not sum to 1.
+        encoder: an encoder that is not built in, as `EncoderSpec.to_dict` writes it; None for others.
+        precision: of the frozen feature extractor.
     """
 
     features: str
@@ -75,6 +78,8 @@ class TrainedModel:
     max_megapixels: float = MEGAPIXELS
     dimension: int | None = None
     task: str = "classes"
+    encoder: Mapping[str, Any] | None = None
+    precision: Precision = "float32"
 
     @classmethod
     def of(
@@ -89,6 +94,7 @@ class TrainedModel:
     ) -> Self:
         """A study's model for images of these channels, and classes of these frequencies: equal ones if None."""
         equal = 0.5 if task == "findings" else 1 / len(classes)
+        encoder = study.model.encoder.spec(study.model.features)
         return cls(
             features=study.model.features,
             whitened=study.model.whitened,
@@ -103,6 +109,8 @@ class TrainedModel:
             max_megapixels=study.data.max_megapixels,
             dimension=study.model.dimension,
             task=task,
+            encoder=None if encoder is None else encoder.to_dict(),
+            precision=study.training.precision,
         )
 
     @property
@@ -178,6 +186,8 @@ class TrainedModel:
             channels=self.channels,
             whitened=self.whitened,
             dimension=self.dimension,
+            encoder=None if self.encoder is None else EncoderSpec.from_dict(self.encoder),
+            precision=self.precision,
         )
 
     @cached_property

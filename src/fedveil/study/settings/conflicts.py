@@ -13,6 +13,7 @@ def conflicts(study: "Study") -> Iterator[str]:
     """The conflicts in a study, as rules with their remedies."""
     yield from _network(study)
     yield from _precomputed(study)
+    yield from _encoder(study)
     if study.training.method == "one-shot":
         yield from _one_shot(study)
     yield from _own_models(study)
@@ -41,6 +42,8 @@ def _network(study: "Study") -> Iterator[str]:
         yield 'model.features is "none", which only networks train on: name features'
     if network != "linear" and features != "none":
         yield f'model.network "{network}" is trained on pixels: set model.features = "none"'
+    if network != "linear" and training.precision != "float32":
+        yield "training.precision is for encoders: networks are trained in float32, in which contributions are clipped"
     if network == "linear" and training.clipping != "flat":
         yield "training.clipping is for networks"
     if network == "linear" and training.views > 1:
@@ -60,6 +63,17 @@ def _precomputed(study: "Study") -> Iterator[str]:
         return
     if model.whitened:
         yield "model.whitened needs the encoder to process synthetic images: set it to false for precomputed features"
+
+
+def _encoder(study: "Study") -> Iterator[str]:
+    features, encoder = study.model.features, study.model.encoder
+    kind = features.partition(":")[0] if ":" in features else ""
+    if not kind and encoder != type(encoder)():
+        yield "model.encoder is for encoders that are not built in: remove it, or set model.features to one"
+    if encoder.weights and kind != "timm":
+        yield "model.encoder.weights is for timm:NAME: other files hold their own weights"
+    if encoder.layer is not None and kind != "timm":
+        yield "model.encoder.layer is for timm:NAME: of a graph, export the layer as an output"
 
 
 def _one_shot(study: "Study") -> Iterator[str]:

@@ -14,6 +14,7 @@ from fedveil.schema import explain
 from fedveil.study.settings.conflicts import conflicts
 from fedveil.study.settings.data import NOTHING, ColumnSettings, DataSettings, SiteSettings, Table
 from fedveil.study.settings.defaults import with_defaults
+from fedveil.study.settings.encoder import EncoderSettings
 from fedveil.study.settings.removed import without_removed
 from fedveil.study.settings.shortcuts import ModelMetaclass, nested
 from fedveil.study.settings.toml import to_toml
@@ -22,6 +23,7 @@ __all__ = [
     "NOTHING",
     "ColumnSettings",
     "DataSettings",
+    "EncoderSettings",
     "FederationSettings",
     "ModelSettings",
     "PrivacySettings",
@@ -54,8 +56,10 @@ class ModelSettings(Table):
 
     features: str = Field(
         default="efficientnet-lite0",
-        description='"efficientnet-lite0", "scattering", "pixels", joined by "+"; "precomputed"; "none" for networks',
+        description='"efficientnet-lite0" to "-lite2", "scattering", "pixels", joined by "+", with @SIZE; "timm:NAME", '
+        '"onnx:FILE", "exported:FILE"; "precomputed"; "none" for networks',
     )
+    encoder: EncoderSettings = EncoderSettings()
     dimension: int | None = Field(
         default=None, ge=1, le=100_000, description="length of precomputed features; default as in the data"
     )
@@ -111,6 +115,10 @@ class TrainingSettings(Table):
         gt=0,
         le=1,
         description="probability that a unit takes part in a step, independently of others",
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="of frozen encoders; features, contributions and sums are always float32 or better",
     )
     clipping: Literal["flat", "per-layer", "automatic"] = Field(
         default="flat",
