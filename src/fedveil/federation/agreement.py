@@ -107,7 +107,7 @@ class Agreement:
                     r.mechanism.to_dict(),
                     r.dimension,
                     r.parameters,
-                    [r.integer.units, r.integer.radix] if r.integer else None,
+                    r.integer.to_list() if r.integer else None,
                 ]
                 for r in self.releases
             ],
