@@ -23,6 +23,7 @@ from fedveil.errors import InvalidValue
 __all__ = ["GF256", "GF65536", "Field", "combine", "field_for", "split"]
 
 Elements = NDArray[np.uint16]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,39 +32,27 @@ class Field:
 
     bits: int
     polynomial: int
-    generator: int
 
     @property
     def most_holders(self) -> int:
         """The number of points other than 0."""
         return (1 << self.bits) - 1
 
-    def product(self, a: int, b: int) -> int:
-        """a b."""
-        if a == 0 or b == 0:
-            return 0
+    def product(self, a: Integers | Elements, b: Integers | Elements) -> Elements:
+        """a b, element by element."""
         powers, logarithms = _powers(self)
-        return powers[(logarithms[a] + logarithms[b]) % self.most_holders]
+        return powers.take(logarithms.take(a) + logarithms.take(b))
 
-    def inverse(self, a: int) -> int:
-        """1 / a for a other than 0."""
+    def weights(self, points: Sequence[int]) -> Elements:
+        """The Lagrange weights at 0: products over j != i of x_j / (x_j - x_i), minus being exclusive or."""
         powers, logarithms = _powers(self)
-        return powers[-logarithms[a] % self.most_holders]
-
-    def times(self, factors: Sequence[int]) -> "_Times":
-        """Multiplies rows, each by its factor."""
-        doubled, rows = np.asarray(factors, dtype=np.int64), []
-        for _ in range(self.bits):
-            rows.append(doubled)
-            doubled = (doubled << 1) ^ self.polynomial * (doubled >> (self.bits - 1))
-        # By linearity: the product with every byte, at each place of the element, from those with single bits.
-        tables = []
-        for place in range(0, self.bits, 8):
-            table = np.zeros((len(factors), 1), np.int64)
-            for row in rows[place : place + 8]:
-                table = np.concatenate([table, table ^ row[:, None]], axis=1)
-            tables.append(table.astype(np.uint16))
-        return _Times(tuple(tables))
+        x = np.asarray(points)
+        differences = x[:, None] ^ x
+        np.fill_diagonal(differences, 1)  # whose logarithm is 0
+        own = logarithms.take(x)
+        exponents = own.sum() - own - logarithms.take(differences).sum(axis=1)
+        weights: Elements = powers.take(exponents % self.most_holders)
+        return weights
 
     def elements(self, data: bytes, rows: int) -> Elements:
         """Bytes as `rows` equal rows of elements."""
@@ -75,22 +64,8 @@ class Field:
         return row.astype("u1" if self.bits == 8 else "<u2").tobytes()
 
 
-@dataclass(frozen=True, slots=True)
-class _Times:
-    """Products with fixed factors: for each byte of an element (factors, 256)."""
-
-    tables: tuple[Elements, ...]
-
-    def __call__(self, rows: Elements) -> Elements:
-        start = (256 * np.arange(len(self.tables[0])))[:, None]
-        found: Elements = self.tables[0].take(start + (rows & 255))
-        for place, table in enumerate(self.tables[1:], start=1):
-            found ^= table.take(start + (rows >> 8 * place))
-        return found
-
-
-GF256 = Field(8, 0x11B, 3)
-GF65536 = Field(16, 0x1100B, 2)
+GF256 = Field(8, 0x11B)
+GF65536 = Field(16, 0x1100B)
 
 
 def field_for(holders: int) -> Field:
@@ -118,9 +93,9 @@ def split(secret: bytes, holders: Sequence[int], threshold: int, field: Field = 
     random = os.urandom(len(secret) * (threshold - 1))
     coefficients = field.elements(secret + random, threshold)
     shares: Elements = np.broadcast_to(coefficients[-1], (len(holders), coefficients.shape[1]))
-    times = field.times(holders)
+    tables = _tables(tuple(holders), field)
     for coefficient in coefficients[-2::-1]:  # Horner's rule
-        shares = times(shares) ^ coefficient
+        shares = _times(tables, shares) ^ coefficient
     return {holder: field.to_bytes(share) for holder, share in zip(holders, shares, strict=True)}
 
 
@@ -130,30 +105,38 @@ def combine(shares: Mapping[int, bytes], field: Field = GF256) -> bytes:
     Too few or wrong shares give a wrong secret; this is not detected here.
     """
     values = field.elements(b"".join(shares.values()), len(shares))
-    parts = _weights(tuple(shares), field)(values)
+    parts = field.product(_weights(tuple(shares), field)[:, None], values)
     return field.to_bytes(np.bitwise_xor.reduce(parts, axis=0))
 
 
+@lru_cache(maxsize=1024)
+def _weights(points: tuple[int, ...], field: Field) -> Elements:
+    return field.weights(points)
+
+
 @lru_cache(maxsize=64)
-def _weights(points: tuple[int, ...], field: Field) -> _Times:
-    """The Lagrange weights at 0: products over j != i of x_j / (x_j - x_i), minus being exclusive or."""
-    weights = []
-    for own in points:
-        above = below = 1
-        for other in points:
-            if other != own:
-                above, below = field.product(above, other), field.product(below, other ^ own)
-        weights.append(field.product(above, field.inverse(below)))
-    return field.times(weights)
+def _tables(factors: tuple[int, ...], field: Field) -> tuple[Elements, ...]:
+    """For each byte of an element the factors' products with all its values (factors, 256)."""
+    column, values = np.asarray(factors)[:, None], np.arange(256)
+    return tuple(field.product(column, values << place) for place in range(0, field.bits, 8))
+
+
+def _times(tables: tuple[Elements, ...], rows: Elements) -> Elements:
+    """Each row times its factor; multiplication by a factor is linear in the bytes of an element."""
+    start = (256 * np.arange(len(rows)))[:, None]
+    if len(tables) == 1:
+        return tables[0].take(start + rows)
+    return tables[0].take(start + (rows & 255)) ^ tables[1].take(start + (rows >> 8))
 
 
 @lru_cache(maxsize=2)
-def _powers(field: Field) -> tuple[list[int], list[int]]:
-    """Powers of the generator, and their logarithms by element."""
-    powers, logarithms = [1], [0] * (field.most_holders + 1)
-    for exponent in range(1, field.most_holders):
-        last = powers[-1]
+def _powers(field: Field) -> tuple[Elements, Integers]:
+    """Powers of the generator, twice, then zeros; and logarithms, that of 0 so large that its products are 0."""
+    order, last = field.most_holders, 1
+    powers, logarithms = np.zeros(4 * order + 1, np.uint16), np.zeros(order + 1, np.int64)
+    for exponent in range(order):
+        powers[[exponent, order + exponent]], logarithms[last] = last, exponent
         doubled = (last << 1) ^ field.polynomial * (last >> (field.bits - 1))
-        powers.append(doubled ^ last if field.generator == 3 else doubled)
-        logarithms[powers[-1]] = exponent
+        last = doubled ^ last if field.bits == 8 else doubled
+    logarithms[0] = 2 * order
     return powers, logarithms
