@@ -9,7 +9,7 @@ from tests.federation.toy import DIMENSION, make_agreement
 from fedveil.errors import FederationError
 from fedveil.federation import Coordinator, wire
 from fedveil.federation.messages import Declined, Reply
-from fedveil.federation.secure_aggregation import MaskedInput
+from fedveil.federation.secure_aggregation import Aggregation, MaskedInput, Session
 from fedveil.privacy import IntegerMechanism
 
 
@@ -18,7 +18,7 @@ def widened(agreement):
     release = agreement.main
     integer = release.integer
     plain = replace(integer.mechanism, epsilon_slack=0.0, delta_slack=0.0)
-    size = {"dimension": DIMENSION, "sites": integer.sites, "shares": integer.shares, "units": 10**7}
+    size = {"dimension": DIMENSION, "sites": integer.sites, "shares": integer.shares, "units": 1000}
     made = IntegerMechanism.fit(plain, **size, bits=64)
     changed = replace(release, integer=made, mechanism=made.mechanism)
     return replace(
@@ -80,9 +80,6 @@ def test_narrow_words_do_not_belong_to_a_wide_sum(federate):
 
 
 def test_a_sum_takes_words_of_one_width():
-    from fedveil.federation.secure_aggregation import Session
-    from fedveil.federation.secure_aggregation.server import Aggregation
-
     session = Session.of("study", ("a", "b", "c"), rounds=1)
     aggregation = Aggregation(session, b"", {}, {}, 1)
     aggregation.add(MaskedInput("a", 1, np.zeros(3, dtype=np.uint64)))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.errors import InvalidValue
-from fedveil.federation.secure_aggregation import shamir
+from fedveil.federation.secure_aggregation import lock, session, shamir
 from fedveil.federation.secure_aggregation.shamir import GF256, GF65536, combine, field_for, split
 
 # Made with shamir-mnemonic 0.3.0, Trezor's implementation of SLIP-39: the value at 0, and shares to open it.
@@ -121,3 +121,14 @@ def test_sessions_of_more_sites_than_bytes_have_a_field_with_enough_points():
 def test_impossible_sharings_are_refused(holders, threshold):
     with pytest.raises(InvalidValue):
         split(b"secret", holders, threshold)
+
+
+def test_a_session_runs_over_the_larger_field(federation, monkeypatch, modular_sum):
+    """All of the protocol, with one site lost and one silent, as if its sites were too many for bytes."""
+    for module in (lock, session):
+        monkeypatch.setattr(module, "field_for", lambda sites: GF65536)
+    box = federation(7)
+    assert box.session.field is GF65536
+    words = {site: np.full(5, number, dtype=np.uint32) for number, site in enumerate(box.sites[1:], start=7)}
+    total = box.run(1, words, silent=box.sites[-1:])
+    np.testing.assert_array_equal(total, modular_sum(words, words))
