@@ -17,6 +17,7 @@ from fedveil.data.annotations.records import SPLITS, Problem, Records, find_prob
 from fedveil.data.annotations.table import file_problem
 from fedveil.data.embeddings import Embeddings
 from fedveil.data.formats.image_files import FileImages
+from fedveil.data.formats.stamps import full_hashes
 from fedveil.data.image_store import ArrayImages
 from fedveil.data.load import read_records
 from fedveil.data.options import Options, Settings
@@ -240,7 +241,9 @@ def _copies(records: Records) -> list[str]:
     """Images with the same content as an earlier one: not an error, but often a mistake."""
     first: dict[str, int] = {}
     pairs = []
-    for row, digest in enumerate(records.images.digest(np.arange(len(records.images)))):
+    with full_hashes():
+        digests = records.images.digest(np.arange(len(records.images)))
+    for row, digest in enumerate(digests):
         original = first.setdefault(digest, row)
         if original != row:
             pairs.append((original, row))

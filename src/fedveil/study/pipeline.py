@@ -1,15 +1,16 @@
 """What a study trains: the model, its inputs, and the form in which it is stored."""
 
 import logging
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from fedveil.data import Dataset, Embeddings, FeatureCache
+from fedveil.data.cache import StoredRows
 from fedveil.errors import InvalidValue
 from fedveil.learning import (
     CentredHead,
@@ -34,12 +35,14 @@ from fedveil.study.settings.schema import Study
 
 __all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
 
-BATCH = 256
-"""Images read and passed through an extractor at a time, which bounds the memory use."""
+BATCH, BATCH_BYTES = 256, 1 << 24
+"""Images, and bytes of pixels, that are read and passed through an extractor at a time: this bounds the memory use, and
+the time that the system takes to provide memory."""
 
 log = logging.getLogger("fedveil.site")
 Vector = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.float32] | StoredRows
 Change = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
@@ -109,8 +112,8 @@ class LinearTask(Task):
 
     extractor: FeatureExtractor
     head: CentredHead
-    features: npt.NDArray[np.float32]
-    degraded: npt.NDArray[np.float32] | None = None
+    features: Rows
+    degraded: Rows | None = None
 
     @property
     def model(self) -> Model:
@@ -216,12 +219,13 @@ class _Readable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """The output of a network's frozen part for every image."""
+    """The output of a network's frozen part for every image, of some shape."""
 
-    values: npt.NDArray[np.float32]
+    values: StoredRows
+    shape: tuple[int, ...]
 
     def read(self, indices: Indices) -> npt.NDArray[np.float32]:
-        return self.values[indices]
+        return self.values[indices].reshape(len(indices), *self.shape)
 
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
@@ -297,8 +301,8 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
         def compute(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
             return network.before(pixels).reshape(len(pixels), -1)
 
-        kept = _once(network.key, dataset, compute, progress)
-        images = _Kept(kept.reshape(-1, *shape[1:]))
+        (kept,) = _once({network.key: compute}, dataset, progress)
+        images = _Kept(kept, shape[1:])
     return NetworkTask(study=study, dataset=dataset, network=network, images=images)
 
 
@@ -313,19 +317,18 @@ def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
             features=_vectors(dataset, extractor.dimension),
         )
     calibrated = study.privacy.calibration_share > 0
-    progress.stage("features", len(dataset) * (1 + calibrated))
-
-    def features(view: str, change: Change) -> npt.NDArray[np.float32]:
-        key = f"{extractor.key} {view}".strip()
-        return _once(key, dataset, lambda images: extractor(change(images)), progress)
-
+    progress.stage("features", len(dataset))
+    views: dict[str, Change] = {extractor.key: extractor}
+    if calibrated:
+        views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
+    found = _once(views, dataset, progress)
     return LinearTask(
         study=study,
         dataset=dataset,
         extractor=extractor,
         head=_head(study, dataset),
-        features=features("", lambda images: images),
-        degraded=features(DEGRADED, degraded) if calibrated else None,
+        features=found[0],
+        degraded=found[1] if calibrated else None,
     )
 
 
@@ -344,20 +347,36 @@ def _vectors(dataset: Dataset, dimension: int) -> npt.NDArray[np.float32]:
     return images.vectors(np.arange(len(images)))
 
 
-def _once(
-    key: str,
-    dataset: Dataset,
-    compute: Change,
-    progress: Progress,
-) -> npt.NDArray[np.float32]:
-    """One row per image, from the cache or from its pixels."""
-    digests = dataset.images.digest(np.arange(len(dataset)))
+def _once(views: Mapping[str, Change], dataset: Dataset, progress: Progress) -> list[StoredRows]:
+    """For each view, by its key, one row per image, from the cache or from its pixels.
 
-    def rows_of(rows: Indices) -> npt.NDArray[np.float32]:
-        parts = []
-        for batch in np.array_split(rows, max(1, math.ceil(len(rows) / BATCH))):
-            parts.append(compute(dataset.images.read(batch)))
+    An image is decoded once for all views, in a thread that is one batch ahead of the network. Decoding takes threads
+    rather than processes: Pillow and numpy release the interpreter's lock, and no pixels are copied between processes.
+    """
+    images, changes = dataset.images, list(views.values())
+    digests = images.digest(np.arange(len(dataset)))
+    pixels = 4 * images.channels * images.size**2
+    count = max(8, min(BATCH, BATCH_BYTES // pixels))
+
+    def rows_of(rows: Indices, which: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        batches = [rows[start : start + count] for start in range(0, len(rows), count)]
+        parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in which]
+        for batch, decoded in zip(batches, _ahead(images.read, batches), strict=True):
+            for part, view in zip(parts, which, strict=True):
+                part.append(changes[view](decoded))
             progress.advance(len(batch))
-        return np.concatenate(parts)
+        return [np.concatenate(part) for part in parts]
 
-    return FeatureCache().get_or_compute(key, digests, rows_of)
+    return FeatureCache().views(list(views), digests, rows_of)
+
+
+def _ahead(
+    read: Callable[[Indices], npt.NDArray[np.float32]], batches: Sequence[Indices]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """The batches as they are read, each while the one before is in use."""
+    with ThreadPoolExecutor(1) as reader:
+        pending = reader.submit(read, batches[0])
+        for following in batches[1:]:
+            decoded, pending = pending.result(), reader.submit(read, following)
+            yield decoded
+        yield pending.result()
