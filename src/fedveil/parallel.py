@@ -1,11 +1,14 @@
-"""Long vectors in blocks, by as many threads as this process may use cores."""
+"""Work in threads: long vectors in blocks, and reading ahead of computing."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-__all__ = ["BLOCK", "cores", "in_blocks"]
+__all__ = ["BLOCK", "ahead", "cores", "in_blocks"]
 
+T = TypeVar("T")
+R = TypeVar("R")
 BLOCK = 1 << 18
 """Numbers per block: shorter vectors are handled in the calling thread."""
 
@@ -30,3 +33,15 @@ def in_blocks(size: int, work: Callable[[slice], object]) -> None:
         return
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(work, parts))
+
+
+def ahead(read: Callable[[T], R], batches: Sequence[T]) -> Iterator[R]:
+    """What `read` makes of each batch, in order, read while the caller uses the one before; raises what it raises."""
+    if not batches:
+        return
+    with ThreadPoolExecutor(1) as reader:
+        pending = reader.submit(read, batches[0])
+        for following in batches[1:]:
+            found, pending = pending.result(), reader.submit(read, following)
+            yield found
+        yield pending.result()

@@ -28,7 +28,7 @@ import numpy.typing as npt
 __all__ = ["FeatureCache", "StoredRows", "cache_folder"]
 
 DIGEST_SIZE = 16
-ROWS_PER_FILE = 2048
+ROWS_PER_FILE, BYTES_PER_FILE = 2048, 1 << 26
 ABANDONED = 86_400
 """Seconds after which an unfinished file belongs to no living process."""
 
@@ -115,13 +115,15 @@ class FeatureCache:
         keys: Sequence[str],
         digests: Sequence[str],
         compute: Callable[[Indices, Sequence[int]], Sequence[Features]],
+        row_bytes: int = 4096,
     ) -> list[StoredRows]:
         """For each of several computations on the same images one row per image, in the order of ``digests``.
 
         ``keys`` name the computations with their versions. ``compute(indices, which)`` is called for unknown images
         and returns an array for each of the computations in ``which``, so that an image is read once for all of them.
-        It is called with batches that are stored immediately, so that an interrupted run loses at most one. If nothing
-        can be stored (full disk, no permission) a warning is logged and the work continues.
+        It is called with batches, smaller if a row has more than about ``row_bytes``, that are stored immediately, so
+        that an interrupted run loses at most one. If nothing can be stored (full disk, no permission) a warning is
+        logged and the work continues.
         """
         wanted = np.frombuffer(bytes.fromhex("".join(digests)), f"S{DIGEST_SIZE}")
         folders = [self._folder / blake2b(key.encode(), digest_size=DIGEST_SIZE).hexdigest() for key in keys]
@@ -132,11 +134,12 @@ class FeatureCache:
         lacking = np.array([store.missing for store in stores]).reshape(len(keys), -1)
         first = np.sort(np.unique(wanted, return_index=True)[1])
         patterns, group = np.unique(lacking[:, first], axis=1, return_inverse=True)
+        count = max(1, min(ROWS_PER_FILE, BYTES_PER_FILE // row_bytes))
         for number, pattern in enumerate(patterns.T):
             which = np.flatnonzero(pattern).tolist()
             images = first[group.reshape(-1) == number] if which else first[:0]
-            for start in range(0, len(images), ROWS_PER_FILE):
-                batch = images[start : start + ROWS_PER_FILE]
+            for start in range(0, len(images), count):
+                batch = images[start : start + count]
                 for view, rows in zip(which, compute(batch, which), strict=True):
                     stores[view].add(_write(folders[view], wanted[batch], rows))
         return stores

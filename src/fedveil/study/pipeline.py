@@ -1,17 +1,17 @@
 """What a study trains: the model, its inputs, and the form in which it is stored."""
 
 import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, Embeddings, FeatureCache
+from fedveil.data import ArrayImages, Dataset, Embeddings, FeatureCache
 from fedveil.data.cache import StoredRows
-from fedveil.errors import InvalidValue
+from fedveil.errors import DataError, InvalidValue
 from fedveil.learning import (
     CentredHead,
     CentredLearner,
@@ -29,6 +29,7 @@ from fedveil.learning import (
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
 from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
+from fedveil.parallel import ahead
 from fedveil.study.progress import Progress
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
@@ -36,8 +37,12 @@ from fedveil.study.settings.schema import Study
 __all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
 
 BATCH, BATCH_BYTES = 256, 1 << 24
-"""Images, and bytes of pixels, that are read and passed through an extractor at a time: this bounds the memory use, and
-the time that the system takes to provide memory."""
+"""Images, and bytes of pixels, that are read and passed through an extractor at a time. Larger batches take memory, and
+the time of the system that provides it."""
+PIXELS = "pixels 1"
+"""The key of decoded images in the cache; their digests name everything else that pixels depend on."""
+PIXELS_STORED = 1 << 33
+"""Bytes of decoded images that are stored at most."""
 
 log = logging.getLogger("fedveil.site")
 Vector = npt.NDArray[np.float64]
@@ -301,9 +306,26 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
         def compute(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
             return network.before(pixels).reshape(len(pixels), -1)
 
-        (kept,) = _once({network.key: compute}, dataset, progress)
+        (kept,) = _once({network.key: compute}, dataset, progress, row_bytes=4 * math.prod(shape))
         images = _Kept(kept, shape[1:])
+    elif not isinstance(images, ArrayImages):
+        images = _decoded(dataset, progress)
     return NetworkTask(study=study, dataset=dataset, network=network, images=images)
+
+
+def _decoded(dataset: Dataset, progress: Progress) -> ImageSource:
+    """The images, decoded once rather than in each round and evaluation, if their pixels do not take too much disk."""
+    images, shape = dataset.images, (dataset.images.channels, *(dataset.images.size,) * 2)
+    if not len(images) or 4 * math.prod(shape) * len(images) > PIXELS_STORED:
+        return images
+    progress.stage("decoding", len(dataset))
+    try:
+        views: dict[str, Change] = {PIXELS: lambda pixels: pixels.reshape(len(pixels), -1)}
+        (kept,) = _once(views, dataset, progress, row_bytes=4 * math.prod(shape))
+    except DataError as error:  # read when needed: then it counts as black, and leaves the others alone
+        log.warning("images are decoded whenever they are read: %s", error)
+        return images
+    return _Kept(kept, shape)
 
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
@@ -347,7 +369,9 @@ def _vectors(dataset: Dataset, dimension: int) -> npt.NDArray[np.float32]:
     return images.vectors(np.arange(len(images)))
 
 
-def _once(views: Mapping[str, Change], dataset: Dataset, progress: Progress) -> list[StoredRows]:
+def _once(
+    views: Mapping[str, Change], dataset: Dataset, progress: Progress, row_bytes: int = 4096
+) -> list[StoredRows]:
     """For each view, by its key, one row per image, from the cache or from its pixels.
 
     An image is decoded once for all views, in a thread that is one batch ahead of the network. Decoding takes threads
@@ -361,22 +385,10 @@ def _once(views: Mapping[str, Change], dataset: Dataset, progress: Progress) -> 
     def rows_of(rows: Indices, which: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         batches = [rows[start : start + count] for start in range(0, len(rows), count)]
         parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in which]
-        for batch, decoded in zip(batches, _ahead(images.read, batches), strict=True):
+        for batch, decoded in zip(batches, ahead(images.read, batches), strict=True):
             for part, view in zip(parts, which, strict=True):
                 part.append(changes[view](decoded))
             progress.advance(len(batch))
         return [np.concatenate(part) for part in parts]
 
-    return FeatureCache().views(list(views), digests, rows_of)
-
-
-def _ahead(
-    read: Callable[[Indices], npt.NDArray[np.float32]], batches: Sequence[Indices]
-) -> Iterator[npt.NDArray[np.float32]]:
-    """The batches as they are read, each while the one before is in use."""
-    with ThreadPoolExecutor(1) as reader:
-        pending = reader.submit(read, batches[0])
-        for following in batches[1:]:
-            decoded, pending = pending.result(), reader.submit(read, following)
-            yield decoded
-        yield pending.result()
+    return FeatureCache().views(list(views), digests, rows_of, row_bytes)
