@@ -73,7 +73,7 @@ def file_digests(key: str, paths: Sequence[Path], digest: Callable[[Path], bytes
     if unknown:
         with ThreadPoolExecutor(cores()) as pool:
             found["digest"][unknown] = list(pool.map(digest, [paths[row] for row in unknown]))
-        _store(place, found[[row for row in unknown if _settled(found[row], paths[row])]])
+        _store(place, found[[row for row in unknown if _settled(found[row])]])
     raw = found["digest"].tobytes()
     return [raw[start : start + 16].hex() for start in range(0, len(raw), 16)]
 
@@ -88,14 +88,12 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return tuple(number % 2**64 for number in numbers)
 
 
-def _settled(row: Any, path: Path) -> bool:
-    """Whether a file is still what it was before it was read, and had been so for a while."""
+def _settled(row: Any) -> bool:
+    """Whether a file had been at rest for a while when it was read: a change since then shows in its stamp."""
     if sys.platform == "win32" or not row["changed"]:
         return False
     latest = max(int(row["changed"]), int(row["modified"]))
-    return time.time_ns() - latest > SETTLED * 1e9 and _stamp(path) == tuple(
-        int(row[name]) for name in _STAMP
-    )
+    return time.time_ns() - latest > SETTLED * 1e9
 
 
 def _remembered(table: Table, found: Table) -> npt.NDArray[np.bool_]:
