@@ -130,7 +130,7 @@ class _TimedBars(Bars):
     """Progress with the remaining time, estimated over the whole sweep."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        super().__init__()
+        super().__init__(quiet=quiet)
         self._progress = Progress(
             TextColumn("{task.description:<22}"),
             BarColumn(bar_width=32),

@@ -18,6 +18,7 @@ from fedveil.data.annotations.records import SPLITS, Problem, Records, find_prob
 from fedveil.data.annotations.table import file_problem
 from fedveil.data.embeddings import Embeddings
 from fedveil.data.formats.image_files import FileImages
+from fedveil.data.formats.stamps import full_hashes
 from fedveil.data.image_store import ArrayImages
 from fedveil.data.load import read_records
 from fedveil.data.options import Options, Settings
@@ -254,7 +255,8 @@ def _renamed(records: Records) -> list[str]:
 
 def _copies(records: Records) -> list[str]:
     """Images with the same content as an earlier one: not an error, but often a mistake."""
-    digests = Column.of(records.images.digest(np.arange(len(records.images))))
+    with full_hashes():
+        digests = Column.of(records.images.digest(np.arange(len(records.images))))
     _, first, group = np.unique(digests.codes, return_index=True, return_inverse=True)
     original = first[group]
     copies = np.flatnonzero(original != np.arange(len(original)))

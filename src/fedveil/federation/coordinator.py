@@ -242,7 +242,7 @@ class Coordinator:
         if isinstance(answer, Declined):
             return "it sent an answer that the protocol does not allow" if answer.code == "invalid" else None
         vector = answer.vector
-        kind = np.uint32 if release.integer else np.float64
+        kind = release.integer.word if release.integer else np.float64
         if vector.dtype != kind or vector.shape != (release.dimension,):
             return f"it sent {vector.dtype} numbers of shape {vector.shape}, not {release.dimension} of {kind.__name__}"
         if not release.integer and not np.abs(vector).max(initial=0.0) <= self._largest(release):

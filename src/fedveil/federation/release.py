@@ -59,7 +59,7 @@ class Release:
 
     def to_list(self) -> list[Any]:
         """Plain values, which an agreement's digest covers."""
-        integer = [self.integer.units, self.integer.radix] if self.integer else None
+        integer = self.integer.to_list() if self.integer else None
         return [self.query.to_dict(), self.mechanism.to_dict(), self.dimension, self.parameters, integer]
 
     @property

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from fedveil.errors import BudgetExceeded, FedveilError, Refused
 from fedveil.federation.agreement import Agreement
@@ -22,6 +21,8 @@ from fedveil.federation.messages import (
     SecureReply,
     SecureRequest,
     Vector,
+    Words32,
+    Words64,
 )
 from fedveil.federation.noise import LocalNoise
 from fedveil.federation.policy import Policy
@@ -29,7 +30,7 @@ from fedveil.federation.queries import HospitalUnits, NoisySum
 from fedveil.federation.release import Release
 from fedveil.federation.secure_rounds import Identity, SecureSite
 from fedveil.learning import HeldOut, Learner, Model
-from fedveil.privacy import Ledger, secure_generator
+from fedveil.privacy import Ledger, Words, secure_generator
 
 __all__ = ["Site", "release_of"]
 
@@ -247,15 +248,16 @@ class Site:
 
     def _protect(
         self, request: Request, agreement: Agreement, release: Release, total: Vector
-    ) -> Vector | npt.NDArray[np.uint32]:
+    ) -> Vector | Words32 | Words64:
         """The protected sum: with noise, or with its share of the noise and masked."""
         if release.noise_inside and release.integer is None:
             return total
         protected = agreement.noise.protect(total, release.calibrated, self._generator)
-        if protected.dtype != np.uint32:
-            return protected
-        words = cast(npt.NDArray[np.uint32], protected)
-        return self._secure[agreement.digest].mask(request.attempt, words, release.name)
+        if release.integer is None:
+            return cast(Vector, protected)
+        words = cast(Words, protected)
+        masked = self._secure[agreement.digest].mask(request.attempt, words, release.name)
+        return cast(Words32 | Words64, masked)
 
     def _agreement_of(self, study: str) -> Agreement:
         try:

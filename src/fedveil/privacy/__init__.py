@@ -7,7 +7,7 @@ layer that imports dp-accounting and randomgen.
 """
 
 from fedveil.privacy.accounting.composition import delta_at, epsilon, gdp_mu, is_mixture
-from fedveil.privacy.accounting.integer import IntegerMechanism, calibrate_integer
+from fedveil.privacy.accounting.integer import IntegerMechanism, Words, calibrate_integer
 from fedveil.privacy.calibration import calibrate
 from fedveil.privacy.guarantee import Adjacency, Guarantee, Trust, Unit, check_delta
 from fedveil.privacy.ledger.chain import Head, restore_head
@@ -30,6 +30,7 @@ __all__ = [
     "Risk",
     "Trust",
     "Unit",
+    "Words",
     "calibrate",
     "calibrate_integer",
     "check_delta",

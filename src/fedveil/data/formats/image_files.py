@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedveil.data.annotations.columns import Names
 from fedveil.data.formats.dicom import is_dicom, probe_dicom, read_dicom
+from fedveil.data.formats.stamps import file_digests
 from fedveil.data.image_header import Headers, ImageFacts, check_pixels, unusable
 from fedveil.data.image_store import (
     DIGEST_BYTES,
@@ -110,15 +111,19 @@ class FileImages(ImageStack):
         return FileImages(self.paths.take(indices), self.facts.take(indices), self._size, reading)
 
     def digest(self, indices: Indices) -> list[str]:
-        """Hashes of the files' bytes, and of the size, channels and window to read them at."""
+        """Hashes of the files' bytes, and of the size, channels and window to read them at.
+
+        A file that has not changed since it was hashed is not read again; `fedveil.data.formats.stamps` has the rule.
+        """
         key = f"{PREPROCESSING} file {self._channels} {self._size} {self.reading.window} "
         start = blake2b(key.encode(), digest_size=DIGEST_BYTES)
-        digests = []
-        for index in indices:
+
+        def content_hash(path: Path) -> bytes:
             file = start.copy()
-            file.update(_content(self.path(int(index))))
-            digests.append(file.hexdigest())
-        return digests
+            file.update(_content(path))
+            return file.digest()
+
+        return file_digests(key, [self.path(int(index)) for index in indices], content_hash)
 
 
 def probe(path: Path, reading: Reading | None = None) -> ImageFacts:
