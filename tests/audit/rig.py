@@ -45,9 +45,9 @@ epsilon = 8.0
 delta = 1e-4
 trust = "site"
 clip_norm = 0.1
-statistics_share = 0.2
-calibration_share = 0.2
-evaluation_share = 0.2
+statistics_share = {statistics}
+calibration_share = 0.1
+evaluation_share = 0.1
 [federation]
 max_units = 2000
 """
@@ -78,13 +78,13 @@ def chest_images() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return vectors.astype(np.float32), (file["labels"] > 0).astype(np.int64), file["patient"].astype(np.int64)
 
 
-@lru_cache(maxsize=4)
-def _task(rounds: int, rate: float) -> Task:
+@lru_cache(maxsize=8)
+def _task(rounds: int, rate: float, statistics: float) -> Task:
     """A study's model over the images of the 200 patients who have most."""
     vectors, labels, patients = chest_images()
     most = np.argsort(-np.bincount(patients), kind="stable")[:200]
     rows = np.flatnonzero(np.isin(patients, most))
-    study = Study.parse(STUDY.format(rounds=rounds, rate=rate))
+    study = Study.parse(STUDY.format(rounds=rounds, rate=rate, statistics=statistics))
     codes = np.searchsorted(np.sort(most), patients[rows])
     data = Dataset.from_features(vectors[rows], labels[rows], patients=codes, classes=("normal", "pneumonia"))
     return make_task(study, data, Silent())
@@ -114,12 +114,18 @@ class Hospital:
         asked: requests, in order; the coordinator is the attacker, so it sends what parameters it likes.
         rounds: of training.
         rate: with which patients are sampled.
+        statistics: share of the budget that class statistics have.
     """
 
     def __init__(
-        self, asked: Sequence[Asked] = EVERYTHING, *, rounds: int = 1, rate: float = 1.0
+        self,
+        asked: Sequence[Asked] = EVERYTHING,
+        *,
+        rounds: int = 1,
+        rate: float = 1.0,
+        statistics: float = 0.2,
     ) -> None:
-        self.task, self._asked = _task(rounds, rate), tuple(asked)
+        self.task, self._asked = _task(rounds, rate, statistics), tuple(asked)
         self.agreement = make_agreement(self.task.study, sites=("north",), model=self.task.model)
         self._folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
         self._numbers = itertools.count()
@@ -156,6 +162,13 @@ class Hospital:
         path.unlink()
         return np.concatenate([one.vector for one in answers])
 
+    def patients(self, label: int) -> list[int]:
+        """Patients all of whose images have this label, those with most images first."""
+        data = self.task.dataset
+        counts = np.bincount(data.patients)
+        alike = np.bincount(data.patients, data.labels == label) == counts
+        return [int(one) for one in np.argsort(-counts, kind="stable") if alike[one]]
+
     def claim(self, cohort: Cohort) -> Claim:
         """What the ledger says that one such study costs a patient."""
         self.answer(cohort)
@@ -173,11 +186,14 @@ class Hospital:
         return np.flatnonzero(np.isin(self.task.dataset.patients, patients))
 
     def _parameters(self, asked: Asked) -> np.ndarray:
-        """Parameters that the site accepts: an untrained head, one along a line, or one that leaves no gradient."""
+        """Parameters that the site accepts: an untrained head, with classes of any weight, or a head along a line."""
         release, model = self.agreement.release(asked.release), self.task.model
         if not release.parameters:
             return np.empty(0)
         line = np.linspace(-1, 1, model.trained)
-        trained = {"start": 0.0 * line, "line": line / np.linalg.norm(line)}[asked.parameters]
+        trained = line / np.linalg.norm(line) if asked.parameters == "line" else np.zeros(model.trained)
         before = np.full(release.parameters - model.parameters, 1 / model.classes)
-        return np.concatenate([before, model.join(None, trained)])
+        parameters = np.concatenate([before, model.join(None, trained)])
+        if asked.parameters == "rare":  # weights of two classes, the second one of which is said to be rare
+            parameters[model.features : model.features + 2] = 1 / (2 * np.array([0.95, 0.05]))
+        return parameters

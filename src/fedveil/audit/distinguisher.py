@@ -167,7 +167,7 @@ def _linear(first: Vector, second: Vector) -> Score:
     rows, width = len(first) + len(second), len(some)
     centred = np.concatenate([first - first.mean(axis=0), second - second.mean(axis=0)])
     covariance = centred.T @ centred / rows
-    share = min(1.0, 2 * width / rows) if rows < 10 * width else 0.0
+    share = min(1.0, 2 * width / rows) if rows < 5 * width else 0.0
     diagonal = np.diag(np.diag(covariance))
     covariance = (1 - share) * covariance + share * diagonal + _LEAST_SPREAD**2 * np.eye(width)
     direction = np.linalg.solve(covariance, second.mean(axis=0) - first.mean(axis=0))
