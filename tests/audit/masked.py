@@ -16,7 +16,6 @@ __all__ = ["Federation"]
 
 DELTA = 1e-4
 ROUNDS = 50_000
-SITES = 4
 POLICY = Policy(trusts=frozenset({"secure-aggregation"}))
 ALL_ROUNDS = 1e7  # epsilon of as many rounds as audits need; each is judged by its own price
 
@@ -26,17 +25,19 @@ class Tap(Line):
 
     def __init__(self, sites: list[Site], silent: Collection[str]) -> None:
         super().__init__(sites, set(silent))
-        self.heard: Mapping[str, Answer] = {}
+        self.heard: dict[str, Reply] = {}
 
     def exchange(self, requests: Mapping[str, Message]) -> Mapping[str, Answer]:
-        self.heard = super().exchange(requests)
-        return self.heard
+        answers = super().exchange(requests)
+        self.heard |= {site: one for site, one in answers.items() if isinstance(one, Reply)}
+        return answers
 
 
 class Federation:
-    """Four hospitals whose sums are masked; the first one's patients are attacked.
+    """Hospitals whose sums are masked; the first one's patients are attacked.
 
     Args:
+        sites: their number.
         silent: hospitals that drop out of every round.
         curious: one that tells the coordinator the words that it masked.
         noise: noise multiplier.
@@ -44,27 +45,32 @@ class Federation:
     """
 
     def __init__(
-        self, silent: Collection[str] = (), curious: str = "", noise: float = 1.0, **changes: object
+        self,
+        sites: int = 4,
+        silent: Collection[str] = (),
+        curious: str = "",
+        noise: float = 1.0,
+        **changes: object,
     ) -> None:
         target = Guarantee(ALL_ROUNDS, DELTA, "patient", "secure-aggregation")
         self.agreement = make_agreement(
-            "secure-aggregation", SITES, ROUNDS, noise, **{"target": target, "min_sites": 1, **changes}
+            "secure-aggregation", sites, ROUNDS, noise, **{"target": target, "min_sites": 1, **changes}
         )
         self._folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
         self._curious, self._told, self._round = curious, np.zeros(0, np.uint32), 0
         keys = {name: Ed25519PrivateKey.generate() for name in self.agreement.sites}
         pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
-        self._learners, self._ledgers, sites = {}, {}, []
+        self._learners, self._ledgers, made = {}, {}, []
         for name in self.agreement.sites:
             learner = VectorLearner(np.zeros((1, DIMENSION)))
             ledger = Ledger(Path(self._folder.name) / f"{name}.jsonl", Budget(2 * ALL_ROUNDS, DELTA))
             site = Site(name, learner, POLICY, ledger, Identity(keys[name], pinned))
             site.admit(self.agreement)
             self._learners[name], self._ledgers[name] = learner, ledger
-            sites.append(site)
+            made.append(site)
             if name == curious:
                 self._tell(site)
-        self._tap = Tap(sites, silent)
+        self._tap = Tap(made, silent)
         self._coordinator = Coordinator(self.agreement, self._tap)
 
     def __enter__(self) -> "Federation":
@@ -99,9 +105,7 @@ class Federation:
     def masked(self, rows: np.ndarray) -> np.ndarray:
         """The masked words of the attacked hospital, as fractions of their range."""
         self.total(rows)
-        reply = self._tap.heard[self.agreement.sites[0]]
-        assert isinstance(reply, Reply)
-        return reply.vector / 2.0**32
+        return self._tap.heard[self.agreement.sites[0]].vector / 2.0**32
 
     def claim(self) -> Claim:
         """What the attacked hospital's ledger says that its last round cost."""

@@ -90,7 +90,7 @@ def _patch(stack: Stack, owner: ModuleType | type, name: str, value: object) -> 
 
 
 def hospital(*asked: Asked, few: bool = False, alike: bool = False, **settings: Any) -> Callable[[Stack], Look]:
-    """One hospital, from which one patient of several images is taken: trained on last, and of the rare class.
+    """One hospital, without and with one patient of many images, which all show pneumonia.
 
     Args:
         asked: the attacker's requests.
@@ -101,9 +101,8 @@ def hospital(*asked: Asked, few: bool = False, alike: bool = False, **settings: 
 
     def look(stack: Stack) -> Look:
         attacked = stack.enter_context(Hospital(asked, **settings))
-        ill, healthy = attacked.patients(1)[:40], attacked.patients(0)
-        own = max(ill)
-        rest = [one for one in ill if one != own][:4]
+        own, *ill = attacked.patients(1)
+        healthy, rest = attacked.patients(0)[::-1], ill[-4:]
         others = healthy[:1] if few else healthy[:8] if alike else [*healthy[:4], *rest]
         less = Cohort(tuple(others), tuple(healthy[10:14]))
         more = Cohort((*less.trained, own), less.tested)
@@ -112,9 +111,9 @@ def hospital(*asked: Asked, few: bool = False, alike: bool = False, **settings: 
     return look
 
 
-def untouched(*asked: Asked) -> Callable[[Stack], Look]:
+def untouched(*asked: Asked, **settings: Any) -> Callable[[Stack], Look]:
     """The same where the patient has no part in the release, so that nothing may be found."""
-    see = hospital(*asked)
+    see = hospital(*asked, **settings)
 
     def look(stack: Stack) -> Look:
         seen = see(stack)
@@ -139,7 +138,7 @@ def federation(direction: str, **settings: Any) -> Callable[[Stack], Look]:
 
 def words_of_one(stack: Stack) -> Look:
     """The masked words of one hospital, which reveal nothing, whatever its patients are."""
-    attacked = stack.enter_context(Federation())
+    attacked = stack.enter_context(Federation(sites=3))
     along = np.tile(np.eye(1, DIMENSION), (900, 1))
     return Look(attacked.masked, NOTHING, Neighbours("the opposite of all", -along, along))
 
@@ -293,12 +292,12 @@ def statistics_that_are_not_charged(stack: Stack) -> None:
 
 
 def an_image_counted_twice(stack: Stack) -> None:
-    """The last patient is listed under two names."""
+    """The images of a patient who has more than fifteen are read a second time."""
     real = LinearLearner.contribution
 
     def contribution(self: LinearLearner, parameters: Any, *, clip_norm: float, units: Any = None) -> Any:
-        last = np.array([self.units - 1])
-        again = real(self, parameters, clip_norm=clip_norm, units=last)
+        many = np.flatnonzero(self._sizes > 15)
+        again = real(self, parameters, clip_norm=clip_norm, units=many)
         return real(self, parameters, clip_norm=clip_norm, units=units) + again
 
     _patch(stack, LinearLearner, "contribution", contribution)
@@ -410,7 +409,7 @@ def _faults() -> Iterator[Fault]:
     yield Fault("noise added before clipping", noise_before_clipping, hospital(TRAINING), 400)
     yield Fault("a buffer that leaks", a_buffer_that_leaks, hospital(TRAINING), 200, True)
     yield Fault(
-        "evaluation on training patients", evaluation_on_training_patients, untouched(EVALUATION), 1000
+        "evaluation on training patients", evaluation_on_training_patients, untouched(EVALUATION, evaluation=0.6)
     )
     yield Fault("a repeated round for free", a_repeated_round_for_free, hospital(*[TRAINING] * 4), quick=True)
 

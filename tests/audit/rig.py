@@ -16,7 +16,7 @@ import numpy as np
 
 from fedveil.audit.claim import Claim
 from fedveil.data import Dataset
-from fedveil.federation import Policy, Request, Site
+from fedveil.federation import Policy, Reply, Request, Site
 from fedveil.learning import HeldOut, Learner
 from fedveil.privacy import Budget, Ledger, Mechanism
 from fedveil.study import Study
@@ -47,7 +47,7 @@ trust = "site"
 clip_norm = 0.1
 statistics_share = {statistics}
 calibration_share = 0.1
-evaluation_share = 0.1
+evaluation_share = {evaluation}
 [federation]
 max_units = 2000
 """
@@ -79,12 +79,12 @@ def chest_images() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=8)
-def _task(rounds: int, rate: float, statistics: float) -> Task:
+def _task(rounds: int, rate: float, statistics: float, evaluation: float) -> Task:
     """A study's model over the images of the 200 patients who have most."""
     vectors, labels, patients = chest_images()
     most = np.argsort(-np.bincount(patients), kind="stable")[:200]
     rows = np.flatnonzero(np.isin(patients, most))
-    study = Study.parse(STUDY.format(rounds=rounds, rate=rate, statistics=statistics))
+    study = Study.parse(STUDY.format(rounds=rounds, rate=rate, statistics=statistics, evaluation=evaluation))
     codes = np.searchsorted(np.sort(most), patients[rows])
     data = Dataset.from_features(vectors[rows], labels[rows], patients=codes, classes=("normal", "pneumonia"))
     return make_task(study, data, Silent())
@@ -115,6 +115,7 @@ class Hospital:
         rounds: of training.
         rate: with which patients are sampled.
         statistics: share of the budget that class statistics have.
+        evaluation: likewise.
     """
 
     def __init__(
@@ -124,8 +125,9 @@ class Hospital:
         rounds: int = 1,
         rate: float = 1.0,
         statistics: float = 0.2,
+        evaluation: float = 0.1,
     ) -> None:
-        self.task, self._asked = _task(rounds, rate, statistics), tuple(asked)
+        self.task, self._asked = _task(rounds, rate, statistics, evaluation), tuple(asked)
         self.agreement = make_agreement(self.task.study, sites=("north",), model=self.task.model)
         self._folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
         self._numbers = itertools.count()
@@ -139,7 +141,7 @@ class Hospital:
         self._folder.cleanup()
 
     def answer(self, cohort: Cohort) -> np.ndarray:
-        """All that leaves the hospital in one study, end to end."""
+        """All that leaves the hospital in one study, end to end; zeros for what it declines."""
         path = Path(self._folder.name) / f"ledger-{next(self._numbers)}.jsonl"
         with Ledger(path, Budget(100.0, DELTA)) as ledger:
             learner, held_out = self._units(cohort)
@@ -160,7 +162,12 @@ class Hospital:
             ]
             self._spent.add(tuple(charge.mechanism for charge in ledger.state.charges))
         path.unlink()
-        return np.concatenate([one.vector for one in answers])
+        return np.concatenate(
+            [
+                one.vector if isinstance(one, Reply) else np.zeros(self.agreement.release(asked.release).dimension)
+                for one, asked in zip(answers, self._asked, strict=True)
+            ]
+        )
 
     def patients(self, label: int) -> list[int]:
         """Patients all of whose images have this label, those with most images first."""

@@ -46,6 +46,8 @@ class MechanismAudit:
         epsilon: lower bound on epsilon at the claim's delta.
         violated: whether the claim is refuted at this confidence.
         constant: whether outputs never varied on the same input: there is no noise, or it is the same each time.
+        replayed: whether noise was the same after each start of the process, so that it can be subtracted. That
+            refutes any claim, whatever ``epsilon`` is.
         explored: of every pair of inputs, how far beyond the claim its outputs seemed, before one was chosen.
         seconds: that it took.
     """
@@ -62,6 +64,7 @@ class MechanismAudit:
     constant: bool
     explored: Mapping[str, float]
     seconds: float
+    replayed: bool = False
 
     @property
     def allowed(self) -> float:
@@ -79,6 +82,8 @@ class MechanismAudit:
         ]
         if self.constant:
             lines.append("The outputs for the same input are always the same: there is no noise, or a fixed one.")
+        if self.replayed:
+            lines.append("The noise is the same after each start of the process: whoever knows the code can subtract it.")
         if not self.violated:
             lines.append("That none was found proves nothing: another attacker, or more runs, may find one.")
         return "\n".join(lines)
@@ -97,6 +102,7 @@ class MechanismAudit:
             "test": self.test,
             "runs_per_input": self.runs,
             "constant": self.constant,
+            "replayed": self.replayed,
             "explored": dict(self.explored),
             "seconds": self.seconds,
         }
