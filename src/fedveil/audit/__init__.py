@@ -1,0 +1,6 @@
+"""Attacks on a study's own code, and the lower bounds on epsilon that they prove, beside what the study states.
+
+`claims` are stated guarantees, `statistics` the theorems that turn right guesses into bounds, `evidence` the guesses.
+`arena` puts canary patients into a study's hospitals and runs the real code; attackers are `white_box`, `one_run` and
+`black_box`.
+"""
