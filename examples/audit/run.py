@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from fedveil.audit.claim import Claim
+from fedveil.audit.claims import Claim, EpsilonClaim, MechanismClaim
 from fedveil.audit.mechanism import MechanismAudit
 from fedveil.audit.remote import audit_place
+from fedveil.privacy import Mechanism
 
 HERE = Path(__file__).parent
 PACKAGES = {"opacus": "opacus==1.6.0", "flower": "flwr==1.42.0", "nvflare": "nvflare==2.9.0", "naive": "numpy"}
-OPACUS = Claim.of(5.38, 1e-5)  # as `PrivacyEngine.get_epsilon` states it: python opacus_mechanisms.py
-ONE = Claim.gaussian(1.0, 1e-5)
+OPACUS = EpsilonClaim(5.38, 1e-5)  # as `PrivacyEngine.get_epsilon` states it: python opacus_mechanisms.py
+ONE = MechanismClaim((Mechanism(1.0, 1.0, steps=1),), 1e-5)
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ ROWS = (
     Row("opacus", "training, mean gradients (default)", "trained_by_mean", "cohorts", OPACUS, 2000),
     Row("flower", "fixed clipping, equal clients", "fixed_clipping", "clients", ONE, 1200),
     Row("flower", "fixed clipping, weighted clients", "fixed_clipping_weighted", "clients", ONE, 1200),
-    Row("flower", "local, sensitivity = clip norm", "local", "updates", Claim.of(4, 0.01), 12000),
-    Row("flower", "local, sensitivity = 2 clip norms", "local_twice", "updates", Claim.of(4, 0.01), 12000),
-    Row("nvflare", "SVTPrivacy, weights", "svt", "layers", Claim.of(1.0), 6000),
-    Row("nvflare", "SVTPrivacy, default truncation", "svt_small", "small_layers", Claim.of(1.0), 6000),
-    Row("nvflare", "SVTPrivacy, a scalar parameter", "svt", "scalars", Claim.of(1.0), 2000),
-    Row("nvflare", "PercentilePrivacy", "percentile", "layers", Claim.of(1.0, 1e-5), 2000),
-    Row("naive", "noise on the weights", "noise_on_the_weights", "cohorts", Claim.of(1.0, 1e-5), 2000),
+    Row("flower", "local, sensitivity = clip norm", "local", "updates", EpsilonClaim(4.0, 0.01), 12000),
+    Row("flower", "local, sensitivity = 2 clip norms", "local_twice", "updates", EpsilonClaim(4.0, 0.01), 12000),
+    Row("nvflare", "SVTPrivacy, weights", "svt", "layers", EpsilonClaim(1.0, 0.0), 6000),
+    Row("nvflare", "SVTPrivacy, default truncation", "svt_small", "small_layers", EpsilonClaim(1.0, 0.0), 6000),
+    Row("nvflare", "SVTPrivacy, a scalar parameter", "svt", "scalars", EpsilonClaim(1.0, 0.0), 2000),
+    Row("nvflare", "PercentilePrivacy", "percentile", "layers", EpsilonClaim(1.0, 1e-5), 2000),
+    Row("naive", "noise on the weights", "noise_on_the_weights", "cohorts", EpsilonClaim(1.0, 1e-5), 2000),
 )
 
 
@@ -97,7 +98,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for row in rows:
         found = audit(row, pythons[row.package])
-        claimed = f"{found.claim.epsilon:.3g}, {found.claim.delta:.0e}" if found.claim.delta else f"{found.claim.epsilon:.3g}, 0"
+        claimed = f"{found.claim.epsilon():.3g}, {found.claim.delta:g}"
         verdict = "refuted" if found.violated else "not refuted"
         print(
             f"| {PACKAGES[row.package]} | {row.words} | {claimed} | at least {found.epsilon:.2f} "

@@ -8,7 +8,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.federation.toy import DIMENSION, Line, VectorLearner, make_agreement
 
-from fedveil.audit.claim import Claim
+from fedveil.audit.claims import MechanismClaim
 from fedveil.federation import Answer, Coordinator, Identity, Message, Policy, Reply, Site
 from fedveil.privacy import Budget, Guarantee, Ledger
 
@@ -107,8 +107,8 @@ class Federation:
         self.total(rows)
         return self._tap.heard[self.agreement.sites[0]].vector / 2.0**32
 
-    def claim(self) -> Claim:
+    def claim(self) -> MechanismClaim:
         """What the attacked hospital's ledger says that its last round cost."""
         self.total(np.zeros((1, DIMENSION)))
         last = self._ledgers[self.agreement.sites[0]].state.charges[-1]
-        return Claim.priced([last.mechanism], DELTA)
+        return MechanismClaim((last.mechanism,), DELTA)

@@ -18,7 +18,7 @@ import numpy as np
 from tests.audit.masked import DIMENSION, Federation
 from tests.audit.rig import EVERYTHING, Asked, Cohort, Hospital
 
-from fedveil.audit.claim import Claim
+from fedveil.audit.claims import Claim, EpsilonClaim
 from fedveil.audit.mechanism import MechanismAudit, audit_mechanism
 from fedveil.audit.neighbours import Neighbours
 from fedveil.federation import noise, secure_rounds, site
@@ -38,7 +38,7 @@ from fedveil.privacy import release as with_noise
 __all__ = ["FAULTS", "Fault"]
 
 STATISTICS, TRAINING, CALIBRATION, EVALUATION = EVERYTHING
-NOTHING = Claim.of(0.0)
+NOTHING = EpsilonClaim(0.0, 0.0)
 Stack = contextlib.ExitStack
 
 

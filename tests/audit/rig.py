@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedveil.audit.claim import Claim
+from fedveil.audit.claims import MechanismClaim
 from fedveil.data import Dataset
 from fedveil.federation import Policy, Reply, Request, Site
 from fedveil.learning import HeldOut, Learner
@@ -176,11 +176,11 @@ class Hospital:
         alike = np.bincount(data.patients, data.labels == label) == counts
         return [int(one) for one in np.argsort(-counts, kind="stable") if alike[one]]
 
-    def claim(self, cohort: Cohort) -> Claim:
+    def claim(self, cohort: Cohort) -> MechanismClaim:
         """What the ledger says that one such study costs a patient."""
         self.answer(cohort)
         (charged,) = self._spent  # the same whatever the cohort is
-        return Claim.priced(charged, DELTA)
+        return MechanismClaim(charged, DELTA)
 
     def _units(self, cohort: Cohort) -> tuple[Learner, HeldOut | None]:
         """The cohort behind the study's model, made once."""

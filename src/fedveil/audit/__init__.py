@@ -1,1 +1,9 @@
-"""Attacks that bound epsilon from below: what an attacker really finds, beside what a guarantee allows at most."""
+"""Attacks on a study's own code, and the lower bounds on epsilon that they prove, beside what the study states.
+
+`claims` are stated guarantees, `statistics` the theorems that turn right guesses into bounds, `evidence` the guesses.
+`arena` puts canary patients into a study's hospitals and runs the real code; attackers are `white_box`, `one_run` and
+`black_box`.
+
+`mechanism` audits any callable by a learnt test (`distinguisher`), `remote` one in an environment of its own, for which
+`worker` is the script that runs there. `reconstruction` shows what noise does to an image.
+"""

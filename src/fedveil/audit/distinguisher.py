@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedveil.audit.claim import Claim, at_least, at_most
+from fedveil.audit.claims import Claim
+from fedveil.audit.statistics import rate_above, rate_below
 
 __all__ = ["LearntTest", "learn"]
 
@@ -23,7 +24,7 @@ Score = Callable[[Vector], Vector]
 _FEW, _MANY = 8, 200  # coordinates of the sparse scores and of those with covariances
 _TREES = 60
 _LEAST_SPREAD = 1e-6  # of one input's outputs, relative to the spread of both together
-_CHOOSING = 0.8  # confidence of the intervals by which a threshold is chosen
+_CHOOSING = 0.02  # significance of the intervals by which a threshold is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +37,24 @@ class LearntTest:
         threshold: compared with scores.
         above: whether the event is a score above the threshold, likelier under the second input; otherwise it is a
             score below, likelier under the first.
-        excess: beyond the claim, as estimated on the outputs by which it was chosen.
+        strength: see `Claim.strength`, as estimated on the outputs by which it was chosen.
     """
 
     name: str
     score: Score
     threshold: float
     above: bool
-    excess: float
+    strength: float
 
     def rates(self, first: Vector, second: Vector, confidence: float) -> tuple[float, float]:
         """Bounds on the test's rates from fresh outputs: true positives at least, false positives at most.
 
         Both hold together with probability ``confidence``, by exact intervals.
         """
-        each = 1 - (1 - confidence) / 2
+        each = (1 - confidence) / 2
         true, false = (second, first) if self.above else (first, second)
         hits, alarms = int(self._event(true).sum()), int(self._event(false).sum())
-        return float(at_least(hits, len(true), each)), float(at_most(alarms, len(false), each))
+        return float(rate_below(hits, len(true), each)), float(rate_above(alarms, len(false), each))
 
     def _event(self, outputs: Vector) -> NDArray[np.bool_]:
         scores = self.score(outputs)
@@ -75,7 +76,7 @@ def learn(first: Vector, second: Vector, claim: Claim) -> LearntTest:
         fitted = fit(scale(fit_first), scale(fit_second))
         score = _composed(fitted, scale)
         found += _thresholds(name, score, choose_first, choose_second, claim)
-    return max(found, key=lambda one: one.excess)
+    return max(found, key=lambda one: one.strength)
 
 
 def _split(outputs: Vector) -> tuple[Vector, Vector]:
@@ -111,11 +112,11 @@ def _thresholds(name: str, score: Score, first: Vector, second: Vector, claim: C
         true, false = (1, 0) if above else (0, 1)
         hits = sizes[true] - below[true] if above else below[true]
         alarms = sizes[false] - below[false] if above else below[false]
-        excess = claim.excess(
-            at_least(hits, sizes[true], _CHOOSING), at_most(alarms, sizes[false], _CHOOSING)
+        strength = claim.strength(
+            rate_above(alarms, sizes[false], _CHOOSING), rate_below(hits, sizes[true], _CHOOSING)
         )
-        best = int(excess.argmax())
-        found.append(LearntTest(name, score, float(cuts[best]), above, float(excess[best])))
+        best = int(strength.argmax())
+        found.append(LearntTest(name, score, float(cuts[best]), above, float(strength[best])))
     return found
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedveil.audit.claim import Claim
+from fedveil.audit.claims import Claim, EpsilonClaim
 from fedveil.audit.distinguisher import LearntTest, learn
 from fedveil.audit.neighbours import Neighbours, default_neighbours
 from fedveil.errors import FedveilError, InvalidValue
 
-__all__ = ["MechanismAudit", "audit_mechanism"]
+__all__ = ["MechanismAudit", "audit_mechanism", "epsilon_claim"]
 
 Vector = NDArray[np.float64]
 Mechanism = Callable[[Any], object]
@@ -48,7 +48,7 @@ class MechanismAudit:
         constant: whether outputs never varied on the same input: there is no noise, or it is the same each time.
         replayed: whether noise was the same after each start of the process, so that it can be subtracted. That
             refutes any claim, whatever ``epsilon`` is.
-        explored: of every pair of inputs, how far beyond the claim its outputs seemed, before one was chosen.
+        explored: of every pair of inputs, how strongly its outputs seemed to differ, before one was chosen.
         seconds: that it took.
     """
 
@@ -69,10 +69,10 @@ class MechanismAudit:
     @property
     def allowed(self) -> float:
         """The largest true positive rate that the claim allows at this false positive rate."""
-        return self.claim.most(self.false_positives)
+        return _most(self.claim, self.false_positives)
 
     def __str__(self) -> str:
-        claim = f"epsilon {self.claim.epsilon:.4g} at delta {self.claim.delta:.3g}"
+        claim = f"epsilon {self.claim.epsilon():.4g} at delta {self.claim.delta:.3g}"
         verdict = f"The claim of {claim} is refuted" if self.violated else f"No violation of {claim} was found"
         lines = [
             f"{verdict}, at {self.confidence:.4g} confidence: epsilon is at least {self.epsilon:.3g}.",
@@ -91,7 +91,7 @@ class MechanismAudit:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "claimed": {"epsilon": self.claim.epsilon, "delta": self.claim.delta},
+            "claimed": {"epsilon": self.claim.epsilon(), "delta": self.claim.delta},
             "violated": self.violated,
             "confidence": self.confidence,
             "epsilon_lower_bound": self.epsilon,
@@ -143,7 +143,7 @@ def audit_mechanism(
             returns always the same whatever its input.
     """
     started = time.monotonic()
-    claim = claim if isinstance(claim, Claim) else Claim.of(*claim)
+    claim = claim if isinstance(claim, Claim) else epsilon_claim(*claim)
     pairs = tuple(neighbours) if neighbours is not None else default_neighbours(dimension, bound=bound)
     _check(pairs, runs, confidence)
     box = _Box(mechanism, np.random.default_rng())
@@ -152,13 +152,13 @@ def audit_mechanism(
     seen = [box.outputs(pair, few) for pair in pairs]
     _check_variety(seen)
     tests = [learn(*outputs, claim) for outputs in seen]
-    best = max(range(len(pairs)), key=lambda index: tests[index].excess)
+    best = max(range(len(pairs)), key=lambda index: tests[index].strength)
     pair, half = pairs[best], runs // 2
     more = box.outputs(pair, max(half - few, 0))
     first, second = (np.concatenate(both) for both in zip(seen[best], more, strict=True))
     test = learn(first, second, claim)
     found = _judge(claim, pair, test, box.outputs(pair, half), confidence)
-    explored = {one.name: round(float(tested.excess), 4) for one, tested in zip(pairs, tests, strict=True)}
+    explored = {one.name: round(float(tested.strength), 4) for one, tested in zip(pairs, tests, strict=True)}
     return replace(found, explored=explored, seconds=round(time.monotonic() - started, 3))
 
 
@@ -174,12 +174,38 @@ def _judge(
         confidence=confidence,
         true_positives=true,
         false_positives=false,
-        epsilon=claim.shown(true, false),
-        violated=bool(claim.excess(true, false)[0] > 0),
+        epsilon=_least_epsilon(claim, false, true),
+        violated=true > _most(claim, false),
         constant=all((one == one[0]).all() for one in outputs),
         explored={},
         seconds=0.0,
     )
+
+
+def epsilon_claim(epsilon: float, delta: float) -> EpsilonClaim:
+    """The claim of one pair; raises InvalidValue if there is nothing to refute."""
+    if not 0 <= epsilon < math.inf:
+        raise InvalidValue(
+            f"the claimed epsilon is {epsilon:g}",
+            "it must be at least 0 and finite: without a guarantee there is nothing to refute",
+            "give the epsilon that the mechanism is said to have",
+        )
+    if not 0 <= delta < 1:
+        raise InvalidValue(
+            f"the claimed delta is {delta:g}", "it must lie in [0, 1)", "0 is pure differential privacy"
+        )
+    return EpsilonClaim(float(epsilon), float(delta))
+
+
+def _most(claim: Claim, false: float) -> float:
+    return float(claim.most_true(np.array([false]))[0])
+
+
+def _least_epsilon(claim: Claim, false: float, true: float) -> float:
+    """The epsilon that the rates prove: for one pair directly, for a whole function by its excluded members."""
+    if isinstance(claim, EpsilonClaim):
+        return max(0.0, float(claim.strength(np.array([false]), np.array([true]))[0]))
+    return claim.epsilon(claim.leak_of(false, true))
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedveil.audit.claim import Claim
+from fedveil.audit.claims import Claim
 from fedveil.audit.mechanism import MechanismAudit, audit_mechanism
 from fedveil.audit.neighbours import Neighbours, default_neighbours
 from fedveil.errors import InvalidValue
