@@ -145,7 +145,9 @@ def draw(rows: dict[str, dict[str, Attempt]], truth: np.ndarray, path: Path) -> 
     """The true image, and beside it the reconstructions."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(rows), 1 + len(LEVELS), figsize=(7, 1.9 * len(rows) + 0.3), squeeze=False)
+    figure, axes = pyplot.subplots(
+        len(rows), 1 + len(LEVELS), figsize=(7, 1.9 * len(rows) + 0.3), squeeze=False
+    )
     for line, (model, attempts) in zip(axes, rows.items(), strict=True):
         show = partial(_show, model=model)
         show(line[0], truth, "the image")
@@ -174,7 +176,10 @@ def main() -> None:
     images = pixels / 255.0
     mean = images[PATIENTS:].mean(axis=0)  # of other patients: public for this purpose
     data = Dataset.from_arrays(
-        pixels[:PATIENTS], labels[:PATIENTS], patients=[f"p{number:02}" for number in range(PATIENTS)], classes=("normal", "pneumonia")
+        pixels[:PATIENTS],
+        labels[:PATIENTS],
+        patients=[f"p{number:02}" for number in range(PATIENTS)],
+        classes=("normal", "pneumonia"),
     )
     rows: dict[str, dict[str, Attempt]] = {}
     sys.stdout.write("| model | privacy | SSIM | rank of the true image among 400 |\n|---|---|---|---|\n")

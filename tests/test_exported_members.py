@@ -29,6 +29,7 @@ PINNED = [
     "StudyError",
     "TrainedModel",
     "__version__",
+    "audit_mechanism",
     "calibrate",
     "epsilon",
     "load",

@@ -22,7 +22,12 @@ from fedveil.audit.remote import audit_place
 from fedveil.privacy import Mechanism
 
 HERE = Path(__file__).parent
-PACKAGES = {"opacus": "opacus==1.6.0", "flower": "flwr==1.42.0", "nvflare": "nvflare==2.9.0", "naive": "numpy"}
+PACKAGES = {
+    "opacus": "opacus==1.6.0",
+    "flower": "flwr==1.42.0",
+    "nvflare": "nvflare==2.9.0",
+    "naive": "numpy",
+}
 OPACUS = EpsilonClaim(5.38, 1e-5)  # as `PrivacyEngine.get_epsilon` states it: python opacus_mechanisms.py
 ONE = MechanismClaim((Mechanism(1.0, 1.0, steps=1),), 1e-5)
 
@@ -49,14 +54,23 @@ class Row:
 
 
 ROWS = (
-    Row("opacus", "training, summed gradients", "trained", "cohorts", OPACUS, 2000),
-    Row("opacus", "training, mean gradients (default)", "trained_by_mean", "cohorts", OPACUS, 2000),
-    Row("flower", "fixed clipping, equal clients", "fixed_clipping", "clients", ONE, 1200),
-    Row("flower", "fixed clipping, weighted clients", "fixed_clipping_weighted", "clients", ONE, 1200),
-    Row("flower", "local, sensitivity = clip norm", "local", "updates", EpsilonClaim(4.0, 0.01), 12000),
-    Row("flower", "local, sensitivity = 2 clip norms", "local_twice", "updates", EpsilonClaim(4.0, 0.01), 12000),
-    Row("nvflare", "SVTPrivacy, weights", "svt", "layers", EpsilonClaim(1.0, 0.0), 6000),
-    Row("nvflare", "SVTPrivacy, default truncation", "svt_small", "small_layers", EpsilonClaim(1.0, 0.0), 6000),
+    Row("opacus", "training, summed gradients", "trained", "cohorts", OPACUS, 800),
+    Row("opacus", "training, mean gradients (default)", "trained_by_mean", "cohorts", OPACUS, 800),
+    Row("flower", "fixed clipping, equal clients", "fixed_clipping", "clients", ONE, 800),
+    Row("flower", "fixed clipping, weighted clients", "fixed_clipping_weighted", "clients", ONE, 800),
+    Row("flower", "local, sensitivity = clip norm", "local", "updates", EpsilonClaim(4.0, 0.01), 10000),
+    Row(
+        "flower",
+        "local, sensitivity = 2 clip norms",
+        "local_twice",
+        "updates",
+        EpsilonClaim(4.0, 0.01),
+        10000,
+    ),
+    Row("nvflare", "SVTPrivacy, weights", "svt", "layers", EpsilonClaim(1.0, 0.0), 4000),
+    Row(
+        "nvflare", "SVTPrivacy, default truncation", "svt_small", "small_layers", EpsilonClaim(1.0, 0.0), 4000
+    ),
     Row("nvflare", "SVTPrivacy, a scalar parameter", "svt", "scalars", EpsilonClaim(1.0, 0.0), 2000),
     Row("nvflare", "PercentilePrivacy", "percentile", "layers", EpsilonClaim(1.0, 1e-5), 2000),
     Row("naive", "noise on the weights", "noise_on_the_weights", "cohorts", EpsilonClaim(1.0, 1e-5), 2000),
@@ -92,7 +106,9 @@ def main() -> None:
     options = parser.parse_args()
     os.chdir(HERE)
     rows = [row for row in ROWS if options.only in (None, row.package)]
-    pythons = {package: interpreter(options.folder, package) for package in dict.fromkeys(r.package for r in rows)}
+    pythons = {
+        package: interpreter(options.folder, package) for package in dict.fromkeys(r.package for r in rows)
+    }
     print(f"fedveil {version('fedveil')}, Python {sys.version.split()[0]}\n")
     print("| package | mechanism | claimed epsilon, delta | found at 99 % | inputs | verdict |")
     print("|---|---|---|---|---|---|")

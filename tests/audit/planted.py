@@ -74,14 +74,18 @@ class Fault:
         """Of the function that plants it."""
         return self.plant.__name__
 
-    def audit(self, *, planted: bool = True, runs: int = 0) -> MechanismAudit:
+    def audit(self, *, planted: bool = True, confidence: float = 0.99) -> MechanismAudit:
         """Audit the product with the fault, or without it."""
         with contextlib.ExitStack() as stack:
             if planted:
                 self.plant(stack)
             look = self.look(stack)
             return audit_mechanism(
-                look.mechanism, look.claim, neighbours=[look.neighbours], runs=runs or self.runs
+                look.mechanism,
+                look.claim,
+                neighbours=[look.neighbours],
+                runs=self.runs,
+                confidence=confidence,
             )
 
 
@@ -89,7 +93,9 @@ def _patch(stack: Stack, owner: ModuleType | type, name: str, value: object) -> 
     stack.enter_context(mock.patch.object(owner, name, value))
 
 
-def hospital(*asked: Asked, few: bool = False, alike: bool = False, **settings: Any) -> Callable[[Stack], Look]:
+def hospital(
+    *asked: Asked, few: bool = False, alike: bool = False, **settings: Any
+) -> Callable[[Stack], Look]:
     """One hospital, without and with one patient of many images, which all show pneumonia.
 
     Args:
@@ -372,10 +378,10 @@ def a_repeated_round_for_free(stack: Stack) -> None:
 
 def _faults() -> Iterator[Fault]:
     shares = {"curious": "site-2", "silent": ("site-4",), "noise": 0.5}
-    yield Fault("half the noise", half_the_noise, hospital(TRAINING), quick=True)
+    yield Fault("half the noise", half_the_noise, hospital(TRAINING), 800, True)
     yield Fault("noise seeded by the study", noise_seeded_by_the_study, hospital(TRAINING), 200, True)
     yield Fault("one noise share too few", one_share_too_few, federation("one", **shares), 3000)
-    yield Fault("clip per image", clip_per_image, hospital(TRAINING), 400)
+    yield Fault("clip per image", clip_per_image, hospital(TRAINING), 300, True)
     yield Fault("clip per batch", clip_per_batch, hospital(TRAINING), 400)
     yield Fault(
         "a margin by the largest patient",
@@ -398,7 +404,9 @@ def _faults() -> Iterator[Fault]:
         rounding_without_its_sensitivity,
         federation("all", **shares),
     )
-    yield Fault("a kept seed", kept_seed, hospital(TRAINING, Asked("training", 2, "line"), rounds=2), 200, True)
+    yield Fault(
+        "a kept seed", kept_seed, hospital(TRAINING, Asked("training", 2, "line"), rounds=2), 200, True
+    )
     yield Fault(
         "drop-out without enough shares",
         drop_out_without_enough_shares,
@@ -409,9 +417,11 @@ def _faults() -> Iterator[Fault]:
     yield Fault("noise added before clipping", noise_before_clipping, hospital(TRAINING), 400)
     yield Fault("a buffer that leaks", a_buffer_that_leaks, hospital(TRAINING), 200, True)
     yield Fault(
-        "evaluation on training patients", evaluation_on_training_patients, untouched(EVALUATION, evaluation=0.6)
+        "evaluation on training patients",
+        evaluation_on_training_patients,
+        untouched(EVALUATION, evaluation=0.6),
     )
-    yield Fault("a repeated round for free", a_repeated_round_for_free, hospital(*[TRAINING] * 4), quick=True)
+    yield Fault("a repeated round for free", a_repeated_round_for_free, hospital(*[TRAINING] * 4))
 
 
 FAULTS = {fault.name: fault for fault in _faults()}

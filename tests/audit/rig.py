@@ -75,7 +75,11 @@ def chest_images() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     folder = Path(os.environ["FEDVEIL_DATA"]) / "kermany_cxr"
     with np.load(folder / "kermany_cxr_28.npz") as file:
         vectors = file["images"].reshape(-1, 4, 7, 2, 14).mean(axis=(2, 4)).reshape(-1, 8) / 255
-        return vectors.astype(np.float32), (file["labels"] > 0).astype(np.int64), file["patient"].astype(np.int64)
+        return (
+            vectors.astype(np.float32),
+            (file["labels"] > 0).astype(np.int64),
+            file["patient"].astype(np.int64),
+        )
 
 
 @lru_cache(maxsize=8)
@@ -164,7 +168,9 @@ class Hospital:
         path.unlink()
         return np.concatenate(
             [
-                one.vector if isinstance(one, Reply) else np.zeros(self.agreement.release(asked.release).dimension)
+                one.vector
+                if isinstance(one, Reply)
+                else np.zeros(self.agreement.release(asked.release).dimension)
                 for one, asked in zip(answers, self._asked, strict=True)
             ]
         )

@@ -24,7 +24,6 @@ Score = Callable[[Vector], Vector]
 _FEW, _MANY = 8, 200  # coordinates of the sparse scores and of those with covariances
 _TREES = 60
 _LEAST_SPREAD = 1e-6  # of one input's outputs, relative to the spread of both together
-_CHOOSING = 0.02  # significance of the intervals by which a threshold is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +60,15 @@ class LearntTest:
         return scores > self.threshold if self.above else scores < self.threshold
 
 
-def learn(first: Vector, second: Vector, claim: Claim) -> LearntTest:
+def learn(first: Vector, second: Vector, claim: Claim, *, caution: float = 0.02) -> LearntTest:
     """The test, among those tried, that seems to refute a claim most clearly, from two sets of outputs.
 
     Args:
         first: outputs on one input, a row each.
         second: outputs on its neighbour.
         claim: that the test is to refute.
+        caution: significance of the intervals by which thresholds are compared: the smaller, the less a choice
+            trusts thresholds that few outputs pass.
     """
     (fit_first, choose_first), (fit_second, choose_second) = _split(first), _split(second)
     scale = _scale(np.concatenate([fit_first, fit_second]))
@@ -75,7 +76,7 @@ def learn(first: Vector, second: Vector, claim: Claim) -> LearntTest:
     for name, fit in _SCORES.items():
         fitted = fit(scale(fit_first), scale(fit_second))
         score = _composed(fitted, scale)
-        found += _thresholds(name, score, choose_first, choose_second, claim)
+        found += _thresholds(name, score, choose_first, choose_second, claim, caution)
     return max(found, key=lambda one: one.strength)
 
 
@@ -95,7 +96,9 @@ def _scale(outputs: Vector) -> Score:
     return lambda rows: np.clip((rows - centre) * factor, -1e6, 1e6)
 
 
-def _thresholds(name: str, score: Score, first: Vector, second: Vector, claim: Claim) -> list[LearntTest]:
+def _thresholds(
+    name: str, score: Score, first: Vector, second: Vector, claim: Claim, caution: float
+) -> list[LearntTest]:
     """The best threshold of a score on either side."""
     scores = score(first), score(second)
     values = np.unique(np.concatenate(scores))
@@ -113,7 +116,7 @@ def _thresholds(name: str, score: Score, first: Vector, second: Vector, claim: C
         hits = sizes[true] - below[true] if above else below[true]
         alarms = sizes[false] - below[false] if above else below[false]
         strength = claim.strength(
-            rate_above(alarms, sizes[false], _CHOOSING), rate_below(hits, sizes[true], _CHOOSING)
+            rate_above(alarms, sizes[false], caution), rate_below(hits, sizes[true], caution)
         )
         best = int(strength.argmax())
         found.append(LearntTest(name, score, float(cuts[best]), above, float(strength[best])))
@@ -128,7 +131,7 @@ def _most_different(first: Vector, second: Vector, count: int) -> NDArray[np.int
     def contrast(one: Vector, other: Vector) -> Vector:
         noise = one.var(axis=0) / len(one) + other.var(axis=0) / len(other)
         gap = np.abs(one.mean(axis=0) - other.mean(axis=0))
-        return np.divide(gap, np.sqrt(noise) + 1e-9)
+        return np.asarray(gap / (np.sqrt(noise) + 1e-9))
 
     gaps = np.maximum(contrast(first, second), contrast(np.square(first), np.square(second)))
     return np.argsort(-gaps)[:count].astype(np.int64)

@@ -28,7 +28,9 @@ Mechanism = Callable[[Any], object]
 
 LEAST_RUNS = 200
 """Fewer outputs per input teach a test nothing, and bound no epsilon worth naming."""
-_EXPLORED = 60  # outputs per input of every pair, before one pair is chosen
+_EXPLORED = 90  # outputs per input of every pair, before one pair is chosen
+
+_CURIOUS = 0.2  # caution where inputs are compared by few outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,9 @@ class MechanismAudit:
 
     def __str__(self) -> str:
         claim = f"epsilon {self.claim.epsilon():.4g} at delta {self.claim.delta:.3g}"
-        verdict = f"The claim of {claim} is refuted" if self.violated else f"No violation of {claim} was found"
+        verdict = (
+            f"The claim of {claim} is refuted" if self.violated else f"No violation of {claim} was found"
+        )
         lines = [
             f"{verdict}, at {self.confidence:.4g} confidence: epsilon is at least {self.epsilon:.3g}.",
             f"Inputs: {self.neighbours}. Test: {self.test}, on {self.runs} fresh outputs of each input.",
@@ -81,9 +85,13 @@ class MechanismAudit:
             f"{self.false_positives:.3g} false ones; the claim allows {self.allowed:.3g}.",
         ]
         if self.constant:
-            lines.append("The outputs for the same input are always the same: there is no noise, or a fixed one.")
+            lines.append(
+                "The outputs for the same input are always the same: there is no noise, or a fixed one."
+            )
         if self.replayed:
-            lines.append("The noise is the same after each start of the process: whoever knows the code can subtract it.")
+            lines.append(
+                "The noise is the same after each start of the process: whoever knows the code can subtract it."
+            )
         if not self.violated:
             lines.append("That none was found proves nothing: another attacker, or more runs, may find one.")
         return "\n".join(lines)
@@ -134,7 +142,7 @@ def audit_mechanism(
         neighbours: inputs to try instead of lists of vectors; see `default_neighbours` for these.
         dimension: length of the vectors.
         bound: the norm to which the mechanism is said to clip them.
-        runs: outputs of each of the two inputs that are finally compared. Half of them find the test, the rest judge it.
+        runs: outputs of each of the two inputs that are finally compared. Half of them find the test, half judge it.
         confidence: of the verdict. A sound mechanism is called unsound with probability ``1 - confidence`` at most.
         seconds: runs are reduced so that the mechanism takes about this long.
 
@@ -151,7 +159,7 @@ def audit_mechanism(
     few = max(_EXPLORED, runs // (4 * len(pairs)))
     seen = [box.outputs(pair, few) for pair in pairs]
     _check_variety(seen)
-    tests = [learn(*outputs, claim) for outputs in seen]
+    tests = [learn(*outputs, claim, caution=_CURIOUS) for outputs in seen]
     best = max(range(len(pairs)), key=lambda index: tests[index].strength)
     pair, half = pairs[best], runs // 2
     more = box.outputs(pair, max(half - few, 0))
@@ -261,15 +269,14 @@ def _numbers(output: object) -> Iterator[Vector]:
         for one in output:
             yield from _numbers(one)
     else:
-        detached = output.detach().cpu() if hasattr(output, "detach") else output
-        try:
-            yield np.asarray(detached, dtype=np.float64).ravel()
-        except (TypeError, ValueError):
+        found = np.asarray(output.detach().cpu() if hasattr(output, "detach") else output)
+        if found.dtype.kind not in "iufb":
             raise InvalidValue(
                 f"the mechanism returned {type(output).__name__}",
                 "an output must be numbers: a number, an array, or lists and dicts of these",
                 "return what leaves the hospital, as numbers",
-            ) from None
+            )
+        yield found.astype(np.float64).ravel()
 
 
 def _check(pairs: Sequence[Neighbours], runs: int, confidence: float) -> None:

@@ -94,7 +94,9 @@ def invert_gradient(
     for _ in range(steps):
         optimizer.zero_grad()
         found = gradient_of(image)
-        rough = (image[:, 1:] - image[:, :-1]).abs().mean() + (image[:, :, 1:] - image[:, :, :-1]).abs().mean()
+        rough = (image[:, 1:] - image[:, :-1]).abs().mean() + (
+            image[:, :, 1:] - image[:, :, :-1]
+        ).abs().mean()
         loss = 1 - found @ wanted / found.norm().clamp_min(1e-12) + _SMOOTH * rough
         (derivative,) = torch.autograd.grad(loss, image)
         image.grad = derivative.sign()

@@ -57,7 +57,9 @@ class Worker:
                     "it must be of the form package.module:function",
                     "give a function that can be imported",
                 )
-        plain = [[one.name, *([row.tolist() for row in rows] for rows in (one.first, one.second))] for one in pairs]
+        plain = [
+            [one.name, *([row.tolist() for row in rows] for rows in (one.first, one.second))] for one in pairs
+        ]
         try:
             self._process = subprocess.Popen(
                 [python, str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -140,7 +142,9 @@ def audit_place(
 
     with start() as worker, start() as again:
         if not worker.neighbours:
-            raise InvalidValue(f"{neighbours} returns no inputs", "one pair is needed", "return a list of pairs")
+            raise InvalidValue(
+                f"{neighbours} returns no inputs", "one pair is needed", "return a list of pairs"
+            )
         first = worker.neighbours[0].first
         beginnings = [np.array([one(first) for _ in range(_STARTS)]) for one in (worker, again)]
         found = audit_mechanism(
@@ -151,6 +155,6 @@ def audit_place(
             confidence=confidence,
             seconds=seconds,
         )
-    if found.constant or not np.array_equal(*beginnings):
+    if found.constant or not np.array_equal(beginnings[0], beginnings[1]):
         return found
     return replace(found, replayed=True, violated=True)

@@ -1,16 +1,20 @@
 """Runs a mechanism for an audit, in an interpreter and an environment of its own.
 
-It is a script that needs nothing but the standard library, so that any environment can run it. The first line that it
-reads names the mechanism and the neighbouring inputs, every further one a run; it answers with one line each, JSON.
+It is a script that needs nothing but the standard library of Python 3.9 or later, so that any environment can run it.
+The first line that it reads names the mechanism and the neighbouring inputs, every further one a run; it answers with
+one line of JSON each.
 """
 
+import copy
 import importlib
 import json
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 
-def flat(output):  # type: ignore[no-untyped-def]
+def flat(output: Any) -> list[float]:
     """The numbers of an output in a fixed order: of dicts by key, of lists one after the other."""
     if hasattr(output, "items"):
         return [number for key in sorted(output, key=str) for number in flat(output[key])]
@@ -23,13 +27,13 @@ def flat(output):  # type: ignore[no-untyped-def]
     return [float(output)]
 
 
-def find(place):  # type: ignore[no-untyped-def]
+def find(place: str) -> Any:
     """What ``package.module:name`` names."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
-def vectors(rows):  # type: ignore[no-untyped-def]
+def vectors(rows: Any) -> Any:
     """Lists of numbers as arrays, where NumPy is installed."""
     try:
         import numpy
@@ -38,7 +42,7 @@ def vectors(rows):  # type: ignore[no-untyped-def]
     return [numpy.array(row, dtype=float) for row in rows]
 
 
-def inputs(asked):  # type: ignore[no-untyped-def]
+def inputs(asked: dict[str, Any]) -> tuple[list[tuple[str, Any, Any]], bool]:
     """Neighbouring inputs, as triples of a name and two inputs."""
     if not asked["neighbours"]:
         return [(name, first, second) for name, first, second in asked["pairs"]], True
@@ -49,15 +53,13 @@ def inputs(asked):  # type: ignore[no-untyped-def]
     return found, False
 
 
-def main():  # type: ignore[no-untyped-def]
+def main() -> None:
     """Serve until the input ends."""
-    import copy
-
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what the mechanism prints is no answer
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
 
-    def answer(**values):  # type: ignore[no-untyped-def]
+    def answer(**values: Any) -> None:
         answers.write(json.dumps(values) + "\n")
         answers.flush()
 
@@ -67,8 +69,8 @@ def main():  # type: ignore[no-untyped-def]
         mechanism = find(asked["mechanism"])
         if not callable(mechanism):
             raise TypeError(asked["mechanism"] + " is not callable")
-    except Exception as error:
-        answer(error="%s: %s" % (type(error).__name__, error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the audit reports it
+        answer(error=f"{type(error).__name__}: {error}")
         return
     answer(names=[name for name, _, _ in pairs])
     for line in sys.stdin:
@@ -77,8 +79,8 @@ def main():  # type: ignore[no-untyped-def]
         try:
             output = mechanism(vectors(given) if plain else copy.deepcopy(given))
             answer(numbers=flat(output))
-        except Exception as error:
-            answer(error="%s: %s" % (type(error).__name__, error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the audit reports it
+            answer(error=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ COMMANDS = (
         "fedveil.cli.sweep:sweep_command",
         "Measure what each privacy setting costs in accuracy; on real data only within a declared budget.",
     ),
+    LazyCommand(
+        "audit",
+        "fedveil.cli.audit.command:audit",
+        "Attack a mechanism, and print a lower bound on its epsilon beside the claimed one; exit code 3 if it is "
+        "refuted.",
+    ),
     LazyCommand("data", "fedveil.cli.data:app", "Check, fetch and split images."),
     LazyCommand("ledger", "fedveil.cli.ledger:app", "Inspect a hospital's privacy ledger."),
     LazyCommand("site", "fedveil.cli.deploy:site", "Run a hospital's side of a federation."),

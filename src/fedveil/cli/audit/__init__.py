@@ -1,0 +1,1 @@
+"""`fedveil audit`: what attacks find, beside what is stated."""
