@@ -4,3 +4,19 @@
 `arena` puts canary patients into a study's hospitals and runs the real code; attackers are `white_box`, `one_run` and
 `black_box`.
 """
+
+from fedveil.audit.attacker import Attacker, Attempt, Setup
+from fedveil.audit.result import AuditResult, Finding, read_audit
+from fedveil.audit.runner import ATTACKERS, Effort, audit
+
+__all__ = [
+    "ATTACKERS",
+    "Attacker",
+    "Attempt",
+    "AuditResult",
+    "Effort",
+    "Finding",
+    "Setup",
+    "audit",
+    "read_audit",
+]
