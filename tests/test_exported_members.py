@@ -11,6 +11,7 @@ import fedveil
 from fedveil.cli.main import COMMANDS
 
 PINNED = [
+    "AuditResult",
     "Budget",
     "BudgetExceeded",
     "DataError",
@@ -30,6 +31,7 @@ PINNED = [
     "TrainedModel",
     "__version__",
     "audit_mechanism",
+    "audit_study",
     "calibrate",
     "epsilon",
     "load",
@@ -86,6 +88,22 @@ def test_importing_the_library_loads_nothing_heavy():
 def test_help_loads_nothing_heavy():
     ask = "import sys; sys.argv = ['fedveil', '--help']\nfrom fedveil.cli import main\n"
     assert loaded_after(ask + "try: main()\nexcept SystemExit: pass") == set()
+
+
+LIGHT = ("init", "run", "demo", "predict", "report", "data", "data check", "ledger", "ledger show")
+LAYERS = {"torch", "scipy", "sklearn", "matplotlib", "dp_accounting", "numpy"}
+
+
+def test_the_help_of_a_command_loads_no_layer():
+    """One process asks for them all; rich and pydantic are what a command line is made of."""
+    ask = (
+        "import sys\nfrom fedveil.cli import main\n"
+        f"for words in {LIGHT!r}:\n"
+        "    sys.argv = ['fedveil', *words.split(), '--help']\n"
+        "    try: main()\n"
+        "    except SystemExit: pass"
+    )
+    assert loaded_after(ask) & LAYERS == set()
 
 
 def test_completion_loads_nothing_heavy():

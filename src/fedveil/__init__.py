@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from fedveil.data import Dataset
     from fedveil.errors import BudgetExceeded, DataError, FedveilError, InvalidValue, StudyError
     from fedveil.learning.gradients import PrivateGradients
-    from fedveil.library import PrivateLinearClassifier, Run, load, plan, private_steps, run, sweep
+    from fedveil.library import (
+        PrivateLinearClassifier,
+        Run,
+        audit_study,
+        load,
+        plan,
+        private_steps,
+        run,
+        sweep,
+    )
     from fedveil.planning import Plan
     from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism, calibrate, epsilon
     from fedveil.study import Study, TrainedModel
@@ -24,6 +33,8 @@ _PLACES = {
     "fedveil.data": ("Dataset",),
     "fedveil.errors": ("BudgetExceeded", "DataError", "FedveilError", "InvalidValue", "StudyError"),
     "fedveil.learning.gradients": ("PrivateGradients",),
+    "fedveil.audit": ("AuditResult",),
+    "fedveil.library.audits": ("audit_study",),
     "fedveil.library.classifier": ("PrivateLinearClassifier",),
     "fedveil.library.gradients": ("private_steps",),
     "fedveil.library.runs": ("Run", "load", "plan", "run", "sweep"),
@@ -35,6 +46,7 @@ _PLACES = {
 _PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "AuditResult",
     "Budget",
     "BudgetExceeded",
     "DataError",
@@ -54,6 +66,7 @@ __all__ = [
     "TrainedModel",
     "__version__",
     "audit_mechanism",
+    "audit_study",
     "calibrate",
     "epsilon",
     "load",

@@ -97,9 +97,9 @@ def run(*arguments: str):
     return CliRunner().invoke(app, ["audit", "--mechanism", *arguments, "--runs", "200"])
 
 
-def test_the_command_prints_a_verdict_and_exits_with_3_where_a_claim_is_refuted() -> None:
+def test_the_command_prints_a_verdict_and_exits_with_1_where_a_claim_is_refuted() -> None:
     found = run("audited_code:unclipped", "--epsilon", "1", "--json", "--python", sys.executable)
-    assert found.exit_code == 3
+    assert found.exit_code == 1
     assert json.loads(found.stdout)["violated"]
     found = run("audited_code:sound", "--mu", "0.5", "--confidence", str(NEVER))
     assert found.exit_code == 0

@@ -7,3 +7,19 @@
 `mechanism` audits any callable by a learnt test (`distinguisher`), `remote` one in an environment of its own, for which
 `worker` is the script that runs there. `reconstruction` shows what noise does to an image.
 """
+
+from fedveil.audit.attacker import Attacker, Attempt, Setup
+from fedveil.audit.result import AuditResult, Finding, read_audit
+from fedveil.audit.runner import ATTACKERS, Effort, audit
+
+__all__ = [
+    "ATTACKERS",
+    "Attacker",
+    "Attempt",
+    "AuditResult",
+    "Effort",
+    "Finding",
+    "Setup",
+    "audit",
+    "read_audit",
+]

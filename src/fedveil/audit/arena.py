@@ -35,7 +35,7 @@ from fedveil.study import Prepared, RunDirectory, Silent, Trained, make_agreemen
 from fedveil.study.pipeline import LinearTask, NetworkTask, Task
 from fedveil.study.simulation import Simulated
 
-__all__ = ["Arena", "colluders_of", "plant", "small"]
+__all__ = ["Arena", "Included", "Indices", "colluders_of", "plant", "small"]
 
 Indices = npt.NDArray[np.int64]
 Included = npt.NDArray[np.bool_]

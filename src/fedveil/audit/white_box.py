@@ -7,20 +7,23 @@ longest.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.audit.arena import Arena, colluders_of
+from fedveil.audit.arena import Arena, colluders_of, plant, small
+from fedveil.audit.attacker import STUDY, Attacker, Attempt, Setup, check_enough, claim_of, roc
+from fedveil.audit.evidence import TwoWorlds, judge
 from fedveil.audit.statistics import Vector
 from fedveil.errors import FedveilError
-from fedveil.federation import ModelState, NoisySum, OneSum, Release, Rounds, Seen
+from fedveil.federation import Agreement, ModelState, NoisySum, OneSum, Release, Rounds, Seen
 from fedveil.federation.contributions import Contributions
 from fedveil.federation.noise import Calibrated
 from fedveil.learning import CentredHead
-from fedveil.privacy import secure_generator
+from fedveil.privacy import Mechanism, secure_generator
 
-__all__ = ["Aim", "aim", "draws", "rounds_of_a_session", "session"]
+__all__ = ["Aim", "NoisySums", "WholeProtocol", "aim", "draws", "rounds_of_a_session", "session"]
 
 Indices = npt.NDArray[np.int64]
 FAR = 20.0
@@ -28,6 +31,10 @@ FAR = 20.0
 MOST_ROUNDS = 64
 CHUNK = 1 << 21
 """Numbers drawn at once."""
+NUMBERS, SLOW = 8 * 10**7, 2 * 10**4
+"""Numbers of noise, or sums of samples, that are drawn for one release in one world by default."""
+FEWEST, MOST_TRIALS = 400, 20_000
+"""Executions of one world by default."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +56,14 @@ class Aim:
         length = float(np.linalg.norm(self.direction))
         found: Vector = total @ self.direction / (length * self.release.mechanism.clip_norm)
         return found
+
+    @property
+    def weight(self) -> float:
+        """What turns the score of an execution into a log-likelihood ratio, up to a constant."""
+        mechanism = self.release.mechanism
+        if mechanism.sampling_rate < 1:
+            return 1.0
+        return float(np.linalg.norm(self.direction)) / mechanism.clip_norm / mechanism.noise_multiplier**2
 
     def evidence(self, scores: Vector) -> Vector:
         """The log-likelihood ratio of each round, up to a constant and a positive factor."""
@@ -186,3 +201,147 @@ def _rows(arena: Arena, release: Release, within: bool) -> Indices:
     """Rows of the canary's hospital that a release sums over."""
     world, home = arena.world(np.array([within])), arena.homes[0]
     return world.held_out[home] if release.query.part == "held-out" else world.sites[home]
+
+
+@final
+class NoisySums(Attacker):
+    """Many executions of each release's sums and noise, and of all releases of the study together."""
+
+    name: ClassVar[str] = "white box"
+
+    def attack(self, setup: Setup) -> list[Attempt]:
+        """Each release, and the whole study."""
+        if setup.agreement.trust == "none":
+            return []
+        worlds = []
+        arena = _arena(setup)
+        for release in _requested(setup):
+            found = aim(arena, release)
+            if found is not None:
+                worlds.append(self._scores(setup, arena, found))
+            setup.progress.advance()
+        attempts = [self._attempt(setup, [one]) for one in worlds]
+        return attempts if len(worlds) < 2 else [*attempts, self._attempt(setup, worlds)]
+
+    def _scores(self, setup: Setup, arena: Arena, attack: Aim) -> "_Worlds":
+        release = attack.release
+        rounds, count = _effort(release, arena.agreement, setup.trials)
+
+        def scores(within: bool) -> Vector:
+            return draws(arena, attack, within=within, count=count, rounds=rounds)
+
+        without = setup.store.get(f"{self.name}.{release.name}.out", lambda: scores(False))
+        inside = setup.store.get(f"{self.name}.{release.name}.in", lambda: scores(True))
+        return _Worlds(attack, rounds, without, inside)
+
+    def _attempt(self, setup: Setup, worlds: "list[_Worlds]") -> Attempt:
+        """Of one release, or of several together: the sum of their log-likelihood ratios."""
+        count = min(len(one.without) for one in worlds)
+        without = np.sum([one.attack.weight * one.without[:count] for one in worlds], axis=0)
+        within = np.sum([one.attack.weight * one.within[:count] for one in worlds], axis=0)
+        whole = [one.attack.release for one in worlds]
+        return _judged(
+            setup,
+            self.name,
+            whole[0].name if len(worlds) == 1 else STUDY,
+            tuple(
+                one.mechanism.with_steps(two.rounds * one.steps_per_round)
+                for one, two in zip(whole, worlds, strict=True)
+            ),
+            (without, within),
+            f"the noisy sums along one canary's contribution, {count} executions of each world",
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Worlds:
+    """Scores of executions of some rounds of one release, without the canary and with it."""
+
+    attack: Aim
+    rounds: int
+    without: Vector
+    within: Vector
+
+
+def _effort(release: Release, agreement: Agreement, trials: int | None) -> tuple[int, int]:
+    """Rounds of one execution, and the number of executions of each world."""
+    if release.noise_inside or release.mechanism.sampling_rate < 1:
+        most, each = SLOW, 1
+    else:
+        most, each = NUMBERS, release.dimension * (1 if release.integer is None else agreement.honest)
+    rounds = min(release.rounds, max(1, most // (FEWEST * each)))
+    return rounds, trials or min(MOST_TRIALS, max(FEWEST, most // (each * rounds)))
+
+
+@final
+class WholeProtocol(Attacker):
+    """Rounds through requests, ledgers, sites, noise, masks and coordinator, one release at a time."""
+
+    name: ClassVar[str] = "protocol"
+
+    def attack(self, setup: Setup) -> list[Attempt]:
+        """Each release, one round per execution."""
+        if setup.agreement.trust == "none":
+            return []
+        arena, attempts = _arena(setup), []
+        for release in _requested(setup):
+            found = aim(arena, release)
+            if found is None:
+                continue
+            both = self._scores(setup, arena, found)
+            setup.progress.advance()
+            mechanism = release.mechanism.with_steps(release.steps_per_round)
+            what = f"one round through the whole protocol, {len(both[0])} executions of each world"
+            attempts.append(_judged(setup, self.name, release.name, (mechanism,), both, what))
+        return attempts
+
+    def _scores(self, setup: Setup, arena: Arena, attack: Aim) -> tuple[Vector, Vector]:
+        """Of all rounds of all sessions, without the canary and with it."""
+        rounds = rounds_of_a_session(arena, attack.release)
+
+        def scores(within: bool, number: int) -> Vector:
+            name = f"{self.name}.{attack.release.name}.{'in' if within else 'out'}.{number}"
+            return setup.store.get(name, lambda: session(arena, attack, within=within, rounds=rounds))
+
+        without, inside = (
+            np.concatenate([scores(within, number) for number in range(setup.sessions)])
+            for within in (False, True)
+        )
+        return without, inside
+
+
+def _requested(setup: Setup) -> list[Release]:
+    """The releases that leave hospitals."""
+    return [one for one in setup.agreement.releases if not one.query.at_site]
+
+
+def _arena(setup: Setup) -> Arena:
+    """Few patients, and one canary at the first hospital; the same one after an interruption."""
+    seed = int(setup.store.get("canary", lambda: secure_generator().integers(2**62)))
+    return plant(small(setup.prepared), setup.task, setup.agreement.sites[:1], np.random.default_rng(seed))
+
+
+def _judged(
+    setup: Setup,
+    attacker: str,
+    release: str,
+    mechanisms: tuple[Mechanism, ...],
+    worlds: tuple[Vector, Vector],
+    what: str,
+) -> Attempt:
+    claim, plain = claim_of(mechanisms, setup.agreement.target.delta)
+    without, within = worlds
+    needed = 2 * TwoWorlds.needed(claim, setup.significance)
+    check_enough(len(without), needed, "executions of each world", "--trials", setup.significance)
+    curve, area = roc(without, within)
+    return Attempt(
+        attacker=attacker,
+        release=release,
+        claim=claim,
+        plain=plain,
+        evidence=judge(without, within, claim, setup.significance),
+        curve=curve,
+        area=area,
+        executions=2 * len(without),
+        what=what,
+    )

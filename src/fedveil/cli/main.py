@@ -38,9 +38,8 @@ COMMANDS = (
     ),
     LazyCommand(
         "audit",
-        "fedveil.cli.audit.command:audit",
-        "Attack a mechanism, and print a lower bound on its epsilon beside the claimed one; exit code 3 if it is "
-        "refuted.",
+        "fedveil.cli.audit.command:app",
+        "Attack a study's own code with canary patients, and prove lower bounds on its epsilon.",
     ),
     LazyCommand("data", "fedveil.cli.data:app", "Check, fetch and split images."),
     LazyCommand("ledger", "fedveil.cli.ledger:app", "Inspect a hospital's privacy ledger."),

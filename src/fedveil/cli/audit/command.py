@@ -1,70 +1,35 @@
-"""The command `fedveil audit`."""
+"""The command `fedveil audit`, of a study or of any mechanism: two sets of options under one name."""
 
-from typing import Annotated
+from typing import Any
 
+import click
 import typer
+from typer.core import TyperCommand
 
-from fedveil.cli.audit.mechanism import MechanismOptions, audit_function
-from fedveil.cli.output.console import speak_plainly
+from fedveil.cli.audit.study import audit_command
 
-__all__ = ["audit"]
-
-Place = Annotated[
-    str,
-    typer.Option(
-        help="package.module:function, from a list of contributions, or a training set, to what is released."
-    ),
-]
-Epsilon = Annotated[float | None, typer.Option(help="The claimed epsilon.")]
-Delta = Annotated[float, typer.Option(help="The claimed delta.")]
-Mu = Annotated[
-    float | None, typer.Option(help="Instead of epsilon: sensitivity over noise of a Gaussian mechanism.")
-]
-Pairs = Annotated[
-    str,
-    typer.Option(help="package.module:function that returns neighbouring inputs: (name, input, input), ..."),
-]
-Python = Annotated[str, typer.Option(help="The interpreter of the environment that the mechanism needs.")]
-Dimension = Annotated[int, typer.Option(help="Length of the vectors that are contributed.")]
-Bound = Annotated[float, typer.Option(help="The norm to which the mechanism is said to clip them.")]
-Runs = Annotated[int, typer.Option(help="Outputs of each of the two inputs that are finally compared.")]
-Confidence = Annotated[float, typer.Option(help="Confidence of the verdict.")]
-Seconds = Annotated[float | None, typer.Option(help="Use fewer runs, so that it takes about this long.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+__all__ = ["app"]
 
 
-def audit(
-    mechanism: Place,
-    epsilon: Epsilon = None,
-    delta: Delta = 1e-5,
-    mu: Mu = None,
-    neighbours: Pairs = "",
-    python: Python = "",
-    dimension: Dimension = 8,
-    bound: Bound = 1.0,
-    runs: Runs = 2000,
-    confidence: Confidence = 0.99,
-    seconds: Seconds = None,
-    as_json: AsJson = False,
-) -> None:
-    """Attack a mechanism, and print a lower bound on its epsilon beside the claimed one; exit code 3 if it is refuted.
+class _StudyOrMechanism(TyperCommand):
+    """The audit of a study; where ``--mechanism`` is given, that of a mechanism."""
 
-    Example: fedveil audit --mechanism my.code:private_sum --epsilon 1 --delta 1e-5
-    """
-    options = MechanismOptions(
-        mechanism=mechanism,
-        epsilon=epsilon,
-        delta=delta,
-        mu=mu,
-        neighbours=neighbours,
-        python=python,
-        dimension=dimension,
-        bound=bound,
-        runs=runs,
-        confidence=confidence,
-        seconds=seconds,
-    )
-    with speak_plainly():
-        violated = audit_function(options, as_json=as_json)
-    if violated:
-        raise typer.Exit(3)
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if any(one.partition("=")[0] == "--mechanism" for one in args):
+            from fedveil.cli.audit.mechanism import audit_function
+
+            single = typer.Typer(add_completion=False, rich_markup_mode=None)
+            single.command("audit")(audit_function)
+            return typer.main.get_command(single).make_context(info_name, args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command(
+    "audit",
+    cls=_StudyOrMechanism,
+    epilog="Any other mechanism is audited with --mechanism package.module:function; "
+    "fedveil audit --mechanism M --help prints its options.",
+)(audit_command)
