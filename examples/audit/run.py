@@ -17,8 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fedveil.audit.claims import Claim, EpsilonClaim, MechanismClaim
-from fedveil.audit.mechanism import MechanismAudit
-from fedveil.audit.remote import audit_place
+from fedveil.audit.mechanisms.remote import audit_place
+from fedveil.audit.mechanisms.search import MechanismAudit
 from fedveil.privacy import Mechanism
 
 HERE = Path(__file__).parent
@@ -54,7 +54,7 @@ class Row:
 
 
 ROWS = (
-    Row("opacus", "training, summed gradients", "trained", "cohorts", OPACUS, 800),
+    Row("opacus", "training, summed gradients", "trained", "cohorts", OPACUS, 1600),
     Row("opacus", "training, mean gradients (default)", "trained_by_mean", "cohorts", OPACUS, 800),
     Row("flower", "fixed clipping, equal clients", "fixed_clipping", "clients", ONE, 800),
     Row("flower", "fixed clipping, weighted clients", "fixed_clipping_weighted", "clients", ONE, 800),

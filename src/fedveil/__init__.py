@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedveil.audit.mechanism import audit_mechanism
+    from fedveil.audit.mechanisms import audit_mechanism
     from fedveil.data import Dataset
     from fedveil.errors import BudgetExceeded, DataError, FedveilError, InvalidValue, StudyError
     from fedveil.learning.gradients import PrivateGradients
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _PLACES = {
-    "fedveil.audit.mechanism": ("audit_mechanism",),
+    "fedveil.audit.mechanisms": ("audit_mechanism",),
     "fedveil.data": ("Dataset",),
     "fedveil.errors": ("BudgetExceeded", "DataError", "FedveilError", "InvalidValue", "StudyError"),
     "fedveil.learning.gradients": ("PrivateGradients",),

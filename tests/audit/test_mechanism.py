@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fedveil.audit.claims import EpsilonClaim, MechanismClaim
-from fedveil.audit.mechanism import audit_mechanism
-from fedveil.audit.neighbours import Neighbours, default_neighbours
+from fedveil.audit.mechanisms.neighbours import Neighbours, default_neighbours
+from fedveil.audit.mechanisms.search import audit_mechanism
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Mechanism
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedveil.audit.claims import EpsilonClaim
-from fedveil.audit.remote import audit_place
+from fedveil.audit.mechanisms.remote import audit_place
 from fedveil.cli.main import app
 from fedveil.errors import InvalidValue
 

@@ -4,8 +4,7 @@
 `arena` puts canary patients into a study's hospitals and runs the real code; attackers are `white_box`, `one_run` and
 `black_box`.
 
-`mechanism` audits any callable by a learnt test (`distinguisher`), `remote` one in an environment of its own, for which
-`worker` is the script that runs there. `reconstruction` shows what noise does to an image.
+`mechanisms` audits any function, whoever made it. `reconstruction` shows what noise leaves of an image.
 """
 
 from fedveil.audit.attacker import Attacker, Attempt, Setup

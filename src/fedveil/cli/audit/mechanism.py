@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from fedveil.audit.claims import Claim, MechanismClaim
-from fedveil.audit.mechanism import epsilon_claim
-from fedveil.audit.remote import audit_place
+from fedveil.audit.mechanisms.remote import audit_place
+from fedveil.audit.mechanisms.search import epsilon_claim
 from fedveil.cli.output.console import console, speak_plainly
 from fedveil.errors import InvalidValue
 from fedveil.privacy import Mechanism

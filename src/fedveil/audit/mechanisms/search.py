@@ -1,8 +1,7 @@
 """An audit of any mechanism: a search for neighbouring inputs whose outputs differ by more than is claimed.
 
 The mechanism is a black box, any callable from an input to numbers. Half of the outputs are used to explore: which of
-the neighbouring inputs, and which test (see `fedveil.audit.distinguisher`), refute the claim most clearly. That one
-test is judged on the other half, by exact intervals, so that only one comparison is made and none needs correcting
+the neighbouring inputs, and which test (see `.distinguisher`), refute the claim most clearly. That one test is judged on the other half, by exact intervals, so that only one comparison is made and none needs correcting
 for. Like every audit it bounds epsilon from below: that nothing is found proves nothing.
 """
 
@@ -17,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedveil.audit.claims import Claim, EpsilonClaim
-from fedveil.audit.distinguisher import LearntTest, learn
-from fedveil.audit.neighbours import Neighbours, default_neighbours
+from fedveil.audit.mechanisms.distinguisher import LearntTest, learn
+from fedveil.audit.mechanisms.neighbours import Neighbours, default_neighbours
 from fedveil.errors import FedveilError, InvalidValue
 
 __all__ = ["MechanismAudit", "audit_mechanism", "epsilon_claim"]

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedveil.audit.claims import Claim
-from fedveil.audit.mechanism import MechanismAudit, audit_mechanism
-from fedveil.audit.neighbours import Neighbours, default_neighbours
+from fedveil.audit.mechanisms.neighbours import Neighbours, default_neighbours
+from fedveil.audit.mechanisms.search import MechanismAudit, audit_mechanism
 from fedveil.errors import InvalidValue
 
 __all__ = ["Worker", "audit_place"]
