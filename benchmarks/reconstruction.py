@@ -23,7 +23,7 @@ from torch.func import functional_call
 from fedveil.audit.reconstruction import from_linear_gradient, invert_gradient, rank_of, ssim
 from fedveil.data import Dataset
 from fedveil.federation import Policy, Request, Site
-from fedveil.learning.encoders import feature_extractor
+from fedveil.learning.encoders import feature_extractor, scattering
 from fedveil.privacy import Budget, Ledger
 from fedveil.study import Study
 from fedveil.study.calibrate import make_agreement
@@ -143,6 +143,8 @@ def study_features(task: Task) -> str:
 
 def invert_features(task: Task, seen: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """An image whose features have the direction of a linear head's gradient, block by block of unit length."""
+    for cached in (scattering._wavelets, scattering._averaging):
+        cached.cache_clear()  # made where no derivative was needed
     transform, blocks = task.extractor._transform, list(task.extractor.blocks)
 
     def features_of(image: torch.Tensor) -> torch.Tensor:
