@@ -7,10 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedveil.audit import AuditResult
     from fedveil.data import Dataset
     from fedveil.errors import BudgetExceeded, DataError, FedveilError, InvalidValue, StudyError
     from fedveil.learning.gradients import PrivateGradients
-    from fedveil.library import PrivateLinearClassifier, Run, audit_study, load, plan, private_steps, run, sweep
+    from fedveil.library import (
+        PrivateLinearClassifier,
+        Run,
+        audit_study,
+        load,
+        plan,
+        private_steps,
+        run,
+        sweep,
+    )
     from fedveil.planning import Plan
     from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism, calibrate, epsilon
     from fedveil.study import Study, TrainedModel

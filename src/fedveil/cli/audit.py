@@ -3,39 +3,48 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from fedveil.audit import ATTACKERS, AuditResult, Effort, audit
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.progress import Bars
 from fedveil.cli.study_file import AsJson, Data, Epsilon, Trust, read_study
-from fedveil.federation.queries import title_of
-from fedveil.report import write_report
-from fedveil.study import RunDirectory, Study
+
+if TYPE_CHECKING:
+    from fedveil.audit import AuditResult
 
 __all__ = ["audit_command"]
 
 
 def audit_command(
-    target: Annotated[Path, typer.Argument(help="A study file, or a finished run directory.")] = Path("study.toml"),
+    target: Annotated[Path, typer.Argument(help="A study file, or a finished run directory.")] = Path(
+        "study.toml"
+    ),
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for audit.json; default the run, or audits/NAME.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for audit.json; default the run, or audits/NAME."),
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of every lower bound, and of the verdict on all.")] = 0.95,
+    confidence: Annotated[
+        float, typer.Option(help="Of every lower bound, and of the verdict on all.")
+    ] = 0.95,
     only: Annotated[
-        list[str] | None, typer.Option(help=f"Attackers: {', '.join(ATTACKERS)}. Repeat for several; default all.")
+        list[str] | None,
+        typer.Option(
+            help="Attackers: white box, protocol, one run, black box. Repeat for several; default all."
+        ),
     ] = None,
     trials: Annotated[
         int | None, typer.Option(help="White-box executions of each world; default what takes some seconds.")
     ] = None,
-    sessions: Annotated[int, typer.Option(help="Worlds of each kind that run through the whole protocol.")] = 4,
+    sessions: Annotated[
+        int, typer.Option(help="Worlds of each kind that run through the whole protocol.")
+    ] = 4,
     canaries: Annotated[int, typer.Option(help="Canary patients in the one run.")] = 200,
     references: Annotated[int, typer.Option(help="Models that the black-box attacker trains.")] = 6,
     own_images: Annotated[
-        bool, typer.Option("--own-images", help="Attack on the study's own images; nothing leaves this process.")
+        bool,
+        typer.Option("--own-images", help="Attack on the study's own images; nothing leaves this process."),
     ] = False,
     data: Data = None,
     epsilon: Epsilon = None,
@@ -47,6 +56,10 @@ def audit_command(
     Attacks use synthetic or public patients, and charge nobody's ledger. An interrupted audit goes on where it was. The
     exit code is 1 if the guarantee is contradicted. Example: fedveil audit study.toml
     """
+    from fedveil.audit import ATTACKERS, Effort, audit
+    from fedveil.report import write_report
+    from fedveil.study import RunDirectory
+
     with speak_plainly():
         effort = Effort(
             confidence=confidence,
@@ -57,9 +70,7 @@ def audit_command(
             references=references,
         )
         finished = (target / "result.json").exists()
-        study: Study = (
-            RunDirectory(target).study() if target.is_dir() else read_study(target, data, epsilon, trust)
-        )
+        study = RunDirectory(target).study() if target.is_dir() else read_study(target, data, epsilon, trust)
         folder = out or (target if target.is_dir() else Path("audits") / study.study.name.replace(" ", "-"))
         with Bars(quiet=as_json) as bars:
             result = audit(study, folder, own_images=own_images, effort=effort, progress=bars)
@@ -73,17 +84,31 @@ def audit_command(
         raise SystemExit(1)
 
 
-def _print(result: AuditResult, folder: Path) -> None:
+def _print(result: "AuditResult", folder: Path) -> None:
     """A table of the bounds, and the verdict."""
+    from rich.table import Table
+
+    from fedveil.federation.queries import title_of
+
     sure = f"{100 * result.confidence:g} %"
-    table = Table("attacker", "what", "epsilon, stated", f"proved ({sure})", "without assumptions", box=None, pad_edge=False)
+    table = Table(
+        "attacker",
+        "what",
+        "epsilon, stated",
+        f"proved ({sure})",
+        "without assumptions",
+        box=None,
+        pad_edge=False,
+    )
     for one in result.findings:
         stated = "unbounded" if math.isinf(one.epsilon) else f"{one.epsilon:.3f}"
         what = "the whole study" if one.release == "study" else title_of(one.release)
         if one.attacker == "protocol":
             what += ", one round"
         mark = " [bold red]contradicted[/]" if one.contradicted else ""
-        table.add_row(one.attacker, what, f"<= {stated}", f">= {one.lower:.3f}{mark}", f">= {one.lower_plain:.3f}")
+        table.add_row(
+            one.attacker, what, f"<= {stated}", f">= {one.lower:.3f}{mark}", f">= {one.lower_plain:.3f}"
+        )
     console.print(f"[bold]{result.study}[/]: what attacks found\n")
     console.print(table)
     console.print()

@@ -9,4 +9,14 @@ from fedveil.library.classifier import PrivateLinearClassifier
 from fedveil.library.gradients import PrivateStep, private_steps
 from fedveil.library.runs import Run, load, plan, run, sweep
 
-__all__ = ["PrivateLinearClassifier", "PrivateStep", "Run", "audit_study", "load", "plan", "private_steps", "run", "sweep"]
+__all__ = [
+    "PrivateLinearClassifier",
+    "PrivateStep",
+    "Run",
+    "audit_study",
+    "load",
+    "plan",
+    "private_steps",
+    "run",
+    "sweep",
+]

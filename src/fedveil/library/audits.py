@@ -42,9 +42,7 @@ def audit_study(
     wanted = Effort(**effort)  # type: ignore[arg-type]
 
     def into(folder: Path) -> AuditResult:
-        return audit(
-            found, folder, dataset=dataset, own_images=own_images, effort=wanted, progress=progress
-        )
+        return audit(found, folder, dataset=dataset, own_images=own_images, effort=wanted, progress=progress)
 
     if directory is not None:
         return into(Path(directory))
