@@ -6,15 +6,19 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import fedveil
 from fedveil.audit import ATTACKERS, Effort, audit, read_audit
 from fedveil.audit.arena import colluders_of, plant, small
 from fedveil.audit.white_box import aim, draws, rounds_of_a_session, session
+from fedveil.cli import app
 from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import noise
-from fedveil.study import Silent, Study, make_agreement, prepare
+from fedveil.study import RunDirectory, Silent, Study, prepare, run
 from fedveil.study.pipeline import make_task
+from fedveil.study.simulation import Simulated
 
 PATIENTS = 90
 QUICK = Effort(trials=600, sessions=2, canaries=40, references=2, confidence=0.99)
@@ -203,3 +207,25 @@ def test_a_file_of_a_newer_version_or_a_damaged_one_is_refused(tmp_path):
     (tmp_path / "audit.json").write_text("{}")
     with pytest.raises(StudyError, match=r"audit\.json"):
         read_audit(tmp_path)
+
+
+def test_the_command_writes_into_the_run_and_its_report_shows_what_was_found(tmp_path):
+    made = study(trust="site", rounds=2)
+    run(RunDirectory.create(tmp_path / "run", made), Simulated(dataset=dataset()))
+    asked = ["audit", str(tmp_path / "run"), "--only", "white box", "--trials", "400", "--own-images"]
+    with mock.patch("fedveil.audit.runner.prepare", lambda one, _: prepare(one, dataset())):
+        done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert "Not contradicted at 95 % confidence" in done.output
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "What attacks found" in page
+    assert 'id="figure-attacks"' in page
+    assert "Not contradicted" in page
+
+
+def test_the_public_function_is_the_same_audit():
+    result = fedveil.audit_study(
+        study(trust="site", rounds=2), dataset(), attackers=("white box",), trials=400, confidence=0.99
+    )
+    assert result.confidence == pytest.approx(0.99)
+    assert {one.release for one in result.findings} == {"statistics", "training", "calibration", "study"}
