@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedveil.audit import AuditResult
     from fedveil.audit.mechanisms import audit_mechanism
     from fedveil.data import Dataset
     from fedveil.errors import BudgetExceeded, DataError, FedveilError, InvalidValue, StudyError

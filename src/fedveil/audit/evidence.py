@@ -1,11 +1,14 @@
 """What an attacker measured, and the bound that follows: thresholds are chosen on one half and judged on the other."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+from scipy.special import ndtri
+from scipy.stats import rankdata
 
 from fedveil.audit.claims import Claim, largest
 from fedveil.audit.statistics import Vector, rate_above, rate_below
@@ -14,6 +17,8 @@ from fedveil.errors import InvalidValue
 __all__ = ["Evidence", "OneRun", "TwoWorlds", "choose_guesses", "choose_threshold", "guess", "judge"]
 
 MOST_THRESHOLDS = 512
+SHARES, SIMULATED = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0), 12
+"""Numbers of guesses that are considered, as fractions of the canaries, and simulated runs for each."""
 MOST_TRIALS = 2**20
 
 
@@ -148,11 +153,32 @@ def guess(scores: Vector, included: Vector, guesses: int) -> OneRun:
 
 
 def choose_guesses(scores: Vector, included: Vector, claim: Claim, significance: float) -> int:
-    """The number of guesses with the strongest bound on these scores, of another run than that which is judged."""
+    """The number of guesses with the strongest bound to expect, from another run than that which is judged.
+
+    The bound of one run varies much, so only the distance between scores in and out is taken from it; the expected
+    bound is that of simulated Gaussian scores at this distance.
+    """
     count = len(scores)
-    options = sorted({max(2, round(count * share)) for share in (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)})
-    bounds = [guess(scores, included, one).leak(claim, significance) for one in options]
-    return options[len(bounds) - 1 - int(np.argmax(bounds[::-1]))]
+    area = np.clip(_area(scores, included), 0.5, 1 - 0.5 / count)
+    distance = math.sqrt(2) * float(ndtri(area))
+    generator = np.random.default_rng(0)
+    coins = generator.random((SIMULATED, count)) < 0.5
+    simulated = generator.normal(size=coins.shape) + distance * coins
+
+    def expected(guesses: int) -> float:
+        runs = zip(simulated, coins, strict=True)
+        return float(np.mean([guess(one, its, guesses).leak(claim, significance) for one, its in runs]))
+
+    return max(sorted({max(2, round(count * share)) for share in SHARES}, reverse=True), key=expected)
+
+
+def _area(scores: Vector, included: Vector) -> float:
+    """The area under the curve of true against false positives; 0.5 if all coins are equal."""
+    inside = np.asarray(included, dtype=bool)
+    if inside.all() or not inside.any():
+        return 0.5
+    ranks = rankdata(scores)[inside]
+    return float((ranks.mean() - (inside.sum() + 1) / 2) / (~inside).sum())
 
 
 def _fewest(enough: Callable[[int], bool]) -> int:

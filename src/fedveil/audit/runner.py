@@ -12,7 +12,7 @@ import numpy as np
 from fedveil.audit.attacker import STUDY, Attacker, Attempt, Setup, Trials, claim_of
 from fedveil.audit.black_box import ReleasedModel
 from fedveil.audit.one_run import ManyCanaries
-from fedveil.audit.result import SCHEMA, AuditResult, Finding, write_audit
+from fedveil.audit.result import FILE, SCHEMA, AuditResult, Finding, write_audit
 from fedveil.audit.white_box import NoisySums, WholeProtocol
 from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
@@ -97,6 +97,12 @@ def audit(
         InvalidValue: there are too few trials or canaries for the confidence; the message says how many it takes.
         DataError, StudyError: the data or the settings cannot be used.
     """
+    if (folder / FILE).exists():
+        raise StudyError(
+            f"{folder} holds a finished audit",
+            "an audit never overwrites one",
+            "choose another --out, or delete its audit.json",
+        )
     started, effort, progress = time.perf_counter(), effort or Effort(), progress or Silent()
     used, dataset, notes = _patients(study, dataset, own_images)
     prepared = prepare(used, dataset)

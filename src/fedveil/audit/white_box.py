@@ -297,15 +297,18 @@ class WholeProtocol(Attacker):
 
     def _scores(self, setup: Setup, arena: Arena, attack: Aim) -> tuple[Vector, Vector]:
         """Of all rounds of all sessions, without the canary and with it."""
-        rounds = rounds_of_a_session(arena, attack.release)
+        rounds, release = rounds_of_a_session(arena, attack.release), attack.release
+        one, _ = claim_of(
+            (release.mechanism.with_steps(release.steps_per_round),), setup.agreement.target.delta
+        )
+        sessions = max(setup.sessions, -(-2 * TwoWorlds.needed(one, setup.significance) // rounds))
 
         def scores(within: bool, number: int) -> Vector:
             name = f"{self.name}.{attack.release.name}.{'in' if within else 'out'}.{number}"
             return setup.store.get(name, lambda: session(arena, attack, within=within, rounds=rounds))
 
         without, inside = (
-            np.concatenate([scores(within, number) for number in range(setup.sessions)])
-            for within in (False, True)
+            np.concatenate([scores(within, number) for number in range(sessions)]) for within in (False, True)
         )
         return without, inside
 

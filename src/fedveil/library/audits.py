@@ -3,8 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from fedveil.audit import AuditResult, Effort
-from fedveil.audit import audit
+from fedveil.audit import AuditResult, Effort, audit
 from fedveil.library.runs import AnyPath, Source, resolved_study
 from fedveil.study import Progress, Study
 

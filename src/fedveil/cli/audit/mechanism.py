@@ -3,16 +3,15 @@
 import json
 import math
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedveil.audit.claims import Claim, MechanismClaim
-from fedveil.audit.mechanisms.remote import audit_place
-from fedveil.audit.mechanisms.search import epsilon_claim
 from fedveil.cli.output.console import console, speak_plainly
 from fedveil.errors import InvalidValue
-from fedveil.privacy import Mechanism
+
+if TYPE_CHECKING:
+    from fedveil.audit.claims import Claim
 
 __all__ = ["audit_function"]
 
@@ -52,6 +51,8 @@ def audit_function(
 
     The exit code is 1 if the claim is refuted. Example: fedveil audit --mechanism my.code:private_sum --epsilon 1
     """
+    from fedveil.audit.mechanisms import audit_place
+
     with speak_plainly():
         found = audit_place(
             mechanism,
@@ -72,7 +73,11 @@ def audit_function(
         raise SystemExit(1)
 
 
-def _claim(epsilon: float | None, delta: float, mu: float | None) -> Claim:
+def _claim(epsilon: float | None, delta: float, mu: float | None) -> "Claim":
+    from fedveil.audit.claims import MechanismClaim
+    from fedveil.audit.mechanisms import epsilon_claim
+    from fedveil.privacy import Mechanism
+
     if (epsilon is None) == (mu is None):
         raise InvalidValue(
             "neither a claimed epsilon nor mu is given" if mu is None else "epsilon and mu are both given",

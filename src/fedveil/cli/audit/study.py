@@ -3,18 +3,16 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from fedveil.audit import ATTACKERS, AuditResult, Effort, audit
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.progress import Bars
 from fedveil.cli.study_file import AsJson, Data, Epsilon, Trust, read_study
-from fedveil.federation.queries import title_of
-from fedveil.report import write_report
-from fedveil.study import RunDirectory, Study
+
+if TYPE_CHECKING:
+    from fedveil.audit import AuditResult
 
 __all__ = ["audit_command"]
 
@@ -32,7 +30,9 @@ def audit_command(
     ] = 0.95,
     only: Annotated[
         list[str] | None,
-        typer.Option(help=f"Attackers: {', '.join(ATTACKERS)}. Repeat for several; default all."),
+        typer.Option(
+            help="Attackers: white box, protocol, one run, black box. Repeat for several; default all."
+        ),
     ] = None,
     trials: Annotated[
         int | None, typer.Option(help="White-box executions of each world; default what takes some seconds.")
@@ -56,6 +56,10 @@ def audit_command(
     Attacks use synthetic or public patients, and charge nobody's ledger. An interrupted audit goes on where it was. The
     exit code is 1 if the guarantee is contradicted. Example: fedveil audit study.toml
     """
+    from fedveil.audit import ATTACKERS, Effort, audit
+    from fedveil.report import write_report
+    from fedveil.study import RunDirectory
+
     with speak_plainly():
         effort = Effort(
             confidence=confidence,
@@ -66,9 +70,7 @@ def audit_command(
             references=references,
         )
         finished = (target / "result.json").exists()
-        study: Study = (
-            RunDirectory(target).study() if target.is_dir() else read_study(target, data, epsilon, trust)
-        )
+        study = RunDirectory(target).study() if target.is_dir() else read_study(target, data, epsilon, trust)
         folder = out or (target if target.is_dir() else Path("audits") / study.study.name.replace(" ", "-"))
         with Bars(quiet=as_json) as bars:
             result = audit(study, folder, own_images=own_images, effort=effort, progress=bars)
@@ -82,8 +84,12 @@ def audit_command(
         raise SystemExit(1)
 
 
-def _print(result: AuditResult, folder: Path) -> None:
+def _print(result: "AuditResult", folder: Path) -> None:
     """A table of the bounds, and the verdict."""
+    from rich.table import Table
+
+    from fedveil.federation.queries import title_of
+
     sure = f"{100 * result.confidence:g} %"
     table = Table(
         "attacker",
