@@ -1,8 +1,9 @@
 """An audit of any mechanism: a search for neighbouring inputs whose outputs differ by more than is claimed.
 
 The mechanism is a black box, any callable from an input to numbers. Half of the outputs are used to explore: which of
-the neighbouring inputs, and which test (see `.distinguisher`), refute the claim most clearly. That one test is judged on the other half, by exact intervals, so that only one comparison is made and none needs correcting
-for. Like every audit it bounds epsilon from below: that nothing is found proves nothing.
+the neighbouring inputs, and which test (see `.distinguisher`), refute the claim most clearly. That one test is judged
+on the other half, by exact intervals, so that only one comparison is made and none needs correcting for. Like every
+audit it bounds epsilon from below: that nothing is found proves nothing.
 """
 
 import copy
