@@ -9,7 +9,17 @@ import logging
 import sys
 import time
 
-from tests.audit.planted import FAULTS
+from tests.audit.planted import FAULTS, Fault
+
+from fedveil.errors import InvalidValue
+
+
+def _alarm(fault: Fault) -> bool:
+    """Whether the audit suspects the product without the fault."""
+    try:
+        return fault.audit(planted=False).violated
+    except InvalidValue:  # it opens nothing, so there is nothing to audit
+        return False
 
 
 def main() -> None:
@@ -26,11 +36,11 @@ def main() -> None:
         started = time.monotonic()
         found = fault.audit()
         seconds = time.monotonic() - started
-        control = fault.audit(planted=False)
-        count, alarms = count + found.violated, alarms + control.violated
+        alarm = _alarm(fault)
+        count, alarms = count + found.violated, alarms + alarm
         sys.stdout.write(
             f"| {fault.words} | {'yes' if found.violated else 'NO'} | {found.claim.epsilon():.2f} "
-            f"| {found.epsilon:.2f} | {seconds:.0f} | {'YES' if control.violated else 'no'} |\n"
+            f"| {found.epsilon:.2f} | {seconds:.0f} | {'YES' if alarm else 'no'} |\n"
         )
         sys.stdout.flush()
     sys.stdout.write(f"\nplanted_faults_found: {count} of {len(names)}; alarms without a fault: {alarms}\n")

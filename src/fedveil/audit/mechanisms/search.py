@@ -84,6 +84,8 @@ class MechanismAudit:
             f"It tells them apart with at least {self.true_positives:.3g} true positives at no more than "
             f"{self.false_positives:.3g} false ones; the claim allows {self.allowed:.3g}.",
         ]
+        if self.violated and self.epsilon <= self.claim.epsilon():
+            lines.append("That is more than the whole trade-off function behind this epsilon allows.")
         if self.constant:
             lines.append(
                 "The outputs for the same input are always the same: there is no noise, or a fixed one."
@@ -210,10 +212,9 @@ def _most(claim: Claim, false: float) -> float:
 
 
 def _least_epsilon(claim: Claim, false: float, true: float) -> float:
-    """The epsilon that the rates prove: for one pair directly, for a whole function by its excluded members."""
-    if isinstance(claim, EpsilonClaim):
-        return max(0.0, float(claim.strength(np.array([false]), np.array([true]))[0]))
-    return claim.epsilon(claim.leak_of(false, true))
+    """The epsilon that the rates prove of any mechanism, whatever its kind: no family of noise is assumed."""
+    pair = EpsilonClaim(0.0, claim.delta)
+    return max(0.0, float(pair.strength(np.array([false]), np.array([true]))[0]))
 
 
 @dataclass(slots=True)
