@@ -11,11 +11,15 @@ from typer.testing import CliRunner
 import fedveil
 from fedveil.audit import ATTACKERS, Effort, audit, read_audit
 from fedveil.audit.arena import colluders_of, plant, small
+from fedveil.audit.attacker import Attempt, claim_of
+from fedveil.audit.evidence import TwoWorlds
+from fedveil.audit.runner import _result
 from fedveil.audit.white_box import aim, draws, rounds_of_a_session, session
 from fedveil.cli import app
 from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import noise
+from fedveil.privacy import Mechanism
 from fedveil.study import RunDirectory, Silent, Study, prepare, run
 from fedveil.study.pipeline import make_task
 from fedveil.study.simulation import Simulated
@@ -94,6 +98,30 @@ def test_an_audit_of_sound_code_contradicts_nothing(tmp_path, more):
     if not more:
         whole = next(one for one in result.findings if (one.attacker, one.release) == ("white box", "study"))
         assert whole.lower > 0.1 * whole.epsilon
+
+
+def test_the_largest_of_several_bounds_has_the_stated_confidence():
+    """With 95 % for each of nine attacks, the largest bound of a sound study would often exceed its epsilon."""
+    claim, plain = claim_of((Mechanism(1.0, 1.0, 1),), 1e-5)
+    attempts = [
+        Attempt(
+            attacker="white box",
+            release="study",
+            claim=claim,
+            plain=plain,
+            evidence=TwoWorlds(50, 400, 200, 400),
+            curve=np.zeros((2, 2)),
+            area=0.5,
+            executions=800,
+            what="",
+        )
+    ] * 9
+    setup = mock.Mock(significance=0.05)
+    setup.agreement = arena(study(trust="site")).agreement
+    setup.prepared.dataset.name = "here"
+    found = _result(setup, attempts, [], 0.0).findings[0].lower
+    assert found == claim.epsilon(attempts[0].evidence.leak(claim, 0.05 / 9))
+    assert found < claim.epsilon(attempts[0].evidence.leak(claim, 0.05))
 
 
 def test_too_little_noise_is_found(tmp_path):

@@ -75,7 +75,7 @@ class AuditResult(Record):
         data: the patients, in words.
         unit, trust: of the guarantee.
         epsilon, delta: of the guarantee; epsilon is infinite without privacy.
-        confidence: of each lower bound, and of the verdict on all of them together.
+        confidence: with which all lower bounds hold together, and so the largest of them.
         findings: one per attack.
         allowed: (false, most true) positive rates that the study's whole trade-off function allows.
         verdict: in words.

@@ -35,7 +35,7 @@ class Effort:
     """How much an audit attacks.
 
     Attributes:
-        confidence: of each lower bound, and of the verdict on all of them together.
+        confidence: with which all lower bounds of the audit hold together.
         attackers: their names; all by default.
         trials: executions of each world by the white-box attacker; by default as many as take some seconds.
         sessions: worlds of each kind whose rounds run through the whole protocol.
@@ -200,11 +200,11 @@ def _left_out(agreement: Agreement) -> list[str]:
 
 
 def _result(setup: Setup, attempts: Sequence[Attempt], notes: list[str], seconds: float) -> AuditResult:
-    """Bounds at the confidence of each, and contradictions at that of all together (a union bound)."""
+    """Bounds that all hold together at the stated confidence (a union bound): the largest of them holds too."""
     agreement, target = setup.agreement, setup.agreement.target
     joint = setup.significance / max(1, len(attempts))
     private = agreement.trust != "none"
-    findings = tuple(_finding(one, setup.significance, joint, private) for one in attempts)
+    findings = tuple(_finding(one, joint, private) for one in attempts)
     released = tuple(one.mechanism for one in agreement.releases if not one.query.at_site)
     claim, _ = claim_of(released, target.delta)
     allowed = claim.most_true(np.array(RATES)) if private else np.ones(len(RATES))
@@ -226,7 +226,7 @@ def _result(setup: Setup, attempts: Sequence[Attempt], notes: list[str], seconds
     )
 
 
-def _finding(attempt: Attempt, significance: float, joint: float, private: bool) -> Finding:
+def _finding(attempt: Attempt, significance: float, private: bool) -> Finding:
     claim, plain, evidence = attempt.claim, attempt.plain, attempt.evidence
     false, true = evidence.rates()
     return Finding(
@@ -236,7 +236,7 @@ def _finding(attempt: Attempt, significance: float, joint: float, private: bool)
         epsilon=claim.epsilon() if private else float("inf"),
         lower=claim.epsilon(evidence.leak(claim, significance)),
         lower_plain=plain.epsilon(evidence.leak(plain, significance)),
-        contradicted=private and evidence.leak(claim, joint) > 1,
+        contradicted=private and evidence.leak(claim, significance) > 1,
         executions=attempt.executions,
         false_positive_rate=false,
         true_positive_rate=true,

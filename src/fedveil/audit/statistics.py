@@ -21,7 +21,7 @@ Traps that others fell into, each with a test in ``tests/audit/test_statistics.p
   allows;
 * intervals over the canaries of one run, as if their guesses were independent;
 * the absolute value of a difference of error bounds: a test below chance says nothing about the other direction;
-* the whole significance for each of two error rates;
+* the whole significance for each of two error rates, or for each of several attacks whose largest bound is quoted;
 * guesses counted only where they are right: abstentions are fixed before, not after.
 """
 

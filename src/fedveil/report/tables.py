@@ -248,7 +248,7 @@ def audit_table(audit: AuditResult) -> Table:
     """Lower bounds that attacks proved, beside what is stated."""
     confidence = f"{100 * audit.confidence:g}{formatting.PERCENT}"
     return Table(
-        f"Lower bounds on epsilon, each at {confidence} confidence",
+        f"Lower bounds on epsilon; all of them together hold at {confidence} confidence",
         ("Attacker", "What", "Stated, at most", "Proved, at least", "Without assumptions", "Contradicted"),
         tuple(_finding_row(one) for one in audit.findings),
         text=2,

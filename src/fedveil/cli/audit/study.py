@@ -25,9 +25,7 @@ def audit_command(
         Path | None,
         typer.Option("--out", "-o", help="Folder for audit.json; default the run, or audits/NAME."),
     ] = None,
-    confidence: Annotated[
-        float, typer.Option(help="Of every lower bound, and of the verdict on all.")
-    ] = 0.95,
+    confidence: Annotated[float, typer.Option(help="With which all lower bounds hold together.")] = 0.95,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,7 +93,7 @@ def _print(result: "AuditResult", folder: Path) -> None:
         "attacker",
         "what",
         "epsilon, stated",
-        f"proved ({sure})",
+        f"proved (all: {sure})",
         "without assumptions",
         box=None,
         pad_edge=False,
