@@ -55,7 +55,7 @@ class Row:
 
 ROWS = (
     Row("opacus", "training, summed gradients", "trained", "cohorts", OPACUS, 1600),
-    Row("opacus", "training, mean gradients (default)", "trained_by_mean", "cohorts", OPACUS, 800),
+    Row("opacus", "training, mean gradients (default)", "trained_by_mean", "cohorts", OPACUS, 400),
     Row("flower", "fixed clipping, equal clients", "fixed_clipping", "clients", ONE, 800),
     Row("flower", "fixed clipping, weighted clients", "fixed_clipping_weighted", "clients", ONE, 800),
     Row("flower", "local, sensitivity = clip norm", "local", "updates", EpsilonClaim(4.0, 0.01), 10000),
