@@ -25,6 +25,7 @@ __all__ = ["ATTACKERS", "Effort", "audit"]
 ATTACKERS: dict[str, Attacker] = {
     one.name: one for one in (NoisySums(), WholeProtocol(), ManyCanaries(), ReleasedModel())
 }
+TRIALS = "audit-trials"
 PUBLIC = ("phantom", "medmnist:")
 """Sources whose images show nobody, or were published."""
 RATES = tuple(float(rate) for rate in np.concatenate([np.geomspace(1e-4, 0.1, 30), np.linspace(0.12, 1, 45)]))
@@ -104,11 +105,30 @@ def audit(
             "choose another --out, or delete its audit.json",
         )
     started, effort, progress = time.perf_counter(), effort or Effort(), progress or Silent()
+    setup, notes = _setup(study, folder, dataset, own_images, effort, progress)
+    attempts = []
+    for name in effort.attackers:
+        progress.stage(name, _pieces(name, setup.agreement, effort))
+        attempts += ATTACKERS[name].attack(setup)
+    result = _result(setup, attempts, [*notes, *_left_out(setup.agreement)], time.perf_counter() - started)
+    write_audit(folder, result)
+    shutil.rmtree(folder / TRIALS)
+    return result
+
+
+def _setup(
+    study: Study,
+    folder: Path,
+    dataset: Dataset | None,
+    own_images: bool,
+    effort: Effort,
+    progress: Progress,
+) -> tuple[Setup, list[str]]:
+    """The study under attack, and notes on its patients."""
     used, dataset, notes = _patients(study, dataset, own_images)
     prepared = prepare(used, dataset)
     task = make_task(prepared.study, prepared.dataset, progress)
     agreement = make_agreement(prepared.study, sites=tuple(prepared.sites), model=task.model)
-    trials = folder / "audit-trials"
     setup = Setup(
         prepared=prepared,
         task=task,
@@ -118,17 +138,10 @@ def audit(
         sessions=effort.sessions,
         canaries=effort.canaries,
         references=effort.references,
-        store=Trials(trials, _about(agreement, prepared, effort)),
+        store=Trials(folder / TRIALS, _about(agreement, prepared, effort)),
         progress=progress,
     )
-    attempts = []
-    for name in effort.attackers:
-        progress.stage(name, _pieces(name, agreement, effort))
-        attempts += ATTACKERS[name].attack(setup)
-    result = _result(setup, attempts, [*notes, *_left_out(agreement)], time.perf_counter() - started)
-    write_audit(folder, result)
-    shutil.rmtree(trials)
-    return result
+    return setup, notes
 
 
 def _patients(

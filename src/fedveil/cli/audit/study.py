@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,32 +54,44 @@ def audit_command(
     Attacks use synthetic or public patients, and charge nobody's ledger. An interrupted audit goes on where it was. The
     exit code is 1 if the guarantee is contradicted. Example: fedveil audit study.toml
     """
-    from fedveil.audit import ATTACKERS, Effort, audit
+    effort: dict[str, Any] = {
+        "confidence": confidence,
+        "trials": trials,
+        "sessions": sessions,
+        "canaries": canaries,
+    }
+    effort |= {"references": references} | ({"attackers": tuple(only)} if only else {})
+    with speak_plainly():
+        contradicted = _attack(target, out, (data, epsilon, trust), effort, own_images, as_json)
+    if contradicted:
+        raise SystemExit(1)
+
+
+def _attack(
+    target: Path,
+    out: Path | None,
+    changes: tuple[str | None, float | None, str | None],
+    effort: dict[str, Any],
+    own_images: bool,
+    as_json: bool,
+) -> bool:
+    """Run the audit and print it; whether the guarantee is contradicted."""
+    from fedveil.audit import Effort, audit
     from fedveil.report import write_report
     from fedveil.study import RunDirectory
 
-    with speak_plainly():
-        effort = Effort(
-            confidence=confidence,
-            attackers=tuple(only or ATTACKERS),
-            trials=trials,
-            sessions=sessions,
-            canaries=canaries,
-            references=references,
-        )
-        finished = (target / "result.json").exists()
-        study = RunDirectory(target).study() if target.is_dir() else read_study(target, data, epsilon, trust)
-        folder = out or (target if target.is_dir() else Path("audits") / study.study.name.replace(" ", "-"))
-        with Bars(quiet=as_json) as bars:
-            result = audit(study, folder, own_images=own_images, effort=effort, progress=bars)
-        if as_json:
-            print(json.dumps(json.loads((folder / "audit.json").read_text()), indent=2))
-        else:
-            _print(result, folder)
-        if finished and folder == target and not as_json:
-            errors.print(f"report: {write_report(folder)}")
-    if result.contradicted:
-        raise SystemExit(1)
+    finished = (target / "result.json").exists()
+    study = RunDirectory(target).study() if target.is_dir() else read_study(target, *changes)
+    folder = out or (target if target.is_dir() else Path("audits") / study.study.name.replace(" ", "-"))
+    with Bars(quiet=as_json) as bars:
+        result = audit(study, folder, own_images=own_images, effort=Effort(**effort), progress=bars)
+    if as_json:
+        print(json.dumps(json.loads((folder / "audit.json").read_text()), indent=2))
+    else:
+        _print(result, folder)
+    if finished and folder == target and not as_json:
+        errors.print(f"report: {write_report(folder)}")
+    return bool(result.contradicted)
 
 
 def _print(result: "AuditResult", folder: Path) -> None:
