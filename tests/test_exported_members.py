@@ -11,6 +11,7 @@ import fedveil
 from fedveil.cli.main import COMMANDS
 
 PINNED = [
+    "AuditResult",
     "Budget",
     "BudgetExceeded",
     "DataError",
@@ -29,6 +30,8 @@ PINNED = [
     "StudyError",
     "TrainedModel",
     "__version__",
+    "audit_mechanism",
+    "audit_study",
     "calibrate",
     "epsilon",
     "load",

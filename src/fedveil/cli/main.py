@@ -36,6 +36,11 @@ COMMANDS = (
         "fedveil.cli.sweep:sweep_command",
         "Measure what each privacy setting costs in accuracy; on real data only within a declared budget.",
     ),
+    LazyCommand(
+        "audit",
+        "fedveil.cli.audit.command:app",
+        "Attack a study's own code with canary patients, and prove lower bounds on its epsilon.",
+    ),
     LazyCommand("data", "fedveil.cli.data:app", "Check, fetch and split images."),
     LazyCommand(
         "encoder",

@@ -15,7 +15,7 @@ from fedveil.privacy.ledger.charges import Budget, Charge, LedgerState, read_led
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanism import Mechanism
 from fedveil.privacy.noise import gaussian, release, secure_generator
-from fedveil.privacy.risk import Risk, operational_risk
+from fedveil.privacy.risk import Risk, most_true_positives, operational_risk
 
 __all__ = [
     "Adjacency",
@@ -39,6 +39,7 @@ __all__ = [
     "gaussian",
     "gdp_mu",
     "is_mixture",
+    "most_true_positives",
     "operational_risk",
     "read_ledger",
     "release",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedveil.audit.result import read_audit
 from fedveil.errors import StudyError
 from fedveil.privacy import epsilon, operational_risk
 from fedveil.report.reading import REMEDY, read_json, read_json_lines, read_text
@@ -52,6 +53,7 @@ def load(path: Path) -> RunRecord:
         ledgers=_ledgers(path / "ledgers", result.sites),
         provenance=read_json(path / "provenance.json", Provenance),
         examples=_examples(path / "examples.npz"),
+        audit=read_audit(path),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedveil.audit.result import AuditResult
 from fedveil.privacy import Guarantee, Mechanism, Risk
 from fedveil.report.figures.curves import confusion
 from fedveil.study.results.schema import (
@@ -73,6 +74,7 @@ class RunRecord:
         ledgers: the heads, in the order of `sites`; simulated sites only.
         provenance: software, machine and time of the run.
         examples: test images to show; None without any.
+        audit: what attacks found; None without one.
     """
 
     path: Path
@@ -85,6 +87,7 @@ class RunRecord:
     ledgers: tuple[LedgerHead, ...]
     provenance: Provenance
     examples: Examples | None
+    audit: AuditResult | None = None
 
     @property
     def study(self) -> str:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from fedveil.audit.result import AuditResult, Finding
 from fedveil.federation.queries import title_of
 from fedveil.privacy import Mechanism
 from fedveil.report import formatting
@@ -17,6 +18,7 @@ __all__ = [
     "Share",
     "Table",
     "accuracy_table",
+    "audit_table",
     "class_shares",
     "class_table",
     "confusion_table",
@@ -284,3 +286,26 @@ def drop_table(record: RunRecord) -> Table | None:
         (formatting.count(r.number), lost.site, lost.reason) for r in record.rounds for lost in r.dropped
     )
     return Table("Drop-outs", ("Round", "Hospital", "Reason"), rows, text=3) if rows else None
+
+
+def audit_table(audit: AuditResult) -> Table:
+    """Lower bounds that attacks proved, beside what is stated."""
+    confidence = f"{100 * audit.confidence:g}{formatting.PERCENT}"
+    return Table(
+        f"Lower bounds on epsilon; all of them together hold at {confidence} confidence",
+        ("Attacker", "What", "Stated, at most", "Proved, at least", "Without assumptions", "Contradicted"),
+        tuple(_finding_row(one) for one in audit.findings),
+        text=2,
+    )
+
+
+def _finding_row(one: Finding) -> tuple[str, ...]:
+    what = "the whole study" if one.release == "study" else title_of(one.release)
+    return (
+        one.attacker,
+        what + (", one round" if one.attacker == "protocol" else ""),
+        UNDEFINED if math.isinf(one.epsilon) else formatting.at_most(one.epsilon),
+        f"{one.lower:.3f}",
+        f"{one.lower_plain:.3f}",
+        "yes" if one.contradicted else "no",
+    )

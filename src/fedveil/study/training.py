@@ -26,6 +26,7 @@ from fedveil.federation import (
     Release,
     Rounds,
     RoundSum,
+    Seen,
     Transport,
 )
 from fedveil.federation.levels.grid import Calibration, Evidence
@@ -311,6 +312,7 @@ def train(
     evaluate: Evaluate,
     progress: Progress,
     label: str = "training",
+    watch: Callable[[Seen], None] = lambda _: None,
 ) -> Trained:
     """Run, or resume, the rounds of a study.
 
@@ -323,12 +325,17 @@ def train(
         evaluate: public test metrics of parameters, for the learning curve; never used to choose anything.
         progress: told of every round.
         label: the stage's name in the progress.
+        watch: told of everything that the coordinator sees; for audits.
 
     Raises:
         FederationError: too few sites remain; the run can be resumed.
     """
     coordinator = Coordinator(
-        agreement, transport, attempt=directory.begin_session() << 32, note=directory.note_charged
+        agreement,
+        transport,
+        attempt=directory.begin_session() << 32,
+        note=directory.note_charged,
+        watch=watch,
     )
     return _Loop(
         study=study,
