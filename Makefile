@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-all test-newest coverage hunt install check bench format clean
+.PHONY: demo test test-all test-newest coverage hunt install check bench bench-gpu format clean
 
 demo: install  ## install, then train on the built-in synthetic images and write a report
 	$(BIN)/fedveil demo
@@ -44,7 +44,8 @@ install: $(STAMP)  ## a virtual environment with the pinned versions
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) "torch==2.13.0+cpu" || $(PIP) "torch==2.13.0"  # the CPU build, where the index has it
-	$(PIP) --constraint constraints.txt --editable ".[dev,dicom,flower]"
+	$(PIP) --constraint constraints.txt --editable ".[dev,dicom,flower,lite,onnx]"
+	$(PIP) --constraint constraints.txt --no-deps timm  # torchvision, which it names, has no CPU build on some indexes
 	touch $(STAMP)
 
 check: install  ## format, lint, types, layers, documentation
@@ -62,6 +63,9 @@ BENCHMARKS := start main_job secure_aggregation trade_off cross_validation own_t
 
 bench: install  ## every benchmark, about an hour on two cores; one JSON line per figure
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-gpu: install  ## encoders and private steps on a GPU, at most 8 minutes; one JSON line per figure
+	timeout 480 $(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV)

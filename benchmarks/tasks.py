@@ -72,12 +72,12 @@ def prepared(dataset: Dataset, **settings: Any) -> tuple[Task, Prepared]:
 
 
 def trained(task: Task, data: Prepared) -> Any:
-    """One run: the agreement and what training returned."""
+    """One run: what training returned."""
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory.create(Path(folder) / "run", data.study)
         return train_here(
             data, task, directory, Simulated(), evaluate=lambda _parameters, _priors: None, progress=Silent()
-        )
+        )[1]
 
 
 def scores(task: Task, parameters: Any, priors: Any) -> tuple[float, float, float]:
@@ -93,7 +93,7 @@ def small(runs: int) -> None:
     task, data = prepared(phantom_three(), epsilon=1.0)
     found, without = [], []
     for _ in range(runs):
-        _, one = trained(task, data)
+        one = trained(task, data)
         found.append(scores(task, one.parameters, one.priors))
         without.append(scores(task, task.model.unshifted(one.parameters), one.priors))
     labels = task.dataset.labels[task.dataset.test]
@@ -120,7 +120,7 @@ def x_rays(runs: int) -> None:
             at, its = replace(task, study=study), replace(data, study=study)
             table = []
             for _ in range(1 if trust == "none" else runs):
-                _, one = trained(at, its)
+                one = trained(at, its)
                 metrics = TestSet(at).metrics(TestSet(at).probabilities(one.parameters), one.priors)
                 names = ("auroc", "balanced_accuracy", "brier", "calibration_error")
                 table.append([metrics[name] for name in names])
@@ -153,10 +153,10 @@ def coverage(runs: int) -> None:
         at, its = replace(task, study=study), replace(data, study=study)
         own, printed = [], []
         for _ in range(runs):
-            agreement, one = trained(at, its)
+            one = trained(at, its)
             chosen = generator.choice(np.unique(patients[rows]), 200, replace=False)
             part = TestSet(at, rows[np.isin(patients[rows], chosen)])
-            spread = spread_of(at, agreement, one)
+            spread = spread_of(at, one)
             probabilities = part.probabilities(one.parameters)
             printed.append(part.metrics(probabilities, one.priors, spread)["auroc_interval"])
             own.append(scores(at, one.parameters, one.priors)[0])

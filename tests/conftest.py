@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from tests import torchvision_stub
+
+torchvision_stub.install()
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -11,6 +11,7 @@ import fedveil
 from fedveil.cli.main import COMMANDS
 
 PINNED = [
+    "AuditResult",
     "Budget",
     "BudgetExceeded",
     "DataError",
@@ -29,6 +30,8 @@ PINNED = [
     "StudyError",
     "TrainedModel",
     "__version__",
+    "audit_mechanism",
+    "audit_study",
     "calibrate",
     "epsilon",
     "load",
@@ -87,7 +90,19 @@ def test_help_loads_nothing_heavy():
     assert loaded_after(ask + "try: main()\nexcept SystemExit: pass") == set()
 
 
-LIGHT = ("init", "run", "demo", "predict", "report", "data", "data check", "ledger", "ledger show")
+LIGHT = (
+    "init",
+    "run",
+    "demo",
+    "predict",
+    "report",
+    "data",
+    "data check",
+    "ledger",
+    "ledger show",
+    "encoder",
+    "encoder add",
+)
 LAYERS = {"torch", "scipy", "sklearn", "matplotlib", "dp_accounting", "numpy"}
 
 

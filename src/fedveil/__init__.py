@@ -7,10 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedveil.audit import AuditResult
+    from fedveil.audit.mechanisms import audit_mechanism
     from fedveil.data import Dataset
     from fedveil.errors import BudgetExceeded, DataError, FedveilError, InvalidValue, StudyError
     from fedveil.learning.gradients import PrivateGradients
-    from fedveil.library import PrivateLinearClassifier, Run, load, plan, private_steps, run, sweep
+    from fedveil.library import (
+        PrivateLinearClassifier,
+        Run,
+        audit_study,
+        load,
+        plan,
+        private_steps,
+        run,
+        sweep,
+    )
     from fedveil.planning import Plan
     from fedveil.privacy import Budget, Guarantee, Ledger, Mechanism, calibrate, epsilon
     from fedveil.study import Study, TrainedModel
@@ -19,9 +30,12 @@ if TYPE_CHECKING:
     __version__: str
 
 _PLACES = {
+    "fedveil.audit.mechanisms": ("audit_mechanism",),
     "fedveil.data": ("Dataset",),
     "fedveil.errors": ("BudgetExceeded", "DataError", "FedveilError", "InvalidValue", "StudyError"),
     "fedveil.learning.gradients": ("PrivateGradients",),
+    "fedveil.audit": ("AuditResult",),
+    "fedveil.library.audits": ("audit_study",),
     "fedveil.library.classifier": ("PrivateLinearClassifier",),
     "fedveil.library.gradients": ("private_steps",),
     "fedveil.library.runs": ("Run", "load", "plan", "run", "sweep"),
@@ -33,6 +47,7 @@ _PLACES = {
 _PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "AuditResult",
     "Budget",
     "BudgetExceeded",
     "DataError",
@@ -51,6 +66,8 @@ __all__ = [
     "StudyError",
     "TrainedModel",
     "__version__",
+    "audit_mechanism",
+    "audit_study",
     "calibrate",
     "epsilon",
     "load",

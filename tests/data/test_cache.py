@@ -25,6 +25,8 @@ class Extractor:
 def get(cache, digests, key="extractor 1"):
     extractor = Extractor(digests)
     features = cache.get_or_compute(key, digests, extractor)
+    assert len(features) == len(digests)
+    features = np.asarray(features)
     np.testing.assert_array_equal(features[:, 0], [int(digest, 16) for digest in digests])
     assert features.dtype == np.float32
     return extractor.asked
@@ -76,7 +78,7 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", [0, 5, 40, 60, -1])
 def test_a_damaged_file_is_computed_again(tmp_path, caplog, damage, place):
     get(FeatureCache(tmp_path), DIGESTS)
-    (file,) = tmp_path.rglob("*.features")
+    (file,) = tmp_path.rglob("*.npy")
     content = bytearray(file.read_bytes())
     if damage == "flip":
         content[place] ^= 1
@@ -107,7 +109,7 @@ def test_a_folder_that_cannot_be_made_costs_the_cache_but_not_the_run(tmp_path, 
 
 def test_features_are_private_to_the_user(tmp_path):
     get(FeatureCache(tmp_path / "features"), DIGESTS)
-    (file,) = tmp_path.rglob("*.features")
+    (file,) = tmp_path.rglob("*.npy")
     assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0
     assert stat.S_IMODE(file.parent.stat().st_mode) & 0o077 == 0
 
@@ -124,4 +126,4 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDVEIL_CACHE", os.fspath(tmp_path / "own"))
     assert cache_folder() == tmp_path / "own"
     get(FeatureCache(), DIGESTS)
-    assert list((tmp_path / "own" / "features").rglob("*.features"))
+    assert list((tmp_path / "own" / "features").rglob("*.npy"))

@@ -134,7 +134,7 @@ def test_one_colour_file_leaves_features_and_views_of_all_others_bit_for_bit(tmp
         prepared = prepare(study)
         assert (prepared.study.data.channels, prepared.study.data.classes) == (1, ("ill", "normal"))
         task = make_task(prepared.study, prepared.dataset, Silent())
-        arrays = [task.features, task.degraded]
+        arrays = [np.asarray(task.features), np.asarray(task.degraded)]
         found.append(
             {
                 image: [array[row].tobytes() for array in arrays]

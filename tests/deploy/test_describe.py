@@ -71,3 +71,25 @@ def test_what_cannot_be_paid_is_refused(folder, epsilon, words):
     assert code == 2
     assert words in said
     assert not verify_ledger(folder / "ledger.jsonl").charges
+
+
+def test_attributes_that_the_settings_name_are_counted_too(folder):
+    with np.load(folder / "images.npz") as file:
+        arrays = dict(file)
+    count = len(arrays["labels"])
+    np.savez(
+        folder / "images.npz",
+        **arrays,
+        born=np.full(count, 70),
+        gender=np.array(["F", "M"])[np.arange(count) % 2],
+    )
+    settings = (folder / "site.toml").read_text()
+    named = '\ncolumns = { attributes = { age = "born", sex = "gender" } }'
+    (folder / "site.toml").write_text(settings.replace("\n[budget]", f"{named}\n[budget]"))
+    code, said = describe(folder, "--epsilon", 19, "--yes", "--json")
+    assert code == 0, said
+    found, near = json.loads(said)["counts"], 7 * json.loads(said)["noise_std"]  # further once in 10^11 runs
+    assert near < count / 2
+    assert found["age"]["65-79"] == pytest.approx(count, abs=near)
+    assert found["age"]["18-39"] == pytest.approx(0, abs=near)
+    assert found["sex"]["female"] == pytest.approx(count / 2, abs=near)

@@ -127,6 +127,25 @@ def test_hospitals_judge_the_model_at_home_and_make_their_own(town):
     town.serve("north")
 
 
+def test_a_calibrated_study_is_approved_at_its_maximum_and_charged_at_its_level(town):
+    """Over the wire and masked: hospitals recompute the rule, and all of them charge the level that it picks."""
+    calibrated = '"calibrated"\nmax_epsilon = 16.0\npilot_epsilon = 4.0\ntolerance = 0.45'
+    town.coordinate("calibrated", rounds=3, trust="secure-aggregation", epsilon=calibrated)
+    town.approve("calibrated")
+    result = town.finish("calibrated")
+    found = result["calibrated"]
+    level = f"-level-{found['level']}"
+    wanted = ["statistics", "pilot", f"statistics{level}", *[f"training{level}"] * 3, f"calibration{level}"]
+    for name in SITES:
+        assert [label for label, _ in town.charges(name, "calibrated")] == wanted
+        ledger = town.ledger(name)
+        (title,) = {charge.study for charge in ledger.charges if charge.study.startswith("calibrated ")}
+        assert ledger.spent(title, delta=1e-3) == pytest.approx(found["charged"])
+    assert (
+        found["charged"] <= found["epsilon"] < result["guarantee"]["epsilon"] == pytest.approx(16.0, rel=1e-3)
+    )
+
+
 def test_the_wire_changes_nothing(town):
     """Without noise a federation releases the very model of the same study in one process."""
     town.coordinate("plain", trust="none")

@@ -279,11 +279,11 @@ def test_the_threshold_lies_in_the_middle_between_the_classes(model, cohort):
     probabilities = model.probabilities(after, Stack(images), 10)
     decided = (probabilities / counts.priors).argmax(axis=1)
     np.testing.assert_array_equal(decided, (margin > middle).astype(int))
-    temperature, offset, _, trained = model.split(after)
-    expected = temperature * np.array([middle / 2, -middle / 2])
+    offset, _, trained = model.split(after)
+    expected = np.array([middle / 2, -middle / 2])
     np.testing.assert_allclose(offset - np.log(counts.priors), expected, rtol=1e-6)
     np.testing.assert_array_equal(trained, parameters[-model.trained :])
-    assert (certainty.weight, certainty.temperature) == (pytest.approx(1), temperature)
+    assert certainty.weight == pytest.approx(1)
 
 
 def test_no_image_moves_a_threshold_by_more_than_its_bound(model, cohort):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.learning import Calibration, CentredHead, CentredLearner, ClassStatistics
+from fedveil.learning import ClassStatistics
 from fedveil.learning.models.posterior import (
     LEAST_WEIGHT,
     MIDDLE,
@@ -14,7 +14,6 @@ from fedveil.learning.models.posterior import (
     counts_of,
     means_of,
     shrunk,
-    temperature_of,
     weight_of,
 )
 
@@ -111,63 +110,6 @@ def test_a_shrunk_vector_is_nearer_on_average_than_what_was_released(length):
     assert ours < 1.1 * origin
 
 
-def test_a_temperature_moves_from_the_priors_to_the_measured_one_with_less_noise():
-    exact = temperature_of(Noisy(np.array([0.5]), 0.0), Noisy(np.array([0.02]), 0.0), 10.0)
-    usual = temperature_of(Noisy(np.array([0.5]), 1e9), Noisy(np.array([0.02]), 1e9), 10.0)
-    between = [
-        temperature_of(Noisy(np.array([0.5]), noise**2), Noisy(np.array([0.02]), noise**2 / 50), 10.0)
-        for noise in (1e-4, 0.02, 0.1, 1.0, 100.0)
-    ]
-    assert exact == pytest.approx(2.0)
-    assert all(0.95 * usual < one < 1.05 * exact for one in between)
-    assert between[0] == pytest.approx(exact, rel=0.02)
-    assert between[-1] == pytest.approx(usual, rel=0.02)
-
-
 def test_a_release_that_noise_drowns_is_known_beforehand():
     assert weight_of(np.full(3, 100.0), 1e4**2) < LEAST_WEIGHT < weight_of(np.full(3, 100.0), 10.0**2)
     assert weight_of(np.array([1e6, 2.0]), 10.0**2) < LEAST_WEIGHT
-
-
-def test_a_temperature_calibrates_a_head_that_is_too_sure():
-    """Scores of known log odds, ten times as steep as they should be: log loss falls to nearly the best."""
-    generator, blocks = np.random.default_rng(0), [200]
-    labels = np.arange(4000) % 2
-    features = generator.standard_normal((4000, 200)).astype(np.float32)
-    features[:, 0] += 1.5 * (2 * labels - 1)
-    head = CentredHead(blocks, 2)
-    trained = np.zeros(head.trained)
-    trained[0] = 400.0
-    plain = head.join(None, trained)
-    learner = CentredLearner(head, features, labels, np.arange(4000))
-    released = learner.statistics(plain)
-    whole, certainty = head.calibrated(plain, released, 0.0, None)
-
-    def loss(parameters):
-        return -np.log(head.probabilities(parameters, features)[np.arange(4000), labels]).mean()
-
-    def steeper(factor):
-        return head.join(None, factor * trained)
-
-    best = min(loss(steeper(factor)) for factor in np.geomspace(0.01, 2, 60))
-    assert loss(plain) > 2 * best
-    assert loss(whole) < 1.1 * best
-    assert certainty.temperature < 0.5
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    classes=st.integers(2, 4),
-    views=st.integers(1, 2),
-    size=st.floats(-3, 3),
-    seed=st.integers(0, 2**31),
-)
-def test_no_unit_adds_more_than_one_to_the_calibration(classes, views, size, seed):
-    generator, logits = np.random.default_rng(seed), 1 if classes == 2 else classes
-    scores = [10.0**size * generator.standard_normal((12, logits)) for _ in range(views)]
-    labels, patients = generator.integers(0, classes, 12), np.array([0] * 5 + [1] * 4 + [2] * 3)
-    for unit in range(3):
-        weights = (patients == unit) / np.bincount(patients)[patients]
-        total = Calibration.contribution(scores, labels, weights, classes)
-        assert total.shape == (Calibration.size(classes, logits),)
-        assert np.linalg.norm(total) <= 1

@@ -5,17 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.learning import Calibration, CentredHead, CentredLearner, ClassStatistics, NetworkModel
+from fedveil.learning import CentredHead, CentredLearner, ClassStatistics, NetworkModel, ScoreStatistics
 from fedveil.learning.models.posterior import Noisy
 from fedveil.learning.models.site_threshold import own_numbers
 
 
 def found(counts, means, of_sums=0.0, of_counts=0.0):
     sizes, middles = np.array(counts, float), np.array(means, float).reshape(len(counts), -1)
-    return Calibration(
+    return ScoreStatistics(
         sums=Noisy(sizes[:, None] * middles, of_sums),
         counts=Noisy(sizes, of_counts),
-        square=Noisy(np.array([0.1 * sizes.sum()]), of_sums),
     )
 
 
@@ -77,17 +76,16 @@ def test_a_network_gets_the_offset_that_its_own_calibration_would_have_given():
     """Were all images one hospital's, its own numbers would be the common ones."""
     model = NetworkModel("cnn", classes=2, channels=1, image_size=16)
     generator = np.random.default_rng(2)
-    views, labels = [generator.uniform(-0.5, 0.5, (200, 2))], np.repeat([0, 1], [40, 160])
-    released = Calibration.contribution(views, labels, np.ones(200), 2)
+    scores, labels = generator.uniform(-0.5, 0.5, (200, 2)), np.repeat([0, 1], [40, 160])
+    released = ClassStatistics.contribution(scores, labels, np.ones(200), 2)
     counts = np.array([40.0, 160.0])
     statistics = ClassStatistics(counts=counts, means=np.zeros((2, 0)), noise_variance=0.0)
     plain = model.join(None, model.initial())
-    whole, certainty = model.calibrated(plain, released, 0.0, statistics)
+    whole, _ = model.calibrated(plain, released, 0.0, statistics)
     elsewhere = whole.copy()
-    elsewhere[1:3] = [1.0, -2.0]
+    elsewhere[:2] = [1.0, -2.0]
     for before in (whole, elsewhere):
         parameters, own = model.recalibrated(before, np.array([0.3, 0.7]), released, 0.0)
         np.testing.assert_allclose(own, counts / 200, rtol=1e-6)
         np.testing.assert_allclose(parameters, whole, rtol=1e-5)
-    assert whole[0] == certainty.temperature
     np.testing.assert_array_equal(model.unshifted(whole), plain)

@@ -59,7 +59,6 @@ def test_no_weights_are_looked_for():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "convnext_atto", "vit_tiny_patch16_224"])
 def test_so_have_the_packages_own_networks(name):
-    pytest.importorskip("timm", reason="timm is an extra")
     settings = {"classes": 2, "channels": 1, "image_size": 64}
     assert numbers(NetworkSizes.of(f"timm:{name}", **settings)) == numbers(
         NetworkModel(f"timm:{name}@scratch", **settings)

@@ -150,7 +150,7 @@ def a_file_decides_the_channels(stack: contextlib.ExitStack) -> None:
 
     def begun(self: Any, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **kwargs)
-        self._channels = max((fact.channels for fact in self.facts), default=1)
+        self._channels = int(self.facts.channels.max(initial=1))
 
     _patch(stack, FileImages, "__init__", begun)
 

@@ -206,14 +206,6 @@ def test_a_share_alone_is_priced_with_its_own_noise():
     assert epsilon([made.alone], 1e-5) == pytest.approx(epsilon([Mechanism(3.0, 1.0, 10)], 1e-5), rel=1e-6)
 
 
-def test_a_target_that_rounding_alone_would_pass_is_refused():
-    """Two hundred sites of a million units each leave so few bits for the noise that the grid is coarse."""
-    with pytest.raises(InvalidValue, match="rounding to whole numbers costs epsilon"):
-        calibrate_integer(TARGET, steps=1000, dimension=10**7, sites=200, shares=100, units=60_000)
-    with pytest.raises(InvalidValue, match="must fit 32 bits"):
-        calibrate_integer(TARGET, steps=1, dimension=10, sites=200, shares=100, units=10**8)
-
-
 # Encoding
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fedveil.cli.encoders.device import with_encoders_of
 from fedveil.cli.output.console import console, speak_plainly
 from fedveil.deploy.approval import image_problems, match_keys
 from fedveil.deploy.identity import Identity, fingerprint, private_files
@@ -44,7 +45,7 @@ def approve(
 
     Example: fedveil site approve 3f2a91 site
     """
-    with speak_plainly(), offline():
+    with speak_plainly(), offline(), with_encoders_of(folder):
         config, studies = SiteConfig.load(folder), Studies(folder / "studies")
         listed = studies.find(study)
         if withdraw:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedveil.cli.columns import Columns, read_columns
+from fedveil.cli.columns import Columns, Preset, read_columns
 from fedveil.cli.output.console import console, speak_plainly
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ app = typer.Typer(help="Check, fetch and split images.", no_args_is_help=True, r
 Source = Annotated[
     str,
     typer.Argument(
-        help='A manifest .csv or .tsv, a folder, an .npz file, "medmnist:NAME", "phantom", or a study .toml.'
+        help="A manifest .csv, .tsv, .parquet or .xlsx, a folder, an .npz file, "
+        '"medmnist:NAME", "phantom", or a study .toml.'
     ),
 ]
 Positive = Annotated[
@@ -37,6 +38,7 @@ def check_command(
     positive: Positive = None,
     allow_patient_overlap: Overlap = False,
     column: Columns = None,
+    preset: Preset = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Describe a source and list every problem in it, by file and line; exit code 2 if there is any.
@@ -56,6 +58,7 @@ def check_command(
             source, settings = study.data.source, study.data.settings
         else:
             settings = {"columns": read_columns(column), "allow_patient_overlap": allow_patient_overlap}
+            settings["preset"] = preset
         if positive:
             settings["positive"] = positive
         report = check(source, **settings)

@@ -14,6 +14,7 @@ import typer
 
 from fedveil.cli.approve import AsJson, Folder, approve, show
 from fedveil.cli.describe import describe_cohort
+from fedveil.cli.encoders.device import DeviceName, on_device, with_encoders_of
 from fedveil.cli.output.console import OneLine, console, errors, speak_plainly
 from fedveil.cli.output.progress import Bars
 from fedveil.cli.output.tables import accuracy_words
@@ -155,12 +156,12 @@ def _check_images(config: SiteConfig, cohorts: Cohorts) -> None:
 
 
 @site.command("serve")
-def site_serve(folder: Folder = Path("site")) -> None:
+def site_serve(folder: Folder = Path("site"), device: DeviceName = "cpu") -> None:
     """Answer approved studies until stopped; on SIGTERM it stops after the current request.
 
     Example: fedveil site serve site
     """
-    with speak_plainly(), offline():
+    with speak_plainly(), offline(), on_device(device), with_encoders_of(folder):
         _log_to_stderr()
         config = SiteConfig.load(folder)
         os.environ.setdefault("FEDVEIL_CACHE", str(folder.resolve() / "cache"))
@@ -199,7 +200,7 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
 
     Example: fedveil site studies site
     """
-    with speak_plainly(), offline():
+    with speak_plainly(), offline(), with_encoders_of(folder):
         config = SiteConfig.load(folder)
         models = Models(folder / "models")
         reviews = [review(config, listed) for listed in Studies(folder / "studies").all()]

@@ -36,7 +36,17 @@ COMMANDS = (
         "fedveil.cli.sweep:sweep_command",
         "Measure what each privacy setting costs in accuracy; on real data only within a declared budget.",
     ),
+    LazyCommand(
+        "audit",
+        "fedveil.cli.audit.command:app",
+        "Attack a study's own code with canary patients, and prove lower bounds on its epsilon.",
+    ),
     LazyCommand("data", "fedveil.cli.data:app", "Check, fetch and split images."),
+    LazyCommand(
+        "encoder",
+        "fedveil.cli.encoders.commands:app",
+        "Register, check and choose encoders that are not built in.",
+    ),
     LazyCommand("ledger", "fedveil.cli.ledger:app", "Inspect a hospital's privacy ledger."),
     LazyCommand("site", "fedveil.cli.deploy:site", "Run a hospital's side of a federation."),
     LazyCommand("federation", "fedveil.cli.deploy:federation", "Set up a federation."),

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedveil.cli.columns import Columns, read_columns
+from fedveil.cli.columns import Columns, Preset, read_columns
+from fedveil.cli.encoders.device import DeviceName, on_device
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.progress import Bars
 from fedveil.cli.output.tables import print_result
@@ -54,13 +55,14 @@ def run_command(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also train the alternatives for comparison.")
     ] = False,
+    device: DeviceName = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Train a study's model under its guarantee and write a report.
 
     Example: fedveil run study.toml --out runs/first
     """
-    with speak_plainly():
+    with speak_plainly(), on_device(device):
         resolved = read_study(study, data, epsilon, trust, baselines)
         _run(resolved, out or Path("runs") / resolved.study.name.replace(" ", "-"), resume, as_json)
 
@@ -87,6 +89,8 @@ def predict_command(
         Path | None, typer.Option("--out", "-o", help="CSV file to write; default standard output.")
     ] = None,
     column: Columns = None,
+    preset: Preset = "",
+    device: DeviceName = "cpu",
 ) -> None:
     """Classify images with a trained model. Unreadable images are listed, and the exit code is then 2.
 
@@ -94,12 +98,12 @@ def predict_command(
     """
     from fedveil.study import predict
 
-    with speak_plainly():
+    with speak_plainly(), on_device(device):
         if out is not None and out.exists():
             raise StudyError(
                 f"{out} exists", "predict never overwrites a file", "choose another name, or delete it"
             )
-        found = predict(model, images, columns=read_columns(column))
+        found = predict(model, images, columns=read_columns(column), preset=preset)
         if out is None:
             print(found.csv, end="")
         else:

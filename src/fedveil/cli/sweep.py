@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args
 
@@ -17,7 +17,18 @@ from fedveil.errors import InvalidValue
 from fedveil.privacy import Trust, Unit
 from fedveil.report import write_sweep
 from fedveil.study import Method, Study, resolve
-from fedveil.sweeps import EVEN, NO_PRIVACY, Grid, Measurement, Paid, Setting, read_payment, sweep
+from fedveil.sweeps import (
+    EVEN,
+    NO_PRIVACY,
+    Grid,
+    Knee,
+    Measurement,
+    Paid,
+    Setting,
+    knees,
+    read_payment,
+    sweep,
+)
 
 __all__ = ["sweep_command"]
 
@@ -91,11 +102,25 @@ def _tell(folder: Path, results: list[Measurement], as_json: bool) -> None:
     page, paid = write_sweep(folder), read_payment(folder)
     if as_json:
         found: dict[str, Any] = {"settings": len(results), "page": str(page)}
+        found["least_epsilon"] = [
+            {
+                "trust": one.trust,
+                "sites": one.setting.sites,
+                "unit": one.setting.unit,
+                "method": one.setting.method,
+                "epsilon": _finite(one.epsilon),
+                "interval": [_finite(one.low), _finite(one.high)],
+                "auroc": one.auroc,
+                "without_privacy": one.bare,
+            }
+            for one in knees(results)
+        ]
         if paid:
             found |= {"guarantee": paid.guarantee.to_dict(), "epsilon_spent": dict(paid.spent)}
         print(json.dumps(found))
         return
     _print_sweep(results)
+    _print_knees(knees(results))
     if paid:
         _print_paid(paid)
     errors.print(f"\npage: {page}")
@@ -105,7 +130,7 @@ class _TimedBars(Bars):
     """Progress with the remaining time, estimated over the whole sweep."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        super().__init__()
+        super().__init__(quiet=quiet)
         self._progress = Progress(
             TextColumn("{task.description:<22}"),
             BarColumn(bar_width=32),
@@ -141,6 +166,30 @@ def _print_sweep(results: list[Measurement]) -> None:
 
 def _column(setting: Setting) -> str:
     return setting.trust if setting.arrangement == "federated" else setting.arrangement
+
+
+def _finite(value: float) -> float | None:
+    """The value for JSON; None stands for infinity and for what is unknown."""
+    return value if math.isfinite(value) else None
+
+
+def _print_knees(found: Sequence[Knee]) -> None:
+    """Print the recommendation: the least epsilon that keeps the accuracy, per trust and number of hospitals."""
+    if not found:
+        return
+    own = ("trust", "sites", "unit", "alpha", "method", "patients")
+    varied = [
+        name for name in own if name in own[:2] or len({getattr(one.setting, name) for one in found}) > 1
+    ]
+    table = Table(*varied, "epsilon", "95 % of repeats", "AUROC", "no privacy", box=None, pad_edge=False)
+    for one in found:
+        reached = "none" if math.isinf(one.epsilon) else format_epsilon(one.epsilon)
+        ends = ["none" if math.isinf(end) else f"{end:g}" for end in (one.low, one.high)]
+        interval = "" if math.isnan(one.low) else f"{ends[0]} to {ends[1]}"
+        cells = [str(getattr(one.setting, name)) for name in varied]
+        table.add_row(*cells, reached, interval, f"{one.auroc:.3f}", f"{one.bare:.3f}")
+    console.print(f"\nleast epsilon within {found[0].tolerance:g} of the AUROC without privacy\n")
+    console.print(table)
 
 
 def _print_paid(paid: Paid) -> None:

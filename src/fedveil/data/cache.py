@@ -1,29 +1,39 @@
 """Stores what was computed from an image, by the content of the image, so that it is computed once.
 
-One folder per computation, named by a hash of its key; in it any number of files, each written atomically and never
-changed: a checksum, then the digests of some images and a row of float32 for each. A file that fails its checksum is
-deleted and its rows are computed again. Deleting any of it only costs time.
+One folder per computation, named by a hash of its key; in it any number of numpy files, each written atomically and
+never changed: rows of an image's digest and its float32 features, named by a hash of the file's bytes. A file that
+differs from its name is deleted and its rows are computed again. Deleting any of it only costs time.
+
+Plain npy, because a store needs no more: rows are found by digest and read whole. Arrow and zarr would add a dependency
+and a format with versions; neither offers what matters here, that two processes, a full disk or a kill at any moment
+leave only whole files. Two processes that compute the same rows write the same file, or rows twice, which is harmless.
+Files are memory-mapped, and pages are given back after each read: memory does not grow with the number of images.
 """
 
+import hashlib
+import io
 import logging
+import mmap
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FeatureCache", "cache_folder"]
+__all__ = ["FeatureCache", "StoredRows", "cache_folder"]
 
 DIGEST_SIZE = 16
-HEADER = 16
-"""Bytes of two numbers: of images in a file, and of features per image."""
-
-ROWS_PER_FILE = 2048
+ROWS_PER_FILE, BYTES_PER_FILE = 2048, 1 << 26
+ABANDONED = 86_400
+"""Seconds after which an unfinished file belongs to no living process."""
 
 Features = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +43,56 @@ def cache_folder() -> Path:
     if own:
         return Path(own)
     return (Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache") / "fedveil"
+
+
+@final
+class StoredRows:
+    """Features (n, d), float32, that stay in their files until they are asked for: ``rows[indices]`` copies some."""
+
+    def __init__(self, digests: npt.NDArray[np.bytes_]) -> None:
+        self._names, self._which = np.unique(digests, return_inverse=True)
+        self._part = np.full(len(self._names), -1, np.int32)
+        self._row = np.zeros(len(self._names), np.int32)
+        self._parts: list[npt.NDArray[np.void]] = []
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """n and d; d is 0 as long as there are no rows."""
+        return len(self), self._parts[0]["features"].shape[1] if self._parts else 0
+
+    def __getitem__(self, rows: Indices | slice) -> Features:
+        """A copy of some rows, in the given order."""
+        wanted = self._which[rows]
+        found = np.empty((len(wanted), self.shape[1]), np.float32)
+        owner = self._part[wanted]
+        for number in np.unique(owner):
+            mine, part = owner == number, self._parts[number]
+            found[mine] = part["features"][self._row[wanted[mine]]]
+            _give_back(part)
+        return found
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        del copy
+        return self[:].astype(np.float32 if dtype is None else dtype, copy=False)
+
+    @property
+    def missing(self) -> npt.NDArray[np.bool_]:
+        """For each row whether it is not there yet."""
+        return self._part[self._which] < 0
+
+    def add(self, part: npt.NDArray[np.void]) -> None:
+        """Take the rows of a file that are wanted and missing."""
+        if not len(self._names):
+            return
+        places = np.minimum(np.searchsorted(self._names, part["digest"]), len(self._names) - 1)
+        new = (self._names[places] == part["digest"]) & (self._part[places] < 0)
+        if new.any():
+            self._part[places[new]] = len(self._parts)
+            self._row[places[new]] = np.flatnonzero(new)
+            self._parts.append(part)
 
 
 class FeatureCache:
@@ -45,77 +105,107 @@ class FeatureCache:
         self._folder = cache_folder() / "features" if folder is None else folder
 
     def get_or_compute(
-        self, key: str, digests: Sequence[str], compute: Callable[[npt.NDArray[np.int64]], Features]
-    ) -> Features:
-        """One row per image, in the order of ``digests``.
+        self, key: str, digests: Sequence[str], compute: Callable[[Indices], Features]
+    ) -> StoredRows:
+        """One row per image, in the order of ``digests``; see `views`."""
+        return self.views([key], digests, lambda indices, _: [compute(indices)])[0]
 
-        ``key`` names the computation with its version. ``compute(indices)`` is called for unknown images, in batches
-        that are stored immediately, so that an interrupted run loses at most one. If nothing can be stored (full
-        disk, no permission) a warning is logged and the work continues.
+    def views(
+        self,
+        keys: Sequence[str],
+        digests: Sequence[str],
+        compute: Callable[[Indices, Sequence[int]], Sequence[Features]],
+        row_bytes: int = 4096,
+    ) -> list[StoredRows]:
+        """For each of several computations on the same images one row per image, in the order of ``digests``.
+
+        ``keys`` name the computations with their versions. ``compute(indices, which)`` is called for unknown images
+        and returns an array for each of the computations in ``which``, so that an image is read once for all of them.
+        It is called with batches, smaller if a row has more than about ``row_bytes``, that are stored immediately, so
+        that an interrupted run loses at most one. If nothing can be stored (full disk, no permission) a warning is
+        logged and the work continues.
         """
-        folder = self._folder / blake2b(key.encode(), digest_size=DIGEST_SIZE).hexdigest()
-        wanted = [bytes.fromhex(digest) for digest in digests]
-        known = _read_all(folder, set(wanted))
-        # Equal images are computed once.
-        first = {digest: index for index, digest in reversed(list(enumerate(wanted))) if digest not in known}
-        missing = np.array(sorted(first.values()), np.int64)
-        for start in range(0, len(missing), ROWS_PER_FILE):
-            batch = missing[start : start + ROWS_PER_FILE]
-            rows = np.ascontiguousarray(compute(batch), dtype=np.float32)
-            names = [wanted[index] for index in batch]
-            known.update(zip(names, rows, strict=True))
-            _write(folder, names, rows)
-        return np.stack([known[digest] for digest in wanted]) if wanted else np.zeros((0, 0), np.float32)
+        wanted = np.frombuffer(bytes.fromhex("".join(digests)), f"S{DIGEST_SIZE}")
+        folders = [self._folder / blake2b(key.encode(), digest_size=DIGEST_SIZE).hexdigest() for key in keys]
+        stores = [StoredRows(wanted) for _ in keys]
+        for folder, store in zip(folders, stores, strict=True):
+            _read_all(folder, store)
+        # Equal images are computed once; images are grouped by the computations that they lack.
+        lacking = np.array([store.missing for store in stores]).reshape(len(keys), -1)
+        first = np.sort(np.unique(wanted, return_index=True)[1])
+        patterns, group = np.unique(lacking[:, first], axis=1, return_inverse=True)
+        count = max(1, min(ROWS_PER_FILE, BYTES_PER_FILE // row_bytes))
+        for number, pattern in enumerate(patterns.T):
+            which = np.flatnonzero(pattern).tolist()
+            images = first[group.reshape(-1) == number] if which else first[:0]
+            for start in range(0, len(images), count):
+                batch = images[start : start + count]
+                for view, rows in zip(which, compute(batch, which), strict=True):
+                    stores[view].add(_write(folders[view], wanted[batch], rows))
+        return stores
 
 
-def _read_all(folder: Path, wanted: set[bytes]) -> dict[bytes, Features]:
-    known: dict[bytes, Features] = {}
+def _read_all(folder: Path, store: StoredRows) -> None:
     try:
-        files = sorted(folder.glob("*.features"))
+        files = sorted(folder.glob("*.npy"))
+        for unfinished in folder.glob("*.tmp"):
+            if time.time() - unfinished.stat().st_mtime > ABANDONED:
+                unfinished.unlink()
     except OSError:
-        return known
+        return
     for file in files:
-        if len(known) == len(wanted):
+        if not store.missing.any():
             break
         try:
-            names, rows = _decode(file.read_bytes())
+            store.add(_mapped(file))
         except (OSError, ValueError) as error:
             log.warning("recomputing the content of %s: %s", file, error)
             _discard(file)
-            continue
-        known.update((name, row) for name, row in zip(names, rows, strict=True) if name in wanted)
-    return known
 
 
-def _decode(content: bytes) -> tuple[list[bytes], Features]:
-    checksum, body = content[:32], content[32:]
-    if blake2b(body, digest_size=32).digest() != checksum:
-        raise ValueError("its checksum is wrong")
-    images, width = (int(number) for number in np.frombuffer(body, "<u8", 2))
-    ends = HEADER, HEADER + DIGEST_SIZE * images
-    names = [body[start : start + DIGEST_SIZE] for start in range(*ends, DIGEST_SIZE)]
-    return names, np.frombuffer(body, "<f4", images * width, ends[1]).reshape(images, width)
+def _mapped(path: Path) -> npt.NDArray[np.void]:
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, _hash).hexdigest() != path.stem:
+            raise ValueError("its content is not what its name says")
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def _write(folder: Path, names: list[bytes], rows: Features) -> None:
-    body = np.array(rows.shape, "<u8").tobytes() + b"".join(names) + rows.astype("<f4").tobytes()
-    content = blake2b(body, digest_size=32).digest() + body
+def _hash() -> "hashlib._Hash":
+    return blake2b(digest_size=DIGEST_SIZE)  # type: ignore[return-value]
+
+
+def _write(folder: Path, names: npt.NDArray[np.bytes_], rows: Features) -> npt.NDArray[np.void]:
+    """Store rows; they are read from the file from then on, and from memory if there is none."""
+    part = np.empty(len(rows), [("digest", names.dtype), ("features", "<f4", rows.shape[1:])])
+    part["digest"], part["features"] = names, rows
+    content = io.BytesIO()
+    np.save(content, part, allow_pickle=False)
+    path = folder / f"{blake2b(content.getbuffer(), digest_size=DIGEST_SIZE).hexdigest()}.npy"
     temporary: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, name = tempfile.mkstemp(suffix=".tmp", dir=folder)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        temporary.replace(folder / f"{content[:16].hex()}.features")
-    except OSError as error:
+            file.write(content.getbuffer())
+        temporary.replace(path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
         log.warning("features are not stored for the next run: %s", error)
         if temporary is not None:
             _discard(temporary)
+    return part
+
+
+def _give_back(part: npt.NDArray[np.void]) -> None:
+    """Drop a mapped file's pages from this process; they stay in the system's cache while there is room."""
+    mapped = getattr(part, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _discard(file: Path) -> None:
     try:
-        file.unlink()
+        file.unlink(missing_ok=True)
     except OSError as error:
         log.warning("%s cannot be deleted: %s", file, error)

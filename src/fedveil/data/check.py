@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,11 +12,13 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.annotations.columns import Column
 from fedveil.data.annotations.labels import study_labels
 from fedveil.data.annotations.records import SPLITS, Problem, Records, find_problems
 from fedveil.data.annotations.table import file_problem
 from fedveil.data.embeddings import Embeddings
 from fedveil.data.formats.image_files import FileImages
+from fedveil.data.formats.stamps import full_hashes
 from fedveil.data.image_store import ArrayImages
 from fedveil.data.load import read_records
 from fedveil.data.options import Options, Settings
@@ -91,15 +93,15 @@ def check(source: str, *, base: Path | None = None, **settings: Unpack[Settings]
         said = (place, found) if separator else (source, error.found)
         return _nothing(source, Problem(*said, error.rule, error.remedy))
     sizes, modes = _facts(records)
-    owners = Counter(_owners(records))
-    numbers = sorted(owners.values()) or [0]
+    owners = np.unique(_owners(records), return_counts=True)[1]
+    numbers = owners if len(owners) else np.zeros(1, np.int64)
     undecodable, decoded = _decoded(records)
     return CheckReport(
         source=source,
         images=len(records.images),
         patients=len(owners),
         patients_known=records.patients is not None,
-        images_per_patient=(numbers[0], float(np.median(numbers)), numbers[-1]),
+        images_per_patient=(int(numbers.min()), float(np.median(numbers)), int(numbers.max())),
         counts=_counts(records, options),
         sizes=tuple(sizes.most_common()),
         modes=tuple(modes.most_common()),
@@ -126,8 +128,12 @@ def _nothing(source: str, problem: Problem) -> CheckReport:
 def _facts(records: Records) -> tuple[Counter[str], Counter[str]]:
     images = records.images
     if isinstance(images, FileImages):
-        sizes = Counter(f"{facts.width} x {facts.height}" for facts in images.facts)
-        return sizes, Counter(facts.mode for facts in images.facts)
+        sizes, times = np.unique(images.facts.sizes, axis=0, return_counts=True)
+        modes = images.facts.modes
+        return (
+            Counter({f"{width} x {height}": int(n) for (width, height), n in zip(sizes, times, strict=True)}),
+            Counter({name: int((modes.codes == code).sum()) for code, name in enumerate(modes.names)}),
+        )
     if isinstance(images, ArrayImages) and len(images):
         height, width, *colours = images.stored_shape
         mode = f"{images.stored([0]).dtype} {'colour' if colours else 'grey'}"
@@ -137,25 +143,37 @@ def _facts(records: Records) -> tuple[Counter[str], Counter[str]]:
     return Counter(), Counter()
 
 
-def _owners(records: Records) -> Sequence[str | int]:
-    return range(len(records.images)) if records.patients is None else records.patients
+def _owners(records: Records) -> npt.NDArray[np.int64]:
+    return np.arange(len(records.images)) if records.patients is None else records.patients.codes
 
 
 def _counts(records: Records, options: Options) -> tuple[Count, ...]:
+    """By site, split and class; for findings, the images that have each."""
     try:
-        labels, classes = study_labels(records.name, records.labels, records.classes, options)
+        labels, classes = study_labels(records.labels, records.classes, options)
     except InvalidValue:
         return ()
-    owners = _owners(records)
-    sites = records.sites or ("",) * len(labels)
-    splits = [""] * len(labels) if records.splits is None else [SPLITS[code] for code in records.splits]
-    keys = list(zip(sites, splits, (int(label) for label in labels), strict=True))
-    images = Counter(keys)
-    patients = Counter(key for key, _ in set(zip(keys, owners, strict=True)))
-    return tuple(
-        Count(site, split, classes[label], images[site, split, label], patients[site, split, label])
-        for site, split, label in sorted(images)
-    )
+    if labels.ndim == 1:
+        rows, codes = np.arange(len(labels)), labels
+    else:
+        rows, codes = np.nonzero(labels == 1)
+    count = len(records.images)
+    sites = np.zeros(count, np.int64) if records.sites is None else records.sites.codes
+    splits = np.full(count, -1) if records.splits is None else records.splits
+    columns = np.stack([sites[rows], splits[rows], codes, _owners(records)[rows]], axis=1)
+    keys, images = np.unique(columns[:, :3], axis=0, return_counts=True)
+    _, patients = np.unique(np.unique(columns, axis=0)[:, :3], axis=0, return_counts=True)
+    found = [
+        Count(
+            "" if records.sites is None else records.sites.names[site],
+            "" if split < 0 else SPLITS[split],
+            classes[code],
+            int(n),
+            int(m),
+        )
+        for (site, split, code), n, m in zip(keys, images, patients, strict=True)
+    ]
+    return tuple(sorted(found, key=lambda one: (one.site, one.split, classes.index(one.label))))
 
 
 def _decoded(records: Records) -> tuple[list[Problem], list[str]]:
@@ -166,7 +184,7 @@ def _decoded(records: Records) -> tuple[list[Problem], list[str]]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(look, rows))
     problems = [
-        file_problem(records.place(row), images.paths[row], one)
+        file_problem(records.place(row), images.path(row), one)
         for row, one in zip(rows, found, strict=True)
         if isinstance(one, DataError) and isinstance(images, FileImages)
     ]
@@ -206,15 +224,16 @@ def _other_channels(records: Records, options: Options) -> list[str]:
     if not isinstance(images, FileImages) or not len(images):
         return []
     names = {1: "grey", 3: "colour"}
-    others = [row for row, facts in enumerate(images.facts) if facts.channels != images.channels]
-    notes = []
-    if options.reading.channels is None and others:
-        notes.append(
-            f"data.channels is not set: {images.channels} ({names[images.channels]}) is taken from the first image"
-        )
-    if others:
-        notes.append(
-            f"{len(others)} images are converted to {names[images.channels]}; the first is {records.place(others[0])}"
+    others = np.flatnonzero(images.facts.channels != images.channels)
+    if not len(others):
+        return []
+    notes = [
+        f"{len(others)} images are converted to {names[images.channels]}; the first is {records.place(others[0])}"
+    ]
+    if options.reading.channels is None:
+        notes.insert(
+            0,
+            f"data.channels is not set: {images.channels} ({names[images.channels]}) is taken from the first image",
         )
     return notes
 
@@ -223,12 +242,10 @@ def _renamed(records: Records) -> list[str]:
     """Patients whose PatientID in DICOM files differs from the table."""
     if records.patients is None or not isinstance(records.images, FileImages):
         return []
-    others = [
-        row
-        for row, facts in enumerate(records.images.facts)
-        if facts.patient is not None and facts.patient != records.patients[row]
-    ]
-    if not others:
+    told, patients = records.images.facts.patients, records.patients
+    known = np.flatnonzero(told.codes >= 0)
+    others = known[told.texts()[known] != patients.texts()[known]]
+    if not len(others):
         return []
     return [
         f"the PatientID of {len(others)} files differs from the patient in the table, which takes precedence; "
@@ -238,31 +255,33 @@ def _renamed(records: Records) -> list[str]:
 
 def _copies(records: Records) -> list[str]:
     """Images with the same content as an earlier one: not an error, but often a mistake."""
-    first: dict[str, int] = {}
-    pairs = []
-    for row, digest in enumerate(records.images.digest(np.arange(len(records.images)))):
-        original = first.setdefault(digest, row)
-        if original != row:
-            pairs.append((original, row))
-    if not pairs:
+    with full_hashes():
+        digests = Column.of(records.images.digest(np.arange(len(records.images))))
+    _, first, group = np.unique(digests.codes, return_index=True, return_inverse=True)
+    original = first[group]
+    copies = np.flatnonzero(original != np.arange(len(original)))
+    if not len(copies):
         return []
-    columns = {"patient": records.patients, "site": records.sites, "split": records.splits}
+    columns = {
+        "patient": None if records.patients is None else records.patients.codes,
+        "site": None if records.sites is None else records.sites.codes,
+        "split": records.splits,
+    }
     across = [
-        f"{sum(column[one] != column[other] for one, other in pairs)} under another {name}"
+        f"{(column[copies] != column[original[copies]]).sum()} under another {name}"
         for name, column in columns.items()
         if column is not None
     ]
-    original, copy = pairs[0]
     said = f" ({', '.join(across)})" if across else ""
     notes = [
-        f"{len(pairs)} images are copies of another{said}; "
-        f"the first is {records.place(copy)}, a copy of {records.place(original)}"
+        f"{len(copies)} images are copies of another{said}; "
+        f"the first is {records.place(copies[0])}, a copy of {records.place(original[copies[0]])}"
     ]
-    torn = [(one, other) for one, other in pairs if np.any(records.labels[one] != records.labels[other])]
-    if torn:
-        original, copy = torn[0]
+    labels = records.labels.reshape(len(original), -1)
+    torn = copies[(labels[copies] != labels[original[copies]]).any(axis=1)]
+    if len(torn):
         notes.append(
             f"{len(torn)} copies have another label than their original; "
-            f"the first is {records.place(copy)}, a copy of {records.place(original)}"
+            f"the first is {records.place(torn[0])}, a copy of {records.place(original[torn[0]])}"
         )
     return notes

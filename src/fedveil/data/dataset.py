@@ -1,6 +1,6 @@
 """A data set, and one hospital's part of it: images grouped by patient."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.annotations.columns import Column, Names, taken
 from fedveil.data.image_store import ArrayImages, ImageStack, Indices
 from fedveil.data.windows import FILE, Window
 from fedveil.errors import DataError
@@ -16,24 +17,31 @@ from fedveil.errors import DataError
 __all__ = ["TEST", "TRAIN", "VALIDATION", "Cohort", "Dataset", "PatientImages"]
 
 TRAIN, TEST, VALIDATION = 0, 1, 2
+DIGESTS = 4096
+"""Content hashes that are in memory as texts at the same time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True, repr=False)
 class Dataset:
     """n labelled images of P patients, checked: every reader ends here.
 
-    ``labels`` index ``classes``; ``patients`` index ``patient_names``; ``sites`` index ``site_names`` and are
-    None if the source names no hospitals; ``split`` is 0 for training, 1 for test, 2 for validation. With
-    ``patients_known`` false, every image counts as a separate patient. ``synthetic`` images show no real person.
+    ``labels`` are (n,) int64 and index ``classes``; with the task "grades" these are in order. With the task
+    "findings" they are (n, K) int8, one column per class: 1, 0, or -1 if unknown. ``patients`` index
+    ``patient_names``; ``sites`` index ``site_names`` and are None if the source names no hospitals; ``split`` is 0 for
+    training, 1 for test, 2 for validation. ``attributes`` are further columns by public names, such as age and sex;
+    their values are private. With ``patients_known`` false, every image counts as a separate patient. ``synthetic``
+    images show no real person.
     """
 
     name: str
     images: ImageStack
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
     patients: npt.NDArray[np.int64]
-    patient_names: tuple[str, ...]
-    image_names: tuple[str, ...]
+    patient_names: Sequence[str]
+    image_names: Sequence[str]
     classes: tuple[str, ...]
+    task: str = "classes"
+    attributes: Mapping[str, Column] = field(default_factory=dict)
     sites: npt.NDArray[np.int64] | None = None
     site_names: tuple[str, ...] = ()
     split: npt.NDArray[np.int8]
@@ -42,28 +50,34 @@ class Dataset:
     description: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "patient_names", Names(self.patient_names))
+        object.__setattr__(self, "image_names", Names(self.image_names))
         sites = self.labels if self.sites is None else self.sites
-        lengths = [len(self.labels), len(self.patients), len(self.split), len(self.image_names), len(sites)]
+        columns = (self.labels, self.patients, self.split, self.image_names, sites, *self.attributes.values())
+        lengths = [len(column) for column in columns]
         if any(length != len(self.images) for length in lengths):
             raise DataError(
                 f"{self.name} has {len(self.images)} images but columns of the lengths {lengths}",
                 "there must be one label, patient, split and name per image",
                 "give columns of one length",
             )
-        _check_codes(self.name, "label", self.labels, len(self.classes))
+        _check_labels(self.name, self.labels, self.classes, self.task)
         _check_codes(self.name, "patient", self.patients, len(self.patient_names))
         _check_codes(self.name, "split", self.split, 3)
         if self.sites is not None:
             _check_codes(self.name, "site", self.sites, len(self.site_names))
 
     @classmethod
-    def empty(cls, classes: tuple[str, ...], *, channels: int, image_size: int) -> Self:
+    def empty(
+        cls, classes: tuple[str, ...], *, channels: int, image_size: int, task: str = "classes"
+    ) -> Self:
         """A data set without images, of which only classes and channels are known."""
         nothing = np.empty(0, dtype=np.int64)
         return cls(
             name="none",
             images=ArrayImages(np.empty((0, image_size, image_size, channels), dtype=np.float32), image_size),
-            labels=nothing,
+            labels=np.empty((0, len(classes)), np.int8) if task == "findings" else nothing,
+            task=task,
             patients=nothing,
             patient_names=(),
             image_names=(),
@@ -86,7 +100,9 @@ class Dataset:
         seed: int = 0,
         allow_patient_overlap: bool = False,
         accept: Sequence[str] = (),
-        unknown_labels: str = "refuse",
+        unknown_labels: str | int = "refuse",
+        task: str = "classes",
+        attributes: Mapping[str, Iterable[Any]] | None = None,
         window: Window = FILE,
         name: str = "arrays",
     ) -> "Dataset":
@@ -95,7 +111,7 @@ class Dataset:
         Args:
             images: a numpy array (n, height, width) or (n, height, width, 1 or 3), or a torch tensor (n, height, width)
                 or (n, 1 or 3, height, width); uint8, uint16, or floats in [0, 1].
-            labels: (n,) class names, or whole numbers.
+            labels: (n,) class names, or whole numbers; for findings (n, K) of 1, 0, or -1 or NaN if unknown.
             patients: (n,) the patient of each image; without them every image counts as a separate patient, and the
                 guarantee covers one image.
             sites: (n,) the hospital of each image; without them a study simulates hospitals.
@@ -107,7 +123,10 @@ class Dataset:
             seed: of that draw; public.
             allow_patient_overlap: accept a patient in two sites, or in training and test.
             accept: problems to accept instead of refusing them, as ``data.accept`` of a study file.
-            unknown_labels: "refuse", or "drop" for images whose label is -1, "uncertain" or similar.
+            unknown_labels: "refuse", or "drop" for images whose label is -1, "uncertain" or similar; for findings also
+                "unknown", which keeps them as such, or 0 or 1.
+            task: "classes", "findings" or "grades", which are classes in order.
+            attributes: further columns (n,) by public names, such as age and sex.
             window: stored values that map to black and white, as ``data.window`` of a study file; with it, any
                 numbers may be stored.
             name: for reports and errors.
@@ -132,6 +151,8 @@ class Dataset:
             allow_patient_overlap=allow_patient_overlap,
             accept=accept,
             unknown_labels=unknown_labels,
+            task=task,
+            attributes=attributes or {},
             window=window,
             name=name,
         )
@@ -161,7 +182,7 @@ class Dataset:
         """
         from fedveil.data.formats.arrays import from_frame
 
-        return from_frame(frame, Path(base), settings)
+        return from_frame(frame, Path(base), settings)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         return (
@@ -196,9 +217,11 @@ class Dataset:
             images=self.images.subset(rows),
             labels=self.labels[rows],
             patients=patients.astype(np.int64),
-            patient_names=tuple(self.patient_names[code] for code in kept),
-            image_names=tuple(self.image_names[row] for row in rows),
+            patient_names=Names(self.patient_names).take(kept),
+            image_names=Names(self.image_names).take(rows),
             classes=self.classes,
+            task=self.task,
+            attributes=taken(self.attributes, rows),
             sites=None if self.sites is None else self.sites[rows],
             site_names=self.site_names,
             split=self.split[rows],
@@ -223,13 +246,16 @@ class Dataset:
             labels=self.labels[rows],
             patients=patients,
             classes=self.classes,
+            task=self.task,
+            attributes=taken(self.attributes, rows),
         )
 
     def digest(self) -> str:
         """Content hash over pixels, labels, classes, the grouping by patients, sites and split."""
         whole = blake2b(digest_size=32)
-        for text in self.images.digest(np.arange(len(self))):
-            whole.update(bytes.fromhex(text))
+        for start in range(0, len(self), DIGESTS):
+            for text in self.images.digest(np.arange(start, min(start + DIGESTS, len(self)))):
+                whole.update(bytes.fromhex(text))
         columns: list[npt.NDArray[Any]] = [self.labels, self.patients, self.split]
         for column in columns if self.sites is None else [*columns, self.sites]:
             whole.update(b"|" + np.ascontiguousarray(column, dtype=np.int64).tobytes())
@@ -239,24 +265,27 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PatientImages:
-    """One patient's images, float32 ``(k, channels, size, size)`` in [0, 1], and their labels ``(k,)``."""
+    """One patient's images, float32 ``(k, channels, size, size)`` in [0, 1], and their labels, (k,) or (k, K)."""
 
     images: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Cohort:
     """One site's training images, grouped by patient; ``len`` is the number of patients.
 
-    ``patients`` holds local codes 0 .. len - 1, one per image, and every code occurs.
+    ``patients`` holds local codes 0 .. len - 1, one per image, and every code occurs. Labels, task and attributes are
+    those of the `Dataset` that it is a part of.
     """
 
     name: str
     images: ImageStack
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
     patients: npt.NDArray[np.int64]
     classes: tuple[str, ...]
+    task: str = "classes"
+    attributes: Mapping[str, Column] = field(default_factory=dict)
     _rows: npt.NDArray[np.int64] = field(init=False, repr=False)
     _starts: npt.NDArray[np.int64] = field(init=False, repr=False)
 
@@ -275,7 +304,7 @@ class Cohort:
                 "they must be numbered 0, 1, 2, ... without gaps",
                 "build it with Dataset.cohort",
             )
-        _check_codes(self.name, "label", self.labels, len(self.classes))
+        _check_labels(self.name, self.labels, self.classes, self.task)
         rows = np.argsort(self.patients, kind="stable")
         object.__setattr__(self, "_rows", rows)
         object.__setattr__(self, "_starts", np.searchsorted(self.patients[rows], np.arange(len(codes) + 1)))
@@ -295,6 +324,17 @@ class Cohort:
 
     def __iter__(self) -> Iterator[PatientImages]:
         return (self[patient] for patient in range(len(self)))
+
+
+def _check_labels(name: str, labels: npt.NDArray[Any], classes: tuple[str, ...], task: str) -> None:
+    if task != "findings":
+        _check_codes(name, "label", labels, len(classes))
+    elif labels.ndim != 2 or labels.shape[1] != len(classes) or not np.isin(labels, (-1, 0, 1)).all():
+        raise DataError(
+            f"{name} has labels of the shape {labels.shape} for {len(classes)} findings",
+            "there must be one column per finding, of 1, 0 and -1",
+            "give labels (n, K), and the name of each finding",
+        )
 
 
 def _check_codes(name: str, column: str, codes: npt.NDArray[Any], count: int) -> None:

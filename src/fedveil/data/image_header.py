@@ -1,11 +1,17 @@
-"""The content of an image file's header, and the errors for an unusable file."""
+"""The content of image files' headers, and the errors for an unusable file."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.data.annotations.columns import Column
 from fedveil.errors import DataError
 
-__all__ = ["ImageFacts", "check_pixels", "unusable"]
+__all__ = ["Headers", "ImageFacts", "check_pixels", "unusable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +23,50 @@ class ImageFacts:
     channels: int
     mode: str
     patient: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Headers:
+    """The same for n files, as columns: ``sizes`` is (n, 2), width and height."""
+
+    sizes: npt.NDArray[np.int32]
+    channels: npt.NDArray[np.int8]
+    modes: Column
+    patients: Column
+
+    @classmethod
+    def of(cls, facts: Iterable[ImageFacts]) -> Self:
+        """The columns; each entry of ``facts`` may be let go once it was seen."""
+        sizes: list[tuple[int, int]] = []
+        channels, patients = bytearray(), list[str | None]()
+
+        def seen() -> Iterable[str]:
+            for one in facts:
+                sizes.append((one.width, one.height))
+                channels.append(one.channels)
+                patients.append(one.patient)
+                yield one.mode
+
+        modes = Column.of(seen())
+        return cls(
+            sizes=np.array(sizes, np.int32).reshape(-1, 2),
+            channels=np.frombuffer(bytes(channels), np.int8),
+            modes=modes,
+            patients=Column.of(patients),
+        )
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+    def take(self, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> "Headers":
+        """Only these files, in that order."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        return Headers(
+            sizes=self.sizes[chosen],
+            channels=self.channels[chosen],
+            modes=self.modes.take(chosen),
+            patients=self.patients.take(chosen),
+        )
 
 
 def unusable(path: Path, found: str, rule: str, remedy: str) -> DataError:

@@ -9,11 +9,13 @@ import numpy as np
 from fedveil.data.annotations.records import Records, assemble, judged
 from fedveil.data.dataset import Dataset
 from fedveil.data.formats.folder import read_folder
-from fedveil.data.formats.manifest import TABLES, read_manifest
+from fedveil.data.formats.manifest import read_manifest
 from fedveil.data.formats.medmnist import class_names, read_medmnist
 from fedveil.data.formats.npz import read_npz
+from fedveil.data.formats.tables import TABLES
 from fedveil.data.image_store import ArrayImages
 from fedveil.data.options import Options, Settings
+from fedveil.data.phantom.findings import phantom_findings
 from fedveil.data.phantom.patients import phantom
 from fedveil.errors import DataError, InvalidValue
 
@@ -26,8 +28,9 @@ MEMORY = "memory"
 def load(source: str, *, base: Path | None = None, **settings: Unpack[Settings]) -> Dataset:
     """The data set that ``source`` names, or a DataError that names the problem.
 
-    ``source`` is ``phantom`` (or ``phantom:5`` with five named hospitals), ``medmnist:NAME``, or a manifest ``*.csv``
-    or ``*.tsv``, a folder or ``*.npz`` relative to ``base``. The settings are explained in :class:`Options`.
+    ``source`` is ``phantom`` (or ``phantom:5`` with five named hospitals), ``medmnist:NAME``, or a manifest ``*.csv``,
+    ``*.tsv``, ``*.parquet`` or ``*.xlsx``, a folder or ``*.npz`` relative to ``base``. The settings are explained in
+    :class:`Options`.
     """
     options = Options.of(settings)
     return assemble(read_records(source, options, base or Path()), options, source)
@@ -58,7 +61,8 @@ def _read(source: str, options: Options, base: Path) -> Records:
         return read_npz(path, options, class_names(path.stem))
     raise DataError(
         f"the source is {source}, and there is no such folder",
-        "it must be phantom, phantom:HOSPITALS, medmnist:NAME, a manifest *.csv or *.tsv, a folder, or an *.npz",
+        "it must be phantom, phantom:HOSPITALS, medmnist:NAME, a manifest *.csv, *.tsv, *.parquet or *.xlsx, "
+        "a folder, or an *.npz",
         "check the path, which is relative to the study file",
     )
 
@@ -70,9 +74,16 @@ def is_path(source: str) -> bool:
 
 def _phantom(source: str, options: Options) -> Records:
     hospitals = source.partition(":")[2]
-    if hospitals and not hospitals.isdecimal():
-        raise InvalidValue(f"the source is {source}", "hospitals must be a whole number", "write phantom:5")
-    records = phantom(options.image_size, int(hospitals) if hospitals else None)
+    if hospitals and not hospitals.isdecimal() and hospitals != "findings":
+        raise InvalidValue(
+            f"the source is {source}",
+            "hospitals must be a whole number",
+            "write phantom:5, or phantom:findings for several findings per image",
+        )
+    if hospitals == "findings":
+        records = phantom_findings(options.image_size)
+    else:
+        records = phantom(options.image_size, int(hospitals) if hospitals else None)
     drawn = records.images
     if isinstance(drawn, ArrayImages):
         images = ArrayImages(drawn.stored(np.arange(len(drawn))), options.image_size, options.reading)

@@ -4,13 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypedDict
 
+from fedveil.data.annotations.presets import PRESETS, Preset
 from fedveil.data.windows import FILE, Window, check_window
 from fedveil.errors import InvalidValue
 
-__all__ = ["ACCEPTABLE", "COLUMNS", "MEGAPIXELS", "Options", "Reading", "Settings"]
+__all__ = ["ACCEPTABLE", "COLUMNS", "MEGAPIXELS", "TASKS", "UNKNOWNS", "Options", "Reading", "Settings"]
 
 COLUMNS = ("path", "label", "patient", "site", "split")
 """The columns of a table by meaning; the first two are required."""
+
+TASKS = ("classes", "findings", "grades")
+"""What labels are: one class per image, any number of findings per image, or one of ordered grades."""
+
+UNKNOWNS: tuple[str | int, ...] = ("refuse", "drop", "unknown", 0, 1)
+"""What becomes of unknown labels; the last three apply to findings."""
 
 MEGAPIXELS = 30.0
 """Largest image that is decoded, unless a setting allows more. A mammogram at 50 µm has 29."""
@@ -20,6 +27,7 @@ ACCEPTABLE = {
     "placeholder-patients": 'patients called "ANONYMOUS", "unknown" or similar',
     "dicom-patients": "a patient column that splits one patient of the DICOM files",
     "joined-labels": "labels that look like several findings, or that contain the name of a positive class",
+    "repeated-rows": "rows that repeat an image with the same annotations",
 }
 """Problems that are refused unless a setting accepts them."""
 
@@ -53,8 +61,11 @@ class Settings(TypedDict, total=False):
     positive: Sequence[str] | None
     classes: Sequence[str] | None
     separator: str
-    unknown_labels: str
-    columns: Mapping[str, str]
+    task: str | None
+    unknown_labels: str | int
+    preset: str
+    columns: Mapping[str, str | Sequence[str]]
+    attributes: Mapping[str, str]
     layout: str
     accept: Sequence[str]
     seed: int
@@ -69,9 +80,15 @@ class Options:
 
     ``classes`` sets the classes and their order; a hospital need not have all of them. ``positive`` makes the task
     binary: the named classes, of which a hospital may also lack some, against the rest. With a ``separator`` a label
-    is a list of findings, and an image is positive if any of its findings is. ``unknown_labels`` is "refuse", or
-    "drop" for images whose label is blank, -1, "uncertain" or similar. ``columns`` names the columns of a table if
-    they are not called path, label, patient, site and split; ``layout`` is the meaning of the folders above an
+    is a list of findings, and an image is positive if any of its findings is.
+
+    ``task`` is "classes" (the default), "findings" if an image can have any number of the findings in ``classes``, or
+    "grades" if the classes are ordered. A label is unknown if it is blank, -1, "uncertain" or similar;
+    ``unknown_labels`` is "refuse", "drop" for such images, or for findings "unknown" (they stay -1), 0 or 1.
+
+    ``columns`` names the columns of a table if they are not called path, label, patient, site and split; several
+    label columns hold one finding each. ``attributes`` names further columns to carry along, by public names, such as
+    age and sex. ``preset`` sets all of these for a well-known table. ``layout`` is the meaning of the folders above an
     image, such as "split/class". ``accept`` lists problems to accept instead of refusing them, see `ACCEPTABLE`.
 
     If the source has no split, each patient is held out with probability ``test_fraction``, by a hash of ``seed``
@@ -85,8 +102,11 @@ class Options:
     positive: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     separator: str = ""
-    unknown_labels: str = "refuse"
-    columns: Mapping[str, str] = field(default_factory=dict)
+    task: str | None = None
+    unknown_labels: str | int = "refuse"
+    preset: str = ""
+    columns: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
     layout: str = ""
     accept: tuple[str, ...] = ()
     seed: int = 0
@@ -96,6 +116,8 @@ class Options:
     leave_out: bool = False
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._fill_from_preset()
         unknown = sorted(set(self.accept) - set(ACCEPTABLE))
         if unknown:
             raise InvalidValue(
@@ -111,6 +133,64 @@ class Options:
             )
         check_window(self.reading.window)
 
+    def _check_choices(self) -> None:
+        if self.preset and self.preset not in PRESETS:
+            raise InvalidValue(
+                f"preset is {self.preset}",
+                f"it must be one of {', '.join(PRESETS)}",
+                "choose one, or name the columns in [data.columns]",
+            )
+        if self.task not in (None, *TASKS):
+            raise InvalidValue(f"task is {self.task}", f"it must be one of {', '.join(TASKS)}", "choose one")
+        if self.unknown_labels not in UNKNOWNS or isinstance(self.unknown_labels, bool):
+            raise InvalidValue(
+                f"unknown_labels is {self.unknown_labels!r}",
+                'it must be "refuse", "drop", "unknown", 0 or 1',
+                "choose one",
+            )
+        if self.unknown_labels == "unknown" and (self.positive or self.task in ("classes", "grades")):
+            raise InvalidValue(
+                'unknown_labels is "unknown"',
+                "an image of one class needs to have it; only one of several findings may stay unknown",
+                'set task = "findings", or unknown_labels = "drop"',
+            )
+        if self.positive and self.task in ("findings", "grades"):
+            raise InvalidValue(
+                f"positive is set, and task is {self.task}",
+                "positive makes the task binary",
+                'remove one of them, or set task = "classes"',
+            )
+
+    def _fill_from_preset(self) -> None:
+        """What the preset sets and nobody else does. With ``positive`` its findings become two classes."""
+        known = self.table
+        columns = {**known.columns, **{key: name for key, name in self.columns.items() if name}}
+        several = not isinstance(columns.get("label", ""), str)
+        task = self.task or ("classes" if self.positive else known.task)
+        classes = self.classes if self.positive else self.classes or known.classes or None
+        if task == "findings" and several and classes is None:
+            classes = tuple(columns["label"])
+        for name, value in {
+            "columns": columns,
+            "attributes": {**known.attributes, **self.attributes},
+            "task": task,
+            "classes": classes,
+            "separator": self.separator or known.separator,
+            "accept": tuple(dict.fromkeys((*self.accept, *known.accept))),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def table(self) -> Preset:
+        """How the table is read, by the preset; without one, as it stands."""
+        return PRESETS[self.preset] if self.preset else Preset(columns={})
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns that hold one finding each; empty if one column holds all labels."""
+        named = self.columns.get("label", "")
+        return () if isinstance(named, str) else tuple(named)
+
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Options from the keywords of :func:`fedveil.data.load`."""
@@ -121,6 +201,4 @@ class Options:
                 given[name] = tuple(given[name])
         if "accept" in given:
             given["accept"] = tuple(given["accept"])
-        if "columns" in given:
-            given["columns"] = {key: name for key, name in given["columns"].items() if name}
         return cls(reading=reading, **given)

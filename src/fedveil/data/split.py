@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +15,19 @@ HOLDOUT_STREAM, PARTITION_STREAM, PHANTOM_STREAM, TEST_STREAM = 1, 2, 3, 4
 """Make the draws from one study seed for different purposes independent."""
 
 
-def patient_labels(patients: Codes, labels: Codes) -> Codes:
+def patient_labels(patients: Codes, labels: npt.NDArray[Any]) -> Codes:
     """One label per patient: of the labels of the patient's images, the one rarest among all images.
 
-    The rarest, because drawing by it preserves rare classes on both sides of a split. Every code below
-    ``patients.max() + 1`` must occur.
+    Of several findings (n, K), an image's label is the rarest one it has, or none. The rarest, because drawing by it
+    preserves rare classes on both sides of a split. Every code below ``patients.max() + 1`` must occur.
 
     >>> patient_labels(np.array([0, 0, 1, 2]), np.array([0, 1, 0, 0])).tolist()
     [1, 0, 0]
     """
+    if labels.ndim == 2:
+        marked = labels == 1
+        ranked = np.where(marked, marked.sum(axis=0), len(labels) + 1)
+        labels = np.where(marked.any(axis=1), ranked.argmin(axis=1) + 1, 0)
     rarity = np.empty(int(labels.max()) + 1, np.int64)
     rarest_first = np.argsort(np.bincount(labels), kind="stable")
     rarity[rarest_first] = np.arange(len(rarity))

@@ -80,14 +80,19 @@ def _write(dataset: Dataset, rows: Codes, target: Path, folder: Path) -> None:
 
 
 def _write_manifest(dataset: Dataset, images: FileImages, rows: Codes, target: Path, folder: Path) -> None:
-    header = ["path", "label", "split"] + (["patient"] if dataset.patients_known else [])
+    several = dataset.labels.ndim == 2
+    attributes = list(dataset.attributes)
+    header = ["path", *(dataset.classes if several else ["label"]), "split", *attributes]
+    header += ["patient"] if dataset.patients_known else []
     with target.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         for row in rows:
-            path = Path(os.path.relpath(images.paths[row].absolute(), folder.absolute())).as_posix()
-            cells = [path, dataset.classes[dataset.labels[row]], SPLITS[dataset.split[row]]]
-            writer.writerow([*cells, dataset.patient_names[dataset.patients[row]]][: len(header)])
+            path = Path(os.path.relpath(images.path(row).absolute(), folder.absolute())).as_posix()
+            labels = dataset.labels[row] if several else [dataset.classes[dataset.labels[row]]]
+            carried = [dataset.attributes[name][row] or "" for name in attributes]
+            patient = dataset.patient_names[dataset.patients[row]]
+            writer.writerow([path, *labels, SPLITS[dataset.split[row]], *carried, patient][: len(header)])
 
 
 def _write_arrays(dataset: Dataset, rows: Codes, target: Path) -> None:
@@ -104,6 +109,7 @@ def _write_arrays(dataset: Dataset, rows: Codes, target: Path) -> None:
         "split": dataset.split[rows],
         "classes": np.array(dataset.classes),
         "files": np.array([dataset.image_names[row] for row in rows]),
+        **{name: column.take(rows).texts().astype(str) for name, column in dataset.attributes.items()},
     }
     if dataset.patients_known:
         present, patients = np.unique(dataset.patients[rows], return_inverse=True)

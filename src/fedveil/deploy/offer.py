@@ -49,7 +49,7 @@ class Offer:
         features. It does not state how tables are read: each hospital sets that for its own table.
         """
         study = pinned(study, dataset)
-        own: dict[str, Any] = {"columns": ColumnSettings(), "layout": "", "accept": ()}
+        own: dict[str, Any] = {"columns": ColumnSettings(), "preset": "", "layout": "", "accept": ()}
         own |= {"allow_patient_overlap": False, "source": SOURCE}
         data = study.data.model_copy(update={**own, "classes": (), "channels": None})
         described = study.study.model_copy(update={"description": " ".join(study.study.description.split())})

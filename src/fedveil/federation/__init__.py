@@ -7,7 +7,7 @@ up their answers. The same code serves sites in this process and sites across a 
 """
 
 from fedveil.federation.agreement import Agreement
-from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum
+from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum, Seen
 from fedveil.federation.messages import Answer, Declined, Message, Reply, Request, SecureReply, SecureRequest
 from fedveil.federation.noise import CentralNoise, DistributedNoise, LocalNoise, Noise, default_min_honest
 from fedveil.federation.policy import Policy
@@ -56,6 +56,7 @@ __all__ = [
     "Rounds",
     "SecureReply",
     "SecureRequest",
+    "Seen",
     "Site",
     "Transport",
     "default_min_honest",

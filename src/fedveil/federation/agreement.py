@@ -9,11 +9,12 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from fedveil.errors import InvalidValue
+from fedveil.federation.levels.grid import Calibration
 from fedveil.federation.noise import LocalNoise, Noise, default_min_honest, noise_by
 from fedveil.federation.queries import Rounds
 from fedveil.federation.release import Release
@@ -32,9 +33,10 @@ class Agreement:
         settings: the resolved study file as plain data; part of the digest, so that a site admits all of it.
         sites: every site that takes part, in a fixed order.
         target: the guarantee that the releases were calibrated to; its epsilon is infinite without privacy.
-        releases: in the order in which they are made.
+        releases: in the order in which they are made; of a calibrated study, the pilot's and the dearest level's.
         min_sites: smallest number of participants in a round.
         min_honest: smallest number of honest noise shares under secure aggregation; None for the default rule.
+        calibration: the levels of a calibrated study and its rule; None for a study with a fixed epsilon.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Agreement:
     releases: tuple[Release, ...]
     min_sites: int
     min_honest: int | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.sites)) != len(self.sites) or not self.sites:
@@ -101,19 +104,12 @@ class Agreement:
             "settings": self.settings,
             "sites": self.sites,
             "target": self.target.to_dict(),
-            "releases": [
-                [
-                    r.query.to_dict(),
-                    r.mechanism.to_dict(),
-                    r.dimension,
-                    r.parameters,
-                    [r.integer.units, r.integer.radix] if r.integer else None,
-                ]
-                for r in self.releases
-            ],
+            "releases": [release.to_list() for release in self.releases],
             "min_sites": self.min_sites,
             "min_honest": self.min_honest,
         }
+        if self.calibration is not None:
+            body["calibration"] = self.calibration.to_dict()
         return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property
@@ -137,11 +133,32 @@ class Agreement:
     @property
     def main(self) -> Release:
         """The release that the model is made from: training, or the statistics of a study without it."""
-        return next((one for one in self.releases if isinstance(one.query, Rounds)), self.releases[0])
+        made = [one for one in self.releases if one.level is not None] or self.releases
+        return next((one for one in made if isinstance(one.query, Rounds)), made[0])
+
+    @property
+    def possible(self) -> tuple[Release, ...]:
+        """All releases that can be requested, of every level."""
+        others = () if self.calibration is None else self.calibration.releases
+        return tuple({release.name: release for release in (*self.releases, *others)}.values())
+
+    def at_level(self, level: int) -> "Agreement":
+        """The same study at one of its levels: the pilot and that level's releases, for arithmetic.
+
+        It has another digest: sites admit only the whole.
+        """
+        if self.calibration is None:
+            raise InvalidValue(
+                f"level {level} was named", "the study has a fixed epsilon", "run the study that was admitted"
+            )
+        chosen = self.calibration.level(level)
+        pilot = tuple(one for one in self.releases if one.level is None)
+        target = Guarantee(chosen.epsilon, self.target.delta, self.target.unit, self.target.trust)
+        return replace(self, target=target, releases=pilot + chosen.releases, calibration=None)
 
     def release(self, name: str) -> Release:
         """The release of that name; `InvalidValue` if the agreement has none."""
-        for release in self.releases:
+        for release in self.possible:
             if release.name == name:
                 return release
         raise InvalidValue(
@@ -162,7 +179,7 @@ class Agreement:
         """
         if self.trust == "none":
             return math.inf
-        mixed = is_mixture(self.mechanisms)
+        mixed = is_mixture([release.mechanism for release in self.possible])
         return epsilon(mechanisms, self.target.delta, adaptive=True, mixed=mixed)
 
     @property
@@ -191,11 +208,15 @@ class Agreement:
         """Whether the target covers the given numbers of steps, by release name.
 
         It covers the planned numbers. Additional steps of one release, from repeated requests, reduce those of others.
+        Once releases of a level were made, the limit is that level's epsilon.
         """
-        if self.trust == "none" or all(
-            counts.get(one.name, 0) <= one.mechanism.steps for one in self.releases
-        ):
+        planned = {one.name: one.mechanism.steps for one in self.releases}
+        if self.trust == "none" or all(count <= planned.get(name, 0) for name, count in counts.items()):
             return True
+        levels = {self.release(name).level for name, count in counts.items() if count} - {None}
+        if self.calibration is not None and levels:
+            views = [self.at_level(level) for level in levels if level is not None]
+            return len(views) == 1 and views[0].affords(counts)
         return self.price(self.asked(counts)) <= self.target.epsilon
 
     def enough(self, survivors: int) -> bool:

@@ -43,7 +43,7 @@ class Contributions:
         Raises:
             InvalidValue: they are outside the public ranges of the model.
         """
-        if not release.parameters:
+        if not parameters.size:
             return
         judged = release.query.part == "held-out"
         if self.hospital.learner is not None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from fedveil.errors import FederationError
 from fedveil.federation.agreement import Agreement
@@ -18,7 +19,7 @@ from fedveil.federation.release import Release
 from fedveil.federation.secure_rounds import RoundAbandoned, SecureRounds, add_masked
 from fedveil.federation.transport import Transport
 
-__all__ = ["BudgetSpent", "Coordinator", "Dropped", "RoundSum"]
+__all__ = ["BudgetSpent", "Coordinator", "Dropped", "RoundSum", "Seen"]
 
 log = logging.getLogger("fedveil.coordinator")
 
@@ -56,6 +57,23 @@ class RoundSum:
     dropped: tuple[Dropped, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Seen:
+    """What a coordinator sees of one round.
+
+    Attributes:
+        release: of which it is a round.
+        parameters: as sent.
+        answers: by site; masked under secure aggregation, exact if the coordinator adds the noise.
+        total: their sum, noise included.
+    """
+
+    release: Release
+    parameters: Vector
+    answers: Mapping[str, Vector | npt.NDArray[np.uint32]]
+    total: Vector
+
+
 @dataclass(slots=True)
 class Coordinator:
     """Runs rounds over a transport under a fixed agreement.
@@ -66,6 +84,7 @@ class Coordinator:
         attempt: counter that never repeats; a resumed run starts above the last one used.
         charged: steps of each release's mechanism that were asked for, abandoned attempts included.
         note: receives ``charged`` before every request, to store it durably.
+        watch: told of everything that the coordinator sees in a round that it opened; for audits.
         benched: per site, the number of consecutive failures and the attempt before which it is not asked again.
         left_out: the sites that are not asked again by this process, and why.
     """
@@ -75,6 +94,7 @@ class Coordinator:
     attempt: int = 0
     charged: dict[str, int] = field(default_factory=dict)
     note: Callable[[Mapping[str, int]], None] = lambda _: None
+    watch: Callable[["Seen"], None] = lambda _: None
     benched: dict[str, tuple[int, int]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     _secure: SecureRounds | None = field(init=False, default=None)
@@ -104,6 +124,8 @@ class Coordinator:
             if total is not None:
                 for site in survivors:
                     self.benched.pop(site, None)
+                answers = {reply.site: reply.vector for reply in replies}
+                self.watch(Seen(release=release, parameters=parameters, answers=answers, total=total))
                 return RoundSum(total=total, survivors=survivors, dropped=tuple(dropped))
         raise self._too_few(self._participants(dropped), dropped)
 
@@ -242,7 +264,7 @@ class Coordinator:
         if isinstance(answer, Declined):
             return "it sent an answer that the protocol does not allow" if answer.code == "invalid" else None
         vector = answer.vector
-        kind = np.uint32 if release.integer else np.float64
+        kind = release.integer.word if release.integer else np.float64
         if vector.dtype != kind or vector.shape != (release.dimension,):
             return f"it sent {vector.dtype} numbers of shape {vector.shape}, not {release.dimension} of {kind.__name__}"
         if not release.integer and not np.abs(vector).max(initial=0.0) <= self._largest(release):

@@ -69,6 +69,8 @@ ReleaseName = Annotated[str, Matching(re.compile(r"[a-z0-9-]{1,64}"))]
 Counter = Annotated[int, Within(0, 2**63 - 1)]
 
 Vector = npt.NDArray[np.float64]
+Words32 = npt.NDArray[np.uint32]
+Words64 = npt.NDArray[np.uint64]
 
 DeclineCode = Literal["over-budget", "refused", "failed", "unreachable", "invalid"]
 """Why a site contributes nothing. The last two are set by the coordinator: for a site that does not answer, and for
@@ -104,7 +106,7 @@ class Request:
 class Reply:
     """A site's contribution to one round, protected according to the agreement's trust level.
 
-    ``vector`` is float64, or under secure aggregation masked words: uint32, uniform except in the sum.
+    ``vector`` is float64, or under secure aggregation masked words: uint32 or uint64, uniform except in the sum.
     """
 
     site: SiteName
@@ -112,7 +114,7 @@ class Reply:
     release: ReleaseName
     round: Counter
     attempt: Counter
-    vector: Vector | npt.NDArray[np.uint32]
+    vector: Vector | Words32 | Words64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ from fedveil.privacy import (
     IntegerMechanism,
     Mechanism,
     Trust,
+    Words,
     calibrate,
     calibrate_integer,
     release,
@@ -132,9 +133,7 @@ class Noise(ABC):
         """The guarantee of one site's own noise if everyone else colludes; None if there is none."""
 
     @abstractmethod
-    def protect(
-        self, total: Vector, made: Calibrated, generator: np.random.Generator
-    ) -> Vector | npt.NDArray[np.uint32]:
+    def protect(self, total: Vector, made: Calibrated, generator: np.random.Generator) -> Vector | Words:
         """A site's protected sum; under secure aggregation it may leave the site only after masking."""
 
     def complete(self, total: Vector, mechanism: Mechanism) -> Vector:
@@ -206,7 +205,8 @@ class DistributedNoise(Noise):
         if sums.reach is not None:
             least = 1 - ROUNDING
             kept = replace(target, epsilon=target.epsilon * least, delta=target.delta * least)
-            carrier = self._fit(Mechanism(CARRIER, sums.reach, 1, unit=target.unit), sums.dimension, 1)
+            noise = Mechanism(CARRIER, sums.reach, 1, unit=target.unit)
+            carrier = self._fit(noise, sums.dimension, 1, priced=False)
             return Calibrated(_calibrated(kept, sums, spent), carrier)
         integer = calibrate_integer(
             target,
@@ -233,11 +233,8 @@ class DistributedNoise(Noise):
         multiplier = made.mechanism.noise_multiplier * self.share
         return replace(made.mechanism, noise_multiplier=multiplier) if multiplier > 0 else None
 
-    def protect(
-        self, total: Vector, made: Calibrated, generator: np.random.Generator
-    ) -> npt.NDArray[np.uint32]:
-        """The sum in whole numbers modulo 2^32, with this site's share of the noise; it must be masked before it
-        leaves the site.
+    def protect(self, total: Vector, made: Calibrated, generator: np.random.Generator) -> Words:
+        """The sum in whole numbers, with this site's share of the noise; it must be masked before it leaves the site.
 
         The integers have a range for a public number of units. A larger sum is scaled down to that range, which does
         not increase the distance between sums; a refusal would reveal the number of units.
@@ -251,9 +248,12 @@ class DistributedNoise(Noise):
         room = made.integer.units * made.integer.mechanism.clip_norm
         return made.integer.encode(bounded(total, room), generator)
 
-    def _fit(self, mechanism: Mechanism, dimension: int, units: int) -> IntegerMechanism:
+    def _fit(
+        self, mechanism: Mechanism, dimension: int, units: int, *, priced: bool = True
+    ) -> IntegerMechanism:
+        sites, shares = self.sites, self.honest
         return IntegerMechanism.fit(
-            mechanism, dimension=dimension, sites=self.sites, shares=self.honest, units=units
+            mechanism, dimension=dimension, sites=sites, shares=shares, units=units, priced=priced
         )
 
 

@@ -40,7 +40,7 @@ class Policy:
                 "increase federation.min_sites in the study",
             )
         self._check_units(agreement)
-        largest = max(release.dimension for release in agreement.releases)
+        largest = max(release.dimension for release in agreement.possible)
         if largest > self.max_dimension:
             raise Refused(
                 f"the study releases vectors of length {largest:,}",
@@ -53,7 +53,7 @@ class Policy:
         if self.max_units is None or agreement.trust == "none" or agreement.target.unit == "site":
             return
         check_delta(agreement.target.delta, self.max_units)
-        room = [one.integer.units for one in agreement.releases if one.integer and not one.noise_inside]
+        room = [one.integer.units for one in agreement.possible if one.integer and not one.noise_inside]
         if room and min(room) < self.max_units:
             raise Refused(
                 f"the study leaves room for {min(room):,} units per site",

@@ -1,8 +1,10 @@
 """The agreed, priced instance of a query: its sums, their mechanism and their sizes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from fedveil.errors import InvalidValue
+from fedveil.federation.messages import Vector
 from fedveil.federation.noise import Calibrated
 from fedveil.federation.queries import Query
 from fedveil.privacy import IntegerMechanism, Mechanism
@@ -21,6 +23,8 @@ class Release:
         parameters: length of the parameter vector that the coordinator sends.
         integer: under secure aggregation, the integer sum that ``mechanism`` prices; otherwise None. If local steps
             contain the noise, it only masks their results and is not part of the price.
+        level: the level of a calibrated study that it belongs to (`.levels.grid`); None if to none.
+        evidence: number of the parameters that are the pilot's sums, sent first.
     """
 
     query: Query
@@ -28,6 +32,8 @@ class Release:
     dimension: int
     parameters: int
     integer: IntegerMechanism | None = None
+    level: int | None = None
+    evidence: int = 0
 
     def __post_init__(self) -> None:
         self.query.check(self.mechanism)
@@ -44,8 +50,17 @@ class Release:
 
     @property
     def name(self) -> str:
-        """The query's."""
-        return self.query.name
+        """The query's, and the level if there is one."""
+        return self.query.name if self.level is None else f"{self.query.name}-level-{self.level}"
+
+    def own_parameters(self, parameters: Vector) -> Vector:
+        """The query's parameters, after the evidence."""
+        return parameters[self.evidence :]
+
+    def to_list(self) -> list[Any]:
+        """Plain values, which an agreement's digest covers."""
+        integer = self.integer.to_list() if self.integer else None
+        return [self.query.to_dict(), self.mechanism.to_dict(), self.dimension, self.parameters, integer]
 
     @property
     def calibrated(self) -> Calibrated:

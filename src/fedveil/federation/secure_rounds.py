@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -30,6 +29,7 @@ from fedveil.federation.secure_aggregation import (
     unmask,
 )
 from fedveil.federation.transport import Transport
+from fedveil.privacy import Words
 
 __all__ = ["Identity", "RoundAbandoned", "SecureRounds", "SecureSite", "add_masked"]
 
@@ -72,7 +72,7 @@ class SecureSite:
             )
         return self._client
 
-    def mask(self, attempt: int, words: npt.NDArray[np.uint32], release: str) -> npt.NDArray[np.uint32]:
+    def mask(self, attempt: int, words: Words, release: str) -> Words:
         """Mask the words of an attempt that the site has charged for, as words of that release."""
         return self.opened().masked_input(attempt, words, release).words
 

@@ -6,11 +6,11 @@ from collections import Counter
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from fedveil.errors import BudgetExceeded, FedveilError, Refused
 from fedveil.federation.agreement import Agreement
 from fedveil.federation.contributions import Contributions
+from fedveil.federation.levels.grid import Shown
 from fedveil.federation.messages import (
     Answer,
     DeclineCode,
@@ -21,6 +21,8 @@ from fedveil.federation.messages import (
     SecureReply,
     SecureRequest,
     Vector,
+    Words32,
+    Words64,
 )
 from fedveil.federation.noise import LocalNoise
 from fedveil.federation.policy import Policy
@@ -28,7 +30,7 @@ from fedveil.federation.queries import HospitalUnits, NoisySum
 from fedveil.federation.release import Release
 from fedveil.federation.secure_rounds import Identity, SecureSite
 from fedveil.learning import HeldOut, Learner, Model
-from fedveil.privacy import Ledger, secure_generator
+from fedveil.privacy import Ledger, Words, secure_generator
 
 __all__ = ["Site", "release_of"]
 
@@ -86,6 +88,7 @@ class Site:
         self._policy, self._ledger, self._identity = policy, ledger, identity
         self._admitted: dict[str, Agreement] = {}
         self._secure: dict[str, SecureSite] = {}
+        self._shown: dict[str, Shown] = {}
         self._served: dict[str, int] = {}
         self._asked: dict[str, Counter[str]] = {}
         self._generator = secure_generator()
@@ -117,6 +120,8 @@ class Site:
             self._check_budget(agreement, self._ledger)
         if agreement.trust == "secure-aggregation":
             self._secure[agreement.digest] = self._secure_site(agreement)
+        if agreement.calibration is not None:
+            self._shown[agreement.digest] = Shown(agreement.calibration)
         self._admitted[agreement.digest] = agreement
         return agreement.digest
 
@@ -186,7 +191,8 @@ class Site:
                 "ask for the releases of the study",
             )
         self._reserve(request, agreement, release)
-        total = self._contributions.of(release, request.parameters, private=agreement.trust != "none")
+        own = release.own_parameters(request.parameters)
+        total = self._contributions.of(release, own, private=agreement.trust != "none")
         return Reply(
             site=self.name,
             study=request.study,
@@ -242,15 +248,16 @@ class Site:
 
     def _protect(
         self, request: Request, agreement: Agreement, release: Release, total: Vector
-    ) -> Vector | npt.NDArray[np.uint32]:
+    ) -> Vector | Words32 | Words64:
         """The protected sum: with noise, or with its share of the noise and masked."""
         if release.noise_inside and release.integer is None:
             return total
         protected = agreement.noise.protect(total, release.calibrated, self._generator)
-        if protected.dtype != np.uint32:
-            return protected
-        words = cast(npt.NDArray[np.uint32], protected)
-        return self._secure[agreement.digest].mask(request.attempt, words, release.name)
+        if release.integer is None:
+            return cast(Vector, protected)
+        words = cast(Words, protected)
+        masked = self._secure[agreement.digest].mask(request.attempt, words, release.name)
+        return cast(Words32 | Words64, masked)
 
     def _agreement_of(self, study: str) -> Agreement:
         try:
@@ -298,7 +305,9 @@ class Site:
                 f"they must be {release.parameters} finite numbers, none larger than {LARGEST:g}",
                 "send the model that the study describes; reduce the learning rate if it has diverged",
             )
-        self._contributions.check(release, parameters)
+        if agreement.calibration is not None and release.level is not None:
+            self._shown[agreement.digest].check(release, parameters, self._asked[agreement.digest])
+        self._contributions.check(release, release.own_parameters(parameters))
         if release.integer is not None:
             self._secure[agreement.digest].opened()
         if request.attempt <= self._served.get(request.study, 0):

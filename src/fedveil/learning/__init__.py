@@ -6,6 +6,7 @@ released models are also here; they only use released values.
 """
 
 from fedveil.learning.encoders import FeatureExtractor, feature_extractor
+from fedveil.learning.evaluation.findings import decide_findings, evaluate_findings, findings_point
 from fedveil.learning.evaluation.held_out import HeldOut
 from fedveil.learning.evaluation.intervals import Spread
 from fedveil.learning.evaluation.metrics import (
@@ -17,13 +18,15 @@ from fedveil.learning.evaluation.metrics import (
     expected_calibration_error,
 )
 from fedveil.learning.evaluation.score_histogram import ScoreHistogram
-from fedveil.learning.models.calibration import Calibration, Certainty
+from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
 from fedveil.learning.models.class_statistics import ClassStatistics, unit_blocks
+from fedveil.learning.models.findings import FindingsHead, FindingsLearner, FindingStatistics
 from fedveil.learning.models.learner import Learner
 from fedveil.learning.models.linear_head import CentredHead, CentredLearner
 from fedveil.learning.models.logistic import LinearHead, LinearLearner
 from fedveil.learning.models.network import NetworkLearner, NetworkModel
-from fedveil.learning.models.protocol import Model, Sizes
+from fedveil.learning.models.protocol import Model, Sizes, Statistics
+from fedveil.learning.models.score_statistics import Certainty, ScoreStatistics, drowned
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
 from fedveil.learning.padded_batches import ImageSource
 from fedveil.learning.sizes import NetworkSizes
@@ -32,13 +35,15 @@ from fedveil.learning.views import Views
 __all__ = [
     "Adam",
     "Averaged",
-    "Calibration",
     "CentredHead",
     "CentredLearner",
     "Certainty",
     "ClassMetrics",
     "ClassStatistics",
     "FeatureExtractor",
+    "FindingStatistics",
+    "FindingsHead",
+    "FindingsLearner",
     "HeldOut",
     "ImageSource",
     "Learner",
@@ -52,14 +57,22 @@ __all__ = [
     "Optimizer",
     "OptimizerState",
     "ScoreHistogram",
+    "ScoreStatistics",
     "Sgd",
     "Sizes",
     "Spread",
+    "Statistics",
+    "Subgroup",
     "Views",
     "auroc",
     "decide",
+    "decide_findings",
+    "drowned",
     "evaluate",
+    "evaluate_findings",
     "expected_calibration_error",
     "feature_extractor",
+    "findings_point",
+    "subgroups",
     "unit_blocks",
 ]

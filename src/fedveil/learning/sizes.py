@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fedveil.learning.gradients import dimension
-from fedveil.learning.models.calibration import Calibration
-from fedveil.learning.models.class_statistics import ClassStatistics
+from fedveil.learning.models.class_statistics import COUNT_WEIGHT, ClassStatistics
 from fedveil.learning.networks import Centred, layers_of, split_frozen
 
 __all__ = ["NetworkSizes"]
@@ -46,9 +45,19 @@ class NetworkSizes:
         return cls(classes=classes, centre=sum(centred.blocks) if centred else 0, trained=dimension(body))
 
     @property
+    def thresholds(self) -> tuple[int, int]:
+        """One, between all classes."""
+        return 1, self.classes
+
+    @property
+    def score_share(self) -> float:
+        """That of features in class statistics."""
+        return 1 - COUNT_WEIGHT**2
+
+    @property
     def parameters(self) -> int:
-        """A temperature, one offset of the logits per class, the centre, and the trained part."""
-        return 1 + self.classes + self.centre + self.trained
+        """One offset of the logits per class, the centre, and the trained part."""
+        return self.classes + self.centre + self.trained
 
     @property
     def statistics_size(self) -> int:
@@ -57,5 +66,5 @@ class NetworkSizes:
 
     @property
     def calibration_size(self) -> int:
-        """The sum of logits, see `fedveil.learning.models.calibration`."""
-        return Calibration.size(self.classes, self.classes)
+        """Class statistics of the logits."""
+        return ClassStatistics.size(self.classes, self.classes)

@@ -138,7 +138,7 @@ class PrivateLinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         if self.ledger is not None:
             return Ledger(Path(self.ledger))
         privacy = study.privacy
-        return Ledger(folder / "ledger.jsonl", Budget(privacy.epsilon, privacy.delta, privacy.unit))
+        return Ledger(folder / "ledger.jsonl", Budget(privacy.largest_epsilon, privacy.delta, privacy.unit))
 
     def predict_proba(self, X: Any) -> Vector:
         """Class probabilities (n, classes) of rows X (n, d), in the order of ``classes_``."""

@@ -25,13 +25,13 @@ from fedveil.study.simulation import Simulated
 from fedveil.sweeps import EVEN, Grid, Measurement
 from fedveil.sweeps import sweep as sweep_directory
 
-__all__ = ["Run", "load", "plan", "run", "sweep"]
+__all__ = ["AnyPath", "Run", "Source", "load", "plan", "resolved_study", "run", "sweep"]
 
 AnyPath: TypeAlias = str | PathLike[str]
 Source: TypeAlias = Dataset | AnyPath | None
 READING = (
     *("positive", "test_fraction", "allow_patient_overlap"),
-    *("separator", "unknown_labels", "columns", "layout", "accept"),
+    *("separator", "unknown_labels", "preset", "columns", "layout", "accept"),
 )
 """Settings of a study that a data set in memory was read by already."""
 
@@ -119,7 +119,7 @@ def run(
         DataError, InvalidValue, StudyError: the data or the settings cannot be used; nothing was charged.
         FederationError: too few sites were left; the run can be resumed.
     """
-    resolved, dataset = _resolved(study, data)
+    resolved, dataset = resolved_study(study, data)
     temporary = None if directory is not None else Path(tempfile.mkdtemp(prefix="fedveil-run-"))
     path = temporary / "run" if temporary else Path(cast(AnyPath, directory))
     try:
@@ -152,7 +152,7 @@ def load(directory: AnyPath) -> Run:
 
 def plan(study: Study | AnyPath | None = None, data: Source = None) -> Plan:
     """Say what a study would cost; nothing is trained, nothing is charged. See `run` for the arguments."""
-    resolved, dataset = _resolved(study, data)
+    resolved, dataset = resolved_study(study, data)
     return make_plan(resolved, dataset)
 
 
@@ -187,7 +187,7 @@ def sweep(
         workers: processes; default one for each core, and one where data is in memory.
         progress: told of every finished setting.
     """
-    resolved, dataset = _resolved(study, data)
+    resolved, dataset = resolved_study(study, data)
     sites = resolved.data.sites
     grid = Grid(
         epsilon=tuple(map(float, epsilon)),
@@ -214,7 +214,7 @@ def _values(given: Iterable[Any] | None, own: Any) -> tuple[Any, ...]:
     return (own,) if given is None else tuple(given)
 
 
-def _resolved(study: Study | AnyPath | None, data: Source) -> tuple[Study, Dataset | None]:
+def resolved_study(study: Study | AnyPath | None, data: Source) -> tuple[Study, Dataset | None]:
     """The study with its data's source, and the data where it is in memory."""
     if study is None or isinstance(study, Study):
         found = resolve(study or Study(), Path())

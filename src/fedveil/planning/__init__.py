@@ -3,11 +3,12 @@
 from fedveil.planning.cost import Plan, make_plan
 from fedveil.planning.laws import Laws, Reference, references
 from fedveil.planning.planner import recommend
-from fedveil.planning.recommendation import Recommendation
+from fedveil.planning.recommendation import CurvePoint, Recommendation
 from fedveil.planning.request import Configuration, PlanRequest
 
 __all__ = [
     "Configuration",
+    "CurvePoint",
     "Laws",
     "Plan",
     "PlanRequest",

@@ -64,9 +64,21 @@ class Plan:
             "outlook": self.outlook.to_dict() if self.outlook else None,
             "notes": [
                 *self.prepared.notes,
+                *self._calibrated(),
                 *(self.outlook.notes if self.outlook else []),
             ],
         }
+
+    def _calibrated(self) -> list[str]:
+        """What the numbers of a calibrated study are."""
+        calibration = self.agreement.calibration
+        if calibration is None:
+            return []
+        grid = ", ".join(f"{level.epsilon:g}" for level in calibration.levels)
+        return [
+            f"Epsilon is calibrated: the pilot's noisy sums pick one of {grid}. Noise, cost and AUROC are those "
+            "of the largest, which is the guarantee; less is charged if a smaller one is picked."
+        ]
 
     def explain(self) -> list[str]:
         """The arithmetic of the noise, line by line: each release's part of the budget, and its noise."""

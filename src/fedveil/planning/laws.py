@@ -47,6 +47,7 @@ from scipy.optimize import least_squares
 from scipy.special import ndtr, ndtri
 
 from fedveil.errors import InvalidValue, StudyError
+from fedveil.learning.accuracy_law import law_score, law_variance
 from fedveil.study.recipes import METRICS, Method, Metric, Recipe, metric_name
 from fedveil.study.settings.schema import Study
 from fedveil.sweeps.grid import Measurement
@@ -136,7 +137,7 @@ class Reference:
 
     def _variance(self, ratio: float) -> float:
         """s squared."""
-        return self.spread**2 + self.scatter**2 / (1 + (ratio / self.noise) ** 2)
+        return float(law_variance(self.spread, self.scatter, self.noise, ratio))
 
     @classmethod
     def fit(
@@ -232,9 +233,7 @@ def _fit(patients: Vector, ratio: Vector, values: Vector) -> tuple[Vector, float
 def _law(logs: Vector, patients: Vector, ratio: Vector) -> Vector:
     """d / sqrt 2 for the logarithms of D, a, b and p."""
     separation, lack, noise, power = np.exp(logs)
-    lost = 1 + lack / patients + (noise / np.maximum(ratio, 1e-9)) ** power
-    result: Vector = separation / np.sqrt(2 * lost)
-    return result
+    return law_score(separation, lack, noise, power, patients, ratio)
 
 
 def _residuals(

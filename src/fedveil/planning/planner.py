@@ -6,12 +6,13 @@ little accuracy.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from scipy.optimize import brentq
 
 from fedveil.errors import InvalidValue
+from fedveil.planning.curve import accuracy_curve
 from fedveil.planning.laws import Laws, Reference
 from fedveil.planning.recommendation import Candidate, Change, Prediction, Recommendation
 from fedveil.planning.request import Configuration, PlanRequest
@@ -32,9 +33,11 @@ ROUNDING = 1e-9
 def recommend(plan_request: PlanRequest, laws: Laws) -> Recommendation:
     """Recommend the strongest unit, then the least trust, that meets the plan request; or say no and why.
 
-    Without an accuracy target, all of the epsilon is used, and a stronger unit and less trust are preferred if they
-    cost at most 0.01 of accuracy. Among recipes the more accurate one is chosen. The answer is no if a target cannot
-    be reached, or if noise would remove more than half of the accuracy that the images allow above guessing.
+    Without any wish, it is the least epsilon whose accuracy is within a tolerance of the same model without privacy.
+    With a limit on epsilon or on risk and no accuracy target, all of the limit is used, and a stronger unit and less
+    trust are preferred if they cost at most 0.01 of accuracy. Among recipes the more accurate one is chosen. The answer
+    is no if a target cannot be reached, or if noise would remove more than half of the accuracy that the images allow
+    above guessing.
 
     Args:
         plan_request: what is available and what would be accepted.
@@ -72,6 +75,7 @@ def recommend(plan_request: PlanRequest, laws: Laws) -> Recommendation:
         no=_no(plan_request, laws, chosen, bare[plan_request.ranked]),
         agreement=plan_request.agreement(chosen.configuration, chosen.epsilon),
         samplings=plan_request.samplings(chosen.configuration, chosen.epsilon),
+        curve=accuracy_curve(plan_request, laws[chosen.configuration.recipe], chosen),
         bare=bare,
         changes=changes,
         advice=helping[0] if helping else None,
@@ -96,7 +100,7 @@ def _candidate(
     """The configuration at the smallest epsilon that reaches all targets; at the limit if there is no target or one
     is missed."""
     limit, needed = plan_request.limit, _needed(plan_request, law)
-    if not plan_request.targets or plan_request.ratio(configuration, limit) < needed:
+    if not _wanted(plan_request, law) or plan_request.ratio(configuration, limit) < needed:
         return _at(plan_request, law, configuration, limit)
 
     def above(log: float) -> float:
@@ -126,16 +130,27 @@ def _at(
         predicted[metric] = Prediction(
             expected=one.expected(plan_request.patients, ratio), low=low, high=high
         )
-    missed = [m for m, least in plan_request.targets.items() if predicted[m].expected < least - ROUNDING]
+    wanted = _wanted(plan_request, law)
+    missed = [m for m, least in wanted.items() if predicted[m].expected < least - ROUNDING]
     return Candidate(
         configuration=configuration, epsilon=target, ratio=ratio, predicted=predicted, reaches=not missed
     )
 
 
+def _wanted(plan_request: PlanRequest, law: Mapping[Metric, Reference]) -> dict[Metric, float]:
+    """The least accuracies of a recipe: the targets, and what the tolerance leaves of its accuracy without privacy."""
+    wanted = dict(plan_request.targets)
+    if plan_request.loss is not None:
+        metric = plan_request.ranked
+        least = law[metric].expected(plan_request.patients, math.inf) - plan_request.loss
+        wanted[metric] = max(least, wanted.get(metric, 0.0))
+    return wanted
+
+
 def _needed(plan_request: PlanRequest, law: Mapping[Metric, Reference]) -> float:
     """The ratio nu at which all targets are met; infinite if they cannot be reached even without noise."""
     found = 0.0
-    for metric, least in plan_request.targets.items():
+    for metric, least in _wanted(plan_request, law).items():
         one = law[metric]
 
         def above(log: float, one: Reference = one, least: float = least) -> float:
@@ -152,7 +167,11 @@ def _choose(plan_request: PlanRequest, candidates: tuple[Candidate, ...]) -> Can
     """The first sufficient unit and trust, with the recipe that needs the least epsilon or is the most accurate."""
     metric = plan_request.ranked
     best = max(candidates, key=lambda c: c.value(metric))
-    if plan_request.targets:
+    if plan_request.loss is not None:
+        reaching = [c for c in candidates if c.reaches]
+        most = max((c.value(metric) for c in reaching), default=0.0)
+        good = [c for c in reaching if c.value(metric) >= most - NEAR]
+    elif plan_request.targets:
         good = [c for c in candidates if c.reaches]
     else:
         good = [c for c in candidates if c.value(metric) >= best.value(metric) - NEAR]
@@ -193,7 +212,10 @@ def _no(plan_request: PlanRequest, laws: Laws, chosen: Candidate, bare: float) -
     for metric, least in plan_request.targets.items():
         if chosen.value(metric) < least - ROUNDING:
             return _short(plan_request, laws, chosen, metric)
-    if chosen.value(plan_request.ranked) - 0.5 < (bare - 0.5) / 2:
+    value = chosen.value(plan_request.ranked)
+    if not chosen.reaches and value - 0.5 >= (bare - 0.5) / 2:
+        return _beyond(plan_request, laws, chosen)
+    if value - 0.5 < (bare - 0.5) / 2:
         site = chosen.configuration.unit == "site"
         why = (
             f"one of {len(plan_request.cohorts)} hospitals cannot be hidden"
@@ -204,6 +226,21 @@ def _no(plan_request: PlanRequest, laws: Laws, chosen: Candidate, bare: float) -
     return ""
 
 
+def _beyond(plan_request: PlanRequest, laws: Laws, chosen: Candidate) -> str:
+    """The reason why no accepted epsilon keeps the accuracy within the tolerance."""
+    law, metric = laws[chosen.configuration.recipe][plan_request.ranked], plan_request.ranked
+    bare = law.expected(plan_request.patients, math.inf)
+    loss = plan_request.loss or 0.0
+    needed = _patients_needed(
+        plan_request, law, chosen, lambda patients: law.expected(patients, math.inf) - loss
+    )
+    more = f"; about {needed:,} patients would be needed" if needed else ""
+    return (
+        f"no epsilon up to {plan_request.limit:.3g} keeps the {metric_name(metric)} within {plan_request.loss:g} of "
+        f"that without privacy: at most {chosen.value(metric):.3f} of {bare:.3f}{more}"
+    )
+
+
 def _short(plan_request: PlanRequest, laws: Laws, chosen: Candidate, metric: Metric) -> str:
     """The reason why this target cannot be reached."""
     name = metric_name(metric)
@@ -212,22 +249,24 @@ def _short(plan_request: PlanRequest, laws: Laws, chosen: Candidate, metric: Met
     if plan_request.targets[metric] >= ceiling:
         article = "an" if metric == "auroc" else "a"
         return f"tasks like {law.name} allow {article} {name} of {ceiling:.3f} at most, with any number of patients"
-    needed = _patients_needed(plan_request, law, chosen)
+    needed = _patients_needed(plan_request, law, chosen, lambda _: plan_request.targets[metric])
     more = f"; about {needed:,} patients would be needed" if needed else ""
     found = f"{name} {chosen.value(metric):.3f}, with trust {chosen.configuration.trust}"
     return f"at epsilon {plan_request.limit:.3g} the best is {found}{more}"
 
 
-def _patients_needed(plan_request: PlanRequest, law: Reference, chosen: Candidate) -> int | None:
+def _patients_needed(
+    plan_request: PlanRequest, law: Reference, chosen: Candidate, wanted: Callable[[float], float]
+) -> int | None:
     """The number of patients needed with the same hospitals, all larger by one factor; None if a factor of 1,000 is
     not enough."""
     if chosen.configuration.unit == "site":
         return None
-    wanted = plan_request.targets[law.metric]
 
     def short(log: float) -> float:
         scale = math.exp(log)
-        return law.expected(plan_request.patients * scale, chosen.ratio * scale) - wanted
+        patients = plan_request.patients * scale
+        return law.expected(patients, chosen.ratio * scale) - wanted(patients)
 
     if short(math.log(1000)) < 0:
         return None

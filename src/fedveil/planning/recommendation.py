@@ -11,7 +11,7 @@ from fedveil.study.recipes import Metric
 from fedveil.study.settings.schema import Study
 from fedveil.study.settings.toml import toml_value
 
-__all__ = ["Candidate", "Change", "Prediction", "Recommendation"]
+__all__ = ["Candidate", "Change", "CurvePoint", "Prediction", "Recommendation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,21 @@ class Prediction:
     expected: float
     low: float
     high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One epsilon of a curve.
+
+    Attributes:
+        epsilon: the target.
+        predicted: accuracy by the metric that settings are compared by.
+        true_positive_rate: bound on the share of members that an attack finds at 1 % false alarms.
+    """
+
+    epsilon: float
+    predicted: Prediction
+    true_positive_rate: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +74,7 @@ class Recommendation:
         no: why the answer is no; empty if it is yes.
         agreement: what the hospitals of that run would be asked to approve.
         samplings: the sampling rates that were compared; empty where the law fixes it.
+        curve: accuracy and risk against epsilon, of the chosen configuration; the chosen epsilon is one of the points.
         bare: the accuracy expected without privacy, by the best accepted recipe.
         changes: helpful changes, cheapest first.
         advice: the cheapest change that helps at least half as much as the best; None if none helps noticeably.
@@ -71,6 +87,7 @@ class Recommendation:
     no: str
     agreement: Agreement
     samplings: tuple[Sampling, ...]
+    curve: tuple[CurvePoint, ...]
     bare: dict[Metric, float]
     changes: tuple[Change, ...]
     advice: Change | None

@@ -32,6 +32,8 @@ UNITS: tuple[Unit, ...] = ("site", "patient", "image")
 METHODS: tuple[Method, ...] = ("gradient", "averaging", "one-shot")
 LARGEST_EPSILON = 8.0
 """The largest epsilon that the planner considers if no limit was set."""
+TOLERANCE = 0.01
+"""The accuracy that a recommendation without any wish may lose against the same model without privacy."""
 RATES = (1.0, 0.5, 0.2, 0.1, 0.05)
 """The compared sampling rates."""
 GAIN = 0.001
@@ -81,6 +83,8 @@ class PlanRequest:
         balanced_accuracy: the smallest accepted balanced accuracy.
         risk: the largest accepted true positive rate of an attack at 1 % false positives.
         metric: what settings are compared by; default the metric that has a target, AUROC before balanced accuracy.
+        tolerance: the loss of accuracy against the same model without privacy that is accepted for less epsilon;
+            default `TOLERANCE` if neither an epsilon, a risk nor an accuracy is requested.
         study: the source of everything else: delta, rounds, sampling, clip norm, shares of the budget.
         measured: the study that accuracy was measured with.
     """
@@ -95,6 +99,7 @@ class PlanRequest:
     balanced_accuracy: float | None = None
     risk: float | None = None
     metric: Metric | None = None
+    tolerance: float | None = None
     study: Study = field(default_factory=Study)
     measured: Study = field(default_factory=Study)
 
@@ -111,6 +116,7 @@ class PlanRequest:
             "balanced_accuracy": (0.5, 1.0),
             "risk": (0.01, 1.0),
             "images": (1 - 1e-9, math.inf),
+            "tolerance": (0.0, 0.5),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -187,6 +193,12 @@ class PlanRequest:
             mu = float(ndtri(self.risk) - ndtri(0.01))
             limits.append(epsilon([Mechanism(1 / mu, 1.0, 1)], self.study.privacy.delta))
         return min(limits)
+
+    @property
+    def loss(self) -> float | None:
+        """The accepted loss of accuracy against no privacy; None if all of the limit is used, or a target is met."""
+        wishes = (self.epsilon, self.risk, self.auroc, self.balanced_accuracy)
+        return TOLERANCE if self.tolerance is None and wishes == (None,) * 4 else self.tolerance
 
     @property
     def ranked(self) -> Metric:

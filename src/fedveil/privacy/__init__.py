@@ -7,7 +7,7 @@ layer that imports dp-accounting and randomgen.
 """
 
 from fedveil.privacy.accounting.composition import delta_at, epsilon, gdp_mu, is_mixture
-from fedveil.privacy.accounting.integer import IntegerMechanism, calibrate_integer
+from fedveil.privacy.accounting.integer import IntegerMechanism, Words, calibrate_integer
 from fedveil.privacy.calibration import calibrate
 from fedveil.privacy.guarantee import Adjacency, Guarantee, Trust, Unit, check_delta
 from fedveil.privacy.ledger.chain import Head, restore_head
@@ -15,7 +15,7 @@ from fedveil.privacy.ledger.charges import Budget, Charge, LedgerState, read_led
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanism import Mechanism
 from fedveil.privacy.noise import gaussian, release, secure_generator
-from fedveil.privacy.risk import Risk, operational_risk
+from fedveil.privacy.risk import Risk, most_true_positives, operational_risk
 
 __all__ = [
     "Adjacency",
@@ -30,6 +30,7 @@ __all__ = [
     "Risk",
     "Trust",
     "Unit",
+    "Words",
     "calibrate",
     "calibrate_integer",
     "check_delta",
@@ -38,6 +39,7 @@ __all__ = [
     "gaussian",
     "gdp_mu",
     "is_mixture",
+    "most_true_positives",
     "operational_risk",
     "read_ledger",
     "release",

@@ -12,7 +12,7 @@ from randomgen import ChaCha
 
 from fedveil.errors import InvalidValue
 
-__all__ = ["gaussian", "release", "secure_generator"]
+__all__ = ["gaussian", "keyed_by", "release", "secure_generator"]
 
 _KEY_BITS = 256
 _GRID_BITS = 20
@@ -24,6 +24,16 @@ def secure_generator() -> np.random.Generator:
     Every call draws a new key. randomgen's ``key`` (unlike its ``seed``) is the cipher's key itself.
     """
     return np.random.Generator(ChaCha(key=secrets.randbits(_KEY_BITS), rounds=20))
+
+
+def keyed_by(generator: np.random.Generator) -> np.random.Generator:
+    """A generator over the ChaCha20 stream of a key that `generator` draws: 256 bits.
+
+    Of a `secure_generator` it is as unpredictable as that one, and independent of its later output. Two threads can
+    then draw at the same time.
+    """
+    key = int.from_bytes(generator.bytes(_KEY_BITS // 8))
+    return np.random.Generator(ChaCha(key=key, rounds=20))
 
 
 def gaussian(shape: int | tuple[int, ...], std: float, generator: np.random.Generator) -> NDArray[np.float64]:

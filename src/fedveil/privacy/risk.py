@@ -6,10 +6,12 @@ Differential privacy bounds every such test (Wasserman and Zhou 2010); known att
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr, ndtri
 
@@ -17,13 +19,15 @@ from fedveil.privacy.accounting.composition import delta_at, gdp_mu
 from fedveil.privacy.guarantee import Guarantee, Unit
 from fedveil.privacy.mechanism import Mechanism
 
-__all__ = ["Risk", "operational_risk"]
+__all__ = ["Risk", "most_true_positives", "operational_risk"]
 
 _FALSE_POSITIVE_RATE = 0.01
 _EPSILONS = (
     0.0,
     *(1e-3 * 1.25**power for power in range(52)),
 )  # up to 88; beyond, a bound is 1 up to 1e-38
+_GRID = (0.0, *np.geomspace(1e-3, 60.0, 160))
+"""Of the whole trade-off function; every value gives a valid bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,39 @@ those that did (1 by chance), and whether one patient took part is guessed right
         return Risk(float(2 * ndtr(mu / 2) - 1), true_positives, guarantee.unit)
     curve = partial(delta_at, released)
     return Risk(_least(_advantage, curve), _least(_true_positives, curve), guarantee.unit)
+
+
+def most_true_positives(mechanisms: Iterable[Mechanism], rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The largest true positive rate at each false positive rate: 1 - f for the trade-off function f of all
+    `mechanisms` together (Dong, Roth and Su 2022), in the direction that favours the attacker.
+
+    At full participation it is Phi(Phi^-1(a) + mu). If units are sampled it is the smallest bound, over a grid of
+    epsilon, that (epsilon, delta(epsilon)) gives, see `operational_risk`. With slack E and D (see `Mechanism`) it is
+    exp(E/2) g(exp(E/2) (a + D)) + D, for the same function g without slack, by the inequalities in
+    `fedveil.privacy.accounting.composition`.
+
+    Args:
+        mechanisms: all of the same unit.
+        rates: false positive rates in [0, 1].
+
+    >>> most_true_positives([Mechanism(1.0, 1.0, steps=1)], np.array([0.0, 0.01, 0.5])).round(3)
+    array([0.   , 0.092, 0.841])
+    """
+    released = list(mechanisms)
+    factor = math.exp(min(700.0, sum(one.steps * one.epsilon_slack for one in released) / 2))
+    missed = sum(one.steps * one.delta_slack for one in released)
+    exact = [replace(one, epsilon_slack=0.0, delta_slack=0.0) for one in released]
+    moved = np.minimum(1.0, factor * (np.asarray(rates, dtype=np.float64) + missed))
+    mu = gdp_mu(exact)
+    bound = np.ones_like(moved)
+    if mu is not None:
+        bound = ndtr(ndtri(moved) + mu) if math.isfinite(mu) else bound
+    else:
+        for epsilon in _GRID:
+            delta = delta_at(exact, epsilon)
+            bound = np.minimum(bound, math.exp(epsilon) * moved + delta)
+            bound = np.minimum(bound, 1 - math.exp(-epsilon) * (1 - delta - moved))
+    return np.asarray(np.clip(factor * bound + missed, 0.0, 1.0))
 
 
 def _advantage(epsilon: float, delta: float) -> float:

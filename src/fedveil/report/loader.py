@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedveil.audit.result import read_audit
 from fedveil.errors import StudyError
 from fedveil.privacy import epsilon, operational_risk
 from fedveil.report.reading import REMEDY, read_json, read_json_lines, read_text
@@ -39,18 +40,20 @@ def load(path: Path) -> RunRecord:
     result = read_json(path / "result.json", Result)
     guarantee = None if result.guarantee.trust == "none" else result.guarantee
     mechanisms = [release.mechanism for release in result.releases]
-    test = result.metrics.test
+    bounding = mechanisms if result.calibrated is None else list(result.calibrated.mechanisms)
+    test, findings = result.metrics.test, result.data is not None and result.data.task == "findings"
     return RunRecord(
         path=path,
         digest=hashlib.sha256((path / "result.json").read_bytes()).hexdigest(),
         result=result,
         recomputed_epsilon=epsilon(mechanisms, guarantee.delta, adaptive=True) if guarantee else math.nan,
-        risk=operational_risk(guarantee, mechanisms) if guarantee else None,
+        risk=operational_risk(guarantee, bounding) if guarantee else None,
         rounds=_rounds(path, result),
-        predictions=_predictions(path / "predictions.csv", test) if test else None,
+        predictions=_predictions(path / "predictions.csv", test) if test and not findings else None,
         ledgers=_ledgers(path / "ledgers", result.sites),
         provenance=read_json(path / "provenance.json", Provenance),
         examples=_examples(path / "examples.npz"),
+        audit=read_audit(path),
     )
 
 

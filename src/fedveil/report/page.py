@@ -13,6 +13,8 @@ from fedveil.io import write_atomic
 from fedveil.privacy import gdp_mu
 from fedveil.report import formatting, tables, wording
 from fedveil.report.figures import accuracy, learning
+from fedveil.report.figures.attacks import findings_chart
+from fedveil.report.figures.calibration import calibration_chart
 from fedveil.report.figures.charts import Chart
 from fedveil.report.figures.images import example_images
 from fedveil.report.figures.risk import attack_chart, icon_array
@@ -83,10 +85,14 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "not_protected": wording.not_protected(record),
         "risk_chart": attack_chart(guarantee, record.mechanisms, risk) if guarantee and risk else None,
         "icons": icon_array(risk) if risk else None,
+        "attacks": tables.audit_table(record.audit) if record.audit else None,
+        "attacks_chart": findings_chart(record.audit) if record.audit else None,
         "accuracy": tables.accuracy_table(record),
         "by_class": tables.class_table(record),
+        "by_subgroup": tables.subgroup_table(record),
         "confusion": tables.confusion_table(record),
         "charts": _test_charts(record),
+        "calibration": calibration_chart(record.result.calibrated),
         "learning": learning.learning_chart(record.rounds),
         "drops": tables.drop_table(record),
         "sites": tables.site_table(record),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedveil.audit.result import AuditResult
 from fedveil.privacy import Guarantee, Mechanism, Risk
 from fedveil.report.figures.curves import confusion
 from fedveil.study.results.schema import (
@@ -73,6 +74,7 @@ class RunRecord:
         ledgers: the heads, in the order of `sites`; simulated sites only.
         provenance: software, machine and time of the run.
         examples: test images to show; None without any.
+        audit: what attacks found; None without one.
     """
 
     path: Path
@@ -85,6 +87,7 @@ class RunRecord:
     ledgers: tuple[LedgerHead, ...]
     provenance: Provenance
     examples: Examples | None
+    audit: AuditResult | None = None
 
     @property
     def study(self) -> str:
@@ -108,7 +111,12 @@ class RunRecord:
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
-        """The mechanisms of all releases; the guarantee covers their composition."""
+        """The mechanisms whose composition the guarantee states: of a calibrated study, those of its dearest level.
+
+        A level that was chosen in view of releases does not bound an attack beforehand.
+        """
+        if self.guarantee and self.result.calibrated is not None:
+            return self.result.calibrated.mechanisms
         return tuple(release.mechanism for release in self.releases)
 
     @property

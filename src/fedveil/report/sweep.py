@@ -25,15 +25,22 @@ from fedveil.report.figures.alternatives import (
 )
 from fedveil.report.figures.charts import Chart, legend_line
 from fedveil.report.figures.drawing import PAGE, PAPER, canvas, inline_svg, style
-from fedveil.report.figures.trade_off import AXES, METRICS, Panel, Sweep, cell, draw, load_sweep
+from fedveil.report.figures.trade_off import (
+    AXES,
+    METRICS,
+    Panel,
+    Sweep,
+    cell,
+    draw,
+    held_words_of,
+    load_sweep,
+)
 from fedveil.report.tables import Table
 from fedveil.report.wording import guarantee_line, protected
-from fedveil.sweeps import NAMED, Setting
+from fedveil.sweeps import NAMED, Setting, knees
 
 __all__ = ["figure_alternatives", "figure_trade_off", "write_sweep"]
 
-NEAR = 0.01
-"""Largest difference from the AUROC without privacy that the page calls close."""
 TITLE = 60
 """Characters in a line above a figure for use outside the page."""
 
@@ -94,6 +101,7 @@ def render(found: Sweep) -> str:
         repeats=_repeats(found),
         held=found.held_words(),
         findings=_findings(found),
+        knee_table=_knee_table(found),
         accuracy=accuracy,
         risk=risk,
         comparisons=[_chart(panel) for panel in compare(found)],
@@ -192,21 +200,51 @@ def _repeats(found: Sweep) -> int:
 
 
 def _findings(found: Sweep) -> list[str]:
-    """For each trust level: the smallest swept epsilon whose AUROC is close to that without privacy."""
-    panel = found.panel(AXES[0], "auroc")
+    """The recommendation: for each trust level the least epsilon whose AUROC is close to that without privacy."""
+    panel, held = found.panel(AXES[0], "auroc"), found.held("trust")
     if not math.isfinite(panel.bare):
         return []
     text = [f"Without privacy the AUROC is {formatting.score(panel.bare)}."]
-    for name, points in panel.lines:
-        near = [point for point in points if point.mean >= panel.bare - NEAR]
-        best = max(points, key=lambda point: point.mean)
+    for one in knees(found.results):
+        if any(getattr(one.setting, name) != value for name, value in held.items() if name != "trust"):
+            continue
+        name = AXES[0].label(one.trust)
+        reached = formatting.score(one.auroc)
         end = (
-            f"the smallest epsilon within {NEAR:g} of that is {near[0].x:g} (AUROC {formatting.score(near[0].mean)})."
-            if near
-            else f"no epsilon comes within {NEAR:g} of that; the best is {formatting.score(best.mean)} at {best.x:g}."
+            f"no epsilon comes within {one.tolerance:g} of that; the best is {reached} at {one.at:g}."
+            if math.isinf(one.epsilon)
+            else f"the smallest epsilon within {one.tolerance:g} of that is {one.epsilon:g} (AUROC {reached})."
         )
         text.append(f"{name[0].upper()}{name[1:]}: {end}")
     return text
+
+
+def _knee_table(found: Sweep) -> Table | None:
+    """The least epsilon per trust and number of hospitals, with its interval over repeats; None without any."""
+    rows = []
+    for one in knees(found.results):
+        other = held_words_of(
+            {
+                axis.name: getattr(one.setting, axis.name)
+                for axis in AXES
+                if axis.name not in ("trust", "sites")
+            }
+            | {"trust": one.trust, "sites": one.setting.sites}
+        )
+        ends = ["none" if math.isinf(end) else f"{end:g}" for end in (one.low, one.high)]
+        rows.append(
+            (
+                other,
+                "none" if math.isinf(one.epsilon) else f"{one.epsilon:g}",
+                formatting.UNDEFINED if math.isnan(one.low) else f"{ends[0]} to {ends[1]}",
+                formatting.score(one.auroc),
+                formatting.score(one.bare),
+            )
+        )
+    if not rows:
+        return None
+    columns = ("Setting", "Least epsilon", "95 % of repeats", "AUROC there", "No privacy")
+    return Table("The least epsilon that keeps the AUROC within 0.01", columns, tuple(rows))
 
 
 def _accuracy_table(found: Sweep, metric: str) -> Table:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from fedveil.audit.result import AuditResult, Finding
 from fedveil.federation.queries import title_of
 from fedveil.privacy import Mechanism
 from fedveil.report import formatting
@@ -17,6 +18,7 @@ __all__ = [
     "Share",
     "Table",
     "accuracy_table",
+    "audit_table",
     "class_shares",
     "class_table",
     "confusion_table",
@@ -24,6 +26,7 @@ __all__ = [
     "ledger_table",
     "release_table",
     "site_table",
+    "subgroup_table",
 ]
 
 BASELINES = {
@@ -139,7 +142,50 @@ def class_table(record: RunRecord) -> Table | None:
         )
         for entry in record.test.per_class
     )
+    if record.data and record.data.task == "findings":
+        columns = ("Finding", "Sensitivity", "Specificity", "AUROC", "Test images with it")
+        return Table("By finding", columns, rows)
     return Table("By class", ("Class", "Sensitivity", "Specificity", "AUROC", "Test images"), rows)
+
+
+def subgroup_table(record: RunRecord) -> Table | None:
+    """Each group of the attributes that the data carries, and its gap to all other test images."""
+    if record.test is None or not record.test.subgroups:
+        return None
+    rows = tuple(
+        (
+            entry.attribute,
+            entry.group,
+            formatting.count(entry.n),
+            formatting.count(entry.patients),
+            _with_interval(formatting.score(entry.auroc), formatting.interval(entry.auroc_interval)),
+            _gap(entry.auroc_gap, entry.auroc_gap_interval),
+            _with_interval(
+                formatting.percent(entry.balanced_accuracy),
+                formatting.interval(entry.balanced_accuracy_interval, as_percent=True),
+            ),
+        )
+        for entry in record.test.subgroups
+    )
+    head = (
+        "Attribute",
+        "Group",
+        "Images",
+        "Patients",
+        "AUROC",
+        "AUROC minus all others",
+        "Balanced accuracy",
+    )
+    caption = f"By subgroup; 95{formatting.PERCENT} intervals over patients in brackets"
+    return Table(caption, head, rows, text=2)
+
+
+def _gap(value: float, bounds: tuple[float, float]) -> str:
+    """A difference with its sign and interval."""
+    if math.isnan(value):
+        return UNDEFINED
+    interval = "" if any(map(math.isnan, bounds)) else f"{bounds[0]:+.3f} to {bounds[1]:+.3f}"
+    return _with_interval(f"{value:+.3f}", interval).replace("-", "\N{MINUS SIGN}")
 
 
 def confusion_table(record: RunRecord) -> Confusion | None:
@@ -242,3 +288,26 @@ def drop_table(record: RunRecord) -> Table | None:
         (formatting.count(r.number), lost.site, lost.reason) for r in record.rounds for lost in r.dropped
     )
     return Table("Drop-outs", ("Round", "Hospital", "Reason"), rows, text=3) if rows else None
+
+
+def audit_table(audit: AuditResult) -> Table:
+    """Lower bounds that attacks proved, beside what is stated."""
+    confidence = f"{100 * audit.confidence:g}{formatting.PERCENT}"
+    return Table(
+        f"Lower bounds on epsilon; all of them together hold at {confidence} confidence",
+        ("Attacker", "What", "Stated, at most", "Proved, at least", "Without assumptions", "Contradicted"),
+        tuple(_finding_row(one) for one in audit.findings),
+        text=2,
+    )
+
+
+def _finding_row(one: Finding) -> tuple[str, ...]:
+    what = "the whole study" if one.release == "study" else title_of(one.release)
+    return (
+        one.attacker,
+        what + (", one round" if one.attacker == "protocol" else ""),
+        UNDEFINED if math.isinf(one.epsilon) else formatting.at_most(one.epsilon),
+        f"{one.lower:.3f}",
+        f"{one.lower_plain:.3f}",
+        "yes" if one.contradicted else "no",
+    )

@@ -7,14 +7,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedveil.errors import InvalidValue
-from fedveil.federation import Agreement, LocalNoise, Noise, OneSum, Query, Release, default_min_honest
+from fedveil.federation import (
+    Agreement,
+    LocalNoise,
+    Noise,
+    OneSum,
+    Query,
+    Release,
+    Rounds,
+    default_min_honest,
+)
+from fedveil.federation.levels.grid import Calibration, Level
 from fedveil.federation.noise import Calibrated, Sums, noise_by
 from fedveil.federation.queries import Asked, asked_by
 from fedveil.learning import Sizes
 from fedveil.privacy import Guarantee, Mechanism, calibrate
+from fedveil.study.calibrated.levels import grid_of, rule_of, strength
 from fedveil.study.settings.schema import Study
 
 __all__ = ["make_agreement", "target_of"]
+
+LEAST_SHARE = 0.01
+"""Share of a level's budget for class statistics, if the pilot has already used more than theirs."""
 
 
 def make_agreement(study: Study, *, sites: Sequence[str], model: Sizes) -> Agreement:
@@ -31,16 +45,58 @@ def make_agreement(study: Study, *, sites: Sequence[str], model: Sizes) -> Agree
         study: the resolved study.
         sites: names of the sites, in order.
         model: the model, or only its sizes; they are public.
+
+    Raises:
+        StudyError: no model is trained for the study's task.
     """
+    count = len(sites)
+    if study.privacy.epsilon == "calibrated":
+        releases, calibration = _calibrated(study, count, model)
+    else:
+        releases, calibration = _Calibrator.of(study, count, model, target_of(study)).releases(), None
     return Agreement(
         name=study.study.name,
         settings=study.model_dump(mode="json"),
         sites=tuple(sites),
         target=target_of(study),
-        releases=_Calibrator.of(study, len(sites), model).releases(),
-        min_sites=_min_sites(study, len(sites)),
+        releases=releases,
+        min_sites=_min_sites(study, count),
         min_honest=study.federation.min_honest,
+        calibration=calibration,
     )
+
+
+def _calibrated(study: Study, sites: int, model: Sizes) -> tuple[tuple[Release, ...], Calibration]:
+    """The pilot with the releases of the dearest level, and all levels.
+
+    The pilot costs its own epsilon, split between class statistics and histogram. Each level is calibrated to its
+    epsilon, given what the pilot spends.
+    """
+    target = target_of(study)
+    epsilons = grid_of(study)
+    first = _Calibrator.of(study, sites, model, replace(target, epsilon=study.privacy.pilot_epsilon))
+    pilot = first.pilot()
+    length = len(pilot) + sum(release.dimension for release in pilot)
+    levels = []
+    for number, epsilon in enumerate(epsilons, 1):
+        at = _Calibrator.of(study, sites, model, replace(target, epsilon=epsilon))
+        made = tuple(
+            replace(one, level=number, evidence=length, parameters=one.parameters + length)
+            for one in at.releases(pilot)
+        )
+        main = next((one for one in made if isinstance(one.query, Rounds)), made[0])
+        levels.append(Level(epsilon=epsilon, releases=made, strength=strength(first.noise, main, sites)))
+    calibration = Calibration(
+        pilot=pilot,
+        levels=tuple(levels),
+        rule=rule_of(study, model, strength(first.noise, pilot[0], sites)),
+        sites=sites,
+        variances=tuple(
+            tuple(first.noise.variance(one.mechanism, count) for count in range(1, sites + 1))
+            for one in pilot
+        ),
+    )
+    return pilot + levels[-1].releases, calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,25 +109,37 @@ class _Calibrator:
     asked: Asked
 
     @classmethod
-    def of(cls, study: Study, sites: int, model: Sizes) -> "_Calibrator":
-        target = target_of(study)
+    def of(cls, study: Study, sites: int, model: Sizes, target: Guarantee) -> "_Calibrator":
         honest = study.federation.min_honest or default_min_honest(sites)
         single = calibrate(target, steps=1).noise_multiplier  # 0 without privacy
         settings = study.model_dump(mode="json")
         asked = Asked(settings=settings, model=model, sites=sites, single=single)
         return cls(study=study, target=target, noise=noise_by(target.trust, sites, honest), asked=asked)
 
-    def releases(self) -> tuple[Release, ...]:
-        """All of them, in the order in which they are made."""
-        queries = asked_by(self.asked)
+    def pilot(self) -> tuple[Release, ...]:
+        """The releases of a pilot that costs all of the target; all units take part in each."""
+        found = [query for query in asked_by(self.asked) if query.pilot_share(self.asked) > 0]
+        made: list[Release] = []
+        for query in found[:-1]:
+            multiplier = self.asked.noise_multiplier(query.pilot_share(self.asked))
+            made.append(self._fitted(query, Mechanism(multiplier, 1.0, 1, unit=self.target.unit)))
+        sums = replace(self._sums(found[-1], 1), sampling_rate=1.0)
+        spent = [one.mechanism for one in made]
+        return (*made, self._release(found[-1], self.noise.calibrate(self.target, sums, spent)))
+
+    def releases(self, pilot: Sequence[Release] = ()) -> tuple[Release, ...]:
+        """All of them, in the order in which they are made; those after a pilot, if there was one."""
+        queries = [query for query in asked_by(self.asked) if not query.pilot_only]
+        before = [one.mechanism for one in pilot]
         (rest,) = (query for query in queries if query.share(self.asked) is None)
         others = [query for query in queries if query is not rest]
         if self.study.model.network != "linear" and self.study.training.sampling_rate < 1:
-            main = self._rest(rest, more=sum(query.steps(self.asked) for query in others))
+            main = self._rest(rest, spent=before, more=sum(query.steps(self.asked) for query in others))
             made = [self._like(query, main.mechanism) for query in others]
         else:
-            made = [one for one in map(self._shared, others) if not self._drowned(one)]
-            main = self._rest(rest, spent=[one.mechanism for one in made])
+            shared = [self._shared(query, pilot) for query in others]
+            made = [one for one in shared if not self._drowned(one)]
+            main = self._rest(rest, spent=[*before, *(one.mechanism for one in made)])
         by = {release.name: release for release in (main, *made)}
         return tuple(by[query.name] for query in queries if query.name in by)
 
@@ -80,15 +148,19 @@ class _Calibrator:
 
         This needs a public number of units, `training.units`: noise does least if the classes are equally large.
         """
-        units, classes = self.study.training.units, self.asked.model.classes
+        units, shape = self.study.training.units, self.asked.model.thresholds
         if units is None or not isinstance(made.query, OneSum) or made.query.at_site:
             return False
         variance = self.noise.variance(made.mechanism, self.asked.sites)
-        return made.query.drowned(variance, np.full(classes, units / classes))
+        return made.query.drowned(self.asked.model, variance, np.full(shape, units / shape[1]))
 
-    def _shared(self, query: Query) -> Release:
-        """A query with a share of the budget."""
+    def _shared(self, query: Query, pilot: Sequence[Release] = ()) -> Release:
+        """A query with a share of the budget, of which a pilot that released the same sum has used a part."""
         share, steps = query.share(self.asked) or 0.0, query.steps(self.asked)
+        used = sum(
+            (self.asked.single / one.mechanism.noise_multiplier) ** 2 for one in pilot if one.query == query
+        )
+        share = max(share - used, min(share, LEAST_SHARE))
         multiplier = self.asked.noise_multiplier(share, steps)
         mechanism = Mechanism(multiplier, query.clip_norm(self.asked), steps, unit=self.target.unit)
         return self._fitted(query, mechanism)
@@ -134,7 +206,7 @@ class _Calibrator:
 def target_of(study: Study) -> Guarantee:
     """The guarantee that a study asks for."""
     privacy = study.privacy
-    epsilon = privacy.epsilon if privacy.trust != "none" else math.inf
+    epsilon = privacy.largest_epsilon if privacy.trust != "none" else math.inf
     return Guarantee(epsilon=epsilon, delta=privacy.delta, unit=privacy.unit, trust=privacy.trust)
 
 

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.learning import Spread, auroc, decide, evaluate
+from fedveil.data.annotations.columns import taken
+from fedveil.learning import (
+    Spread,
+    auroc,
+    decide,
+    decide_findings,
+    evaluate,
+    evaluate_findings,
+    findings_point,
+    subgroups,
+)
 from fedveil.study.pipeline import Task
 
 __all__ = ["TestSet"]
@@ -31,6 +41,7 @@ class TestSet:
         self._task = task
         self.rows: Indices = task.dataset.test if rows is None else rows
         self.labels = task.dataset.labels[self.rows]
+        self.findings = task.dataset.task == "findings"
 
     def probabilities(self, parameters: Vector) -> Vector:
         """Class probabilities (n, classes) of the test images."""
@@ -41,19 +52,45 @@ class TestSet:
         if not len(self.rows):
             return None
         probabilities = self.probabilities(parameters)
+        if self.findings:
+            return findings_point(self.labels, probabilities, self._frequencies(priors))
         predicted = decide(probabilities, priors)
         hits = [(predicted[self.labels == code] == code).mean() for code in np.unique(self.labels)]
         return {"auroc": auroc(self.labels, probabilities), "balanced_accuracy": float(np.mean(hits))}
 
+    def decide(self, probabilities: Vector, priors: Vector | None) -> npt.NDArray[np.int64]:
+        """Predicted classes (n,), or findings (n, K) of 1 and 0."""
+        if self.findings:
+            return decide_findings(probabilities, self._frequencies(priors))
+        return decide(probabilities, priors)
+
     def metrics(
         self, probabilities: Vector, priors: Vector | None, spread: Spread | None = None
     ) -> dict[str, Any]:
-        """All metrics with intervals over patients and the noise of training, as ``result.json`` holds them."""
-        return evaluate(
-            self.labels,
-            probabilities,
-            classes=self._task.dataset.classes,
-            patients=self._task.dataset.patients[self.rows],
-            priors=priors,
-            spread=spread,
+        """All metrics as ``result.json`` holds them, with intervals over patients and the noise of training.
+
+        Those of subgroups are over patients alone.
+        """
+        dataset = self._task.dataset
+        classes, patients = dataset.classes, dataset.patients[self.rows]
+        if self.findings:
+            return evaluate_findings(
+                self.labels,
+                probabilities,
+                classes=classes,
+                patients=patients,
+                frequencies=self._frequencies(priors),
+                spread=spread,
+            ).to_dict()
+        found = evaluate(
+            self.labels, probabilities, classes=classes, patients=patients, priors=priors, spread=spread
         ).to_dict()
+        if dataset.attributes:
+            columns = taken(dataset.attributes, self.rows)
+            groups = subgroups(self.labels, probabilities, columns, patients=patients, priors=priors)
+            found["subgroups"] = [group.to_dict() for group in groups]
+        return found
+
+    def _frequencies(self, priors: Vector | None) -> Vector:
+        """Of findings: a half each if none were released."""
+        return np.full(len(self._task.dataset.classes), 0.5) if priors is None else priors

@@ -3,18 +3,20 @@
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import Dataset, Embeddings, FeatureCache
-from fedveil.errors import InvalidValue
+from fedveil.data import ArrayImages, Dataset, Embeddings, FeatureCache
+from fedveil.data.cache import StoredRows
+from fedveil.errors import DataError, InvalidValue
 from fedveil.learning import (
     CentredHead,
     CentredLearner,
-    ClassStatistics,
+    FindingsHead,
+    FindingsLearner,
     HeldOut,
     ImageSource,
     Learner,
@@ -23,23 +25,31 @@ from fedveil.learning import (
     NetworkModel,
     NetworkSizes,
     Sizes,
+    Statistics,
     Views,
 )
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
 from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
+from fedveil.parallel import ahead
 from fedveil.study.progress import Progress
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
 
 __all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
 
-BATCH = 256
-"""Images read and passed through an extractor at a time, which bounds the memory use."""
+BATCH, BATCH_BYTES = 256, 1 << 24
+"""Images, and bytes of pixels, that are read and passed through an extractor at a time. Larger batches take memory, and
+the time of the system that provides it."""
+PIXELS = "pixels 1"
+"""The key of decoded images in the cache; their digests name everything else that pixels depend on."""
+PIXELS_STORED = 1 << 33
+"""Bytes of decoded images that are stored at most."""
 
 log = logging.getLogger("fedveil.site")
 Vector = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.float32] | StoredRows
 Change = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
@@ -85,7 +95,7 @@ class Task(ABC):
         """Class probabilities of images whose sum is released: an unreadable image must not affect the others."""
         return self.probabilities(parameters, rows)
 
-    def trained(self, parameters: Vector, statistics: ClassStatistics | None) -> TrainedModel:
+    def trained(self, parameters: Vector, statistics: Statistics | None) -> TrainedModel:
         """The model as `predict` needs it."""
         return TrainedModel.of(
             self.study,
@@ -93,6 +103,7 @@ class Task(ABC):
             channels=self.dataset.images.channels,
             parameters=parameters,
             frequencies=None if statistics is None else statistics.priors,
+            task=self.dataset.task,
         )
 
 
@@ -108,9 +119,9 @@ class LinearTask(Task):
     """
 
     extractor: FeatureExtractor
-    head: CentredHead
-    features: npt.NDArray[np.float32]
-    degraded: npt.NDArray[np.float32] | None = None
+    head: CentredHead | FindingsHead
+    features: Rows
+    degraded: Rows | None = None
 
     @property
     def model(self) -> Model:
@@ -119,15 +130,12 @@ class LinearTask(Task):
 
     def learner(self, rows: Indices) -> Learner:
         """One site's learner over the features of these images."""
-        cohort = self.dataset.cohort("site", rows)
-        return CentredLearner(
-            self.head,
-            self.features[rows],
-            cohort.labels,
-            cohort.patients,
-            unit=self.study.privacy.unit,
-            degraded=None if self.degraded is None else self.degraded[rows],
-        )
+        cohort, unit = self.dataset.cohort("site", rows), self.study.privacy.unit
+        degraded = None if self.degraded is None else self.degraded[rows]
+        features, labels, patients = self.features[rows], cohort.labels, cohort.patients
+        if isinstance(self.head, FindingsHead):
+            return FindingsLearner(self.head, features, labels, patients, unit=unit, degraded=degraded)
+        return CentredLearner(self.head, features, labels, patients, unit=unit, degraded=degraded)
 
     def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
         """Class probabilities (k, classes) of these images."""
@@ -216,12 +224,13 @@ class _Readable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """The output of a network's frozen part for every image."""
+    """The output of a network's frozen part for every image, of some shape."""
 
-    values: npt.NDArray[np.float32]
+    values: StoredRows
+    shape: tuple[int, ...]
 
     def read(self, indices: Indices) -> npt.NDArray[np.float32]:
-        return self.values[indices]
+        return self.values[indices].reshape(len(indices), *self.shape)
 
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
@@ -231,6 +240,8 @@ def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
         channels=dataset.images.channels,
         whitened=study.model.whitened,
         dimension=study.model.dimension,
+        encoder=study.model.encoder.spec(study.model.features),
+        precision=study.training.precision,
     )
 
 
@@ -251,7 +262,10 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
     """
     if study.model.network == "linear":
         return _head(
-            study, Dataset.empty(("",) * classes, channels=channels, image_size=study.data.image_size)
+            study,
+            Dataset.empty(
+                ("",) * classes, channels=channels, image_size=study.data.image_size, task=study.data.meaning
+            ),
         )
     return NetworkSizes.of(
         study.model.network,
@@ -262,7 +276,9 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
     )
 
 
-def _head(study: Study, dataset: Dataset) -> CentredHead:
+def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
+    if dataset.task == "findings":
+        return FindingsHead(_extractor(study, dataset).blocks, len(dataset.classes))
     centred = study.training.method != "one-shot"
     return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
 
@@ -297,9 +313,26 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
         def compute(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
             return network.before(pixels).reshape(len(pixels), -1)
 
-        kept = _once(network.key, dataset, compute, progress)
-        images = _Kept(kept.reshape(-1, *shape[1:]))
+        (kept,) = _once({network.key: compute}, dataset, progress, row_bytes=4 * math.prod(shape))
+        images = _Kept(kept, shape[1:])
+    elif not isinstance(images, ArrayImages):
+        images = _decoded(dataset, progress)
     return NetworkTask(study=study, dataset=dataset, network=network, images=images)
+
+
+def _decoded(dataset: Dataset, progress: Progress) -> ImageSource:
+    """The images, decoded once rather than in each round and evaluation, if their pixels do not take too much disk."""
+    images, shape = dataset.images, (dataset.images.channels, *(dataset.images.size,) * 2)
+    if not len(images) or 4 * math.prod(shape) * len(images) > PIXELS_STORED:
+        return images
+    progress.stage("decoding", len(dataset))
+    try:
+        views: dict[str, Change] = {PIXELS: lambda pixels: pixels.reshape(len(pixels), -1)}
+        (kept,) = _once(views, dataset, progress, row_bytes=4 * math.prod(shape))
+    except DataError as error:  # read when needed: then it counts as black, and leaves the others alone
+        log.warning("images are decoded whenever they are read: %s", error)
+        return images
+    return _Kept(kept, shape)
 
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
@@ -313,19 +346,18 @@ def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
             features=_vectors(dataset, extractor.dimension),
         )
     calibrated = study.privacy.calibration_share > 0
-    progress.stage("features", len(dataset) * (1 + calibrated))
-
-    def features(view: str, change: Change) -> npt.NDArray[np.float32]:
-        key = f"{extractor.key} {view}".strip()
-        return _once(key, dataset, lambda images: extractor(change(images)), progress)
-
+    progress.stage("features", len(dataset))
+    views: dict[str, Change] = {extractor.key: extractor}
+    if calibrated:
+        views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
+    found = _once(views, dataset, progress)
     return LinearTask(
         study=study,
         dataset=dataset,
         extractor=extractor,
         head=_head(study, dataset),
-        features=features("", lambda images: images),
-        degraded=features(DEGRADED, degraded) if calibrated else None,
+        features=found[0],
+        degraded=found[1] if calibrated else None,
     )
 
 
@@ -345,19 +377,25 @@ def _vectors(dataset: Dataset, dimension: int) -> npt.NDArray[np.float32]:
 
 
 def _once(
-    key: str,
-    dataset: Dataset,
-    compute: Change,
-    progress: Progress,
-) -> npt.NDArray[np.float32]:
-    """One row per image, from the cache or from its pixels."""
-    digests = dataset.images.digest(np.arange(len(dataset)))
+    views: Mapping[str, Change], dataset: Dataset, progress: Progress, row_bytes: int = 4096
+) -> list[StoredRows]:
+    """For each view, by its key, one row per image, from the cache or from its pixels.
 
-    def rows_of(rows: Indices) -> npt.NDArray[np.float32]:
-        parts = []
-        for batch in np.array_split(rows, max(1, math.ceil(len(rows) / BATCH))):
-            parts.append(compute(dataset.images.read(batch)))
+    An image is decoded once for all views, in a thread that is one batch ahead of the network. Decoding takes threads
+    rather than processes: Pillow and numpy release the interpreter's lock, and no pixels are copied between processes.
+    """
+    images, changes = dataset.images, list(views.values())
+    digests = images.digest(np.arange(len(dataset)))
+    pixels = 4 * images.channels * images.size**2
+    count = max(8, min(BATCH, BATCH_BYTES // pixels))
+
+    def rows_of(rows: Indices, which: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        batches = [rows[start : start + count] for start in range(0, len(rows), count)]
+        parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in which]
+        for batch, decoded in zip(batches, ahead(images.read, batches), strict=True):
+            for part, view in zip(parts, which, strict=True):
+                part.append(changes[view](decoded))
             progress.advance(len(batch))
-        return np.concatenate(parts)
+        return [np.concatenate(part) for part in parts]
 
-    return FeatureCache().get_or_compute(key, digests, rows_of)
+    return FeatureCache().views(list(views), digests, rows_of, row_bytes)

@@ -20,7 +20,8 @@ from fedveil.data.formats.arrays import sized
 from fedveil.errors import StudyError
 from fedveil.learning.encoders import PRECOMPUTED
 from fedveil.privacy import check_delta
-from fedveil.study.settings.schema import NOTHING, Study
+from fedveil.study.settings.encoder import EncoderSettings
+from fedveil.study.settings.schema import NOTHING, ModelSettings, Study
 
 __all__ = ["Prepared", "pinned", "prepare", "resolve"]
 
@@ -99,7 +100,9 @@ def pinned(study: Study, dataset: Dataset) -> Study:
     They are chosen once, from the header of the first image, the labels and the shape of embeddings. A resumed run,
     or a repeated training, takes them from the study, even if images were added or removed.
     """
-    data = study.data.model_copy(update={"channels": dataset.images.channels, "classes": dataset.classes})
+    data = study.data.model_copy(
+        update={"channels": dataset.images.channels, "classes": dataset.classes, "task": dataset.task}
+    )
     model = study.model
     if isinstance(dataset.images, Embeddings) and model.dimension is None:
         if model.features != PRECOMPUTED:
@@ -109,12 +112,35 @@ def pinned(study: Study, dataset: Dataset) -> Study:
                 f'set model.features = "{PRECOMPUTED}"',
             )
         model = model.model_copy(update={"dimension": dataset.images.dimension})
+    model = _with_encoder(model)
     return study.model_copy(update={"data": data, "model": model})
+
+
+def _with_encoder(model: ModelSettings) -> ModelSettings:
+    """With the hash and the lengths of an encoder that is not built in, which is registered on this machine.
+
+    Raises:
+        InvalidValue: it is missing, or is not acceptable.
+    """
+    spec = model.encoder.spec(model.features)
+    if spec is None or spec.is_pinned:
+        return model
+    from fedveil.learning.encoders.external import register
+
+    weights = Path(model.encoder.weights) if model.encoder.weights else None
+    pinned, _ = register(spec, weights=weights)
+    return model.model_copy(update={"features": pinned.features, "encoder": EncoderSettings.of(pinned)})
 
 
 def _given(study: Study, dataset: Dataset) -> Dataset:
     """Data in memory, as the study asks for it: with its size, channels and window, and these classes."""
     asked = study.data
+    if asked.task not in (None, dataset.task):
+        raise StudyError(
+            f'{dataset.name} holds the task "{dataset.task}"',
+            f'the study asks for "{asked.task}"',
+            "give task to Dataset.from_arrays, or remove data.task from the study",
+        )
     if asked.classes and asked.classes != dataset.classes:
         raise StudyError(
             f"{dataset.name} has the classes {', '.join(dataset.classes)}",
@@ -125,12 +151,27 @@ def _given(study: Study, dataset: Dataset) -> Dataset:
 
 
 def resolve(study: Study, base: Path) -> Study:
-    """The study with its data source as an absolute path, if it is a path relative to ``base``."""
+    """The study with its data source and encoder as absolute paths, if they are paths relative to ``base``."""
+    study = study.model_copy(update={"model": _located(study.model, base)})
     source = study.data.source
     if not is_path(source):
         return study
     data = study.data.model_copy(update={"source": str((base / source).resolve())})
     return study.model_copy(update={"data": data})
+
+
+def _located(model: ModelSettings, base: Path) -> ModelSettings:
+    """With the paths of an encoder's files made absolute; one that is pinned is found by its hash instead."""
+    spec = model.encoder.spec(model.features)
+    if spec is None or spec.is_pinned:
+        return model
+    updated: dict[str, object] = {}
+    if spec.kind != "timm":
+        updated["features"] = f"{spec.kind}:{(base / spec.name).resolve()}"
+    if model.encoder.weights:
+        weights = str((base / model.encoder.weights).resolve())
+        updated["encoder"] = model.encoder.model_copy(update={"weights": weights})
+    return model.model_copy(update=updated)
 
 
 def prepare(study: Study, dataset: Dataset | None = None) -> Prepared:

@@ -56,12 +56,17 @@ class Simulated(Hospitals):
         ledgers: open ledgers by site, to which successive studies are charged; by default each study has its own,
             whose budget is its cost.
         dataset: data in memory; by default the study's source is read.
+        made: the class of each site; an audit has some that collude with its attacker.
     """
 
     def __init__(
-        self, ledgers: Mapping[str, Ledger] | None = None, *, dataset: Dataset | None = None
+        self,
+        ledgers: Mapping[str, Ledger] | None = None,
+        *,
+        dataset: Dataset | None = None,
+        made: Mapping[str, type[Site]] | None = None,
     ) -> None:
-        self._ledgers, self._dataset = ledgers, dataset
+        self._ledgers, self._dataset, self._made = ledgers, dataset, made or {}
 
     def prepare(self, study: Study) -> Prepared:
         """Read the study's data and split it among the sites."""
@@ -75,7 +80,7 @@ class Simulated(Hospitals):
             ledgers = self._ledgers
             if ledgers is None:
                 ledgers = _open_ledgers(stack, agreement, directory)
-            sites = _sites(prepared, task, agreement, ledgers)
+            sites = _sites(prepared, task, agreement, ledgers, self._made)
             yield Joined(
                 agreement=agreement,
                 transport=InProcess(sites),
@@ -175,7 +180,13 @@ def _personal(
     return made
 
 
-def _sites(prepared: Prepared, task: Task, agreement: Agreement, ledgers: Mapping[str, Ledger]) -> list[Site]:
+def _sites(
+    prepared: Prepared,
+    task: Task,
+    agreement: Agreement,
+    ledgers: Mapping[str, Ledger],
+    made: Mapping[str, type[Site]],
+) -> list[Site]:
     """Sites that have admitted the agreement, and know each other's keys."""
     learners = {name: task.learner(rows) for name, rows in prepared.sites.items()}
     held_out = {name: task.held_out(prepared.held_out.get(name, NOTHING)) for name in prepared.sites}
@@ -185,7 +196,7 @@ def _sites(prepared: Prepared, task: Task, agreement: Agreement, ledgers: Mappin
     keys = {name: Ed25519PrivateKey.generate() for name in agreement.sites}
     pinned = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
     sites = [
-        Site(
+        made.get(name, Site)(
             name,
             learner,
             policy,

@@ -6,7 +6,7 @@ from typing import Self
 
 from fedveil.errors import StudyError
 from fedveil.federation import Agreement, NoisySum, Release, Rounds, RoundSum
-from fedveil.learning import Adam, Averaged, ClassStatistics, Optimizer, Sgd
+from fedveil.learning import Adam, Averaged, Optimizer, Sgd, Statistics
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.step_size import head_length, learning_rate
 from fedveil.study.settings.schema import Study
@@ -62,9 +62,7 @@ class Steps:
         return found.total, found.variance
 
     @classmethod
-    def plan(
-        cls, study: Study, agreement: Agreement, query: Rounds, statistics: ClassStatistics | None
-    ) -> Self:
+    def plan(cls, study: Study, agreement: Agreement, query: Rounds, statistics: Statistics | None) -> Self:
         """Set the steps of a study from its settings and releases."""
         training = study.training
         normalizer = units_per_round(study, agreement, statistics) if query.per_unit else None
@@ -81,7 +79,7 @@ class Steps:
         return cls(normalizer=normalizer, optimizer=_optimizer(study, rate))
 
 
-def units_per_round(study: Study, agreement: Agreement, statistics: ClassStatistics | None) -> float:
+def units_per_round(study: Study, agreement: Agreement, statistics: Statistics | None) -> float:
     """The expected number of units in a round, from public numbers."""
     rate = study.training.sampling_rate
     if study.training.units is not None:
@@ -89,7 +87,7 @@ def units_per_round(study: Study, agreement: Agreement, statistics: ClassStatist
     if study.privacy.unit == "site":
         return len(agreement.sites) * rate
     if statistics is not None:
-        return float(statistics.counts.sum()) * rate
+        return statistics.units * rate
     raise StudyError(
         "privacy.statistics_share is 0 and training.units is not set",
         "sums must be divided by a released or a public number of units",

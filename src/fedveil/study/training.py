@@ -8,8 +8,8 @@ from sites' local steps are divided by the number of sites.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,20 @@ from fedveil.federation import (
     Release,
     Rounds,
     RoundSum,
+    Seen,
     Transport,
 )
-from fedveil.learning import CentredHead, Certainty, ClassStatistics, Model, OptimizerState, ScoreHistogram
+from fedveil.federation.levels.grid import Calibration, Evidence
+from fedveil.federation.levels.rule import Forecast
+from fedveil.learning import (
+    CentredHead,
+    Certainty,
+    ClassStatistics,
+    Model,
+    OptimizerState,
+    ScoreHistogram,
+    Statistics,
+)
 from fedveil.study.progress import Progress
 from fedveil.study.results.run_directory import RunDirectory
 from fedveil.study.results.schema import Dropped, Point, RoundLine
@@ -55,16 +66,20 @@ class Trained:
         certainty: how sure the decision rule is; None if no threshold was released.
         skipped: releases that were not asked for, because noise was known to drown them; nothing was charged.
         rounds: number of finished rounds; fewer than planned if interrupted ones used up budget.
+        agreement: what was executed: of a calibrated study, the pilot and the chosen level.
+        forecast: what a calibrated study predicted from its pilot; None for others.
         coordinator: the coordinator, with its count of charges.
     """
 
     parameters: Vector
-    statistics: ClassStatistics | None
+    statistics: Statistics | None
     histogram: ScoreHistogram | None
     certainty: Certainty | None
     skipped: tuple[str, ...]
     rounds: int
+    agreement: Agreement
     coordinator: Coordinator
+    forecast: Forecast | None = None
 
     @property
     def priors(self) -> Vector | None:
@@ -117,18 +132,39 @@ class _Loop:
     evaluate: Evaluate
     progress: Progress
     label: str
+    evidence: Vector = field(default_factory=lambda: np.empty(0))
+    forecast: Forecast | None = None
 
     def run(self) -> Trained:
         self.checkpoint.load()
         state = ModelState(model=self.model, parameters=self.model.join(None, self.model.initial()))
+        if self.agreement.calibration is None:
+            return self._run(state, self.agreement.releases)
+        return self._calibrated(state, self.agreement.calibration)
+
+    def _calibrated(self, state: ModelState, calibration: Calibration) -> Trained:
+        """The pilot, then the level that the rule picks from it; a resumed run finds the same in its checkpoint."""
+        for release in calibration.pilot:
+            if isinstance(release.query, OneSum):
+                state = self._once(release, release.query, state, 0)
+        saved = self.checkpoint.arrays
+        survivors = tuple(int(saved[f"{one.name}.survivors"].sum()) for one in calibration.pilot)
+        totals = tuple(saved[one.name] for one in calibration.pilot)
+        evidence = Evidence(survivors, totals).to_vector()
+        forecast = calibration.forecast(calibration.read(evidence))
+        chosen = self.agreement.at_level(forecast.level)
+        found = replace(self, agreement=chosen, evidence=evidence, forecast=forecast)
+        return found._run(state, calibration.level(forecast.level).releases)
+
+    def _run(self, state: ModelState, releases: Sequence[Release]) -> Trained:
         finished, skipped = 0, []
-        for release in self.agreement.releases:
+        for release in releases:
             query = release.query
             if isinstance(query, Rounds):
                 state, finished = self._train(release, query, state)
             elif isinstance(query, OneSum) and not query.at_site:
                 if self._drowned(release, query, state):
-                    skipped.append(release.name)
+                    skipped.append(query.name)
                     continue
                 state = self._once(release, query, state, finished)
                 if release is self.agreement.main:
@@ -140,21 +176,22 @@ class _Loop:
             certainty=state.certainty,
             skipped=tuple(skipped),
             rounds=finished,
+            agreement=self.agreement,
+            forecast=self.forecast,
             coordinator=self.coordinator,
         )
 
     def _drowned(self, release: Release, query: OneSum, state: ModelState) -> bool:
-        """Whether the released class sizes tell that noise would drown a release: it is then neither asked nor
-        charged."""
+        """Whether the released class sizes tell that noise would drown a release: it is neither asked nor charged."""
         if state.statistics is None or release.name in self.checkpoint.arrays:
             return False
         rate = release.mechanism.sampling_rate
         variance = self.agreement.noise_variance(release, len(self.agreement.sites)) / rate**2
-        return query.drowned(variance, state.statistics.counts)
+        return query.drowned(self.model, variance, state.statistics.groups)
 
     def _at_once(self, state: ModelState) -> ModelState:
         """The head made from statistics alone; its threshold may be released later."""
-        if state.statistics is None or not isinstance(self.model, CentredHead):
+        if not isinstance(state.statistics, ClassStatistics) or not isinstance(self.model, CentredHead):
             raise StudyError(
                 "there are no class statistics",
                 "a one-shot model is made from them",
@@ -188,9 +225,33 @@ class _Loop:
                 raise
             variance = self.agreement.noise_variance(release, len(collected.survivors))
             arrays = {name: collected.total / rate, f"{name}.variance": np.array(variance / rate**2)}
+            arrays[f"{name}.survivors"] = np.isin(self.agreement.sites, collected.survivors)
             self.checkpoint.save(finished, arrays)
-        saved = self.checkpoint.arrays
-        return query.decode(NoisySum(saved[name], float(saved[f"{name}.variance"]), rate), state)
+        return query.decode(self._noisy(release), state)
+
+    def _noisy(self, release: Release) -> NoisySum:
+        """A sum from the checkpoint, combined with the pilot's sum of the same query if the same sites are in both.
+
+        Both are noisy versions of one exact sum; weights are the inverse variances, so nothing of the pilot is lost.
+        """
+        saved, rate = self.checkpoint.arrays, release.mechanism.sampling_rate
+        names = [release.name]
+        before = release.query.name
+        if release.level is not None and f"{before}.survivors" in saved and rate == 1:
+            same = np.array_equal(saved[f"{before}.survivors"], saved[f"{release.name}.survivors"])
+            names += [before] if same else []
+        weights = (
+            np.array([1 / float(saved[f"{name}.variance"]) for name in names])
+            if len(names) > 1
+            else np.ones(1)
+        )
+        total = sum(weight * saved[name] for weight, name in zip(weights, names, strict=True)) / weights.sum()
+        variance = float(saved[f"{release.name}.variance"]) if len(names) == 1 else float(1 / weights.sum())
+        return NoisySum(np.asarray(total), variance, rate)
+
+    def _sent(self, release: Release, parameters: Vector) -> Vector:
+        """The parameters of a request: those of a level begin with the evidence for it."""
+        return parameters if release.level is None else np.concatenate([self.evidence, parameters])
 
     def _collect(self, release: Release, parameters: Vector) -> RoundSum:
         if not self._affordable(release):
@@ -199,7 +260,7 @@ class _Loop:
                 "each time was charged, and the study's target covers no more",
                 "start the study again, with a new budget",
             )
-        return self.coordinator.collect(release, 1, parameters)
+        return self.coordinator.collect(release, 1, self._sent(release, parameters))
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
         """Run the remaining rounds that the budget covers; return the model and the number of finished rounds."""
@@ -226,7 +287,7 @@ class _Loop:
     ) -> Progression:
         started = time.perf_counter()
         asked = state.at(steps.optimizer.query(before.optimizer)).parameters
-        collected = self.coordinator.collect(release, before.round + 1, asked)
+        collected = self.coordinator.collect(release, before.round + 1, self._sent(release, asked))
         gradient, variance = steps.gradient(collected, self.agreement, release, query)
         after = Progression(
             round=before.round + 1,
@@ -276,6 +337,7 @@ def train(
     evaluate: Evaluate,
     progress: Progress,
     label: str = "training",
+    watch: Callable[[Seen], None] = lambda _: None,
 ) -> Trained:
     """Run, or resume, the rounds of a study.
 
@@ -288,12 +350,17 @@ def train(
         evaluate: public test metrics of parameters, for the learning curve; never used to choose anything.
         progress: told of every round.
         label: the stage's name in the progress.
+        watch: told of everything that the coordinator sees; for audits.
 
     Raises:
         FederationError: too few sites remain; the run can be resumed.
     """
     coordinator = Coordinator(
-        agreement, transport, attempt=directory.begin_session() << 32, note=directory.note_charged
+        agreement,
+        transport,
+        attempt=directory.begin_session() << 32,
+        note=directory.note_charged,
+        watch=watch,
     )
     return _Loop(
         study=study,

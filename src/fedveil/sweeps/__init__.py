@@ -2,6 +2,7 @@
 
 from fedveil.sweeps.budget import Paid, read_payment
 from fedveil.sweeps.grid import EVEN, NAMED, NO_PRIVACY, Grid, Measurement, Setting
+from fedveil.sweeps.knee import Knee, knees
 from fedveil.sweeps.run import measure, read_measurements, sweep
 
 __all__ = [
@@ -9,9 +10,11 @@ __all__ = [
     "NAMED",
     "NO_PRIVACY",
     "Grid",
+    "Knee",
     "Measurement",
     "Paid",
     "Setting",
+    "knees",
     "measure",
     "read_measurements",
     "read_payment",

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedveil.data import Cohort, Dataset
 from fedveil.federation import HospitalUnits, Query
-from fedveil.federation.queries import Asked, CohortCountsQuery
+from fedveil.federation.queries import Asked, CohortCountsQuery, PilotQuery
 from fedveil.learning import CentredHead, CentredLearner, HeldOut
 from fedveil.study import Study
 
@@ -49,6 +49,8 @@ def instance(query: type[Query], unit: str) -> Query | None:
     """The query as some study asks for it; None where none does for this unit."""
     if query is CohortCountsQuery:
         return CohortCountsQuery.over(records(), unit)
+    if query is PilotQuery:
+        return PilotQuery()
     found = (query.of(asked(method, unit)) for method in ("gradient", "averaging"))
     return next((one for one in found if one is not None), None)
 

@@ -1,12 +1,12 @@
 """What a hospital says of its cohort on its own: counts as a loop counts them, noise and a charge before they leave."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.federation.queries.hospital import CLASSES, records
 
-from fedveil.data import Cohort
+from fedveil.data.annotations.columns import Column
 from fedveil.errors import BudgetExceeded
 from fedveil.federation import HospitalUnits, NoisySum
 from fedveil.federation.alone import release_alone
@@ -17,22 +17,8 @@ AGES = ("12", "18", "40.5", "64", "79", "80", "", "unknown", "-3", "nan", "1e99"
 BANDS = (0, 1, 2, 2, 3, 4, 5, 5, 5, 5, 5)
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class WithAttributes(Cohort):
-    """Records that carry columns of attributes, one value an image."""
-
-    attributes: dict[str, tuple[str, ...]]
-
-
 def with_attributes(cohort, **columns):
-    return WithAttributes(
-        name=cohort.name,
-        images=cohort.images,
-        labels=cohort.labels,
-        patients=cohort.patients,
-        classes=cohort.classes,
-        attributes=columns,
-    )
+    return replace(cohort, attributes={name: Column.of(texts) for name, texts in columns.items()})
 
 
 def counted(query, cohort):

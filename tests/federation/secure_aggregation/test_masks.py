@@ -4,9 +4,11 @@ import hashlib
 import hmac
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedveil.federation.secure_aggregation.masks import apply_masks, pair_mask_key, self_mask_key
+from fedveil.parallel import BLOCK
 
 
 def hkdf_sha256(secret, salt, info):
@@ -40,6 +42,16 @@ def test_masks_come_from_a_cryptographic_generator():
     apply_masks(words, [own], [pair])
     expected = aes_counter_words(own, words.size) - aes_counter_words(pair, words.size)
     np.testing.assert_array_equal(words, expected)
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.uint64])
+def test_blocks_of_a_long_vector_continue_the_same_streams(kind):
+    """Whichever thread masks a block, it takes the part of the stream that belongs there."""
+    keys = [bytes([number]) * 32 for number in range(3)]
+    words = np.zeros(2 * BLOCK + 3, dtype=kind)
+    apply_masks(words, keys[:2], keys[2:])
+    stream = [aes_counter_words(key, words.nbytes // 4 + 4).view(kind)[: words.size] for key in keys]
+    np.testing.assert_array_equal(words, stream[0] + stream[1] - stream[2])
 
 
 def test_every_purpose_has_its_own_key():

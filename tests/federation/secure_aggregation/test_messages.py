@@ -49,12 +49,13 @@ def test_messages_survive_the_journey(message):
     assert type(message).from_bytes(message.to_bytes()) == message
 
 
-@given(names, numbers, st.lists(st.integers(0, 2**32 - 1), max_size=9))
-def test_masked_input_survives_the_journey(site, number, words):
-    message = MaskedInput(site, number, np.array(words, dtype=np.uint32))
+@given(names, numbers, st.lists(st.integers(0, 2**32 - 1), max_size=9), st.sampled_from([32, 64]))
+def test_masked_input_survives_the_journey(site, number, words, bits):
+    message = MaskedInput(site, number, np.array(words, dtype=f"u{bits // 8}") - 1)
     arrived = MaskedInput.from_bytes(message.to_bytes())
     assert (arrived.site, arrived.round_number) == (site, number)
     np.testing.assert_array_equal(arrived.words, message.words)
+    assert arrived.words.dtype == message.words.dtype
 
 
 @given(messages, st.data())

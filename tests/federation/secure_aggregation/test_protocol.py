@@ -158,7 +158,7 @@ def test_answers_that_cannot_be_read_or_were_not_asked_for_count_as_silence(fede
 @pytest.mark.parametrize(
     "bad",
     [
-        np.zeros(4, dtype=np.uint64),
+        np.zeros(4, dtype=np.int64),
         np.zeros(4, dtype=np.float64),
         np.zeros((2, 2), dtype=np.uint32),
         np.zeros(8, dtype=np.uint32)[::2],

@@ -34,7 +34,7 @@ def test_few_sites_form_a_complete_graph_and_many_a_sparse_one():
     [
         ({"sites": names(2)}, "of two, each would learn the other's"),
         ({"sites": ("a", "b", "a")}, "different sites"),
-        ({"sites": names(256)}, "3 to 255"),
+        ({"sites": names(1001)}, "3 to 1,000"),
         ({"rounds": 0}, "1 to 4096 rounds"),
         ({"rounds": 5000}, "1 to 4096 rounds"),
         ({"threshold": 5}, "must be above"),

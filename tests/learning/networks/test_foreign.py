@@ -1,5 +1,6 @@
 """Networks from timm: the package itself where it is installed, and in its place one that has its manners."""
 
+import importlib
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -99,7 +100,6 @@ ARCHITECTURES = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_networks_of_the_package_are_private_and_fast(name: str) -> None:
-    pytest.importorskip("timm", reason="timm is an extra")
     net = network(f"timm:{name}@scratch", classes=2, channels=1, image_size=64, seed=0).eval()
     assert check_private(net, (1, 64, 64)) == ()
 
@@ -107,7 +107,7 @@ def test_networks_of_the_package_are_private_and_fast(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_layers_put_in_the_place_of_others_compute_the_same(name: str) -> None:
-    package = pytest.importorskip("timm", reason="timm is an extra")
+    package = importlib.import_module("timm")
     size = {"img_size": 64} if name.startswith("vit") else {}
     net, images = package.create_model(name, num_classes=2, **size).eval(), torch.rand(2, 3, 64, 64)
     for module in net.modules():

@@ -22,6 +22,7 @@ __all__ = [
     "RankBy",
     "Risk",
     "StudyFile",
+    "Tolerance",
     "Trusts",
     "Units",
 ]
@@ -43,7 +44,9 @@ Epsilon = Annotated[
 ]
 Trusts = Annotated[
     str | None,
-    typer.Option(help="Overrides privacy.trust; with --cohorts, all accepted levels."),
+    typer.Option(
+        help="Overrides privacy.trust; with --cohorts, all accepted levels; default: the study's and stronger ones."
+    ),
 ]
 Auroc = Annotated[float | None, typer.Option(help="With --cohorts: the smallest accepted AUROC.")]
 BalancedAccuracy = Annotated[
@@ -82,5 +85,11 @@ Like = Annotated[
 Fit = Annotated[
     Path | None,
     typer.Option(help="With --cohorts: directory of your own sweep to predict from, instead of --like."),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="With --cohorts: least epsilon that loses no more accuracy than this; default 0.01 without other wishes."
+    ),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show the arithmetic.")]

@@ -23,6 +23,7 @@ def plan(
     auroc: options.Auroc = None,
     balanced_accuracy: options.BalancedAccuracy = None,
     risk: options.Risk = None,
+    tolerance: options.Tolerance = None,
     metric: options.RankBy = None,
     unit: options.Units = None,
     images: options.Images = None,
@@ -40,7 +41,13 @@ def plan(
     Example: fedveil plan --cohorts 800,600,600,500,400 --auroc 0.95 --explain
     """
     plan_request = {"auroc": auroc, "balanced_accuracy": balanced_accuracy, "risk": risk, "metric": metric}
-    plan_request |= {"unit": unit, "images": images, "method": method, "network": network}
+    plan_request |= {
+        "tolerance": tolerance,
+        "unit": unit,
+        "images": images,
+        "method": method,
+        "network": network,
+    }
     with speak_plainly():
         if cohorts is None:
             asked = plan_request | {"like": like, "fit": fit}

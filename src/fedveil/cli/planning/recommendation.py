@@ -1,20 +1,20 @@
 """The recommended setting as text for a terminal, and as JSON."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 
 from rich.table import Table
 
 from fedveil.cli.output.console import console
 from fedveil.cli.output.tables import format_epsilon, print_notes
+from fedveil.cli.planning.chart import accuracy_chart
 from fedveil.planning import Recommendation
 from fedveil.study import METRICS, Metric, Recipe, metric_name
 
 __all__ = ["print_recommendation", "recommendation_values"]
 
 HEADS = {
-    "gradient": "gradient: a linear head on frozen public features",
-    "one-shot": "one-shot: a linear head from class means of frozen public features",
+    "gradient": "gradient: linear head on frozen public features",
+    "one-shot": "one-shot: linear head from class means of public features",
 }
 TRAINED = {"gradient": "one step per round", "averaging": "local steps, whose results are averaged"}
 
@@ -28,6 +28,7 @@ def print_recommendation(found: Recommendation, explain: bool = False) -> None:
     if len(found.candidates) > 1:
         console.print()
         console.print(_candidates(found))
+    _print_curve(found)
     advice, metric = found.advice, metric_name(found.plan_request.ranked)
     console.print(
         f"\nthe cheapest change that helps most: {advice.what} ({metric} {advice.expected:.3f})"
@@ -40,6 +41,22 @@ def print_recommendation(found: Recommendation, explain: bool = False) -> None:
     print_notes([found.note])
     if not found.no:
         console.print(f"\n{found.study_lines()}", soft_wrap=True, markup=False)
+
+
+def _print_curve(found: Recommendation) -> None:
+    """Accuracy against epsilon, with the chosen one marked, and its risk in words."""
+    chosen, metric = found.chosen.epsilon, metric_name(found.plan_request.ranked)
+    console.print()
+    console.print(accuracy_chart(found.curve, chosen, metric))
+    rates = [one.true_positive_rate for one in found.curve if one.epsilon == chosen]
+    loss = found.plan_request.loss
+    least = "" if loss is None or found.no else f": the least within {loss:g} of the {metric} without privacy"
+    console.print(f"> epsilon {format_epsilon(chosen)}{least}")
+    if rates:
+        console.print(
+            f"found: at 1 % false alarms an attacker finds at most {rates[0]:.1%} of those who took part",
+            soft_wrap=True,
+        )
 
 
 def recommendation_values(found: Recommendation) -> dict[str, object]:
@@ -55,6 +72,8 @@ def recommendation_values(found: Recommendation) -> dict[str, object]:
         "site_noise_std": found.site_noise,
         "without_privacy": found.bare,
         "like": found.reference.name,
+        "tolerance": found.plan_request.loss,
+        "curve": [asdict(one) for one in found.curve],
         "candidates": [asdict(one) for one in found.candidates],
         "samplings": [asdict(one) for one in found.samplings],
         "changes": [asdict(one) for one in found.changes],
@@ -91,8 +110,7 @@ def _add_prediction(table: Table, metric: Metric, found: Recommendation) -> None
     one = found.chosen.predicted[metric]
     table.add_row(
         f"predicted {metric_name(metric)}",
-        f"{one.expected:.3f}  (95 % of runs between {one.low:.3f} and {one.high:.3f}; without privacy "
-        f"{found.bare[metric]:.3f} at best)",
+        f"{one.expected:.3f}, 95 % of runs in {one.low:.3f} to {one.high:.3f}; no privacy {found.bare[metric]:.3f}",
     )
 
 
@@ -114,22 +132,16 @@ def _sampling(found: Recommendation) -> str:
 
 
 def _candidates(found: Recommendation) -> Table:
-    """Every accepted configuration, with one column per recipe."""
+    """Every accepted configuration."""
     metric = found.plan_request.ranked
-    recipes: Mapping[Recipe, None] = dict.fromkeys(one.configuration.recipe for one in found.candidates)
-    columns = (f"{metric_name(metric)}, {recipe}" for recipe in recipes)
-    table = Table("unit", "trust", *columns, box=None, pad_edge=False)
-    for unit, trust in dict.fromkeys(
-        (one.configuration.unit, one.configuration.trust) for one in found.candidates
-    ):
-        by = {
-            c.configuration.recipe: c
-            for c in found.candidates
-            if (c.configuration.unit, c.configuration.trust) == (unit, trust)
-        }
-        cells = (
-            f"{by[one].value(metric):.3f} at epsilon {by[one].epsilon:.3g}" if one in by else ""
-            for one in recipes
+    table = Table("unit", "trust", "method", "epsilon", metric_name(metric), box=None, pad_edge=False)
+    for one in found.candidates:
+        configuration, missed = one.configuration, "" if one.reaches else " (misses)"
+        table.add_row(
+            configuration.unit,
+            configuration.trust,
+            str(configuration.recipe),
+            format_epsilon(one.epsilon),
+            f"{one.value(metric):.3f}{missed}",
         )
-        table.add_row(unit, trust, *cells)
     return table

@@ -8,7 +8,7 @@ from fedveil.cli.planning.options import LIKE
 from fedveil.errors import InvalidValue
 from fedveil.planning import Laws, PlanRequest, Reference, references
 from fedveil.planning.request import METHODS, TRUSTS
-from fedveil.privacy import Unit
+from fedveil.privacy import Trust, Unit
 from fedveil.study import METRICS, Method, Metric, Recipe, RunDirectory, Study
 from fedveil.sweeps import read_measurements
 
@@ -56,20 +56,29 @@ def make_plan_request(
     units = _words("unit", unit or "patient", get_args(Unit))
     if "image" in units and images is None:
         refuse({"unit": unit}, "counts images, and cohorts count patients", "add --images, such as 1.8")
+    base = Study.load(study) if study else measured
     return PlanRequest(
         cohorts=_sizes(cohorts),
         images=1.0 if images is None else images,
         units=units,
-        trusts=_words("trust", asked["trust"] or ",".join(TRUSTS), TRUSTS),
+        trusts=_words("trust", asked["trust"], TRUSTS) if asked["trust"] else _no_weaker(base),
         recipes=_recipes(asked["method"], asked["network"], laws),
         epsilon=asked["epsilon"],
         auroc=asked["auroc"],
         balanced_accuracy=asked["balanced_accuracy"],
         risk=asked["risk"],
         metric=None if metric is None else _metric(metric),
-        study=Study.load(study) if study else measured,
+        tolerance=asked["tolerance"],
+        study=base,
         measured=measured,
     )
+
+
+def _no_weaker(study: Study) -> tuple[Trust, ...]:
+    """The trust levels that trust others no more than the study does; a study without privacy counts as the default."""
+    trust = study.privacy.trust
+    own: Trust = trust if trust in TRUSTS else Study().privacy.trust
+    return TRUSTS[: TRUSTS.index(own) + 1]
 
 
 def _recipes(method: str | None, network: str | None, laws: Laws) -> tuple[Recipe, ...]:

@@ -1,35 +1,33 @@
 """Ambiguous patient names: the unit of the guarantee must not be guessed."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+import numpy as np
+
+from fedveil.data.annotations.columns import Column
 from fedveil.data.annotations.labels import Fault
 from fedveil.data.options import Options
 
-__all__ = ["patient_key", "patient_name", "patient_pairs", "placeholder_fault"]
+__all__ = ["patient_key", "patient_pairs", "placeholder_fault"]
 
 PLACEHOLDER = re.compile(
     r"|anon(ym(ous|i[sz]ed))?|de-?identified|removed|unknown|notavailable|none|null|nan|n/?a|x{3,}|[-?]+|-\d+(\.0)?"
 )
+ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 def patient_key(name: str) -> str:
     """The name without differences in spelling: letter case, spaces, leading zeros of numbers.
 
-    It depends on the name alone, not on other patients' names.
+    It depends on the name alone, not on other patients' names. Where each image is judged by itself, similar names
+    count as one patient: two people who are taken for one have half the protection each, since one of them moves a sum
+    by twice its bound at most.
 
     >>> {patient_key(name) for name in ("P 7", "p7", "P007")}, patient_key("P70")
     ({'p7'}, 'p70')
     """
-    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s+", "", name).casefold())
-
-
-def patient_name(name: str | None, options: Options) -> str | None:
-    """Whose an image is where each is judged by itself: similar names count as one, unless they are said to be several.
-
-    Two people who are taken for one have half the protection each: one of them moves a sum by twice its bound at most.
-    """
-    return name if name is None or "similar-patients" in options.accept else patient_key(name)
+    return ZEROS.sub("", "".join(name.split()).casefold())
 
 
 def is_placeholder(name: str) -> bool:
@@ -53,17 +51,18 @@ def placeholder_fault(name: str, options: Options) -> Fault | None:
 
 
 def patient_pairs(
-    patients: Sequence[str], identifiers: Sequence[str | None], options: Options
+    patients: Column, identifiers: Column, options: Options
 ) -> Iterator[tuple[int, int, Fault]]:
     """Pairs of rows (later, earlier) that may show one patient under two names, each pair of names once.
 
     Args:
         patients: the patient of each row.
-        identifiers: PatientID of each row's DICOM file; None if it has none.
+        identifiers: PatientID of each row's DICOM file, if it has one.
         options: what the study accepts.
     """
+    similar = patients.renamed(patient_key)
     if "similar-patients" not in options.accept:
-        for later, earlier in _clashes([patient_key(name) for name in patients], patients):
+        for later, earlier in _clashes(similar, patients):
             yield (
                 later,
                 earlier,
@@ -74,8 +73,8 @@ def patient_pairs(
                 ),
             )
     if "dicom-patients" not in options.accept:
-        known = ["" if one is None or is_placeholder(one) else patient_key(one) for one in identifiers]
-        for later, earlier in _clashes(known, [patient_key(name) for name in patients]):
+        known = identifiers.renamed(lambda name: "" if is_placeholder(name) else patient_key(name))
+        for later, earlier in _clashes(known, similar):
             yield (
                 later,
                 earlier,
@@ -88,12 +87,12 @@ def patient_pairs(
             )
 
 
-def _clashes(keys: Sequence[str], names: Sequence[str]) -> Iterator[tuple[int, int]]:
+def _clashes(keys: Column, names: Column) -> Iterator[tuple[int, int]]:
     """Rows of one key (unless it is empty) and two names: the first row of each further name, and that of the first."""
-    first: dict[str, int] = {}
-    told: set[tuple[str, str]] = set()
-    for row, (key, name) in enumerate(zip(keys, names, strict=True)):
-        earlier = first.setdefault(key, row)
-        if key and names[earlier] != name and (key, name) not in told:
-            told.add((key, name))
-            yield row, earlier
+    rows = np.flatnonzero(np.array(keys.map(bool, False))[keys.codes])
+    _, first, group = np.unique(keys.codes[rows], return_index=True, return_inverse=True)
+    earlier = rows[first][group]
+    pairs = keys.codes[rows] * (len(names.names) + 1) + names.codes[rows]
+    for place in np.sort(np.unique(pairs, return_index=True)[1]):
+        if names.codes[rows[place]] != names.codes[earlier[place]]:
+            yield int(rows[place]), int(earlier[place])

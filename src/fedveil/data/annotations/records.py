@@ -1,12 +1,22 @@
 """The output of a reader before checks, the checks, and the resulting data set."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data.annotations.labels import Fault, findings, joined_labels, label_faults, study_labels
+from fedveil.data.annotations.columns import TEXT, Column, Names, missing_column, taken
+from fedveil.data.annotations.labels import (
+    Fault,
+    Labels,
+    findings,
+    joined_labels,
+    label_faults,
+    resolved,
+    split_findings,
+    study_labels,
+)
 from fedveil.data.annotations.patients import patient_pairs, placeholder_fault
 from fedveil.data.dataset import TEST, TRAIN, VALIDATION, Dataset
 from fedveil.data.formats.image_files import FileImages
@@ -19,13 +29,13 @@ from fedveil.names import check_site_name
 __all__ = [
     "SPLITS",
     "SPLIT_NAMES",
-    "Given",
     "Problem",
     "Records",
     "assemble",
     "find_problems",
     "judged",
     "raise_first",
+    "without_lost_classes",
 ]
 
 SPLIT_NAMES = {
@@ -59,62 +69,35 @@ class Problem:
         return f"{self.place}: {self.found}; {self.rule}: {self.remedy.rstrip('.')}."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """The annotations of one image."""
-
-    patient: str | None
-    site: str | None
-    split: int | None
-
-
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Records:
-    """One entry per image in every column; ``place(i)`` is the file and line of image i.
+    """What a reader found: one entry per image in every column; ``place(i)`` is the file and line of image i.
 
     ``labels`` are codes into ``classes``, ``(n,)``, or one column per class if an image can have several findings,
-    ``(n, len(classes))``: 1 or 0, or -1 if unknown. ``patients``, ``sites``, ``splits`` are None if the source has
-    none, or not for every image; ``rows`` has the annotations of each image then.
+    ``(n, len(classes))``: 1 or 0, or -1 if unknown. ``patients``, ``sites`` and ``splits`` are None if the source has
+    none; single entries may be missing, -1. ``attributes`` are further columns by their public names.
     """
 
     name: str
     images: ImageStack
-    labels: Codes
+    labels: Labels
     classes: tuple[str, ...]
-    image_names: tuple[str, ...]
+    image_names: Names
     place: Callable[[int], str]
-    patients: tuple[str, ...] | None = None
-    sites: tuple[str, ...] | None = None
+    patients: Column | None = None
+    sites: Column | None = None
     splits: npt.NDArray[np.int8] | None = None
+    attributes: Mapping[str, Column] = field(default_factory=dict)
     synthetic: bool = False
     description: str = ""
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = field(default=())
-    rows: tuple["Given", ...] | None = None
 
-    def patients_given(self) -> list[str | None]:
-        """Each image's patient, None if unnamed; unlike ``patients`` independent of the other images."""
-        if self.rows is not None:
-            return [row.patient for row in self.rows]
-        return list(self.patients or (None,) * len(self.image_names))
-
-    def sites_given(self) -> list[str | None]:
-        """Each image's site, None if unnamed."""
-        if self.rows is not None:
-            return [row.site for row in self.rows]
-        return list(self.sites or (None,) * len(self.image_names))
-
-    def splits_given(self) -> list[int | None]:
-        """Each image's split, None if not given."""
-        if self.rows is not None:
-            return [row.split for row in self.rows]
-        return [None] * len(self.image_names) if self.splits is None else [int(code) for code in self.splits]
-
-    def image_keys(self) -> Sequence[str]:
-        """Identifies each image independently of its position: its file, or in an array its content."""
+    def image_keys(self, rows: Codes) -> Names:
+        """Identifies images independently of their position: by their file, or in an array by their content."""
         if isinstance(self.images, FileImages):
-            return self.image_names
-        return self.images.digest(np.arange(len(self.images)))
+            return self.image_names.take(rows)
+        return Names(self.images.digest(rows))
 
     def subset(self, rows: Codes) -> "Records":
         """Only these images, in that order."""
@@ -127,56 +110,80 @@ class Records:
             self,
             images=kept,
             labels=self.labels[rows],
-            image_names=tuple(self.image_names[row] for row in rows),
+            image_names=self.image_names.take(rows),
             place=lambda row: place(int(rows[row])),
-            patients=None if self.patients is None else tuple(self.patients[row] for row in rows),
-            sites=None if self.sites is None else tuple(self.sites[row] for row in rows),
+            patients=None if self.patients is None else self.patients.take(rows),
+            sites=None if self.sites is None else self.sites.take(rows),
             splits=None if self.splits is None else self.splits[rows],
-            rows=None if self.rows is None else tuple(self.rows[row] for row in rows),
+            attributes=taken(self.attributes, rows),
         )
 
 
 def judged(records: Records, options: Options) -> Records:
     """The records without images whose annotations are unusable, each with its problem or a note.
 
-    Every image is judged independently.
+    Every image is judged independently. Labels that list findings become one column per finding.
     """
+    if records.labels.ndim == 2:
+        records = replace(records, labels=resolved(records.labels, options))
+    elif options.task == "findings" and (options.separator or options.classes):
+        return judged_findings(records, options)
     wrong, unknown = label_faults(records.labels, records.classes, options)
-    if options.unknown_labels == "drop":
-        dropped = set(unknown)
-    else:
-        dropped = set()
-        wrong |= unknown
-    patients = records.patients_given()
-    named = {name: placeholder_fault(name, options) for name in set(patients) if name is not None}
-    nobody = {row: named[name] for row, name in enumerate(patients) if name is not None and named[name]}
-    faults: dict[int, Fault] = wrong | {row: fault for row, fault in nobody.items() if fault}
+    records = _without(records, wrong, unknown, options)
+    if options.separator and records.labels.ndim == 1:
+        labels, classes = findings(records.labels, records.classes, options)
+        records = replace(records, labels=labels, classes=classes)
+    return records
+
+
+def judged_findings(records: Records, options: Options) -> Records:
+    """As `judged`, for one column of labels that list the findings of ``options.classes``."""
+    wrong, _ = label_faults(records.labels, records.classes, options)
+    labels, classes = findings(records.labels, records.classes, options)
+    others = sorted(
+        {one for text in records.classes for one in split_findings(text, options.separator)} - set(classes)
+    )
+    notes = (
+        [f"labels that are no finding of data.classes count as none: {', '.join(others)}"] if others else []
+    )
+    found = replace(
+        records, labels=resolved(labels, options), classes=classes, notes=(*records.notes, *notes)
+    )
+    unknown = {
+        row: one for row, one in label_faults(found.labels, classes, options)[1].items() if row not in wrong
+    }
+    return _without(found, wrong, unknown, options)
+
+
+def _without(
+    records: Records, wrong: dict[int, Fault], unknown: dict[int, Fault], options: Options
+) -> Records:
+    """Leave out images with an unusable or unknown label, or with a patient that is a placeholder."""
+    dropped = unknown if options.unknown_labels == "drop" else {}
+    faults = wrong if dropped else wrong | unknown
+    if records.patients is not None:
+        named = records.patients.map(lambda name: placeholder_fault(name, options), None)
+        nobody = np.flatnonzero(np.array([fault is not None for fault in named])[records.patients.codes])
+        faults = faults | {int(row): named[records.patients.codes[row]] for row in nobody}
     problems = [Problem(records.place(row), *faults[row], left_out=True) for row in sorted(faults)]
     notes = [f"{len(dropped)} images of unknown label are left out"] if dropped else []
     if faults or dropped:
-        rows = [row for row in range(len(records.images)) if row not in faults and row not in dropped]
-        records = _without_lost_classes(records.subset(np.array(rows, np.int64)), records.labels)
-    if options.separator and records.labels.ndim == 1:
-        labels, classes = findings(records.labels, records.classes, options.separator)
-        records = replace(records, labels=labels, classes=classes)
-    return replace(
-        records,
-        problems=(*records.problems, *problems),
-        notes=(*records.notes, *notes),
-    )
+        keep = np.ones(len(records.images), dtype=np.bool_)
+        keep[[*faults, *dropped]] = False
+        records = without_lost_classes(records.subset(np.flatnonzero(keep)), records.labels)
+    return replace(records, problems=(*records.problems, *problems), notes=(*records.notes, *notes))
 
 
-def _without_lost_classes(records: Records, before: Codes) -> Records:
+def without_lost_classes(records: Records, before: Labels) -> Records:
     """Drop the classes that have lost all their images, if images have one class each."""
     if records.labels.ndim == 2:
         return records
-    lost = set(before.tolist()) - set(records.labels.tolist())
-    kept = [code for code in range(len(records.classes)) if code not in lost]
+    lost = np.setdiff1d(before, records.labels)
+    kept = np.setdiff1d(np.arange(len(records.classes)), lost)
     order = np.full(len(records.classes), -1, np.int64)
     order[kept] = np.arange(len(kept))
-    return replace(
-        records, labels=order[records.labels], classes=tuple(records.classes[code] for code in kept)
-    )
+    classes = tuple(records.classes[code] for code in kept)
+    return replace(records, labels=order[records.labels], classes=classes)
 
 
 def find_problems(records: Records, options: Options) -> Iterator[Problem]:
@@ -191,17 +198,17 @@ def find_problems(records: Records, options: Options) -> Iterator[Problem]:
         )
         return
     if records.patients is not None:
-        yield from _doubtful_patients(records, options)
+        yield from _doubtful_patients(records, records.patients, options)
         if not options.allow_patient_overlap:
-            yield from _overlaps(records)
+            yield from _overlaps(records, records.patients)
     yield from _label_problems(records, options)
     yield from _site_problems(records)
     if records.sites is not None and records.splits is not None:
-        sites = np.array(records.sites)
-        for site in sorted(set(records.sites) - set(sites[records.splits == TRAIN])):
+        trained = records.sites.codes[records.splits == TRAIN]
+        for code in np.setdiff1d(records.sites.codes, trained):
             yield Problem(
-                records.place(int(np.flatnonzero(sites == site)[0])),
-                f"the site {site} has no patients to train on",
+                records.place(int(np.flatnonzero(records.sites.codes == code)[0])),
+                f"the site {records.sites.names[code]} has no patients to train on",
                 "every site needs at least one",
                 "give it training images, or leave its rows out",
                 left_out=True,
@@ -210,49 +217,53 @@ def find_problems(records: Records, options: Options) -> Iterator[Problem]:
 
 def _site_problems(records: Records) -> Iterator[Problem]:
     """Names that could be confused with another site's, or with a path: a site's ledger file has its name."""
-    for site in sorted(set(records.sites or ())):
+    if records.sites is None:
+        return
+    for code in np.unique(records.sites.codes):
         try:
-            check_site_name(site)
+            check_site_name(records.sites.names[code])
         except InvalidValue as error:
-            place = records.place((records.sites or ()).index(site))
+            place = records.place(int(np.flatnonzero(records.sites.codes == code)[0]))
             yield Problem(place, error.found, error.rule, error.remedy)
 
 
-def _doubtful_patients(records: Records, options: Options) -> Iterator[Problem]:
+def _doubtful_patients(records: Records, patients: Column, options: Options) -> Iterator[Problem]:
     """Patients who may have two names. They can still take part: a hospital is responsible for its own table."""
-    images, patients = records.images, records.patients or ()
-    told = (
-        [facts.patient for facts in images.facts] if isinstance(images, FileImages) else [None] * len(images)
-    )
+    images = records.images
+    told = images.facts.patients if isinstance(images, FileImages) else missing_column(len(images))
     for row, earlier, (found, rule, remedy) in patient_pairs(patients, told, options):
         place = f"{found} (at {records.place(earlier)})"
         yield Problem(records.place(row), place, rule, remedy, left_out=True)
 
 
-def _overlaps(records: Records) -> Iterator[Problem]:
-    first: dict[tuple[str, str], tuple[str, int]] = {}
-    seen: set[tuple[str, str]] = set()
-    for row, patient in enumerate(records.patients or ()):
-        belongs = {} if records.sites is None else {"site": records.sites[row]}
-        if records.splits is not None:
-            belongs["split"] = SPLITS[records.splits[row]]
-        for column, value in belongs.items():
-            before, where = first.setdefault((column, patient), (value, row))
-            if before != value and (column, patient) not in seen:
-                seen.add((column, patient))
-                yield Problem(
-                    records.place(row),
-                    f"patient {patient} is in the {column} {value}, "
-                    f"but in {before} at {records.place(where)}",
-                    f"a patient must belong to one {column}, or no guarantee for patients holds",
-                    "correct the table, or set allow_patient_overlap = true if it is meant",
-                    left_out=True,
-                )
+def _overlaps(records: Records, patients: Column) -> Iterator[Problem]:
+    """Patients in two sites or splits, each once per column, at the first row that differs from their first."""
+    columns: list[tuple[str, Codes, Sequence[str]]] = []
+    if records.sites is not None:
+        columns.append(("site", records.sites.codes, records.sites.names))
+    if records.splits is not None:
+        columns.append(("split", records.splits.astype(np.int64), SPLITS))
+    told: list[tuple[int, Problem]] = []
+    _, first, whose = np.unique(patients.codes, return_index=True, return_inverse=True)
+    for column, codes, names in columns:
+        before = codes[first][whose]
+        rows = np.flatnonzero(codes != before)
+        for row in rows[np.sort(np.unique(whose[rows], return_index=True)[1])]:
+            problem = Problem(
+                records.place(int(row)),
+                f"patient {patients[row]} is in the {column} {names[codes[row]]}, "
+                f"but in {names[before[row]]} at {records.place(int(first[whose[row]]))}",
+                f"a patient must belong to one {column}, or no guarantee for patients holds",
+                "correct the table, or set allow_patient_overlap = true if it is meant",
+                left_out=True,
+            )
+            told.append((int(row), problem))
+    yield from (problem for _, problem in sorted(told, key=lambda one: one[0]))
 
 
 def _label_problems(records: Records, options: Options) -> Iterator[Problem]:
     try:
-        labels, classes = study_labels(records.name, records.labels, records.classes, options)
+        labels, classes = study_labels(records.labels, records.classes, options)
     except InvalidValue as error:
         yield Problem(records.name, error.found, error.rule, error.remedy)
         return
@@ -268,7 +279,10 @@ def _label_problems(records: Records, options: Options) -> Iterator[Problem]:
             "mark some as train",
         )
         return
-    unseen = [] if options.classes else sorted(set(labels[~train]) - set(labels[train]))
+    if labels.ndim == 2:
+        return
+    learned = np.unique(labels[train])
+    unseen = np.setdiff1d(labels[~train], learned if options.classes is None else labels)
     for code in unseen:
         row = int(np.flatnonzero(labels == code)[0])
         yield Problem(
@@ -277,10 +291,10 @@ def _label_problems(records: Records, options: Options) -> Iterator[Problem]:
             "a class must be learned before it is tested",
             "give training images of it, or leave those rows out",
         )
-    if len(set(labels[train])) == 1 and not unseen and not options.classes:
+    if len(learned) == 1 and not len(unseen) and not options.classes:
         yield Problem(
             records.name,
-            f"every training image has the label {classes[labels[train][0]]}",
+            f"every training image has the label {classes[learned[0]]}",
             "a classifier needs at least two classes",
             "add images of another class, or name the classes that other sites hold",
         )
@@ -297,32 +311,37 @@ def raise_first(problems: Sequence[Problem], source: str) -> None:
 def assemble(records: Records, options: Options, source: str) -> Dataset:
     """The data set, or the first problem as a DataError."""
     raise_first(list(find_problems(records, options)), source)
-    labels, classes = study_labels(records.name, records.labels, records.classes, options)
-    count = len(records.images)
-    names = records.patients or tuple(f"image-{row + 1}" for row in range(count))
-    patient_names, patients = np.unique(np.array(names), return_inverse=True)
-    sites: Codes | None = None
-    site_names: tuple[str, ...] = ()
-    if records.sites is not None:
-        unique_sites, codes = np.unique(np.array(records.sites), return_inverse=True)
-        sites, site_names = codes.astype(np.int64), tuple(str(site) for site in unique_sites)
+    labels, classes = study_labels(records.labels, records.classes, options)
+    patients = None if records.patients is None else records.patients.compact()
+    whose = numbered(len(records.images)) if patients is None else patients
+    sites = None if records.sites is None else records.sites.compact()
     split = records.splits
     if split is None:
-        own = records.patients or records.image_keys()
+        own = records.image_keys(np.arange(len(whose))) if patients is None else patients.names
         held_out = draw_test_patients(own, options.test_fraction, options.seed, options.secret)
-        split = np.where(held_out, TEST, TRAIN)
+        split = np.where(held_out if patients is None else held_out[patients.codes], TEST, TRAIN)
     return Dataset(
         name=records.name,
         images=records.images,
         labels=labels,
-        patients=patients.astype(np.int64),
-        patient_names=tuple(str(name) for name in patient_names),
+        patients=whose.codes,
+        patient_names=whose.names,
         image_names=records.image_names,
         classes=classes,
-        sites=sites,
-        site_names=site_names,
+        task=options.task or "classes",
+        sites=None if sites is None else sites.codes,
+        site_names=() if sites is None else tuple(sites.names),
         split=split.astype(np.int8),
-        patients_known=records.patients is not None,
+        attributes=records.attributes,
+        patients_known=patients is not None,
         synthetic=records.synthetic,
         description=records.description,
     )
+
+
+def numbered(count: int) -> Column:
+    """A separate patient for each image: image-1, image-2, ..., sorted as texts."""
+    order = np.argsort(np.arange(1, count + 1).astype(np.bytes_), kind="stable")
+    codes = np.empty(count, np.int64)
+    codes[order] = np.arange(count)
+    return Column(codes, Names(np.strings.add("image-", (order + 1).astype(TEXT))))

@@ -1,77 +1,76 @@
-"""From rows that name image files, of manifests and folders, to records."""
+"""From columns that name image files, of manifests and folders, to records of readable files."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from fedveil.data.annotations.records import Given, Problem, Records
+from fedveil.data.annotations.columns import Column, Names
+from fedveil.data.annotations.labels import Codes
+from fedveil.data.annotations.records import Problem, Records, without_lost_classes
 from fedveil.data.formats.image_files import FileImages, probe
-from fedveil.data.image_header import ImageFacts
+from fedveil.data.image_header import Headers, ImageFacts
 from fedveil.data.options import Options, Reading
 from fedveil.errors import DataError
 
-__all__ = ["Row", "class_order", "file_problem", "file_records", "try_probe"]
+__all__ = ["class_codes", "class_order", "file_problem", "listed_files", "probed", "try_probe"]
+
+TOGETHER = 32
+"""Files that one thread reads in turn."""
+BATCH = 4096
+"""Files whose headers are in memory as objects at the same time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One image file: its path, its annotations, and their place."""
-
-    path: Path
-    name: str
-    label: str
-    place: str
-    patient: str | None = None
-    site: str | None = None
-    split: int | None = None
+def listed_files(paths: Names, options: Options) -> FileImages:
+    """Images in files whose headers `probed` has yet to read."""
+    none = Headers(
+        sizes=np.zeros((len(paths), 2), np.int32),
+        channels=np.zeros(len(paths), np.int8),
+        modes=Column(np.zeros(len(paths), np.int64), Names(("",))),
+        patients=Column(np.full(len(paths), -1, np.int64), Names(())),
+    )
+    return FileImages(paths, none, options.image_size, options.reading)
 
 
-def file_records(
-    name: str, rows: Sequence[Row], options: Options, problems: Iterable[Problem], notes: Iterable[str]
-) -> Records:
+def probed(records: Records, options: Options) -> Records:
     """Reads every file's header; an unusable file becomes a problem and is left out.
 
-    A column counts as given if every row has it. Without patients in the rows, DICOM's PatientID counts.
+    Without patients in the table, DICOM's PatientID counts.
     """
-    found = list(problems)
-    usable: list[tuple[Row, ImageFacts]] = []
-    probe_one = partial(try_probe, reading=options.reading)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for row, facts in zip(rows, pool.map(probe_one, (row.path for row in rows)), strict=True):
+    files = records.images
+    assert isinstance(files, FileImages)
+    kept: list[int] = []
+    found = list(records.problems)
+
+    def usable() -> Iterator[ImageFacts]:
+        for row, facts in enumerate(_probed(files, options.reading)):
             if isinstance(facts, DataError):
-                found.append(file_problem(row.place, row.path, facts))
+                found.append(file_problem(records.place(row), files.path(row), facts))
             else:
-                usable.append((row, facts))
-    usable, patients, missing = _patients(name, usable, options)
-    kept = [row for row, _ in usable]
-    classes = class_order(row.label for row in kept)
-    codes = {label: code for code, label in enumerate(classes)}
-    return Records(
-        name=name,
-        images=FileImages(
-            [row.path for row in kept], [facts for _, facts in usable], options.image_size, options.reading
-        ),
-        labels=np.array([codes[row.label] for row in kept], np.int64),
-        classes=classes,
-        image_names=tuple(row.name for row in kept),
-        place=lambda index: kept[index].place,
-        patients=patients,
-        sites=_column([row.site for row in kept]),
-        splits=_splits([row.split for row in kept]),
-        problems=(*found, *missing),
-        notes=tuple(notes),
-        rows=tuple(
-            Given(
-                patient=facts.patient if row.patient is None else row.patient, site=row.site, split=row.split
-            )
-            for row, facts in usable
-        ),
+                kept.append(row)
+                yield facts
+
+    headers = Headers.of(usable())
+    rows = np.array(kept, dtype=np.int64)
+    images = FileImages(files.paths.take(rows), headers, options.image_size, options.reading)
+    usable_records = records.subset(rows)
+    return _with_patients(
+        replace(without_lost_classes(usable_records, records.labels), images=images, problems=tuple(found)),
+        headers.patients,
+        options,
     )
+
+
+def _probed(files: FileImages, reading: Reading) -> Iterator[ImageFacts | DataError]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(files), BATCH):
+            rows = range(start, min(start + BATCH, len(files)))
+            parts = [rows[first : first + TOGETHER] for first in range(0, len(rows), TOGETHER)]
+            for found in pool.map(lambda part: [try_probe(files.path(row), reading) for row in part], parts):
+                yield from found
 
 
 def file_problem(place: str, path: Path, error: DataError) -> Problem:
@@ -92,6 +91,15 @@ def class_order(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
+def class_codes(labels: Column) -> tuple[Codes, tuple[str, ...]]:
+    """Codes into the labels that occur, in the order of `class_order`."""
+    column = labels.compact()
+    classes = class_order(column.names)
+    place = {name: code for code, name in enumerate(classes)}
+    order = np.array([place[name] for name in column.names], dtype=np.int64)
+    return order[column.codes], classes
+
+
 def try_probe(path: Path, reading: Reading) -> ImageFacts | DataError:
     """The content of the file's header, or the reason why the file is unusable."""
     try:
@@ -100,35 +108,34 @@ def try_probe(path: Path, reading: Reading) -> ImageFacts | DataError:
         return error
 
 
-def _patients(
-    name: str, usable: list[tuple[Row, ImageFacts]], options: Options
-) -> tuple[list[tuple[Row, ImageFacts]], tuple[str, ...] | None, list[Problem]]:
-    """The images whose patients are known, or all of them if no patient is named."""
-    given = _column([row.patient for row, _ in usable])
-    if given is not None or options.leave_out:  # then each image is judged by its own annotations alone
-        return usable, given, []
-    known = [(row, facts) for row, facts in usable if facts.patient is not None]
-    if not known:
-        return usable, None, []
+def _with_patients(records: Records, identifiers: Column, options: Options) -> Records:
+    """The images whose patients are known, or all of them if no patient is named.
+
+    Where each image is judged by its own annotations alone, none is left out here.
+    """
+    if records.patients is not None:
+        return records
+    known = identifiers.codes >= 0
+    if options.leave_out or known.all():
+        return replace(records, patients=identifiers if len(known) else None)
+    if not known.any():
+        return records
+    images = records.images
+    assert isinstance(images, FileImages)
     problems = [
         Problem(
-            row.place,
-            f"{len(known)} DICOM files of {name} name their patient, but {row.path} does not",
+            records.place(int(row)),
+            f"{known.sum()} DICOM files of {records.name} name their patient, but {images.path(int(row))} does not",
             "either every image or none must name its patient",
             "add a patient column that names them all",
             left_out=True,
         )
-        for row, facts in usable
-        if facts.patient is None
+        for row in np.flatnonzero(~known)
     ]
-    return known, tuple(facts.patient or "" for _, facts in known), problems
-
-
-def _column(values: list[str | None]) -> tuple[str, ...] | None:
-    given = tuple(value for value in values if value is not None)
-    return given if given and len(given) == len(values) else None
-
-
-def _splits(values: list[int | None]) -> np.ndarray[tuple[int], np.dtype[np.int8]] | None:
-    given = [value for value in values if value is not None]
-    return np.array(given, np.int8) if given and len(given) == len(values) else None
+    rows = np.flatnonzero(known)
+    return replace(
+        without_lost_classes(records.subset(rows), records.labels),
+        images=images.subset(rows),
+        patients=identifiers.take(rows),
+        problems=(*records.problems, *problems),
+    )

@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data.annotations.patients import patient_name
+from fedveil.data.annotations.columns import Column, Names, missing_column, taken
+from fedveil.data.annotations.labels import UNSURE, Labels
+from fedveil.data.annotations.patients import patient_key
 from fedveil.data.annotations.records import Records
 from fedveil.data.dataset import TEST, TRAIN, Dataset
 from fedveil.data.embeddings import Embeddings
@@ -59,7 +61,7 @@ def load_usable(source: str, options: Options, *, base: Path, need_patients: boo
         )
     images = records.images if embedded else OddImages(records.images)
     labels, patients = _labels(records, options, classes), _patients(records, options)
-    keep = np.flatnonzero(np.array([name is not None or not need_patients for name in patients], dtype=bool))
+    keep = np.flatnonzero((patients.codes >= 0) | (not need_patients))
     left_out = sum(problem.left_out for problem in records.problems) + len(labels) - len(keep)
     if left_out:
         log.error(
@@ -67,74 +69,89 @@ def load_usable(source: str, options: Options, *, base: Path, need_patients: boo
             records.name,
             left_out,
         )
-    keys = records.image_keys() if any(patient is None for patient in patients) else ()
-    names = [patient if patient is not None else keys[row] for row, patient in enumerate(patients)]
-    owners = _owners(patients, names)
-    patient_names, codes = np.unique(
-        np.array([owners[row] for row in keep], dtype=np.str_), return_inverse=True
-    )
-    sites = [site or "" for site in records.sites_given()]
-    site_names, site_codes = np.unique(
-        np.array([sites[row] for row in keep], dtype=np.str_), return_inverse=True
-    )
+    nameless = np.flatnonzero(patients.codes < 0)
+    keys = records.image_keys(nameless)
+    owners = _owners(patients, nameless, keys).take(keep).compact()
+    sites = records.sites if records.sites is not None and any(records.sites.names) else None
+    sites = None if sites is None else sites.take(keep).compact()
     return Dataset(
         name=records.name,
         images=images.subset(keep),
         labels=labels[keep],
-        patients=codes.astype(np.int64),
-        patient_names=tuple(str(name) for name in patient_names),
-        image_names=tuple(records.image_names[row] for row in keep),
+        patients=owners.codes,
+        patient_names=owners.names,
+        image_names=records.image_names.take(keep),
         classes=classes,
-        sites=site_codes.astype(np.int64) if any(sites) else None,
-        site_names=tuple(str(name) for name in site_names) if any(sites) else (),
-        split=_split(records, names, options)[keep],
+        task=options.task or "classes",
+        attributes=taken(records.attributes, keep),
+        sites=None if sites is None else sites.codes,
+        site_names=() if sites is None else tuple(sites.names),
+        split=_split(records, patients, nameless, keys, options)[keep],
         synthetic=records.synthetic,
         patients_known=need_patients,
     )
 
 
-def _patients(records: Records, options: Options) -> list[str | None]:
+def _patients(records: Records, options: Options) -> Column:
     """Each image's patient. Similar names count as one, unless the hospital's settings state that they are different
     patients."""
-    return [patient_name(name, options) for name in records.patients_given()]
+    column = records.patients or missing_column(len(records.image_names))
+    return column if "similar-patients" in options.accept else column.renamed(patient_key)
 
 
-def _owners(patients: Sequence[str | None], names: Sequence[str]) -> list[str]:
+def _owners(patients: Column, nameless: Codes, keys: Names) -> Column:
     """Each image's patient. An image without a name counts as a separate patient, even if two have the same content."""
     seen: Counter[str] = Counter()
-    found = []
-    for patient, name in zip(patients, names, strict=True):
-        if patient is None:
-            seen[name] += 1
-        found.append(f"patient {patient}" if patient is not None else f"image {name} {seen[name]}")
-    return found
+    single = {}
+    for row, key in zip(nameless.tolist(), keys, strict=True):
+        seen[key] += 1
+        single[row] = f"image {key} {seen[key]}"
+    named = patients.renamed(lambda name: f"patient {name}")
+    return (
+        Column.of(single[row] if text is None else text for row, text in enumerate(named))
+        if single
+        else named
+    )
 
 
-def _labels(records: Records, options: Options, classes: Sequence[str]) -> Codes:
-    """The study's class of each image (n,). Labels that are not the study's were removed before, each independently."""
+def _labels(records: Records, options: Options, classes: Sequence[str]) -> Labels:
+    """The study's labels of each image. Those that are not the study's were removed before, each independently."""
     if records.labels.ndim == 1:
         meant = np.zeros(len(records.classes), dtype=np.int64)
         for code in np.unique(records.labels):  # a file may name classes of which it has no image
             name = records.classes[code]
             meant[code] = int(name in options.positive) if options.positive else classes.index(name)
         return meant[records.labels]
-    if options.positive is None:
+    if options.positive is not None:
+        positive = np.array([name in options.positive for name in records.classes], dtype=bool)
+        marked: Codes = (records.labels[:, positive] == 1).any(axis=1).astype(np.int64)
+        return marked
+    if options.task != "findings" and not options.label_columns:
         raise DataError(
             f"an image of {records.name} can have several labels at once",
-            "fedveil needs exactly one class per image",
+            "fedveil needs exactly one class per image unless the task is findings",
             "join a study that names positive findings",
         )
-    positive = np.array([name in options.positive for name in records.classes], dtype=bool)
-    found: Codes = (records.labels[:, positive] == 1).any(axis=1).astype(np.int64)
-    return found
+    found = np.full((len(records.labels), len(classes)), UNSURE, dtype=np.int8)
+    for code, name in enumerate(classes):
+        if name in records.classes:
+            found[:, code] = records.labels[:, records.classes.index(name)]
+    if options.task == "findings":
+        return found
+    codes: Codes = (found == 1).argmax(axis=1).astype(np.int64)
+    return codes
 
 
-def _split(records: Records, names: Sequence[str], options: Options) -> npt.NDArray[np.int8]:
-    """Training or test (n,): as given, or else by the hash of the patient's name."""
-    given = records.splits_given()
-    drawn = draw_test_patients(names, options.test_fraction, options.seed, options.secret)
-    found = [
-        (TEST if held_out else TRAIN) if split is None else split
-        for split, held_out in zip(given, drawn, strict=True)
-    ]
-    return np.array(found, dtype=np.int8)
+def _split(
+    records: Records, patients: Column, nameless: Codes, keys: Names, options: Options
+) -> npt.NDArray[np.int8]:
+    """Training or test (n,): as given, or else by the hash of the patient's name, or of the image's key."""
+
+    def drawn(names: Names) -> npt.NDArray[np.bool_]:
+        return draw_test_patients(names, options.test_fraction, options.seed, options.secret)
+
+    held_out = np.append(drawn(patients.names), False)[patients.codes]
+    held_out[nameless] = drawn(keys)
+    own = np.where(held_out, TEST, TRAIN)
+    given = own if records.splits is None else np.where(records.splits < 0, own, records.splits)
+    return given.astype(np.int8)

@@ -1,32 +1,32 @@
 """Data sets from data in memory: arrays of images, embeddings, a table of files."""
 
-import csv
-import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.annotations.columns import Column, numbers
+from fedveil.data.annotations.labels import Labels
 from fedveil.data.annotations.records import SPLIT_NAMES, Records, assemble, judged
-from fedveil.data.annotations.table import class_order
+from fedveil.data.annotations.table import class_codes, class_order
 from fedveil.data.dataset import Dataset
 from fedveil.data.embeddings import Embeddings
 from fedveil.data.formats.image_files import FileImages
+from fedveil.data.formats.manifest import sheet_records
+from fedveil.data.formats.tables import cell_text, frame_sheet
 from fedveil.data.image_store import OUTSIDE, ArrayImages, ImageStack
-from fedveil.data.load import load
-from fedveil.data.options import Options, Reading
+from fedveil.data.options import Options, Reading, Settings
 from fedveil.data.windows import FILE, Window, check_window
-from fedveil.errors import DataError, FedveilError
+from fedveil.errors import DataError
 
 __all__ = ["Columns", "array_of", "as_pixels", "from_arrays", "from_features", "from_frame", "sized"]
 
 Array = npt.NDArray[Any]
 SIZE = 64
 """Pixels along each side unless a study sets another size, see `sized`."""
-TABLE = "frame.csv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,9 @@ class Columns:
     seed: int = 0
     allow_patient_overlap: bool = False
     accept: Sequence[str] = ()
-    unknown_labels: str = "refuse"
+    unknown_labels: str | int = "refuse"
+    task: str = "classes"
+    attributes: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     window: Window = FILE
     name: str = "arrays"
 
@@ -68,28 +70,11 @@ def _stack(images: Any, size: int, reading: Reading) -> ArrayImages:
     return stack
 
 
-def from_frame(frame: Any, base: Path, settings: dict[str, Any]) -> Dataset:
+def from_frame(frame: Any, base: Path, settings: Settings) -> Dataset:
     """See `Dataset.from_frame`: the table is read like a manifest, with all of its checks."""
-    header = [str(name) for name in getattr(frame, "columns", frame)]
-    columns = [[_cell(value) for value in frame[name]] for name in getattr(frame, "columns", frame)]
-    called = str(settings.get("columns", {}).get("path") or "path").strip().lower()
-    paths = [number for number, name in enumerate(header) if name.strip().lower() == called]
-    for number in paths:
-        columns[number] = [str((base / path).absolute()) if path else "" for path in columns[number]]
-    with tempfile.TemporaryDirectory(prefix="fedveil-") as folder:
-        with (Path(folder) / TABLE).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(zip(*columns, strict=True))
-        try:
-            dataset = load(TABLE, base=Path(folder), **settings)
-        except FedveilError as error:
-            found, rule, remedy = (
-                text.replace(f"{Path(folder) / TABLE}", "the table")
-                for text in (error.found, error.rule, error.remedy)
-            )
-            raise type(error)(found, rule, remedy) from None
-    return dataset
+    options, notes = Options.of(settings), list[str]()
+    records = sheet_records(frame_sheet(frame, base), "frame", options, notes)
+    return assemble(judged(records, options), options, "the table")
 
 
 def sized(dataset: Dataset, size: int, reading: Reading) -> Dataset:
@@ -153,25 +138,20 @@ def _channels_last(images: Any) -> Array:
 
 def _dataset(images: ImageStack, labels: Any, columns: Columns) -> Dataset:
     count = len(images)
-    codes, classes = _labels(labels, columns.classes, count)
-    splits = _names("split", columns.split, count)
-    unknown = sorted({one for one in splits or () if one.lower() not in SPLIT_NAMES})
-    if unknown:
-        raise DataError(
-            f"split holds {', '.join(unknown[:5])}",
-            "it must be 0 or train, 1 or test, 2 or validation",
-            "give one of these for each image",
-        )
+    codes, classes = _labels(labels, columns, count)
     records = Records(
         name=columns.name,
         images=images,
         labels=codes,
         classes=classes,
-        image_names=tuple(str(row) for row in range(count)),
+        image_names=numbers(count),
         place=lambda row: f"{columns.name}, row {row}",
-        patients=_names("patients", columns.patients, count),
-        sites=_names("sites", columns.sites, count),
-        splits=None if splits is None else np.array([SPLIT_NAMES[one.lower()] for one in splits], np.int8),
+        patients=_column("patients", columns.patients, count),
+        sites=_column("sites", columns.sites, count),
+        splits=_splits(columns.split, count),
+        attributes={
+            name: _column(name, values, count, filled=False) for name, values in columns.attributes.items()
+        },
     )
     options = Options(
         positive=None if columns.positive is None else tuple(columns.positive),
@@ -180,78 +160,101 @@ def _dataset(images: ImageStack, labels: Any, columns: Columns) -> Dataset:
         allow_patient_overlap=columns.allow_patient_overlap,
         accept=tuple(columns.accept),
         unknown_labels=columns.unknown_labels,
+        task=columns.task,
     )
     named = None if columns.classes is None else classes
     return assemble(judged(records, replace(options, classes=named)), options, columns.name)
 
 
-def _labels(
-    labels: Any, classes: Sequence[str] | None, count: int
-) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+def _labels(labels: Any, columns: Columns, count: int) -> tuple[Labels, tuple[str, ...]]:
     """Codes and class names; whole numbers index the classes where these are given, and are names otherwise."""
-    values = array_of(labels)
+    values, classes = array_of(labels), columns.classes
+    if values.ndim == 2 and columns.task == "findings":
+        return _findings(values, columns, count)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
         raise DataError(
             f"labels have the shape {values.shape}",
             "there must be one label for each image",
-            "give one column of numbers or names",
+            'give one column of numbers or names, or set task = "findings"',
         )
-    names = _names("labels", values, count) or ()
-    known = class_order(names) if classes is None else tuple(str(one) for one in classes)
-    if classes is not None and all(name.isdecimal() for name in names) and not set(names) <= set(known):
+    column = _column("labels", values, count)
+    if classes is None:
+        return class_codes(column)
+    known, names = tuple(str(one) for one in classes), tuple(column.names)
+    if all(name.isdecimal() for name in names) and not set(names) <= set(known):
         inside = all(int(name) < len(known) for name in names)
         names = tuple(known[int(name)] for name in names) if inside else names
-    strange = sorted(set(names) - set(known))
+    strange = class_order(set(names) - set(known))
     if strange:
         raise DataError(
             f"labels hold {', '.join(strange[:5])}",
             f"the classes are {', '.join(known)}",
             "correct the labels, or name every class",
         )
-    codes = {name: code for code, name in enumerate(known)}
-    return np.array([codes[name] for name in names], np.int64), known
+    codes = np.array([known.index(name) for name in names], dtype=np.int64)
+    return codes[column.codes], known
 
 
-def _names(what: str, values: Iterable[Any] | None, count: int) -> tuple[str, ...] | None:
+def _findings(values: Array, columns: Columns, count: int) -> tuple[Labels, tuple[str, ...]]:
+    """One column of 1, 0 and -1 per finding; NaN is unknown."""
+    names = tuple(str(one) for one in columns.classes or range(values.shape[1]))
+    numbers = values.astype(np.float64) if values.dtype.kind in "biuf" else np.full(values.shape, 2.0)
+    known = np.where(np.isnan(numbers), -1.0, numbers)
+    if len(values) != count or len(names) != values.shape[1] or not np.isin(known, (-1, 0, 1)).all():
+        raise DataError(
+            f"labels have the shape {values.shape} and the type {values.dtype}, for {count} images and "
+            f"{len(names)} names",
+            "findings are one column each, of 1, 0, and -1 or NaN for unknown",
+            "give one label for each image, or one named column for each finding",
+        )
+    return known.astype(np.int8), names
+
+
+def _splits(values: Iterable[Any] | None, count: int) -> npt.NDArray[np.int8] | None:
+    if values is None:
+        return None
+    column = _column("split", values, count)
+    unknown = [one for one in column.names if one.lower() not in SPLIT_NAMES]
+    if unknown:
+        raise DataError(
+            f"split holds {', '.join(unknown[:5])}",
+            "it must be 0 or train, 1 or test, 2 or validation",
+            "give one of these for each image",
+        )
+    codes = np.array([SPLIT_NAMES[one.lower()] for one in column.names], dtype=np.int8)
+    return codes[column.codes]
+
+
+@overload
+def _column(what: str, values: None, count: int) -> None: ...
+@overload
+def _column(what: str, values: Iterable[Any], count: int, *, filled: bool = True) -> Column: ...
+def _column(what: str, values: Iterable[Any] | None, count: int, *, filled: bool = True) -> Column | None:
     """A column as texts: whole numbers without a point, however they are stored."""
     if values is None:
         return None
-    cells = tuple(_cell(value) for value in (array_of(values) if _is_tensor(values) else values))
-    if len(cells) != count:
+    column = _texts(array_of(values) if _is_tensor(values) else values)
+    if len(column) != count:
         raise DataError(
-            f"there are {count} images and {len(cells)} {what}",
+            f"there are {count} images and {len(column)} {what}",
             "there must be one for each image",
             "give columns of one length",
         )
-    if not all(cells):
+    if filled and not column.complete:
         raise DataError(
-            f"{what} has no value at row {next(row for row, cell in enumerate(cells) if not cell)}",
+            f"{what} has no value at row {np.flatnonzero(column.codes < 0)[0]}",
             "a column that is given must be filled",
             "fill it in every row, or leave the rows out",
         )
-    return cells
+    return column
 
 
-def _missing(value: Any) -> bool:
-    """None, NaN, or a table library's missing value, which equals nothing and is neither true nor false."""
-    try:
-        return value is None or bool(value != value)
-    except TypeError:
-        return True
-
-
-def _cell(value: Any) -> str:
-    """One entry as text; empty if missing.
-
-    >>> [_cell(value) for value in (3, 3.0, np.int64(3), "a", None, float("nan"), True)]
-    ['3', '3', '3', 'a', '', '', '1']
-    """
-    if _missing(value):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return str(int(value))
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
+def _texts(values: Iterable[Any]) -> Column:
+    """A column of any values; arrays of numbers or texts are converted once per distinct value."""
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biufUS":
+        distinct, codes = np.unique(values, return_inverse=True)
+        inner = Column.of(cell_text(value) or None for value in distinct)
+        return Column(inner.codes[codes], inner.names)
+    return Column.of(cell_text(value) or None for value in values)

@@ -8,8 +8,11 @@ majority of images decides. Folders name no patients: each image counts as one, 
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
+from fedveil.data.annotations.columns import Column, Names
 from fedveil.data.annotations.records import SPLIT_NAMES, Problem, Records
-from fedveil.data.annotations.table import Row, file_records
+from fedveil.data.annotations.table import class_codes, listed_files, probed
 from fedveil.data.formats.image_files import FORMATS
 from fedveil.data.options import Options
 from fedveil.errors import DataError, InvalidValue
@@ -32,7 +35,9 @@ def read_folder(root: Path, options: Options) -> Records:
             "set data.layout",
         )
     layout = _layout(list(levels.values()), options.layout)
-    rows, problems = [], []
+    files: list[Path] = []
+    places: list[dict[str, str]] = []
+    problems = []
     for path, parts in levels.items():
         fits = len(parts) == len(layout) and all(
             part.lower() in WORDS for part, means in zip(parts, layout, strict=True) if means == "split"
@@ -50,18 +55,24 @@ def read_folder(root: Path, options: Options) -> Records:
                 )
             )
             continue
-        names = dict(zip(layout, parts, strict=True))
-        rows.append(
-            Row(
-                path=path,
-                name=path.relative_to(root).as_posix(),
-                label=names["class"],
-                place=str(path),
-                site=names.get("site"),
-                split=SPLIT_NAMES[names["split"].lower()] if "split" in names else None,
-            )
-        )
-    return file_records(root.resolve().name, rows, options, problems, notes)
+        files.append(path)
+        places.append(dict(zip(layout, parts, strict=True)))
+    paths = Names([str(file) for file in files])
+    labels, classes = class_codes(Column.of(place["class"] for place in places))
+    splits = [SPLIT_NAMES[place["split"].lower()] for place in places if "split" in layout]
+    records = Records(
+        name=root.resolve().name,
+        images=listed_files(paths, options),
+        labels=labels,
+        classes=classes,
+        image_names=Names([file.relative_to(root).as_posix() for file in files]),
+        place=lambda row: paths[row],
+        sites=Column.of(place["site"] for place in places) if "site" in layout else None,
+        splits=np.array(splits, np.int8) if "split" in layout else None,
+        problems=tuple(problems),
+        notes=tuple(notes),
+    )
+    return probed(records, options)
 
 
 def _images(root: Path) -> tuple[list[Path], list[str]]:

@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fedveil.data.annotations.columns import Names
 from fedveil.data.formats.dicom import is_dicom, probe_dicom, read_dicom
-from fedveil.data.image_header import ImageFacts, check_pixels, unusable
+from fedveil.data.formats.stamps import file_digests
+from fedveil.data.image_header import Headers, ImageFacts, check_pixels, unusable
 from fedveil.data.image_store import (
     DIGEST_BYTES,
     PREPROCESSING,
@@ -56,11 +58,16 @@ class FileImages(ImageStack):
     """
 
     def __init__(
-        self, paths: Sequence[Path], facts: Sequence[ImageFacts], size: int, reading: Reading | None = None
+        self,
+        paths: Sequence[Path] | Names,
+        facts: Sequence[ImageFacts] | Headers,
+        size: int,
+        reading: Reading | None = None,
     ) -> None:
-        self.paths, self.facts = tuple(paths), tuple(facts)
+        self.paths = paths if isinstance(paths, Names) else Names([str(path) for path in paths])
+        self.facts = facts if isinstance(facts, Headers) else Headers.of(facts)
         self._reading = reading or Reading()
-        self._channels = self._reading.channels or (facts[0].channels if facts else 1)
+        self._channels = self._reading.channels or (int(self.facts.channels[0]) if len(self.facts) else 1)
         self._size = check_size(size)
 
     def __len__(self) -> int:
@@ -86,30 +93,37 @@ class FileImages(ImageStack):
         out = np.empty((len(indices), self._channels, self._size, self._size), np.float32)
 
         def decode(target: Pixels, row: int) -> None:
-            with _in_turn(self.facts[row]):
-                target[...] = resized(read_image(self.paths[row], self.reading), self._channels, self._size)
+            with _in_turn(int(np.prod(self.facts.sizes[row], dtype=np.int64))):
+                target[...] = resized(read_image(self.path(row), self.reading), self._channels, self._size)
 
         with _reading, ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(decode, out, indices):
                 pass
         return out
 
+    def path(self, row: int) -> Path:
+        """The file of an image."""
+        return Path(self.paths[row])
+
     def subset(self, indices: Indices) -> "FileImages":
         """Only these images, converted to the same channels."""
         reading = replace(self.reading, channels=self._channels)
-        paths, facts = [self.paths[row] for row in indices], [self.facts[row] for row in indices]
-        return FileImages(paths, facts, self._size, reading)
+        return FileImages(self.paths.take(indices), self.facts.take(indices), self._size, reading)
 
     def digest(self, indices: Indices) -> list[str]:
-        """Hashes of the files' bytes, and of the size, channels and window to read them at."""
+        """Hashes of the files' bytes, and of the size, channels and window to read them at.
+
+        A file that has not changed since it was hashed is not read again; `fedveil.data.formats.stamps` has the rule.
+        """
         key = f"{PREPROCESSING} file {self._channels} {self._size} {self.reading.window} "
         start = blake2b(key.encode(), digest_size=DIGEST_BYTES)
-        digests = []
-        for index in indices:
+
+        def content_hash(path: Path) -> bytes:
             file = start.copy()
-            file.update(_content(self.paths[index]))
-            digests.append(file.hexdigest())
-        return digests
+            file.update(_content(path))
+            return file.digest()
+
+        return file_digests(key, [self.path(int(index)) for index in indices], content_hash)
 
 
 def probe(path: Path, reading: Reading | None = None) -> ImageFacts:
@@ -227,10 +241,10 @@ def _check(path: Path, image: PillowImage, reading: Reading) -> None:
 
 
 @contextmanager
-def _in_turn(facts: ImageFacts) -> Iterator[None]:
+def _in_turn(pixels: int) -> Iterator[None]:
     """Decode large images one at a time, so that parallel decoding does not exhaust the memory."""
     with ExitStack() as stack:
-        if facts.width * facts.height > LARGE:
+        if pixels > LARGE:
             stack.enter_context(_one_large)
         yield
 

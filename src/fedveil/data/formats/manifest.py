@@ -1,276 +1,262 @@
-"""Reads a manifest: CSV or TSV, one row per image, ``path,label`` and optionally ``patient,site,split``.
+"""Reads a manifest: a table of one row per image, ``path,label`` and optionally ``patient,site,split``.
 
-Paths are relative to the manifest. Text may be UTF-8, UTF-16 with a byte-order mark, or Windows-1252, each line
-independently; columns may be separated by comma, semicolon, tab or bar, and have other names if the study maps them.
-Every problem is reported by file and line.
+Paths are relative to the manifest. Columns may have other names if the study maps them, and one column may hold all
+labels or several one finding each. Every problem is reported by file and line.
 """
 
-import codecs
-import csv
-import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedveil.data.annotations.patients import patient_name
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.data.annotations.columns import Column, Names
+from fedveil.data.annotations.labels import Fault, Labels, mark
+from fedveil.data.annotations.patients import patient_key
+from fedveil.data.annotations.presets import Preset
 from fedveil.data.annotations.records import SPLIT_NAMES, Problem, Records
-from fedveil.data.annotations.table import Row, file_records
+from fedveil.data.annotations.table import class_codes, listed_files, probed
+from fedveil.data.formats.headers import Header, read_header
+from fedveil.data.formats.tables import Sheet, known_names, read_sheet
 from fedveil.data.options import COLUMNS, Options
-from fedveil.errors import DataError
 
-__all__ = ["TABLES", "read_manifest", "table_rows"]
+__all__ = ["listed", "read_manifest", "sheet_records"]
 
-TABLES = (".csv", ".tsv")
-NEEDED, OPTIONAL = COLUMNS[:2], COLUMNS[2:]
-SEPARATORS = ",;\t|"
-USUAL = {
-    "path": ("image index", "image", "file", "image id", "name", "dicom", "dcm", "jpg", "png"),
-    "label": ("finding labels", "labels", "finding", "diagnosis", "dx", "class", "target"),
-    "patient": ("patient", "subject"),
-    "site": ("hospital", "centre", "center", "institution"),
-    "split": (),
-}
-"""Common names, or beginnings of names, of a column in other tables."""
+KNOWN_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|bmp|webp|dcm|dicom)$", re.IGNORECASE)
 
 
 def read_manifest(path: Path, options: Options) -> Records:
     """The content of the manifest. Raises DataError only if no row can be read at all."""
     notes: list[str] = []
+    sheet = read_sheet(path, (*COLUMNS, *known_names(options.columns)), notes)
+    return sheet_records(sheet, path.stem, options, notes)
+
+
+def sheet_records(sheet: Sheet, name: str, options: Options, notes: list[str]) -> Records:
+    """The records of a table's rows; each row is judged independently."""
+    header = read_header(sheet, options, notes)
+    found = _Found(header)
+    for row in _Reader.of(sheet, header, options).rows(found.problems):
+        found.add(row)
+    records = found.records(sheet, name, options, notes)
+    return probed(_without_repeats(records, options), options)
+
+
+def listed(path: Path, options: Options) -> Iterator[tuple[str, Path, str] | Problem]:
+    """Name, file and place of each row of a table of which only the paths are needed."""
+    notes: list[str] = []
+    sheet = read_sheet(path, (*COLUMNS, *known_names(options.columns)), notes)
+    header = read_header(sheet, options, notes, only_paths=True)
     problems: list[Problem] = []
-    rows: list[Row] = []
-    seen: dict[tuple[str, str | None], Row] = {}
-    for row in table_rows(path, options.columns, notes):
-        if isinstance(row, Problem):
-            problems.append(row)
-            continue
-        # Each judged by itself, whether a patient's image counts must not depend on what another patient has.
-        whose = patient_name(row.patient, options) if options.leave_out else None
-        earlier = seen.setdefault((os.path.normpath(row.path), whose), row)
-        if earlier is not row and not (options.leave_out and whose is None):
-            found = f"{row.name} was listed before, at {earlier.place}"
-            rule, remedy = "every image must be in one row only", "delete one of them"
-            problems.append(Problem(row.place, found, rule, remedy, left_out=True))
-            continue
-        rows.append(row)
-    return file_records(path.stem, rows, options, problems, notes)
+    for row in _Reader.of(sheet, header, options).rows(problems):
+        yield row.name, Path(row.path), sheet.place(row.number)
+    yield from problems
 
 
-def table_rows(
-    path: Path, names: Mapping[str, str], notes: list[str], *, only_paths: bool = False
-) -> Iterator[Row | Problem]:
-    """The rows of a table with the column names in ``names``, or else the default names."""
-    lines = _lines(path, _text(path, notes), names)
-    first = next(lines, (1, []))
-    if isinstance(first, Problem):
-        raise DataError(f"{first.place}: {first.found}", first.rule, first.remedy)
-    wanted = COLUMNS[:1] if only_paths else COLUMNS
-    columns, extra = _columns(path, first, {name: names.get(name, name) for name in wanted})
-    notes += [f"the column {name} is not used" for name in extra]
-    for line in lines:
-        if isinstance(line, Problem):
-            yield line
+@dataclass(frozen=True, slots=True)
+class _Row:
+    number: int
+    name: str
+    path: str
+    label: str
+    marks: bytes
+    patient: str | None
+    site: str | None
+    split: int
+    attributes: tuple[str | None, ...]
+
+
+@dataclass(slots=True)
+class _Found:
+    """Columns that grow by one entry per row; texts that recur are held once."""
+
+    header: Header
+    numbers: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    marks: bytearray = field(default_factory=bytearray)
+    splits: bytearray = field(default_factory=bytearray)
+    texts: list[list[str | None]] = field(default_factory=lambda: [[], [], []])
+    attributes: list[list[str | None]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    same: dict[str | None, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.attributes = [[] for _ in self.header.attributes]
+
+    def add(self, row: _Row) -> None:
+        self.numbers.append(row.number)
+        self.names.append(row.name)
+        self.paths.append(row.name if row.path == row.name else row.path)
+        self.marks += row.marks
+        self.splits.append(row.split & 0xFF)
+        for column, text in zip(
+            (*self.texts, *self.attributes), (row.label, row.patient, row.site, *row.attributes), strict=True
+        ):
+            column.append(self.same.setdefault(text, text))
+
+    def records(self, sheet: Sheet, name: str, options: Options, notes: list[str]) -> Records:
+        numbers = np.array(self.numbers, dtype=np.int64)
+        labels: Labels
+        if self.header.findings:
+            classes = self.header.findings
+            labels = np.frombuffer(bytes(self.marks), np.int8).reshape(-1, len(classes))
         else:
-            yield _row(path, f"{path}, line {line[0]}", line[1], len(first[1]), columns)
+            labels, classes = class_codes(Column.of(self.texts[0]))
+        columns = [Column.of(texts) for texts in (*self.texts[1:], *self.attributes)]
+        patients, sites, *attributes = columns
+        splits = np.frombuffer(bytes(self.splits), np.int8)
+        return Records(
+            name=name,
+            images=listed_files(Names(self.paths), options),
+            labels=labels,
+            classes=classes,
+            image_names=Names(self.names),
+            place=lambda row: sheet.place(int(numbers[row])),
+            patients=patients if self.header.names_patients else None,
+            sites=sites if self.header.site is not None else None,
+            splits=splits if self.header.split is not None else None,
+            attributes=dict(zip(self.header.attributes, attributes, strict=True)),
+            problems=tuple(self.problems),
+            notes=tuple(notes),
+        )
 
 
-def _text(path: Path, notes: list[str]) -> str:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file", "a manifest must exist", "check the path") from None
-    except OSError as error:
-        raise DataError(
-            f"{path}: it cannot be opened ({error.strerror})",
-            "a manifest must be readable",
-            "check its permissions",
-        ) from None
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        text = content.decode("utf-16", errors="replace")
-        if "\ufffd" in text.partition("\n")[0]:
-            raise _not_text(path, "its first line is damaged")
-        return _text_of(text)
-    content = content.removeprefix(codecs.BOM_UTF8)
-    if b"\0" in content.partition(b"\n")[0]:
-        raise _not_text(path, "it holds zero bytes")
-    try:
-        return _text_of(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        pass
-    # Line by line: how one row is spelt must not change what others are called.
-    lines = [_line(line) for line in content.split(b"\n")]
-    others = sum(not is_utf8 for _, is_utf8 in lines)
-    notes.append(f"{others} lines are not UTF-8 and were read as Windows-1252")
-    return _text_of("\n".join(line for line, _ in lines))
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads one row after another, each by itself."""
+
+    sheet: Sheet
+    header: Header
+    table: Preset
+    filled: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, sheet: Sheet, header: Header, options: Options) -> "_Reader":
+        return cls(sheet, header, options.table, tuple(header.filled.items()))
+
+    def rows(self, problems: list[Problem]) -> Iterator[_Row]:
+        """The usable rows; the others become problems."""
+        for line in self.sheet.rows:
+            row = line if isinstance(line, Problem) else self._row(*line)
+            if isinstance(row, Problem):
+                problems.append(row)
+            else:
+                yield row
+
+    def _row(self, number: int, cells: list[str]) -> _Row | Problem:
+        header = self.header
+        fault = self._cell_fault(cells)
+        if fault is not None:
+            return self._problem(number, fault)
+        split = "" if header.split is None else cells[header.split].lower()
+        marks = [mark(cells[position]) for position in header.marks]
+        if None in marks:
+            place = marks.index(None)
+            found = f"{header.findings[place]} is {cells[header.marks[place]]}"
+            rule = "a finding is 1 or 0, or blank, -1 or uncertain if unknown"
+            return self._problem(number, (found, rule, "correct it, or name one column of labels"))
+        name = cells[header.path]
+        patient: str | None = None if header.patient is None else cells[header.patient]
+        if header.in_path is not None:
+            within = header.in_path.search(name)
+            if within is None:
+                rule = f"the patient is the part of the path that matches {header.in_path.pattern}"
+                remedy = "correct it, or name a patient column"
+                return self._problem(number, (f"{name} names no patient", rule, remedy))
+            patient = within.group()
+        return _Row(
+            number=number,
+            name=name,
+            path=self._path(name),
+            label="" if header.label is None else cells[header.label],
+            marks=bytes(one & 0xFF for one in marks if one is not None),
+            patient=patient,
+            site=None if header.site is None else cells[header.site],
+            split=SPLIT_NAMES[split] if split else -1,
+            attributes=tuple(cells[position] or None for position in header.attributes.values()),
+        )
+
+    def _problem(self, number: int, fault: Fault) -> Problem:
+        return Problem(self.sheet.place(number), *fault, left_out=True)
+
+    def _cell_fault(self, cells: list[str]) -> Fault | None:
+        """Why the row cannot be read, whatever its label."""
+        width = len(self.sheet.header[1])
+        if len(cells) != width:
+            return (
+                f"it has {len(cells)} cells where the first line has {width}",
+                "every row must have one cell per column",
+                "quote cells that hold the separator, and remove line breaks within cells",
+            )
+        # An empty label is an unknown one, which a study may leave out; an attribute may be missing.
+        empty = [name for name, position in self.filled if not cells[position]]
+        if empty:
+            rule = "a column that exists must be filled"
+            return (f"{' and '.join(empty)} is empty", rule, "fill it in every row")
+        split = None if self.header.split is None else cells[self.header.split]
+        if split is not None and split.lower() not in SPLIT_NAMES:
+            return (f"split is {split}", "it must be train, test or validation", "correct it")
+        return None
+
+    def _path(self, name: str) -> str:
+        """The file that a row names: the first that exists, or else as it stands."""
+        file = name + self.table.suffix if self.table.suffix and not KNOWN_SUFFIX.search(name) else name
+        places = [os.path.join(self.sheet.base, folder, file) for folder in self.table.folders]  # noqa: PTH118
+        if "\\" in file:
+            places += [place.replace("\\", "/") for place in places]
+        if len(places) == 1:
+            return places[0]
+        # A name that is too long is no error here.
+        return next((place for place in places if os.path.exists(place)), places[0])  # noqa: PTH110
 
 
-def _text_of(decoded: str) -> str:
-    """Without zero characters, which no path may hold: the row that has one names no file then."""
-    return decoded.replace("\0", "\ufffd")
+def _without_repeats(records: Records, options: Options) -> Records:
+    """One row per image; every further one is a problem, or is left out if it says the same and that is accepted.
 
-
-def _line(content: bytes) -> tuple[str, bool]:
-    try:
-        return content.decode("utf-8"), True
-    except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace"), False
-
-
-def _not_text(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"{path}: it is not text that can be read ({reason})",
-        "a manifest must be a CSV file",
-        "save it as CSV in UTF-8",
+    Each judged by itself, whether a patient's image counts must not depend on what another patient has: then only rows
+    of the same patient are compared, and an image without a patient with none.
+    """
+    files = records.images.paths  # type: ignore[attr-defined]
+    whose = records.patients
+    if options.leave_out and whose is None:
+        return records
+    keys = np.array([os.path.normpath(path) for path in files], dtype=files.array.dtype)
+    if options.leave_out and whose is not None:
+        same = whose if "similar-patients" in options.accept else whose.renamed(patient_key)
+        owners = np.array(same.map(lambda text: text, ""), dtype=keys.dtype)[same.codes]
+        keys = np.strings.add(np.strings.add(owners, "\n"), keys)
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    earlier = first[group]
+    repeats = np.flatnonzero(earlier != np.arange(len(keys)))
+    if not len(repeats):
+        return records
+    said = _annotations(records)
+    accepted = np.zeros(len(repeats), dtype=np.bool_)
+    if "repeated-rows" in options.accept:
+        accepted = (said[repeats] == said[earlier[repeats]]).all(axis=1)
+    problems = [
+        Problem(
+            records.place(int(row)),
+            f"{records.image_names[row]} was listed before, at {records.place(int(earlier[row]))}",
+            "every image must be in one row only",
+            'delete one of them, or set data.accept = ["repeated-rows"] if they say the same',
+            left_out=True,
+        )
+        for row in repeats[~accepted]
+    ]
+    keep = np.setdiff1d(np.arange(len(keys)), repeats)
+    left = [f"{accepted.sum()} rows repeat an image with the same annotations"] if accepted.any() else []
+    return replace(
+        records.subset(keep), problems=(*records.problems, *problems), notes=(*records.notes, *left)
     )
 
 
-def _lines(path: Path, text: str, names: Mapping[str, str]) -> Iterator[tuple[int, list[str]] | Problem]:
-    """Line number and cells of every line that is not blank, the header first.
-
-    A row is one line. Line breaks within quotes would make it depend on one stray quote of one patient whether the rows
-    of all others are read.
-    """
-    start = text.lstrip("\r\n \t")
-    header = start.splitlines()[0] if start else ""
-    if header.lower().startswith("sep="):
-        separator = header[4:5]
-    else:
-        # The separator is the one that yields most of the columns of a manifest.
-        known = {*COLUMNS, *_names(list(names.values()))}
-        separator = max(
-            SEPARATORS, key=lambda mark: (len(known & set(_names(header.split(mark)))), header.count(mark))
-        )
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
-        if number == 1 and line.lower().startswith("sep="):
-            continue
-        try:
-            cells = next(csv.reader([line], delimiter=separator or ","), [])
-        except csv.Error as error:
-            yield Problem(
-                f"{path}, line {number}",
-                f"it is not CSV ({error})",
-                "a cell holds 131,072 characters at most",
-                "shorten it",
-                left_out=True,
-            )
-            continue
-        if any(cell.strip() for cell in cells):
-            yield number, [cell.strip() for cell in cells]
-
-
-def _names(cells: list[str]) -> list[str]:
-    return [cell.strip().strip('"').strip().lower() for cell in cells]
-
-
-def _columns(
-    path: Path, header: tuple[int, list[str]], asked: Mapping[str, str]
-) -> tuple[dict[str, int], list[str]]:
-    """Position of each used column, by its meaning, and the names of unused ones.
-
-    ``asked`` is the name of each column.
-    """
-    names = _names(header[1])
-    place = f"{path}, line {header[0]}"
-    wanted = {name: _names([called])[0] for name, called in asked.items()}
-    for name, called in wanted.items():
-        if names.count(called) > 1:
-            raise DataError(
-                f"{place}: the column {called} occurs twice", "column names must differ", "rename one"
-            )
-        if called != name and called not in names:
-            raise DataError(
-                f"{place}: there is no column {asked[name]}, which data.columns names as {name}",
-                f"the columns are {', '.join(names) or 'none'}",
-                "correct data.columns",
-            )
-    missing = [name for name in NEEDED if name in wanted and wanted[name] not in names]
-    if missing:
-        guess = _guess(header[1], wanted)
-        raise DataError(
-            f"{place}: the columns are {', '.join(names) or 'none'}",
-            f"a manifest needs {' and '.join(missing)}",
-            f"map its columns: [data.columns] {guess}"
-            if guess
-            else "name them in the first line: path,label and optionally patient,site,split",
-        )
-    extra = [name for name in names if name not in wanted.values()]
-    for name in extra:
-        # A misspelt patient column would silently make every image a patient, and weaken the guarantee.
-        meant = [
-            column
-            for column in OPTIONAL
-            if column in wanted and wanted[column] not in names and _resembles(name, column)
-        ]
-        if meant:
-            raise DataError(
-                f"{place}: the column {name} is unknown",
-                f"it looks like {meant[0]}, which would then count as missing",
-                f'set {meant[0]} = "{header[1][names.index(name)]}" in [data.columns], or rename it otherwise',
-            )
-    return {name: names.index(called) for name, called in wanted.items() if called in names}, extra
-
-
-def _guess(header: Sequence[str], wanted: Mapping[str, str]) -> str:
-    """The lines of [data.columns] that would read a foreign table, if its names are known; paths and labels are needed.
-
-    >>> _guess(["Image Index", "Finding Labels", "Patient ID"], {name: name for name in COLUMNS})
-    'path = "Image Index", label = "Finding Labels", patient = "Patient ID"'
-    """
-    plain = [re.sub(r"[\s_-]+", " ", name).casefold() for name in header]
-    found: dict[str, str] = {}
-    for meaning in wanted:
-        usual = USUAL[meaning]
-        exact = [name for name in header if name.casefold() == wanted[meaning]]
-        alike = [
-            name
-            for start in usual
-            for name, text in zip(header, plain, strict=True)
-            if text.replace("filename", "file").startswith(start) and name not in found.values()
-        ]
-        if exact or alike:
-            found[meaning] = (exact or alike)[0]
-    if not found.keys() >= {*NEEDED} & wanted.keys():
-        return ""
-    return ", ".join(f'{meaning} = "{name}"' for meaning, name in found.items() if meaning != name)
-
-
-def _resembles(name: str, column: str) -> bool:
-    return column in name or bool(difflib.get_close_matches(name, [column], cutoff=0.75))
-
-
-def _row(manifest: Path, place: str, cells: list[str], width: int, columns: dict[str, int]) -> Row | Problem:
-    if len(cells) != width:
-        return Problem(
-            place,
-            f"it has {len(cells)} cells where the first line has {width}",
-            "every row must have one cell per column",
-            "quote cells that hold the separator, and remove line breaks within cells",
-            left_out=True,
-        )
-    values = {name: cells[position] for name, position in columns.items()}
-    # An empty label is an unknown one, which a study may leave out.
-    empty = [name for name, value in values.items() if not value and name != "label"]
-    if empty:
-        return Problem(
-            place,
-            f"{' and '.join(empty)} is empty",
-            "a column that exists must be filled",
-            "fill it in every row",
-            left_out=True,
-        )
-    split = values.get("split")
-    if split is not None and split.lower() not in SPLIT_NAMES:
-        rule = "it must be train, test or validation"
-        return Problem(place, f"split is {split}", rule, "correct it", left_out=True)
-    path = manifest.parent / values["path"]
-    if "\\" in values["path"] and not os.path.exists(path):  # noqa: PTH110 - a name that is too long is no error here
-        path = manifest.parent / values["path"].replace("\\", "/")
-    return Row(
-        path=path,
-        name=values["path"],
-        label=values.get("label", ""),
-        place=place,
-        patient=values.get("patient"),
-        site=values.get("site"),
-        split=None if split is None else SPLIT_NAMES[split.lower()],
-    )
+def _annotations(records: Records) -> npt.NDArray[np.int64]:
+    """Label, patient, site and split of each row as numbers (n, k)."""
+    columns = [column.codes for column in (records.patients, records.sites) if column is not None]
+    columns += [] if records.splits is None else [records.splits.astype(np.int64)]
+    return np.column_stack([records.labels.astype(np.int64), *columns])

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.annotations.columns import Column, Names
 from fedveil.data.annotations.labels import UNSURE, Fault
 from fedveil.data.annotations.records import SPLIT_NAMES, Problem, Records
 from fedveil.data.dataset import TEST, TRAIN, VALIDATION
 from fedveil.data.embeddings import ODD, Embeddings, odd_vectors
+from fedveil.data.formats.tables import cell_text
 from fedveil.data.image_store import OUTSIDE, ArrayImages, ImageStack
 from fedveil.data.options import Options
 from fedveil.errors import DataError
@@ -74,16 +76,17 @@ def read_npz(path: Path, options: Options, class_names: Sequence[str] | None = N
         images=images,
         labels=labels,
         classes=classes,
-        image_names=tuple(str(file) for file in files),
+        image_names=Names(files.astype(str)),
         place=lambda row: f"{path}, row {row}",
         patients=_names(path, columns, "patient", "patient_names", faults),
         sites=_names(path, columns, "site", "site_names", faults),
         splits=splits,
+        attributes={name: _attribute(path, columns, called) for name, called in options.attributes.items()},
     )
     if not faults:
         return records
     problems = tuple(Problem(records.place(row), *faults[row], left_out=True) for row in sorted(faults))
-    kept = np.array([row for row in range(count) if row not in faults], np.int64)
+    kept = np.setdiff1d(np.arange(count), np.fromiter(faults, np.int64))
     return replace(records.subset(kept), problems=problems)
 
 
@@ -239,9 +242,7 @@ def _labels(
     return codes, classes
 
 
-def _names(
-    path: Path, columns: dict[str, Array], key: str, names_key: str, faults: Faults
-) -> tuple[str, ...] | None:
+def _names(path: Path, columns: dict[str, Array], key: str, names_key: str, faults: Faults) -> Column | None:
     if key not in columns:
         return None
     if columns[key].ndim != 1:
@@ -249,15 +250,30 @@ def _names(
             path, f"{key} has {columns[key].ndim} dimensions", "it must have one", "store one entry per image"
         )
     if columns[key].dtype.kind in "US":
-        return tuple(str(value).strip() for value in columns[key])
+        return Column.of_array(columns[key].astype(str)).renamed(str.strip)
     codes = _integers(key, columns[key], faults)
     if names_key not in columns:
-        return tuple(str(code) for code in codes)
-    names = [str(name).strip() for name in columns[names_key]]
-    for row in np.flatnonzero((codes < 0) | (codes >= len(names))):
+        found, places = np.unique(codes, return_inverse=True)
+        return Column(places.astype(np.int64), Names([str(code) for code in found])).renamed(str)
+    names = Names([str(name).strip() for name in columns[names_key]])
+    outside = (codes < 0) | (codes >= len(names))
+    for row in np.flatnonzero(outside):
         faults[int(row)] = (
             f"its {key} is {codes[row]}",
             f"{names_key} names {len(names)}, from 0 on",
             "name every one",
         )
-    return tuple(names[code] if 0 <= code < len(names) else "" for code in codes)
+    return Column(np.where(outside, -1, codes), names).renamed(str)
+
+
+def _attribute(path: Path, columns: dict[str, Array], called: str) -> Column:
+    """One more column (n,), of numbers or texts."""
+    values = columns.get(called)
+    if values is None or values.ndim != 1 or len(values) != len(columns["images"]):
+        raise _error(
+            path,
+            f"it has no array {called} of one entry per image",
+            "every attribute that the study names must be there",
+            "store it, or remove it from data.columns.attributes",
+        )
+    return Column.of(cell_text(value) or None for value in values)

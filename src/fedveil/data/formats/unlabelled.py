@@ -1,19 +1,21 @@
 """Images to classify: a folder, one file, or a table of which only the paths are needed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.annotations.columns import Names
 from fedveil.data.annotations.records import Problem
 from fedveil.data.annotations.table import file_problem, try_probe
 from fedveil.data.formats.folder import SUFFIXES
 from fedveil.data.formats.image_files import FileImages, read_image
-from fedveil.data.formats.manifest import TABLES, table_rows
+from fedveil.data.formats.manifest import listed
+from fedveil.data.formats.tables import TABLES
 from fedveil.data.image_header import ImageFacts
-from fedveil.data.options import Reading
+from fedveil.data.options import Options, Reading
 from fedveil.errors import DataError
 
 __all__ = ["Unlabelled", "read_unlabelled"]
@@ -26,7 +28,7 @@ class Unlabelled:
     ``problems`` are images that are unusable by their header; reading may find more.
     """
 
-    names: tuple[str, ...]
+    names: Names
     images: FileImages
     problems: tuple[Problem, ...] = field(default=())
 
@@ -39,7 +41,7 @@ class Unlabelled:
         except DataError:
             kept, problems = [], []
             for index in indices:
-                path = self.images.paths[index]
+                path = self.images.path(int(index))
                 try:
                     read_image(path, self.images.reading)
                     kept.append(index)
@@ -55,7 +57,8 @@ def read_unlabelled(
     reading: Reading,
     *,
     base: Path = Path(),
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    preset: str = "",
 ) -> Unlabelled:
     """The images that ``source`` names, relative to ``base``.
 
@@ -69,11 +72,11 @@ def read_unlabelled(
         named = [(file.relative_to(path).as_posix(), file, str(file)) for file in files]
     elif path.suffix.lower() in TABLES:
         named = []
-        for row in table_rows(path, columns or {}, [], only_paths=True):
+        for row in listed(path, Options(columns=columns or {}, preset=preset)):
             if isinstance(row, Problem):
                 problems.append(row)
             else:
-                named.append((row.name, row.path, row.place))
+                named.append(row)
     else:
         named = [(path.name, path, str(path))]
     kept: list[tuple[str, Path, ImageFacts]] = []
@@ -88,4 +91,4 @@ def read_unlabelled(
             f"{source} holds no images", "there must be at least one to classify", "check the path"
         )
     images = FileImages([file for _, file, _ in kept], [facts for _, _, facts in kept], image_size, reading)
-    return Unlabelled(tuple(name for name, _, _ in kept), images, tuple(problems))
+    return Unlabelled(Names([name for name, _, _ in kept]), images, tuple(problems))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.annotations.columns import Column, Names
 from fedveil.data.annotations.records import Records
 from fedveil.data.dataset import TEST, TRAIN
 from fedveil.data.image_store import ArrayImages, check_size
@@ -84,23 +85,23 @@ def phantom(
     recovered = last & (images_of[owner] > 1) & (generator.random(len(owner)) < 0.25)
     labels = (sick[owner] & ~recovered).astype(np.int64)
     anatomy = Anatomy.draw(generator, patients)
-    lesions = _draw_lesions(generator, owner, labels)
+    lesions = draw_lesions(generator, owner, labels)
     pixels = np.empty((len(owner), image_size, image_size), np.uint8)
     scanner = [SCANNERS[code] for code in number[site[owner]]]
     for start in range(0, len(owner), BATCH):
         rows = np.arange(start, min(start + BATCH, len(owner)))
-        drawn = _draw(generator, image_size, anatomy.of(owner[rows]), _rows(lesions, rows))
-        pixels[rows] = _expose(generator, drawn, [scanner[row] for row in rows])
+        drawn = draw_images(generator, image_size, anatomy.of(owner[rows]), lesions_of(lesions, rows))
+        pixels[rows] = expose(generator, drawn, [scanner[row] for row in rows])
     held_out = _hold_out(patient_labels(owner, labels), site, seed)[owner]
     return Records(
         name="phantom",
         images=ArrayImages(pixels, image_size),
         labels=labels,
         classes=("clear", "opacity"),
-        image_names=tuple(f"synthetic-{row + 1:04d}" for row in range(len(owner))),
+        image_names=Names([f"synthetic-{row + 1:04d}" for row in range(len(owner))]),
         place=lambda row: f"phantom, image {row + 1}",
-        patients=tuple(f"synthetic-patient-{code + 1:04d}" for code in owner),
-        sites=None if hospitals is None else tuple(names[code] for code in site[owner]),
+        patients=Column.of(f"synthetic-patient-{code + 1:04d}" for code in owner),
+        sites=None if hospitals is None else Column.of(names[code] for code in site[owner]),
         splits=np.where(held_out, TEST, TRAIN).astype(np.int8),
         synthetic=True,
         description="Synthetic chest radiographs drawn by formulas; they show nobody.",
@@ -132,7 +133,7 @@ def _hold_out(label: Codes, site: Codes, seed: int) -> npt.NDArray[np.bool_]:
     return chosen
 
 
-def _draw_lesions(generator: np.random.Generator, owner: Codes, labels: Codes) -> Lesions:
+def draw_lesions(generator: np.random.Generator, owner: Codes, labels: Codes) -> Lesions:
     """Opacities where the label says so, alike in all images of a patient but for strength; else scars."""
     patients, images = int(owner.max()) + 1, len(owner)
     shape = (patients, OPACITIES)
@@ -160,11 +161,11 @@ def _draw_lesions(generator: np.random.Generator, owner: Codes, labels: Codes) -
     )
 
 
-def _rows(lesions: Lesions, rows: Codes) -> Lesions:
+def lesions_of(lesions: Lesions, rows: Codes) -> Lesions:
     return Lesions(**{name: getattr(lesions, name)[rows] for name in Lesions.__slots__})
 
 
-def _draw(generator: np.random.Generator, size: int, anatomy: Anatomy, lesions: Lesions) -> Field:
+def draw_images(generator: np.random.Generator, size: int, anatomy: Anatomy, lesions: Lesions) -> Field:
     """Attenuation ``(n, size, size)`` of each patient as they stood for this image."""
     count = len(lesions.x)
 
@@ -180,7 +181,7 @@ def _draw(generator: np.random.Generator, size: int, anatomy: Anatomy, lesions: 
     return attenuation(x, np.where(y > 0, y * (1 - breath), y), anatomy, lesions)
 
 
-def _expose(generator: np.random.Generator, drawn: Field, scanners: list[Scanner]) -> npt.NDArray[np.uint8]:
+def expose(generator: np.random.Generator, drawn: Field, scanners: list[Scanner]) -> npt.NDArray[np.uint8]:
     """The grey image ``(n, size, size)`` that each scanner makes of it."""
 
     def each(name: str, jitter: float = 0.0) -> Field:

@@ -134,7 +134,10 @@ def load_test_set(study: Study) -> Dataset:
     settings = study.data
     if settings.source == NOTHING:
         return Dataset.empty(
-            settings.classes, channels=settings.channels or 1, image_size=settings.image_size
+            settings.classes,
+            channels=settings.channels or 1,
+            image_size=settings.image_size,
+            task=settings.meaning,
         )
     asked: Settings = {**settings.settings, "seed": study.study.seed, "test_fraction": 0.0}
     dataset = load(settings.source, **asked)

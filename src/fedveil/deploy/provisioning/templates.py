@@ -11,7 +11,7 @@ listen = "{listen}"             # or "tcp:127.0.0.1:PORT", with 64 random charac
 {group}
 
 [data]
-source = "{source}"             # a manifest .csv or .tsv, a folder of images, or an .npz file
+source = "{source}"             # a manifest .csv, .tsv, .parquet or .xlsx, a folder of images, or an .npz file
 #columns = {{ path = "Image Index", label = "Finding Labels", patient = "Patient ID" }}   # for other column names
 #layout = "class"               # what the folders above an image mean, such as site/class; needed for a folder
 #site = "{name}"                # this hospital's name in data that names several

@@ -40,6 +40,7 @@ class CohortTable(_Table):
     source: str
     site: str | None = None
     columns: ColumnSettings = ColumnSettings()
+    preset: str = ""
     layout: str = ""
     accept: tuple[str, ...] = Field(default=(), strict=False)
     allow_patient_overlap: bool = False
@@ -50,7 +51,8 @@ class CohortTable(_Table):
     def settings(self) -> Settings:
         """Keywords of `fedveil.data.load`."""
         return {
-            "columns": self.columns.model_dump(),
+            **self.columns.settings,
+            "preset": self.preset,
             "layout": self.layout,
             "accept": self.accept,
             "test_fraction": self.test_fraction,
@@ -187,7 +189,7 @@ class SiteConfig(_Table):
         """
         if agreement.trust == "none":
             return
-        for release in agreement.releases:
+        for release in agreement.possible:
             try:
                 release.mechanism.for_unit(self.budget.unit)
             except InvalidValue as error:

@@ -118,6 +118,7 @@ def _model(offer: Offer, arrays: Mapping[str, Array]) -> TrainedModel:
         model = TrainedModel.of(
             offer.study,
             classes=offer.classes,
+            task=offer.study.data.meaning,
             channels=offer.channels,
             parameters=parameters,
             frequencies=frequencies,

@@ -10,7 +10,9 @@ from fedveil.deploy.site.config import SiteConfig
 from fedveil.errors import FedveilError, InvalidValue
 from fedveil.federation import Agreement
 from fedveil.federation.secure_rounds import session_of
+from fedveil.learning.encoders.external import Store
 from fedveil.privacy import Guarantee, LedgerState, Mechanism, epsilon, operational_risk, verify_ledger
+from fedveil.study import Study
 
 __all__ = ["Review", "review"]
 
@@ -53,8 +55,15 @@ class Review:
         lines = [
             f"study      {agreement.name}, digest {self.listed.digest}",
             f"hospitals  {', '.join(agreement.sites)}; a round needs {needed}",
+            *_encoder(self.listed.offer.study),
             *(f"{'' if number else 'releases':<10} {one}" for number, one in enumerate(releases)),
         ]
+        if agreement.calibration is not None:
+            grid = ", ".join(f"{level.epsilon:g}" for level in agreement.calibration.levels)
+            lines.append(
+                f"level      calibrated: a fixed rule picks one epsilon of {grid} from the pilot's noisy sums. "
+                "The releases and the cost here are those of the dearest; the ledger is charged what is used"
+            )
         if self.guarantee is None:
             lines.append("cost       no privacy: nothing bounds what is revealed about a patient")
         else:
@@ -117,6 +126,16 @@ def review(config: SiteConfig, listed: Listed) -> Review:
         objection=objection,
         own_model=_own_model(config, agreement),
     )
+
+
+def _encoder(study: Study) -> list[str]:
+    """The encoder that is not built in, by its whole hash."""
+    spec = study.model.encoder.spec(study.model.features)
+    if spec is None:
+        return []
+    graph = f", graph {spec.graph}" if spec.graph else ""
+    here = "registered here" if Store().has(spec.sha256) else "NOT registered here: fedveil encoder add FILE"
+    return [f"encoder    {spec.features}, SHA-256 {spec.sha256}{graph}; {here}"]
 
 
 def _after(state: LedgerState, agreement: Agreement, mechanisms: Sequence[Mechanism]) -> float:

@@ -23,6 +23,7 @@ from fedveil.errors import DataError, FedveilError
 from fedveil.federation import Agreement, Site
 from fedveil.federation.secure_rounds import Identity as Signer
 from fedveil.learning import HeldOut, Learner, Model
+from fedveil.learning.encoders.external import verify
 from fedveil.privacy import Ledger
 from fedveil.study import TrainedModel
 from fedveil.study.evaluation import TestSet
@@ -108,7 +109,13 @@ class Cohorts:
         size = offer.study.data.image_size
         try:
             return model_of(
-                offer.study, Dataset.empty(offer.classes, channels=offer.channels, image_size=size)
+                offer.study,
+                Dataset.empty(
+                    offer.classes,
+                    channels=offer.channels,
+                    image_size=size,
+                    task=offer.study.data.meaning,
+                ),
             )
         except FedveilError:
             return None
@@ -154,10 +161,14 @@ class Cohorts:
 
         Raises:
             DataError: an image cannot be used.
-            InvalidValue: the study's model cannot be built here, for example because its public weights are missing.
+            InvalidValue: the study's model cannot be built here, for example because its public weights are missing,
+                or its encoder is not registered here.
         """
         dataset = self.dataset(offer)
         model_of(offer.study, dataset)
+        encoder = offer.study.model.encoder.spec(offer.study.model.features)
+        if encoder is not None:
+            verify(encoder)
         if not len(self.own(dataset, dataset.train)):
             raise DataError(
                 f"{self.config.data.source} has no training patients for this hospital",

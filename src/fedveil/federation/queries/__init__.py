@@ -7,6 +7,7 @@ from fedveil.federation.queries.gradients import GradientQuery
 from fedveil.federation.queries.local_steps import LocalSteps, LocalStepsQuery
 from fedveil.federation.queries.own_model import OwnModelQuery
 from fedveil.federation.queries.own_threshold import OwnThresholdQuery
+from fedveil.federation.queries.pilot import PilotQuery
 from fedveil.federation.queries.query import (
     Asked,
     Asking,
@@ -35,6 +36,7 @@ __all__ = [
     "OneSum",
     "OwnModelQuery",
     "OwnThresholdQuery",
+    "PilotQuery",
     "Query",
     "Rounds",
     "StatisticsQuery",
@@ -44,6 +46,7 @@ __all__ = [
 
 QUERIES: tuple[type[Query], ...] = (
     StatisticsQuery,
+    PilotQuery,
     GradientQuery,
     LocalStepsQuery,
     CalibrationQuery,

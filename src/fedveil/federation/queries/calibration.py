@@ -1,12 +1,10 @@
-"""Calibration: the classes' mean scores and their spread, for threshold and temperature; released after training."""
+"""Calibration: the classes' mean scores, for the decision threshold; released after training."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from fedveil.federation.queries.query import HospitalUnits, Indices, ModelState, NoisySum, OneSum, Vector
-from fedveil.learning import Sizes
-from fedveil.learning.models.calibration import SCORES
-from fedveil.learning.models.posterior import LEAST_WEIGHT, weight_of
+from fedveil.learning import Sizes, drowned
 
 __all__ = ["CalibrationQuery"]
 
@@ -14,30 +12,27 @@ __all__ = ["CalibrationQuery"]
 @final
 @dataclass(frozen=True)
 class CalibrationQuery(OneSum):
-    """Sums of a trained model's scores by class, and of their squares; see `fedveil.learning.models.calibration`.
+    """Class statistics of a trained model's scores, averaged over each image and its degraded view.
 
-    **Bound: 1.** With s the score of an image, averaged over the image and its degraded view, each clipped to norm 1,
-    and q the mean of their squared norms, a unit adds the average over its images i of ``onehot(y_i) (x) (a s_i, b)``
-    and ``c q_i`` with ``a^2 + b^2 + c^2 = 1``. |s| and q are at most 1 for any model, so each term has norm at most 1,
-    and so has an average of them (the norm is convex). If the unit is the site, the sum over all its patients is
-    scaled down to norm 1.
+    **Bound: 1.** As for `StatisticsQuery`, with the score of an image instead of its features: scores are clipped to
+    norm 1 per image, for any model; the mean of two of them also has norm at most 1.
     """
 
     name: ClassVar[str] = "calibration"
     title: ClassVar[str] = "calibration"
     setting: ClassVar[str] = "calibration_share"
     adds: ClassVar[str] = "its class and score, norm 1"
-    purpose: ClassVar[str] = "the decision threshold, and calibrated probabilities"
+    purpose: ClassVar[str] = "the decision threshold"
     optional: ClassVar[bool] = True
 
     def length(self, model: Sizes) -> int:
-        """Scores by class, and their squares."""
+        """Class statistics of scores."""
         return model.calibration_size
 
     def contribution(
         self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
     ) -> Vector:
-        """Sum the units' scores."""
+        """Sum the units' class statistics of scores."""
         del clip_norm
         return hospital.training.statistics(parameters, units)
 
@@ -46,12 +41,12 @@ class CalibrationQuery(OneSum):
         return state.model.unshifted(state.parameters)
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
-        """Set threshold and temperature to their posterior means."""
+        """Set the threshold to the midpoint between the classes' mean scores: its posterior mean."""
         whole, certainty = state.model.calibrated(
             self.sent(state), released.total, released.variance, state.statistics
         )
         return replace(state, parameters=whole, certainty=certainty)
 
-    def drowned(self, variance: float, sizes: Vector) -> bool:
+    def drowned(self, model: Sizes, variance: float, groups: Vector) -> bool:
         """If noise would leave less than a tenth of the measured middle."""
-        return weight_of(sizes, variance / SCORES**2) < LEAST_WEIGHT
+        return drowned(variance / model.score_share, groups)

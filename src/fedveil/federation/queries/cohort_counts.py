@@ -1,13 +1,14 @@
 """Cohort counts: units per class, and per age band and sex; a hospital may release them before any study."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import numpy as np
 
 from fedveil.data import Cohort
+from fedveil.data.annotations.groups import GROUPS, grouped
 from fedveil.errors import FederationError
 from fedveil.federation.queries.query import Asked, HospitalUnits, Indices, NoisySum, Query, Vector
 from fedveil.learning import Sizes
@@ -15,13 +16,6 @@ from fedveil.learning.unit_weights import image_shares
 from fedveil.privacy import Unit
 
 __all__ = ["CohortCountsQuery"]
-
-BANDS = ("0-17", "18-39", "40-64", "65-79", "80+")
-STARTS = (18, 40, 65, 80)
-SEXES = ("female", "male")
-OTHER = "other or unknown"
-GROUPS: Mapping[str, tuple[str, ...]] = {"age": (*BANDS, OTHER), "sex": (*SEXES, OTHER)}
-"""Attributes that are counted if the data has them, and their public groups."""
 
 
 @final
@@ -60,7 +54,7 @@ class CohortCountsQuery(Query):
     @classmethod
     def over(cls, records: Cohort, unit: Unit) -> "CohortCountsQuery":
         """The query for data with these classes and columns."""
-        found = tuple(name for name in GROUPS if name in _columns(records))
+        found = tuple(name for name in GROUPS if name in records.attributes)
         return cls(records.classes, found, unit)
 
     def share(self, asked: Asked) -> float:
@@ -117,10 +111,8 @@ class CohortCountsQuery(Query):
     def _codes(self, records: Cohort) -> Iterator[Indices]:
         """The group of each image, block by block."""
         yield records.labels
-        columns = _columns(records)
         for name in self.attributes:
-            place = _band if name == "age" else _sex
-            yield np.array([place(value) for value in columns[name]], dtype=np.int64)
+            yield grouped(name, records.attributes[name])[0]
 
     def counts(self, released: NoisySum) -> dict[str, dict[str, float]]:
         """The noisy counts by block and name; they may be negative, because clipping them would bias their sums."""
@@ -134,25 +126,3 @@ class CohortCountsQuery(Query):
     def std(self, released: NoisySum) -> float:
         """Standard deviation of the noise in each count."""
         return math.sqrt(released.variance * len(self.blocks))
-
-
-def _columns(records: Cohort) -> Mapping[str, Sequence[Any]]:
-    """The attributes of images, by column name; empty if the data has none."""
-    found: Mapping[str, Sequence[Any]] = getattr(records, "attributes", {})
-    return found
-
-
-def _band(value: object) -> int:
-    """The age band of any value."""
-    try:
-        age = float(str(value).strip())
-    except ValueError:
-        return len(BANDS)
-    return sum(age >= start for start in STARTS) if 0 <= age < 150 else len(BANDS)
-
-
-def _sex(value: object) -> int:
-    """Female, male or other, for any value."""
-    first = str(value).strip().lower()
-    known = {"f": 0, "female": 0, "w": 0, "m": 1, "male": 1}
-    return known.get(first, len(SEXES))

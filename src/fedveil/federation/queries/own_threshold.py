@@ -14,7 +14,7 @@ __all__ = ["OwnThresholdQuery"]
 @final
 @dataclass(frozen=True)
 class OwnThresholdQuery(OneSum):
-    """Class sizes and scores of one hospital's images as they are; see `fedveil.learning.models.site_threshold`.
+    """Class sizes and mean scores of one hospital's images as they are; see `fedveil.learning.models.site_threshold`.
 
     **Bound: 1.** As for `CalibrationQuery`, for the image alone. The hospital adds all of the noise.
     """
@@ -31,13 +31,13 @@ class OwnThresholdQuery(OneSum):
     )
 
     def length(self, model: Sizes) -> int:
-        """Scores by class, and their squares."""
+        """Class statistics of scores."""
         return model.calibration_size
 
     def contribution(
         self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
     ) -> Vector:
-        """Sum the units' scores, without degraded views."""
+        """Sum the units' class statistics of scores, without degraded views."""
         del clip_norm
         return hospital.training.statistics(parameters, units, plain=True)
 
@@ -46,7 +46,7 @@ class OwnThresholdQuery(OneSum):
         return state.model.unshifted(state.parameters)
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
-        """Threshold and frequencies: posterior means around the common ones."""
+        """Threshold and frequencies, posterior means around the common ones."""
         classes = state.model.classes
         common = np.full(classes, 1 / classes) if state.frequencies is None else state.frequencies
         parameters, own = state.model.recalibrated(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fedveil.data import Cohort
 from fedveil.errors import FederationError, InvalidValue
-from fedveil.learning import Certainty, ClassStatistics, HeldOut, Learner, Model, ScoreHistogram, Sizes
+from fedveil.learning import Certainty, HeldOut, Learner, Model, ScoreHistogram, Sizes, Statistics
 from fedveil.privacy import Mechanism, Unit
 
 __all__ = [
@@ -158,7 +158,7 @@ class ModelState:
     model: Model
     parameters: Vector
     frequencies: Vector | None = None
-    statistics: ClassStatistics | None = None
+    statistics: Statistics | None = None
     histogram: ScoreHistogram | None = None
     certainty: Certainty | None = None
 
@@ -192,6 +192,8 @@ class Query(ABC):
     aggregated."""
     optional: ClassVar[bool] = False
     """Whether a study continues without it if its budget is spent."""
+    pilot_only: ClassVar[bool] = False
+    """Whether only the pilot of a calibrated study makes it."""
     caution: ClassVar[str] = ""
     """A note on it in results that are evaluated on test images."""
 
@@ -203,6 +205,11 @@ class Query(ABC):
     @abstractmethod
     def share(self, asked: Asked) -> float | None:
         """Its share of a study's budget; None for the rest of the budget."""
+
+    def pilot_share(self, asked: Asked) -> float:
+        """Its share of the budget of a calibrated study's pilot; 0 if the pilot does not make it."""
+        del asked
+        return 0.0
 
     def clip_norm(self, asked: Asked) -> float:
         """The clip norm of its mechanism."""
@@ -305,14 +312,15 @@ class OneSum(Query):
         del clip_norm
         return 1.0
 
-    def drowned(self, variance: float, sizes: Vector) -> bool:
+    def drowned(self, model: Sizes, variance: float, groups: Vector) -> bool:
         """Whether noise is known beforehand to leave too little of it, so that it is not worth its budget.
 
         Args:
+            model: the study's.
             variance: of the noise in each number of the sum.
-            sizes: (classes,) units of each class, public or released.
+            groups: units of the classes that each threshold separates, public or released: `Statistics.groups`.
         """
-        del variance, sizes
+        del model, variance, groups
         return False
 
     @abstractmethod

@@ -48,6 +48,10 @@ class StatisticsQuery(OneSum):
         """With "one-shot" the rest of the budget."""
         return None if _alone(asked.training) else super().share(asked)
 
+    def pilot_share(self, asked: Asked) -> float:
+        """All of a pilot's budget, except what the histogram of a linear head takes."""
+        return 1 - HISTOGRAM_SHARE if asked.settings["model"]["network"] == "linear" else 1.0
+
     def length(self, model: Sizes) -> int:
         """The model's size of statistics."""
         return model.statistics_size
@@ -73,6 +77,10 @@ class StatisticsQuery(OneSum):
         """Centre, weights and class frequencies."""
         found = state.model.read_statistics(released.total, released.variance)
         return replace(state, statistics=found, frequencies=found.priors).at(state.trained)
+
+
+HISTOGRAM_SHARE = 0.35
+"""Part of a pilot's budget, in mu squared, for its histogram; the class statistics get the rest."""
 
 
 def _alone(training: Any) -> bool:

@@ -2,7 +2,7 @@
 
 After Bonawitz et al. (2017) and Bell et al. (2020), double masking. What site i sends in round r is
 
-    y_i = x_i + PRG(b_i) + sum_{j > i} PRG(k_ij) - sum_{j < i} PRG(k_ij)  modulo 2^32
+    y_i = x_i + PRG(b_i) + sum_{j > i} PRG(k_ij) - sum_{j < i} PRG(k_ij)  modulo 2^32 or 2^64
 
 over its neighbours j, with its own seed b_i, and k_ij from an X25519 agreement between keys of i and j that
 exist for round r only. From the set-up on, the neighbours hold shares of b_i and of i's private key for r. For each
@@ -146,7 +146,8 @@ class SecureAggregationClient:
         self._neighbours = tuple(name for name in self._channels if self._adjacent(name))
         holders = (self._site, *self._neighbours)
         threshold = self._session.share_threshold(len(holders))
-        shares = split(bytes(self._secrets), [self._numbers[name] for name in holders], threshold)
+        numbers = [self._numbers[name] for name in holders]
+        shares = split(bytes(self._secrets), numbers, threshold, self._session.field)
         self._shares[self._site] = bytearray(shares[self._numbers[self._site]])
         boxes = {
             name: seal(self._box_key(self._site, name), shares[self._numbers[name]], self._roster)
@@ -176,9 +177,9 @@ class SecureAggregationClient:
     def masked_input(self, round_number: int, words: Words, purpose: str = "") -> MaskedInput:
         """Mask `words`, in place, for a round later than any before; the round is claimed first, durably.
 
-        `words` are a contiguous vector of uint32; nothing unmasked is left in them. `purpose` says what is summed, as
-        this site was asked: among sites that were asked for different sums masks do not cancel, so that the result
-        is random. Otherwise a server could combine noise shares of different sizes.
+        `words` are a contiguous vector of uint32 or uint64; nothing unmasked is left in them. `purpose` says what is
+        summed, as this site was asked: among sites that were asked for different sums masks do not cancel, so that
+        the result is random. Otherwise a server could combine noise shares of different sizes.
         """
         first = self._session.first_round if self._round is None else self._round + 1
         end = self._session.first_round + self._session.rounds
@@ -189,10 +190,11 @@ class SecureAggregationClient:
                 f"in this session {ready}",
                 "a round runs only once; set up a new session for further ones",
             )
-        if words.dtype != np.uint32 or words.ndim != 1 or not words.flags.c_contiguous or not words.size:
+        fits = words.dtype in (np.uint32, np.uint64) and words.ndim == 1 and words.flags.c_contiguous
+        if not fits or not words.size:
             raise Refused(
                 f"the words to mask have type {words.dtype} and shape {words.shape}",
-                "they must be a contiguous vector of uint32",
+                "they must be a contiguous vector of uint32 or uint64",
                 "encode the contribution with IntegerMechanism.encode",
             )
         self._claim(round_number)

@@ -24,6 +24,8 @@ import math
 from bisect import bisect_left
 from functools import lru_cache
 
+import numpy as np
+
 __all__ = ["FAILURE", "edge_probability", "failure_probability", "isolated", "sparse_threshold"]
 
 FAILURE = 2.0**-40
@@ -74,12 +76,14 @@ def _exposed(sites: int, colluding: int, cut: int, p: float) -> float:
 
 def _split(honest: int, lost: int, cut: int, p: float) -> float:
     """(b): the union bound, over how many honest sites are declared lost and the size of the smaller part."""
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, honest + 1)))])
     total = 0.0
     for gone in range(lost + 1):
-        for small in range(cut + 1, (honest - gone) // 2 + 1):
-            ways = math.comb(honest, gone) * math.comb(honest - gone, small)
-            logarithm = math.log(ways) + small * (honest - gone - small) * math.log1p(-p)
-            total += math.exp(min(0.0, logarithm))
-            if total >= 1:
-                return 1.0
+        left = honest - gone
+        small = np.arange(cut + 1, left // 2 + 1)
+        parts = factorials[left] - factorials[small] - factorials[left - small]
+        logarithms = math.log(math.comb(honest, gone)) + parts + small * (left - small) * math.log1p(-p)
+        total += float(np.exp(np.minimum(0.0, logarithms)).sum())
+        if total >= 1:
+            return 1.0
     return total

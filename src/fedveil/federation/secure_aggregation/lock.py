@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedveil.federation.secure_aggregation.keys import KEY_BYTES, derive, seal, unseal
-from fedveil.federation.secure_aggregation.shamir import combine, split
+from fedveil.federation.secure_aggregation.shamir import combine, field_for, split
 
 __all__ = ["CHECK_BYTES", "PAD_BYTES", "Lock", "View", "close"]
 
@@ -74,7 +74,8 @@ class Lock:
             return None
         for start in range(max(1, len(shares))):  # one wrong pad is in all of these but some
             some = (shares[start:] + shares[:start])[: threshold - 1]
-            text = unseal(combine({numbers[owner]: self.own, **dict(some)}), self.box, view.survivors)
+            key = combine({numbers[owner]: self.own, **dict(some)}, field_for(len(numbers)))
+            text = unseal(key, self.box, view.survivors)
             if text is not None or len(shares) == threshold - 1:
                 return text
         return None
@@ -95,7 +96,8 @@ def close(
 ) -> Lock:
     """Lock `text` for the holders in `channels`, the other survivors' shared secrets with `owner`."""
     key = os.urandom(KEY_BYTES)
-    shares = split(key, [numbers[owner], *(numbers[holder] for holder in channels)], threshold)
+    points = [numbers[owner], *(numbers[holder] for holder in channels)]
+    shares = split(key, points, threshold, field_for(len(numbers)))
     padded = {}
     for holder, channel in channels.items():
         pad = view.pad(channel, owner, holder)

@@ -1,22 +1,21 @@
-"""Masks: key streams that are added to words modulo 2^32 and hide them while a key is unknown.
+"""Masks: key streams that are added to words modulo 2^32 or 2^64 and hide them while a key is unknown.
 
 The stream is AES-256 in counter mode: 5.5 GB/s per core including the addition; ChaCha20 reaches 4.9 GB/s (a
 processor without AES instructions would favour ChaCha20).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
-from numpy.typing import NDArray
 
 from fedveil.federation.secure_aggregation.keys import derive
+from fedveil.parallel import in_blocks
+from fedveil.privacy import Words
 
 __all__ = ["Words", "apply_masks", "pair_mask_key", "self_mask_key"]
 
-Words = NDArray[np.uint32]
-
-_CHUNK = 1 << 16  # words at a time: sum, stream and zeros stay in the processor's cache
+_CHUNK = 1 << 18  # bytes at a time: sum, stream and zeros stay in the processor's cache
 _BLOCK = 16
 
 
@@ -37,17 +36,27 @@ def pair_mask_key(
 
 
 def apply_masks(words: Words, add: Iterable[bytes], subtract: Iterable[bytes]) -> None:
-    """Add to `words`, in place, the streams of some keys, and subtract those of others, modulo 2^32."""
-    streams = [(_stream(key), np.add) for key in add] + [(_stream(key), np.subtract) for key in subtract]
-    zeros = memoryview(bytes(4 * min(_CHUNK, words.size)))
+    """Add to `words`, in place, the streams of some keys, and subtract those of others, modulo 2^32 or 2^64.
+
+    Long vectors are masked in blocks, by as many threads as there are cores.
+    """
+    keys = [(key, np.add) for key in add] + [(key, np.subtract) for key in subtract]
+    in_blocks(words.size, lambda part: _apply(words[part], part.start * words.itemsize // _BLOCK, keys))
+
+
+def _apply(words: Words, counter: int, keys: Sequence[tuple[bytes, np.ufunc]]) -> None:
+    """Mask a part of a vector, from the block of the streams with this number on."""
+    streams = [(_stream(key, counter), combine) for key, combine in keys]
+    chunk = _CHUNK // words.itemsize
+    zeros = memoryview(bytes(words.itemsize * min(chunk, words.size)))
     buffer = bytearray(len(zeros) + _BLOCK)
-    for start in range(0, words.size, _CHUNK):
-        part = words[start : start + _CHUNK]
-        mask = np.frombuffer(buffer, dtype=np.uint32, count=part.size)
+    for start in range(0, words.size, chunk):
+        part = words[start : start + chunk]
+        mask = np.frombuffer(buffer, dtype=words.dtype, count=part.size)
         for stream, combine in streams:
             stream.update_into(zeros[: part.nbytes], buffer)
             combine(part, mask, out=part)
 
 
-def _stream(key: bytes) -> CipherContext:
-    return Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK))).encryptor()
+def _stream(key: bytes, counter: int) -> CipherContext:
+    return Cipher(algorithms.AES(key), modes.CTR(counter.to_bytes(_BLOCK))).encryptor()

@@ -205,25 +205,36 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskedInput:
-    """A site's words for a round, masked; uniformly random to everyone who does not know the masks."""
+    """A site's words for a round, masked; uniformly random to everyone who does not know the masks.
 
-    KIND: ClassVar = "masked input 1"
+    Words of 64 bits are another kind of message, which earlier versions do not know.
+    """
+
+    KINDS: ClassVar = {"<u4": "masked input 1", "<u8": "masked input 2"}
     site: str
     round_number: int
     words: Words
 
     def to_bytes(self) -> bytes:
         """The unique encoding; words are little-endian."""
-        words = np.ascontiguousarray(self.words, dtype="<u4").view(np.uint8)
-        return pack(self.KIND, self.site, self.round_number, words.data)
+        dtype = f"<u{self.words.itemsize}"
+        words = np.ascontiguousarray(self.words, dtype=dtype).view(np.uint8)
+        return pack(self.KINDS[dtype], self.site, self.round_number, words.data)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Raises FederationError on anything else. The words are a view into `data`, read-only."""
-        site, round_number, words = _exactly(_fields(data, cls.KIND), 3)
-        if len(words) % 4:
+        kind = kind_of(data)
+        dtype = next((one for one, name in cls.KINDS.items() if name == kind), None)
+        if dtype is None:
             raise malformed()
-        return cls(_text(site), _number(round_number), np.frombuffer(words, dtype="<u4").view(np.uint32))
+        site, round_number, words = _exactly(_fields(data, kind), 3)
+        if len(words) % np.dtype(dtype).itemsize:
+            raise malformed()
+        given = np.frombuffer(words, dtype=dtype)
+        return cls(
+            _text(site), _number(round_number), given.astype(given.dtype.newbyteorder("="), copy=False)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,11 +185,11 @@ class Aggregation:
             or masked.site not in self._numbers
             or masked.site in self._arrived
             or self._request is not None
-            or (self._sum is not None and self._sum.shape != masked.words.shape)
+            or (self._sum is not None and _form(self._sum) != _form(masked.words))
         ):
             raise FederationError(
                 f"masked words from {masked.site} for round {masked.round_number} do not belong to the sum",
-                f"round {self.round_number} takes one vector per site, of one length, until recovery begins",
+                f"round {self.round_number} takes one vector per site, of one length and width, until recovery begins",
                 "discard them; they stay masked",
             )
         if self._sum is None:
@@ -234,7 +234,7 @@ class Aggregation:
         )
 
     def total(self) -> Words:
-        """The sum of the survivors' words modulo 2^32; raises RoundAbandoned if too few of them revealed shares."""
+        """The sum of the survivors' words; raises RoundAbandoned if too few of them revealed shares."""
         if self._request is None or self._sum is None:
             raise FederationError(
                 "no recovery was requested", "a sum is opened in two exchanges", "call request first"
@@ -274,7 +274,7 @@ class Aggregation:
         shares = {self._numbers[one]: opened[one][site] for one in holders if one in opened}
         if len(shares) < needed:
             raise self._abandoned(f"{len(shares)} of the {needed} shares needed for {site} were revealed")
-        return combine(dict(list(shares.items())[:needed]))
+        return combine(dict(list(shares.items())[:needed]), self._session.field)
 
     def _cancel(self, lost: str, secret: bytes, add: list[bytes], subtract: list[bytes]) -> None:
         """Cancel the masks between a lost site and its surviving neighbours."""
@@ -296,6 +296,10 @@ class Aggregation:
             f"its sum opens only with {self._session.min_survivors} sites or more, until the end of the round",
             "run another round, or a session with the sites that answer",
         )
+
+
+def _form(words: Words) -> tuple[object, object]:
+    return words.shape, words.dtype
 
 
 def _unusable(site: str, what: str) -> FederationError:

@@ -9,12 +9,15 @@ from typing import Self
 from fedveil.errors import InvalidValue
 from fedveil.federation.secure_aggregation.codec import malformed
 from fedveil.federation.secure_aggregation.graph import edge_probability, isolated, sparse_threshold
-from fedveil.federation.secure_aggregation.shamir import MOST_HOLDERS
+from fedveil.federation.secure_aggregation.shamir import Field, field_for
 
-__all__ = ["COMPLETE_UP_TO", "Session"]
+__all__ = ["COMPLETE_UP_TO", "MOST_SITES", "Session"]
 
 COMPLETE_UP_TO = 64
 """With more sites than this, a session by default has a sparse graph."""
+
+MOST_SITES = 1000
+"""As many as a request may name."""
 
 MOST_ROUNDS = 4096
 """Bounds a site's memory for a session: 64 bytes per round and neighbour."""
@@ -85,7 +88,7 @@ class Session:
             colluding=colluding,
             min_honest=min_honest,
             edge_probability=edge_probability(count, colluding, threshold)
-            if sparse and count <= MOST_HOLDERS
+            if sparse and count <= MOST_SITES
             else 1.0,
         )
 
@@ -95,10 +98,10 @@ class Session:
 
     def _check_group(self) -> None:
         count = len(self.sites)
-        if not 3 <= count <= MOST_HOLDERS or len(set(self.sites)) < count:
+        if not 3 <= count <= MOST_SITES or len(set(self.sites)) < count:
             raise InvalidValue(
-                f"secure aggregation is asked of {count} sites: {', '.join(self.sites)}",
-                f"it needs 3 to {MOST_HOLDERS} different sites; of two, each would learn the other's sum",
+                f"secure aggregation is asked of {count} sites: {', '.join(self.sites)[:2000]}",
+                f"it needs 3 to {MOST_SITES:,} different sites; of two, each would learn the other's sum",
                 'change the sites, or set privacy.trust to "site"',
             )
         if not (1 <= self.rounds <= MOST_ROUNDS and 0 <= self.first_round < 2**63):
@@ -137,6 +140,11 @@ class Session:
     def sparse(self) -> bool:
         """Whether the graph is sparse, so that a site has only some of the others as neighbours."""
         return self.edge_probability < 1
+
+    @property
+    def field(self) -> Field:
+        """Over which secrets are shared."""
+        return field_for(len(self.sites))
 
     @property
     def min_survivors(self) -> int:

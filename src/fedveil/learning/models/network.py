@@ -29,12 +29,12 @@ from fedveil.learning.gradients import (
     load_flat,
     try_out,
 )
-from fedveil.learning.models.calibration import Calibration, Certainty
-from fedveil.learning.models.class_statistics import ClassStatistics
+from fedveil.learning.models.class_statistics import COUNT_WEIGHT, ClassStatistics
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
-from fedveil.learning.models.posterior import TEMPERATURES, Noisy
+from fedveil.learning.models.posterior import Noisy
 from fedveil.learning.models.protocol import check_sent
+from fedveil.learning.models.score_statistics import Certainty, ScoreStatistics
 from fedveil.learning.models.site_threshold import own_numbers
 from fedveil.learning.networks import Centred, layers_of, split_frozen
 from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
@@ -54,12 +54,12 @@ LONGEST_LOGITS = 10.0
 class NetworkModel:
     """A network by name; implements `fedveil.learning.Model`.
 
-    Parameters are a temperature, 1 in training; one offset of the logits per class, 0 in training; the centre of the
-    features if the network has one (see `Centred`); then the trained part. Logits are the trained part's, times the
-    temperature, plus the offset. Clipped gradients leave a network's logits uncalibrated (every patient's gradient has
-    about the same length, however certain the prediction), so both are released last: with m the middle between the
-    mean logits of the classes, beta the temperature and pi the class frequencies, ``offset = log pi - beta m``.
-    Dividing by pi then puts the threshold at the middle. Mean probabilities are unsuitable: they saturate.
+    Parameters are one offset of the logits per class, 0 in training, the centre of the features if the network has
+    one (see `Centred`), then the trained part. Clipped gradients leave a network's logits uncalibrated (every
+    patient's gradient has about the same length, however certain the prediction), so the offset is released last:
+    with m the middle between the mean logits of the classes, and pi the class frequencies, ``offset = log pi - m``.
+    Dividing by pi then puts the threshold at the middle. Mean probabilities are unsuitable: they saturate, so their
+    midpoint is close to the class that the network is less certain of.
 
     The leading layers whose parameters are not trained are the public *frozen part*: its output for an image is
     computed once, not in every round. The *body* is the rest.
@@ -116,9 +116,19 @@ class NetworkModel:
         return dimension(self.body)
 
     @property
+    def thresholds(self) -> tuple[int, int]:
+        """One, between all classes."""
+        return 1, self.classes
+
+    @property
+    def score_share(self) -> float:
+        """That of features in class statistics."""
+        return 1 - COUNT_WEIGHT**2
+
+    @property
     def parameters(self) -> int:
         """Length of the whole parameter vector."""
-        return 1 + self.classes + self._centre + self.trained
+        return self.classes + self._centre + self.trained
 
     @property
     def _centre(self) -> int:
@@ -132,8 +142,8 @@ class NetworkModel:
 
     @property
     def calibration_size(self) -> int:
-        """Length of the sum of logits that is released after training."""
-        return Calibration.size(self.classes, self.classes)
+        """Class statistics of the logits."""
+        return ClassStatistics.size(self.classes, self.classes)
 
     def initial(self) -> Vector:
         """The parameters that the seed gives, or the public weights of a pretrained network."""
@@ -142,12 +152,12 @@ class NetworkModel:
     def join(
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
-        """A temperature of 1; the offset, 0 without a shift; the centre, 0 without statistics; and the trained part."""
+        """The offset, 0 without a shift; the centre, 0 without statistics; and the trained part."""
         offset = np.zeros(self.classes) if shift is None else shift
         centre = np.zeros(self._centre)
         if self._blocks and statistics is not None:
             centre = statistics.centre(self._blocks)
-        return np.concatenate([[1.0], offset, centre, trained])
+        return np.concatenate([offset, centre, trained])
 
     def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
         """Class counts, and the means of centred features; other networks need no means."""
@@ -162,30 +172,22 @@ class NetworkModel:
         noise_variance: float,
         statistics: ClassStatistics | None,
     ) -> tuple[Vector, Certainty]:
-        """The model with a temperature and an offset of the logits; see the class."""
+        """The model with an offset of the logits; see the class."""
         earlier = None if statistics is None else statistics.released_counts
-        read = Calibration.from_released(released, self.classes, noise_variance, earlier)
-        found = read.means()
-        factor = read.temperature(found, LONGEST_LOGITS)
+        found = ScoreStatistics.from_released(released, self.classes, noise_variance, earlier).means()
         priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
-        offset = np.log(priors) - factor * LONGEST_LOGITS * bounded(found.middle, 1.0)
-        return np.concatenate([[factor], offset, parameters[1 + self.classes :]]), read.certainty(
-            found, factor
-        )
+        offset = np.log(priors) - LONGEST_LOGITS * bounded(found.middle, 1.0)
+        return np.concatenate([offset, parameters[self.classes :]]), Certainty.of(found)
 
     def check_parameters(self, parameters: Vector) -> None:
         """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
 
-        Temperatures lie in `TEMPERATURES`. Offsets are ``log pi - beta m``: class frequencies of at least ``FEWEST / (K
-        LARGEST_COUNT)``, and a middle of norm `LONGEST_LOGITS` at most. The centre is one of
-        `ClassStatistics.centre`, or 0.
+        Offsets are ``log pi - m``: class frequencies of at least ``FEWEST / (K LARGEST_COUNT)``, and a middle of norm
+        `LONGEST_LOGITS` at most. The centre is one of `ClassStatistics.centre`, or 0.
         """
         self._check_shape(parameters)
-        temperature, offset, centre, _ = self.split(parameters)
-        if not TEMPERATURES[0] * (1 - 1e-9) <= temperature <= TEMPERATURES[1] * (1 + 1e-9):
-            rule = "it lies in {:g} to {:g}".format(*TEMPERATURES)
-            raise InvalidValue(f"the temperature is {temperature:g}", rule, "send the model of the study")
-        largest = temperature * LONGEST_LOGITS + np.log(self.classes * LARGEST_COUNT / FEWEST)
+        offset, centre, _ = self.split(parameters)
+        largest = LONGEST_LOGITS + np.log(self.classes * LARGEST_COUNT / FEWEST)
         if not (np.abs(offset) <= largest * (1 + 1e-9)).all():
             raise InvalidValue(
                 f"offsets of the logits reach {np.abs(offset).max():g}",
@@ -195,39 +197,37 @@ class NetworkModel:
         check_centre(centre, self._blocks)
 
     def unshifted(self, parameters: Vector) -> Vector:
-        """The same model with an offset of 0 and a temperature of 1."""
-        return np.concatenate([[1.0], np.zeros(self.classes), parameters[1 + self.classes :]])
+        """The same model with an offset of 0."""
+        return np.concatenate([np.zeros(self.classes), parameters[self.classes :]])
 
-    def split(self, parameters: Vector) -> tuple[float, Vector, Vector, Vector]:
-        """Temperature, offset, centre and trained part of a parameter vector."""
-        ends = np.cumsum([1, self.classes, self._centre])
-        temperature, offset, centre, trained = np.split(parameters, ends)
-        return float(temperature[0]), offset, centre, trained
+    def split(self, parameters: Vector) -> tuple[Vector, Vector, Vector]:
+        """Offset, centre and trained part of a parameter vector."""
+        offset, centre, trained = np.split(parameters, np.cumsum([self.classes, self._centre]))
+        return offset, centre, trained
 
     def recalibrated(
         self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
     ) -> tuple[Vector, Vector]:
         """The model with one hospital's offset; see `fedveil.learning.Model.recalibrated`."""
-        found = Calibration.from_released(released, self.classes, noise_variance, None)
-        temperature, offset, _, _ = self.split(parameters)
-        scale = temperature * LONGEST_LOGITS
-        middle, own = own_numbers((np.log(frequencies) - offset) / scale, frequencies, found)
-        offset = np.log(own) - middle * scale
-        return np.concatenate([[temperature], offset, parameters[1 + self.classes :]]), own
+        found = ScoreStatistics.from_released(released, self.classes, noise_variance, None)
+        common = (np.log(frequencies) - parameters[: self.classes]) / LONGEST_LOGITS
+        middle, own = own_numbers(common, frequencies, found)
+        offset = np.log(own) - middle * LONGEST_LOGITS
+        return np.concatenate([offset, parameters[self.classes :]]), own
 
-    def redrawn(self, parameters: Vector, trained_std: float, middle_std: float, seed: int) -> Vector:
+    def redrawn(self, parameters: Vector, trained_std: float, middle_std: Vector, seed: int) -> Vector:
         """The model with fresh noise; see `fedveil.learning.Model.redrawn`."""
         generator = np.random.default_rng(seed)
-        temperature, offset, centre, trained = self.split(parameters.copy())
-        offset += temperature * LONGEST_LOGITS * middle_std * generator.standard_normal(len(offset))
+        offset, centre, trained = self.split(parameters)
+        moved = offset + LONGEST_LOGITS * middle_std * generator.standard_normal(len(offset))
         noisy = trained + trained_std * generator.standard_normal(len(trained))
-        return np.concatenate([[temperature], offset, centre, noisy])
+        return np.concatenate([moved, centre, noisy])
 
     @contextmanager
     def loaded(self, parameters: Vector) -> Iterator[None]:
         """Set the body's parameters, for one thread at a time."""
         self._check_shape(parameters)
-        _, _, centre, trained = self.split(parameters)
+        _, centre, trained = self.split(parameters)
         with self._lock:
             load_flat(self.body, trained)
             if self._centred is not None:
@@ -246,10 +246,9 @@ class NetworkModel:
         """Logits (count, classes) of all images of a source of inputs for the body."""
         parts = [np.empty((0, self.classes))]
         with self.loaded(parameters), torch.inference_mode():
-            temperature, offset, _, _ = self.split(parameters)
             for rows in batches(count):
-                logits = filled(self.body, images.read(rows)).double().numpy()
-                parts.append(temperature * logits + offset)
+                logits = filled(self.body, images.read(rows)).double()
+                parts.append((logits + torch.from_numpy(parameters[: self.classes])).numpy())
         return np.concatenate(parts)
 
     def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
@@ -376,8 +375,8 @@ class NetworkLearner:
         *,
         plain: bool = False,  # noqa: ARG002 - there are no degraded views here
     ) -> Vector:
-        """Count the units of each class; or sum class statistics of the features that a network centres, or the
-        calibration of a trained one's logits.
+        """Count the units of each class; or sum class statistics of the features that a network centres, or of the
+        logits of a trained one.
 
         A unit with images of several classes is shared among them.
         """
@@ -385,9 +384,9 @@ class NetworkLearner:
         if parameters.size:
             logits = self._model.logits(parameters, self._images, len(self._labels))
             mean = first_sums(logits.T.copy()) / self._model.classes
-            scores = (logits - mean[:, None]) / LONGEST_LOGITS
-            return Calibration.contribution([scores], self._labels, weights, self._model.classes)
-        values = self._model.features(self._images, len(self._labels))
+            values: Vector | None = (logits - mean[:, None]) / LONGEST_LOGITS
+        else:
+            values = self._model.features(self._images, len(self._labels))
         if values is not None:
             return ClassStatistics.contribution(values, self._labels, weights, self._model.classes)
         total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)

@@ -1,10 +1,10 @@
 """Decisions from noisy releases: posterior means under a public prior and the known variance of the noise.
 
-Every decision that a study takes from a noisy sum (class frequencies and weights, thresholds, temperature, a
-hospital's own numbers) is the mean of its posterior distribution. The likelihood is Gaussian with the variance that
+Every decision that a study takes from a noisy sum (class frequencies and weights, thresholds, centres, a hospital's own
+numbers) is the mean of its posterior distribution. The likelihood is Gaussian with the variance that
 the mechanism states, the prior is public and fixed here. Without noise a decision is the plain estimate; with more
-noise it approaches what is known without the release: equal frequencies or those of an earlier release, no shift, the
-usual temperature. No estimate is accepted or rejected by a threshold. All of this is post-processing.
+noise it approaches what is known without the release: equal frequencies or those of an earlier release, no shift. No
+estimate is accepted or rejected by a threshold. All of this is post-processing.
 
 **Counts.** Class sizes n_k are half-normal with a very large deviation, `MOST_UNITS`. From ``c_k = n_k + N(0, u)``
 follows a normal distribution truncated to ``n_k >= 0``; its mean is ``c + sqrt(u) phi(c / sqrt(u)) / Phi(c /
@@ -17,10 +17,6 @@ covariance of (m_1 .. m_K) and N = diag(n), S has covariance ``G = N Sigma N + v
 G^-1 (S - N M_0)``. The unknown counts are integrated over: n is drawn from its posterior given the counts alone, by a
 fixed sequence, and each draw is weighted by the likelihood of S under it. A class that noise hides leaves M
 undetermined, however well the other classes are known, and M_0 remains.
-
-**Temperature.** Scores of a class vary by sigma^2 about its mean, and classes are ``delta`` apart. For normal
-distributions the log odds are ``delta / sigma^2`` times the score (`.discriminant`). The posterior mean of log(delta /
-sigma^2) is taken over a grid, with a normal prior on it and on log sigma.
 
 **Values around common ones.** A hospital's numbers are normal around the common ones, with a public variance t per
 coordinate; an estimate with error variance v moves the common value by the fraction ``t / (t + v)`` of the difference.
@@ -40,7 +36,6 @@ from fedveil.learning.models.learner import Vector
 __all__ = [
     "LEAST_WEIGHT",
     "MIDDLE",
-    "TEMPERATURES",
     "ClassMeans",
     "Noisy",
     "combined",
@@ -48,7 +43,6 @@ __all__ = [
     "means_of",
     "moved",
     "shrunk",
-    "temperature_of",
     "weight_of",
 ]
 
@@ -62,14 +56,6 @@ LEAST_WEIGHT = 0.1
 MOST_UNITS = 1e5
 """Prior deviation of a class size: far above what noise hides, so that it matters only where noise is larger still."""
 DRAWS = 512
-LOG_SLOPE, LOG_SLOPE_STD = 0.5, 0.5
-"""Prior of log(delta / sigma^2) in logits, on the same tasks."""
-LOG_SPREAD_STD = 0.7
-"""Prior of log sigma in logits, around 0; measured: -0.2 to 0.6."""
-TAILS = 0.8
-"""Scores have longer tails than normal distributions, so log odds are this fraction of delta / sigma^2."""
-TEMPERATURES = (0.05, 20.0)
-"""Range of temperatures: public, so that sites can check models."""
 SMALLEST = 1e-12
 CERTAIN, IMPOSSIBLE = 30.0, 1e3
 """Deviations beyond which a count is as measured, and beyond which it is no measurement."""
@@ -92,14 +78,12 @@ class ClassMeans:
         middle: (d,) posterior mean of the midpoint between them.
         middle_std: posterior standard deviation of each coordinate of the middle.
         weight: the fraction of the plain midpoint that noise leaves, in [0, 1]: 1 without noise.
-        means_variance: (classes,) variance of the noise in each plain class mean, per coordinate.
     """
 
     means: Vector
     middle: Vector
     middle_std: float
     weight: float
-    means_variance: Vector
 
 
 def combined(one: Noisy, other: Noisy) -> Noisy:
@@ -155,7 +139,6 @@ def means_of(sums: Noisy, counts: Noisy, around: Vector | None = None) -> ClassM
         middle=origin + middle,
         middle_std=float(np.sqrt(max(inside, 0.0) + between)),
         weight=float(np.clip(weights @ kept, 0.0, 1.0)),
-        means_variance=sums.variance / np.maximum(counts_of(counts), SMALLEST) ** 2,
     )
 
 
@@ -187,37 +170,6 @@ def _kept(numbers: Vector, covariance: Vector) -> Vector:
     """1 - Var(M | S, n) / MIDDLE^2 for each draw: ``MIDDLE^2 n' G^-1 n``, the same for each coordinate."""
     solved = np.linalg.solve(covariance, numbers[:, :, None])[:, :, 0]
     result: Vector = MIDDLE**2 * (numbers * solved).sum(axis=1)
-    return result
-
-
-def temperature_of(distance: Noisy, square: Noisy, scale: float) -> float:
-    """The factor for logits under which they are log odds, from the distance between classes and the variance within.
-
-    Args:
-        distance: (1,) delta, in units of ``scale``.
-        square: (1,) sigma^2, in the same units, squared.
-        scale: one unit of scores, in logits.
-
-    >>> round(temperature_of(Noisy(np.array([0.5]), 0.0), Noisy(np.array([0.04]), 0.0), 10.0), 3)
-    1.0
-    >>> noise = Noisy(np.array([0.0]), 1e9)
-    >>> round(temperature_of(noise, noise, 10.0), 3)  # the prior's
-    1.319
-    """
-    if distance.variance == 0 and square.variance == 0 and min(distance.values[0], square.values[0]) > 0:
-        return float(np.clip(TAILS * distance.values[0] / (square.values[0] * scale), *TEMPERATURES))
-    nodes = np.linspace(-4, 4, 161)
-    slope = LOG_SLOPE + LOG_SLOPE_STD * nodes[:, None]
-    spread = LOG_SPREAD_STD * nodes[None, :]
-    variance = np.exp(2 * spread) / scale**2
-    fit = -(nodes[:, None] ** 2 + nodes[None, :] ** 2) / 2
-    fit = fit - _misfit(np.exp(slope) * variance * scale, distance) - _misfit(variance, square)
-    weights = special.softmax(fit)
-    return float(np.clip(TAILS * np.exp((weights * slope).sum()), *TEMPERATURES))
-
-
-def _misfit(expected: Vector, found: Noisy) -> Vector:
-    result: Vector = np.square(found.values[0] - expected) / (2 * max(found.variance, SMALLEST))
     return result
 
 

@@ -1,15 +1,33 @@
 """The model protocol, equal for coordinator and sites: sizes, and how released numbers are combined."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from fedveil.learning.models.calibration import Certainty
-from fedveil.learning.models.class_statistics import ClassStatistics
 from fedveil.learning.models.learner import Vector
+from fedveil.learning.models.score_statistics import Certainty
 from fedveil.learning.ranges import check_frequencies
 
-__all__ = ["Model", "Sizes", "check_sent"]
+__all__ = ["Model", "Sizes", "Statistics", "check_sent"]
+
+
+class Statistics(Protocol):
+    """The release before training with its noise, as everything but its model uses it."""
+
+    @property
+    def units(self) -> float:
+        """Number of units."""
+        ...
+
+    @property
+    def priors(self) -> Vector:
+        """(classes,) class frequencies, or the frequency of each finding."""
+        ...
+
+    @property
+    def groups(self) -> Vector:
+        """(thresholds, k) units of the k classes that each threshold separates: one of all classes, or K of two."""
+        ...
 
 
 class Sizes(Protocol):
@@ -18,6 +36,17 @@ class Sizes(Protocol):
     @property
     def classes(self) -> int:
         """Number of classes."""
+        ...
+
+    @property
+    def thresholds(self) -> tuple[int, int]:
+        """Number of thresholds, and of classes that each separates: the shape of `Statistics.groups`."""
+        ...
+
+    @property
+    def score_share(self) -> float:
+        """The squared length that one threshold's scores have at most in a contribution to the release after
+        training."""
         ...
 
     @property
@@ -48,24 +77,19 @@ class Model(Sizes, Protocol):
         """The trained part before training, (trained,); the same everywhere."""
         ...
 
-    def join(
-        self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
-    ) -> Vector:
-        """The whole parameter vector from the release before training, the trained part and a shift of the logits."""
+    def join(self, statistics: Any, trained: Vector, shift: Vector | None = None) -> Vector:
+        """The whole parameter vector from the release before training (None without one), the trained part and a shift
+        of the logits."""
         ...
 
-    def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
+    def read_statistics(self, released: Vector, noise_variance: float) -> Statistics:
         """The release before training; its noise has this variance in each coordinate."""
         ...
 
     def calibrated(
-        self,
-        parameters: Vector,
-        released: Vector,
-        noise_variance: float,
-        statistics: ClassStatistics | None,
+        self, parameters: Vector, released: Vector, noise_variance: float, statistics: Any
     ) -> tuple[Vector, Certainty]:
-        """The model with a threshold and a temperature.
+        """The model with a threshold.
 
         Args:
             parameters: the whole model, as sites were sent it: `unshifted`.
@@ -78,13 +102,13 @@ class Model(Sizes, Protocol):
         """
         ...
 
-    def redrawn(self, parameters: Vector, trained_std: float, middle_std: float, seed: int) -> Vector:
+    def redrawn(self, parameters: Vector, trained_std: float, middle_std: Vector, seed: int) -> Vector:
         """The model with fresh noise, as another run of the study might have had: in simulation only.
 
         Args:
             parameters: the whole model.
             trained_std: standard deviation of the noise in each trained parameter.
-            middle_std: standard deviation of the noise in the middle of scores.
+            middle_std: standard deviation of the noise in each coordinate of the middle of scores.
             seed: of the draw.
         """
         ...

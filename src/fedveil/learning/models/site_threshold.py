@@ -1,16 +1,16 @@
 """One hospital's own threshold and class frequencies: posterior means around the common ones; see `.posterior`.
 
 A hospital whose scanner shifts all scores, or where disease is rarer, benefits from its own values; but its cohort
-is small and its sum is not aggregated with others, so its release (`.calibration`) has much noise. What is known
+is small and its sum is not aggregated with others, so its release (`.score_statistics`) has much noise. What is known
 without it is the common model: the prior of both is centred there, and noise takes both back to it.
 """
 
 import numpy as np
 
 from fedveil.learning.exact import bounded
-from fedveil.learning.models.calibration import Calibration
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.posterior import counts_of, moved
+from fedveil.learning.models.score_statistics import ScoreStatistics
 
 __all__ = ["own_numbers"]
 
@@ -21,7 +21,7 @@ ALIKE = 4.0
 concentration. Their expected squared distance to the common ones p is ``(1 - |p|^2) / (ALIKE + 1)``."""
 
 
-def own_numbers(middle: Vector, frequencies: Vector, found: Calibration) -> tuple[Vector, Vector]:
+def own_numbers(middle: Vector, frequencies: Vector, found: ScoreStatistics) -> tuple[Vector, Vector]:
     """The middle between the classes' mean scores (k,), and class frequencies (K,), at one hospital.
 
     With released class sizes c_k, posterior sum S and common frequencies p, ``(c - p sum(c)) / S`` is an unbiased
@@ -35,7 +35,7 @@ def own_numbers(middle: Vector, frequencies: Vector, found: Calibration) -> tupl
 
     >>> from fedveil.learning.models.posterior import Noisy
     >>> sums, counts = np.array([[-180.0], [60.0]]), np.array([900.0, 100.0])
-    >>> found = Calibration(sums=Noisy(sums, 0.0), counts=Noisy(counts, 0.0), square=Noisy(np.zeros(1), 0.0))
+    >>> found = ScoreStatistics(sums=Noisy(sums, 0.0), counts=Noisy(counts, 0.0))
     >>> [one.round(2).tolist() for one in own_numbers(np.zeros(1), np.array([0.5, 0.5]), found)]
     [[0.2], [0.9, 0.1]]
     """

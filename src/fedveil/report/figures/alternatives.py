@@ -154,7 +154,7 @@ def _lines(found: Sweep, panel: Panel) -> list[tuple[str, tuple[str, tuple[Point
 
 def _at(found: Sweep, points: Sequence[Point]) -> Point | None:
     """The point at the epsilon nearest to the study's."""
-    wanted = found.study.privacy.epsilon
+    wanted = found.study.privacy.largest_epsilon
     return min(points, key=lambda point: abs(math.log(point.x / wanted)), default=None)
 
 

@@ -16,7 +16,6 @@ from fedveil.data import Embeddings
 from fedveil.federation import Agreement, Rounds
 from fedveil.federation.queries import CalibrationQuery
 from fedveil.io import write_atomic
-from fedveil.learning import decide
 from fedveil.privacy import Guarantee, LedgerState, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.pipeline import Task
@@ -24,7 +23,13 @@ from fedveil.study.prepare import Prepared
 from fedveil.study.results.reliability import decision_notes, noise_notes, training_ratio
 from fedveil.study.results.run_directory import RunDirectory
 from fedveil.study.results.schema import SCHEMA, Provenance, Result
-from fedveil.study.results.trained_model import TrainedModel, prediction_cells, prediction_columns
+from fedveil.study.results.trained_model import (
+    TrainedModel,
+    finding_cells,
+    finding_columns,
+    prediction_cells,
+    prediction_columns,
+)
 from fedveil.study.results.training_noise import spread_of
 from fedveil.study.training import Trained
 
@@ -37,6 +42,10 @@ NOISY_ONLY = (
     "hold out (metrics.released)."
 )
 NOT_JUDGED = "The model was not evaluated: measure its accuracy before it is used."
+NOT_WITHIN = (
+    "The pilot predicts that no level up to the maximum keeps the AUROC within the tolerance: the dearest was used. "
+    "More patients, secure aggregation instead of trust site, or a larger maximum would help."
+)
 PACKAGES = (
     "numpy",
     "scipy",
@@ -110,10 +119,10 @@ class Outcome:
         """Write the predictions on the test images; return their metrics."""
         priors = self.trained.priors
         probabilities = test.probabilities(self.trained.parameters)
-        predicted = decide(probabilities, priors)
+        predicted = test.decide(probabilities, priors)
         _write_predictions(directory, self.task, test, probabilities, predicted, priors)
         _write_examples(directory, self.task, test, probabilities, predicted)
-        spread = spread_of(self.task, self.agreement, self.trained)
+        spread = spread_of(self.task, self.trained)
         found = test.metrics(probabilities, priors, spread)
         if spread is not None:
             found |= {
@@ -123,7 +132,8 @@ class Outcome:
         return found
 
     def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> Result:
-        agreement, guarantee = self.agreement, self._guarantee()
+        agreement, made = self.agreement, self.trained.agreement
+        guarantee = self._guarantee()
         risk = operational_risk(guarantee, agreement.mechanisms if agreement.trust != "none" else ())
         study = self.prepared.study
         self.seconds["total"] = (datetime.now(UTC) - self.started).total_seconds()
@@ -133,10 +143,11 @@ class Outcome:
                 "study": study.study.name,
                 "description": study.study.description,
                 "guarantee": guarantee,
-                "mechanism": agreement.main.mechanism,
+                "mechanism": made.main.mechanism,
                 "releases": [
-                    {"what": release.name, "mechanism": release.mechanism} for release in agreement.releases
+                    {"what": release.name, "mechanism": release.mechanism} for release in made.releases
                 ],
+                "calibrated": self._calibrated(),
                 "risk": {
                     "advantage": risk.advantage,
                     "tpr_at_1_percent_fpr": risk.true_positive_rate,
@@ -156,25 +167,55 @@ class Outcome:
 
     def _ratio(self) -> float | None:
         """nu of training, by the released or the public number of units."""
-        statistics, units = self.trained.statistics, self.prepared.study.training.units
+        statistics = self.trained.statistics
+        units: float | None = self.prepared.study.training.units
         if units is None and statistics is not None:
-            return training_ratio(self.agreement, float(statistics.counts.sum()))
-        return None if units is None else training_ratio(self.agreement, units)
+            units = statistics.units
+        return None if units is None else training_ratio(self.trained.agreement, units)
 
     def _decision(self) -> dict[str, Any] | None:
         certainty, ratio = self.trained.certainty, self._ratio()
         if certainty is None and ratio is None:
             return None
-        sure = {} if certainty is None else asdict(certainty)
+        sure = {} if certainty is None else {"weight": certainty.weight, "error": certainty.error}
         return {**sure, "signal_to_noise": ratio}
 
     def _guarantee(self) -> Guarantee:
-        """The guarantee of the charges: the largest total over the sites, by the accountant."""
+        """The guarantee of the charges: the largest total over the sites, by the accountant.
+
+        A calibrated study chose its level by what it had released, so its guarantee is the maximum fixed beforehand.
+        """
         target = self.agreement.target
         if self.agreement.trust == "none":
             return target
-        spent = max(state.spent(*self.agreement.titles) for state in self.ledgers.values())
-        return Guarantee(spent, target.delta, target.unit, target.trust)
+        if self.agreement.calibration is not None:
+            return self.agreement.planned or target
+        return Guarantee(self._spent(), target.delta, target.unit, target.trust)
+
+    def _spent(self) -> float:
+        """The largest total of this study's charges over the sites."""
+        return max(state.spent(*self.agreement.titles) for state in self.ledgers.values())
+
+    def _calibrated(self) -> dict[str, Any] | None:
+        """The levels of a calibrated study, what its pilot predicted, and what was charged."""
+        calibration, forecast = self.agreement.calibration, self.trained.forecast
+        if calibration is None or forecast is None:
+            return None
+        return {
+            "maximum": self.agreement.target.epsilon,
+            "charged": self._spent(),
+            "level": forecast.level,
+            "epsilon": calibration.level(forecast.level).epsilon,
+            "tolerance": calibration.rule.tolerance,
+            "within": forecast.within,
+            "units": forecast.units,
+            "bare": asdict(forecast.bare),
+            "mechanisms": list(self.agreement.mechanisms),
+            "levels": [
+                {"epsilon": level.epsilon} | asdict(found)
+                for level, found in zip(calibration.levels, forecast.levels, strict=True)
+            ],
+        }
 
     def _secure_aggregation(self) -> dict[str, Any] | None:
         if self.agreement.trust != "secure-aggregation":
@@ -196,7 +237,10 @@ class Outcome:
         if name not in self.prepared.sites:
             return {"name": name, **spent}
         dataset, rows = self.prepared.dataset, self.prepared.sites[name]
-        labels = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))
+        if dataset.task == "findings":
+            labels = (dataset.labels[rows] == 1).sum(axis=0)
+        else:
+            labels = np.bincount(dataset.labels[rows], minlength=len(dataset.classes))
         return {
             "name": name,
             "patients": self.prepared.patients[name],
@@ -213,6 +257,7 @@ class Outcome:
             "synthetic": dataset.synthetic,
             "patients_known": dataset.patients_known,
             "classes": list(dataset.classes),
+            "task": dataset.task,
         }
         if len(dataset.test):
             facts |= {
@@ -232,7 +277,7 @@ class Outcome:
             f"{site} was left out of the last rounds: {why}."
             for site, why in self.trained.coordinator.left_out.items()
         ]
-        planned = sum(one.rounds for one in self.agreement.releases if isinstance(one.query, Rounds))
+        planned = sum(one.rounds for one in self.trained.agreement.releases if isinstance(one.query, Rounds))
         if self.trained.rounds != planned:
             notes.append(
                 f"Training ended after {self.trained.rounds} of {planned} rounds: interrupted rounds were charged "
@@ -240,7 +285,21 @@ class Outcome:
             )
         ratio = self._ratio()
         notes += [] if ratio is None else noise_notes(ratio)
-        notes += decision_notes(self.trained.certainty, CalibrationQuery.name in self.trained.skipped)
+        notes += decision_notes(
+            self.trained.certainty,
+            skipped=CalibrationQuery.name in self.trained.skipped,
+            findings=self.task.dataset.task == "findings",
+        )
+        forecast = self.trained.forecast
+        calibration = self.agreement.calibration
+        if forecast is not None and calibration is not None:
+            chosen = calibration.level(forecast.level).epsilon
+            notes.append(
+                f"Epsilon was calibrated: the rule picked {chosen:g} of at most {self.agreement.target.epsilon:g} from "
+                f"what the pilot released, and the ledgers were charged {self._spent():.3g}. The guarantee states the "
+                "maximum, which was fixed beforehand; the rest of it remains in the hospitals' budgets."
+            )
+            notes += [] if forecast.within else [NOT_WITHIN]
         if not len(self.task.dataset.test):
             notes.append(NOT_TESTED + (NOT_JUDGED if self.trained.histogram is None else NOISY_ONLY))
         if len(self.task.dataset.test):
@@ -277,6 +336,13 @@ def _write_predictions(
     dataset = task.dataset
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    if test.findings:
+        writer.writerow(["image", "patient", *finding_columns(dataset.classes, truth=True)])
+        for row, cells in zip(test.rows, finding_cells(probabilities, predicted, test.labels), strict=True):
+            patient = dataset.patient_names[dataset.patients[row]]
+            writer.writerow([dataset.image_names[row], patient, *cells])
+        write_atomic(directory.path / "predictions.csv", lambda file: file.write(text.getvalue().encode()))
+        return
     writer.writerow(["image", "patient", "label", *prediction_columns(dataset.classes)])
     frequencies = np.ones(len(dataset.classes)) if priors is None else np.asarray(priors, dtype=np.float64)
     said = prediction_cells(probabilities, predicted, dataset.classes, frequencies)
@@ -304,11 +370,20 @@ def _write_examples(
     pixels = np.rint(dataset.images.read(test.rows[chosen]) * 255).astype(np.uint8)
     images = pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1)
     classes = np.array(dataset.classes)
+    if test.findings:
+        labels, called = (
+            np.array([", ".join(classes[row == 1]) or "no finding" for row in one[chosen]])
+            for one in (test.labels, predicted)
+        )
+        sure = np.where(predicted == 1, probabilities, 1 - probabilities).prod(axis=1)[chosen]
+    else:
+        labels, called = classes[test.labels[chosen]], classes[predicted[chosen]]
+        sure = probabilities[chosen, predicted[chosen]]
     arrays: dict[str, npt.NDArray[Any]] = {
         "images": images,
         "names": np.array([dataset.image_names[row] for row in test.rows[chosen]]),
-        "labels": classes[test.labels[chosen]],
-        "predicted": classes[predicted[chosen]],
-        "probability": probabilities[chosen, predicted[chosen]],
+        "labels": labels,
+        "predicted": called,
+        "probability": sure,
     }
     write_atomic(directory.path / "examples.npz", lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]

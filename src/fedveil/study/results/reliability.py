@@ -37,16 +37,17 @@ def noise_notes(ratio: float) -> list[str]:
     ]
 
 
-def decision_notes(certainty: Certainty | None, skipped: bool) -> list[str]:
+def decision_notes(certainty: Certainty | None, *, skipped: bool, findings: bool) -> list[str]:
     """How sure the decision rule is, where it is not."""
     if skipped:
         return [
             "The calibration release was not made, because noise was known to drown it: nothing was charged for it, "
-            "the threshold is that of training, and probabilities are not calibrated."
+            "and the threshold is that of training."
         ]
     if certainty is None or certainty.error <= UNSURE:
         return []
+    which = "decision threshold of the least certain finding" if findings else "decision threshold"
     return [
-        f"The decision threshold is uncertain by {min(certainty.error, 9.99):.0%} of the distance between the classes "
+        f"The {which} is uncertain by {min(certainty.error, 9.99):.0%} of the distance between the classes "
         f"(one standard deviation): noise left {certainty.weight:.0%} of the measured shift, and the rest is no shift."
     ]

@@ -153,6 +153,23 @@ class Majority(Record):
     balanced_accuracy: Number = math.nan
 
 
+class SubgroupResult(Record):
+    """One group of an attribute on the test images, and its gap to all others; NaN if undefined."""
+
+    attribute: str
+    group: str
+    n: Count = 0
+    patients: Count = 0
+    auroc: Number = math.nan
+    auroc_interval: Interval = UNKNOWN
+    auroc_gap: Number = math.nan
+    auroc_gap_interval: Interval = UNKNOWN
+    balanced_accuracy: Number = math.nan
+    balanced_accuracy_interval: Interval = UNKNOWN
+    balanced_accuracy_gap: Number = math.nan
+    balanced_accuracy_gap_interval: Interval = UNKNOWN
+
+
 class ModelMetrics(Record):
     """Metrics of one model, from images as in `fedveil.learning.Metrics`, or from a noisy histogram, with additional
     keys."""
@@ -173,6 +190,7 @@ class ModelMetrics(Record):
     majority: Majority = Majority()
     confusion: Confusion = None
     per_class: Annotated[tuple[ClassResult, ...], BeforeValidator(_tuple)] = ()
+    subgroups: Annotated[tuple[SubgroupResult, ...], BeforeValidator(_tuple)] = ()
 
     @property
     def matrix(self) -> npt.NDArray[np.int64] | None:
@@ -181,11 +199,13 @@ class ModelMetrics(Record):
 
 
 class DecisionResult(Record):
-    """How sure the decision rule is, see `fedveil.learning.Certainty`, and the signal-to-noise ratio of training."""
+    """How sure the decision rule is, see `fedveil.learning.Certainty`, and the signal-to-noise ratio of training.
+
+    Of findings it is the least certain rule.
+    """
 
     weight: Number = math.nan
     error: Number = math.nan
-    temperature: Number = math.nan
     signal_to_noise: Number = math.nan
 
 
@@ -212,10 +232,53 @@ class DataFacts(Record):
     synthetic: bool = False
     patients_known: bool = True
     classes: Texts = ()
+    task: Text = "classes"
     images_train: Count | None = None
     images_test: Count | None = None
     patients_train: Count | None = None
     patients_test: Count | None = None
+
+
+class Predicted(Record):
+    """A predicted AUROC: the expectation, and the interval in which 95 % of runs are expected."""
+
+    expected: Number
+    low: Number
+    high: Number
+
+
+class PredictedLevel(Predicted):
+    """The prediction at one level of a calibrated study."""
+
+    epsilon: Cost
+
+
+class Calibrated(Record):
+    """How a calibrated study picked its level from what its pilot released.
+
+    Attributes:
+        maximum: the epsilon that hospitals admitted, and that the guarantee states.
+        charged: what the ledgers hold of the study.
+        level: the picked level, from 1.
+        epsilon: of that level.
+        tolerance: the accepted loss of AUROC against no privacy.
+        within: whether the prediction keeps it.
+        units: the estimated number of units.
+        bare: the prediction without privacy.
+        levels: the prediction at every level.
+        mechanisms: those of the dearest level with the pilot, which the guarantee prices.
+    """
+
+    maximum: Cost
+    charged: Cost
+    level: Count
+    epsilon: Cost
+    tolerance: Number
+    within: bool
+    units: Number
+    bare: Predicted
+    levels: Annotated[tuple[PredictedLevel, ...], BeforeValidator(_tuple)]
+    mechanisms: Annotated[tuple[MechanismValues, ...], BeforeValidator(_tuple)]
 
 
 class Result(Record):
@@ -226,6 +289,7 @@ class Result(Record):
         guarantee: of all charges; epsilon is infinite without privacy.
         mechanism: that of the main release.
         releases: everything that was released; the guarantee covers all of it.
+        calibrated: how the level of a calibrated study was picked; None for a fixed epsilon.
         sites: in the order of the study.
         rounds: number of finished rounds of training.
         decision: how sure the decision rule is; None without a released threshold.
@@ -240,6 +304,7 @@ class Result(Record):
     guarantee: GuaranteeValues
     mechanism: MechanismValues | None = None
     releases: Annotated[tuple[Released, ...], BeforeValidator(_tuple)] = ()
+    calibrated: Calibrated | None = None
     risk: RiskFigures | None = None
     secure_aggregation: SecureAggregation | None = None
     sites: Annotated[tuple[SiteResult, ...], BeforeValidator(_tuple)] = ()

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -22,11 +22,20 @@ from fedveil.data.options import MEGAPIXELS
 from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.io import write_atomic, write_json
-from fedveil.learning import CentredHead, NetworkModel, decide
-from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
+from fedveil.learning import CentredHead, FindingsHead, NetworkModel, decide, decide_findings
+from fedveil.learning.encoders import PRECOMPUTED, EncoderSpec, FeatureExtractor, feature_extractor
+from fedveil.learning.encoders.device import Precision
 from fedveil.study.settings.schema import Study
 
-__all__ = ["Predictions", "TrainedModel", "predict", "prediction_cells", "prediction_columns"]
+__all__ = [
+    "Predictions",
+    "TrainedModel",
+    "finding_cells",
+    "finding_columns",
+    "predict",
+    "prediction_cells",
+    "prediction_columns",
+]
 
 Vector = npt.NDArray[np.float64]
 VERSION = 1
@@ -51,6 +60,9 @@ class TrainedModel:
             released.
         parameters: the whole parameter vector.
         dimension: length of precomputed features; None for others, whose length is fixed.
+        task: "classes", "grades", or "findings", whose probabilities do not sum to 1.
+        encoder: an encoder that is not built in, as `EncoderSpec.to_dict` writes it; None for others.
+        precision: of the frozen feature extractor.
     """
 
     features: str
@@ -65,6 +77,9 @@ class TrainedModel:
     window: Window = FILE
     max_megapixels: float = MEGAPIXELS
     dimension: int | None = None
+    task: str = "classes"
+    encoder: Mapping[str, Any] | None = None
+    precision: Precision = "float32"
 
     @classmethod
     def of(
@@ -75,8 +90,11 @@ class TrainedModel:
         channels: int,
         parameters: Vector,
         frequencies: Vector | None = None,
+        task: str = "classes",
     ) -> Self:
         """A study's model for images of these channels, and classes of these frequencies: equal ones if None."""
+        equal = 0.5 if task == "findings" else 1 / len(classes)
+        encoder = study.model.encoder.spec(study.model.features)
         return cls(
             features=study.model.features,
             whitened=study.model.whitened,
@@ -85,11 +103,14 @@ class TrainedModel:
             image_size=study.data.image_size,
             channels=channels,
             classes=classes,
-            frequencies=np.full(len(classes), 1 / len(classes)) if frequencies is None else frequencies,
+            frequencies=np.full(len(classes), equal) if frequencies is None else frequencies,
             parameters=parameters,
             window=study.data.window,
             max_megapixels=study.data.max_megapixels,
             dimension=study.model.dimension,
+            task=task,
+            encoder=None if encoder is None else encoder.to_dict(),
+            precision=study.training.precision,
         )
 
     @property
@@ -134,7 +155,7 @@ class TrainedModel:
         try:
             fields: dict[str, Any] = described | arrays | {"classes": tuple(described["classes"])}
             fields["window"] = check_window(described.get("window", FILE))
-            model = cls(**fields)._with_temperature()
+            model = cls(**fields)
             fits = model.fits
             same = key == model._key
         except (KeyError, TypeError, AttributeError, FedveilError) as error:
@@ -151,12 +172,6 @@ class TrainedModel:
             )
         return model
 
-    def _with_temperature(self) -> Self:
-        """Networks of earlier versions have no temperature: it was 1."""
-        if self.network == "linear" or len(self.parameters) != self.model.parameters - 1:
-            return self
-        return replace(self, parameters=np.concatenate([[1.0], self.parameters]))
-
     @property
     def _key(self) -> str | None:
         """Identifies the version of the features; None for a network."""
@@ -171,11 +186,15 @@ class TrainedModel:
             channels=self.channels,
             whitened=self.whitened,
             dimension=self.dimension,
+            encoder=None if self.encoder is None else EncoderSpec.from_dict(self.encoder),
+            precision=self.precision,
         )
 
     @cached_property
-    def model(self) -> CentredHead | NetworkModel:
+    def model(self) -> CentredHead | FindingsHead | NetworkModel:
         """The model that the parameters belong to; a network's public weights are found by its name."""
+        if self.network == "linear" and self.findings:
+            return FindingsHead(self.extractor.blocks, len(self.classes))
         if self.network == "linear":
             return CentredHead(self.extractor.blocks, len(self.classes))
         return NetworkModel(
@@ -188,12 +207,19 @@ class TrainedModel:
 
     def probabilities(self, images: npt.NDArray[np.float32]) -> Vector:
         """Class probabilities (k, classes) of images (k, channels, size, size) in [0, 1]."""
-        if isinstance(self.model, CentredHead):
+        if not isinstance(self.model, NetworkModel):
             return self.model.probabilities(self.parameters, self.extractor(images))
         return self.model.probabilities(self.parameters, _Batch(self.model.before(images)), len(images))
 
+    @property
+    def findings(self) -> bool:
+        """Whether classes are findings, any number of which an image may have."""
+        return self.task == "findings"
+
     def decide(self, probabilities: Vector) -> npt.NDArray[np.int64]:
-        """Predicted classes under equal class frequencies."""
+        """Predicted classes (n,) under equal class frequencies, or findings (n, K) of 1 and 0."""
+        if self.findings:
+            return decide_findings(probabilities, self.frequencies)
         return decide(probabilities, self.frequencies)
 
     def predict_proba(self, images: Any) -> Vector:
@@ -209,8 +235,14 @@ class TrainedModel:
         parts = [self.probabilities(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
         return np.concatenate([np.empty((0, len(self.classes))), *parts])
 
-    def predict(self, images: Any) -> npt.NDArray[np.str_]:
-        """The predicted class of each image, (n,), as a name; see `decide` and `predict_proba`."""
+    def predict(self, images: Any) -> npt.NDArray[Any]:
+        """The predicted class of each image, (n,), as a name; see `decide` and `predict_proba`.
+
+        For findings (n, K) of True and False, in the order of ``classes``.
+        """
+        if self.findings:
+            found: npt.NDArray[Any] = self.decide(self.predict_proba(images)) == 1
+            return found
         return np.array(self.classes)[self.decide(self.predict_proba(images))]
 
 
@@ -233,7 +265,11 @@ class Predictions:
 
 
 def predict(
-    model: Path, source: str, base: Path = Path(), columns: Mapping[str, str] | None = None
+    model: Path,
+    source: str,
+    base: Path = Path(),
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    preset: str = "",
 ) -> Predictions:
     """Classify the images of a folder or manifest; labels are neither needed nor read.
 
@@ -242,6 +278,7 @@ def predict(
         source: a folder, a manifest or one image, relative to ``base``.
         base: where relative paths start.
         columns: a manifest's column names.
+        preset: a well-known table, see `fedveil.data.Options`.
 
     Returns:
         One row per image: its name, the predicted class, one probability per class under the class frequencies of
@@ -256,10 +293,13 @@ def predict(
             "images can only be classified by models that were trained on images",
             "classify embeddings from Python: fedveil.load(directory).model.predict(embeddings)",
         )
-    images = read_unlabelled(source, trained.image_size, trained.reading, base=base, columns=columns)
+    images = read_unlabelled(
+        source, trained.image_size, trained.reading, base=base, columns=columns, preset=preset
+    )
     text, problems = io.StringIO(), list(images.problems)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *prediction_columns(trained.classes)])
+    columns_of = finding_columns if trained.findings else prediction_columns
+    writer.writerow(["image", *columns_of(trained.classes)])
     for start in range(0, len(images.names), BATCH):
         asked = np.arange(start, min(start + BATCH, len(images.names)))
         rows, pixels, unreadable = images.read(asked)
@@ -268,11 +308,11 @@ def predict(
             continue
         probabilities = trained.probabilities(pixels)
         predicted = trained.decide(probabilities)
-        for row, cells in zip(
-            rows,
-            prediction_cells(probabilities, predicted, trained.classes, trained.frequencies),
-            strict=True,
-        ):
+        if trained.findings:
+            said = finding_cells(probabilities, predicted)
+        else:
+            said = prediction_cells(probabilities, predicted, trained.classes, trained.frequencies)
+        for row, cells in zip(rows, said, strict=True):
             writer.writerow([images.names[row], *cells])
     return Predictions(text.getvalue(), tuple(problems))
 
@@ -290,6 +330,21 @@ def prediction_cells(
     scores = shifted / shifted.sum(axis=1, keepdims=True)
     for code, row, own in zip(predicted, probabilities, scores, strict=True):
         yield [classes[code], *(f"{value:.6f}" for value in (*row, *own))]
+
+
+def finding_columns(classes: Sequence[str], *, truth: bool = False) -> list[str]:
+    """Names of the columns that `finding_cells` fills."""
+    kinds = ("label", "predicted", "prob") if truth else ("predicted", "prob")
+    return [f"{kind}:{name}" for kind in kinds for name in classes]
+
+
+def finding_cells(
+    probabilities: Vector, predicted: npt.NDArray[np.int64], labels: npt.NDArray[Any] | None = None
+) -> Iterator[list[str]]:
+    """For each image 1 or 0 for each finding, and its probability; before them its label, blank if it is unknown."""
+    for number, (called, row) in enumerate(zip(predicted, probabilities, strict=True)):
+        known = [] if labels is None else [str(one) if one >= 0 else "" for one in labels[number].tolist()]
+        yield [*known, *map(str, called.tolist()), *(f"{value:.6f}" for value in row)]
 
 
 def _damaged(folder: Path, why: str) -> StudyError:

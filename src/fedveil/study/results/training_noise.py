@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from fedveil.federation import Agreement, Rounds
+from fedveil.federation import Rounds
 from fedveil.learning import Adam, Averaged, Optimizer, Spread
 from fedveil.learning.models.learner import Vector
 from fedveil.study.evaluation import TestSet
@@ -28,21 +28,18 @@ IMAGES, IMAGES_OF_NETWORK = 2000, 400
 """Most test images on which draws are evaluated: a spread needs no more, and a network takes its time."""
 
 
-def spread_of(task: Task, agreement: Agreement, trained: Trained) -> Spread | None:
+def spread_of(task: Task, trained: Trained) -> Spread | None:
     """The spread of the test metrics over the noise of training.
 
     None if its size is not known in the parameters: without rounds, with noise inside local steps, or with Adam.
     """
-    std = _std(task, agreement, trained)
+    std = _std(task, trained)
     if std is None:
         return None
-    certainty, linear = trained.certainty, task.study.model.network == "linear"
-    if certainty is not None and linear:
-        std *= certainty.temperature
-    middle = 0.0 if certainty is None else certainty.noise
-    if std == 0 and middle == 0:
+    middle = np.array([0.0] if trained.certainty is None else trained.certainty.noise)
+    if std == 0 and not middle.any():
         return Spread()
-    most = IMAGES if linear else IMAGES_OF_NETWORK
+    most = IMAGES if task.study.model.network == "linear" else IMAGES_OF_NETWORK
     rows = task.dataset.test
     test = TestSet(
         task, rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64))]
@@ -56,8 +53,9 @@ def spread_of(task: Task, agreement: Agreement, trained: Trained) -> Spread | No
     return Spread(auroc=float(spread[0]), balanced_accuracy=float(spread[1]))
 
 
-def _std(task: Task, agreement: Agreement, trained: Trained) -> float | None:
+def _std(task: Task, trained: Trained) -> float | None:
     """Standard deviation of the noise in each trained parameter."""
+    agreement = trained.agreement
     release = agreement.main
     if not isinstance(release.query, Rounds) or release.noise_inside:
         return None

@@ -13,9 +13,27 @@ def conflicts(study: "Study") -> Iterator[str]:
     """The conflicts in a study, as rules with their remedies."""
     yield from _network(study)
     yield from _precomputed(study)
+    yield from _encoder(study)
     if study.training.method == "one-shot":
         yield from _one_shot(study)
     yield from _own_models(study)
+    if study.privacy.epsilon == "calibrated":
+        yield from _calibrated(study)
+    if study.data.meaning == "findings":
+        yield from _findings(study)
+
+
+def _findings(study: "Study") -> Iterator[str]:
+    privacy = study.privacy
+    if privacy.epsilon == "calibrated":
+        yield 'privacy.epsilon "calibrated" is for classes that exclude each other: give a number'
+    if study.model.network != "linear":
+        yield 'data.task "findings" trains linear heads so far: set model.network = "linear"'
+    if study.training.method == "one-shot":
+        yield 'data.task "findings" is trained in rounds: remove training.method = "one-shot"'
+    for key in ("evaluation_share", "personal_calibration_share"):
+        if getattr(privacy, key) > 0:
+            yield f'privacy.{key} is for classes that exclude each other: set it to 0 for data.task "findings"'
 
 
 def _network(study: "Study") -> Iterator[str]:
@@ -24,6 +42,8 @@ def _network(study: "Study") -> Iterator[str]:
         yield 'model.features is "none", which only networks train on: name features'
     if network != "linear" and features != "none":
         yield f'model.network "{network}" is trained on pixels: set model.features = "none"'
+    if network != "linear" and training.precision != "float32":
+        yield "training.precision is for encoders: networks are trained in float32, in which contributions are clipped"
     if network == "linear" and training.clipping != "flat":
         yield "training.clipping is for networks"
     if network == "linear" and training.views > 1:
@@ -45,6 +65,17 @@ def _precomputed(study: "Study") -> Iterator[str]:
         yield "model.whitened needs the encoder to process synthetic images: set it to false for precomputed features"
 
 
+def _encoder(study: "Study") -> Iterator[str]:
+    features, encoder = study.model.features, study.model.encoder
+    kind = features.partition(":")[0] if ":" in features else ""
+    if not kind and encoder != type(encoder)():
+        yield "model.encoder is for encoders that are not built in: remove it, or set model.features to one"
+    if encoder.weights and kind != "timm":
+        yield "model.encoder.weights is for timm:NAME: other files hold their own weights"
+    if encoder.layer is not None and kind != "timm":
+        yield "model.encoder.layer is for timm:NAME: of a graph, export the layer as an output"
+
+
 def _one_shot(study: "Study") -> Iterator[str]:
     privacy = study.privacy
     if study.model.network != "linear":
@@ -55,6 +86,25 @@ def _one_shot(study: "Study") -> Iterator[str]:
         yield 'training.method "one-shot" counts patients or images: set privacy.unit to one of them'
     if privacy.personal_share > 0:
         yield 'training.method "one-shot" has no local steps: remove privacy.personal_share'
+
+
+def _calibrated(study: "Study") -> Iterator[str]:
+    privacy = study.privacy
+    if privacy.max_epsilon is None:
+        yield 'privacy.epsilon is "calibrated": set privacy.max_epsilon, the most that it may be'
+    elif privacy.pilot_epsilon >= privacy.max_epsilon:
+        yield "privacy.pilot_epsilon leaves nothing of privacy.max_epsilon for training: reduce it"
+    if privacy.trust == "none":
+        yield 'privacy.epsilon is "calibrated" and privacy.trust "none": there is no noise to calibrate'
+    if privacy.unit == "site":
+        yield 'privacy.epsilon "calibrated" counts patients or images: set privacy.unit to one of them'
+    if max(privacy.personal_share, privacy.personal_calibration_share) > 0:
+        yield (
+            'privacy.epsilon "calibrated" cannot be combined with own models: set personal_share and '
+            "personal_calibration_share to 0"
+        )
+    if study.training.method != "one-shot" and not privacy.statistics_share:
+        yield 'privacy.epsilon "calibrated" needs class statistics: set privacy.statistics_share above 0'
 
 
 def _own_models(study: "Study") -> Iterator[str]:

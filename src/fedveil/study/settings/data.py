@@ -3,18 +3,23 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedveil.data import Reading, Settings, check_window
-from fedveil.data.options import ACCEPTABLE, MEGAPIXELS
+from fedveil.data.annotations.presets import PRESETS
+from fedveil.data.options import ACCEPTABLE, MEGAPIXELS, Options
 from fedveil.data.windows import FILE, HOUNSFIELD
 from fedveil.errors import InvalidValue
 
 __all__ = ["NOTHING", "ColumnSettings", "DataSettings", "SiteSettings", "Table"]
 
+NAME = r"^[a-z][a-z0-9_-]{0,39}$"
+"""What an attribute may be called; its name is public."""
+
 NOTHING = "none"
 """The data source of a coordinator without any images."""
 
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 
 
@@ -39,14 +44,32 @@ class SiteSettings(Table):
     alpha: float = Field(default=0.5, gt=0, description="similarity of hospitals: smaller is more skewed")
 
 
+class _Names(dict[str, str]):
+    """A table of names that nobody changes, so that a study can be the key of a cache."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
 class ColumnSettings(Table):
     """A table's column names; empty if they are as here."""
 
     path: str = Field(default="", description='column of the image file, such as "Image Index"')
-    label: str = Field(default="", description='column of the label, such as "Finding Labels"')
+    label: str | Texts = Field(
+        default="",
+        description='column of the label, such as "Finding Labels", or a list of columns, one 0/1 column per finding',
+    )
     patient: str = Field(default="", description='column of the patient, such as "Patient ID"')
     site: str = Field(default="", description="column of the hospital")
     split: str = Field(default="", description="column of the split: train, test or validation")
+    attributes: Annotated[dict[Annotated[str, Field(pattern=NAME)], str], AfterValidator(_Names)] = Field(
+        default_factory=_Names, description='further columns to carry along, such as { age = "Patient Age" }'
+    )
+
+    @property
+    def settings(self) -> Settings:
+        """Keywords of `fedveil.data.load`."""
+        return {"columns": self.model_dump(exclude={"attributes"}), "attributes": self.attributes}
 
 
 class DataSettings(Table):
@@ -54,13 +77,13 @@ class DataSettings(Table):
 
     source: str = Field(
         default="phantom",
-        description='"phantom", "medmnist:NAME", a manifest .csv or .tsv, a folder, an .npz file, '
+        description='"phantom", "medmnist:NAME", a manifest .csv, .tsv, .parquet or .xlsx, a folder, an .npz file, '
         'or for a coordinator "none"',
     )
     classes: tuple[str, ...] = Field(
         default=(),
         strict=False,
-        description="names of the classes in order; with positive: the negative class, then the positive one",
+        description="names of the classes or findings in order; with positive: the negative class, then the positive",
     )
     channels: Literal[1, 3] | None = Field(
         default=None,
@@ -83,9 +106,20 @@ class DataSettings(Table):
         max_length=3,
         description='what separates findings in a label, such as "|"; positive if any of them is',
     )
-    unknown_labels: Literal["refuse", "drop"] = Field(
+    task: Literal["classes", "findings", "grades"] | None = Field(
+        default=None,
+        description='what labels are: one of the "classes", any number of "findings", or "grades", which are ordered '
+        'classes; default "classes", or as the preset says',
+    )
+    unknown_labels: Literal["refuse", "drop", "unknown", 0, 1] = Field(
         default="refuse",
-        description='what to do with images whose label is blank, -1, "uncertain" or similar',
+        description='what to do with labels that are blank, -1, "uncertain" or similar: "refuse" them, "drop" their '
+        'images, or for findings keep them "unknown", or as 0 or 1',
+    )
+    preset: str = Field(
+        default="",
+        description="a well-known table, whose columns, findings and folders are filled in: "
+        + _quoted(PRESETS),
     )
     layout: str = Field(
         default="",
@@ -136,6 +170,10 @@ class DataSettings(Table):
             )
         if self.classes and self.positive and len(self.classes) != 2:
             raise ValueError("with positive there are two classes: name the negative one first")
+        try:
+            Options.of(self.settings)
+        except InvalidValue as error:
+            raise ValueError(f"{error.found}; {error.rule}: {error.remedy}") from None
         return self
 
     @property
@@ -154,15 +192,22 @@ class DataSettings(Table):
             "positive": self.positive or None,
             "classes": self.classes or None,
             "separator": self.separator,
+            "task": self.task,
             "unknown_labels": self.unknown_labels,
         }
+
+    @property
+    def meaning(self) -> str:
+        """The task: as set, or else as the preset says."""
+        return Options.of(self.settings).task or "classes"
 
     @property
     def settings(self) -> Settings:
         """All keywords of `fedveil.data.load` except seed and secret."""
         return {
             **self.public,
-            "columns": self.columns.model_dump(),
+            **self.columns.settings,
+            "preset": self.preset,
             "layout": self.layout,
             "accept": self.accept,
             "test_fraction": self.test_fraction,

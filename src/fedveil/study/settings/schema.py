@@ -4,15 +4,17 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticKnownError
 
 from fedveil.errors import StudyError
 from fedveil.schema import explain
 from fedveil.study.settings.conflicts import conflicts
 from fedveil.study.settings.data import NOTHING, ColumnSettings, DataSettings, SiteSettings, Table
 from fedveil.study.settings.defaults import with_defaults
+from fedveil.study.settings.encoder import EncoderSettings
 from fedveil.study.settings.removed import without_removed
 from fedveil.study.settings.shortcuts import ModelMetaclass, nested
 from fedveil.study.settings.toml import to_toml
@@ -21,6 +23,7 @@ __all__ = [
     "NOTHING",
     "ColumnSettings",
     "DataSettings",
+    "EncoderSettings",
     "FederationSettings",
     "ModelSettings",
     "PrivacySettings",
@@ -53,8 +56,10 @@ class ModelSettings(Table):
 
     features: str = Field(
         default="efficientnet-lite0",
-        description='"efficientnet-lite0", "scattering", "pixels", joined by "+"; "precomputed"; "none" for networks',
+        description='"efficientnet-lite0" to "-lite2", "scattering", "pixels", joined by "+", with @SIZE; "timm:NAME", '
+        '"onnx:FILE", "exported:FILE"; "precomputed"; "none" for networks',
     )
+    encoder: EncoderSettings = EncoderSettings()
     dimension: int | None = Field(
         default=None, ge=1, le=100_000, description="length of precomputed features; default as in the data"
     )
@@ -111,6 +116,10 @@ class TrainingSettings(Table):
         le=1,
         description="probability that a unit takes part in a step, independently of others",
     )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="of frozen encoders; features, contributions and sums are always float32 or better",
+    )
     clipping: Literal["flat", "per-layer", "automatic"] = Field(
         default="flat",
         description="how a network's gradients are bounded; automatic scales all to one length",
@@ -139,6 +148,17 @@ class TrainingSettings(Table):
     )
 
 
+def _epsilon(value: Any) -> Any:
+    """A positive number or the word; checked here, since an error in a union would name its branches, not the key."""
+    if value == "calibrated":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PydanticKnownError("float_type")
+    if not value > 0:
+        raise PydanticKnownError("greater_than", {"gt": 0})
+    return value
+
+
 class PrivacySettings(Table):
     """The guarantee that the study calibrates to."""
 
@@ -148,7 +168,24 @@ class PrivacySettings(Table):
     trust: Literal["site", "secure-aggregation", "server", "none"] = Field(
         default="secure-aggregation", description="who could see an un-noised sum"
     )
-    epsilon: float = Field(default=1.0, gt=0, description="total over all rounds and releases")
+    epsilon: Annotated[float | Literal["calibrated"], BeforeValidator(_epsilon)] = Field(
+        default=1.0,
+        description='total over all rounds and releases; "calibrated": the least that keeps the accuracy',
+    )
+    max_epsilon: float | None = Field(
+        default=None, gt=0, description="the most that a calibrated epsilon may be; sites admit this"
+    )
+    tolerance: float = Field(
+        default=0.01,
+        gt=0,
+        lt=0.5,
+        description="loss of AUROC against no privacy that a calibrated epsilon may cost",
+    )
+    pilot_epsilon: float = Field(
+        default=0.2,
+        gt=0,
+        description="the part of a calibrated epsilon that is spent to find it",
+    )
     delta: float = Field(
         default=1e-5, gt=0, lt=1, description="must be below 1 / (number of units of a site)"
     )
@@ -180,6 +217,11 @@ class PrivacySettings(Table):
         lt=1,
         description="share of the budget for each hospital's own threshold and class frequencies",
     )
+
+    @property
+    def largest_epsilon(self) -> float:
+        """Epsilon, or the most that a calibrated one may be: what the guarantee states beforehand."""
+        return (self.max_epsilon or math.inf) if self.epsilon == "calibrated" else self.epsilon
 
     @model_validator(mode="after")
     def _leaves_something_for_training(self) -> Self:

@@ -1,0 +1,143 @@
+"""What attacks prove about fedveil's own code, and how often they are wrong about it. Two cores, a few minutes a row.
+
+python benchmarks/audit.py                    # every row
+python benchmarks/audit.py white one black demo alarms:20
+"""
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fedveil.audit import Attempt, Effort, Setup, audit
+from fedveil.audit.attacker import Trials
+from fedveil.audit.black_box import ReleasedModel
+from fedveil.audit.one_run import ManyCanaries
+from fedveil.audit.white_box import NoisySums, WholeProtocol
+from fedveil.privacy import most_true_positives
+from fedveil.study import Silent, Study, make_agreement, prepare
+from fedveil.study.pipeline import make_task
+
+ONE_SUM = '[training]\nmethod = "one-shot"\n[privacy]\ncalibration_share = 0\n'
+
+
+def setup(text: str, significance: float = 0.05, **effort: int | None) -> Setup:
+    """A study under attack, with trials in a folder that nobody reads again."""
+    given = Effort(**effort)  # type: ignore[arg-type]
+    prepared = prepare(Study.parse(text))
+    task = make_task(prepared.study, prepared.dataset, Silent())
+    return Setup(
+        prepared=prepared,
+        task=task,
+        agreement=make_agreement(prepared.study, sites=tuple(prepared.sites), model=task.model),
+        significance=significance,
+        trials=given.trials,
+        sessions=given.sessions,
+        canaries=given.canaries,
+        references=given.references,
+        store=fresh(),
+        progress=Silent(),
+    )
+
+
+def fresh() -> Trials:
+    return Trials(Path(tempfile.mkdtemp(prefix="fedveil-audit-")), {})
+
+
+def show(name: str, **values: object) -> None:
+    print(json.dumps({"row": name} | values), flush=True)
+
+
+def bound(attempt: Attempt, significance: float = 0.05) -> dict[str, float]:
+    stated, plain = attempt.claim.epsilon(), attempt.plain
+    lower = attempt.claim.epsilon(attempt.evidence.leak(attempt.claim, significance))
+    return {
+        "stated": round(stated, 3),
+        "lower": round(lower, 3),
+        "ratio": round(lower / stated, 3),
+        "ratio_without_assumptions": round(
+            plain.epsilon(attempt.evidence.leak(plain, significance)) / stated, 3
+        ),
+    }
+
+
+def white() -> None:
+    """One Gaussian sum: the statistics of a one-shot study, which use the whole budget."""
+    for epsilon in (1, 4, 8):
+        started = time.perf_counter()
+        made = setup(ONE_SUM + f"epsilon = {epsilon}\n", trials=60_000)
+        (attempt,) = NoisySums().attack(made)
+        show(f"lower_bound_over_epsilon_whitebox_eps{epsilon}", **bound(attempt), seconds=_since(started))
+
+
+def one() -> None:
+    """One run of the demo study with 224 canaries, as many as there are features."""
+    for epsilon in (1, 4, 8):
+        started = time.perf_counter()
+        (attempt,) = ManyCanaries().attack(setup(f"[privacy]\nepsilon = {epsilon}\n", canaries=224))
+        show(
+            f"lower_bound_over_epsilon_one_run_eps{epsilon}",
+            **bound(attempt),
+            area=round(attempt.area, 3),
+            seconds=_since(started),
+        )
+
+
+def black() -> None:
+    """Membership of the demo study's patients, with epsilon 1 and without privacy."""
+    for name, text in (("eps1", ""), ("none", '[privacy]\ntrust = "none"\n')):
+        started = time.perf_counter()
+        made = setup(text, references=8)
+        (attempt,) = ReleasedModel().attack(made)
+        at = float(np.interp(0.01, *np.maximum.accumulate(attempt.curve, axis=0).T))
+        values: dict[str, object] = {"area": round(attempt.area, 3), "tpr_at_1_percent": round(at, 3)}
+        if name == "eps1":
+            rates = np.linspace(0, 1, 2001)
+            allowed = most_true_positives(made.agreement.mechanisms, rates)
+            values |= {
+                "area_allowed": round(float(np.trapezoid(allowed, rates)), 3),
+                "tpr_at_1_percent_allowed": round(float(np.interp(0.01, rates, allowed)), 3),
+            }
+        show(f"black_box_{name}", **values, seconds=_since(started))
+
+
+def demo() -> None:
+    """A whole audit of the demo study."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = audit(Study.parse('[study]\nname = "demo"\n'), Path(folder) / "audit")
+    show("audit_of_the_demo_study", seconds=round(result.seconds), lower=round(result.lower, 3))
+
+
+def alarms(count: int) -> None:
+    """Audits of the sound code at 99 % confidence: how many contradict it, by attacker."""
+    text = "[privacy]\nepsilon = 4\n[training]\nrounds = 5\n"
+    made = setup(text, significance=0.01, trials=400, sessions=1, canaries=60, references=3)
+    for attacker in (NoisySums(), WholeProtocol(), ManyCanaries(), ReleasedModel()):
+        started, wrong = time.perf_counter(), 0
+        for _ in range(count):
+            attempts = attacker.attack(replace(made, store=fresh()))
+            share = 0.01 / len(attempts)
+            wrong += any(one.evidence.leak(one.claim, share) > 1 for one in attempts)
+        show(f"false_alarms_of_{count}", attacker=attacker.name, found=wrong, seconds=_since(started))
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 1)
+
+
+def main() -> None:
+    for wanted in sys.argv[1:] or ["white", "one", "black", "demo", "alarms:100"]:
+        name, _, count = wanted.partition(":")
+        rows = {"white": white, "one": one, "black": black, "demo": demo}
+        if name == "alarms":
+            alarms(int(count or 100))
+        else:
+            rows[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Which epsilon? The paper's question on every public set at hand; one JSON line per figure.
+
+    python benchmarks/calibration.py                  # needs FEDVEIL_DATA, default ../shared/data
+    python benchmarks/calibration.py --runs 2 --only breast-ultrasound
+    python benchmarks/calibration.py --medmnist FOLDER    # also every MedMNIST file NAME.npz in FOLDER
+
+Each run trains at every epsilon of the grid, without privacy, and with a calibrated epsilon (maximum 8, tolerance 0.01,
+pilot at epsilon 0.2), with five simulated hospitals by Dirichlet(0.5), delta 1e-5. Nothing is chosen by test images.
+The least epsilon of a full sweep is that of `fedveil.sweeps.knees` on the same runs, on test images: it is what the
+calibrated epsilon is compared with. Sets that name their hospitals are split anew, as all others: these are public
+data, and nothing is paid. Prints a Markdown table at the end; docs/calibration.md holds it.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedveil.data import hospitals
+from fedveil.learning import decide
+from fedveil.study import RunDirectory, Silent, Study, prepare
+from fedveil.study.evaluation import TestSet
+from fedveil.study.pipeline import Task, make_task
+from fedveil.study.prepare import Prepared
+from fedveil.study.simulation import Simulated, train_here
+from fedveil.sweeps import NO_PRIVACY, Measurement, Setting, knees
+
+DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+SETS: dict[str, dict[str, Any]] = {
+    "breast-ultrasound": {"source": str(DATA / "breastmnist" / "breastmnist.npz")},
+    "white-blood-cells": {"source": str(DATA / "wbc" / "manifest.csv")},
+    "chest-x-rays": {
+        "source": str(DATA / "kermany_cxr" / "kermany_cxr_64.npz"),
+        "positive": ["bacteria", "virus"],
+    },
+}
+GRID = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 3.0, 4.0, 5.6, 8.0)
+SHOWN = (0.5, 1.0, 3.0, 8.0, NO_PRIVACY)
+MOST, TOLERANCE, SITES, ALPHA = 8.0, 0.01, 5, 0.5
+METRICS = ("auroc", "balanced_accuracy", "accuracy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model: the epsilon that was asked for, None for a calibrated one, and what it reached."""
+
+    asked: float | None
+    epsilon: float
+    seed: int
+    units: int
+    auroc: float
+    balanced_accuracy: float
+    accuracy: float
+    predicted: tuple[float, float, float] | None = None
+
+
+def train_once(task: Task, study: Study, seed: int, asked: float | None) -> Run:
+    """Train on the hospitals of this seed, and evaluate on the test images."""
+    dealt = hospitals(task.dataset, SITES, "dirichlet", ALPHA, seed)
+    sites = {f"site-{number}": rows for number, rows in enumerate(dealt, 1)}
+    data = Prepared(study=study, dataset=task.dataset, sites=sites, simulated=True)
+    test = TestSet(replace(task, study=study))
+    with tempfile.TemporaryDirectory() as folder:
+        directory = RunDirectory.create(Path(folder) / "run", study)
+        agreement, trained = train_here(
+            data,
+            replace(task, study=study),
+            directory,
+            Simulated(),
+            evaluate=lambda *_: None,
+            progress=Silent(),
+        )
+    probabilities = test.probabilities(trained.parameters)
+    point = test.point(trained.parameters, trained.priors) or {}
+    hits = float(np.mean(decide(probabilities, trained.priors) == test.labels))
+    epsilon, predicted, forecast = asked or math.nan, None, trained.forecast
+    if forecast is not None and agreement.calibration is not None:
+        epsilon = agreement.calibration.level(forecast.level).epsilon
+        one = forecast.levels[forecast.level - 1]
+        predicted = (one.expected, one.low, one.high)
+    return Run(
+        asked=asked,
+        epsilon=epsilon,
+        seed=seed,
+        units=sum(data.units.values()),
+        auroc=point["auroc"],
+        balanced_accuracy=point["balanced_accuracy"],
+        accuracy=hits,
+        predicted=predicted,
+    )
+
+
+def settings_of(study: Study, trust: str, unit: str) -> Iterator[tuple[float | None, Study]]:
+    """What is asked for, with the study that asks for it."""
+    for epsilon in GRID:
+        yield epsilon, study.with_changes({"privacy": {"trust": trust, "unit": unit, "epsilon": epsilon}})
+    yield NO_PRIVACY, study.with_changes({"privacy": {"trust": "none", "unit": unit}})
+    calibrated = {"epsilon": "calibrated", "max_epsilon": MOST, "tolerance": TOLERANCE}
+    yield None, study.with_changes({"privacy": {"trust": trust, "unit": unit, **calibrated}})
+
+
+def least_of(runs: Sequence[Run], trust: str, unit: str) -> float:
+    """The least epsilon of a full sweep over these runs, infinite if none is within the tolerance."""
+    measured = [
+        Measurement(
+            setting=Setting(
+                epsilon=run.epsilon,
+                trust="none" if math.isinf(run.epsilon) else trust,  # type: ignore[arg-type]
+                unit=unit,  # type: ignore[arg-type]
+                sites=SITES,
+                alpha=ALPHA,
+                seed=run.seed,
+            ),
+            units=run.units,
+            patients=run.units,
+            ratio=math.nan,
+            epsilon_spent=run.epsilon,
+            true_positive_rate=math.nan,
+            advantage=math.nan,
+            auroc=run.auroc,
+            balanced_accuracy=run.balanced_accuracy,
+            seconds=0.0,
+        )
+        for run in runs
+        if run.asked is not None
+    ]
+    return knees(measured, TOLERANCE)[0].epsilon
+
+
+def figure(name: str, value: float, **more: object) -> None:
+    shown = None if math.isinf(value) or math.isnan(value) else round(value, 4)
+    print(json.dumps({"figure": name, "value": shown} | more), flush=True)
+
+
+def report(name: str, trust: str, unit: str, runs: Sequence[Run]) -> None:
+    """The figures of one set, and the bars of the calibrated epsilon."""
+    where = {"set": name, "trust": trust, "unit": unit, "units": runs[0].units}
+    for epsilon in (*SHOWN, None):
+        at = [run for run in runs if run.asked == epsilon]
+        for metric in METRICS:
+            values = [getattr(run, metric) for run in at]
+            label = "calibrated" if epsilon is None else "none" if math.isinf(epsilon) else f"{epsilon:g}"
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            figure(
+                metric, statistics.mean(values), epsilon=label, sd=round(spread, 4), runs=len(values), **where
+            )
+    chosen = [run for run in runs if run.asked is None]
+    bare = statistics.mean(run.auroc for run in runs if run.asked == NO_PRIVACY)
+    least = least_of(runs, trust, unit)
+    figure("least_epsilon_of_the_sweep", least, **where)
+    figure("calibrated_epsilon_median", statistics.median(run.epsilon for run in chosen), **where)
+    close = [0.5 <= run.epsilon / least <= 2 for run in chosen]
+    figure("calibrated_within_factor_2", statistics.mean(close), unreached=math.isinf(least), **where)
+    lost = [bare - run.auroc for run in chosen]
+    figure(
+        "calibrated_loss_at_most_0.015",
+        statistics.mean(one <= 0.015 for one in lost),
+        mean=round(statistics.mean(lost), 4),
+        **where,
+    )
+    told = [(run, run.predicted) for run in chosen if run.predicted]
+    figure("pilot_mean_absolute_error", statistics.mean(abs(p[0] - run.auroc) for run, p in told), **where)
+    figure("pilot_interval_covers", statistics.mean(p[1] <= run.auroc <= p[2] for run, p in told), **where)
+
+
+def row(name: str, trust: str, unit: str, classes: int, runs: Sequence[Run]) -> str:
+    """A line of the table: mean and standard deviation over runs."""
+    cells = [name, unit, trust, f"{runs[0].units:,}", str(classes)]
+    for epsilon in (*SHOWN, None):
+        at = [run for run in runs if run.asked == epsilon]
+        parts = []
+        for metric in METRICS:
+            values = [getattr(run, metric) for run in at]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            parts.append(f"{statistics.mean(values):.3f} ± {spread:.3f}")
+        cells.append(" / ".join(parts))
+    chosen = sorted(run.epsilon for run in runs if run.asked is None)
+    cells.append(f"{statistics.median(chosen):g} ({chosen[0]:g} to {chosen[-1]:g})")
+    least = least_of(runs, trust, unit)
+    cells.append("none" if math.isinf(least) else f"{least:g}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def digest_of(source: str) -> str:
+    """The first digits of the SHA-256 of a source file; of a generated set its name."""
+    path = Path(source)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else source
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--only", nargs="*", help="sets to measure; default all")
+    parser.add_argument("--trust", nargs="*", default=["secure-aggregation"])
+    parser.add_argument("--unit", nargs="*", default=["patient"])
+    parser.add_argument("--medmnist", type=Path, help="folder of more MedMNIST files")
+    parser.add_argument("--save", type=Path, help="append every run to this file as a JSON line")
+    asked = parser.parse_args()
+    sets = dict(SETS)
+    for path in sorted(asked.medmnist.glob("*.npz")) if asked.medmnist else ():
+        sets[path.stem] = {"source": str(path)}
+    rows = []
+    for name in asked.only or sets:
+        study = Study().with_changes({"study": {"name": "calibration"}, "data": sets[name]})
+        prepared = prepare(study)
+        task = make_task(prepared.study, prepared.dataset, Silent())
+        figure("source", len(prepared.dataset), set=name, sha256=digest_of(str(sets[name]["source"])))
+        for unit in asked.unit:
+            for trust in asked.trust:
+                runs = []
+                for seed in range(asked.runs):
+                    for epsilon, one in settings_of(prepared.study, trust, unit):
+                        runs.append(train_once(task, one, seed, epsilon))
+                        if asked.save:
+                            with asked.save.open("a") as file:
+                                file.write(
+                                    json.dumps({"set": name, "trust": trust, "unit": unit} | vars(runs[-1]))
+                                    + "\n"
+                                )
+                report(name, trust, unit, runs)
+                rows.append(row(name, trust, unit, len(prepared.dataset.classes), runs))
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The levels of a calibrated study: what sites check, and the rule that picks one."""

@@ -1,0 +1,91 @@
+"""Scores along the noisy differences between classes' means, and their histogram.
+
+For each class k against the rest (with two classes only for class 1) the direction is the difference between the
+noisy mean of the class and that of the rest, scaled to length 1, and a score is ``w . x - c``: c is the middle between
+both means along w. Features have length 1. Bins are fixed: `BINS` equal ones between plus and minus `REACH` times
+sqrt(8 / d), the public guess of a score's standard deviation in d dimensions; scores beyond fall into the outer bins.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from fedveil.learning.exact import on_grid
+from fedveil.learning.models.class_statistics import ClassStatistics
+from fedveil.learning.models.discriminant import ANISOTROPY
+from fedveil.learning.models.learner import Vector
+
+__all__ = ["BINS", "bin_middles", "differences", "directions", "pilot_counts", "pilot_size", "tables"]
+
+BINS = 10
+REACH = 3.0
+SHORTEST = 1e-9
+LONGEST = 0.999
+"""A middle score along a direction of length 1 is at most 1; less, so that sites' checks never meet rounding."""
+
+
+def tables(classes: int) -> int:
+    """The number of histograms: one for two classes, otherwise one per class."""
+    return 1 if classes == 2 else classes
+
+
+def pilot_size(classes: int) -> int:
+    """Length of the released vector.
+
+    >>> pilot_size(2), pilot_size(5)
+    (20, 100)
+    """
+    return tables(classes) * 2 * BINS
+
+
+def bin_middles(dimension: int) -> Vector:
+    """(BINS,) the scores at the middles of the bins, for features of this dimension."""
+    edge = REACH * math.sqrt(ANISOTROPY / dimension)
+    middles: Vector = (np.arange(BINS) + 0.5) / BINS * 2 * edge - edge
+    return middles
+
+
+def differences(statistics: ClassStatistics) -> tuple[Vector, Vector]:
+    """Differences (tables, d) between the mean of a class and that of the rest, and the middles (tables, d)."""
+    counts, means = statistics.counts, statistics.means
+    told = [1] if len(counts) == 2 else list(range(len(counts)))
+    found, middles = [], []
+    for code in told:
+        rest = np.delete(np.arange(len(counts)), code)
+        other = counts[rest] @ means[rest] / counts[rest].sum()
+        found.append(means[code] - other)
+        middles.append((means[code] + other) / 2)
+    return np.stack(found), np.stack(middles)
+
+
+def directions(statistics: ClassStatistics) -> tuple[Vector, Vector]:
+    """Directions (tables x d,) of length 1, flattened, and the middle scores (tables,) along them, at most 1."""
+    found, middles = differences(statistics)
+    unit = found / np.maximum(np.linalg.norm(found, axis=1), SHORTEST)[:, None]
+    return unit.ravel(), np.clip((unit * middles).sum(axis=1), -LONGEST, LONGEST)
+
+
+def pilot_counts(
+    scores: Vector, labels: npt.NDArray[np.int64], weights: Vector, classes: int, dimension: int
+) -> Vector:
+    """Sum the units' contributions; exact, so it stays in the hospital.
+
+    Args:
+        scores: (n, tables) along the directions, less the middle. An image whose scores are not finite adds nothing.
+        labels: (n,) class codes.
+        weights: (n,) each image's share in its unit; they sum to 1 within a unit.
+        classes: number of classes.
+        dimension: number of features.
+    """
+    finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(axis=1))
+    share = on_grid(weights * finite / math.sqrt(tables(classes)))
+    edge = REACH * math.sqrt(ANISOTROPY / dimension)
+    places: Vector = np.where(finite.reshape(-1, 1), (scores + edge) / (2 * edge) * BINS, 0.0)
+    bins = np.clip(np.floor(places), 0, BINS - 1).astype(np.int64)
+    told = [1] if classes == 2 else range(classes)
+    blocks = [
+        np.bincount((labels == code) * BINS + bins[:, column], share, 2 * BINS)
+        for column, code in enumerate(told)
+    ]
+    return np.concatenate(blocks)

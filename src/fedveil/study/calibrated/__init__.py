@@ -1,0 +1,1 @@
+"""What a calibrated study asks: its grid of levels, and the constants of the rule."""

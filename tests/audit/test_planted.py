@@ -1,0 +1,31 @@
+"""An audit finds planted faults: here the fast ones; all twenty, with controls, in benchmarks/planted_faults.py."""
+
+import pytest
+from tests.audit.planted import FAULTS
+
+QUICK = [name for name, fault in FAULTS.items() if fault.quick]
+CONTROLS = ("half_the_noise", "kept_seed")
+NEVER = 1 - 1e-6
+"""Confidence at which a sound hospital is suspected once in a million runs of this test."""
+
+
+@pytest.fixture(autouse=True)
+def _real_images(shared_data, monkeypatch):
+    monkeypatch.setenv("FEDVEIL_DATA", str(shared_data))
+
+
+def test_there_are_twenty_faults() -> None:
+    assert len(FAULTS) == 20
+    assert len({fault.words for fault in FAULTS.values()}) == 20
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_an_audit_finds_the_fault(name: str) -> None:
+    found = FAULTS[name].audit()
+    assert found.violated, str(found)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_same_audit_finds_nothing_without_the_fault(name: str) -> None:
+    found = FAULTS[name].audit(planted=False, confidence=NEVER)
+    assert not found.violated, str(found)
