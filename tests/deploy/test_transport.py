@@ -1,7 +1,9 @@
 """The coordinator's end against hostile and broken hospitals, over a SuperLink that is a dictionary."""
 
 import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,7 +109,9 @@ def make(tmp_path):
                 seq=seq,
                 hash="0" * 64,
             )
-            frame = Frame("answer", {"site": site, "receipt": receipt.to_dict()}, {}, {"answer": raw})
+            signature = receipt.signed(identities[site])
+            head = {"site": site, "receipt": receipt.to_dict(), "signature": signature}
+            frame = Frame("answer", head, {}, {"answer": raw})
             return sealed_by(site, encode(frame), asked.id)
 
         return answer
@@ -314,12 +318,52 @@ def test_receipts_survive_a_restart_and_a_torn_line(tmp_path):
     texts = dict.fromkeys(("study", "answer", "hash"), "ab" * 32)
     values = {"site": "a", "release": "r", "round": 1, "cost": COST, **texts}
     receipts = Receipts(tmp_path)
-    receipts.keep(Receipt(**values, attempt=1, seq=3))
+    signer = Identity.create(tmp_path / "a.key")
+    first = Receipt(**values, attempt=1, seq=3)
+    receipts.keep(first, first.signed(signer))
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('{"site": "a", "seq"')
     again = Receipts(tmp_path)
     assert again.last("a").seq == 3
     with pytest.raises(FederationError):
-        again.keep(Receipt(**values, attempt=2, seq=3))
-    again.keep(Receipt(**values, attempt=2, seq=4))
+        again.keep(Receipt(**values, attempt=2, seq=3), "")
+    second = Receipt(**values, attempt=2, seq=4)
+    again.keep(second, second.signed(signer))
     assert Receipts(tmp_path).last("a").seq == 4
+    assert Receipts(tmp_path).verify("a", signer.public) == (2, 0)
+
+
+def test_stored_receipts_are_evidence_to_a_third_party(make, tmp_path):
+    """Each line holds the hospital's signature; a changed line, or another's key, is found."""
+    town = make.build()
+    exchange(town)
+    key = make.identities["west"].public
+    stored = Receipts(tmp_path / "receipts")
+    assert stored.verify("west", key) == (1, 0)
+    with pytest.raises(FederationError, match="is not signed by"):
+        stored.verify("west", make.identities["north"].public)
+    path = tmp_path / "receipts" / "west.jsonl"
+    path.write_text(path.read_text().replace('"seq": 1', '"seq": 2'))
+    with pytest.raises(FederationError, match="is not signed by"):
+        stored.verify("west", key)
+
+
+def test_receipts_of_version_0_1_are_read_without_signatures(tmp_path):
+    texts = dict.fromkeys(("study", "answer", "hash"), "ab" * 32)
+    old = Receipt(site="a", release="r", round=1, cost=COST, attempt=1, seq=3, **texts)
+    (tmp_path / "a.jsonl").write_text(json.dumps(old.to_dict()) + "\n")
+    assert Receipts(tmp_path).last("a") == old
+    assert Receipts(tmp_path).verify("a", Identity.create(tmp_path / "a.key").public) == (0, 1)
+
+
+def test_an_answer_without_the_hospitals_own_receipt_is_not_used(make):
+    """The message is the hospital's, and its receipt is signed with another's key."""
+
+    def answer(sealed: bytes) -> bytes:
+        asked = make.opened("west", sealed)
+        frame = decode(make.opened_by_coordinator("west", make.honest("west")(sealed)))
+        receipt = Receipt.from_dict(frame.head["receipt"])
+        head = {**frame.head, "signature": receipt.signed(make.identities["north"])}
+        return make.sealed_by("west", encode(replace(frame, head=head)), asked.id)
+
+    assert exchange(make.build(west=answer))["west"].code == "invalid"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.deploy.hospital import SITES, STUDY, edit, study_text, write_images
+from tests.deploy.hospital import SITES, STUDY, WHO, edit, record_approval, study_text, write_images
 
 from fedveil.deploy.identity import fingerprint
 from fedveil.deploy.provisioning.kits import init_site, make_kits
@@ -89,6 +89,7 @@ class Town:
     def start(self, key: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a program; its output goes to KEY.log."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment["HTTPS_PROXY"] = environment["ALL_PROXY"] = "http://127.0.0.1:9"  # nothing listens there
         environment["FEDVEIL_CACHE"] = str(self.folder / "cache")
         with (self.folder / f"{key}.log").open("ab") as log:
             process = subprocess.Popen(
@@ -145,7 +146,7 @@ class Town:
                 said = [f"--key={other}={fingerprint(key)}" for other, key in keys.items() if other != name]
                 said = said if listed.agreement.trust == "secure-aggregation" else []
                 command = [sys.executable, "-c", _CLI, "site", "approve", listed.digest, str(self.site(name))]
-                command += ["--yes", *said]
+                command += ["--yes", "--by", WHO["by"], "--role", WHO["role"], *said]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=DEADLINE)
                 continue
             studies = Studies(self.site(name) / "studies")
@@ -153,7 +154,7 @@ class Town:
             if listed.agreement.trust == "secure-aggregation":
                 peers = Peers(self.site(name) / "peers")
                 peers.confirm(peers.unconfirmed(listed.agreement.sites, listed.offer.keys, name))
-            studies.approve(listed.digest)
+            record_approval(studies, listed.digest)
 
     def _offered(self, name: str, run: str) -> bool:
         offers = (self.site(name) / "studies").glob("*.json")

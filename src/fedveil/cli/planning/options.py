@@ -14,6 +14,7 @@ __all__ = [
     "Cohorts",
     "Epsilon",
     "Explain",
+    "Federation",
     "Fit",
     "Images",
     "Like",
@@ -82,5 +83,9 @@ Like = Annotated[
 Fit = Annotated[
     Path | None,
     typer.Option(help="With --cohorts: directory of your own sweep to predict from, instead of --like."),
+]
+Federation = Annotated[
+    Path | None,
+    typer.Option("--federation", help="Price the study for the hospitals of this coordinator's folder."),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show the arithmetic.")]

@@ -65,7 +65,7 @@ __all__ = ["Node", "NodeSettings", "run_node"]
 
 log = logging.getLogger("fedveil.node")
 
-_HEARTBEAT = 10.0
+_HEARTBEAT = 5.0
 _EAGER, _IDLE = 0.2, 2.0
 _EAGER_SECONDS = 60.0
 _LONGEST_PAUSE = 2.0
@@ -96,7 +96,7 @@ class NodeSettings:
     authority: bytes
     key: ec.EllipticCurvePrivateKey
     state: Path
-    patience: float = 60.0
+    patience: float = 20.0
 
     @classmethod
     def load(cls, folder: Path, superlink: str) -> "NodeSettings":

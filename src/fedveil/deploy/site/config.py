@@ -12,7 +12,7 @@ from fedveil.deploy.site.ipc import Address
 from fedveil.errors import InvalidValue, Refused
 from fedveil.federation import Agreement, Policy, default_min_honest
 from fedveil.names import SITE_NAME
-from fedveil.privacy import Trust, Unit
+from fedveil.privacy import Budget, Trust, Unit
 from fedveil.schema import explain
 from fedveil.study.settings.data import ColumnSettings
 
@@ -169,6 +169,16 @@ class SiteConfig(_Table):
                 f"this site's policy allows {allowed} at most",
                 "reduce federation.min_honest in the study, or increase the site's policy.max_honest",
             )
+
+    def budget_conflict(self, budget: Budget) -> str | None:
+        """How the ledger's budget, which is enforced, differs from the one in ``site.toml``; None if it does not."""
+        stated = Budget(self.budget.epsilon, self.budget.delta, self.budget.unit)
+        if stated == budget:
+            return None
+        return (
+            f"site.toml states a budget of {stated}, and the ledger, which is enforced, {budget}: "
+            "amend the ledger with `fedveil ledger amend`, or correct site.toml"
+        )
 
     def check_delta(self, delta: float) -> None:
         """Refuse a delta, of a budget or a study, above one over the bound on the number of units."""

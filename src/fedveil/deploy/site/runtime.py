@@ -7,6 +7,7 @@ unusable the site answers with noise; only the hospital's own log says so.
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,14 +130,17 @@ class Cohorts:
 
     def task(self, offer: Offer) -> Task:
         """The hospital's images and their features for a study."""
-        study = offer.study
-        values: dict[str, Any] = study.model_dump(mode="json")
-        calibrated = study.privacy.calibration_share > 0
-        seen = [values["data"], values["model"], values["training"], study.study.seed, calibrated]
-        key = json.dumps([seen, offer.classes, offer.channels], sort_keys=True)
-        if key not in self.tasks:
-            self.tasks[key] = make_task(study, self._seen_by(offer), Silent())
-        return replace(self.tasks[key], study=study)
+        key = _seen(offer)
+        task = self.tasks.get(key)
+        if task is None:
+            task = self.tasks[key] = make_task(offer.study, self._seen_by(offer), Silent())
+        return replace(task, study=offer.study)
+
+    def keep(self, offers: Iterable[Offer]) -> None:
+        """Free all features that none of these studies uses."""
+        needed = {_seen(offer) for offer in offers}
+        for key in self.tasks.keys() - needed:
+            self.tasks.pop(key, None)
 
     def dataset(self, offer: Offer | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
         """The hospital's images as a study uses them or, without one, as they are; no pixel is read.
@@ -238,3 +242,12 @@ class Cohorts:
                 f"budget.max_units allows {most:,} at most, and studies are checked against that",
                 "increase it in site.toml if the budget's delta allows, or remove images",
             )
+
+
+def _seen(offer: Offer) -> str:
+    """Everything that a study's features and labels depend on."""
+    study = offer.study
+    values: dict[str, Any] = study.model_dump(mode="json")
+    calibrated = study.privacy.calibration_share > 0
+    seen = [values["data"], values["model"], values["training"], study.study.seed, calibrated]
+    return json.dumps([seen, offer.classes, offer.channels], sort_keys=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fedveil.data import Embeddings
 from fedveil.federation import Agreement, Rounds
-from fedveil.io import write_atomic
+from fedveil.io import write_atomic, write_private
 from fedveil.learning import decide
 from fedveil.privacy import Guarantee, LedgerState, operational_risk
 from fedveil.study.evaluation import TestSet
@@ -255,7 +255,8 @@ def _write_predictions(
     for row, cells in zip(test.rows, said, strict=True):
         patient = dataset.patient_names[dataset.patients[row]]
         writer.writerow([dataset.image_names[row], patient, dataset.classes[dataset.labels[row]], *cells])
-    write_atomic(directory.path / "predictions.csv", lambda file: file.write(text.getvalue().encode()))
+    # It names patients: readable by this user only, wherever the run directory is copied to.
+    write_private(directory.path / "predictions.csv", text.getvalue().encode())
 
 
 def _write_examples(
@@ -278,7 +279,8 @@ def _write_examples(
     classes = np.array(dataset.classes)
     arrays: dict[str, npt.NDArray[Any]] = {
         "images": images,
-        "names": np.array([dataset.image_names[row] for row in test.rows[chosen]]),
+        # File names often hold a patient's name, and a report is passed on.
+        "names": np.array([f"test image {number}" for number in range(1, count + 1)]),
         "labels": classes[test.labels[chosen]],
         "predicted": classes[predicted[chosen]],
         "probability": probabilities[chosen, predicted[chosen]],
