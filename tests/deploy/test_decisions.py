@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fedveil.cli.main import app
 from fedveil.deploy.records.decisions import Decisions
+from fedveil.deploy.site.service import SiteService
 from fedveil.errors import InvalidValue, LedgerError, Refused
 from fedveil.federation import Declined, Reply
 from fedveil.federation.wire import pack
@@ -108,7 +109,7 @@ def test_an_older_copy_of_the_decisions_cannot_undo_a_withdrawal(hospital):
     assert hospital.ask(pack(hospital.request())).kind == "refused"
     assert not hospital.ledger.charges
     with pytest.raises(Refused, match="lacks 1 decisions that the ledger holds"):
-        hospital.restart()
+        SiteService(hospital.service.config, hospital.service.identity, hospital.service.ledger)
 
 
 def test_a_decision_file_that_was_edited_is_refused(hospital):

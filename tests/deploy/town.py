@@ -1,15 +1,20 @@
 """A whole federation as real programs on this machine: services, nodes, SuperLink, coordinator; all killable."""
 
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import load_file
 from tests.deploy.hospital import SITES, STUDY, WHO, edit, record_approval, study_text, write_images
 
 from fedveil.deploy.identity import fingerprint
@@ -245,3 +250,26 @@ class Town:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def same_model(one: Path, other: Path) -> None:
+    """Every released number is the same, bit for bit."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        np.testing.assert_array_equal(tensor, second[name])
+
+
+@contextmanager
+def open_town() -> Iterator[Town]:
+    """A federation in a folder that every user of the machine may enter, so that only its own modes protect it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        # An infinite budget: studies without privacy fit into no other.
+        town = Town(folder, names=(*SITES, "east"), methods='["gradient", "averaging"]', epsilon=math.inf)
+        try:
+            town.open()
+            yield town
+        finally:
+            town.close()

@@ -17,6 +17,9 @@ from fedveil.errors import FedveilError
 
 __all__ = ["coordinate", "federation", "site"]
 
+SOON_EXPIRED = 30
+"""Days before the end of a certificate from which on a person is warned."""
+
 federation = typer.Typer(help="Set up a federation.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -84,6 +87,33 @@ def federation_send(
             console.print(f"{hospital} {'has the model' if received else 'was not reached, or refused it'}")
         if not all(found.values()):
             raise typer.Exit(1)
+
+
+@federation.command("certificates")
+def federation_certificates(
+    folder: Annotated[Path, typer.Argument(help="The coordinator's folder.")] = Path("coordinator"),
+    as_json: AsJson = False,
+) -> None:
+    """Print how many days the certificates are still valid; exit code 1 within 30 days of the end, 2 after it.
+
+    Example: fedveil federation certificates lungs/coordinator
+    """
+    from fedveil.deploy.provisioning.certificates import days_left
+
+    with speak_plainly():
+        left = {name: days_left((folder / name).read_bytes()) for name in ("superlink.pem", "ca.pem")}
+        if as_json:
+            print(json.dumps(left))
+        else:
+            remedies = {
+                "superlink.pem": "fedveil federation renew",
+                "ca.pem": "make new kits for every hospital",
+            }
+            for name, days in left.items():
+                remedy = f": {remedies[name]}" if days < SOON_EXPIRED else ""
+                console.print(f"{name} is valid for {days} more days{remedy}", soft_wrap=True)
+    least = min(left.values())
+    raise typer.Exit(2 if least < 0 else 1 if least < SOON_EXPIRED else 0)
 
 
 @federation.command("receipts")

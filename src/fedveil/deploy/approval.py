@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedveil.data import check
@@ -15,7 +15,16 @@ from fedveil.deploy.site.runtime import Cohorts
 from fedveil.errors import DataError, InvalidValue, Refused
 from fedveil.privacy import Decision
 
-__all__ = ["Checked", "approve", "check_approval", "decline", "image_problems", "match_keys", "withdraw"]
+__all__ = [
+    "Checked",
+    "approve",
+    "check_approval",
+    "decline",
+    "image_problems",
+    "match_keys",
+    "record",
+    "withdraw",
+]
 
 _DIGITS = re.compile(r"[0-9a-f]+")
 
@@ -92,6 +101,11 @@ def withdraw(config: SiteConfig, digest: str, *, by: str, role: str, reason: str
             "see `fedveil site studies`; a study on offer is declined",
         )
     return _decide(config, Decision(act="withdrawn", subject=digest, by=by, role=role, reason=reason))
+
+
+def record(config: SiteConfig, decision: Decision, *, subject: str) -> Decision:
+    """Record another decision of a person, about this subject."""
+    return _decide(config, replace(decision, subject=subject))
 
 
 def _decide(config: SiteConfig, decision: Decision) -> Decision:

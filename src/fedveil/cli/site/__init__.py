@@ -46,6 +46,26 @@ SITE_COMMANDS = (
         "Withdraw an approval: nothing more is answered, and what was released stays charged.",
     ),
     LazyCommand(
+        "desk",
+        f"{_HERE}.desk:site_desk",
+        "Open a page on this machine for the person who decides about studies, until stopped.",
+    ),
+    LazyCommand(
+        "forget",
+        f"{_HERE}.forget:forget_patient",
+        "Leave out a patient who withdraws, delete what was computed, and say what they took part in.",
+    ),
+    LazyCommand(
+        "statement",
+        f"{_HERE}.statement:site_statement",
+        "Write a signed statement on a study: decisions, guarantee, charges, software.",
+    ),
+    LazyCommand(
+        "status",
+        f"{_HERE}.status:site_status",
+        "Report in one look whether the site is in order: budget, studies, refusals, certificates.",
+    ),
+    LazyCommand(
         "describe",
         f"{_HERE}.describe:describe_cohort",
         "Release noisy counts of patients per class, age band and sex, charged to the site's ledger.",

@@ -25,18 +25,20 @@ def site_serve(
     Example: fedveil site serve site
     """
     from fedveil.deploy.identity import private_files
+    from fedveil.deploy.records.refusals import keep_refusals
     from fedveil.deploy.site.listening import Listener
     from fedveil.deploy.site.offline import offline
-    from fedveil.deploy.site.service import message_limit, open_service
+    from fedveil.deploy.site.service import open_service
     from fedveil.privacy import Ledger
 
     with speak_plainly(), offline():
         log_to_stderr(log_format)
         config = load_site(folder)
         with private_files(), Ledger(folder / "ledger.jsonl") as ledger:
+            keep_refusals(folder)
             service = open_service(folder, ledger)
             listener = Listener(
-                config.address(), service.answer, limit=message_limit(config) + 1024, group=config.site.group
+                config.address(), service.answer, limit=config.message_limit + 1024, group=config.site.group
             )
             listener.stop_on_signals()
             log = logging.getLogger("fedveil.site")

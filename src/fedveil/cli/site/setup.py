@@ -35,12 +35,10 @@ def site_init(
     """
     from fedveil.deploy.identity import fingerprint
     from fedveil.deploy.provisioning.kits import init_site, write_site_settings
-    from fedveil.deploy.records.owner import check_user
     from fedveil.deploy.site.config import SiteConfig
     from fedveil.privacy import verify_ledger
 
     with speak_plainly():
-        check_user(folder)
         if not (folder / "site.toml").exists():
             if name is None:
                 raise InvalidValue(

@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedveil.errors import InvalidValue
 
-__all__ = ["Authority", "names_of", "node_keys"]
+__all__ = ["Authority", "days_left", "names_of", "node_keys"]
 
 _AUTHORITY_DAYS, _SERVER_DAYS = 3650, 825
 
@@ -112,6 +112,17 @@ def names_of(certificate: bytes) -> list[str]:
             "restore it from a backup",
         ) from None
     return [str(name.value) for name in names]
+
+
+def days_left(certificate: bytes) -> int:
+    """Days until a certificate (PEM) expires; negative if it has."""
+    try:
+        until = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    except ValueError as error:
+        raise InvalidValue(
+            f"the certificate cannot be read ({error})", "it must be a PEM file", "restore it from a backup"
+        ) from None
+    return (until - datetime.datetime.now(datetime.UTC)).days
 
 
 def node_keys() -> tuple[bytes, bytes]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedveil.data import Settings
 from fedveil.deploy.identity import check_public_key
+from fedveil.deploy.sealing import OVERHEAD
 from fedveil.deploy.site.ipc import Address
 from fedveil.errors import InvalidValue, Refused
 from fedveil.federation import Agreement, Policy, default_min_honest
@@ -140,6 +141,11 @@ class SiteConfig(_Table):
                 "a service may listen on this machine only",
                 "use unix:site.sock, or tcp:127.0.0.1:PORT with a file named token",
             ) from None
+
+    @property
+    def message_limit(self) -> int:
+        """The longest sealed message in bytes that a site with this policy accepts."""
+        return 8 * self.policy.max_dimension + 2**21 + OVERHEAD
 
     def core_policy(self) -> Policy:
         """The part of the policy that `fedveil.federation.Site` enforces at every request."""

@@ -11,9 +11,9 @@ from fedveil.deploy.site.config import SiteConfig
 from fedveil.errors import FedveilError, InvalidValue
 from fedveil.federation import Agreement
 from fedveil.federation.secure_rounds import session_of
-from fedveil.privacy import Guarantee, LedgerState, Mechanism, epsilon, operational_risk, verify_ledger
+from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk, verify_ledger
 
-__all__ = ["Review", "review"]
+__all__ = ["Review", "epsilon_with", "review"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ def review(config: SiteConfig, listed: Listed) -> Review:
             objection=objection,
             facts=tuple(facts(config, listed)),
         )
-    after = max(state.spent(), _after(state, agreement, agreement.mechanisms))
+    after = max(state.spent(), epsilon_with(state, [agreement]))
     if objection is None and after > state.budget.epsilon * (1 + 1e-9):
         objection = f"the budget of epsilon {state.budget.epsilon:.4g} does not pay for it"
     return Review(
@@ -145,14 +145,16 @@ def _needed(agreement: Agreement) -> int:
     return needed
 
 
-def _after(state: LedgerState, agreement: Agreement, mechanisms: Sequence[Mechanism]) -> float:
-    """Epsilon of all other studies' charges and this whole study, each for the ledger's unit.
+def epsilon_with(state: LedgerState, agreements: Sequence[Agreement]) -> float:
+    """Epsilon of these whole studies and all charges of other ones, each for the ledger's unit.
 
-    Infinite if this study does not protect that unit at all, which the policy's objection explains.
+    Infinite if a study does not protect that unit at all, which the policy's objection explains.
     """
-    others = [charge.mechanism for charge in state.charges if charge.study != agreement.title]
+    titles = {agreement.title for agreement in agreements}
+    others = [charge.mechanism for charge in state.charges if charge.study not in titles]
+    whole = [mechanism for agreement in agreements for mechanism in agreement.mechanisms]
     try:
-        priced = [one.for_unit(state.budget.unit) for one in (*others, *mechanisms)]
+        priced = [one.for_unit(state.budget.unit) for one in (*others, *whole)]
     except InvalidValue:
         return math.inf
     return epsilon(priced, state.budget.delta, adaptive=True)

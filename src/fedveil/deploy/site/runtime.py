@@ -18,6 +18,7 @@ from fedveil.data import Dataset, Options, Settings, is_path, load, load_usable
 from fedveil.data.formats.folder import guessed_layout
 from fedveil.deploy.identity import Identity, signing_key
 from fedveil.deploy.offer import Offer
+from fedveil.deploy.records.forgotten import Forgotten
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.keys import Peers
 from fedveil.errors import DataError, FedveilError
@@ -52,6 +53,11 @@ class Cohorts:
     config: SiteConfig
     identity: Identity
     tasks: dict[str, Task] = field(default_factory=dict)
+
+    @property
+    def forgotten(self) -> Forgotten:
+        """The patients who withdrew."""
+        return Forgotten(self.config.folder, self.identity)
 
     def agree(self, agreement: Agreement, ledger: Ledger) -> None:
         """Refuse an agreement by public facts and this site's settings: policy, bounds, budget. Independent of the
@@ -150,6 +156,7 @@ class Cohorts:
         """
         self._check_layout()
         dataset = load(self.config.data.source, base=self.config.folder, **self._settings(offer, classes))
+        dataset = self.forgotten.without(dataset)
         self._check_units(dataset)
         return dataset
 
@@ -195,12 +202,13 @@ class Cohorts:
     def _seen_by(self, offer: Offer) -> Dataset:
         """The images that a study can use, each checked independently."""
         named = self.config.budget.unit == "patient" and not self.config.data.one_image_a_patient
-        return load_usable(
+        usable = load_usable(
             self.config.data.source,
             Options.of(self._settings(offer)),
             base=self.config.folder,
             need_patients=named,
         )
+        return self.forgotten.without(usable)
 
     def _usable(self, dataset: Dataset, part: Rows) -> Rows:
         """This hospital's images among usable ones; none if no image names it."""

@@ -17,31 +17,26 @@ from fedveil import __version__
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.receipts import Receipt
-from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, NO_ID, OVERHEAD, Opened, seal, unseal
+from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, NO_ID, Opened, seal, unseal
 from fedveil.deploy.site.answers import Spool
 from fedveil.deploy.site.approvals import Listed, Studies
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.models import Kept, Models
 from fedveil.deploy.site.runtime import Cohorts
 from fedveil.errors import FederationError, FedveilError, Refused
-from fedveil.federation import Agreement, Declined, Reply, Request, Site
+from fedveil.federation import Declined, Reply, Request, Site
 from fedveil.federation.messages import Answer, SecureRequest
 from fedveil.federation.wire import Frame, WireError, decode, encode, pack, unpack
 from fedveil.names import attempt_words
 from fedveil.privacy import Head, Ledger, verify_ledger
 from fedveil.study import has_own, own_model
 
-__all__ = ["SiteService", "message_limit"]
+__all__ = ["SiteService", "open_service"]
 
 log = logging.getLogger("fedveil.site")
 
 _SECURE_ANSWERS = 64
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def message_limit(config: SiteConfig) -> int:
-    """The longest sealed message in bytes that a site with this policy accepts."""
-    return 8 * config.policy.max_dimension + 2**21 + OVERHEAD
 
 
 class Stale(Refused):
@@ -71,20 +66,17 @@ class SiteService:
         self._spool = Spool(config.folder / "spool")
         self._cohorts = Cohorts(config, identity)
         self._concluding: list[threading.Thread] = []
-        self._limit = message_limit(config)
+        self._limit = config.message_limit
         self._sites: dict[str, _Open] = {}
         self._secure_answers: dict[bytes, bytes] = {}
         self._opening: dict[str, threading.Thread] = {}
         self._busy, self._keeping = threading.Lock(), threading.Lock()
         self._copied: object = None
+        self._forgotten = self._cohorts.forgotten.version
         self.copy_decisions()
 
     def copy_decisions(self) -> None:
-        """Record in the ledger what people decided since the last time.
-
-        Raises:
-            FedveilError: it cannot be recorded, so nothing may be answered.
-        """
+        """Record in the ledger what people decided since the last time; nothing may be answered if that fails."""
         lines = self.studies.decisions.lines()
         if lines is not self._copied:
             self.studies.decisions.copy_to(self.ledger)
@@ -172,6 +164,7 @@ class SiteService:
             raise WireError("a greeting without study and nonce arrived")
         if known is not None:
             self._check_not_rolled_back(Receipt.from_dict(known))
+        self.copy_decisions()
         status = self.status(study)
         return self._frame("hello", nonce=nonce, study=study, status=status, version=__version__)
 
@@ -234,19 +227,22 @@ class SiteService:
             with self._busy:
                 wanted = self.config.policy.own_models and has_own(listed.agreement)
                 if wanted and kept.own() is None:
-                    self._make_own(opened.site, listed.agreement, kept)
+                    _make_own(opened, kept)
                 kept.judge(listed.offer, self._cohorts.judge)
                 self._close(digest)
             log.info("study %s is finished; its results here are in %s", digest[:12], kept.folder)
         except Exception as error:  # noqa: BLE001 - a service goes on; at its next start it tries again
             log.error("the work after study %s cannot be done: %s", digest[:12], error)
 
-    def _make_own(self, site: Site, agreement: Agreement, kept: Kept) -> None:
-        """This hospital's own model, charged once; it is lost if the process is killed between charge and file."""
-        try:
-            kept.keep_own(own_model(site, agreement, kept.common()))
-        except FedveilError as error:
-            log.warning("study %s: no own model: %s", agreement.digest[:12], error)
+    def _leave_out_forgotten(self) -> None:
+        """Once a patient has withdrawn, read all images again without them."""
+        if (version := self._cohorts.forgotten.version) != self._forgotten:
+            with self._busy:
+                self._sites.clear()
+                self._opening.clear()
+                self._cohorts.keep([])
+                self._cohorts.forgotten.purge()
+                self._forgotten = version
 
     def _close(self, digest: str) -> None:
         """Free what a study holds in memory; it is opened again if the coordinator asks for more."""
@@ -342,6 +338,7 @@ class SiteService:
             self._close(study)
             return None
         self.copy_decisions()
+        self._leave_out_forgotten()
         return self._sites.get(study) or self._host(study)
 
     def _stored(self, request: Request, asked: Opened) -> bytes | None:
@@ -370,6 +367,15 @@ class SiteService:
         if receipt is not None:
             head |= {"receipt": receipt.to_dict(), "signature": receipt.signed(self.identity)}
         return self._sealed(Frame("answer", head, {}, {"answer": pack(answer)}), asked.id)
+
+
+def _make_own(opened: _Open, kept: Kept) -> None:
+    """This hospital's own model, charged once; it is lost if the process is killed between charge and file."""
+    agreement = opened.listed.agreement
+    try:
+        kept.keep_own(own_model(opened.site, agreement, kept.common()))
+    except FedveilError as error:
+        log.warning("study %s: no own model: %s", agreement.digest[:12], error)
 
 
 def _is_digest(value: str) -> bool:
