@@ -9,6 +9,7 @@ import pytest
 
 import fedveil
 from fedveil.cli.main import COMMANDS
+from fedveil.cli.site import SITE_COMMANDS
 
 PINNED = [
     "Budget",
@@ -96,6 +97,12 @@ def test_completion_loads_nothing_heavy():
     assert loaded_after(ask) == set()
 
 
+def test_the_commands_of_a_hospital_load_heavy_packages_only_when_they_run():
+    load = "from fedveil.cli.site import SITE_COMMANDS; [one.load() for one in SITE_COMMANDS]; "
+    load += "import fedveil.cli.deploy, fedveil.cli.statement"
+    assert loaded_after(load) <= {"rich"}
+
+
 def test_a_heavy_package_would_be_seen():
     assert "torch" in loaded_after("import fedveil; fedveil.PrivateGradients")
 
@@ -105,7 +112,7 @@ def test_the_package_runs_as_a_program():
     assert (done.returncode, done.stdout.strip()) == (0, f"fedveil {fedveil.__version__}")
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+@pytest.mark.parametrize("command", [*COMMANDS, *SITE_COMMANDS], ids=lambda command: command.name)
 def test_help_says_of_a_command_what_the_command_says(command):
     own = command.load()
     assert own.name == command.name

@@ -73,6 +73,7 @@ class RunRecord:
         ledgers: the heads, in the order of `sites`; simulated sites only.
         provenance: software, machine and time of the run.
         examples: test images to show; None without any.
+        governance: who is responsible for the study, as its file states it: label and text.
     """
 
     path: Path
@@ -85,6 +86,7 @@ class RunRecord:
     ledgers: tuple[LedgerHead, ...]
     provenance: Provenance
     examples: Examples | None
+    governance: tuple[tuple[str, str], ...] = ()
 
     @property
     def study(self) -> str:

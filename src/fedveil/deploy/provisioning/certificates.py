@@ -20,7 +20,7 @@ from fedveil.errors import InvalidValue
 
 __all__ = ["Authority", "days_left", "names_of", "node_keys"]
 
-_AUTHORITY_DAYS, _SERVER_DAYS = 3650, 825
+_AUTHORITY_DAYS, _SERVER_DAYS, _BEFORE_DAYS = 3650, 825, 1
 
 
 class Authority:
@@ -158,6 +158,6 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_before(now - datetime.timedelta(days=_BEFORE_DAYS))
         .not_valid_after(now + datetime.timedelta(days=days))
     )

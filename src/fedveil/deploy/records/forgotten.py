@@ -100,12 +100,18 @@ class Forgotten:
                 "restore it from a backup",
             ) from None
 
-    def without(self, dataset: Dataset) -> Dataset:
-        """The data set without the patients who withdrew."""
+    def without(self, dataset: Dataset, prefix: str = "") -> Dataset:
+        """The data set without the patients who withdrew; ``prefix`` is what it puts before each patient's name."""
         names = self.names()
-        if not names or not dataset.patients_known:
+        if not names:
             return dataset
-        gone = np.array([self._hash(str(name)) in names for name in dataset.patient_names], dtype=bool)
+        gone = np.array(
+            [
+                str(name).startswith(prefix) and self._hash(str(name).removeprefix(prefix)) in names
+                for name in dataset.patient_names
+            ],
+            dtype=bool,
+        )
         return dataset.subset(np.flatnonzero(~gone[dataset.patients])) if gone.any() else dataset
 
     def forget(self, patient: str, dataset: Dataset, state: LedgerState) -> TookPart:

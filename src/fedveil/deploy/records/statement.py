@@ -1,7 +1,7 @@
 """A hospital's signed statement about one study: what was approved by whom, what it cost, and with what software.
 
 The statement is one HTML file. Everything in it comes from this hospital: its ledger, its decisions, the offer that it
-received. The last line holds the hospital's public key and its signature (Ed25519) on the SHA-256 of all bytes before.
+received. The last line holds the hospital's public key and its signature (Ed25519) on that key and the SHA-256 of all bytes before.
 """
 
 import hashlib
@@ -156,8 +156,13 @@ def _hashes(config: SiteConfig, digest: str, bill: bytes) -> list[Fact]:
 
 
 def _signature(body: bytes, identity: Identity) -> bytes:
-    made = identity.key.sign(_PURPOSE + hashlib.sha256(body).digest()).hex()
+    made = identity.key.sign(_signed(body, identity.public)).hex()
     return f"<!-- fedveil signature key={identity.public} signature={made} -->\n".encode()
+
+
+def _signed(body: bytes, signer: str) -> bytes:
+    """The signed bytes: the whole public key is among them, since only its first half checks the signature."""
+    return _PURPOSE + bytes.fromhex(signer) + hashlib.sha256(body).digest()
 
 
 def verify_statement(path: Path, expected: str | None = None) -> Signed:
@@ -189,7 +194,7 @@ def verify_statement(path: Path, expected: str | None = None) -> Signed:
     signer = last[1].decode()
     try:
         verify = Ed25519PublicKey.from_public_bytes(signing_key(check_public_key(signer))).verify
-        verify(bytes.fromhex(last[2].decode()), _PURPOSE + hashlib.sha256(content[:start]).digest())
+        verify(bytes.fromhex(last[2].decode()), _signed(content[:start], signer))
     except (InvalidSignature, FedveilError):
         raise Refused(
             f"{path} was changed after {fingerprint(signer)} signed it, or that key did not sign it",

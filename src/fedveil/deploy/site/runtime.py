@@ -36,6 +36,9 @@ __all__ = ["Cohorts"]
 log = logging.getLogger("fedveil.site")
 Rows = npt.NDArray[np.int64]
 
+_NAMED = "patient "
+"""What `load_usable` puts before the name of a patient, and not before that of an image without one."""
+
 HELD_OUT = b"fedveil patients held out 1"
 """The purpose of the hospital's secret that decides which patients are held out."""
 
@@ -208,7 +211,7 @@ class Cohorts:
             base=self.config.folder,
             need_patients=named,
         )
-        return self.forgotten.without(usable)
+        return self.forgotten.without(usable, prefix=_NAMED)
 
     def _usable(self, dataset: Dataset, part: Rows) -> Rows:
         """This hospital's images among usable ones; none if no image names it."""
