@@ -1,7 +1,7 @@
 """A hospital's signed statement about one study: what was approved by whom, what it cost, and with what software.
 
 The statement is one HTML file. Everything in it comes from this hospital: its ledger, its decisions, the offer that it
-received. The last line holds the hospital's public key and its signature (Ed25519) on that key and the SHA-256 of all bytes before.
+received. The last line holds the hospital's public key and its signature (Ed25519) on that key and on all bytes before.
 """
 
 import hashlib
