@@ -5,13 +5,33 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test hunt install check bench format clean
+.PHONY: demo test test-all test-newest coverage hunt install check bench format clean
 
 demo: install  ## install, then train on the built-in synthetic images and write a report
 	$(BIN)/fedveil demo
 
 test: install  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+PYTHONS := python3.11 python3.12 python3.13 python3.14
+
+test-all:  ## every test under every Python version of this machine, each in an environment of its own
+	for python in $(PYTHONS); do \
+	  if command -v $$python > /dev/null; then \
+	    $(MAKE) test PYTHON=$$python VENV=.venv-$$python || exit 1; \
+	  else echo "$$python is not installed: not tested"; fi; \
+	done
+
+test-newest:  ## every test with the newest versions that pyproject.toml allows, in an environment of its own
+	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev,dicom,flower]"
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+COVERED := 90
+
+coverage: install  ## every test again, about three times slower; fails where too few lines are run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	  --cov=fedveil --cov-report=term:skip-covered --cov-fail-under=$(COVERED)
 
 SECONDS := 1800
 SEED := 1

@@ -88,6 +88,22 @@ def test_help_loads_nothing_heavy():
     assert loaded_after(ask + "try: main()\nexcept SystemExit: pass") == set()
 
 
+LIGHT = ("init", "run", "demo", "predict", "report", "data", "data check", "ledger", "ledger show")
+LAYERS = {"torch", "scipy", "sklearn", "matplotlib", "dp_accounting", "numpy"}
+
+
+def test_the_help_of_a_command_loads_no_layer():
+    """One process asks for them all; rich and pydantic are what a command line is made of."""
+    ask = (
+        "import sys\nfrom fedveil.cli import main\n"
+        f"for words in {LIGHT!r}:\n"
+        "    sys.argv = ['fedveil', *words.split(), '--help']\n"
+        "    try: main()\n"
+        "    except SystemExit: pass"
+    )
+    assert loaded_after(ask) & LAYERS == set()
+
+
 def test_completion_loads_nothing_heavy():
     ask = (
         "import typer\nfrom fedveil.cli import app\ngroup = typer.main.get_command(app)\n"

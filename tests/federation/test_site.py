@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.federation.toy import DIMENSION, make_agreement
+from tests.federation.toy import DIMENSION, ask, make_agreement
 
 from fedveil.errors import BudgetExceeded, InvalidValue, Refused
 from fedveil.federation import (
@@ -26,22 +26,7 @@ from fedveil.federation.queries import (
     LocalStepsQuery,
     StatisticsQuery,
 )
-from fedveil.learning import HeldOut
-from fedveil.learning.evaluation.score_histogram import BINS
 from fedveil.privacy import Budget, Guarantee, IntegerMechanism, Ledger, Mechanism, epsilon
-from fedveil.privacy.accounting.subsampled import filter_epsilon
-
-
-def ask(agreement, **changes):
-    values = {
-        "study": agreement.digest,
-        "release": "training",
-        "round": 1,
-        "attempt": 1,
-        "participants": agreement.sites,
-        "parameters": np.zeros(DIMENSION),
-    }
-    return Request(**(values | changes))
 
 
 def test_reply_fields_are_charged_or_public():
@@ -337,84 +322,6 @@ def test_clip_bound_is_public(federate):
     assert used == [agreement.release("training").mechanism.clip_norm] * 3
 
 
-def evaluation_terms(trust="site", **changes):
-    """Terms with a training release and an evaluation on held-out units."""
-    agreement = make_agreement(trust, rounds=1)
-    mechanism = dataclasses.replace(Mechanism(noise_multiplier=5.0, clip_norm=1.0, steps=1), **changes)
-    integer = None
-    if trust == "secure-aggregation":
-        integer = IntegerMechanism.fit(
-            mechanism, dimension=2 * BINS, sites=5, shares=agreement.honest, units=1000
-        )
-        mechanism = integer.mechanism
-    evaluation = Release(
-        query=EvaluationQuery(),
-        mechanism=mechanism,
-        dimension=2 * BINS,
-        parameters=2 + DIMENSION,
-        integer=integer,
-    )
-    return dataclasses.replace(agreement, releases=(*agreement.releases, evaluation))
-
-
-class Scorer:
-    def __call__(self, parameters):
-        return np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
-
-
-def held_out():
-    return HeldOut(Scorer(), np.array([0, 1, 1]), np.array([0, 1, 1]), classes=2)
-
-
-def with_held_out(federation, agreement, held=None):
-    site = federation.sites["site-1"]
-    again = Site(
-        "site-1", federation.learners["site-1"], site._policy, federation.ledgers["site-1"], held_out=held
-    )
-    again.admit(agreement)
-    return again
-
-
-def test_an_evaluation_is_charged_before_a_held_out_score_leaves(federate):
-    """The reply is the histogram with the whole noise of the mechanism, and the ledger holds the price."""
-    agreement = evaluation_terms()
-    federation = federate(agreement, admit=False)
-    site = with_held_out(federation, agreement, held_out())
-    request = ask(
-        agreement, release="evaluation", parameters=np.concatenate([[1.0, 1.0], np.zeros(DIMENSION)])
-    )
-    answer = site.handle(request)
-    assert isinstance(answer, Reply)
-    exact = held_out().histogram(request.parameters)
-    assert exact.sum() == pytest.approx(2), "two patients, one of them with two images"
-    assert 1.0 < np.std(answer.vector - exact) < 12.0
-    charge = federation.ledgers["site-1"].state.charges[-1]
-    assert charge.mechanism == agreement.release("evaluation").mechanism
-    assert charge.label.startswith("evaluation")
-    assert federation.learners["site-1"].seen == [], "training patients take no part"
-    twice = site.handle(dataclasses.replace(request, round=2, attempt=2))
-    assert isinstance(twice, Declined), "the study evaluates once"
-
-
-def test_a_site_without_held_out_patients_answers_with_noise_alone(federate):
-    agreement = evaluation_terms()
-    federation = federate(agreement, admit=False)
-    site = with_held_out(federation, agreement)
-    answer = site.handle(ask(agreement, release="evaluation", parameters=np.ones(2 + DIMENSION)))
-    assert isinstance(answer, Reply)
-    assert answer.vector.shape == (2 * BINS,)
-    assert federation.ledgers["site-1"].spent() > 0, "whether it holds any is nobody's business"
-
-
-def test_hostile_class_frequencies_get_noise(federate):
-    agreement = evaluation_terms()
-    federation = federate(agreement, admit=False)
-    site = with_held_out(federation, agreement, held_out())
-    answer = site.handle(ask(agreement, release="evaluation", parameters=np.zeros(2 + DIMENSION)))
-    assert isinstance(answer, Reply)
-    assert answer.vector.std() > 0
-
-
 @pytest.mark.parametrize("query", [StatisticsQuery(), CalibrationQuery(), EvaluationQuery()])
 def test_a_bounded_release_must_state_its_real_bound(query):
     """Its contributions have norm up to 1, so a smaller clip norm would mean less noise than is charged."""
@@ -469,35 +376,3 @@ def test_a_ledger_with_charges_of_kinds_that_are_gone_is_read_and_counts(federat
                 continue
             with pytest.raises(BudgetExceeded):
                 site.admit(agreement)
-
-
-def mixture(delta=1e-5):
-    """A study of one full sum and sampled rounds, at the smallest target that its plan meets."""
-    training = Release(
-        query=GradientQuery(), mechanism=Mechanism(1.5, 1.0, 20, 0.1), dimension=6, parameters=6
-    )
-    statistics = Release(query=StatisticsQuery(), mechanism=Mechanism(6.0, 1.0, 1), dimension=2, parameters=0)
-    plan = [training.mechanism, statistics.mechanism]
-    target = Guarantee(epsilon(plan, delta, adaptive=True), delta, "patient", "site")
-    return make_agreement(releases=(statistics, training), target=target)
-
-
-@pytest.mark.parametrize(
-    ("name", "others"), [("statistics", {}), ("training", {}), ("training", {"statistics": 1})]
-)
-def test_releases_that_are_repeated_cost_a_mixture_no_second_delta(name, others):
-    """One filter prices every course of events, the plan and what a coordinator makes of it: delta counts once."""
-    agreement = mixture()
-    steps = max(count for count in range(1, 400) if agreement.affords({name: count, **others}))
-    made = [
-        agreement.release(one).mechanism.with_steps(count) for one, count in {name: steps, **others}.items()
-    ]
-    parts = tuple((one.noise_multiplier, one.sampling_rate, one.steps) for one in made)
-    assert filter_epsilon(parts, agreement.target.delta) <= agreement.target.epsilon
-    assert steps >= agreement.release(name).mechanism.steps
-    more = [agreement.release(name).mechanism.with_steps(steps + 1), *made[1:]]
-    assert epsilon(more, agreement.target.delta, adaptive=True, mixed=True) > agreement.target.epsilon
-    if not others:
-        assert epsilon(more, agreement.target.delta, adaptive=True) < agreement.target.epsilon, (
-            "priced alone it would pass"
-        )

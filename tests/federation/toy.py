@@ -123,3 +123,15 @@ class Line(InProcess):
             else:
                 answers |= super().exchange({site: one})
         return answers
+
+
+def ask(agreement, **changes):
+    values = {
+        "study": agreement.digest,
+        "release": "training",
+        "round": 1,
+        "attempt": 1,
+        "participants": agreement.sites,
+        "parameters": np.zeros(DIMENSION),
+    }
+    return Request(**(values | changes))

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from fedveil.data.options import COLUMNS
 from fedveil.errors import InvalidValue
 
 __all__ = ["Columns", "read_columns"]
@@ -24,6 +23,8 @@ def read_columns(given: Sequence[str] | None) -> dict[str, str]:
     >>> read_columns(["path=Image Index"])
     {'path': 'Image Index'}
     """
+    from fedveil.data.options import COLUMNS
+
     found = {}
     for text in given or ():
         meaning, _, name = text.partition("=")

@@ -2,15 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedveil.cli.columns import Columns, read_columns
 from fedveil.cli.output.console import console, speak_plainly
-from fedveil.data import MEDMNIST, Scheme, Settings, check, fetch, load, write_split
-from fedveil.study import Study
-from fedveil.study.prepare import resolve
+
+if TYPE_CHECKING:
+    from fedveil.data import Scheme, Settings
 
 __all__ = ["app"]
 
@@ -45,9 +45,13 @@ def check_command(
 
     Example: fedveil data check scans/manifest.csv
     """
+    from fedveil.data import check
+
     settings: Settings
     with speak_plainly():
         if source.endswith(".toml"):
+            from fedveil.study import Study, resolve
+
             study = resolve(Study.load(Path(source)), Path(source).parent)
             source, settings = study.data.source, study.data.settings
         else:
@@ -65,13 +69,17 @@ def check_command(
 
 @app.command("fetch")
 def fetch_command(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(MEDMNIST)}.")],
+    name: Annotated[
+        str, typer.Argument(help="A MedMNIST set, such as breastmnist, pneumoniamnist or dermamnist.")
+    ],
     size: Annotated[int, typer.Option(help="Pixels along each side: 28, 64, 128 or 224.")] = 28,
 ) -> None:
     """Download a MedMNIST set and check it against its official MD5.
 
     Example: fedveil data fetch breastmnist
     """
+    from fedveil.data import fetch
+
     with speak_plainly():
         console.print(f"{fetch(name, size)}", soft_wrap=True)
 
@@ -90,6 +98,8 @@ def split(
 
     Example: fedveil data split scans/manifest.csv hospitals --count 3
     """
+    from fedveil.data import load, write_split
+
     with speak_plainly():
         dataset = load(source, positive=positive or None, seed=seed)
         written = write_split(dataset, folder, count, _scheme(scheme), alpha, seed)
@@ -97,6 +107,6 @@ def split(
             console.print(f"wrote {path}", soft_wrap=True)
 
 
-def _scheme(name: str) -> Scheme:
+def _scheme(name: str) -> "Scheme":
     """The library checks it and names the rule and the remedy."""
     return name  # type: ignore[return-value]

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -10,8 +10,9 @@ from rich.table import Table
 from fedveil.cli.output.console import console, speak_plainly
 from fedveil.cli.output.tables import format_epsilon
 from fedveil.errors import LedgerError
-from fedveil.federation import release_of
-from fedveil.privacy import Budget, Decision, Ledger, LedgerState, verify_ledger
+
+if TYPE_CHECKING:
+    from fedveil.privacy import LedgerState
 
 __all__ = ["app"]
 
@@ -27,6 +28,8 @@ def show(path: LedgerFile, as_json: AsJson = False) -> None:
 
     Example: fedveil ledger show runs/first/ledgers/site-1.jsonl
     """
+    from fedveil.privacy import verify_ledger
+
     with speak_plainly():
         state = verify_ledger(path)
         if as_json:
@@ -61,6 +64,8 @@ def verify(path: LedgerFile) -> None:
 
     Example: fedveil ledger verify runs/first/ledgers/site-1.jsonl
     """
+    from fedveil.privacy import verify_ledger
+
     with speak_plainly():
         state = verify_ledger(path)
         console.print(
@@ -90,6 +95,8 @@ def amend(
 
 
 def _amend(path: Path, epsilon: float, delta: float | None, reason: str, *, by: str, role: str) -> None:
+    from fedveil.privacy import Budget, Decision, Ledger
+
     with Ledger(path) as ledger:
         old = ledger.budget
         budget = Budget(epsilon, old.delta if delta is None else delta, old.unit)
@@ -104,7 +111,9 @@ def _short(study: str) -> str:
     return f"{name} {digest[:12]}..." if len(digest) == 64 else study
 
 
-def _summary(state: LedgerState) -> dict[str, Any]:
+def _summary(state: "LedgerState") -> dict[str, Any]:
+    from fedveil.federation import release_of
+
     studies = []
     for study in state.studies:
         charges = [charge for charge in state.charges if charge.study == study]

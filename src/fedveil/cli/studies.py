@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +13,9 @@ from fedveil.cli.output.tables import print_result
 from fedveil.cli.study_file import AsJson, Data, Epsilon, StudyFile, Trust, read_study
 from fedveil.errors import FedveilError, StudyError
 from fedveil.io import write_atomic
-from fedveil.report import write_report
-from fedveil.study import RunDirectory, Study, predict, run, study_template
+
+if TYPE_CHECKING:
+    from fedveil.study import Study
 
 __all__ = ["demo", "init", "predict_command", "report", "run_command"]
 
@@ -31,6 +32,8 @@ def init(
 
     Example: fedveil init study.toml --data scans/manifest.csv
     """
+    from fedveil.study.settings.template import study_template
+
     with speak_plainly():
         if path.exists():
             raise StudyError(
@@ -70,6 +73,8 @@ def demo(
 
     Example: fedveil demo
     """
+    from fedveil.study import Study
+
     with speak_plainly():
         folder = out or _fresh(Path("runs") / "demo")
         _run(Study.parse('[study]\nname = "demo"'), folder, False, as_json)
@@ -87,6 +92,8 @@ def predict_command(
 
     Example: fedveil predict runs/first new-scans/ --out predictions.csv
     """
+    from fedveil.study import predict
+
     with speak_plainly():
         if out is not None and out.exists():
             raise StudyError(
@@ -111,6 +118,8 @@ def report(
 
     Example: fedveil report runs/first
     """
+    from fedveil.report import write_report
+
     with speak_plainly():
         console.print(f"wrote {write_report(directory)}")
 
@@ -124,7 +133,10 @@ def _fresh(path: Path) -> Path:
     return candidate
 
 
-def _run(study: Study, folder: Path, resume: bool, as_json: bool) -> None:
+def _run(study: "Study", folder: Path, resume: bool, as_json: bool) -> None:
+    from fedveil.report import write_report
+    from fedveil.study import RunDirectory, run
+
     directory = RunDirectory.reopen(folder, study) if resume else RunDirectory.create(folder, study)
     try:
         with Bars(quiet=as_json) as bars:

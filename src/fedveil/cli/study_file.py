@@ -1,11 +1,12 @@
 """Shared by the commands that take a study file: arguments, and the study with the command line's overrides."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedveil.study import Study, resolve
+if TYPE_CHECKING:
+    from fedveil.study import Study
 
 __all__ = ["AsJson", "Data", "Epsilon", "StudyFile", "Trust", "read_study"]
 
@@ -18,8 +19,10 @@ Trust = Annotated[str | None, typer.Option("--trust", help="Overrides privacy.tr
 
 def read_study(
     path: Path, data: str | None, epsilon: float | None, trust: str | None, baselines: bool = False
-) -> Study:
+) -> "Study":
     """The study with the command line's overrides, checked as if they were in the file."""
+    from fedveil.study import Study, resolve
+
     study = resolve(Study.load(path), path.parent)
     changes: dict[str, dict[str, object]] = {"data": {}, "privacy": {}, "report": {}}
     if data is not None:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from fedveil.cli.output.console import console
-from fedveil.federation.queries import title_of
-from fedveil.planning import Plan
+
+if TYPE_CHECKING:
+    from fedveil.planning import Plan
 
 __all__ = ["accuracy_words", "format_epsilon", "print_notes", "print_plan", "print_result"]
 
@@ -24,8 +25,10 @@ def format_epsilon(value: float | None) -> str:
     return f"{math.ceil(value * 1000 - 1e-9) / 1000:.3f}"
 
 
-def print_plan(plan: Plan, explain: bool = False) -> None:
+def print_plan(plan: "Plan", explain: bool = False) -> None:
     """Print what a study would cost, with the arithmetic if ``explain``."""
+    from fedveil.federation.queries import title_of
+
     values = plan.to_dict()
     console.print(f"[bold]{values['study']}[/]: what it would cost\n")
     console.print(values["sentence"] + "\n", soft_wrap=True)

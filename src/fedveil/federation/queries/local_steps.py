@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, final
 
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation.noise import Calibrated, LocalNoise
-from fedveil.federation.queries.query import Asked, Asking, HospitalUnits, Indices, NoisySum, Rounds, Vector
+from fedveil.federation.queries.query import Asked, Asking, ClippedGradients, NoisySum, Rounds, Vector
 from fedveil.learning.exact import bounded
 from fedveil.privacy import Mechanism, Unit
 
@@ -82,11 +82,11 @@ class LocalSteps:
 
 @final
 @dataclass(frozen=True)
-class LocalStepsQuery(Rounds):
+class LocalStepsQuery(ClippedGradients, Rounds):
     """Federated averaging; see `LocalSteps`.
 
     **Bound: the clip norm C.** If the unit is a patient or an image, each step is a sum of gradients that are
-    clipped to C per unit, as in `GradientQuery`, and has all of the noise; the answer is post-processing of the
+    clipped to C per unit, as in `ClippedGradients`, and has all of the noise; the answer is post-processing of the
     steps. If the unit is the site, the whole difference is scaled down to norm C, and a difference that is not
     finite counts as zero.
     """
@@ -118,16 +118,6 @@ class LocalStepsQuery(Rounds):
     def steps(self, asked: Asked) -> int:
         """All steps of all rounds, or one per round if the unit is the site."""
         return int(asked.training["rounds"]) * self.steps_per_round(asked.privacy["unit"])
-
-    def bound(self, clip_norm: float) -> float:
-        """The clip norm, of a unit in a step or of a whole site's difference."""
-        return clip_norm
-
-    def contribution(
-        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
-    ) -> Vector:
-        """Sum the units' clipped gradients in one step."""
-        return hospital.training.contribution(parameters, clip_norm=clip_norm, units=units)
 
     def sum(self, asking: Asking) -> Vector:
         """The change by the local steps."""

@@ -9,8 +9,7 @@ from fedveil.federation.queries.local_steps import LocalSteps
 from fedveil.federation.queries.query import (
     Asked,
     Asking,
-    HospitalUnits,
-    Indices,
+    ClippedGradients,
     ModelState,
     NoisySum,
     OneSum,
@@ -30,7 +29,7 @@ UNBOUNDED = 1e9
 
 @final
 @dataclass(frozen=True)
-class OwnModelQuery(OneSum):
+class OwnModelQuery(ClippedGradients, OneSum):
     """Mean-regularised personalisation (Liu et al., 2206.07902): private local steps with a proximal term towards
     the common model.
 
@@ -38,7 +37,7 @@ class OwnModelQuery(OneSum):
     proximal strength p and T steps of size eta the proximal weight is ``p / (eta T)``: after T steps without a
     gradient a hospital's difference to the common model has shrunk to about ``exp(-p)`` of itself.
 
-    **Bound: the clip norm C** of a unit in one step, as in `GradientQuery`. Every step has all of the noise, so the
+    **Bound: the clip norm C** of a unit in one step, as in `ClippedGradients`. Every step has all of the noise, so the
     result is itself private. The unit must be the patient or the image, not the site.
     """
 
@@ -84,16 +83,6 @@ class OwnModelQuery(OneSum):
     def length(self, model: Sizes) -> int:
         """The length of the trained part."""
         return model.trained
-
-    def bound(self, clip_norm: float) -> float:
-        """The clip norm, of a unit in one step."""
-        return clip_norm
-
-    def contribution(
-        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
-    ) -> Vector:
-        """Sum the units' clipped gradients in one step."""
-        return hospital.training.contribution(parameters, clip_norm=clip_norm, units=units)
 
     def sum(self, asking: Asking) -> Vector:
         """The change by the local steps."""

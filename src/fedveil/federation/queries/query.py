@@ -19,7 +19,17 @@ from fedveil.errors import FederationError, InvalidValue
 from fedveil.learning import ClassStatistics, HeldOut, Learner, Model, ScoreHistogram, Sizes
 from fedveil.privacy import Mechanism, Unit
 
-__all__ = ["Asked", "Asking", "HospitalUnits", "ModelState", "NoisySum", "OneSum", "Query", "Rounds"]
+__all__ = [
+    "Asked",
+    "Asking",
+    "ClippedGradients",
+    "HospitalUnits",
+    "ModelState",
+    "NoisySum",
+    "OneSum",
+    "Query",
+    "Rounds",
+]
 
 Vector: TypeAlias = npt.NDArray[np.float64]
 Indices: TypeAlias = npt.NDArray[np.int64]
@@ -254,6 +264,26 @@ class Query(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Name and settings as plain values, which a digest covers."""
         return {"name": self.name} | (asdict(self) if is_dataclass(self) else {})
+
+
+class ClippedGradients(Query):
+    """A query whose sum is one of clipped per-unit gradients (Abadi et al., 1607.00133).
+
+    **Bound: the clip norm C.** A unit adds its own gradient g, the average over its images, times ``min(1, C / ||g||)``
+    or, for automatic clipping, ``C / (||g|| + gamma)``: norm at most C for every g, since the factor depends on g
+    alone. Learners round the norm up, and for networks the clip norm is reduced slightly, so that floating-point
+    errors do not exceed the bound.
+    """
+
+    def bound(self, clip_norm: float) -> float:
+        """The clip norm, which bounds each unit's gradient."""
+        return clip_norm
+
+    def contribution(
+        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
+    ) -> Vector:
+        """Sum the units' clipped gradients."""
+        return hospital.training.contribution(parameters, clip_norm=clip_norm, units=units)
 
 
 class OneSum(Query):
