@@ -117,7 +117,7 @@ def test_hospitals_that_do_not_come(town):
 def test_a_hospital_with_another_version(town):
     town.serve("north", "import fedveil; fedveil.__version__ = '9.9'; ")
     town.connect("north")
-    edit(town.coordinator / "federation.toml", wait_for_approval=25)
+    edit(town.coordinator / "federation.toml", wait_for_approval=120)
     town.enrol(["north"])
     town.coordinate("toy", min_sites=1)
     town.stopped("north on fedveil 9.9; here runs fedveil", "every hospital needs the same")
