@@ -33,7 +33,7 @@ class Patience:
         again: seconds after which an unanswered request is sent again; doubles each time.
     """
 
-    away: float = 15.0
+    away: float = 8.0
     gone: float = 2.0
     answer: float = 3600.0
     again: float = 15.0

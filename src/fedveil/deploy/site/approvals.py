@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from fedveil.deploy.offer import Offer
@@ -120,15 +121,14 @@ class Studies:
         """An offered study; its digest is recomputed, so that an edited file is detected."""
         path = self._folder / f"{digest}.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise InvalidValue(
                 f"{path} cannot be read ({getattr(error, 'strerror', None) or error})",
                 "an offer must be a file that the site's user can read",
                 "correct the file's owner, or delete it and have the study offered again",
             ) from None
-        offer = Offer.from_dict(values if isinstance(values, dict) else {})
-        agreement = offer.agreement()
+        offer, agreement = _parsed(text)
         if agreement.digest != digest:
             raise Refused(
                 f"{path.name} holds the agreement {agreement.digest[:12]}",
@@ -174,3 +174,18 @@ class Studies:
                 "see `fedveil site studies`",
             )
         return found[0]
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> tuple[Offer, Agreement]:
+    """An offer and its agreement, which follow from the file's content alone and take long to price.
+
+    Raises:
+        FedveilError: it is no offer, or asks for something impossible.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    offer = Offer.from_dict(values if isinstance(values, dict) else {})
+    return offer, offer.agreement()
