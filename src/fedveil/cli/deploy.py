@@ -4,7 +4,7 @@ import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -156,7 +156,6 @@ def coordinate(
         need_flower()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         from fedveil.cli.output.progress import Bars
-        from fedveil.cli.output.tables import accuracy_words
         from fedveil.deploy.coordinator.hospitals import Federation
         from fedveil.deploy.coordinator.runner import RealHospitals
         from fedveil.report import write_report
@@ -177,14 +176,19 @@ def coordinate(
             if not resume:
                 directory.discard_unstarted()
             raise
-        page = write_report(directory.path)
-        if as_json:
-            print(json.dumps(result, indent=2))
-        else:
-            accuracy = accuracy_words(result["metrics"])
-            console.print(f"finished {result['rounds']} rounds, {accuracy}; see {page}", soft_wrap=True)
-            for note in result["notes"]:
-                errors.print(f"note: {note}", soft_wrap=True, markup=False)
+        _print_result(result, write_report(directory.path), as_json)
+
+
+def _print_result(result: Mapping[str, Any], page: Path, as_json: bool) -> None:
+    from fedveil.cli.output.tables import accuracy_words
+
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    accuracy = accuracy_words(result["metrics"])
+    console.print(f"finished {result['rounds']} rounds, {accuracy}; see {page}", soft_wrap=True)
+    for note in result["notes"]:
+        errors.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
 def _say(status: Mapping[str, str]) -> None:

@@ -108,64 +108,93 @@ def make_app(config: SiteConfig, session: Session) -> "Starlette":
     """
     try:
         from starlette.applications import Starlette
-        from starlette.concurrency import run_in_threadpool
         from starlette.middleware import Middleware
-        from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse
         from starlette.routing import Route
     except ImportError:
         raise InvalidValue(
             "Starlette is not installed", "the desk is a web page", 'pip install "fedveil[desk]"'
         ) from None
-    pages = Pages(config, session)
-
-    async def opened(request: "Request") -> "Response":
-        if not session.unlock(request.query_params.get("key", "")):
-            return PlainTextResponse("this link was used already: start `fedveil site desk` again\n", 403)
-        answer = RedirectResponse(session.home, 303)
-        answer.set_cookie(COOKIE, session.cookie, path=session.home, httponly=True, samesite="strict")
-        return answer
-
-    async def shown(make: Callable[[], str], otherwise: Callable[[str], str] = pages.refusal) -> "Response":
-        try:
-            return HTMLResponse(await run_in_threadpool(make))
-        except FedveilError as error:
-            return HTMLResponse(await run_in_threadpool(otherwise, str(error)), 409)
-
-    async def home(_: "Request") -> "Response":
-        return await shown(pages.home)
-
-    async def study(request: "Request") -> "Response":
-        digest = _digest(request)
-        return await shown(lambda: pages.study(digest))
-
-    async def decided(request: "Request") -> "Response":
-        digest, act = _digest(request), request.path_params["act"]
-        form = {key: values[-1] for key, values in parse_qs((await request.body()).decode()).items()}
-        if form.get("token") != session.token:
-            return PlainTextResponse("this form is not the desk's\n", 403)
-
-        def take() -> str:
-            pages.decide(digest, act, form)
-            return ""
-
-        answer = await shown(take, lambda error: pages.study(digest, form, error))
-        back = RedirectResponse(f"{session.home}studies/{digest}", 303)
-        return back if answer.status_code == 200 else answer
-
-    async def style(_: "Request") -> "Response":
-        return PlainTextResponse(pages.style(), media_type="text/css")
-
-    here = session.home.rstrip("/")
+    answers, here = Answers(Pages(config, session), session), session.home.rstrip("/")
     return Starlette(
         routes=[
-            Route("/open", opened, methods=["GET"]),
-            Route(f"{here}/", home, methods=["GET"]),
-            Route(f"{here}/desk.css", style, methods=["GET"]),
-            Route(f"{here}/studies/{{digest}}", study, methods=["GET"]),
-            Route(f"{here}/studies/{{digest}}/{{act}}", decided, methods=["POST"]),
+            Route("/open", answers.opened, methods=["GET"]),
+            Route(f"{here}/", answers.home, methods=["GET"]),
+            Route(f"{here}/desk.css", answers.style, methods=["GET"]),
+            Route(f"{here}/studies/{{digest}}", answers.study, methods=["GET"]),
+            Route(f"{here}/studies/{{digest}}/{{act}}", answers.decided, methods=["POST"]),
         ],
         middleware=[Middleware(Guard, session=session)],
     )
+
+
+class Answers:
+    """Requests to pages, and back.
+
+    Args:
+        pages: of the site.
+        session: the secrets of this run of the desk.
+    """
+
+    def __init__(self, pages: Pages, session: Session) -> None:
+        self._pages, self._session = pages, session
+
+    async def opened(self, request: "Request") -> "Response":
+        """The one-time link: the session's cookie, and on to the first page."""
+        from starlette.responses import PlainTextResponse, RedirectResponse
+
+        if not self._session.unlock(request.query_params.get("key", "")):
+            return PlainTextResponse("this link was used already: start `fedveil site desk` again\n", 403)
+        home = self._session.home
+        answer = RedirectResponse(home, 303)
+        answer.set_cookie(COOKIE, self._session.cookie, path=home, httponly=True, samesite="strict")
+        return answer
+
+    async def home(self, _: "Request") -> "Response":
+        """The first page."""
+        return await self._shown(self._pages.home)
+
+    async def study(self, request: "Request") -> "Response":
+        """The page of a study."""
+        return await self._shown(lambda: self._pages.study(_digest(request)))
+
+    async def decided(self, request: "Request") -> "Response":
+        """A decision; if it is refused, the study's page with what was typed and the reason."""
+        from starlette.responses import PlainTextResponse, RedirectResponse
+
+        digest, act = _digest(request), request.path_params["act"]
+        form = {
+            key: values[-1]
+            for key, values in parse_qs((await request.body()).decode("utf-8", "replace")).items()
+        }
+        if form.get("token") != self._session.token:
+            return PlainTextResponse("this form is not the desk's\n", 403)
+
+        def take() -> str:
+            self._pages.decide(digest, act, form)
+            return ""
+
+        answer = await self._shown(take, lambda error: self._pages.study(digest, form, error))
+        back = RedirectResponse(f"{self._session.home}studies/{digest}", 303)
+        return back if answer.status_code == 200 else answer
+
+    async def style(self, _: "Request") -> "Response":
+        """The style sheet."""
+        from starlette.responses import PlainTextResponse
+
+        return PlainTextResponse(self._pages.style(), media_type="text/css")
+
+    async def _shown(
+        self, make: Callable[[], str], otherwise: Callable[[str], str] | None = None
+    ) -> "Response":
+        """A page, made in a thread; or the page that says why it cannot be shown."""
+        from starlette.concurrency import run_in_threadpool
+        from starlette.responses import HTMLResponse
+
+        try:
+            return HTMLResponse(await run_in_threadpool(make))
+        except FedveilError as error:
+            instead = otherwise or self._pages.refusal
+            return HTMLResponse(await run_in_threadpool(instead, str(error)), 409)
 
 
 def _digest(request: "Request") -> str:
