@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from fedveil.cli.main import app
 from fedveil.deploy.records.forgotten import Forgotten
+from fedveil.errors import InvalidValue
 from fedveil.federation import Reply
 
 SAID = ["--by", WHO["by"], "--role", WHO["role"], "--reason", "withdrew consent", "--yes"]
@@ -62,7 +63,9 @@ def test_the_record_names_nobody_but_to_the_hospital_itself(hospital):
     other = type(hospital.service.identity).create(hospital.folder / "other.key")
     assert Forgotten(hospital.folder, other)._hash("7") != sealed.stem
     lines = (hospital.folder / "forgotten.jsonl").read_text()
-    assert set(json.loads(lines)) == {"patient"}
+    assert set(json.loads(lines)) == {"patient", "key"}
+    with pytest.raises(InvalidValue, match="made with another identity key"):
+        Forgotten(hospital.folder, other).names()
 
 
 def test_a_patient_who_comes_back_with_the_next_export_stays_out(hospital):

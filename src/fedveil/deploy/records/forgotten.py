@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedveil.data import Dataset
-from fedveil.deploy.identity import Identity, private_files
+from fedveil.deploy.identity import Identity, fingerprint, private_files
 from fedveil.deploy.sealing import new_id, seal, unseal
 from fedveil.errors import DataError, InvalidValue
 from fedveil.io import write_private
@@ -89,8 +89,8 @@ class Forgotten:
     def names(self) -> frozenset[str]:
         """The keyed hashes."""
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            return frozenset(str(json.loads(line)["patient"]) for line in lines)
+            lines = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+            found, keys = {str(line["patient"]) for line in lines}, {str(line["key"]) for line in lines}
         except FileNotFoundError:
             return frozenset()
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -99,6 +99,13 @@ class Forgotten:
                 "it names the patients who withdrew, and no image may be read without it",
                 "restore it from a backup",
             ) from None
+        if keys - {own := fingerprint(self._identity.public)}:
+            raise InvalidValue(
+                f"{self._path} was made with another identity key than {own}",
+                "the hashes in it need the key that they were made with, or nobody is left out",
+                "restore that identity.key",
+            )
+        return frozenset(found)
 
     def without(self, dataset: Dataset, prefix: str = "") -> Dataset:
         """The data set without the patients who withdrew; ``prefix`` is what it puts before each patient's name."""
@@ -159,7 +166,8 @@ class Forgotten:
 
     def _add(self, patient: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"patient": self._hash(patient)}) + "\n")
+            line = {"patient": self._hash(patient), "key": fingerprint(self._identity.public)}
+            file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
