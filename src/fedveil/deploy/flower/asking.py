@@ -34,7 +34,7 @@ class Patience:
     """
 
     away: float = 8.0
-    gone: float = 2.0
+    gone: float = 0.5
     answer: float = 3600.0
     again: float = 15.0
 

@@ -57,7 +57,7 @@ port = {port}                   # hospitals connect here; open it in the firewal
 listen = "{listen}"             # local address to listen at
 sites = [{sites}]
 #wait_for_approval = 86400      # seconds that `coordinate` waits for hospitals to approve a study
-#wait_for_absent = 8            # seconds that a round waits for a hospital once it is gone; later rounds wait 2 s
+#wait_for_absent = 8            # seconds that a round waits for a hospital once it is gone; later rounds wait 1 s
 #wait_for_answer = 3600         # seconds that a connected hospital may take for one round
 #ask_again = 15                 # seconds after which an unanswered request is sent again
 """
