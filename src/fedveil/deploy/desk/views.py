@@ -16,7 +16,7 @@ from fedveil.deploy.site.keys import Peers
 from fedveil.deploy.site.models import Models
 from fedveil.deploy.site.review import Review, epsilon_with, review
 from fedveil.errors import FedveilError
-from fedveil.privacy import LedgerState, verify_ledger
+from fedveil.privacy import Decision, LedgerState, verify_ledger
 
 __all__ = ["Overview", "StudyPage", "overview", "study_page"]
 
@@ -49,6 +49,7 @@ class Overview:
         studies: every readable study on offer, newest first.
         problems: files that cannot be used, and settings that disagree.
         models: finished models and what they do here, by study.
+        decisions: all decisions, oldest first: of the ledger, then those that the service has not copied there yet.
         refusals: the newest refused messages.
     """
 
@@ -60,6 +61,7 @@ class Overview:
     studies: tuple[Listed, ...]
     problems: tuple[str, ...]
     models: tuple[tuple[Listed, Path, dict[str, Any] | None], ...]
+    decisions: tuple[Decision, ...]
     refusals: tuple[Fact, ...]
 
     @property
@@ -98,8 +100,8 @@ def overview(config: SiteConfig) -> Overview:
         LedgerError: the ledger is damaged.
     """
     state = verify_ledger(config.folder / "ledger.jsonl")
-    listed, problems = [], []
-    for digest, one in Studies(config.folder / "studies").survey():
+    listed, problems, studies = [], [], Studies(config.folder / "studies")
+    for digest, one in studies.survey():
         if isinstance(one, FedveilError):
             problems.append(f"study {digest[:12]}: {one}")
         else:
@@ -123,6 +125,7 @@ def overview(config: SiteConfig) -> Overview:
             for one in listed
             if (kept := models.of(one.digest)).exists()
         ),
+        decisions=(*state.decisions, *(one for one in studies.decisions.all() if one not in state.decisions)),
         refusals=tuple(read_refusals(config.folder)),
     )
 
