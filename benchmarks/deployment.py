@@ -68,6 +68,29 @@ def toy() -> None:
             town.close()
 
 
+def absent() -> None:
+    """A fourth hospital disappears in the middle of a study: its first round, and the slowest later one."""
+    names = (*SITES, "east")
+    with tempfile.TemporaryDirectory() as folder:
+        town = Town(Path(folder), names=names)
+        try:
+            town.enrol(names)
+            edit(town.coordinator / "federation.toml", wait_for_absent=8)
+            town.open(names)
+            town.coordinate("absent", rounds=ROUNDS, trust="site", min_sites=3)
+            town.approve("absent")
+            town.in_round("absent", 2, "east")
+            town.kill("east.service")
+            town.kill("east.node")
+            town.finish("absent")
+            rounds = town.rounds("absent")
+        finally:
+            town.close()
+    without = [float(str(entry["seconds"])) for entry in rounds if "east" not in str(entry["sites"])]
+    tell("seconds_absent_hospital_first_round", without[0], "s")
+    tell("seconds_absent_hospital_later_rounds", max(without[1:]), "s")
+
+
 class Clock:
     """Seconds of each call of a function."""
 
@@ -151,13 +174,12 @@ def main() -> None:
     """Run both studies, or the toy only."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--only", choices=["toy", "lungs"], help="only the study that needs no data, or the other"
+        "--only", choices=["toy", "absent", "lungs"], help="one part; only the last one needs data"
     )
     only = parser.parse_args().only
-    if only != "lungs":
-        toy()
-    if only != "toy":
-        lungs()
+    for name, part in {"toy": toy, "absent": absent, "lungs": lungs}.items():
+        if only in (None, name):
+            part()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 import fedveil
 from fedveil.cli.main import COMMANDS
+from fedveil.cli.site import SITE_COMMANDS
 
 PINNED = [
     "AuditResult",
@@ -91,17 +92,10 @@ def test_help_loads_nothing_heavy():
 
 
 LIGHT = (
-    "init",
-    "run",
-    "demo",
-    "predict",
-    "report",
-    "data",
-    "data check",
-    "ledger",
-    "ledger show",
-    "encoder",
-    "encoder add",
+    *("init", "run", "demo", "predict", "report", "data", "data check", "ledger", "ledger show", "site"),
+    *("coordinate", "federation", "federation init", "statement", "statement verify"),
+    *("encoder", "encoder add"),
+    *(f"site {command.name}" for command in SITE_COMMANDS),
 )
 LAYERS = {"torch", "scipy", "sklearn", "matplotlib", "dp_accounting", "numpy"}
 
@@ -136,7 +130,7 @@ def test_the_package_runs_as_a_program():
     assert (done.returncode, done.stdout.strip()) == (0, f"fedveil {fedveil.__version__}")
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+@pytest.mark.parametrize("command", [*COMMANDS, *SITE_COMMANDS], ids=lambda command: command.name)
 def test_help_says_of_a_command_what_the_command_says(command):
     own = command.load()
     assert own.name == command.name

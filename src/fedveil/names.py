@@ -5,7 +5,7 @@ import unicodedata
 
 from fedveil.errors import InvalidValue
 
-__all__ = ["SITE_NAME", "check_site_name", "check_site_names"]
+__all__ = ["attempt_words", "SITE_NAME", "check_site_name", "check_site_names"]
 
 SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
 """A site's name between hospitals: ASCII, so that no two names look alike, and none is a path."""
@@ -72,3 +72,13 @@ def _script(letter: str) -> str:
     """The script of a letter, as the first word of its name in the Unicode database."""
     first = unicodedata.name(letter, "UNNAMED").partition(" ")[0]
     return "CJK" if first in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "CJK", "HANGUL") else first
+
+
+def attempt_words(attempt: int) -> str:
+    """An attempt's number for people: every session of a coordinator counts on from a multiple of 2**32.
+
+    >>> attempt_words(2**32 + 1), attempt_words(3 * 2**32 + 2)
+    ('attempt 1', 'attempt 2 of session 3')
+    """
+    session, number = divmod(attempt, 2**32)
+    return f"attempt {number}" + (f" of session {session}" if session > 1 else "")

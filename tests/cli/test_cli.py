@@ -459,14 +459,17 @@ def test_a_directory_that_may_not_be_written_is_told(tmp_path):
     refused(fedveil("run", "--out", "file/out"), "file")
 
 
+WHO = ("--by", "A. Lind", "--role", "privacy officer")
+
+
 def test_a_budget_is_amended_on_record(tmp_path):
     fedveil("run", "--out", "out")
     ledger = tmp_path / "out" / "ledgers" / "site-1.jsonl"
-    result = fedveil("ledger", "amend", ledger, "--epsilon", "30", "--reason", "ethics board")
+    result = fedveil("ledger", "amend", ledger, "--epsilon", "30", "--reason", "ethics board", *WHO)
     assert result.exit_code == 0, result.output
     shown = json.loads(fedveil("ledger", "show", ledger, "--json").stdout)
     assert shown["budget"]["epsilon"] == 30
     assert shown["epsilon_spent"] > 0, "what was spent stays spent"
     assert "ethics board" in ledger.read_text()
-    absent = fedveil("ledger", "amend", "nowhere.jsonl", "--epsilon", "30", "--reason", "x")
+    absent = fedveil("ledger", "amend", "nowhere.jsonl", "--epsilon", "30", "--reason", "x", *WHO)
     refused(absent, "nowhere.jsonl does not exist")

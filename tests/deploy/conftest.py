@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.deploy.hospital import Hospital, MakeHospital, make_offer, set_up, start_service
+from tests.deploy.hospital import (
+    Hospital,
+    MakeHospital,
+    make_offer,
+    record_approval,
+    set_up,
+    start_service,
+)
 
 from fedveil.deploy.identity import Identity
 from fedveil.federation.wire import Frame, encode
@@ -34,7 +41,7 @@ def make_hospital(tmp_path: Path) -> Iterator[MakeHospital]:
         made.append(hospital)
         hospital.ask(encode(Frame("offer", {**offer.to_dict(), "nonce": "n"})))
         if approve:
-            hospital.service.studies.approve(hospital.agreement.digest)
+            record_approval(hospital.service, hospital.agreement.digest)
         return hospital
 
     yield make

@@ -12,12 +12,13 @@ from fedveil.deploy.identity import Identity
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.provisioning.kits import init_site, write_site_settings
 from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, new_id, seal, unseal
+from fedveil.deploy.site.approvals import Studies
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.service import SiteService
 from fedveil.federation import Agreement, Declined, Reply, Request
 from fedveil.federation.messages import SecureReply
 from fedveil.federation.wire import Frame, decode, encode, pack, unpack
-from fedveil.privacy import Ledger, LedgerState, verify_ledger
+from fedveil.privacy import Decision, Ledger, LedgerState, verify_ledger
 from fedveil.study import Study
 from fedveil.study.pipeline import model_of
 
@@ -188,6 +189,19 @@ def make_offer(base: Path, **values: object) -> Offer:
     test = write_images(base / "test.npz", 40, seed=9)
     study = Study.parse(study_text(source=str(test), **values))
     return Offer.make(study, SITES, load(str(test), image_size=8, test_fraction=0.0))
+
+
+WHO = {"by": "Dr. A. Lind", "role": "privacy officer"}
+
+
+def record_approval(service_or_studies: SiteService | Studies, digest: str) -> None:
+    """Record an approval, as the command does."""
+    studies = getattr(service_or_studies, "studies", service_or_studies)
+    studies.decide(Decision(act="approved", subject=digest, **WHO))
+
+
+def record_withdrawal(service: SiteService, digest: str) -> None:
+    service.studies.decide(Decision(act="withdrawn", subject=digest, reason="the purpose changed", **WHO))
 
 
 MakeHospital = Callable[..., Hospital]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.deploy.hospital import SITES, Hospital, MakeHospital
+from tests.deploy.hospital import SITES, WHO, Hospital, MakeHospital, record_withdrawal
 from typer.testing import CliRunner
 
 from fedveil.cli.main import app
@@ -33,6 +33,7 @@ def masked(make_hospital: MakeHospital, keys) -> Hospital:
 
 def approve(hospital: Hospital, *words: str, answers: str = "", study: str | None = None) -> tuple[int, str]:
     command = ["site", "approve", study or hospital.agreement.digest, str(hospital.folder), *words]
+    command += ["--by", WHO["by"], "--role", WHO["role"]]
     done = CliRunner().invoke(app, command, input=answers)
     return done.exit_code, " ".join((done.output + done.stderr).split())
 
@@ -59,7 +60,7 @@ def test_fingerprints_as_they_were_read_confirm_the_keys(masked, keys):
     )
     assert (code, is_approved(masked)) == (0, True), text
     assert Peers(masked.folder / "peers").known() == keys
-    masked.service.studies.withdraw(masked.agreement.digest)
+    record_withdrawal(masked.service, masked.agreement.digest)
     assert approve(masked, "--yes")[0] == 0
 
 

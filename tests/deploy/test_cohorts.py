@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from tests.deploy.hospital import OWN_MODELS, Hospital, edit
+from tests.deploy.hospital import OWN_MODELS, Hospital, edit, record_withdrawal
 from typer.testing import CliRunner
 
 from fedveil.cli.main import app
@@ -267,7 +267,7 @@ def test_nothing_is_sent_again_after_an_approval_is_withdrawn(hospital):
     asked = hospital.seal(pack(hospital.request()))
     first = hospital.service.answer(asked)
     assert hospital.service.answer(asked) == first
-    hospital.service.studies.withdraw(hospital.agreement.digest)
+    record_withdrawal(hospital.service, hospital.agreement.digest)
     again = hospital.open(hospital.service.answer(asked))
     assert again.head["receipt"] is None
     assert again.blobs != hospital.open(first).blobs

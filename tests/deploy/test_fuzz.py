@@ -134,7 +134,7 @@ def test_a_hospital_survives_what_a_coordinator_may_send(hospital, within, caplo
         body = changed(generator, messages[number % len(messages)])
         answer = within(hospital.ask, body)
         assert answer.kind in ("refused", "answer", "hello", "offered", "kept")
-        assert set(answer.head) <= {"site", "receipt", "study", "status", "nonce", "version"}
+        assert set(answer.head) <= {"site", "receipt", "signature", "study", "status", "nonce", "version"}
     assert all(record.exc_info is None for record in caplog.records)
     forged = [record.getMessage() for record in caplog.records if not record.getMessage().isprintable()]
     assert not forged

@@ -65,7 +65,10 @@ def test_systemd_finds_no_fault_with_the_units(kits):
     """Nothing in the units is unknown to systemd, and they shut out what a service need not reach."""
     folder = kits[0] / "north" / "systemd"
     program = shutil.which("true")
-    for name, most in (("fedveil-site.service", 35), ("fedveil-node.service", 40)):
+    study = (kits[0] / "coordinator" / "fedveil-study@.service").read_text()
+    (folder / "fedveil-study@lungs.service").write_text(study)
+    units = (("fedveil-site.service", 35), ("fedveil-node.service", 40), ("fedveil-study@lungs.service", 45))
+    for name, most in units:
         unit = folder / name
         unit.write_text(unit.read_text().replace("/opt/fedveil/bin/fedveil", program))
         for command in (
@@ -74,6 +77,24 @@ def test_systemd_finds_no_fault_with_the_units(kits):
         ):
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_study_as_a_service_resumes_what_has_begun(kits, tmp_path):
+    """The unit's own command line, with a program that prints its arguments."""
+    text = (kits[0] / "coordinator" / "fedveil-study@.service").read_text()
+    _, _, rest = text.partition("ExecStart=")
+    command = rest[: rest.index("\nRestart")].replace("\\\n", " ").replace("$$", "$").replace("%i", "lungs")
+    command = command.replace("/opt/fedveil/bin/fedveil", "echo").replace("/var/lib/fedveil", str(tmp_path))
+    said = []
+    for _ in range(2):
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+        said.append(done.stdout.split())
+        (tmp_path / "runs" / "lungs").mkdir(parents=True, exist_ok=True)
+    assert said[0] == ["coordinate", "/etc/fedveil/studies/lungs.toml", *OPTIONS]
+    assert said[1] == [*said[0], "--resume"]
+
+
+OPTIONS = ["--federation", "/etc/fedveil/coordinator", "--out", "runs/lungs"]
 
 
 def unit(folder: Path, part: str) -> dict[str, str]:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from tests.deploy.test_transport import make, run_identity  # noqa: F401
 
+from fedveil import __version__
 from fedveil.cli import deploy as verbs
 from fedveil.cli.output import console
 from fedveil.cli.output.console import OneLine, fail
+from fedveil.cli.output.logs import log_to_stderr
 from fedveil.deploy.flower.transport import _state
 from fedveil.deploy.receipts import Receipt
 from fedveil.errors import FederationError, FedveilError, Refused
@@ -57,7 +59,7 @@ def test_a_request_forges_no_line_in_a_hospitals_log(hospital, journal, field):
         participants=("north", FORGED) if field == "participants" else ("north", "south"),
         parameters=np.zeros(3),
     )
-    site = hospital.service._approved(hospital.agreement.digest)
+    site = hospital.service._approved(hospital.agreement.digest).site
     before = len(events(journal))
     site.handle(direct)
     assert len(events(journal)) == before + 1
@@ -84,7 +86,7 @@ def test_the_programs_log_through_that_formatter(monkeypatch):
     before, level = root.handlers[:], root.level
     root.handlers.clear()
     try:
-        verbs._log_to_stderr()
+        log_to_stderr()
         assert [type(handler.formatter) for handler in root.handlers] == [OneLine]
     finally:
         root.handlers[:] = before
@@ -124,9 +126,7 @@ STATES = [
 @pytest.mark.parametrize("kind", ["hello", "offered"])
 def test_a_status_that_is_no_status_becomes_the_word_invalid(status, kind, caplog):
     """A status with markup ended the coordinator's program when it was printed."""
-    frame = Frame(
-        kind, {"site": "west", "study": "ab" * 32, "status": status, "version": verbs.version("fedveil")}
-    )
+    frame = Frame(kind, {"site": "west", "study": "ab" * 32, "status": status, "version": __version__})
     assert _state("west", frame, "ab" * 32) == "invalid"
     assert all(
         record.getMessage().isprintable() and len(record.getMessage()) < 300 for record in caplog.records

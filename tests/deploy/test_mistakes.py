@@ -18,7 +18,8 @@ from tests.deploy.hospital import edit
 from tests.deploy.town import Town, wait_until
 from typer.testing import CliRunner
 
-from fedveil.cli import deploy
+from fedveil.cli import flower
+from fedveil.cli.site import site
 from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.flower.link import Link
 from fedveil.deploy.provisioning.certificates import Authority
@@ -116,7 +117,7 @@ def test_hospitals_that_do_not_come(town):
 def test_a_hospital_with_another_version(town):
     town.serve("north", "import fedveil; fedveil.__version__ = '9.9'; ")
     town.connect("north")
-    edit(town.coordinator / "federation.toml", wait_for_approval=25)
+    edit(town.coordinator / "federation.toml", wait_for_approval=120)
     town.enrol(["north"])
     town.coordinate("toy", min_sites=1)
     town.stopped("north on fedveil 9.9; here runs fedveil", "every hospital needs the same")
@@ -240,8 +241,8 @@ def test_without_the_right_flower(monkeypatch, found):
             raise PackageNotFoundError
         return found
 
-    monkeypatch.setattr(deploy, "version", version)
-    result = CliRunner().invoke(deploy.site, ["connect", "node"])
+    monkeypatch.setattr(flower, "version", version)
+    result = CliRunner().invoke(site, ["connect", "node"])
     assert result.exit_code == 2
     assert f"Flower is {found or 'not installed'}" in result.output
     assert 'pip install "fedveil[flower]"' in result.output

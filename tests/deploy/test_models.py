@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tests.deploy.hospital import OWN_MODELS, Hospital
+from tests.deploy.hospital import OWN_MODELS, Hospital, record_withdrawal
 
 from fedveil.data import Dataset
 from fedveil.deploy.site.review import review
@@ -133,7 +133,7 @@ def test_a_model_of_a_study_that_nobody_approved_is_refused(hospital, study):
 
 
 def test_a_model_of_a_study_whose_approval_was_withdrawn_is_refused(hospital):
-    hospital.service.studies.withdraw(hospital.agreement.digest)
+    record_withdrawal(hospital.service, hospital.agreement.digest)
     assert send(hospital, model_for(hospital)).kind == "refused"
     assert not (hospital.folder / "models").exists()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.deploy.hospital import record_approval, record_withdrawal
 
 from fedveil import __version__
 from fedveil.deploy.identity import Identity
@@ -39,7 +40,7 @@ def test_an_approved_round_is_answered_charged_and_receipted(hospital):
 
 def test_reply_fields_are_charged_or_public(hospital):
     frame = hospital.ask(pack(hospital.request()))
-    assert set(frame.head) == {"site", "receipt"}
+    assert set(frame.head) == {"site", "receipt", "signature"}
     assert set(frame.blobs) == {"answer"}
     assert not frame.arrays
     named = {"site", "study", "release", "round", "attempt", "answer", "cost", "seq", "hash"}
@@ -59,7 +60,7 @@ def test_a_request_that_is_not_approved_is_refused(make_hospital, caplog):
 
 def test_a_withdrawn_approval_counts_at_once(hospital):
     assert isinstance(hospital.round(1, 1), Reply)
-    hospital.service.studies.withdraw(hospital.agreement.digest)
+    record_withdrawal(hospital.service, hospital.agreement.digest)
     assert isinstance(hospital.round(2, 2), Declined)
     assert len(hospital.ledger.charges) == 1
 
@@ -170,7 +171,7 @@ def test_two_studies_at_once_share_one_ledger(make_hospital):
     other = replace(hospital.offer, study=changed)
     hospital.ask(encode(Frame("offer", {**other.to_dict(), "nonce": "n"})))
     digest = other.agreement().digest
-    hospital.service.studies.approve(digest)
+    record_approval(hospital.service, digest)
     answers = [
         hospital.round(1, 1),
         hospital.round(1, 1, study=digest),
@@ -250,7 +251,7 @@ def test_a_greeting_tells_how_a_study_stands(make_hospital):
         "status": "pending",
         "version": __version__,
     }
-    hospital.service.studies.approve(hospital.agreement.digest)
+    record_approval(hospital.service, hospital.agreement.digest)
     assert hospital.hello().head["status"] in ("loading", "ready")
     assert isinstance(hospital.round(), Reply)
     assert hospital.hello().head["status"] == "ready"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.deploy.hospital import OWN_MODELS, SITES, STUDY, Hospital, MakeHospital
+from tests.deploy.hospital import OWN_MODELS, SITES, STUDY, Hospital, MakeHospital, record_approval
 from tests.deploy.test_models import model_for, send
 
 from fedveil.deploy.identity import signing_key
@@ -127,7 +127,7 @@ ODD: tuple[Spoil, ...] = (
 
 def said(frame: Frame) -> tuple[object, ...]:
     """An answer without what is drawn at random: sums by their shape, and hashes of what holds them left out."""
-    head = dict(frame.head)
+    head = {key: value for key, value in frame.head.items() if key != "signature"}
     if isinstance(head.get("receipt"), Mapping):
         head["receipt"] = {
             key: value for key, value in head["receipt"].items() if key not in ("answer", "hash")
@@ -211,7 +211,7 @@ def rounds(hospital: Hospital) -> list[object]:
 def transcript(hospital: Hospital) -> list[object]:
     """From the offer to a second, different model, and a service that was started again."""
     heard = [offer(hospital), said(send(hospital, model_for(hospital)))]
-    hospital.service.studies.approve(hospital.agreement.digest)
+    record_approval(hospital.service, hospital.agreement.digest)
     heard += [*ready(hospital), *rounds(hospital)]
     for seed in (0, 0, 1):
         heard.append(said(send(hospital, model_for(hospital, seed))))
@@ -256,7 +256,7 @@ def test_masked_rounds_are_the_same_whatever_the_images_are(make):
         keys = {name: one.service.identity.public for name, one in hospitals.items()}
         for name, one in hospitals.items():
             Peers(one.folder / "peers").confirm({other: key for other, key in keys.items() if other != name})
-            one.service.studies.approve(one.agreement.digest)
+            record_approval(one.service, one.agreement.digest)
         line = Listening(hospitals, "north")
         coordinator = Coordinator(hospitals["north"].agreement, line)
         for release in hospitals["north"].agreement.releases:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,14 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from tests.deploy.hospital import make_offer
 
+from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.coordinator.runner import wait_for_sites
 from fedveil.deploy.flower.asking import Patience
+from fedveil.deploy.flower.node import _HEARTBEAT
 from fedveil.deploy.flower.records import bytes_of, content_of
 from fedveil.deploy.flower.transport import FlowerTransport
 from fedveil.deploy.identity import Identity
+from fedveil.deploy.provisioning.kits import make_kits
 from fedveil.deploy.receipts import Receipt, Receipts
 from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, new_id, seal, unseal
 from fedveil.errors import FederationError
@@ -107,7 +111,9 @@ def make(tmp_path):
                 seq=seq,
                 hash="0" * 64,
             )
-            frame = Frame("answer", {"site": site, "receipt": receipt.to_dict()}, {}, {"answer": raw})
+            signature = receipt.signed(identities[site])
+            head = {"site": site, "receipt": receipt.to_dict(), "signature": signature}
+            frame = Frame("answer", head, {}, {"answer": raw})
             return sealed_by(site, encode(frame), asked.id)
 
         return answer
@@ -170,6 +176,52 @@ def test_a_hospital_that_says_nothing_is_absent_and_asked_again(make):
     assert set(exchange(town)) == {"north", "south"}
     assert town.link.pushed.count("west") >= 2
     assert town.link.pushed.count("north") == 1
+
+
+def patience_of_kits(folder: Path) -> Patience:
+    """As the coordinator's folder has it that `fedveil federation init` writes."""
+    make_kits(folder / "kits", name="town", hospitals=SITES, hosts=["127.0.0.1"], port=9443)
+    return Federation.load(folder / "kits" / "coordinator").patience
+
+
+class Clock:
+    """The time that a transport sees: it passes only while it sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_an_absent_hospital_costs_seconds_and_later_rounds_fewer(make, monkeypatch, tmp_path):
+    """Its node is known to be gone after twice its heartbeat; that, and the wait, stay below 30 s; then below 5 s."""
+    clock = Clock()
+    monkeypatch.setattr("fedveil.deploy.flower.asking.time", clock)
+    town = make.build(west=False)
+    town.transport._patience = patience_of_kits(tmp_path)
+    used = []
+    for seq in (1, 2, 3):
+        for site in ("north", "south"):
+            town.link.answer[site] = make.honest(site, seq=seq)
+        before = clock.now
+        assert set(exchange(town)) == {"north", "south"}
+        used.append(clock.now - before)
+    assert used[0] + 2 * _HEARTBEAT <= 30
+    assert max(used[1:]) <= 5
+    town.link.answer["west"], town.link.sessions["west"] = make.honest("west"), "first"
+    for site in ("north", "south"):
+        town.link.answer[site] = make.honest(site, seq=4)
+    assert set(exchange(town)) == set(SITES)
+    del town.link.answer["west"]
+    for site in ("north", "south"):
+        town.link.answer[site] = make.honest(site, seq=5)
+    before = clock.now
+    exchange(town)
+    assert clock.now - before == pytest.approx(used[0], abs=2.0), "once it was back, it is waited for again"
 
 
 @pytest.mark.parametrize(
@@ -308,18 +360,3 @@ def test_a_message_without_bytes_carries_none(content):
     message = Message("north", b"")
     message.content = content
     assert bytes_of(message) is None
-
-
-def test_receipts_survive_a_restart_and_a_torn_line(tmp_path):
-    texts = dict.fromkeys(("study", "answer", "hash"), "ab" * 32)
-    values = {"site": "a", "release": "r", "round": 1, "cost": COST, **texts}
-    receipts = Receipts(tmp_path)
-    receipts.keep(Receipt(**values, attempt=1, seq=3))
-    with (tmp_path / "a.jsonl").open("a") as file:
-        file.write('{"site": "a", "seq"')
-    again = Receipts(tmp_path)
-    assert again.last("a").seq == 3
-    with pytest.raises(FederationError):
-        again.keep(Receipt(**values, attempt=2, seq=3))
-    again.keep(Receipt(**values, attempt=2, seq=4))
-    assert Receipts(tmp_path).last("a").seq == 4

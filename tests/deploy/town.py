@@ -1,16 +1,21 @@
 """A whole federation as real programs on this machine: services, nodes, SuperLink, coordinator; all killable."""
 
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.deploy.hospital import SITES, STUDY, edit, study_text, write_images
+import numpy as np
+from safetensors.numpy import load_file
+from tests.deploy.hospital import SITES, STUDY, WHO, edit, record_approval, study_text, write_images
 
 from fedveil.deploy.identity import fingerprint
 from fedveil.deploy.provisioning.kits import init_site, make_kits
@@ -89,6 +94,7 @@ class Town:
     def start(self, key: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a program; its output goes to KEY.log."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment["HTTPS_PROXY"] = environment["ALL_PROXY"] = "http://127.0.0.1:9"  # nothing listens there
         environment["FEDVEIL_CACHE"] = str(self.folder / "cache")
         with (self.folder / f"{key}.log").open("ab") as log:
             process = subprocess.Popen(
@@ -145,7 +151,7 @@ class Town:
                 said = [f"--key={other}={fingerprint(key)}" for other, key in keys.items() if other != name]
                 said = said if listed.agreement.trust == "secure-aggregation" else []
                 command = [sys.executable, "-c", _CLI, "site", "approve", listed.digest, str(self.site(name))]
-                command += ["--yes", *said]
+                command += ["--yes", "--by", WHO["by"], "--role", WHO["role"], *said]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=DEADLINE)
                 continue
             studies = Studies(self.site(name) / "studies")
@@ -153,7 +159,7 @@ class Town:
             if listed.agreement.trust == "secure-aggregation":
                 peers = Peers(self.site(name) / "peers")
                 peers.confirm(peers.unconfirmed(listed.agreement.sites, listed.offer.keys, name))
-            studies.approve(listed.digest)
+            record_approval(studies, listed.digest)
 
     def _offered(self, name: str, run: str) -> bool:
         offers = (self.site(name) / "studies").glob("*.json")
@@ -244,3 +250,26 @@ class Town:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def same_model(one: Path, other: Path) -> None:
+    """Every released number is the same, bit for bit."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        np.testing.assert_array_equal(tensor, second[name])
+
+
+@contextmanager
+def open_town() -> Iterator[Town]:
+    """A federation in a folder that every user of the machine may enter, so that only its own modes protect it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        # An infinite budget: studies without privacy fit into no other.
+        town = Town(folder, names=(*SITES, "east"), methods='["gradient", "averaging"]', epsilon=math.inf)
+        try:
+            town.open()
+            yield town
+        finally:
+            town.close()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.deploy.hospital import SITES, edit
+from tests.deploy.hospital import SITES, edit, record_approval
 from tests.neighbours.cohorts import Cohort
 from tests.neighbours.harness import Hospital, make_offer
 
@@ -29,7 +29,7 @@ class Served:
         self.agreement = offer.agreement()
         self.service = open_service(folder, Ledger(folder / "ledger.jsonl"))
         self._send(encode(Frame("offer", {**offer.to_dict(), "nonce": "n"})))
-        self.service.studies.approve(self.agreement.digest)
+        record_approval(self.service, self.agreement.digest)
 
     def _send(self, message: bytes) -> Frame:
         site = self.service.identity.public

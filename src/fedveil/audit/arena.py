@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from fedveil.federation import (
     Seen,
     Site,
 )
+from fedveil.federation.messages import Words32, Words64
 from fedveil.learning import CentredHead, ImageSource
 from fedveil.study import Prepared, RunDirectory, Silent, Trained, make_agreement, train
 from fedveil.study.pipeline import LinearTask, NetworkTask, Task
@@ -50,11 +51,12 @@ class Colluder(Site):
 
     def _protect(
         self, request: Request, agreement: Agreement, release: Release, total: Vector
-    ) -> Vector | npt.NDArray[np.uint32]:
+    ) -> Vector | Words32 | Words64:
         if release.integer is None:
             return np.zeros_like(total)
-        words = np.zeros(release.dimension, dtype=np.uint32)
-        return self._secure[agreement.digest].mask(request.attempt, words, release.name)
+        words = np.zeros(release.dimension, dtype=release.integer.word)
+        masked = self._secure[agreement.digest].mask(request.attempt, words, release.name)
+        return cast(Words32 | Words64, masked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -150,7 +150,7 @@ def _protected(arena: Arena, release: Release, sums: Vector) -> Vector:
     words = noise.protect(sums.ravel(), made, generator)
     for _ in range(agreement.honest - 1):
         words = words + noise.protect(np.zeros(sums.size), made, generator)
-    return long.decode(np.asarray(words, np.uint32)).reshape(sums.shape)
+    return long.decode(np.asarray(words, long.word)).reshape(sums.shape)
 
 
 def _direct(release: Release, total: Vector) -> Vector:

@@ -53,6 +53,8 @@ def show(path: LedgerFile, as_json: AsJson = False) -> None:
             )
         console.print(f"alone:  epsilon {format_epsilon(state.spent_alone())} if everyone else colludes\n")
         console.print(table)
+        for decision in state.decisions:
+            console.print(f"\n{decision.subject[:12]} {decision}", soft_wrap=True, markup=False)
         console.print(f"\nhead: line {state.head.seq}, {state.head.hash}")
 
 
@@ -76,27 +78,30 @@ def amend(
     path: LedgerFile,
     reason: Annotated[str, typer.Option(help="The reason; it is recorded in the ledger.")],
     epsilon: Annotated[float, typer.Option(help="The new budget for everything charged, past and future.")],
+    by: Annotated[str, typer.Option(help="The name of the person who decided.")],
+    role: Annotated[str, typer.Option(help='Their role, such as "privacy officer".')],
     delta: Annotated[float | None, typer.Option(help="The new delta; default unchanged.")] = None,
 ) -> None:
-    """Record a new budget and the reason. What was spent stays spent. Stop the site's service first.
+    """Record a new budget, who decided and why. What was spent stays spent. Stop the site's service first.
 
-    Example: fedveil ledger amend site/ledger.jsonl --epsilon 3 --reason "ethics board, 12 May"
+    Example: fedveil ledger amend site/ledger.jsonl --epsilon 3 --reason "ethics board" --by "A. Lind" --role DPO
     """
     with speak_plainly():
         if not path.exists():
             raise LedgerError(
                 f"{path} does not exist", "only an existing ledger is amended", "check the path"
             )
-        _amend(path, epsilon, delta, reason)
+        _amend(path, epsilon, delta, reason, by=by, role=role)
 
 
-def _amend(path: Path, epsilon: float, delta: float | None, reason: str) -> None:
-    from fedveil.privacy import Budget, Ledger
+def _amend(path: Path, epsilon: float, delta: float | None, reason: str, *, by: str, role: str) -> None:
+    from fedveil.privacy import Budget, Decision, Ledger
 
     with Ledger(path) as ledger:
         old = ledger.budget
         budget = Budget(epsilon, old.delta if delta is None else delta, old.unit)
-        ledger.amend_budget(budget, reason)
+        decision = Decision(act="amended", subject=str(budget), by=by, role=role, reason=reason)
+        ledger.amend_budget(budget, reason, decision.dated())
         console.print(f"the budget of {path} is now {budget} (it was {old})", soft_wrap=True)
 
 
@@ -125,6 +130,7 @@ def _summary(state: "LedgerState") -> dict[str, Any]:
         "epsilon_spent": state.spent(),
         "epsilon_alone": alone if alone < float("inf") else None,
         "charges": len(state.charges),
+        "decisions": [decision.to_dict() for decision in state.decisions],
         "studies": studies,
         "head": {"seq": state.head.seq, "hash": state.head.hash},
     }

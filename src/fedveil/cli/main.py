@@ -48,7 +48,8 @@ COMMANDS = (
         "Register, check and choose encoders that are not built in.",
     ),
     LazyCommand("ledger", "fedveil.cli.ledger:app", "Inspect a hospital's privacy ledger."),
-    LazyCommand("site", "fedveil.cli.deploy:site", "Run a hospital's side of a federation."),
+    LazyCommand("site", "fedveil.cli.site:site", "Run a hospital's side of a federation."),
+    LazyCommand("statement", "fedveil.cli.statement:app", "Check a hospital's signed statement on a study."),
     LazyCommand("federation", "fedveil.cli.deploy:federation", "Set up a federation."),
     LazyCommand(
         "coordinate",

@@ -25,6 +25,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.errors import InvalidValue
+
 __all__ = ["FeatureCache", "StoredRows", "cache_folder"]
 
 DIGEST_SIZE = 16
@@ -42,7 +44,16 @@ def cache_folder() -> Path:
     own, shared = os.environ.get("FEDVEIL_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
         return Path(own)
-    return (Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache") / "fedveil"
+    if shared and Path(shared).is_absolute():
+        return Path(shared) / "fedveil"
+    try:
+        return Path.home() / ".cache" / "fedveil"
+    except RuntimeError:  # a container's user has no entry in the system's list of users
+        raise InvalidValue(
+            "this user has no home directory",
+            "computed features are stored in one",
+            "set FEDVEIL_CACHE to a folder",
+        ) from None
 
 
 @final

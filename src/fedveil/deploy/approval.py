@@ -1,17 +1,120 @@
-"""Checks before a person approves a study: its model, the images here, the other hospitals' keys."""
+"""What a person at a hospital decides about a study, and the checks before it: one place for terminal and page."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fedveil.data import check
-from fedveil.deploy.identity import fingerprint
-from fedveil.deploy.site.approvals import Listed
+from fedveil.deploy.identity import Identity, fingerprint, private_files
+from fedveil.deploy.site.approvals import Listed, Studies
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.keys import Peers
+from fedveil.deploy.site.review import Review
 from fedveil.deploy.site.runtime import Cohorts
 from fedveil.errors import DataError, InvalidValue, Refused
+from fedveil.privacy import Decision
 
-__all__ = ["image_problems", "match_keys"]
+__all__ = [
+    "Checked",
+    "approve",
+    "check_approval",
+    "decline",
+    "image_problems",
+    "match_keys",
+    "record",
+    "withdraw",
+]
 
 _DIGITS = re.compile(r"[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A study that may be approved once the remaining keys are confirmed.
+
+    Attributes:
+        study: as reviewed.
+        problems: the images here that it cannot use.
+        new: public keys of other hospitals that nobody here has confirmed, by hospital.
+    """
+
+    study: Listed
+    problems: tuple[str, ...]
+    new: Mapping[str, str]
+
+
+def check_approval(config: SiteConfig, found: Review, *, leave_out: bool = False) -> Checked:
+    """Everything that has to hold before a person may approve a study. Every image is decoded.
+
+    Raises:
+        Refused: policy, budget or a changed key of a hospital forbids it.
+        DataError: images cannot be used, and ``leave_out`` does not accept that.
+    """
+    listed = found.listed
+    if found.objection:
+        raise Refused(
+            f"{listed.agreement.name} is outside this site's policy or budget ({found.objection})",
+            "what the policy forbids cannot be approved",
+            "change site.toml or the study",
+        )
+    new: Mapping[str, str] = {}
+    if listed.agreement.trust == "secure-aggregation":
+        peers = Peers(config.folder / "peers")
+        new = peers.unconfirmed(listed.agreement.sites, listed.offer.keys, config.site.name)
+    problems = image_problems(Cohorts(config, Identity.load(config.folder / "identity.key")), listed)
+    if problems and not leave_out:
+        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise DataError(
+            f"{config.data.source} has {len(problems)} problems for {listed.agreement.name} ({shown})",
+            "what cannot be used is left out silently once a study is approved",
+            "correct what is named above, or approve without it: --leave-out",
+        )
+    return Checked(study=listed, problems=tuple(problems), new=new)
+
+
+def approve(config: SiteConfig, checked: Checked, *, by: str, role: str, reason: str = "") -> Decision:
+    """Record an approval, and the other hospitals' keys that were confirmed for it."""
+    decision = Decision(act="approved", subject=checked.study.digest, by=by, role=role, reason=reason)
+    with private_files():
+        Peers(config.folder / "peers").confirm(checked.new)
+        return _studies(config.folder).decide(decision)
+
+
+def decline(config: SiteConfig, digest: str, *, by: str, role: str, reason: str, told: bool) -> Decision:
+    """Record that a study is declined; the coordinator learns only that, and only if ``told``."""
+    return _decide(
+        config, Decision(act="declined", subject=digest, by=by, role=role, reason=reason, told=told)
+    )
+
+
+def withdraw(config: SiteConfig, digest: str, *, by: str, role: str, reason: str) -> Decision:
+    """Record that an approval no longer holds; what was released stays charged, and the approval stays on record.
+
+    Raises:
+        Refused: no approval is in force.
+    """
+    if not _studies(config.folder).is_approved(digest):
+        raise Refused(
+            f"study {digest[:12]} is not approved",
+            "only an approval that is in force can be withdrawn",
+            "see `fedveil site studies`; a study on offer is declined",
+        )
+    return _decide(config, Decision(act="withdrawn", subject=digest, by=by, role=role, reason=reason))
+
+
+def record(config: SiteConfig, decision: Decision, *, subject: str) -> Decision:
+    """Record another decision of a person, about this subject."""
+    return _decide(config, replace(decision, subject=subject))
+
+
+def _decide(config: SiteConfig, decision: Decision) -> Decision:
+    with private_files():
+        return _studies(config.folder).decide(decision)
+
+
+def _studies(folder: Path) -> Studies:
+    return Studies(folder / "studies")
 
 
 def image_problems(cohorts: Cohorts, listed: Listed) -> list[str]:

@@ -3,8 +3,12 @@
 A ledger is a hash chain, so one quoted line covers all lines before it. A hospital that restores an old copy of its
 ledger, by mistake or not, would lose charges. This is detected twice: the coordinator sends the last receipt with
 its greeting and the site looks for that line in its own ledger; and a new receipt that does not come after the last
-one is invalid, so its answer is left out."""
+one is invalid, so its answer is left out.
 
+The hospital signs each receipt by itself, apart from the message that carries it: so a stored receipt is proof to a
+third party, who needs the hospital's public key and nothing of the coordinator's."""
+
+import hashlib
 import json
 import os
 import re
@@ -13,12 +17,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedveil.deploy.identity import Identity, fingerprint, signing_key
 from fedveil.errors import FederationError, FedveilError
+from fedveil.federation import Agreement, Reply
+from fedveil.federation.wire import pack
 from fedveil.names import SITE_NAME
-from fedveil.privacy import Mechanism
+from fedveil.privacy import Head, Mechanism
 
 __all__ = ["Receipt", "Receipts"]
 
+_PURPOSE = b"fedveil receipt 1\0"
 
 _HASH = re.compile("[0-9a-f]{64}")
 _TEXT = {
@@ -51,6 +62,49 @@ class Receipt:
     cost: Mapping[str, Any] | None
     seq: int
     hash: str
+
+    @classmethod
+    def of(cls, reply: Reply, agreement: Agreement, head: Head) -> "Receipt":
+        """The receipt for an answer that was charged to the ledger with this head."""
+        release = agreement.release(reply.release)
+        cost = release.mechanism.with_steps(release.steps_per_round)
+        return cls(
+            site=reply.site,
+            study=reply.study,
+            release=reply.release,
+            round=reply.round,
+            attempt=reply.attempt,
+            answer=hashlib.sha256(pack(reply)).hexdigest(),
+            cost=None if agreement.trust == "none" else cost.to_dict(),
+            seq=head.seq,
+            hash=head.hash,
+        )
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """The bytes that the site signs: its purpose, then the receipt in canonical JSON."""
+        return _PURPOSE + json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":")).encode()
+
+    def signed(self, identity: Identity) -> str:
+        """The site's signature (Ed25519), in hexadecimal digits."""
+        return identity.key.sign(self.signed_bytes).hex()
+
+    def check(self, signature: object, signer: str) -> str:
+        """The signature, if the owner of this public key made it for this receipt.
+
+        Raises:
+            FederationError: somebody else made it, or for something else.
+        """
+        try:
+            raw = bytes.fromhex(str(signature))
+            Ed25519PublicKey.from_public_bytes(signing_key(signer)).verify(raw, self.signed_bytes)
+        except (ValueError, InvalidSignature):
+            raise FederationError(
+                f"the receipt of {self.site} for round {self.round} is not signed by {fingerprint(signer)}",
+                "a receipt is evidence only with the hospital's signature",
+                "compare the hospital's fingerprint by telephone",
+            ) from None
+        return raw.hex()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -93,7 +147,7 @@ def _is_cost(value: object) -> bool:
 
 
 class Receipts:
-    """A coordinator's stored receipts: one file per site, one line per receipt, never rewritten."""
+    """A coordinator's stored receipts: one file per site, one signed line per receipt, never rewritten."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,18 +155,29 @@ class Receipts:
         self._last: dict[str, Receipt] = {}
         for path in folder.glob("*.jsonl"):
             for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    receipt = Receipt.from_dict(json.loads(line))
-                except (ValueError, FederationError):
-                    continue  # an incomplete last line: its answer was never used
-                self._last[receipt.site] = receipt
+                if (stored := _stored(line)) is not None:
+                    self._last[stored[0].site] = stored[0]
 
     def last(self, site: str) -> Receipt | None:
         """The newest receipt of a site."""
         return self._last.get(site)
 
-    def keep(self, receipt: Receipt) -> None:
-        """Store a receipt durably.
+    def verify(self, site: str, signer: str) -> tuple[int, int]:
+        """Check every stored receipt of a site; return how many it signed, and how many version 0.1 left unsigned.
+
+        Raises:
+            FederationError: a signature is not the site's.
+        """
+        path = self._folder / f"{site}.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        found = [stored for line in lines if (stored := _stored(line)) is not None]
+        signed = [(receipt, signature) for receipt, signature in found if signature is not None]
+        for receipt, signature in signed:
+            receipt.check(signature, signer)
+        return len(signed), len(found) - len(signed)
+
+    def keep(self, receipt: Receipt, signature: str) -> None:
+        """Store a receipt durably, with the site's signature, which was checked before.
 
         Raises:
             FederationError: the site's ledger was rolled back behind its last receipt.
@@ -129,10 +194,25 @@ class Receipts:
         path = self._folder / f"{receipt.site}.jsonl"
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         with path.open("a", encoding="utf-8") as file:
-            file.write("\n" * torn + json.dumps(receipt.to_dict(), sort_keys=True) + "\n")
+            values = {"receipt": receipt.to_dict(), "signature": signature}
+            file.write("\n" * torn + json.dumps(values, sort_keys=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._last[receipt.site] = receipt
+
+
+def _stored(line: str) -> tuple[Receipt, str | None] | None:
+    """A stored receipt and its signature, which version 0.1 did not store.
+
+    None for an incomplete last line: its answer was never used.
+    """
+    try:
+        values = json.loads(line)
+        if isinstance(values, dict) and values.keys() == {"receipt", "signature"}:
+            return Receipt.from_dict(values["receipt"]), str(values["signature"])
+        return Receipt.from_dict(values), None
+    except (ValueError, FederationError):
+        return None
 
 
 def _follows(receipt: Receipt, last: Receipt) -> bool:

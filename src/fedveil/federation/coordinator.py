@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from fedveil.errors import FederationError
 from fedveil.federation.agreement import Agreement
-from fedveil.federation.messages import Answer, Declined, Reply, Request, Vector
+from fedveil.federation.messages import Answer, Declined, Reply, Request, Vector, Words32, Words64
 from fedveil.federation.release import Release
 from fedveil.federation.secure_rounds import RoundAbandoned, SecureRounds, add_masked
 from fedveil.federation.transport import Transport
@@ -70,7 +69,7 @@ class Seen:
 
     release: Release
     parameters: Vector
-    answers: Mapping[str, Vector | npt.NDArray[np.uint32]]
+    answers: Mapping[str, Vector | Words32 | Words64]
     total: Vector
 
 

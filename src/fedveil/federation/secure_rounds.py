@@ -29,6 +29,7 @@ from fedveil.federation.secure_aggregation import (
     unmask,
 )
 from fedveil.federation.transport import Transport
+from fedveil.names import attempt_words
 from fedveil.privacy import Words
 
 __all__ = ["Identity", "RoundAbandoned", "SecureRounds", "SecureSite", "add_masked"]
@@ -102,7 +103,9 @@ class SecureSite:
         """Attempts only increase; the charge, which names the attempt, was stored durably before."""
         if attempt <= self._claimed:
             raise Refused(
-                f"attempt {attempt} was served before", "a round may run only once", "increase the attempt"
+                f"{attempt_words(attempt)} was served before",
+                "a round may run only once",
+                "increase the attempt",
             )
         self._claimed = attempt
 

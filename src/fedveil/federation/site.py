@@ -30,6 +30,7 @@ from fedveil.federation.queries import HospitalUnits, NoisySum
 from fedveil.federation.release import Release
 from fedveil.federation.secure_rounds import Identity, SecureSite
 from fedveil.learning import HeldOut, Learner, Model
+from fedveil.names import attempt_words
 from fedveil.privacy import Ledger, Words, secure_generator
 
 __all__ = ["Site", "release_of"]
@@ -312,7 +313,7 @@ class Site:
             self._secure[agreement.digest].opened()
         if request.attempt <= self._served.get(request.study, 0):
             raise Refused(
-                f"attempt {request.attempt}, or a later one, was served before",
+                f"{attempt_words(request.attempt)}, or a later one, was served before",
                 "a site answers an attempt only once, and attempts only increase",
                 "increase the attempt to repeat a round",
             )

@@ -58,7 +58,8 @@ class Plan:
             "sites": [
                 {"name": name, "patients": self.prepared.patients[name], "images": len(rows)}
                 for name, rows in self.prepared.sites.items()
-            ],
+            ]
+            or [{"name": name, "patients": None, "images": None} for name in self.agreement.sites],
             "min_sites": self.agreement.min_sites,
             "min_honest": self.agreement.honest if self.agreement.trust == "secure-aggregation" else None,
             "outlook": self.outlook.to_dict() if self.outlook else None,

@@ -12,6 +12,7 @@ from fedveil.privacy.calibration import calibrate
 from fedveil.privacy.guarantee import Adjacency, Guarantee, Trust, Unit, check_delta
 from fedveil.privacy.ledger.chain import Head, restore_head
 from fedveil.privacy.ledger.charges import Budget, Charge, LedgerState, read_ledger, verify_ledger
+from fedveil.privacy.ledger.decisions import Decision
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanism import Mechanism
 from fedveil.privacy.noise import gaussian, release, secure_generator
@@ -21,6 +22,7 @@ __all__ = [
     "Adjacency",
     "Budget",
     "Charge",
+    "Decision",
     "Guarantee",
     "Head",
     "IntegerMechanism",

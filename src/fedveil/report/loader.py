@@ -15,6 +15,7 @@ from fedveil.privacy import epsilon, operational_risk
 from fedveil.report.reading import REMEDY, read_json, read_json_lines, read_text
 from fedveil.report.records import Examples, LedgerHead, Predictions, RunRecord
 from fedveil.schema import Record
+from fedveil.study import Study
 from fedveil.study.results.schema import ModelMetrics, Provenance, Result, RoundLine, SiteResult
 
 __all__ = ["load"]
@@ -54,7 +55,23 @@ def load(path: Path) -> RunRecord:
         provenance=read_json(path / "provenance.json", Provenance),
         examples=_examples(path / "examples.npz"),
         audit=read_audit(path),
+        governance=_governance(path / "study.toml"),
     )
+
+
+def _governance(path: Path) -> tuple[tuple[str, str], ...]:
+    """The stated part of the study's table of the same name."""
+    if not path.exists():
+        return ()
+    stated = Study.load(path).governance
+    texts = {
+        "Controllers": "; ".join(stated.controllers),
+        "Purpose": stated.purpose,
+        "Legal basis": stated.legal_basis,
+        "Retention": stated.retention,
+        "Contact": stated.contact,
+    }
+    return tuple((label, text) for label, text in texts.items() if text)
 
 
 def _rounds(path: Path, result: Result) -> tuple[RoundLine, ...]:

@@ -75,6 +75,7 @@ class RunRecord:
         provenance: software, machine and time of the run.
         examples: test images to show; None without any.
         audit: what attacks found; None without one.
+        governance: who is responsible for the study, as its file states it: label and text.
     """
 
     path: Path
@@ -88,6 +89,7 @@ class RunRecord:
     provenance: Provenance
     examples: Examples | None
     audit: AuditResult | None = None
+    governance: tuple[tuple[str, str], ...] = ()
 
     @property
     def study(self) -> str:

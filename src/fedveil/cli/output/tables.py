@@ -34,7 +34,10 @@ def print_plan(plan: "Plan", explain: bool = False) -> None:
     console.print(values["sentence"] + "\n", soft_wrap=True)
     sites = Table("site", "patients", "images", box=None, pad_edge=False)
     for site in values["sites"]:
-        sites.add_row(site["name"], f"{site['patients']:,}", f"{site['images']:,}")
+        counts = [site["patients"], site["images"]]
+        sites.add_row(
+            site["name"], *("not known here" if count is None else f"{count:,}" for count in counts)
+        )
     console.print(sites)
     console.print()
     releases = Table(

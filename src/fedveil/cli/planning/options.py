@@ -14,6 +14,7 @@ __all__ = [
     "Cohorts",
     "Epsilon",
     "Explain",
+    "Federation",
     "Fit",
     "Images",
     "Like",
@@ -91,5 +92,9 @@ Tolerance = Annotated[
     typer.Option(
         help="With --cohorts: least epsilon that loses no more accuracy than this; default 0.01 without other wishes."
     ),
+]
+Federation = Annotated[
+    Path | None,
+    typer.Option("--federation", help="Price the study for the hospitals of this coordinator's folder."),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show the arithmetic.")]

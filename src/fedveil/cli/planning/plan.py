@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from fedveil.cli.flower import need_flower
 from fedveil.cli.output.console import speak_plainly
 from fedveil.cli.output.tables import print_plan
 from fedveil.cli.planning import options
@@ -10,6 +11,8 @@ from fedveil.cli.planning.recommendation import print_recommendation, recommenda
 from fedveil.cli.planning.request import known_laws, make_plan_request, refuse
 from fedveil.cli.study_file import AsJson, Data, read_study
 from fedveil.planning import make_plan, recommend
+from fedveil.planning.cost import Plan
+from fedveil.study import Study
 
 __all__ = ["plan"]
 
@@ -31,6 +34,7 @@ def plan(
     network: options.Networks = None,
     like: options.Like = None,
     fit: options.Fit = None,
+    federation: options.Federation = None,
     explain: options.Explain = False,
     as_json: AsJson = False,
 ) -> None:
@@ -54,8 +58,14 @@ def plan(
             refuse(
                 asked, "is part of a plan request, and a study file states its own settings", "add --cohorts"
             )
-            _price(study or Path("study.toml"), data, epsilon, trust, explain, as_json)
+            changed = read_study(study or Path("study.toml"), data, epsilon, trust)
+            _price(changed, federation, explain, as_json)
             return
+        refuse(
+            {"federation": federation},
+            "prices a study file, and --cohorts recommends one",
+            "drop one of them",
+        )
         refuse({"data": data}, "cannot be combined with --cohorts, which needs no images", "drop one of them")
         laws, measured = known_laws(like, fit)
         wanted = make_plan_request(
@@ -68,12 +78,18 @@ def plan(
             print_recommendation(found, explain)
 
 
-def _price(
-    study: Path, data: str | None, epsilon: float | None, trust: str | None, explain: bool, as_json: bool
-) -> None:
-    """Print what a study file would cost."""
-    planned = make_plan(read_study(study, data, epsilon, trust))
+def _price(study: Study, federation: Path | None, explain: bool, as_json: bool) -> None:
+    """Print what a study would cost: simulated, or in the federation at hand."""
+    planned = make_plan(study) if federation is None else _in_federation(study, federation)
     if as_json:
         print(json.dumps(planned.to_dict() | {"arithmetic": planned.explain()}, indent=2))
     else:
         print_plan(planned, explain)
+
+
+def _in_federation(study: Study, folder: Path) -> Plan:
+    need_flower()
+    from fedveil.deploy.coordinator.hospitals import Federation
+    from fedveil.deploy.coordinator.planning import plan_federation
+
+    return plan_federation(study, Federation.load(folder))

@@ -35,7 +35,7 @@ class FederationTable(BaseModel):
     listen: str = "0.0.0.0"
     sites: tuple[Annotated[str, Field(pattern=f"^{SITE_NAME}$")], ...] = Field(strict=False, min_length=1)
     wait_for_approval: Number = Field(default=86400.0, ge=0)
-    wait_for_absent: Number = Field(default=120.0, ge=1)
+    wait_for_absent: Number = Field(default=8.0, ge=1)
     wait_for_answer: Number = Field(default=3600.0, ge=1)
     ask_again: Number = Field(default=15.0, ge=1)
 

@@ -168,7 +168,8 @@ def wait_for_sites(
             told = status
         ready = sum(state == "ready" for state in status.values())
         settled = all(
-            state in ("ready", "refused", "invalid") or state.startswith("on ") for state in status.values()
+            state in ("ready", "refused", "declined", "invalid") or state.startswith("on ")
+            for state in status.values()
         )
         if ready == len(status):
             return status
@@ -185,6 +186,7 @@ def _not_ready(status: Mapping[str, str], agreement: Agreement) -> FederationErr
         "absent": "not connected",
         "unknown": "does not know the study",
         "pending": "has not approved the study",
+        "declined": "has declined the study",
         "loading": "is still reading its images",
         "refused": "refuses the study; see its own log",
         "stale": "rejects messages as too old: synchronise its clock and this machine's by NTP",

@@ -10,6 +10,8 @@ import os
 
 __all__ = ["PARENT", "SOON"]
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 PARENT = "FEDVEIL_PARENT"
 """Environment variable: the process whose end also ends the SuperLink, so that none remains running."""
 
@@ -18,3 +20,13 @@ SOON = 0.05
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+
+def _reach_this_machine_directly() -> None:
+    """A proxy for the outside, as hospitals set it in HTTPS_PROXY, must not carry calls to this machine itself."""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [host for host in os.environ.get(name, "").split(",") if host.strip()]
+        os.environ[name] = ",".join([*known, *(host for host in _LOOPBACK if host not in known)])
+
+
+_reach_this_machine_directly()

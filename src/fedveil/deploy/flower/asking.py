@@ -1,6 +1,7 @@
 """Sending requests to several sites through a SuperLink, and repeating them while that may help."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +27,14 @@ class Patience:
     """How long to wait for a site.
 
     Attributes:
-        away: seconds to wait for a site whose node is not connected.
+        away: seconds to wait for a site whose node is not connected, or whose site service does not answer its node.
+        gone: the same for a site that was absent when it was last asked.
         answer: seconds that a connected site may take for one answer.
         again: seconds after which an unanswered request is sent again; doubles each time.
     """
 
-    away: float = 120.0
+    away: float = 8.0
+    gone: float = 0.5
     answer: float = 3600.0
     again: float = 15.0
 
@@ -68,6 +71,7 @@ class Asking:
         make: by site, makes the bytes to send; called for each transmission.
         accept: receives a site's bytes; returns False if they are not an answer and the site must be asked again.
         patience: how long to wait for sites.
+        gone: the sites that were absent when they were last asked; kept up to date.
     """
 
     def __init__(
@@ -76,8 +80,10 @@ class Asking:
         make: Mapping[str, Callable[[], bytes]],
         accept: Callable[[str, bytes], bool],
         patience: Patience,
+        gone: set[str] | None = None,
     ) -> None:
         self._link, self._make, self._accept, self._patience = link, make, accept, patience
+        self._gone = set() if gone is None else gone
         now = time.monotonic()
         self._waiting = {site: _Waiting(now, 0.0, patience.again, "") for site in make}
         self._sent: dict[str, str] = {}
@@ -100,7 +106,7 @@ class Asking:
             session = online.get(site)
             if session is None:
                 state.away_since = state.away_since or now
-                if now - state.away_since > self._patience.away:
+                if now - state.away_since > self._away(site):
                     self._give_up(site, "its node is not connected")
                 continue
             state.away_since = None
@@ -113,7 +119,12 @@ class Asking:
         if due:
             self._send(due, online)
 
+    def _away(self, site: str) -> float:
+        """Seconds to wait for a site that is not there: long the first time only."""
+        return min(self._patience.away, self._patience.gone if site in self._gone else math.inf)
+
     def _give_up(self, site: str, why: str) -> None:
+        self._gone.add(site)
         log.warning("%s is left out of this round: %s", site, why)
         del self._waiting[site]
 
@@ -122,8 +133,8 @@ class Asking:
         state = self._waiting[site]
         state.spoilt += 1
         state.again_at = min(state.again_at, time.monotonic() + state.spoilt * _LOOK)
-        away = time.monotonic() - state.since > self._patience.away
-        if state.spoilt >= _SPOILT and (away or not may_recover):
+        away = time.monotonic() - state.since > self._away(site)
+        if away if may_recover else state.spoilt >= _SPOILT:
             self._give_up(site, reason)
         else:
             log.warning("%s is asked again: %s", site, reason)
@@ -159,6 +170,7 @@ class Asking:
                 continue
             data = bytes_of(message)
             if data is not None and self._accept(site, data):
+                self._gone.discard(site)
                 del self._waiting[site]
             else:
                 reason = printable(str(message.error.reason))[:200] if message.has_error() else None

@@ -65,7 +65,7 @@ __all__ = ["Node", "NodeSettings", "run_node"]
 
 log = logging.getLogger("fedveil.node")
 
-_HEARTBEAT = 10.0
+_HEARTBEAT = 10.0  # Flower admits no shorter one; a node counts as gone after twice this time
 _EAGER, _IDLE = 0.2, 2.0
 _EAGER_SECONDS = 60.0
 _LONGEST_PAUSE = 2.0
@@ -89,14 +89,16 @@ class NodeSettings:
         authority: the certificate authority that signed the SuperLink's certificate (PEM).
         key: the node's private key, by which the SuperLink knows it.
         state: the node's state file; it also prevents a second node from starting.
-        patience: seconds for which requests to an unreachable site service are repeated.
+        patience: seconds for which a request to an unreachable site service is repeated.
+        again: the same while it has not answered since the last request.
     """
 
     superlink: str
     authority: bytes
     key: ec.EllipticCurvePrivateKey
     state: Path
-    patience: float = 60.0
+    patience: float = 20.0
+    again: float = 1.0
 
     @classmethod
     def load(cls, folder: Path, superlink: str) -> "NodeSettings":
@@ -132,6 +134,7 @@ class Node:
         self._client = self._connect()
         self._spoken = time.monotonic()
         self._complained = -_COMPLAIN_SECONDS
+        self._down = False
 
     def _connect(self) -> FleetHttpClient:
         return FleetHttpClient.from_server_address(
@@ -275,12 +278,17 @@ class Node:
         data = bytes_of(message)
         if data is None:
             raise ValueError("it carries no bytes")
-        until = time.monotonic() + self._settings.patience
+        until = time.monotonic() + (self._settings.again if self._down else self._settings.patience)
         while True:
             try:
-                return Message(content_of(self._forward(data)), reply_to=message)
+                answer = Message(content_of(self._forward(data)), reply_to=message)
+                if self._down:
+                    log.info("the site service answers again")
+                self._down = False
+                return answer
             except LineError as error:
                 if time.monotonic() > until or self._stop.is_set():
+                    self._down = True
                     log.error("the site service does not answer: %s", error)
                     reason = "the site service does not answer"
                     return Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)

@@ -44,7 +44,7 @@ log = logging.getLogger("fedveil.coordinator")
 _IDS = ("study", "release", "round", "attempt")
 _VERSION = re.compile(r"[0-9A-Za-z.+!-]{1,20}")
 
-SITE_STATES = ("unknown", "pending", "loading", "ready", "refused")
+SITE_STATES = ("unknown", "pending", "declined", "loading", "ready", "refused")
 """The states of a study that a site may report; anything else is not an answer."""
 
 
@@ -73,6 +73,7 @@ class FlowerTransport:
         self._link, self._identity, self._receipts, self._pin = link, identity, receipts, pin
         self._keys = dict(keys)
         self._patience = patience or Patience()
+        self._gone: set[str] = set()
 
     @property
     def signing_keys(self) -> Mapping[str, bytes]:
@@ -186,21 +187,21 @@ class FlowerTransport:
             getattr(answer, name) != value for name, value in _ids(request).items()
         ):
             raise WireError(f"{site} answered another request, or in another site's name")
-        if isinstance(answer, Reply) and not self._keep(
-            Receipt.from_dict(frame.head.get("receipt")), answer, raw
-        ):
+        if isinstance(answer, Reply) and not self._keep(frame, answer, raw):
             return _declined(request, site, "failed")
         return answer
 
-    def _keep(self, receipt: Receipt, reply: Reply, raw: bytes) -> bool:
+    def _keep(self, frame: Frame, reply: Reply, raw: bytes) -> bool:
         """Store the receipt of a reply; False if it shows that the site's ledger was rolled back."""
+        receipt = Receipt.from_dict(frame.head.get("receipt"))
+        signature = receipt.check(frame.head.get("signature"), self._keys[reply.site])
         stated = {name: getattr(receipt, name) for name in ("site", *_IDS)}
         if receipt.answer != hashlib.sha256(raw).hexdigest() or stated != {
             name: getattr(reply, name) for name in stated
         }:
             raise WireError(f"{reply.site}'s receipt is for another answer")
         try:
-            self._receipts.keep(receipt)
+            self._receipts.keep(receipt, signature)
         except FederationError as error:
             log.error("%s is left out: %s", reply.site, error)
             return False
@@ -241,7 +242,7 @@ class FlowerTransport:
             return lambda: seal(body, self._identity, to=to, purpose=FROM_COORDINATOR, message=message)
 
         sealing = {site: send(site, body) for site, body in known.items()}
-        Asking(self._link, sealing, receive, patience or self._patience).run()
+        Asking(self._link, sealing, receive, patience or self._patience, self._gone).run()
 
     def _open(self, site: str, sealed: bytes, asked: bytes) -> Opened | None:
         """The site's own answer to the message with this id; None for anything else.

@@ -18,9 +18,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedveil.errors import InvalidValue
 
-__all__ = ["Authority", "names_of", "node_keys"]
+__all__ = ["Authority", "days_left", "names_of", "node_keys"]
 
-_AUTHORITY_DAYS, _SERVER_DAYS = 3650, 825
+_AUTHORITY_DAYS, _SERVER_DAYS, _BEFORE_DAYS = 3650, 825, 1
 
 
 class Authority:
@@ -114,6 +114,17 @@ def names_of(certificate: bytes) -> list[str]:
     return [str(name.value) for name in names]
 
 
+def days_left(certificate: bytes) -> int:
+    """Days until a certificate (PEM) expires; negative if it has."""
+    try:
+        until = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    except ValueError as error:
+        raise InvalidValue(
+            f"the certificate cannot be read ({error})", "it must be a PEM file", "restore it from a backup"
+        ) from None
+    return (until - datetime.datetime.now(datetime.UTC)).days
+
+
 def node_keys() -> tuple[bytes, bytes]:
     """A node's private key (OpenSSH) and public key (PEM), of the kind that Flower needs."""
     key = ec.generate_private_key(ec.SECP384R1())
@@ -147,6 +158,6 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_before(now - datetime.timedelta(days=_BEFORE_DAYS))
         .not_valid_after(now + datetime.timedelta(days=days))
     )

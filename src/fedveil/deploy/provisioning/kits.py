@@ -98,7 +98,9 @@ def _write_coordinator(
         port=port,
         hosts=" or ".join(hosts),
         fingerprint=fingerprint(identity.public),
+        version=__version__,
     )
+    (home / "fedveil-study@.service").write_text(templates.STUDY_UNIT.format(name=name), encoding="utf-8")
     (home / "README.md").write_text(guide, encoding="utf-8")
 
 

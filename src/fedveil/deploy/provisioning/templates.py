@@ -1,6 +1,15 @@
 """The text files of start-up kits: settings with comments, instructions, systemd units."""
 
-__all__ = ["COORDINATOR_GUIDE", "FEDERATION", "NODE", "NODE_UNIT", "SITE", "SITE_GUIDE", "SITE_UNIT"]
+__all__ = [
+    "COORDINATOR_GUIDE",
+    "FEDERATION",
+    "NODE",
+    "NODE_UNIT",
+    "SITE",
+    "SITE_GUIDE",
+    "SITE_UNIT",
+    "STUDY_UNIT",
+]
 
 SITE = """# This hospital's settings. The service reads them when it starts; paths are relative to this folder.
 
@@ -48,7 +57,7 @@ port = {port}                   # hospitals connect here; open it in the firewal
 listen = "{listen}"             # local address to listen at
 sites = [{sites}]
 #wait_for_approval = 86400      # seconds that `coordinate` waits for hospitals to approve a study
-#wait_for_absent = 120          # seconds that a round waits for a hospital that is not connected
+#wait_for_absent = 8            # seconds that a round waits for a hospital once it is gone; later rounds wait 1 s
 #wait_for_answer = 3600         # seconds that a connected hospital may take for one round
 #ask_again = 15                 # seconds after which an unanswered request is sent again
 """
@@ -129,54 +138,129 @@ RestrictSUIDSGID=yes
 WantedBy=multi-user.target
 """
 
+STUDY_UNIT = """[Unit]
+Description=fedveil study %i of the federation {name}
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+User=fedveil-coordinator
+Group=fedveil-coordinator
+StateDirectory=fedveil
+ExecStart=/bin/sh -c 'cd /var/lib/fedveil && exec /opt/fedveil/bin/fedveil coordinate /etc/fedveil/studies/%i.toml \\
+    --federation /etc/fedveil/coordinator --out runs/%i $$([ -e runs/%i ] && echo --resume)'
+Restart=on-failure
+RestartSec=60
+UMask=0077
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+ReadWritePaths=/etc/fedveil/coordinator
+PrivateTmp=yes
+PrivateDevices=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+CapabilityBoundingSet=
+LockPersonality=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictNamespaces=yes
+RestrictSUIDSGID=yes
+
+[Install]
+WantedBy=multi-user.target
+"""
+
 SITE_GUIDE = """# Start-up kit of {name} in the federation "{federation}"
 
 Two programs run here. The **site service** (folder `site/`) holds the images, the budget and the signing
 key, and never uses the network. The **node** (folder `node/`) connects to {superlink} and carries sealed messages
 between the two; this hospital needs no open port.
 
-1. `pip install "fedveil[flower]"` (the coordinator runs version {version}; install the same)
-2. Edit `site/site.toml`: where the images are, the budget, the policy. The budget cannot be edited there later.
-3. `fedveil site init site` makes the signing key and the ledger. Read the fingerprint that it prints to the
-   coordinator by telephone, and have them read theirs: {fingerprint}
-4. `fedveil site check site`
-5. `fedveil site serve site`, and as another user `fedveil site connect node`
-6. When a study is offered: `fedveil site studies site`, read what it would cost, then
-   `fedveil site approve STUDY site`, which also decodes every image and asks you to compare the others' fingerprints
-7. A finished study leaves its model in `site/models/STUDY`, for `fedveil predict`, and in `evaluation.json` there
-   its accuracy on the patients that are held out here. That file is as confidential as the images.
+## Install (once, as root)
 
-As services, under separate users (once, as root):
-
+    python3 -m venv /opt/fedveil
+    /opt/fedveil/bin/pip install "fedveil[flower,desk]=={version}"
     groupadd fedveil-line
     useradd --system --groups fedveil-line fedveil-site
     useradd --system --groups fedveil-line fedveil-node
-    mkdir -p /etc/fedveil && cp -r site node /etc/fedveil/
-    chown -R fedveil-site: /etc/fedveil/site && chmod 700 /etc/fedveil/site
-    chown -R fedveil-node: /etc/fedveil/node && chmod 700 /etc/fedveil/node
-    # in site.toml:  listen = "unix:/run/fedveil/site.sock"  and  group = "fedveil-line"
-    # in node.toml:  site = "unix:/run/fedveil/site.sock"
+    mkdir -p /etc/fedveil
+    cp -r site node /etc/fedveil/
+    sed -i 's|^listen = .*|listen = "unix:/run/fedveil/site.sock"|' /etc/fedveil/site/site.toml
+    sed -i 's|^#group = .*|group = "fedveil-line"|' /etc/fedveil/site/site.toml
+    sed -i 's|^site = .*|site = "unix:/run/fedveil/site.sock"|' /etc/fedveil/node/node.toml
+    chown -R fedveil-site: /etc/fedveil/site
+    chown -R fedveil-node: /etc/fedveil/node
+    chmod 700 /etc/fedveil/site /etc/fedveil/node
     cp systemd/*.service /etc/systemd/system/
+
+The coordinator runs version {version}: install the same.
+
+## Set up (as the user of the site service, never as root)
+
+Edit `/etc/fedveil/site/site.toml`: where the images are, the budget, the policy. The user `fedveil-site` has to be able
+to read the images. The budget cannot be edited there later.
+
+    cd /etc/fedveil
+    sudo -u fedveil-site /opt/fedveil/bin/fedveil site init site
+    sudo -u fedveil-site /opt/fedveil/bin/fedveil site check site
     systemctl enable --now fedveil-site fedveil-node
 
-Back up `site/ledger.jsonl` with its `.head` file, and `site/identity.key` once, separately. Never replace a newer
-ledger by an older one: it would lack charges, and the coordinator's receipts reveal it.
+`site init` makes the signing key and the ledger. Read the fingerprint that it prints to the coordinator by telephone,
+and have them read theirs: {fingerprint}
+
+## Decide about a study
+
+    sudo -u fedveil-site /opt/fedveil/bin/fedveil site studies site
+    sudo -u fedveil-site /opt/fedveil/bin/fedveil site approve STUDY site
+    sudo -u fedveil-site /opt/fedveil/bin/fedveil site decline STUDY site
+    sudo -u fedveil-site /opt/fedveil/bin/fedveil site withdraw STUDY site
+
+`approve` also decodes every image and asks you to compare the others' fingerprints. Each decision is kept with your
+name, your role and the reason. `fedveil site desk site` does the same in a browser on this machine.
+
+A finished study leaves its model in `site/models/STUDY`, for `fedveil predict`, and in `evaluation.json` there its
+accuracy on the patients that are held out here. That file is as confidential as the images.
+
+For a trial without systemd, one user runs both programs, in two terminals, from this folder:
+
+    fedveil site serve site
+    fedveil site connect node
+
+## Back up
+
+`site/ledger.jsonl` and `site/decisions.jsonl`, each with its `.head` file, after every study; `site/identity.key` once,
+separately. Never replace a newer ledger by an older one: it would lack charges, and the coordinator's receipts reveal
+it.
 """
 
 COORDINATOR_GUIDE = """# The coordinator of the federation "{federation}"
 
 1. Give each hospital its folder ({kits}) over a channel that only they can read, then delete it here.
 2. Open TCP port {port} of {hosts} in the firewall. Only the hospitals need to connect.
-3. Write a study whose `data.source` is your own test set, or "none" with `data.classes` and `data.channels`,
-   then
+3. Write a study whose `data.source` is your own test set, or "none" with `data.classes` and `data.channels`. See what
+   it would cost, then run it:
 
+       fedveil plan study.toml --federation .
        fedveil coordinate study.toml --federation .
 
-   It starts the SuperLink, offers the study, waits until the hospitals have approved it, trains, writes a run
-   directory and sends every hospital the model. After an interruption: the same command with `--resume`. A hospital
-   that was absent at the end receives the model with `fedveil federation send RUN --federation .`
+   The second command starts the SuperLink, offers the study, waits until the hospitals have approved it, trains, writes
+   a run directory and sends every hospital the model. After an interruption: the same command with `--resume`. A
+   hospital that was absent at the end receives the model with `fedveil federation send RUN --federation .`
+
+As a service (once, as root), with the study in `/etc/fedveil/studies/NAME.toml` and the run in
+`/var/lib/fedveil/runs/NAME`. After an interruption it resumes:
+
+    python3 -m venv /opt/fedveil
+    /opt/fedveil/bin/pip install "fedveil[flower]=={version}"
+    useradd --system fedveil-coordinator
+    mkdir -p /etc/fedveil/studies
+    cp -r . /etc/fedveil/coordinator
+    chown -R fedveil-coordinator: /etc/fedveil/coordinator
+    chmod 700 /etc/fedveil/coordinator
+    cp fedveil-study@.service /etc/systemd/system/
+    systemctl start fedveil-study@NAME
 
 Your fingerprint, to read to the hospitals by telephone: {fingerprint}
-`ca.key`, `identity.key` and `superlink.secret` stay on this machine. `receipts/` is proof for the hospitals and for
-you.
+`ca.key`, `identity.key` and `superlink.secret` stay on this machine. `receipts/` holds each hospital's signed receipts:
+proof for the hospitals and for you. `fedveil federation receipts .` checks them.
 """

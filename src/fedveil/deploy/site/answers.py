@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedveil.errors import Refused
 from fedveil.federation import Request
+from fedveil.names import attempt_words
 
 __all__ = ["Spool"]
 
@@ -45,7 +46,7 @@ class Spool:
         elif name not in self._served:
             return None
         raise Refused(
-            f"round {request.round}, attempt {request.attempt} was answered before, to another request",
+            f"round {request.round}, {attempt_words(request.attempt)} was answered before, to another request",
             "a site answers an attempt only once",
             "increase the attempt to repeat a round",
         )

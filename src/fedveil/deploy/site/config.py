@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedveil.data import Settings
 from fedveil.deploy.identity import check_public_key
+from fedveil.deploy.sealing import OVERHEAD
 from fedveil.deploy.site.ipc import Address
 from fedveil.errors import InvalidValue, Refused
 from fedveil.federation import Agreement, Policy, default_min_honest
 from fedveil.names import SITE_NAME
-from fedveil.privacy import Trust, Unit
+from fedveil.privacy import Budget, Trust, Unit
 from fedveil.schema import explain
 from fedveil.study.settings.data import ColumnSettings
 
@@ -143,6 +144,11 @@ class SiteConfig(_Table):
                 "use unix:site.sock, or tcp:127.0.0.1:PORT with a file named token",
             ) from None
 
+    @property
+    def message_limit(self) -> int:
+        """The longest sealed message in bytes that a site with this policy accepts."""
+        return 8 * self.policy.max_dimension + 2**21 + OVERHEAD
+
     def core_policy(self) -> Policy:
         """The part of the policy that `fedveil.federation.Site` enforces at every request."""
         return Policy(
@@ -171,6 +177,16 @@ class SiteConfig(_Table):
                 f"this site's policy allows {allowed} at most",
                 "reduce federation.min_honest in the study, or increase the site's policy.max_honest",
             )
+
+    def budget_conflict(self, budget: Budget) -> str | None:
+        """How the ledger's budget, which is enforced, differs from the one in ``site.toml``; None if it does not."""
+        stated = Budget(self.budget.epsilon, self.budget.delta, self.budget.unit)
+        if stated == budget:
+            return None
+        return (
+            f"site.toml states a budget of {stated}, and the ledger, which is enforced, {budget}: "
+            "amend the ledger with `fedveil ledger amend`, or correct site.toml"
+        )
 
     def check_delta(self, delta: float) -> None:
         """Refuse a delta, of a budget or a study, above one over the bound on the number of units."""

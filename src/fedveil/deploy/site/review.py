@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedveil.deploy.records.facts import Fact, facts
 from fedveil.deploy.site.approvals import Listed
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.errors import FedveilError, InvalidValue
 from fedveil.federation import Agreement
 from fedveil.federation.secure_rounds import session_of
 from fedveil.learning.encoders.external import Store
-from fedveil.privacy import Guarantee, LedgerState, Mechanism, epsilon, operational_risk, verify_ledger
+from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk, verify_ledger
 from fedveil.study import Study
 
-__all__ = ["Review", "review"]
+__all__ = ["Review", "epsilon_with", "review"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class Review:
             already made for the study count once.
         objection: why the hospital's policy refuses it; None if it does not.
         own_model: the part of the cost for the hospital's own model; None if the study includes none.
+        facts: who asks, for what, which model is trained how, who receives it.
     """
 
     listed: Listed
@@ -39,46 +41,53 @@ class Review:
     after: float
     objection: str | None
     own_model: str | None = None
+    facts: tuple[Fact, ...] = ()
 
     @property
     def sentences(self) -> list[str]:
         """The review as text."""
-        agreement, budget = self.listed.agreement, self.state.budget
-        needed = next(count for count in range(1, len(agreement.sites) + 1) if agreement.enough(count))
-        unit = agreement.target.unit
+        return [f"{label:<12} {text}" for label, text in self.rows]
+
+    @property
+    def rows(self) -> list[Fact]:
+        """The review by label: what the study is, what it releases, what it costs here."""
+        agreement, unit = self.listed.agreement, self.listed.agreement.target.unit
         releases = [
             f"{r.mechanism.steps} x {r.query.title} ({r.dimension:,} numbers); a {unit} adds {r.query.adds}"
             for r in agreement.releases
         ]
-        if agreement.trust == "secure-aggregation":  # with more than 64 sites a sparse session needs more
-            needed = max(needed, session_of(agreement, agreement.sites, 0, 1).min_survivors)
-        lines = [
-            f"study      {agreement.name}, digest {self.listed.digest}",
-            f"hospitals  {', '.join(agreement.sites)}; a round needs {needed}",
+        return [
+            ("study", f"{agreement.name}, digest {self.listed.digest}"),
+            *self.facts,
+            ("hospitals", f"{', '.join(agreement.sites)}; a round needs {_needed(agreement)}"),
             *_encoder(self.listed.offer.study),
-            *(f"{'' if number else 'releases':<10} {one}" for number, one in enumerate(releases)),
+            *(("" if number else "releases", one) for number, one in enumerate(releases)),
+            *_level(agreement),
+            *self.costs,
         ]
-        if agreement.calibration is not None:
-            grid = ", ".join(f"{level.epsilon:g}" for level in agreement.calibration.levels)
-            lines.append(
-                f"level      calibrated: a fixed rule picks one epsilon of {grid} from the pilot's noisy sums. "
-                "The releases and the cost here are those of the dearest; the ledger is charged what is used"
-            )
+
+    @property
+    def costs(self) -> list[Fact]:
+        """What the study costs here, by label."""
+        agreement, budget = self.listed.agreement, self.state.budget
         if self.guarantee is None:
-            lines.append("cost       no privacy: nothing bounds what is revealed about a patient")
+            rows = [("cost", "no privacy: nothing bounds what is revealed about a patient")]
         else:
-            lines += [
-                f"cost       {self.guarantee}",
-                f"risk       {operational_risk(self.guarantee, agreement.mechanisms)}",
-                f"alone      epsilon {self.alone:.4g} if everyone else colludes",
-                f"budget     epsilon {self.state.spent():.4g} of {budget.epsilon:.4g} is spent; "
-                f"with this study {self.after:.4g}",
+            spent = self.state.spent()
+            rows = [
+                ("cost", str(self.guarantee)),
+                ("risk", str(operational_risk(self.guarantee, agreement.mechanisms))),
+                ("alone", f"epsilon {self.alone:.4g} if everyone else colludes"),
+                (
+                    "budget",
+                    f"epsilon {spent:.4g} of {budget.epsilon:.4g} is spent; with this study {self.after:.4g}",
+                ),
             ]
         if self.own_model is not None:
-            lines.append(f"own model  {self.own_model}")
+            rows.append(("own model", self.own_model))
         if self.objection:
-            lines.append(f"policy     {self.objection}")
-        return lines
+            rows.append(("policy", self.objection))
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -86,6 +95,8 @@ class Review:
             "digest": self.listed.digest,
             "study": self.listed.agreement.name,
             "approved": self.listed.approved,
+            "state": self.listed.state,
+            "facts": dict(self.facts),
             "guarantee": self.guarantee.to_dict() if self.guarantee else None,
             "epsilon_alone": self.alone if self.guarantee else None,
             "epsilon_spent": self.state.spent(),
@@ -113,8 +124,9 @@ def review(config: SiteConfig, listed: Listed) -> Review:
             alone=float("inf"),
             after=float("inf"),
             objection=objection,
+            facts=tuple(facts(config, listed)),
         )
-    after = max(state.spent(), _after(state, agreement, agreement.mechanisms))
+    after = max(state.spent(), epsilon_with(state, [agreement]))
     if objection is None and after > state.budget.epsilon * (1 + 1e-9):
         objection = f"the budget of epsilon {state.budget.epsilon:.4g} does not pay for it"
     return Review(
@@ -125,27 +137,52 @@ def review(config: SiteConfig, listed: Listed) -> Review:
         after=after,
         objection=objection,
         own_model=_own_model(config, agreement),
+        facts=tuple(facts(config, listed)),
     )
 
 
-def _encoder(study: Study) -> list[str]:
+def _encoder(study: Study) -> list[Fact]:
     """The encoder that is not built in, by its whole hash."""
     spec = study.model.encoder.spec(study.model.features)
     if spec is None:
         return []
     graph = f", graph {spec.graph}" if spec.graph else ""
     here = "registered here" if Store().has(spec.sha256) else "NOT registered here: fedveil encoder add FILE"
-    return [f"encoder    {spec.features}, SHA-256 {spec.sha256}{graph}; {here}"]
+    return [("encoder", f"{spec.features}, SHA-256 {spec.sha256}{graph}; {here}")]
 
 
-def _after(state: LedgerState, agreement: Agreement, mechanisms: Sequence[Mechanism]) -> float:
-    """Epsilon of all other studies' charges and this whole study, each for the ledger's unit.
+def _level(agreement: Agreement) -> list[Fact]:
+    """What a calibrated study leaves open."""
+    if agreement.calibration is None:
+        return []
+    grid = ", ".join(f"{level.epsilon:g}" for level in agreement.calibration.levels)
+    return [
+        (
+            "level",
+            f"calibrated: a fixed rule picks one epsilon of {grid} from the pilot's noisy sums. "
+            "The releases and the cost here are those of the dearest; the ledger is charged what is used",
+        )
+    ]
 
-    Infinite if this study does not protect that unit at all, which the policy's objection explains.
+
+def _needed(agreement: Agreement) -> int:
+    """The number of hospitals that a round needs."""
+    needed = next(count for count in range(1, len(agreement.sites) + 1) if agreement.enough(count))
+    if agreement.trust == "secure-aggregation":  # with more than 64 sites a sparse session needs more
+        needed = max(needed, session_of(agreement, agreement.sites, 0, 1).min_survivors)
+    return needed
+
+
+def epsilon_with(state: LedgerState, agreements: Sequence[Agreement]) -> float:
+    """Epsilon of these whole studies and all charges of other ones, each for the ledger's unit.
+
+    Infinite if a study does not protect that unit at all, which the policy's objection explains.
     """
-    others = [charge.mechanism for charge in state.charges if charge.study != agreement.title]
+    titles = {agreement.title for agreement in agreements}
+    others = [charge.mechanism for charge in state.charges if charge.study not in titles]
+    whole = [mechanism for agreement in agreements for mechanism in agreement.mechanisms]
     try:
-        priced = [one.for_unit(state.budget.unit) for one in (*others, *mechanisms)]
+        priced = [one.for_unit(state.budget.unit) for one in (*others, *whole)]
     except InvalidValue:
         return math.inf
     return epsilon(priced, state.budget.delta, adaptive=True)

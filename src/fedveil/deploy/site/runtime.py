@@ -7,6 +7,7 @@ unusable the site answers with noise; only the hospital's own log says so.
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedveil.data import Dataset, Options, Settings, is_path, load, load_usable
 from fedveil.data.formats.folder import guessed_layout
 from fedveil.deploy.identity import Identity, signing_key
 from fedveil.deploy.offer import Offer
+from fedveil.deploy.records.forgotten import Forgotten
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.keys import Peers
 from fedveil.errors import DataError, FedveilError
@@ -35,6 +37,9 @@ __all__ = ["Cohorts"]
 log = logging.getLogger("fedveil.site")
 Rows = npt.NDArray[np.int64]
 
+_NAMED = "patient "
+"""What `load_usable` puts before the name of a patient, and not before that of an image without one."""
+
 HELD_OUT = b"fedveil patients held out 1"
 """The purpose of the hospital's secret that decides which patients are held out."""
 
@@ -52,6 +57,11 @@ class Cohorts:
     config: SiteConfig
     identity: Identity
     tasks: dict[str, Task] = field(default_factory=dict)
+
+    @property
+    def forgotten(self) -> Forgotten:
+        """The patients who withdrew."""
+        return Forgotten(self.config.folder, self.identity)
 
     def agree(self, agreement: Agreement, ledger: Ledger) -> None:
         """Refuse an agreement by public facts and this site's settings: policy, bounds, budget. Independent of the
@@ -136,14 +146,17 @@ class Cohorts:
 
     def task(self, offer: Offer) -> Task:
         """The hospital's images and their features for a study."""
-        study = offer.study
-        values: dict[str, Any] = study.model_dump(mode="json")
-        calibrated = study.privacy.calibration_share > 0
-        seen = [values["data"], values["model"], values["training"], study.study.seed, calibrated]
-        key = json.dumps([seen, offer.classes, offer.channels], sort_keys=True)
-        if key not in self.tasks:
-            self.tasks[key] = make_task(study, self._seen_by(offer), Silent())
-        return replace(self.tasks[key], study=study)
+        key = _seen(offer)
+        task = self.tasks.get(key)
+        if task is None:
+            task = self.tasks[key] = make_task(offer.study, self._seen_by(offer), Silent())
+        return replace(task, study=offer.study)
+
+    def keep(self, offers: Iterable[Offer]) -> None:
+        """Free all features that none of these studies uses."""
+        needed = {_seen(offer) for offer in offers}
+        for key in self.tasks.keys() - needed:
+            self.tasks.pop(key, None)
 
     def dataset(self, offer: Offer | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
         """The hospital's images as a study uses them or, without one, as they are; no pixel is read.
@@ -153,6 +166,7 @@ class Cohorts:
         """
         self._check_layout()
         dataset = load(self.config.data.source, base=self.config.folder, **self._settings(offer, classes))
+        dataset = self.forgotten.without(dataset)
         self._check_units(dataset)
         return dataset
 
@@ -202,12 +216,13 @@ class Cohorts:
     def _seen_by(self, offer: Offer) -> Dataset:
         """The images that a study can use, each checked independently."""
         named = self.config.budget.unit == "patient" and not self.config.data.one_image_a_patient
-        return load_usable(
+        usable = load_usable(
             self.config.data.source,
             Options.of(self._settings(offer)),
             base=self.config.folder,
             need_patients=named,
         )
+        return self.forgotten.without(usable, prefix=_NAMED)
 
     def _usable(self, dataset: Dataset, part: Rows) -> Rows:
         """This hospital's images among usable ones; none if no image names it."""
@@ -249,3 +264,12 @@ class Cohorts:
                 f"budget.max_units allows {most:,} at most, and studies are checked against that",
                 "increase it in site.toml if the budget's delta allows, or remove images",
             )
+
+
+def _seen(offer: Offer) -> str:
+    """Everything that a study's features and labels depend on."""
+    study = offer.study
+    values: dict[str, Any] = study.model_dump(mode="json")
+    calibrated = study.privacy.calibration_share > 0
+    seen = [values["data"], values["model"], values["training"], study.study.seed, calibrated]
+    return json.dumps([seen, offer.classes, offer.channels], sort_keys=True)

@@ -5,33 +5,33 @@ malformed, or asks for anything that was not approved here is refused, with one 
 Requests of all studies are answered one at a time under one ledger; greetings are answered at any time. A study's
 finished model is received and stored; the answer only confirms that."""
 
-import hashlib
 import logging
 import re
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedveil import __version__
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.receipts import Receipt
-from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, NO_ID, OVERHEAD, Opened, seal, unseal
+from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, NO_ID, Opened, seal, unseal
 from fedveil.deploy.site.answers import Spool
-from fedveil.deploy.site.approvals import Studies
+from fedveil.deploy.site.approvals import Listed, Studies
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.models import Kept, Models
 from fedveil.deploy.site.runtime import Cohorts
 from fedveil.errors import FederationError, FedveilError, Refused
-from fedveil.federation import Agreement, Declined, Reply, Request, Site
+from fedveil.federation import Declined, Reply, Request, Site
 from fedveil.federation.messages import Answer, SecureRequest
 from fedveil.federation.wire import Frame, WireError, decode, encode, pack, unpack
+from fedveil.names import attempt_words
 from fedveil.privacy import Head, Ledger, verify_ledger
 from fedveil.study import has_own, own_model
 
-__all__ = ["SiteService", "message_limit"]
+__all__ = ["SiteService", "open_service"]
 
 log = logging.getLogger("fedveil.site")
 
@@ -39,13 +39,15 @@ _SECURE_ANSWERS = 64
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def message_limit(config: SiteConfig) -> int:
-    """The longest sealed message in bytes that a site with this policy accepts."""
-    return 8 * config.policy.max_dimension + 2**21 + OVERHEAD
-
-
 class Stale(Refused):
     """A message whose date is too far from this machine's clock: it was delayed, or a clock is wrong."""
+
+
+class _Open(NamedTuple):
+    """An approved study that is ready to answer."""
+
+    site: Site
+    listed: Listed
 
 
 class SiteService:
@@ -64,12 +66,30 @@ class SiteService:
         self._spool = Spool(config.folder / "spool")
         self._cohorts = Cohorts(config, identity)
         self._concluding: list[threading.Thread] = []
-        self._limit = message_limit(config)
-        self._sites: dict[str, Site] = {}
-        self._agreement: dict[str, Agreement] = {}
+        self._limit = config.message_limit
+        self._sites: dict[str, _Open] = {}
         self._secure_answers: dict[bytes, bytes] = {}
         self._opening: dict[str, threading.Thread] = {}
         self._busy, self._keeping = threading.Lock(), threading.Lock()
+        self._copied: object = None
+        self._forgotten = self._cohorts.forgotten.version
+        self.copy_decisions()
+
+    def copy_decisions(self) -> None:
+        """Record in the ledger what people decided since the last time; nothing may be answered if that fails."""
+        lines = self.studies.decisions.lines()
+        if lines is not self._copied:
+            self.studies.decisions.copy_to(self.ledger)
+            self._copied = lines
+
+    def resume(self) -> None:
+        """Open every approved study that is not finished, and do what is left to do after those that are."""
+        for listed in self.studies.all():
+            if listed.state != "approved":
+                continue
+            if not self.models.of(listed.digest).is_done:
+                self.status(listed.digest)
+            self.conclude(listed.digest)
 
     def answer(self, sealed: bytes) -> bytes:
         """The sealed answer to a sealed message. Never raises because of a message's content."""
@@ -144,6 +164,7 @@ class SiteService:
             raise WireError("a greeting without study and nonce arrived")
         if known is not None:
             self._check_not_rolled_back(Receipt.from_dict(known))
+        self.copy_decisions()
         status = self.status(study)
         return self._frame("hello", nonce=nonce, study=study, status=status, version=__version__)
 
@@ -199,24 +220,35 @@ class SiteService:
 
     def _conclude(self, digest: str, kept: Kept) -> None:
         try:
-            site, listed = self._approved(digest), self.studies.read(digest)
-            if site is None:
+            opened = self._approved(digest)
+            if opened is None:
                 return
+            listed = opened.listed
             with self._busy:
                 wanted = self.config.policy.own_models and has_own(listed.agreement)
                 if wanted and kept.own() is None:
-                    self._make_own(site, listed.agreement, kept)
+                    _make_own(opened, kept)
                 kept.judge(listed.offer, self._cohorts.judge)
+                self._close(digest)
             log.info("study %s is finished; its results here are in %s", digest[:12], kept.folder)
         except Exception as error:  # noqa: BLE001 - a service goes on; at its next start it tries again
             log.error("the work after study %s cannot be done: %s", digest[:12], error)
 
-    def _make_own(self, site: Site, agreement: Agreement, kept: Kept) -> None:
-        """This hospital's own model, charged once; it is lost if the process is killed between charge and file."""
-        try:
-            kept.keep_own(own_model(site, agreement, kept.common()))
-        except FedveilError as error:
-            log.warning("study %s: no own model: %s", agreement.digest[:12], error)
+    def _leave_out_forgotten(self) -> None:
+        """Once a patient has withdrawn, read all images again without them."""
+        if (version := self._cohorts.forgotten.version) != self._forgotten:
+            with self._busy:
+                self._sites.clear()
+                self._opening.clear()
+                self._cohorts.keep([])
+                self._cohorts.forgotten.purge()
+                self._forgotten = version
+
+    def _close(self, digest: str) -> None:
+        """Free what a study holds in memory; it is opened again if the coordinator asks for more."""
+        self._sites.pop(digest, None)
+        self._opening.pop(digest, None)
+        self._cohorts.keep([one.listed.offer for one in list(self._sites.values())])
 
     def finish(self) -> None:
         """Wait until the background work is done."""
@@ -224,7 +256,7 @@ class SiteService:
             thread.join()
 
     def status(self, digest: str) -> str:
-        """The state of a study here: unknown, pending, loading, ready or refused.
+        """The state of a study here: unknown, pending, declined, loading, ready or refused.
 
         It depends only on the offer, the approval, policy and budget. It reveals nothing about the images except the
         time to read them, between loading and ready.
@@ -232,7 +264,7 @@ class SiteService:
         if not self.studies.is_known(digest):
             return "unknown"
         if not self.studies.is_approved(digest):
-            return "pending"
+            return "declined" if self.studies.is_declined(digest) else "pending"
         if digest in self._sites:
             return "ready"
         thread = self._opening.get(digest)
@@ -244,7 +276,7 @@ class SiteService:
             thread.start()
         return "loading"
 
-    def _host(self, digest: str) -> Site | None:
+    def _host(self, digest: str) -> _Open | None:
         """Open the site of an approved study: None if policy or budget forbids it, independent of the images."""
         with self._busy:
             if digest in self._sites:
@@ -255,9 +287,9 @@ class SiteService:
             except Exception as error:  # noqa: BLE001 - policy, budget or this machine; never the images
                 log.error("study %s is refused: %s", digest, error)
                 return None
-            self._sites[digest], self._agreement[digest] = site, listed.agreement
+            opened = self._sites[digest] = _Open(site, listed)
             log.info("study %s (%s) is ready", listed.agreement.name, digest[:12])
-            return site
+            return opened
 
     def _request(self, request: Request, asked: Opened) -> bytes:
         if not self.studies.is_approved(request.study):
@@ -267,25 +299,26 @@ class SiteService:
         if stored is not None:
             return stored
         self._check_fresh(asked)
-        site = self._approved(request.study)
-        if site is None:
+        opened = self._approved(request.study)
+        if opened is None:
             return self._decline(request, f"study {request.study} is refused here", asked)
         with self._busy:
             stored = self._stored(request, asked)
             if stored is not None:
                 return stored
-            answer = site.handle(request)
+            answer = opened.site.handle(request)
             if not isinstance(answer, Reply):
                 return self._seal(answer, None, asked)
-            reply = self._seal(answer, self._receipt(answer), asked)
+            receipt = Receipt.of(answer, opened.listed.agreement, self.ledger.head)
+            reply = self._seal(answer, receipt, asked)
             self._spool.keep(request, asked.digest, reply)
-        log.info("%s round %s, attempt %s answered", request.release, request.round, request.attempt)
+        log.info("%s round %s, %s answered", request.release, request.round, attempt_words(request.attempt))
         return reply
 
     def _secure(self, message: SecureRequest, asked: Opened) -> bytes:
         """Answer a set-up or recovery message of secure aggregation; a repeated one gets the same answer."""
-        site = self._approved(message.study)
-        if site is None:
+        opened = self._approved(message.study)
+        if opened is None:
             raise Refused(
                 f"a secure aggregation message for study {message.study[:12]!r} arrived",
                 "nobody here approved it",
@@ -294,16 +327,18 @@ class SiteService:
         with self._busy:
             if asked.digest not in self._secure_answers:
                 self._check_fresh(asked)
-                self._secure_answers[asked.digest] = self._seal(site.handle(message), None, asked)
+                self._secure_answers[asked.digest] = self._seal(opened.site.handle(message), None, asked)
                 while len(self._secure_answers) > _SECURE_ANSWERS:
                     self._secure_answers.pop(next(iter(self._secure_answers)))
             return self._secure_answers[asked.digest]
 
-    def _approved(self, study: str) -> Site | None:
+    def _approved(self, study: str) -> _Open | None:
         """The site that answers an approved study; None for other studies."""
         if not (_is_digest(study) and self.studies.is_approved(study)):
-            self._sites.pop(study, None)
+            self._close(study)
             return None
+        self.copy_decisions()
+        self._leave_out_forgotten()
         return self._sites.get(study) or self._host(study)
 
     def _stored(self, request: Request, asked: Opened) -> bytes | None:
@@ -327,26 +362,20 @@ class SiteService:
         )
         return self._seal(declined, None, asked)
 
-    def _receipt(self, reply: Reply) -> Receipt:
-        head = self.ledger.head
-        agreement = self._agreement[reply.study]
-        release = agreement.release(reply.release)
-        cost = release.mechanism.with_steps(release.steps_per_round)
-        return Receipt(
-            site=reply.site,
-            study=reply.study,
-            release=reply.release,
-            round=reply.round,
-            attempt=reply.attempt,
-            answer=hashlib.sha256(pack(reply)).hexdigest(),
-            cost=None if agreement.trust == "none" else cost.to_dict(),
-            seq=head.seq,
-            hash=head.hash,
-        )
-
     def _seal(self, answer: Answer, receipt: Receipt | None, asked: Opened) -> bytes:
-        head = {"site": answer.site, "receipt": receipt.to_dict() if receipt else None}
+        head: dict[str, Any] = {"site": answer.site, "receipt": None}
+        if receipt is not None:
+            head |= {"receipt": receipt.to_dict(), "signature": receipt.signed(self.identity)}
         return self._sealed(Frame("answer", head, {}, {"answer": pack(answer)}), asked.id)
+
+
+def _make_own(opened: _Open, kept: Kept) -> None:
+    """This hospital's own model, charged once; it is lost if the process is killed between charge and file."""
+    agreement = opened.listed.agreement
+    try:
+        kept.keep_own(own_model(opened.site, agreement, kept.common()))
+    except FedveilError as error:
+        log.warning("study %s: no own model: %s", agreement.digest[:12], error)
 
 
 def _is_digest(value: str) -> bool:
@@ -363,4 +392,6 @@ def open_service(folder: Path, ledger: Ledger) -> SiteService:
             "copy the coordinator's public key into site.toml",
         )
     config.check_delta(ledger.state.budget.delta)
+    if conflict := config.budget_conflict(ledger.state.budget):
+        log.warning("%s", conflict)
     return SiteService(config, Identity.load(folder / "identity.key"), ledger)

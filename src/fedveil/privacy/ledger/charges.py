@@ -20,6 +20,7 @@ from fedveil.errors import InvalidValue, LedgerError
 from fedveil.privacy.accounting.composition import epsilon
 from fedveil.privacy.guarantee import Trust, Unit, check_choice, check_delta, check_number
 from fedveil.privacy.ledger.chain import Entry, Head, check_receipt, read_chain
+from fedveil.privacy.ledger.decisions import Decision, decided_in
 from fedveil.privacy.mechanism import Mechanism
 
 __all__ = [
@@ -106,6 +107,7 @@ class LedgerState:
     charges: tuple[Charge, ...]
     head: Head
     torn: int = 0
+    decisions: tuple[Decision, ...] = ()
 
     @property
     def studies(self) -> tuple[str, ...]:
@@ -152,7 +154,7 @@ def verify_ledger(path: Path | str, receipt: Head | None = None) -> LedgerState:
     if receipt is not None:
         check_receipt(path, contents, receipt)
     budget, charges = decode(path, contents.entries)
-    return LedgerState(budget, tuple(charges), contents.head, contents.torn)
+    return LedgerState(budget, tuple(charges), contents.head, contents.torn, decided_in(contents.entries))
 
 
 def read_ledger(path: Path | str) -> list[Charge]:
@@ -160,10 +162,12 @@ def read_ledger(path: Path | str) -> list[Charge]:
     return list(verify_ledger(path).charges)
 
 
-def budget_line(budget: Budget, reason: str) -> dict[str, Any]:
-    """The content of a budget line."""
+def budget_line(budget: Budget, reason: str, decision: Decision | None = None) -> dict[str, Any]:
+    """The content of a budget line; the decision names who changed the budget."""
     _check_name("reason", reason, least=1)
+    decided = {} if decision is None else {"decision": decision.to_dict()}
     return {
+        **decided,
         "kind": "budget",
         "version": _VERSION,
         "ledger": secrets.token_hex(8),
@@ -210,11 +214,14 @@ def decode(path: Path, entries: Iterable[Entry]) -> tuple[Budget, list[Charge]]:
                 charges[-1].mechanism.for_unit(budget.unit)
             elif entry.body["kind"] == "budget" and entry.body["version"] == _VERSION:
                 budget = Budget.from_dict(entry.body["budget"])
+                decided_in([entry])
+            elif entry.body["kind"] == "decision" and budget is not None:
+                decided_in([entry])
             else:
                 raise KeyError("kind")
         except (KeyError, TypeError, InvalidValue) as error:
             raise LedgerError(
-                f"line {entry.seq + 1} of {path} is neither a budget nor a charge that this version knows",
+                f"line {entry.seq + 1} of {path} is neither a budget nor a charge or decision that this version knows",
                 "a ledger may be used only if every line is understood",
                 "use the version of fedveil that wrote it, or a newer one",
             ) from error

@@ -24,6 +24,7 @@ from fedveil.privacy.ledger.charges import (
     decode,
     decode_charge,
 )
+from fedveil.privacy.ledger.decisions import Decision, decided_in, decision_line
 from fedveil.privacy.mechanism import Mechanism
 
 __all__ = ["Ledger"]
@@ -72,7 +73,8 @@ class Ledger:
     def state(self) -> LedgerState:
         """A snapshot of everything in the ledger."""
         with self._lock:
-            return LedgerState(self._budget, tuple(self._charges), self.head)
+            decisions = decided_in(self._chain.entries)
+            return LedgerState(self._budget, tuple(self._charges), self.head, decisions=decisions)
 
     def spent(self, delta: float | None = None) -> float:
         """Epsilon of all charges so far, at the budget's delta if none is given."""
@@ -128,8 +130,21 @@ class Ledger:
                 raise
             return charge
 
-    def amend_budget(self, budget: Budget, reason: str) -> None:
-        """Record a new budget and the reason. What was spent stays spent; the unit cannot change."""
+    def note(self, decision: Decision, source: str) -> None:
+        """Record a person's decision, durably; ``source`` identifies it, and is recorded once only."""
+        with self._lock:
+            if source not in self.noted():
+                self._chain.append(decision_line(decision, source))
+
+    def noted(self) -> frozenset[str]:
+        """The sources of all recorded decisions."""
+        with self._lock:
+            return frozenset(
+                entry.body["source"] for entry in self._chain.entries if entry.body["kind"] == "decision"
+            )
+
+    def amend_budget(self, budget: Budget, reason: str, decision: Decision | None = None) -> None:
+        """Record a new budget, the reason and who decided. What was spent stays spent; the unit cannot change."""
         if budget.unit != self._budget.unit:
             raise InvalidValue(
                 f"the new budget is per {budget.unit}, the ledger per {self._budget.unit}",
@@ -138,7 +153,7 @@ class Ledger:
             )
         with self._lock:
             try:
-                self._chain.append(budget_line(budget, reason))
+                self._chain.append(budget_line(budget, reason, decision))
             finally:
                 self._load()
 

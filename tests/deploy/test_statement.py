@@ -1,0 +1,113 @@
+"""A signed statement: true to the ledger, checked by anybody, void with one byte changed."""
+
+import hashlib
+import json
+
+import pytest
+from tests.deploy.hospital import WHO, Hospital
+from typer.testing import CliRunner
+
+from fedveil.cli.main import app
+from fedveil.deploy.identity import Identity, fingerprint
+from fedveil.deploy.records.inventory import bill_of_materials, code_hash
+from fedveil.deploy.records.statement import verify_statement
+from fedveil.errors import InvalidValue, Refused
+from fedveil.federation import Reply
+
+
+def run(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(words))
+    return done.exit_code, " ".join((done.output + done.stderr).split())
+
+
+@pytest.fixture
+def stated(hospital: Hospital, tmp_path):
+    """A hospital that answered one round, and its statement."""
+    assert isinstance(hospital.round(1, 1), Reply)
+    code, text = run("site", "statement", "toy", str(hospital.folder), "--out", str(tmp_path / "out"))
+    assert code == 0, text
+    (page,) = (tmp_path / "out").glob("*.html")
+    return hospital, page
+
+
+def test_a_statement_says_who_decided_what_it_cost_and_with_what(stated):
+    hospital, page = stated
+    text = page.read_text()
+    state = hospital.ledger
+    for words in (
+        f"approved by {WHO['by']} ({WHO['role']}",
+        hospital.agreement.digest,
+        f"epsilon {state.spent():.4g}",
+        state.head.hash,
+        code_hash(),
+        "each hospital adds all of the noise itself",
+        "name = &#34;toy&#34;",
+    ):
+        assert words in text
+    assert "<td>training</td><td>1</td>" in text
+    materials = page.with_suffix("").with_suffix(".sbom.json")
+    assert hashlib.sha256(materials.read_bytes()).hexdigest() in text
+
+
+def test_anybody_can_check_it_against_the_hospitals_fingerprint(stated):
+    hospital, page = stated
+    own = hospital.service.identity.public
+    for key in (own, fingerprint(own), fingerprint(own).upper().replace("-", " ")):
+        assert verify_statement(page, key).signer == own
+        assert run("statement", "verify", str(page), "--key", key)[0] == 0
+    other = Identity.create(page.with_name("other.key")).public
+    with pytest.raises(Refused, match="was expected"):
+        verify_statement(page, fingerprint(other))
+    assert run("statement", "verify", str(page), "--key", fingerprint(other))[0] == 2
+    assert "compare this fingerprint" in run("statement", "verify", str(page))[1]
+
+
+def test_every_change_makes_it_void(stated):
+    _, page = stated
+    content = page.read_bytes()
+    for place in (
+        0,
+        1000,
+        len(content) // 2,
+        content.rfind(b"<!--") - 1,
+        len(content) - 20,
+        len(content) - 160,
+    ):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        page.write_bytes(changed)
+        with pytest.raises((Refused, InvalidValue)):
+            verify_statement(page)
+    for changed in (content + b"more", content.replace(b"</body>", b"<p>more</p></body>"), b"", content[:-1]):
+        page.write_bytes(changed)
+        with pytest.raises((Refused, InvalidValue)):
+            verify_statement(page)
+    page.write_bytes(content)
+    verify_statement(page)
+
+
+def test_nothing_is_stated_about_a_study_that_nobody_decided(make_hospital, tmp_path):
+    hospital = make_hospital(approve=False)
+    code, text = run("site", "statement", "toy", str(hospital.folder), "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "nothing was decided" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_statement_is_never_overwritten(stated):
+    hospital, page = stated
+    before = page.read_bytes()
+    code, text = run("site", "statement", "toy", str(hospital.folder), "--out", str(page.parent))
+    assert code == 2
+    assert "never overwritten" in text
+    assert page.read_bytes() == before
+
+
+def test_the_bill_of_materials_names_every_package_once():
+    bill = bill_of_materials()
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    names = [one["name"] for one in bill["components"]]
+    assert len(names) == len(set(names))
+    assert {"numpy", "torch", "cryptography", "dp-accounting"} <= set(names)
+    assert all(one["purl"] == f"pkg:pypi/{one['name']}@{one['version']}" for one in bill["components"])
+    json.dumps(bill)
