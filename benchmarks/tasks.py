@@ -3,10 +3,10 @@
     python benchmarks/tasks.py                              # needs FEDVEIL_DATA, default ../shared/data
     python benchmarks/tasks.py --only small coverage --runs 10
 
-"small": three classes of the phantom, one of 85 %, 300 patients at epsilon 1. "chest": chest X-rays with two and three
-classes, on the test split, which was used for no choice here. "coverage": how often the printed 95 % interval of a test
-set of 200 patients holds the AUROC that the study reaches on thousands of others: on average over runs, and that of
-the run's own model. Every run is a whole study as `fedveil run` makes it, without its files.
+"small": three classes of the phantom, one of 85 %, 300 patients at epsilon 1, easy and hard to tell apart. "chest":
+chest X-rays with two and three classes, on the test split, which was used for no choice here. "coverage": how often the
+printed 95 % interval of a test set of 200 patients holds the AUROC that the study reaches on thousands of others: on
+average over runs, and that of the run's own model. Every run is a whole study as `fedveil run` makes it, without files.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 from fedveil.data import Dataset
 from fedveil.data.phantom.patients import phantom
 from fedveil.learning import auroc, decide
-from fedveil.library.runs import _resolved
+from fedveil.library.runs import resolved_study
 from fedveil.study import RunDirectory, Silent, Study, prepare
 from fedveil.study.evaluation import TestSet
 from fedveil.study.pipeline import Task, make_task
@@ -47,11 +47,36 @@ def chest(classes: int) -> Dataset:
         )
 
 
-def phantom_three(train: int = 300, test: int = 1200, seed: int = 1) -> Dataset:
+def drawn(patients: int, seed: int) -> tuple[Any, Any, Any]:
+    """Images of the phantom, their labels and their patients."""
+    found = phantom(64, patients=patients, seed=seed)
+    pixels = np.rint(np.asarray(found.images.read(np.arange(len(found.labels))))[:, 0] * 255).astype(np.uint8)
+    return pixels, np.asarray(found.labels), np.unique(np.array(found.patients), return_inverse=True)[1]
+
+
+def phantom_hard(train: int = 300, test: int = 1200, seed: int = 1) -> Dataset:
+    """Clear (85 %), with an opacity, and with it on both sides: an opacity is small, and both classes of it alike."""
+    pixels, ill, owner = drawn(2 * (train + test), seed)
+    parts, shares = [], {"train": train, "test": test}
+    opaque = np.unique(owner[ill == 1])
+    clear = np.setdiff1d(owner, opaque)
+    for split, count in shares.items():
+        sizes = np.diff(np.rint(np.array([0, 0.85, 0.93, 1]) * count).astype(int))
+        for code, size in enumerate(sizes):
+            pool = clear if code == 0 else opaque
+            chosen, rest = np.split(pool, [size])
+            clear, opaque = (rest, opaque) if code == 0 else (clear, rest)
+            rows = np.flatnonzero(np.isin(owner, chosen) & (ill == min(code, 1)))
+            images = np.maximum(pixels[rows], pixels[rows][:, :, ::-1]) if code == 2 else pixels[rows]
+            parts.append((images, np.full(len(rows), code), owner[rows], np.full(len(rows), split)))
+    images, labels, patients, splits = (np.concatenate(one) for one in zip(*parts, strict=True))
+    names = ["clear", "opacity", "both sides"]
+    return Dataset.from_arrays(images, labels, patients=patients, split=splits, classes=names)
+
+
+def phantom_easy(train: int = 300, test: int = 1200, seed: int = 1) -> Dataset:
     """Negatives (85 %), enlarged details and half-covered images of the phantom: easy classes, of uneven size."""
-    drawn = phantom(64, patients=train + test, seed=seed)
-    pixels = np.rint(np.asarray(drawn.images.read(np.arange(len(drawn.labels))))[:, 0] * 255).astype(np.uint8)
-    owner = np.unique(np.array(drawn.patients), return_inverse=True)[1]
+    pixels, _, owner = drawn(train + test, seed)
     generator = np.random.default_rng(seed)
     number = generator.permutation(train + test)[owner]
     place = np.where(number < train, number / train, (number - train) / test)
@@ -66,7 +91,7 @@ def phantom_three(train: int = 300, test: int = 1200, seed: int = 1) -> Dataset:
 
 
 def prepared(dataset: Dataset, **settings: Any) -> tuple[Task, Prepared]:
-    study, _ = _resolved(Study(**settings), dataset)
+    study, _ = resolved_study(Study(**settings), dataset)
     data = prepare(study, dataset)
     return make_task(data.study, data.dataset, Silent()), data
 
@@ -90,7 +115,12 @@ def scores(task: Task, parameters: Any, priors: Any) -> tuple[float, float, floa
 
 
 def small(runs: int) -> None:
-    task, data = prepared(phantom_three(), epsilon=1.0)
+    for name, dataset in (("easy", phantom_easy()), ("hard", phantom_hard())):
+        small_one(name, dataset, runs)
+
+
+def small_one(name: str, dataset: Dataset, runs: int) -> None:
+    task, data = prepared(dataset, epsilon=1.0)
     found, without = [], []
     for _ in range(runs):
         one = trained(task, data)
@@ -99,12 +129,10 @@ def small(runs: int) -> None:
     labels = task.dataset.labels[task.dataset.test]
     majority = np.bincount(labels).max() / len(labels)
     table, plain = np.array(found), np.array(without)
-    figure("three_classes_worst_accuracy_minus_majority", table[:, 2].min() - majority, "fraction", runs=runs)
+    figure(f"{name}_worst_accuracy_minus_majority", table[:, 2].min() - majority, "fraction", runs=runs)
+    figure(f"{name}_balanced_accuracy", table[:, 1].mean(), "fraction", worst=table[:, 1].min().round(3))
     figure(
-        "three_classes_balanced_accuracy", table[:, 1].mean(), "fraction", worst=table[:, 1].min().round(3)
-    )
-    figure(
-        "three_classes_balanced_accuracy_minus_unshifted",
+        f"{name}_balanced_accuracy_minus_unshifted",
         table[:, 1].mean() - plain[:, 1].mean(),
         "fraction",
     )
@@ -138,13 +166,9 @@ def x_rays(runs: int) -> None:
 
 
 def coverage(runs: int) -> None:
-    pixels = phantom(64, patients=3000, seed=2)
-    owner = np.unique(np.array(pixels.patients), return_inverse=True)[1]
-    images = np.rint(np.asarray(pixels.images.read(np.arange(len(owner))))[:, 0] * 255).astype(np.uint8)
+    images, labels, owner = drawn(3000, seed=2)
     split = np.where(owner < 600, "train", "test")
-    dataset = Dataset.from_arrays(
-        images, pixels.labels, patients=owner, split=split, classes=["clear", "opacity"]
-    )
+    dataset = Dataset.from_arrays(images, labels, patients=owner, split=split, classes=["clear", "opacity"])
     task, data = prepared(dataset, epsilon=1.0)
     rows, patients = task.dataset.test, task.dataset.patients
     generator = np.random.default_rng(0)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fedveil.learning import Adam, Averaged, Sgd
+from fedveil.federation.queries import CalibrationQuery
+from fedveil.learning import Adam, Averaged, FindingsHead, Sgd
 from fedveil.study import RunDirectory, run
 from fedveil.study.calibrate import make_agreement
 from fedveil.study.pipeline import sizes_of
@@ -28,6 +29,18 @@ def test_a_release_known_to_drown_gives_its_share_to_training(study):
     assert few.main.mechanism.noise_multiplier < 0.99 * many.main.mechanism.noise_multiplier
     assert few.holds
     assert few.digest == agreement(60).digest
+
+
+def test_findings_share_what_is_released_so_more_of_them_drown():
+    """The same units and noise: one finding's threshold is worth its share, one of forty is not."""
+    groups, variance = np.array([[300.0, 200.0]]), 12.0**2
+    for count, expected in ((1, False), (40, True)):
+        head = FindingsHead((5,), count)
+        released = CalibrationQuery().drowned(head, variance, np.repeat(groups, count, axis=0))
+        assert released == expected
+    common = np.repeat([[300.0, 200.0]], 40, axis=0) * 40
+    common[1:] = 1.0
+    assert not CalibrationQuery().drowned(FindingsHead((5,), 40), variance, common), "one is worth it"
 
 
 def test_a_release_that_released_counts_show_to_drown_is_not_charged(study, tmp_path):

@@ -261,12 +261,8 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         InvalidValue: there is no such model.
     """
     if study.model.network == "linear":
-        return _head(
-            study,
-            Dataset.empty(
-                ("",) * classes, channels=channels, image_size=study.data.image_size, task=study.data.meaning
-            ),
-        )
+        names, side = ("",) * classes, study.data.image_size
+        return _head(study, Dataset.empty(names, channels=channels, image_size=side, task=study.data.meaning))
     return NetworkSizes.of(
         study.model.network,
         classes=classes,
