@@ -1,5 +1,7 @@
 """Accuracy by subgroup: within each group, with gaps to all others."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,7 @@ def test_intervals_are_as_wide_as_resampled_patients_say_whichever_parts_hold_th
     sex = np.where(np.arange(600) % 4 < 2, "F", "M")  # each patient has images in both parts
     (group, _) = subgroups(labels, probabilities, {"sex": Column.of(sex)}, patients=owner)
     gaps = []
-    for drawn in np.random.default_rng(3).integers(0, 150, (400, 150)):
+    for drawn in np.random.default_rng(3).integers(0, 150, (200, 150)):
         rows = (drawn[:, None] * 4 + np.arange(4)).ravel()
         inside = sex[rows] == "F"
         scores = [auroc(labels[part], probabilities[part]) for part in (rows[inside], rows[~inside])]
@@ -61,6 +63,17 @@ def test_patients_in_both_parts_narrow_a_gap_that_they_share():
     together = subgroups(labels, probabilities, {"eye": eye}, patients=owner)[0].auroc_gap_interval
     apart = subgroups(labels, probabilities, {"eye": eye}, patients=np.arange(400))[0].auroc_gap_interval
     assert together[1] - together[0] < 0.6 * (apart[1] - apart[0])
+
+
+def test_intervals_take_memory_for_the_images_and_not_for_resamples_of_them():
+    generator, count = np.random.default_rng(0), 100_000
+    labels, values = generator.integers(0, 2, count), generator.random(count)
+    sex = Column.of(np.where(np.arange(count) % 2, "F", "M"))
+    tracemalloc.start()
+    subgroups(labels, np.stack([1 - values, values], axis=1), {"sex": sex}, patients=np.arange(count))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 800 * count
 
 
 def test_no_gap_is_found_where_there_is_none():
