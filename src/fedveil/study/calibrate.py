@@ -65,7 +65,7 @@ def _calibrated(study: Study, sites: int, model: Sizes) -> tuple[tuple[Release, 
     first = _Calibrator.of(study, sites, model, replace(target, epsilon=study.privacy.pilot_epsilon))
     pilot = first.pilot()
     length = len(pilot) + sum(release.dimension for release in pilot)
-    levels = []
+    levels: list[Level] = []
     for epsilon in epsilons:
         at = _Calibrator.of(study, sites, model, replace(target, epsilon=epsilon))
         try:
