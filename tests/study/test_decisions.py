@@ -33,7 +33,7 @@ def test_a_release_known_to_drown_gives_its_share_to_training(study):
 
 def test_findings_share_what_is_released_so_more_of_them_drown():
     """The same units and noise: one finding's threshold is worth its share, one of forty is not."""
-    groups, variance = np.array([[300.0, 200.0]]), 12.0**2
+    groups, variance = np.array([[300.0, 200.0]]), 30.0**2
     for count, expected in ((1, False), (40, True)):
         head = FindingsHead((5,), count)
         released = CalibrationQuery().drowned(head, variance, np.repeat(groups, count, axis=0))

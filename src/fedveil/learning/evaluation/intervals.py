@@ -35,6 +35,8 @@ __all__ = [
 Interval = tuple[float, float]
 NO_INTERVAL: Interval = (math.nan, math.nan)
 NORMAL = 1.96
+ROUNDING = 1e-9
+"""A mean of ones may be less than 1 by so much."""
 Labels = npt.NDArray[np.int64]
 
 
@@ -55,7 +57,7 @@ def wilson(value: float, influences: Vector, patients: Labels, noise: float = 0.
         patients: (n,) patient codes 0 .. P-1.
         noise: standard deviation over the noise of training.
 
-    >>> [round(end, 3) for end in wilson(1.0, np.zeros(30), np.arange(30))]
+    >>> [round(end, 3) for end in wilson(1.0 - 1e-16, np.full(30, 1e-18), np.arange(30))]
     [0.886, 1.0]
     """
     if math.isnan(value):
@@ -64,8 +66,8 @@ def wilson(value: float, influences: Vector, patients: Labels, noise: float = 0.
     count = len(own)
     variance = float(np.square(own).sum()) * count / max(count - 1, 1) + noise**2
     most = float(count)
-    size = min(value * (1 - value) / variance, 1e12) if variance > 0 else most
-    size = max(size, 1e-9) if 0 < value < 1 else most
+    inside = ROUNDING < value < 1 - ROUNDING and variance > 0
+    size = max(min(value * (1 - value) / variance, 1e12), 1e-9) if inside else most
     centre = (value + NORMAL**2 / (2 * size)) / (1 + NORMAL**2 / size)
     reach = (
         NORMAL / (1 + NORMAL**2 / size) * math.sqrt(value * (1 - value) / size + (NORMAL / (2 * size)) ** 2)
