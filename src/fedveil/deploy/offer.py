@@ -52,9 +52,10 @@ class Offer:
         own: dict[str, Any] = {"columns": ColumnSettings(), "preset": "", "layout": "", "accept": ()}
         own |= {"allow_patient_overlap": False, "source": SOURCE}
         data = study.data.model_copy(update={**own, "classes": (), "channels": None})
+        model = study.model.model_copy(update={"start": None})  # hospitals need its hash, not where it lies
         described = study.study.model_copy(update={"description": " ".join(study.study.description.split())})
         return cls(
-            study=study.model_copy(update={"data": data, "study": described}),
+            study=study.model_copy(update={"data": data, "study": described, "model": model}),
             sites=sites,
             classes=dataset.classes,
             channels=dataset.images.channels,

@@ -33,6 +33,7 @@ from fedveil.learning.degrade import degraded
 from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
 from fedveil.parallel import ahead
 from fedveil.study.progress import Progress
+from fedveil.study.results.public_start import load_start
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
 
@@ -277,10 +278,11 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
 
 
 def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
+    blocks, classes, start = _extractor(study, dataset).blocks, len(dataset.classes), load_start(study, dataset)
     if dataset.task == "findings":
-        return FindingsHead(_extractor(study, dataset).blocks, len(dataset.classes))
+        return FindingsHead(blocks, classes, start=start)
     centred = study.training.method != "one-shot"
-    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
+    return CentredHead(blocks, classes, centred=centred, start=start)
 
 
 def _network(study: Study, dataset: Dataset) -> NetworkModel:

@@ -6,7 +6,7 @@ from typing import Self
 
 from fedveil.errors import StudyError
 from fedveil.federation import Agreement, NoisySum, Release, Rounds, RoundSum
-from fedveil.learning import Adam, Averaged, Optimizer, Sgd, Statistics
+from fedveil.learning import Adam, Averaged, Optimizer, PublicStart, Pulled, Sgd, Statistics
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.step_size import head_length, learning_rate
 from fedveil.study.settings.schema import Study
@@ -62,8 +62,15 @@ class Steps:
         return found.total, found.variance
 
     @classmethod
-    def plan(cls, study: Study, agreement: Agreement, query: Rounds, statistics: Statistics | None) -> Self:
-        """Set the steps of a study from its settings and releases."""
+    def plan(
+        cls,
+        study: Study,
+        agreement: Agreement,
+        query: Rounds,
+        statistics: Statistics | None,
+        start: PublicStart | None = None,
+    ) -> Self:
+        """Set the steps of a study from its settings, its releases and the public model that it starts from."""
         training = study.training
         normalizer = units_per_round(study, agreement, statistics) if query.per_unit else None
         if training.learning_rate is not None:
@@ -76,7 +83,12 @@ class Steps:
             one = agreement.main.mechanism
             ratio = normalizer * _strength(agreement)
             rate = learning_rate(ratio, one.steps, one.clip_norm) / head_length(study.model.network)
-        return cls(normalizer=normalizer, optimizer=_optimizer(study, rate))
+        optimizer = _optimizer(study, rate)
+        if start is not None and isinstance(optimizer, Sgd):
+            weights = start.trained.reshape(-1, len(start.centre))
+            clip_norm = agreement.main.mechanism.clip_norm
+            optimizer = Pulled(optimizer=optimizer, start=weights, clip_norm=clip_norm)
+        return cls(normalizer=normalizer, optimizer=optimizer)
 
 
 def units_per_round(study: Study, agreement: Agreement, statistics: Statistics | None) -> float:
