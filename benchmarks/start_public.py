@@ -1,11 +1,12 @@
 """What a public start brings to small cohorts; one JSON line per figure.
 
     python benchmarks/start_public.py                # needs FEDVEIL_DATA, default ../shared/data
-    python benchmarks/start_public.py --only chest-from-half --runs 3
+    python benchmarks/start_public.py --only chest --runs 3 --epsilon 0.5 1
 
 Private cohorts: 500 patients of BreastMNIST (benign against malignant), and 300 patients of chest X-rays, among five
 simulated hospitals under secure aggregation. Public starts, trained without privacy: chest X-rays, the phantom, and the
-half of the chest X-ray patients that the cohorts are not drawn from. "none" is the same study without a start, and
+half of the chest X-ray patients that the cohorts are not drawn from, and the patients of BreastMNIST that are not
+among the 500. "none" is the same study without a start, and
 "useless" starts from random weights. Prints the mean AUROC over runs, and the start's own AUROC on the same images.
 
 Nothing is chosen by test images: with ``--fold`` the figures are those of held-out training patients instead.
@@ -22,13 +23,11 @@ from typing import Any
 
 import numpy as np
 
-import fedveil
 from fedveil.learning import auroc
 from fedveil.study import RunDirectory, Study, TrainedModel, run
 
 DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 BREAST, CHEST = 500, 300
-EPSILONS = (0.5, 1.0, 3.0)
 
 
 def chest() -> dict[str, Any]:
@@ -41,12 +40,20 @@ def chest() -> dict[str, Any]:
 def breast() -> dict[str, Any]:
     """BreastMNIST, each image a patient; class 1 is malignant, as disease is in the other sets."""
     with np.load(DATA / "breastmnist" / "breastmnist.npz") as file:
-        parts = [(file[f"{p}_images"], file[f"{p}_labels"].ravel(), p == "test") for p in ("train", "val", "test")]
+        parts = [
+            (file[f"{p}_images"], file[f"{p}_labels"].ravel(), p == "test") for p in ("train", "val", "test")
+        ]
     labels = 1 - np.concatenate([one[1] for one in parts]).astype(np.int64)
     split = np.concatenate([np.full(len(one[1]), one[2], np.uint8) for one in parts])
     images = np.concatenate([one[0] for one in parts])
     classes = np.array(["benign", "malignant"])
-    return {"images": images, "labels": labels, "patient": np.arange(len(images)), "split": split, "classes": classes}
+    return {
+        "images": images,
+        "labels": labels,
+        "patient": np.arange(len(images)),
+        "split": split,
+        "classes": classes,
+    }
 
 
 def folded(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -58,14 +65,16 @@ def folded(arrays: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def halves(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two sets with disjoint training patients and the same test images."""
-    names, codes = np.unique(arrays["patient"], return_inverse=True)
-    half = np.random.default_rng(7).permutation(len(names))[codes] % 2
-    return tuple(
-        {k: v if k == "classes" else v[(half == n) | (arrays["split"] == 1)] for k, v in arrays.items()}
-        for n in (0, 1)
-    )  # type: ignore[return-value]
+def parted(arrays: dict[str, Any], share: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two sets with disjoint training patients and the same test images; the first has this share of the patients."""
+    test = arrays["split"] == 1
+    names = np.unique(arrays["patient"][~test])
+    own = np.random.default_rng(7).permutation(names)[: round(share * len(names))]
+    first = np.isin(arrays["patient"], own)
+    parts = [
+        {k: v if k == "classes" else v[rows | test] for k, v in arrays.items()} for rows in (first, ~first)
+    ]
+    return parts[0], parts[1]
 
 
 def cohort(arrays: dict[str, Any], count: int, seed: int) -> dict[str, Any]:
@@ -110,9 +119,17 @@ def of_start(model: Path, arrays: dict[str, Any]) -> float:
     return auroc(arrays["labels"][rows], TrainedModel.load(model).predict_proba(images))
 
 
-def compare(name: str, arrays: dict[str, Any], count: int, starts: dict[str, Path | None], runs: int, scratch: Path):
+def compare(
+    name: str,
+    arrays: dict[str, Any],
+    count: int,
+    starts: dict[str, Path | None],
+    asked: argparse.Namespace,
+    scratch: Path,
+) -> None:
     """AUROC with and without each start."""
-    for epsilon in EPSILONS:
+    runs = asked.runs
+    for epsilon in asked.epsilon:
         for label, start in starts.items():
             values, balanced = [], []
             for seed in range(runs):
@@ -136,8 +153,11 @@ def compare(name: str, arrays: dict[str, Any], count: int, starts: dict[str, Pat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--epsilon", type=float, nargs="+", default=[0.5, 1.0, 3.0])
     parser.add_argument("--only", choices=["breast", "chest"])
     parser.add_argument("--fold", action="store_true", help="test on held-out training patients")
     asked = parser.parse_args()
@@ -146,19 +166,31 @@ def main() -> None:
         images, breasts = folded(images), folded(breasts)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        own, other = halves(images)
+        own, other = parted(images, 0.5)
+        small, rest = parted(breasts, 0.8)
         phantom = public({"source": "phantom"}, scratch / "phantom")
         half = public({"source": saved(other, scratch / "half.npz")}, scratch / "half")
-        starts = {"none": None, "useless": useless(half, scratch / "random"), "phantom": phantom, "chest-half": half}
-        for label, start in starts.items():
-            for set_name, arrays in (("chest", own), ("breast", breasts)):
+        left = public({"source": saved(rest, scratch / "rest.npz")}, scratch / "rest")
+        starts: dict[str, Path | None] = {
+            "none": None,
+            "useless": useless(half, scratch / "random"),
+            "phantom": phantom,
+            "chest-half": half,
+        }
+        breast_starts = starts | {"breast-rest": left}
+        for label, start in breast_starts.items():
+            for set_name, arrays in (("chest", own), ("breast", small)):
                 if start is not None:
                     value = round(float(of_start(start, arrays)), 4)
-                    print(json.dumps({"figure": "auroc_of_start", "value": value, "set": set_name, "start": label}))
+                    print(
+                        json.dumps(
+                            {"figure": "auroc_of_start", "value": value, "set": set_name, "start": label}
+                        )
+                    )
         if asked.only != "breast":
-            compare("chest", own, CHEST, starts, asked.runs, scratch)
+            compare("chest", own, CHEST, starts, asked, scratch)
         if asked.only != "chest":
-            compare("breast", breasts, BREAST, starts, asked.runs, scratch)
+            compare("breast", small, BREAST, breast_starts, asked, scratch)
 
 
 if __name__ == "__main__":

@@ -278,7 +278,11 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
 
 
 def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
-    blocks, classes, start = _extractor(study, dataset).blocks, len(dataset.classes), load_start(study, dataset)
+    blocks, classes, start = (
+        _extractor(study, dataset).blocks,
+        len(dataset.classes),
+        load_start(study, dataset),
+    )
     if dataset.task == "findings":
         return FindingsHead(blocks, classes, start=start)
     centred = study.training.method != "one-shot"
@@ -338,28 +342,19 @@ def _decoded(dataset: Dataset, progress: Progress) -> ImageSource:
 
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    extractor = _extractor(study, dataset)
+    extractor, head = _extractor(study, dataset), _head(study, dataset)
+    found: Sequence[Rows]
     if study.model.features == PRECOMPUTED:
-        return LinearTask(
-            study=study,
-            dataset=dataset,
-            extractor=extractor,
-            head=_head(study, dataset),
-            features=_vectors(dataset, extractor.dimension),
-        )
-    calibrated = study.privacy.calibration_share > 0
-    progress.stage("features", len(dataset))
-    views: dict[str, Change] = {extractor.key: extractor}
-    if calibrated:
-        views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
-    found = _once(views, dataset, progress)
+        found = [_vectors(dataset, extractor.dimension)]
+    else:
+        progress.stage("features", len(dataset))
+        views: dict[str, Change] = {extractor.key: extractor}
+        if study.privacy.calibration_share > 0:
+            views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
+        found = _once(views, dataset, progress)
+    seen = found[1] if len(found) > 1 else None
     return LinearTask(
-        study=study,
-        dataset=dataset,
-        extractor=extractor,
-        head=_head(study, dataset),
-        features=found[0],
-        degraded=found[1] if calibrated else None,
+        study=study, dataset=dataset, extractor=extractor, head=head, features=found[0], degraded=seen
     )
 
 

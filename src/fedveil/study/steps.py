@@ -85,9 +85,8 @@ class Steps:
             rate = learning_rate(ratio, one.steps, one.clip_norm) / head_length(study.model.network)
         optimizer = _optimizer(study, rate)
         if start is not None and isinstance(optimizer, Sgd):
-            weights = start.trained.reshape(-1, len(start.centre))
             clip_norm = agreement.main.mechanism.clip_norm
-            optimizer = Pulled(optimizer=optimizer, start=weights, clip_norm=clip_norm)
+            optimizer = Pulled(optimizer=optimizer, start=start.trained, clip_norm=clip_norm)
         return cls(normalizer=normalizer, optimizer=optimizer)
 
 

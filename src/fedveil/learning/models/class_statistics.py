@@ -101,8 +101,8 @@ class ClassStatistics:
 
         Positive-part James-Stein, block by block: where a block's middle is m, with noise of variance v in each of its
         k coordinates, it is ``m max(0, 1 - k v / ||m||^2)``. A centre that is mostly noise is shrunk to 0. Blocks
-        are then clipped to the length of feature blocks, which no mean exceeds (`fedveil.learning.ranges`). With a public
-        centre to shrink ``towards``, see `.public_start`.
+        are then clipped to the length of feature blocks, which no mean exceeds (`fedveil.learning.ranges`). With a
+        public centre to shrink ``towards``, see `.public_start`.
         """
         middle = self.means.mean(axis=0)
         variance = self.noise_variance / (1 - COUNT_WEIGHT**2) * float(np.mean(1 / self.counts**2))

@@ -1,8 +1,8 @@
 """A linear head that was trained on public patients, and how strongly private training is pulled towards it.
 
 Training without a start is gradient descent from 0: after t rounds the weights of one logit are a displacement x, a sum
-of noisy gradients, whose noise has a known variance v in each of its d coordinates. Let u be the direction of the public
-weights. The prior is Gaussian around the line of u:
+of noisy gradients, whose noise has a known variance v in each of its d coordinates. Let u be the direction of the
+public weights. The prior is Gaussian around the line of u:
 
 - along u, the noise-free displacement has mean and standard deviation B / 2, where B is the longest one that t clipped
   gradients can make: the public model is believed to point the right way, and nothing is believed about its length;
@@ -12,11 +12,13 @@ The weights are the posterior mean, c u + k (x - (u . x) u), with
 
     c = (v B / 2 + (B / 2)^2 u . x) / (v + (B / 2)^2),    k = n s / (n s + n v).
 
-``n s`` is the squared length of x beside u less that of its noise, n v (empirical Bayes: Efron & Morris, 1973;
-towards a line: Lindley, 1962). This has standard deviation ``sqrt(2 n) v``, so less than that is not taken to be
-0. It is at most B^2. Without noise the weights are x; as the budget approaches 0, their direction becomes u.
+``n s`` is the squared length of x beside u less that of its noise, n v (empirical Bayes: Efron & Morris, 1973; towards
+a line: Lindley, 1962). This has standard deviation ``sqrt(2 n) v``. Twice that cannot be told from 0, and is the least
+that is assumed, so that a start which says nothing about the hospitals' images does not decide alone. It is at most
+B^2. Without noise the weights are x; as the budget approaches 0, their direction becomes u.
 
-All of this is post-processing of released sums. What a hospital computes does not depend on the start.
+All of this is post-processing of released sums. What a hospital computes does not depend on the start, except that
+gradients are taken at other weights.
 """
 
 from collections.abc import Sequence
@@ -38,7 +40,7 @@ class PublicStart:
 
     Attributes:
         centre: (d,) what features are centred with.
-        trained: (logits * d,) weights.
+        trained: (logits, d) weights.
     """
 
     centre: Vector
@@ -60,7 +62,7 @@ def pulled(displacement: Vector, start: Vector, variance: float, longest: float)
     direction = start / length
     along, belief = float(direction @ displacement), (longest / 2) ** 2
     beside = displacement - along * direction
-    signal = max(float(beside @ beside) - others * variance, np.sqrt(2 * others) * variance)
+    signal = max(float(beside @ beside) - others * variance, 2 * np.sqrt(2 * others) * variance)
     signal = min(signal, longest**2)
     found = (variance * longest / 2 + belief * along) / (variance + belief)
     result: Vector = found * direction + signal / (signal + others * variance) * beside
@@ -71,8 +73,8 @@ def centre_towards(middle: Vector, public: Vector, blocks: Sequence[int], varian
     """A noisy centre of features, shrunk block by block towards a public one.
 
     Positive-part James-Stein with a bound: where a block of k numbers of m differs from m_0 by a, and its noise has
-    variance v, the result is ``m_0 + a min(max(0, 1 - k v / ||a||^2), L^2 / (L^2 + k v))``. L is the largest distance of
-    two centres, so the result approaches m_0 as the noise grows. Blocks are clipped as without a start.
+    variance v, the result is ``m_0 + a min(max(0, 1 - k v / ||a||^2), L^2 / (L^2 + k v))``. L is the largest distance
+    of two centres, so the result approaches m_0 as the noise grows. Blocks are clipped as without a start.
 
     Args:
         middle: (d,) m.

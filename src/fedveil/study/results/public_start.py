@@ -8,7 +8,7 @@ import numpy as np
 
 from fedveil.data import Dataset
 from fedveil.errors import StudyError
-from fedveil.learning import PublicStart
+from fedveil.learning import NetworkModel, PublicStart
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
 
@@ -62,16 +62,21 @@ def load_start(study: Study, dataset: Dataset) -> PublicStart | None:
         )
     model = TrainedModel.load(folder)
     wanted = TrainedModel.of(
-        study, classes=dataset.classes, channels=dataset.images.channels, parameters=np.empty(0), task=dataset.task
+        study,
+        classes=dataset.classes,
+        channels=dataset.images.channels,
+        parameters=np.empty(0),
+        task=dataset.task,
     )
     for name, setting in FIELDS.items():
         _same(setting, getattr(model, name), getattr(wanted, name))
     _same("the number of classes", len(model.classes), len(wanted.classes))
     head = model.model
-    if not hasattr(head, "split"):
-        raise StudyError("model.start is a network", "a start must be a linear head", "train one on public images")
+    if isinstance(head, NetworkModel):  # conflicts of settings, and the loop above, exclude it
+        raise StudyError("model.start is a network", "it must be a linear head", "train one on public images")
+    head.check_parameters(model.parameters)
     centre, _, _, trained = head.split(model.parameters)
-    return PublicStart(centre, trained)
+    return PublicStart(centre, head.head.weights(trained))
 
 
 def _same(what: str, found: object, wanted: object) -> None:

@@ -85,7 +85,9 @@ class ModelSettings(Table):
         description="folder of a linear head trained on public images, such as a run: training is pulled towards it",
     )
     start_sha256: str = Field(
-        default="", pattern="^([0-9a-f]{64})?$", description="hash of that model, filled in when a study begins"
+        default="",
+        pattern="^([0-9a-f]{64})?$",
+        description="hash of that model, filled in when a study begins",
     )
 
 
