@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.learning import CentredHead, FindingsHead, PublicStart, Pulled, Sgd
-from fedveil.learning.models.public_start import pulled
+from fedveil.learning.models.public_start import centre_towards, pulled
 from fedveil.learning.ranges import bounded_blocks
 
 D = 400
@@ -51,6 +51,21 @@ def test_a_like_start_helps_and_a_useless_one_does_little_harm(likeness, gain):
         before.append(cosine(noisy, truth))
         after.append(cosine(pulled(noisy, public, 0.75**2, 75.0), truth))
     assert np.mean(after) - np.mean(before) > gain
+
+
+def test_released_sums_that_look_like_noise_still_count():
+    """Shorter than its expected noise: the estimate would be 0, and a useless start would decide alone."""
+    public, noise = np.eye(D)[0], 0.75 * np.ones(D)
+    noise[D // 2 :] *= 0.9
+    found = pulled(noise, public, 0.75**2, 75.0)
+    assert 0.05 < found[1] / noise[1] < 0.2
+
+
+def test_a_centre_far_outside_what_features_have_is_noise():
+    """James-Stein alone would retain half of a vector of length 1e4."""
+    away = np.array([1e4, 0.0, 0.0])
+    found = centre_towards(away, np.zeros(3), (3,), 1e8 / 6)
+    assert 0 < np.linalg.norm(found) < 1e-3
 
 
 def test_the_pull_recovers_each_row_and_counts_the_noise_of_every_step():

@@ -10,10 +10,12 @@ import pytest
 from tests.study.conftest import write_images
 
 from fedveil.errors import FedveilError, StudyError
+from fedveil.learning import ClassStatistics
 from fedveil.planning import make_plan
 from fedveil.study import RunDirectory, Study, TrainedModel, run
 from fedveil.study.prepare import resolve
 from fedveil.study.results.public_start import start_hash
+from fedveil.study.steps import _certain
 
 Make = Callable[..., Study]
 
@@ -38,7 +40,12 @@ def weights(folder: Path) -> np.ndarray:
 def test_at_hardly_any_budget_the_model_is_the_start_and_without_noise_it_is_the_plain_one(
     study: Make, public: Path, tmp_path: Path
 ) -> None:
-    scarce = study(model={"start": str(public)}, privacy={"epsilon": 1e-3, "delta": 1e-4})
+    units = {"rounds": 6, "units": 112}
+    scarce = study(
+        model={"start": str(public)},
+        training=units,
+        privacy={"epsilon": 1e-5, "delta": 1e-7, "trust": "server"},
+    )
     result = run(RunDirectory.create(tmp_path / "scarce", scarce))
     one, other = weights(tmp_path / "scarce"), weights(public)
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.99
@@ -164,3 +171,12 @@ def test_settings_that_a_start_cannot_go_with(changes: dict[str, dict[str, objec
         tables = changes | {"model": start | changes.get("model", {})}
         with pytest.raises(StudyError, match=said):
             Study().with_changes(tables)
+
+
+def test_a_number_of_units_that_is_noise_makes_no_displacement_look_long(study: Make) -> None:
+    """Divided by 1e6 units that are noise, gradients of 112 are short, whatever the step size makes of them."""
+    vector = np.tile([0.0, 0.0, 0.3 * 1e5], 2)
+    for variance, low, high in ((0.0, 1.0, 1.0), (0.09 * 1e9, 0.5, 0.9), (0.09 * 1e11, 0.0, 1e-5)):
+        assert low <= _certain(study(), ClassStatistics.from_released(vector, 2, variance)) <= high
+    stated = study(training={"units": 112})
+    assert _certain(stated, ClassStatistics.from_released(vector, 2, 0.09 * 1e11)) == 1.0

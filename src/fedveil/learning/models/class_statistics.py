@@ -85,6 +85,11 @@ class ClassStatistics:
         return float(self.counts.sum())
 
     @property
+    def units_std(self) -> float:
+        """Standard deviation of the noise in the number of units, before class sizes are cut."""
+        return float(np.sqrt(len(self.counts) * self.noise_variance)) / COUNT_WEIGHT
+
+    @property
     def priors(self) -> Vector:
         """(classes,) class frequencies."""
         result: Vector = self.counts / self.counts.sum()

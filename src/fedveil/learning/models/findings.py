@@ -62,6 +62,11 @@ class FindingStatistics:
     noise_variance: float
 
     @property
+    def units_std(self) -> float:
+        """Standard deviation of the noise in the number of units."""
+        return float(np.sqrt((len(self.counts) + 1) * self.noise_variance)) / COUNT_WEIGHT
+
+    @property
     def priors(self) -> Vector:
         """(K,) frequency of each finding among the images where it is known."""
         shares = self.counts[:, 1] / self.counts.sum(axis=1)

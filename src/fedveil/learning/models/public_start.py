@@ -5,7 +5,8 @@ of noisy gradients, whose noise has a known variance v in each of its d coordina
 public weights. The prior is Gaussian around the line of u:
 
 - along u, the noise-free displacement has mean and standard deviation B / 2, where B is the longest one that t clipped
-  gradients can make: the public model is believed to point the right way, and nothing is believed about its length;
+  gradients can make, by the number of units less two standard deviations of its noise: the public model is believed to
+  point the right way, and nothing is believed about its length;
 - in each of the n = d - 1 other directions it has mean 0 and a common variance s, which is estimated.
 
 The weights are the posterior mean, c u + k (x - (u . x) u), with
