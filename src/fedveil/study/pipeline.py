@@ -33,6 +33,7 @@ from fedveil.learning.degrade import degraded
 from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
 from fedveil.parallel import ahead
 from fedveil.study.progress import Progress
+from fedveil.study.results.public_start import load_start
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
 
@@ -277,10 +278,15 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
 
 
 def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
+    blocks, classes, start = (
+        _extractor(study, dataset).blocks,
+        len(dataset.classes),
+        load_start(study, dataset),
+    )
     if dataset.task == "findings":
-        return FindingsHead(_extractor(study, dataset).blocks, len(dataset.classes))
+        return FindingsHead(blocks, classes, start=start)
     centred = study.training.method != "one-shot"
-    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
+    return CentredHead(blocks, classes, centred=centred, start=start)
 
 
 def _network(study: Study, dataset: Dataset) -> NetworkModel:
@@ -336,28 +342,19 @@ def _decoded(dataset: Dataset, progress: Progress) -> ImageSource:
 
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    extractor = _extractor(study, dataset)
+    extractor, head = _extractor(study, dataset), _head(study, dataset)
+    found: Sequence[Rows]
     if study.model.features == PRECOMPUTED:
-        return LinearTask(
-            study=study,
-            dataset=dataset,
-            extractor=extractor,
-            head=_head(study, dataset),
-            features=_vectors(dataset, extractor.dimension),
-        )
-    calibrated = study.privacy.calibration_share > 0
-    progress.stage("features", len(dataset))
-    views: dict[str, Change] = {extractor.key: extractor}
-    if calibrated:
-        views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
-    found = _once(views, dataset, progress)
+        found = [_vectors(dataset, extractor.dimension)]
+    else:
+        progress.stage("features", len(dataset))
+        views: dict[str, Change] = {extractor.key: extractor}
+        if study.privacy.calibration_share > 0:
+            views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
+        found = _once(views, dataset, progress)
+    seen = found[1] if len(found) > 1 else None
     return LinearTask(
-        study=study,
-        dataset=dataset,
-        extractor=extractor,
-        head=_head(study, dataset),
-        features=found[0],
-        degraded=found[1] if calibrated else None,
+        study=study, dataset=dataset, extractor=extractor, head=head, features=found[0], degraded=seen
     )
 
 

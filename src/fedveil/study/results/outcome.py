@@ -287,6 +287,7 @@ class Outcome:
             packages={name: version(name) for name in PACKAGES},
             data_digest=self.prepared.dataset.digest() if len(self.prepared.dataset) else "",
             study_digest=self.agreement.digest,
+            start=self.prepared.study.model.start_sha256,
             started=self.started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )

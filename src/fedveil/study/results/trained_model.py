@@ -63,6 +63,7 @@ class TrainedModel:
         task: "classes", "grades", or "findings", whose probabilities do not sum to 1.
         encoder: an encoder that is not built in, as `EncoderSpec.to_dict` writes it; None for others.
         precision: of the frozen feature extractor.
+        start: hash of the public model that training was pulled towards; None without one.
     """
 
     features: str
@@ -80,6 +81,7 @@ class TrainedModel:
     task: str = "classes"
     encoder: Mapping[str, Any] | None = None
     precision: Precision = "float32"
+    start: str | None = None
 
     @classmethod
     def of(
@@ -111,6 +113,7 @@ class TrainedModel:
             task=task,
             encoder=None if encoder is None else encoder.to_dict(),
             precision=study.training.precision,
+            start=study.model.start_sha256 or None,
         )
 
     @property

@@ -14,6 +14,8 @@ def conflicts(study: "Study") -> Iterator[str]:
     yield from _network(study)
     yield from _precomputed(study)
     yield from _encoder(study)
+    if study.model.start is not None or study.model.start_sha256:
+        yield from _start(study)
     if study.training.method == "one-shot":
         yield from _one_shot(study)
     yield from _own_models(study)
@@ -74,6 +76,22 @@ def _encoder(study: "Study") -> Iterator[str]:
         yield "model.encoder.weights is for timm:NAME: other files hold their own weights"
     if encoder.layer is not None and kind != "timm":
         yield "model.encoder.layer is for timm:NAME: of a graph, export the layer as an output"
+
+
+def _start(study: "Study") -> Iterator[str]:
+    training = study.training
+    if study.model.network != "linear":
+        yield 'model.start is for linear heads so far: remove it, or set model.network = "linear"'
+    if training.method != "gradient":
+        yield 'model.start needs training.method "gradient": remove it, or training.method'
+    plain = training.optimizer == "sgd" and max(training.momentum, training.weight_decay) == 0
+    if not plain or training.average_from < 1:
+        yield (
+            "model.start needs plain gradient descent, whose noise is known: remove training.optimizer, momentum, "
+            "weight_decay and average_from"
+        )
+    if study.privacy.epsilon == "calibrated":
+        yield 'privacy.epsilon "calibrated" does not know what model.start brings so far: give a number, or remove it'
 
 
 def _one_shot(study: "Study") -> Iterator[str]:
