@@ -197,6 +197,9 @@ def _as_chosen(study: Study, begun: Study) -> Study:
     model = study.model
     if model.dimension is None:
         model = model.model_copy(update={"dimension": begun.model.dimension})
+    spec = model.encoder.spec(model.features)
+    if spec is not None and not spec.sha256 and begun.model.encoder.sha256:
+        model = model.model_copy(update={"features": begun.model.features, "encoder": begun.model.encoder})
     if model.start is not None and not model.start_sha256:
         model = model.model_copy(update={"start_sha256": begun.model.start_sha256})
     return study.model_copy(update={"data": study.data.model_copy(update=left), "model": model})
