@@ -145,7 +145,7 @@ def probe(path: Path, reading: Reading | None = None) -> ImageFacts:
     if is_nifti(path) or path.is_dir():
         raise unusable(
             path,
-            "it is a folder" if path.is_dir() else "it is a volume",
+            "it cannot be opened as an image: it is " + ("a folder" if path.is_dir() else "a volume"),
             "an image is one file of two dimensions",
             "set data.slices to read volumes",
         )

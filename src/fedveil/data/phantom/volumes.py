@@ -83,7 +83,7 @@ def _chest(generator: np.random.Generator, *, ill: bool) -> Volume:
     for _ in range(int(generator.integers(1, 3)) if ill else 0):
         side = generator.choice((-1, 1))
         place = side * middle + generator.uniform(-0.5, 0.5) * reach, generator.uniform(-0.5, 0.5) * deep
-        radius, strength = generator.uniform(0.12, 0.20), generator.uniform(0.40, 0.55)
+        radius, strength = generator.uniform(0.22, 0.34), generator.uniform(0.45, 0.60)
         distance = np.sqrt(
             (X - place[0]) ** 2 + (Y - place[1]) ** 2 + (Z - generator.uniform(-0.7, 0.7)) ** 2
         )
