@@ -15,6 +15,7 @@ import tempfile
 import numpy as np
 
 import fedveil as fv
+from fedveil.data import load
 from fedveil.data.phantom.volumes import SIDE
 from fedveil.study import Study
 
@@ -23,7 +24,7 @@ DELTA = 1e-5
 
 def middle() -> fv.Dataset:
     """The same patients with the middle slice of each volume only."""
-    whole = fv.load_data("phantom:volumes", image_size=SIDE, slices=SIDE)
+    whole = load("phantom:volumes", image_size=SIDE, slices=SIDE)
     classes = np.array(whole.classes)
     return fv.Dataset.from_arrays(
         whole.images.read(np.arange(len(whole)))[:, SIDE // 2],
