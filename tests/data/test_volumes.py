@@ -153,6 +153,11 @@ def test_a_series_that_is_not_one_volume_is_refused_and_named(tmp_path, harm, sa
         (lambda content: content[:40] + b"\x02\x00" + content[42:], "its shape is"),
         (lambda content: content[:42] + b"\xff\x7f" * 3 + content[48:], "megapixels"),
         (lambda content: content[:70] + b"\x80\x00" + content[72:], "real numbers"),
+        (
+            lambda content: content[:280] + np.float32(1e-9).tobytes() + content[284:],
+            "where each axis points",
+        ),
+        (lambda content: content[:42] + b"\x00\x40\x01\x00\x01\x00" + content[48:], "longer than"),
         (lambda content: content[:108] + np.float32(1e9).tobytes() + content[112:], "start at byte"),
     ],
 )
@@ -216,7 +221,7 @@ def test_arrays_hold_volumes(tmp_path):
         ({"axis": "coronal"}, "slices is not"),
         ({"slices": 4, "axis": "up"}, "one of axial"),
         ({"slices": 4, "channels": 3}, "grey"),
-        ({"slices": 4, "spacing": (0.0, 1.0)}, "positive"),
+        ({"slices": 4, "spacing": (0.0, 1.0)}, "0.01 to 50 mm"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, said):

@@ -92,10 +92,10 @@ class Reading:
             )
         if self.slices is not None and self.channels == 3:
             raise InvalidValue("channels is 3, and slices is set", "volumes are grey", "set channels = 1")
-        if self.spacing is not None and not all(0 < one < 1e4 for one in self.spacing):
+        if self.spacing is not None and not all(0.01 <= one <= 50 for one in self.spacing):
             raise InvalidValue(
                 f"spacing is {list(self.spacing)}",
-                "it must hold two positive distances in mm, of slices and of pixels",
+                "it must hold two distances of 0.01 to 50 mm, of slices and of pixels",
                 "write spacing = [2.5, 1.5], or remove it",
             )
 

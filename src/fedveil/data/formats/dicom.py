@@ -212,11 +212,9 @@ def _check(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
         raise unusable(
             path, f"BitsStored is {header.BitsStored}", "it must lie between 1 and 32", "export it again"
         )
-    for frame in range(max(frames, 1)):
+    for frame in range(max(len(header.get("PerFrameFunctionalGroupsSequence") or ()), 1)):
         _use_groups(header, frame)
         _check_scale(path, header, reading)
-        if not header.get("PerFrameFunctionalGroupsSequence"):
-            break
     _check_codec(path, header)
 
 

@@ -140,7 +140,10 @@ def _checked(path: Path, header: Any, reading: Reading) -> NiftiVolume:
     )
     if not volume.geometry.is_valid:
         raise unusable(
-            path, "its affine is singular", "it must say where each axis points", "correct the header"
+            path,
+            "its affine does not say where each axis points",
+            "its axes must not lie in one plane, and voxels must be 0.01 to 1000 mm apart",
+            "correct the header",
         )
     _check_scale(path, volume, reading)
     return volume

@@ -19,6 +19,9 @@ __all__ = ["Geometry", "check_array", "oriented", "resampled", "resampling_weigh
 Pixels = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
 
+SPACINGS = (0.01, 1000.0)
+"""Shortest and longest distance of voxels in mm that a header may state."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Geometry:
@@ -33,8 +36,11 @@ class Geometry:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the three steps are finite and do not lie in one plane."""
-        return bool(np.isfinite(self.steps).all()) and abs(float(np.linalg.det(self.steps))) > 1e-12
+        """Whether the three steps are of a length in `SPACINGS`, and do not lie in one plane."""
+        low, high = SPACINGS
+        if not np.isfinite(self.steps).all() or not ((low <= self.spacing) & (self.spacing <= high)).all():
+            return False
+        return abs(float(np.linalg.det(self.steps / self.spacing[:, None]))) > 1e-3
 
 
 def oriented(

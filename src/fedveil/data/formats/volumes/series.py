@@ -192,7 +192,10 @@ def _stacked(
     geometry = Geometry(np.stack([normal * usual, down * spacing[0], right * spacing[1]]))
     if not geometry.is_valid:
         raise unusable(
-            path, "its ImageOrientationPatient is no pair of directions", "it must be", "correct it"
+            path,
+            "its geometry is no grid",
+            "its directions must be square, and voxels 0.01 to 1000 mm apart",
+            "correct it",
         )
     return tuple(int(one) for one in order), geometry
 
