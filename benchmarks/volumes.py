@@ -59,7 +59,7 @@ def main() -> None:
     )
     parser.add_argument("--features", default="pixels@8")
     parser.add_argument("--slices", type=int, default=8)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--epsilon", type=float, default=1.0)
     chosen = parser.parse_args()
     flat = middle()

@@ -75,21 +75,24 @@ def change(file: Path, **elements: object) -> None:
 
 
 def write_frames(path: Path, values: np.ndarray, order: list[int] | None = None, slope: float = 1.0) -> Path:
-    """One file of several frames; with an order it is an enhanced one that says where each lies."""
+    """One file of several frames; with an order it is an enhanced one that says where each lies.
+
+    The slope of the slice i is then ``slope`` times i + 1.
+    """
     stored = values if order is None else values[order]
     made = dataset(stored, path, NumberOfFrames=len(values), PatientID="P3")
     if order is not None:
-        shared, scale, turn = Dataset(), Dataset(), Dataset()
+        shared, turn = Dataset(), Dataset()
         turn.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        scale.RescaleSlope, scale.RescaleIntercept = slope, 0
         measures = Dataset()
         measures.PixelSpacing = list(SPACING[1:])
         shared.PlaneOrientationSequence = Sequence([turn])
-        shared.PixelValueTransformationSequence = Sequence([scale])
         shared.PixelMeasuresSequence = Sequence([measures])
         frames = []
         for number in order:
-            place, own = Dataset(), Dataset()
+            place, scale, own = Dataset(), Dataset(), Dataset()
+            scale.RescaleSlope, scale.RescaleIntercept = slope * (1 + number), 0
+            own.PixelValueTransformationSequence = Sequence([scale])
             place.ImagePositionPatient = [0, 0, SPACING[0] * number]
             own.PlanePositionSequence = Sequence([place])
             frames.append(own)

@@ -1,6 +1,6 @@
 """Synthetic volumes of chests with nodules, drawn by formulas: for studies of volumes.
 
-A chest of 32 x 32 x 32 voxels holds two lungs, which vessels run through. Half of the patients have one or two nodules
+A chest of 32 x 32 x 32 voxels holds two lungs, which vessels run through. Half of the patients have two or three nodules
 anywhere in the lungs, so that most slices of a volume show none. Vessels look like nodules in a single slice, but run
 through many.
 """
@@ -80,7 +80,7 @@ def _chest(generator: np.random.Generator, *, ill: bool) -> Volume:
         np.maximum(lungs, _soft(lung), out=lungs)
         volume += 0.40 * _tubes(generator, side * middle, reach, deep) * _soft(lung)
     volume -= 0.48 * lungs
-    for _ in range(int(generator.integers(1, 3)) if ill else 0):
+    for _ in range(int(generator.integers(2, 4)) if ill else 0):
         side = generator.choice((-1, 1))
         place = side * middle + generator.uniform(-0.5, 0.5) * reach, generator.uniform(-0.5, 0.5) * deep
         radius, strength = generator.uniform(0.22, 0.34), generator.uniform(0.45, 0.60)

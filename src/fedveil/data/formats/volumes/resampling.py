@@ -32,7 +32,8 @@ class Geometry:
     @property
     def spacing(self) -> Matrix:
         """(3,) distances of voxels along the stored axes in mm."""
-        return np.sqrt((self.steps**2).sum(axis=1)).astype(np.float64)
+        lengths: Matrix = np.sqrt((self.steps**2).sum(axis=1))
+        return lengths
 
     @property
     def is_valid(self) -> bool:
