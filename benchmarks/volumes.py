@@ -3,7 +3,7 @@
     python benchmarks/volumes.py
     python benchmarks/volumes.py --features scattering --runs 1
 
-The phantom's 800 patients with synthetic volumes of 32 x 32 x 32 voxels, half of them with a nodule. Three simulated
+The phantom's 800 patients with synthetic volumes of 32 x 32 x 32 voxels, half of them with nodules. Three simulated
 hospitals under secure aggregation. Each run has a seed of its own, which splits the patients among hospitals. The test
 patients are the same in all runs.
 """

@@ -1,8 +1,8 @@
 """Synthetic volumes of chests with nodules, drawn by formulas: for studies of volumes.
 
-A chest of 32 x 32 x 32 voxels holds two lungs, which vessels run through. Half of the patients have two or three nodules
-anywhere in the lungs, so that most slices of a volume show none. Vessels look like nodules in a single slice, but run
-through many.
+A chest of 32 x 32 x 32 voxels holds two lungs, which vessels run through. Half of the patients have two or three
+nodules anywhere in the lungs, so that most slices of a volume show none. Vessels look like nodules in a single slice,
+but run through many.
 """
 
 import numpy as np
