@@ -162,3 +162,14 @@ def test_one_unreadable_file_does_not_make_all_be_read_one_by_one(paths, read, s
     found = OddImages(images).digest(np.arange(4))
     assert found[:3] == images.digest(np.arange(3))
     assert len(set(found)) == 4
+
+
+def test_rest_is_judged_before_any_file_is_read(paths, monkeypatch):
+    """A long reading of other files is no rest of this one: it may have changed within the tick of its stamp."""
+    monkeypatch.setattr(stamps, "SETTLED", 0.5)
+    original, names = image_files._content, []
+    monkeypatch.setattr(image_files, "_content", lambda path: (time.sleep(0.6), original(path))[1])
+    digests(paths)
+    monkeypatch.setattr(image_files, "_content", lambda path: (names.append(path.name), original(path))[1])
+    digests(paths)
+    assert sorted(names) == [path.name for path in paths]

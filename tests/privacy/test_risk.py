@@ -102,3 +102,11 @@ def test_the_table_in_the_documentation_is_what_is_computed() -> None:
         risk = operational_risk(guarantee(float(eps)), [calibrate(guarantee(float(eps)), steps=60)])
         assert f"at most {float(found):g} in 100" in str(risk)
         assert f"at most {float(right):g} times in 100" in str(risk)
+
+
+def test_a_mixture_has_the_risk_of_its_epsilon_not_of_a_fixed_sequence() -> None:
+    """A coordinator may repeat some of its requests, which costs no more epsilon and has another curve."""
+    mixed = [Mechanism(20.0, 1.0, 1), Mechanism(8.0, 1.0, 60, 0.25)]
+    stated = guarantee(1.0)
+    assert operational_risk(stated, mixed) == operational_risk(stated)
+    assert operational_risk(stated, mixed[1:]).advantage < operational_risk(stated).advantage

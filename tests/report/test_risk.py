@@ -69,3 +69,10 @@ def test_the_chart_says_the_bound_in_words() -> None:
     guarantee = guarantee_of(mechanism)
     chart = attack_chart(guarantee, [mechanism], operational_risk(guarantee, [mechanism]))
     assert "at most 2.0" in chart.alt
+
+
+def test_the_curve_of_a_mixture_follows_from_its_guarantee_alone() -> None:
+    guarantee, rates = Guarantee(1.0, 1e-5, "patient", "site"), np.linspace(0, 1, 11)
+    mixed = [Mechanism(20.0, 1.0, 1), Mechanism(8.0, 1.0, 60, 0.25)]
+    stated = np.minimum(np.minimum(np.e * rates + 1e-5, 1 - np.exp(-1.0) * (1 - 1e-5 - rates)), 1.0)
+    np.testing.assert_allclose(attack_curve(rates, guarantee, mixed), stated)

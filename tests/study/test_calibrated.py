@@ -348,3 +348,20 @@ def test_the_digest_covers_every_level(study):
     digests = {replace(agreement, calibration=one).digest for one in (agreement.calibration, cheaper, other)}
     assert len(digests) == 3
     assert json.dumps(agreement.calibration.to_dict())
+
+
+def test_a_level_that_the_pilot_costs_up_is_left_out_where_units_are_sampled(study):
+    """Beside other mechanisms a sampled one has no tight price: the pilot may cost all of the smallest level."""
+    sampled = study(
+        training={"sampling_rate": 0.25, "units": 100},
+        privacy=CALIBRATED | {"max_epsilon": 8.0, "pilot_epsilon": 0.2},
+    )
+    prepared = prepare(sampled)
+    task = make_task(prepared.study, prepared.dataset, Silent())
+    agreement = make_agreement(prepared.study, sites=tuple(prepared.sites), model=task.model)
+    epsilons = [level.epsilon for level in agreement.calibration.levels]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[-1] == 8.0
+    assert [level.releases[0].level for level in agreement.calibration.levels] == list(
+        range(1, len(epsilons) + 1)
+    )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr, ndtri
 
-from fedveil.privacy.accounting.composition import delta_at, gdp_mu
+from fedveil.privacy.accounting.composition import delta_at, gdp_mu, is_mixture
 from fedveil.privacy.guarantee import Guarantee, Unit
 from fedveil.privacy.mechanism import Mechanism
 
@@ -69,9 +69,10 @@ def operational_risk(guarantee: Guarantee, mechanisms: Iterable[Mechanism] = ())
     TPR <= min(exp(epsilon) a + delta, 1 - exp(-epsilon) (1 - delta - a)), and the advantage is at most
     (exp(epsilon) - 1 + 2 delta) / (exp(epsilon) + 1).
 
-    Mechanisms are (epsilon, delta(epsilon))-private for every epsilon at once, so both bounds may be
-    minimised over it. At full participation that comes to TPR = Phi(Phi^-1(a) + mu) and to an advantage
-    of 2 Phi(mu/2) - 1 (Dong, Roth and Su 2022).
+    Mechanisms are (epsilon, delta(epsilon))-private for every epsilon at once, so both bounds may be minimised over
+    it. At full participation that comes to TPR = Phi(Phi^-1(a) + mu) and to an advantage of 2 Phi(mu/2) - 1 (Dong,
+    Roth and Su 2022). It does not hold for a mixture of which some sample (`is_mixture`), where it would be the curve
+    of a fixed sequence, and a coordinator may repeat requests: its risk follows from epsilon and delta alone.
 
     >>> guarantee = Guarantee(1.0, 1e-5, "patient", "site")
     >>> print(operational_risk(guarantee, [Mechanism(28.9, 1.0, steps=60)]))
@@ -82,7 +83,7 @@ those that did (1 by chance), and whether one patient took part is guessed right
     released = [mechanism.for_unit(guarantee.unit) for mechanism in mechanisms]
     if math.isinf(guarantee.epsilon):
         return Risk(1.0, 1.0, guarantee.unit)
-    if not released:
+    if not released or is_mixture(released):
         known = guarantee.epsilon, guarantee.delta
         return Risk(_advantage(*known), _true_positives(*known), guarantee.unit)
     mu = gdp_mu(released)
@@ -95,7 +96,8 @@ those that did (1 by chance), and whether one patient took part is guessed right
 
 def most_true_positives(mechanisms: Iterable[Mechanism], rates: NDArray[np.float64]) -> NDArray[np.float64]:
     """The largest true positive rate at each false positive rate: 1 - f for the trade-off function f of all
-    `mechanisms` together (Dong, Roth and Su 2022), in the direction that favours the attacker.
+    `mechanisms` together (Dong, Roth and Su 2022), in the direction that favours the attacker. Of a mixture of which
+    some sample it is that of the fixed sequence, as an audit executes it.
 
     At full participation it is Phi(Phi^-1(a) + mu). If units are sampled it is the smallest bound, over a grid of
     epsilon, that (epsilon, delta(epsilon)) gives, see `operational_risk`. With slack E and D (see `Mechanism`) it is

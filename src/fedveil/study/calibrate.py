@@ -65,12 +65,20 @@ def _calibrated(study: Study, sites: int, model: Sizes) -> tuple[tuple[Release, 
     first = _Calibrator.of(study, sites, model, replace(target, epsilon=study.privacy.pilot_epsilon))
     pilot = first.pilot()
     length = len(pilot) + sum(release.dimension for release in pilot)
-    levels = []
-    for number, epsilon in enumerate(epsilons, 1):
+    levels: list[Level] = []
+    for epsilon in epsilons:
         at = _Calibrator.of(study, sites, model, replace(target, epsilon=epsilon))
+        try:
+            planned = at.releases(pilot)
+        except (
+            InvalidValue
+        ):  # where units are sampled, a pilot beside other mechanisms may cost all of a small level
+            if epsilon == epsilons[-1]:
+                raise
+            continue
+        number = len(levels) + 1
         made = tuple(
-            replace(one, level=number, evidence=length, parameters=one.parameters + length)
-            for one in at.releases(pilot)
+            replace(one, level=number, evidence=length, parameters=one.parameters + length) for one in planned
         )
         main = next((one for one in made if isinstance(one.query, Rounds)), made[0])
         levels.append(Level(epsilon=epsilon, releases=made, strength=strength(first.noise, main, sites)))

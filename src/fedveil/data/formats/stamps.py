@@ -3,10 +3,11 @@
 **The rule.** A remembered hash is used only if the file's device, inode, size, modification time and change time are
 all the ones that were seen before its content was read, to the nanosecond. Size and modification time alone would not
 do: a program may write other content of the same size and set the time back. It cannot set the change time
-(``st_ctime``), which the operating system moves at every change of content or of times. As timestamps are coarse, a
-hash is remembered only if at that moment the file had been at rest for `SETTLED` seconds: a change in the same tick of
-the clock cannot hide (git has the same rule for its index). Where there is no change time (Windows), every file is
-read. What remains is whoever sets the machine's clock back or writes to the disk below the file system.
+(``st_ctime``), which the operating system moves at every write and every change of times. As timestamps are coarse, a
+hash is remembered only if the file had been at rest for `SETTLED` seconds before it was examined, and has the same
+stamp after it was read: a change in the same tick of the clock cannot hide (git has the same rule for its index). Where
+there is no change time (Windows), every file is read. What remains is whoever sets the machine's clock back, writes to
+the disk below the file system, or writes through a shared memory map, which does not move the times at once.
 
 On demand all files are read: with ``FEDVEIL_FULL_HASHES=1``, and in ``fedveil data check``.
 
@@ -64,6 +65,7 @@ def file_digests(key: str, paths: Sequence[Path], digest: Callable[[Path], bytes
     """
     place = cache_folder() / "digests" / f"{blake2b(key.encode(), digest_size=16).hexdigest()}.table"
     found = np.zeros(len(paths), _ROW)
+    started = time.time_ns()
     found["path"] = [blake2b(os.fsencode(path.absolute()), digest_size=16).digest() for path in paths]
     stamps = np.array([_stamp(path) for path in paths], np.uint64).reshape(-1, len(_STAMP))
     for name, column in zip(_STAMP, stamps.T, strict=True):
@@ -74,7 +76,7 @@ def file_digests(key: str, paths: Sequence[Path], digest: Callable[[Path], bytes
     if unknown:
         with ThreadPoolExecutor(cores()) as pool:
             found["digest"][unknown] = list(pool.map(digest, [paths[row] for row in unknown]))
-        _store(place, found[[row for row in unknown if _settled(found[row])]])
+        _store(place, found[[row for row in unknown if _settled(found[row], paths[row], started)]])
     raw = found["digest"].tobytes()
     return [raw[start : start + 16].hex() for start in range(0, len(raw), 16)]
 
@@ -94,12 +96,12 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return tuple(number % 2**64 for number in numbers)
 
 
-def _settled(row: Any) -> bool:
-    """Whether a file had been at rest for a while when it was read: a change since then shows in its stamp."""
+def _settled(row: Any, path: Path, started: int) -> bool:
+    """Whether a file had been at rest for a while when it was examined, and has not changed while it was read."""
     if sys.platform == "win32" or not row["changed"]:
         return False
     latest = max(int(row["changed"]), int(row["modified"]))
-    return time.time_ns() - latest > SETTLED * 1e9
+    return started - latest > SETTLED * 1e9 and _stamp(path) == tuple(int(row[name]) for name in _STAMP)
 
 
 def _remembered(table: Table, found: Table) -> npt.NDArray[np.bool_]:

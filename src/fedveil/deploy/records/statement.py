@@ -24,7 +24,7 @@ from fedveil.deploy.site.review import Review, review
 from fedveil.errors import FedveilError, InvalidValue, Refused
 from fedveil.federation import release_of
 from fedveil.io import write_private
-from fedveil.privacy import Decision, LedgerState, delta_at
+from fedveil.privacy import Decision, LedgerState, delta_at, is_mixture
 
 __all__ = ["Signed", "verify_statement", "write_statement"]
 
@@ -118,8 +118,11 @@ def _decisions(config: SiteConfig, listed: Listed) -> list[Decision]:
 
 
 def _curve(found: Review) -> list[tuple[float, float]]:
-    """Delta of the whole study by epsilon: every row is a guarantee that holds, and all of them hold at once."""
-    if found.guarantee is None:
+    """Delta of the whole study by epsilon: every row is a guarantee that holds, and all of them hold at once.
+
+    No rows for a mixture of which some releases sample: they would hold for a fixed sequence of requests only.
+    """
+    if found.guarantee is None or is_mixture(found.listed.agreement.mechanisms):
         return []
     return [(epsilon, delta_at(found.listed.agreement.mechanisms, epsilon)) for epsilon in _CURVE]
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from fedveil.privacy import Guarantee, Mechanism, Risk, delta_at, gdp_mu
+from fedveil.privacy import Guarantee, Mechanism, Risk, delta_at, gdp_mu, is_mixture
 from fedveil.report import formatting
 from fedveil.report.figures.charts import Chart, diagonal, unit_square
 from fedveil.report.figures.drawing import PAGE, canvas, inline_svg, plain_axes, style
@@ -32,12 +32,17 @@ PROFILE_POINTS = 25
 
 
 def attack_curve(rates: Floats, guarantee: Guarantee, mechanisms: Sequence[Mechanism]) -> Floats:
-    """The largest true-positive rate of any attack at each false-positive rate, both in [0, 1]."""
+    """The largest true-positive rate of any attack at each false-positive rate, both in [0, 1].
+
+    Of a mixture of which some releases sample, no curve holds for requests in any order: epsilon and delta alone do.
+    """
     released = [mechanism.for_unit(guarantee.unit) for mechanism in mechanisms]
     mu = gdp_mu(released)
     if mu is not None:
         exact: Floats = ndtr(np.where(rates > 0, ndtri(rates) + mu, -np.inf))
         return exact
+    if is_mixture(released):
+        return _bound(rates, guarantee.epsilon, guarantee.delta)
     epsilons = np.linspace(0, 2 * guarantee.epsilon, PROFILE_POINTS).tolist()
     bounds = np.stack([_bound(rates, e, delta_at(released, e)) for e in epsilons])
     least: Floats = bounds.min(axis=0)
