@@ -82,7 +82,11 @@ def read_dicom(path: Path, content: bytes, reading: Reading) -> Pixels:
         header = _header(path, content, reading)
         _check(path, header, reading)
         _check_single(path, header)
-    return next(_decoded(path, header, reading))
+    for image in _decoded(path, header, reading):
+        return image
+    raise unusable(
+        path, "it holds no frames", "an image must have pixels", "export it again, or leave it out"
+    )
 
 
 def read_frames(path: Path, content: bytes, reading: Reading) -> Iterator[Pixels]:
