@@ -243,6 +243,7 @@ def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
         dimension=study.model.dimension,
         encoder=study.model.encoder.spec(study.model.features),
         precision=study.training.precision,
+        slices=study.data.slices,
     )
 
 
@@ -262,12 +263,9 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         InvalidValue: there is no such model.
     """
     if study.model.network == "linear":
-        return _head(
-            study,
-            Dataset.empty(
-                ("",) * classes, channels=channels, image_size=study.data.image_size, task=study.data.meaning
-            ),
-        )
+        data, names = study.data, ("",) * classes
+        empty = Dataset.empty(names, channels=channels, image_size=data.image_size, task=data.meaning)
+        return _head(study, empty)
     return NetworkSizes.of(
         study.model.network,
         classes=classes,
@@ -383,7 +381,7 @@ def _once(
     """
     images, changes = dataset.images, list(views.values())
     digests = images.digest(np.arange(len(dataset)))
-    pixels = 4 * images.channels * images.size**2
+    pixels = 4 * images.planes * images.size**2
     count = max(8, min(BATCH, BATCH_BYTES // pixels))
 
     def rows_of(rows: Indices, which: Sequence[int]) -> list[npt.NDArray[np.float32]]:

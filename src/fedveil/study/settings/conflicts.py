@@ -13,6 +13,7 @@ def conflicts(study: "Study") -> Iterator[str]:
     """The conflicts in a study, as rules with their remedies."""
     yield from _network(study)
     yield from _precomputed(study)
+    yield from _volumes(study)
     yield from _encoder(study)
     if study.model.start is not None or study.model.start_sha256:
         yield from _start(study)
@@ -65,6 +66,15 @@ def _precomputed(study: "Study") -> Iterator[str]:
         return
     if model.whitened:
         yield "model.whitened needs the encoder to process synthetic images: set it to false for precomputed features"
+
+
+def _volumes(study: "Study") -> Iterator[str]:
+    if study.data.slices is None:
+        return
+    if study.model.network != "linear":
+        yield 'data.slices reads volumes, which networks do not take so far: set model.network = "linear"'
+    if study.model.features == "precomputed":
+        yield "data.slices reads volumes, and precomputed features have no slices: remove data.slices"
 
 
 def _encoder(study: "Study") -> Iterator[str]:
