@@ -140,9 +140,9 @@ class OddImages(_Around):
     """
 
     def read(self, indices: Indices) -> Pixels:
-        """The images, or black ones instead; never an error."""
+        """The images, or black ones instead; never an error, and always finite."""
         try:
-            return self._base.read(indices)
+            return self._finite(indices)
         except Exception:  # noqa: BLE001 - whatever is wrong with one image stays with that image
             none = np.empty((0, self.channels, self.size, self.size), np.float32)
             return np.concatenate([none, *(self._one(int(index)) for index in indices)])
@@ -159,10 +159,16 @@ class OddImages(_Around):
 
     def _one(self, index: int) -> Pixels:
         try:
-            return self._base.read([index])
+            return self._finite([index])
         except Exception as error:  # noqa: BLE001 - see above
             log.error("an image counts as black: %s", error)
             return np.zeros((1, self.channels, self.size, self.size), np.float32)
+
+    def _finite(self, indices: Indices) -> Pixels:
+        pixels = self._base.read(indices)
+        if not np.isfinite(pixels).all():
+            raise DataError(*OUTSIDE)
+        return pixels
 
     def _digest(self, index: int) -> str:
         try:

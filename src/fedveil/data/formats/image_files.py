@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fedveil.data.annotations.columns import Names
 from fedveil.data.formats.dicom import is_dicom, probe_dicom, read_dicom
 from fedveil.data.formats.stamps import file_digests
-from fedveil.data.image_header import Headers, ImageFacts, check_pixels, unusable
+from fedveil.data.image_header import Headers, ImageFacts, check_finite, check_pixels, unusable
 from fedveil.data.image_store import (
     DIGEST_BYTES,
     PREPROCESSING,
@@ -94,7 +94,9 @@ class FileImages(ImageStack):
 
         def decode(target: Pixels, row: int) -> None:
             with _in_turn(int(np.prod(self.facts.sizes[row], dtype=np.int64))):
-                target[...] = resized(read_image(self.path(row), self.reading), self._channels, self._size)
+                path = self.path(row)
+                target[...] = resized(read_image(path, self.reading), self._channels, self._size)
+                check_finite(path, target)
 
         with _reading, ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(decode, out, indices):

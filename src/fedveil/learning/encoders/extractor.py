@@ -1,5 +1,6 @@
 """The interface of feature extractors, and the concatenation of several."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 
 from fedveil.errors import InvalidValue
 
+log = logging.getLogger("fedveil.site")
 Images: TypeAlias = npt.NDArray[np.float32]
 """(k, channels, size, size) in [0, 1]."""
 Features: TypeAlias = npt.NDArray[np.float32]
@@ -87,8 +89,10 @@ class Concatenation:
 def checked(images: Images, channels: int) -> torch.Tensor:
     """View images as a tensor after checking an extractor's requirements.
 
+    An image with a pixel that is not finite becomes black: an error would concern all others of its batch too.
+
     Raises:
-        InvalidValue: not float32 of shape (k, channels, size, size), or values that are not finite.
+        InvalidValue: not float32 of shape (k, channels, size, size).
     """
     if images.dtype != np.float32 or images.ndim != 4 or images.shape[1] != channels:
         raise InvalidValue(
@@ -96,12 +100,10 @@ def checked(images: Images, channels: int) -> torch.Tensor:
             f"an extractor for {channels} channel(s) needs float32 of shape (k, {channels}, size, size)",
             "read them with the channels that the study names",
         )
-    if not np.isfinite(images).all():
-        raise InvalidValue(
-            "an image holds values that are not finite",
-            "pixels must be numbers in [0, 1]",
-            "check the image files with `fedveil data check`",
-        )
+    broken = ~np.isfinite(images).all(axis=(1, 2, 3))
+    if broken.any():
+        log.error("%d images hold values that are not finite and count as black", broken.sum())
+        images = np.where(broken[:, None, None, None], np.float32(0), images)
     return torch.from_numpy(np.ascontiguousarray(images))
 
 
