@@ -54,6 +54,9 @@ OUTSIDE = (
 """The error for an image that `ArrayImages.outside` names: found, rule, remedy."""
 
 
+UNHASHED = ("its content could not be hashed", "an image must be readable", "see the message before this one")
+
+
 class ImageStack(ABC):
     """A sequence of images of one shape, ``channels`` x ``size`` x ``size``, that need not be in memory."""
 
@@ -82,6 +85,10 @@ class ImageStack(ABC):
     @abstractmethod
     def digest(self, indices: Indices) -> list[str]:
         """One hexadecimal content hash per image, over everything that :meth:`read` depends on."""
+
+    def replaced(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        """For each of these images whether it was unreadable when last read, and a black one was given instead."""
+        return np.zeros(len(indices), bool)
 
     def subset(self, indices: Indices) -> "ImageStack":
         """Only these images, in that order, without copying a pixel."""
@@ -128,6 +135,9 @@ class _Selection(_Around):
     def digest(self, indices: Indices) -> list[str]:
         return self._base.digest(self._rows[np.asarray(indices, dtype=np.int64)])
 
+    def replaced(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        return self._base.replaced(self._rows[np.asarray(indices, dtype=np.int64)])
+
     def subset(self, indices: Indices) -> ImageStack:
         return _Selection(self._base, self._rows[np.asarray(indices, dtype=np.int64)])
 
@@ -137,12 +147,23 @@ class OddImages(_Around):
     """Images in which an unreadable one is replaced by a black one.
 
     For a hospital that has approved a study: one damaged file must not decide whether the others are in its sums.
+    What could not be hashed is black until it can be: nothing may be computed from pixels under another's hash.
     """
+
+    def __init__(self, base: ImageStack) -> None:
+        super().__init__(base)
+        self._black: set[int] = set()
+        self._unhashed: set[int] = set()
 
     def read(self, indices: Indices) -> Pixels:
         """The images, or black ones instead; never an error, and always finite."""
+        rows = {int(index) for index in indices}
         try:
-            return self._finite(indices)
+            if not rows & self._unhashed:
+                pixels = self._finite(indices)
+                self._black -= rows
+                return pixels
+            raise DataError(*UNHASHED)
         except Exception:  # noqa: BLE001 - whatever is wrong with one image stays with that image
             none = np.empty((0, self.channels, self.size, self.size), np.float32)
             return np.concatenate([none, *(self._one(int(index)) for index in indices)])
@@ -150,8 +171,10 @@ class OddImages(_Around):
     def digest(self, indices: Indices) -> list[str]:
         """Their content hashes, or one common hash for unreadable ones."""
         try:
-            return self._base.digest(indices)
-        except DataError:
+            found = self._base.digest(indices)
+            self._unhashed -= {int(index) for index in indices}
+            return found
+        except Exception:  # noqa: BLE001 - see `read`
             if len(indices) == 1:
                 return [self._digest(int(indices[0]))]
             half = len(indices) // 2  # each half as a whole: few images are unreadable
@@ -159,10 +182,19 @@ class OddImages(_Around):
 
     def _one(self, index: int) -> Pixels:
         try:
-            return self._finite([index])
+            if index in self._unhashed:
+                raise DataError(*UNHASHED)
+            pixels = self._finite([index])
+            self._black.discard(index)
+            return pixels
         except Exception as error:  # noqa: BLE001 - see above
+            self._black.add(index)
             log.error("an image counts as black: %s", error)
             return np.zeros((1, self.channels, self.size, self.size), np.float32)
+
+    def replaced(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        """For each whether it was given as black."""
+        return np.array([int(index) in self._black for index in indices], bool)
 
     def _finite(self, indices: Indices) -> Pixels:
         pixels = self._base.read(indices)
@@ -172,8 +204,11 @@ class OddImages(_Around):
 
     def _digest(self, index: int) -> str:
         try:
-            return self._base.digest([index])[0]
-        except DataError as error:
+            found = self._base.digest([index])[0]
+            self._unhashed.discard(index)
+            return found
+        except Exception as error:  # noqa: BLE001 - see above
+            self._unhashed.add(index)
             log.error("an image counts as black: %s", error)
             black = f"{PREPROCESSING} black {self.channels} {self.size}".encode()
             return blake2b(black, digest_size=DIGEST_BYTES).hexdigest()
