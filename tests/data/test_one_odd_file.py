@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from tests.data.dicom_files import odd_dicom
 
 from fedveil.data import load, load_usable

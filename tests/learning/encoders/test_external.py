@@ -283,10 +283,9 @@ def test_an_altered_or_missing_file_is_never_used(store: Store) -> None:
 def test_a_file_from_anyone_is_examined_in_a_process_with_limits(tmp_path: Path, store: Store) -> None:
     (tmp_path / "good.onnx").write_bytes(onnx_file())
     spec, report = register(EncoderSpec(kind="onnx", name="good.onnx"), tmp_path)
-    assert (spec.features, report.dimension, report.alone, report.repeatable) == (
+    assert (spec.features, report.dimension, report.repeatable) == (
         "onnx:good.onnx",
         24,
-        True,
         True,
     )
     assert store.has(spec.sha256)
