@@ -184,7 +184,7 @@ def _check_sizes(onnx: Any, model: Any, spec: EncoderSpec) -> None:
         raise _refused(spec, f"its shapes do not fit together ({error})") from None
     found = {one.name: one.type.tensor_type for one in (*inferred.graph.value_info, *inferred.graph.output)}
     for name in (name for node in fixed.graph.node for name in node.output if name):
-        kind = found.get(name)
+        kind: Any = found.get(name)
         known = kind is not None and kind.HasField("shape")
         if not known or not all(one.HasField("dim_value") for one in kind.shape.dim):
             raise _refused(
