@@ -17,7 +17,7 @@ from PIL import Image
 
 from fedveil.data.formats.volumes.resampling import check_array, oriented, resampled
 from fedveil.data.options import Reading
-from fedveil.data.windows import FILE, FULL, apply_window, is_hounsfield, limits
+from fedveil.data.windows import FILE, FULL, apply_window, full_scale, is_hounsfield, limits, type_scale
 from fedveil.errors import DataError, InvalidValue
 
 __all__ = [
@@ -53,6 +53,9 @@ OUTSIDE = (
     "divide them by a constant chosen in advance, store uint8 or uint16, or give a window",
 )
 """The error for an image that `ArrayImages.outside` names: found, rule, remedy."""
+
+
+UNHASHED = ("its content could not be hashed", "an image must be readable", "see the message before this one")
 
 
 class ImageStack(ABC):
@@ -91,6 +94,10 @@ class ImageStack(ABC):
     @abstractmethod
     def digest(self, indices: Indices) -> list[str]:
         """One hexadecimal content hash per image, over everything that :meth:`read` depends on."""
+
+    def replaced(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        """For each of these images whether it was unreadable when last read, and a black one was given instead."""
+        return np.zeros(len(indices), bool)
 
     def subset(self, indices: Indices) -> "ImageStack":
         """Only these images, in that order, without copying a pixel."""
@@ -137,6 +144,9 @@ class _Selection(_Around):
     def digest(self, indices: Indices) -> list[str]:
         return self._base.digest(self._rows[np.asarray(indices, dtype=np.int64)])
 
+    def replaced(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        return self._base.replaced(self._rows[np.asarray(indices, dtype=np.int64)])
+
     def subset(self, indices: Indices) -> ImageStack:
         return _Selection(self._base, self._rows[np.asarray(indices, dtype=np.int64)])
 
@@ -146,12 +156,23 @@ class OddImages(_Around):
     """Images in which an unreadable one is replaced by a black one.
 
     For a hospital that has approved a study: one damaged file must not decide whether the others are in its sums.
+    What could not be hashed is black until it can be: nothing may be computed from pixels under another's hash.
     """
 
+    def __init__(self, base: ImageStack) -> None:
+        super().__init__(base)
+        self._black: set[int] = set()
+        self._unhashed: set[int] = set()
+
     def read(self, indices: Indices) -> Pixels:
-        """The images, or black ones instead; never an error."""
+        """The images, or black ones instead; never an error, and always finite."""
+        rows = {int(index) for index in indices}
         try:
-            return self._base.read(indices)
+            if not rows & self._unhashed:
+                pixels = self._finite(indices)
+                self._black -= rows
+                return pixels
+            raise DataError(*UNHASHED)
         except Exception:  # noqa: BLE001 - whatever is wrong with one image stays with that image
             none = np.empty((0, self.planes, self.size, self.size), np.float32)
             return np.concatenate([none, *(self._one(int(index)) for index in indices)])
@@ -159,8 +180,10 @@ class OddImages(_Around):
     def digest(self, indices: Indices) -> list[str]:
         """Their content hashes, or one common hash for unreadable ones."""
         try:
-            return self._base.digest(indices)
-        except DataError:
+            found = self._base.digest(indices)
+            self._unhashed -= {int(index) for index in indices}
+            return found
+        except Exception:  # noqa: BLE001 - see `read`
             if len(indices) == 1:
                 return [self._digest(int(indices[0]))]
             half = len(indices) // 2  # each half as a whole: few images are unreadable
@@ -168,15 +191,33 @@ class OddImages(_Around):
 
     def _one(self, index: int) -> Pixels:
         try:
-            return self._base.read([index])
+            if index in self._unhashed:
+                raise DataError(*UNHASHED)
+            pixels = self._finite([index])
+            self._black.discard(index)
+            return pixels
         except Exception as error:  # noqa: BLE001 - see above
+            self._black.add(index)
             log.error("an image counts as black: %s", error)
             return np.zeros((1, self.planes, self.size, self.size), np.float32)
 
+    def replaced(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        """For each whether it was given as black."""
+        return np.array([int(index) in self._black for index in indices], bool)
+
+    def _finite(self, indices: Indices) -> Pixels:
+        pixels = self._base.read(indices)
+        if not np.isfinite(pixels).all():
+            raise DataError(*OUTSIDE)
+        return pixels
+
     def _digest(self, index: int) -> str:
         try:
-            return self._base.digest([index])[0]
-        except DataError as error:
+            found = self._base.digest([index])[0]
+            self._unhashed.discard(index)
+            return found
+        except Exception as error:  # noqa: BLE001 - see above
+            self._unhashed.add(index)
             log.error("an image counts as black: %s", error)
             black = f"{PREPROCESSING} black {self.planes} {self.size}".encode()
             return blake2b(black, digest_size=DIGEST_BYTES).hexdigest()
@@ -312,41 +353,6 @@ def in_memory(images: ImageStack, batch: int = 256) -> ArrayImages:
         rows = np.arange(start, min(start + batch, len(images)))
         pixels[rows] = images.read(rows).transpose(0, 2, 3, 1)
     return ArrayImages(pixels, images.size)
-
-
-def type_scale(dtype: np.dtype[Any]) -> float:
-    """The value of white, by the type alone: 255, 65535, or 1 for floats.
-
-    >>> type_scale(np.dtype(np.uint16))
-    65535.0
-    """
-    if dtype in (np.uint8, np.uint16):
-        return float(np.iinfo(dtype).max)
-    if dtype == np.bool_ or np.issubdtype(dtype, np.floating):
-        return 1.0
-    raise DataError(
-        f"pixels are of the type {dtype}",
-        "the value of white must be known without reading the images",
-        "store uint8, uint16 or floats in [0, 1], or give window = [centre, width]",
-    )
-
-
-def full_scale(pixels: npt.NDArray[Any]) -> float:
-    """The value of white, as in `type_scale`, after checking that no pixel exceeds it."""
-    scale = type_scale(pixels.dtype)
-    if not np.issubdtype(pixels.dtype, np.floating):
-        return scale
-    if not np.isfinite(pixels).all():
-        raise DataError(
-            "pixels hold NaN or infinity", "every pixel must be a number", "remove or repair those images"
-        )
-    if pixels.size and (pixels.min() < 0 or pixels.max() > 1):
-        raise DataError(
-            f"floating point pixels reach from {pixels.min():g} to {pixels.max():g}",
-            "they must lie in [0, 1], because scaling by the images' own range would leak it",
-            "divide them by a constant chosen in advance, store uint8 or uint16, or give a window",
-        )
-    return scale
 
 
 def brought_to(image: Pixels, channels: int) -> Pixels:

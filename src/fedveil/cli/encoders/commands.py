@@ -160,8 +160,7 @@ def _show(spec: "EncoderSpec", report: "Report", as_json: bool) -> None:
         f"input      {spec.input_channels} x {spec.input_size} x {spec.input_size}",
         f"features   {report.dimension:,}",
         f"speed      {1000 * report.seconds_per_image:.1f} ms per image, with one thread",
-        f"batch      {'images go through one by one' if report.alone else 'images go through in batches'}; "
-        f"features of an image are the same in any company "
+        f"batch      images go through one by one; features computed again are the same "
         f"{'bit for bit' if report.repeatable else 'up to rounding'}",
     ]
     for line in lines:

@@ -38,6 +38,8 @@ BYTES_PER_PIXEL = 6
 """Largest size of an uncompressed pixel: three samples of 16 bit."""
 HEADER_BYTES = 64 * 2**20
 """Largest size of a header after inflation."""
+LARGEST_SCALE = 1e12
+"""Of a slope or intercept; real ones are far smaller, and values stay finite in double precision."""
 META = b"\x02\x00\x00\x00UL\x04\x00"
 """The element before the length of the file's meta information (PS3.10, 7.1)."""
 Pixels = npt.NDArray[np.float32]
@@ -237,8 +239,7 @@ def _check_single(path: Path, header: pydicom.Dataset) -> None:
 
 
 def _check_scale(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
-    if header.get("RescaleSlope") == 0:
-        raise unusable(path, "RescaleSlope is 0", "every value would become the same", "correct it")
+    _check_rescale(path, header, reading)
     modality = str(header.get("Modality") or "CT")
     if is_hounsfield(reading.window) and modality != "CT":
         raise unusable(
@@ -264,6 +265,28 @@ def _check_scale(path: Path, header: pydicom.FileDataset, reading: Reading) -> N
             f"it must be {', '.join(FUNCTIONS)}",
             "correct it, or set data.window",
         )
+
+
+def _check_rescale(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
+    """Refuse a slope, intercept or table by which stored values do not become numbers that differ."""
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        value = float(header.get(name) or 0)
+        if abs(value) > LARGEST_SCALE or not np.isfinite(value):
+            raise unusable(
+                path, f"{name} is {value:g}", f"it must lie within {LARGEST_SCALE:g} of 0", "correct it"
+            )
+    if header.get("RescaleSlope") == 0:
+        raise unusable(path, "RescaleSlope is 0", "every value would become the same", "correct it")
+    for name in ("ModalityLUTSequence", "VOILUTSequence")[: 1 + (reading.window == FILE)]:
+        for table in (header.get(name) or [])[:1]:
+            bits = int(table.LUTDescriptor[2])
+            if not 1 <= bits <= 16:
+                raise unusable(
+                    path,
+                    f"the entries of its {name} have {bits} bits",
+                    "there must be 1 to 16",
+                    "correct or remove it",
+                )
 
 
 def _check_codec(path: Path, header: pydicom.FileDataset) -> None:

@@ -21,7 +21,7 @@ from fedveil.data.formats.dicom import is_dicom, probe_dicom, read_dicom
 from fedveil.data.formats.stamps import file_digests
 from fedveil.data.formats.volumes.files import probe_volume, read_volume, volume_files
 from fedveil.data.formats.volumes.nifti import is_nifti
-from fedveil.data.image_header import Headers, ImageFacts, check_pixels, unusable
+from fedveil.data.image_header import Headers, ImageFacts, check_finite, check_pixels, unusable
 from fedveil.data.image_store import (
     DIGEST_BYTES,
     PREPROCESSING,
@@ -98,12 +98,13 @@ class FileImages(ImageStack):
         out = np.empty((len(indices), self.planes, self._size, self._size), np.float32)
 
         def decode(target: Pixels, row: int) -> None:
-            pixels = int(np.prod(self.facts.sizes[row], dtype=np.int64))
+            pixels, path = int(np.prod(self.facts.sizes[row], dtype=np.int64)), self.path(row)
             with _in_turn(LARGE + 1 if self.reading.slices else pixels):
                 if self.reading.slices:
-                    target[...] = read_volume(self.path(row), self.reading, self._size)
-                    return
-                target[...] = resized(read_image(self.path(row), self.reading), self._channels, self._size)
+                    target[...] = read_volume(path, self.reading, self._size)
+                else:
+                    target[...] = resized(read_image(path, self.reading), self._channels, self._size)
+                check_finite(path, target)
 
         with _reading, ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(decode, out, indices):
