@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.metadata import distributions
 from unittest import mock
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedveil.cli import app
 from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import noise
+from fedveil.installed import code_hash
 from fedveil.privacy import Mechanism
 from fedveil.study import RunDirectory, Silent, Study, prepare, run
 from fedveil.study.pipeline import make_task
@@ -174,12 +176,43 @@ def test_an_interrupted_audit_goes_on_where_it_was(tmp_path):
         audit(study(), folder, dataset=dataset(), effort=effort)
 
 
-def test_the_trials_of_another_audit_are_refused(tmp_path):
+def other_labels() -> Dataset:
+    made = dataset()
+    return replace(made, labels=1 - made.labels)
+
+
+@pytest.mark.parametrize(
+    ("asked", "data", "code"),
+    [
+        ({"epsilon": 2.0}, dataset, None),
+        ({"seed": 1}, dataset, None),
+        ({}, other_labels, None),
+        ({}, dataset, "0" * 64),
+    ],
+    ids=["settings", "seed", "data", "code"],
+)
+def test_the_trials_of_another_audit_are_refused(tmp_path, asked, data, code):
+    """Trials of other code would acquit this code, or accuse it."""
     effort = replace(QUICK, attackers=("white box",))
     with pytest.raises(Interrupted):
         audit(study(), tmp_path, dataset=dataset(), effort=effort, progress=Stops(1))
-    with pytest.raises(StudyError, match="trials of another audit"):
-        audit(study(epsilon=2.0), tmp_path, dataset=dataset(), effort=effort)
+    with (
+        mock.patch("fedveil.audit.runner.code_hash", return_value=code or code_hash()),
+        pytest.raises(StudyError, match="trials of another audit"),
+    ):
+        audit(study(**asked), tmp_path, dataset=data(), effort=effort)
+
+
+def test_the_trials_of_other_packages_are_refused(tmp_path):
+    effort = replace(QUICK, attackers=("white box",))
+    with pytest.raises(Interrupted):
+        audit(study(), tmp_path, dataset=dataset(), effort=effort, progress=Stops(1))
+    fewer = list(distributions())[1:]
+    with (
+        mock.patch("fedveil.audit.runner.distributions", return_value=fewer),
+        pytest.raises(StudyError, match="trials of another audit"),
+    ):
+        audit(study(), tmp_path, dataset=dataset(), effort=effort)
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ class Trials:
         if manifest.exists() and json.loads(manifest.read_text())["digest"] != digest:
             raise StudyError(
                 f"{folder} holds the trials of another audit",
-                "an interrupted audit goes on with the same study and settings",
-                "repeat its settings, choose another --out, or delete the folder",
+                "an interrupted audit goes on with the same study, data, settings and installed code",
+                "repeat it as it was, choose another --out, or delete the folder",
             )
         folder.mkdir(parents=True, exist_ok=True)
         if not manifest.exists():

@@ -1,10 +1,12 @@
 """One audit, from a study to ``audit.json``: the attackers, one significance for all of them, and a verdict."""
 
+import hashlib
+import platform
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from fedveil.audit.white_box import NoisySums, WholeProtocol
 from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import Agreement
+from fedveil.installed import code_hash
 from fedveil.study import Prepared, Progress, Silent, Study, make_agreement, prepare
 from fedveil.study.pipeline import make_task
 
@@ -180,16 +183,30 @@ def _patients(
 
 
 def _about(agreement: Agreement, prepared: Prepared, effort: Effort) -> dict[str, object]:
-    """What the trials of an audit depend on."""
+    """What the trials of an audit depend on: the study, its data, the effort, and the code that runs."""
+    installed = sorted({(one.name.lower(), one.version) for one in distributions()})
     return {
+        "code": code_hash(),
+        "python": platform.python_version(),
+        "packages": hashlib.sha256(repr(installed).encode()).hexdigest(),
         "agreement": agreement.digest,
-        "patients": sum(prepared.patients.values()),
+        "study": prepared.study.model_dump(mode="json"),
+        "data": _content(prepared),
         "trials": effort.trials,
         "sessions": effort.sessions,
         "canaries": effort.canaries,
         "references": effort.references,
         "layout": SCHEMA,
     }
+
+
+def _content(prepared: Prepared) -> str:
+    """Hash of images, labels and patients, and of which hospital trains on and holds out which of them."""
+    digest = hashlib.sha256(prepared.dataset.digest().encode())
+    for parts in (prepared.sites, prepared.held_out):
+        for name, rows in parts.items():
+            digest.update(f"|{name}:".encode() + np.asarray(rows, dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _pieces(name: str, agreement: Agreement, effort: Effort) -> int:
