@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import fedveil
 from fedveil.audit import ATTACKERS, Effort, audit, read_audit
 from fedveil.audit.arena import colluders_of, plant, small
-from fedveil.audit.attacker import Attempt, claim_of
+from fedveil.audit.attacker import Attempt, Setup, claim_of
 from fedveil.audit.evidence import TwoWorlds
 from fedveil.audit.runner import _result
 from fedveil.audit.white_box import aim, draws, rounds_of_a_session, session
@@ -50,6 +50,12 @@ def arena(made: Study):
     prepared = prepare(made, dataset())
     task = make_task(prepared.study, prepared.dataset, Silent())
     return plant(small(prepared), task, ("h0",), np.random.default_rng(1))
+
+
+def setup_of(ring, attempts: int, **more: object) -> Setup:
+    effort = {"trials": 600, "sessions": 2, "canaries": 40, "references": 2, "confidence": 0.95} | more
+    parts = {"prepared": ring.prepared, "task": ring.task, "agreement": ring.agreement}
+    return Setup(**parts, **effort, attempts=attempts, store=mock.Mock(), progress=Silent())
 
 
 @pytest.mark.parametrize("trust", ["site", "secure-aggregation", "server"])
@@ -118,12 +124,12 @@ def test_the_largest_of_several_bounds_has_the_stated_confidence():
             what="",
         )
     ] * 9
-    setup = mock.Mock(significance=0.05)
-    setup.agreement = arena(study(trust="site")).agreement
-    setup.prepared.dataset.name = "here"
+    setup = setup_of(arena(study(trust="site")), attempts=9)
     found = _result(setup, attempts, [], 0.0).findings[0].lower
     assert found == claim.epsilon(attempts[0].evidence.leak(claim, 0.05 / 9))
     assert found < claim.epsilon(attempts[0].evidence.leak(claim, 0.05))
+    with pytest.raises(AssertionError, match="9 attempts"):
+        _result(replace(setup, attempts=8), attempts, [], 0.0)
 
 
 def test_too_little_noise_is_found(tmp_path):

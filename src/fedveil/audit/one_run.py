@@ -37,9 +37,7 @@ class ManyCanaries(Attacker):
         mechanisms = tuple(one.mechanism for one in released)
         claim, plain = claim_of(mechanisms, agreement.target.delta)
         count = min(setup.canaries, max(1, MOST_NUMBERS // max(one.dimension for one in released)))
-        check_enough(
-            count, OneRun.needed(claim, setup.significance), "canaries", "--canaries", setup.significance
-        )
+        check_enough(setup, count, OneRun.needed(claim, setup.significance), "canaries", "--canaries")
         runs = [
             setup.store.get(f"{self.name}.{number}", lambda: self._run(setup, count)) for number in (1, 2)
         ]

@@ -113,7 +113,9 @@ def audit(
     for name in effort.attackers:
         progress.stage(name, _pieces(name, setup.agreement, effort))
         attempts += ATTACKERS[name].attack(setup)
-    result = _result(setup, attempts, [*notes, *_left_out(setup.agreement)], time.perf_counter() - started)
+    result = _result(
+        setup, attempts, [*notes, *_left_out(setup.agreement, effort)], time.perf_counter() - started
+    )
     write_audit(folder, result)
     shutil.rmtree(folder / TRIALS)
     return result
@@ -136,7 +138,8 @@ def _setup(
         prepared=prepared,
         task=task,
         agreement=agreement,
-        significance=1 - effort.confidence,
+        confidence=effort.confidence,
+        attempts=sum(ATTACKERS[name].most(agreement) for name in effort.attackers),
         trials=effort.trials,
         sessions=effort.sessions,
         canaries=effort.canaries,
@@ -215,12 +218,20 @@ def _pieces(name: str, agreement: Agreement, effort: Effort) -> int:
     return {ManyCanaries.name: 2, ReleasedModel.name: 1 + max(2, effort.references)}.get(name, requested)
 
 
-def _left_out(agreement: Agreement) -> list[str]:
+def _left_out(agreement: Agreement, effort: Effort) -> list[str]:
     """Notes on what no attacker attacks."""
     notes = []
     stay = [one.query.title for one in agreement.releases if one.query.at_site]
     if stay:
         notes.append(f"Not attacked, since they do not leave a hospital: {', '.join(stay)}.")
+    levels = [
+        one.query.title for one in agreement.releases if one.level is not None and not one.query.at_site
+    ]
+    if levels and WholeProtocol.name in effort.attackers:
+        notes.append(
+            "Not attacked by the protocol attacker, since hospitals answer them only after the pilot: "
+            f"{', '.join(levels)} of the level that a calibrated study chooses."
+        )
     if agreement.trust == "none":
         notes.append(
             "The study has no privacy: its epsilon is infinite, and there is no statement that an attack could "
@@ -232,9 +243,10 @@ def _left_out(agreement: Agreement) -> list[str]:
 def _result(setup: Setup, attempts: Sequence[Attempt], notes: list[str], seconds: float) -> AuditResult:
     """Bounds that all hold together at the stated confidence (a union bound): the largest of them holds too."""
     agreement, target = setup.agreement, setup.agreement.target
-    joint = setup.significance / max(1, len(attempts))
-    private = agreement.trust != "none"
-    findings = tuple(_finding(one, joint, private) for one in attempts)
+    if len(attempts) > setup.attempts:
+        raise AssertionError(f"{len(attempts)} attempts share the significance of {setup.attempts}")
+    private, stated = agreement.trust != "none", agreement.price(agreement.mechanisms)
+    findings = tuple(_finding(one, setup.significance, private) for one in attempts)
     released = tuple(one.mechanism for one in agreement.releases if not one.query.at_site)
     claim, _ = claim_of(released, target.delta)
     allowed = claim.most_true(np.array(RATES)) if private else np.ones(len(RATES))
@@ -244,12 +256,12 @@ def _result(setup: Setup, attempts: Sequence[Attempt], notes: list[str], seconds
         data=setup.prepared.dataset.name,
         unit=target.unit,
         trust=target.trust,
-        epsilon=agreement.price(agreement.mechanisms),
+        epsilon=stated,
         delta=target.delta,
-        confidence=1 - setup.significance,
+        confidence=setup.confidence,
         findings=findings,
         allowed=tuple(zip(RATES, map(float, allowed), strict=True)),
-        verdict=_verdict(findings, setup, private),
+        verdict=_verdict(findings, setup, private, stated),
         notes=tuple(notes),
         seconds=seconds,
         version=version("fedveil"),
@@ -272,11 +284,12 @@ def _finding(attempt: Attempt, significance: float, private: bool) -> Finding:
         true_positive_rate=true,
         curve=tuple((float(x), float(y)) for x, y in attempt.curve),
         area=attempt.area,
+        covered=attempt.covered,
     )
 
 
-def _verdict(findings: Sequence[Finding], setup: Setup, private: bool) -> str:
-    confidence = f"{100 * (1 - setup.significance):g} %"
+def _verdict(findings: Sequence[Finding], setup: Setup, private: bool, stated: float) -> str:
+    confidence = f"{100 * setup.confidence:g} %"
     found = [one for one in findings if one.contradicted]
     if not private:
         return "No privacy is stated (epsilon is infinite): nothing can be contradicted."
@@ -287,6 +300,19 @@ def _verdict(findings: Sequence[Finding], setup: Setup, private: bool) -> str:
             "Do not run this study on patients."
         )
     best = max((one for one in findings if one.release == STUDY), key=lambda one: one.lower, default=None)
-    reach = f" The strongest attack on the whole study proves epsilon >= {best.lower:.3g}" if best else ""
-    stated = f" of a stated {best.epsilon:.3g}." if best else ""
-    return f"Not contradicted at {confidence} confidence.{reach}{stated} An audit cannot prove that a guarantee holds."
+    return (
+        f"Not contradicted at {confidence} confidence.{_reach(best, stated)} "
+        "An audit cannot prove that a guarantee holds."
+    )
+
+
+def _reach(best: Finding | None, stated: float) -> str:
+    """What the strongest attack on the study proved, beside the study's own epsilon."""
+    if best is None:
+        return ""
+    if best.lower <= 0:
+        return f" No attack on the study proved anything about its stated epsilon of {stated:.3g}."
+    return (
+        f" The strongest attack ({best.attacker}, on {best.subject}) proves epsilon >= {best.lower:.3g} "
+        f"of a stated {stated:.3g}."
+    )
