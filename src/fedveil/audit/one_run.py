@@ -141,7 +141,8 @@ class _Decoder:
         hospital = self._hospitals[key]
         if hospital is None:
             return np.zeros(release.dimension)
-        return release.query.contribution(hospital, seen.parameters, release.mechanism.clip_norm, units)
+        own = release.own_parameters(seen.parameters)  # without the evidence for a level
+        return release.query.contribution(hospital, own, release.mechanism.clip_norm, units)
 
     def _hospital(self, where: Any, held_out: bool) -> Any:
         arena = self._arena
