@@ -26,8 +26,8 @@ from fedveil.study import RunDirectory, Silent, Study, prepare, run
 from fedveil.study.pipeline import make_task
 from fedveil.study.simulation import Simulated
 
-PATIENTS = 90
-QUICK = Effort(trials=600, sessions=2, canaries=40, references=2, confidence=0.99)
+PATIENTS = 200
+QUICK = Effort(trials=600, sessions=2, canaries=110, references=2, confidence=0.99)
 
 
 def dataset(features: int = 24) -> Dataset:
