@@ -47,7 +47,9 @@ class Trials:
                 "an interrupted audit goes on with the same study, data, settings and installed code",
                 "repeat it as it was, choose another --out, or delete the folder",
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(
+            mode=0o700, parents=True, exist_ok=True
+        )  # of one's own images it is as confidential as they
         if not manifest.exists():
             write_json(manifest, {"digest": digest, **about})
 

@@ -33,6 +33,7 @@ from fedveil.learning.degrade import degraded
 from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
 from fedveil.parallel import ahead
 from fedveil.study.progress import Progress
+from fedveil.study.results.public_start import load_start
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
 
@@ -242,6 +243,7 @@ def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
         dimension=study.model.dimension,
         encoder=study.model.encoder.spec(study.model.features),
         precision=study.training.precision,
+        slices=study.data.slices,
     )
 
 
@@ -261,12 +263,9 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         InvalidValue: there is no such model.
     """
     if study.model.network == "linear":
-        return _head(
-            study,
-            Dataset.empty(
-                ("",) * classes, channels=channels, image_size=study.data.image_size, task=study.data.meaning
-            ),
-        )
+        data, names = study.data, ("",) * classes
+        empty = Dataset.empty(names, channels=channels, image_size=data.image_size, task=data.meaning)
+        return _head(study, empty)
     return NetworkSizes.of(
         study.model.network,
         classes=classes,
@@ -277,10 +276,15 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
 
 
 def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
+    blocks, classes, start = (
+        _extractor(study, dataset).blocks,
+        len(dataset.classes),
+        load_start(study, dataset),
+    )
     if dataset.task == "findings":
-        return FindingsHead(_extractor(study, dataset).blocks, len(dataset.classes))
+        return FindingsHead(blocks, classes, start=start)
     centred = study.training.method != "one-shot"
-    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
+    return CentredHead(blocks, classes, centred=centred, start=start)
 
 
 def _network(study: Study, dataset: Dataset) -> NetworkModel:
@@ -336,28 +340,19 @@ def _decoded(dataset: Dataset, progress: Progress) -> ImageSource:
 
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    extractor = _extractor(study, dataset)
+    extractor, head = _extractor(study, dataset), _head(study, dataset)
+    found: Sequence[Rows]
     if study.model.features == PRECOMPUTED:
-        return LinearTask(
-            study=study,
-            dataset=dataset,
-            extractor=extractor,
-            head=_head(study, dataset),
-            features=_vectors(dataset, extractor.dimension),
-        )
-    calibrated = study.privacy.calibration_share > 0
-    progress.stage("features", len(dataset))
-    views: dict[str, Change] = {extractor.key: extractor}
-    if calibrated:
-        views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
-    found = _once(views, dataset, progress)
+        found = [_vectors(dataset, extractor.dimension)]
+    else:
+        progress.stage("features", len(dataset))
+        views: dict[str, Change] = {extractor.key: extractor}
+        if study.privacy.calibration_share > 0:
+            views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
+        found = _once(views, dataset, progress)
+    seen = found[1] if len(found) > 1 else None
     return LinearTask(
-        study=study,
-        dataset=dataset,
-        extractor=extractor,
-        head=_head(study, dataset),
-        features=found[0],
-        degraded=found[1] if calibrated else None,
+        study=study, dataset=dataset, extractor=extractor, head=head, features=found[0], degraded=seen
     )
 
 
@@ -386,7 +381,7 @@ def _once(
     """
     images, changes = dataset.images, list(views.values())
     digests = images.digest(np.arange(len(dataset)))
-    pixels = 4 * images.channels * images.size**2
+    pixels = 4 * images.planes * images.size**2
     count = max(8, min(BATCH, BATCH_BYTES // pixels))
 
     def rows_of(rows: Indices, which: Sequence[int]) -> list[npt.NDArray[np.float32]]:
