@@ -223,11 +223,10 @@ class SiteService:
                 opened = self._approved(digest)
                 if opened is None:
                     return
-                listed = opened.listed
-                wanted = self.config.policy.own_models and has_own(listed.agreement)
+                wanted = self.config.policy.own_models and has_own(opened.listed.agreement)
                 if wanted and kept.own() is None:
                     _make_own(opened, kept)
-                kept.judge(listed.offer, self._cohorts.judge)
+                kept.judge(opened.listed.offer, self._cohorts.judge)
                 self._close(digest)
             log.info("study %s is finished; its results here are in %s", digest[:12], kept.folder)
         except Exception as error:  # noqa: BLE001 - a service goes on; at its next start it tries again
@@ -265,8 +264,7 @@ class SiteService:
             return "declined" if self.studies.is_declined(digest) else "pending"
         if digest in self._sites:
             return "ready"
-        thread = self._opening.get(digest)
-        if thread is not None and not thread.is_alive():
+        if (thread := self._opening.get(digest)) is not None and not thread.is_alive():
             return "ready" if digest in self._sites else "refused"
         if thread is None:
             thread = threading.Thread(target=self._host, args=(digest,), daemon=True)
