@@ -130,7 +130,7 @@ def _curve(found: Review) -> list[tuple[float, float]]:
 
 def _charged(state: LedgerState, listed: Listed) -> list[tuple[str, int, str, str]]:
     """By release: how often it was charged, first and last time."""
-    charges = [charge for charge in state.charges if charge.study == listed.agreement.title]
+    charges = [charge for charge in state.charges if listed.agreement.charged_to(charge)]
     found = []
     for label in dict.fromkeys(release_of(charge.label) for charge in charges):
         times = [charge.time for charge in charges if release_of(charge.label) == label]

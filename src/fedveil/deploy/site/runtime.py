@@ -164,11 +164,18 @@ class Cohorts:
         Raises:
             DataError: they cannot be used, or do not match the budget's settings.
         """
-        self._check_layout()
-        dataset = load(self.config.data.source, base=self.config.folder, **self.settings(offer, classes))
-        dataset = self.forgotten.without(dataset)
+        dataset = self.forgotten.without(self.everybody(offer, classes))
         self._check_units(dataset)
         return dataset
+
+    def everybody(self, offer: Offer | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
+        """The same with the images of patients who withdrew, for the record of a withdrawal only.
+
+        Raises:
+            DataError: they cannot be used.
+        """
+        self._check_layout()
+        return load(self.config.data.source, base=self.config.folder, **self.settings(offer, classes))
 
     def check(self, offer: Offer) -> None:
         """Refuse images or a model that a study cannot use, before a person approves it.
