@@ -26,7 +26,7 @@ from fedveil.study import RunDirectory, Silent, Study, prepare, run
 from fedveil.study.pipeline import make_task
 from fedveil.study.simulation import Simulated
 
-PATIENTS = 200
+PATIENTS = 260
 QUICK = Effort(trials=600, sessions=2, canaries=110, references=2, confidence=0.99)
 
 
