@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from fedveil.cli.main import app
 from fedveil.deploy.identity import Identity, fingerprint
-from fedveil.deploy.records.inventory import bill_of_materials, code_hash
+from fedveil.deploy.records.inventory import bill_of_materials
 from fedveil.deploy.records.statement import verify_statement
 from fedveil.errors import InvalidValue, Refused
 from fedveil.federation import Reply
+from fedveil.installed import code_hash
 
 
 def run(*words: str) -> tuple[int, str]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedveil.data.annotations.columns import Column
 from fedveil.errors import DataError
 
-__all__ = ["Headers", "ImageFacts", "check_pixels", "unusable"]
+__all__ = ["Headers", "ImageFacts", "check_finite", "check_pixels", "unusable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +72,17 @@ class Headers:
 def unusable(path: Path, found: str, rule: str, remedy: str) -> DataError:
     """An error about one file, which it names first."""
     return DataError(f"{path}: {found}", rule, remedy)
+
+
+def check_finite(path: Path, pixels: npt.NDArray[np.float32]) -> None:
+    """Refuse an image that became NaN or infinity, whatever in its file led to that."""
+    if not np.isfinite(pixels).all():
+        raise unusable(
+            path,
+            "its pixels become NaN or infinity",
+            "every pixel must be a number in [0, 1]",
+            "correct the values in its header, or leave it out",
+        )
 
 
 def check_pixels(path: Path, width: int, height: int, max_megapixels: float) -> None:

@@ -139,11 +139,8 @@ def image_problems(cohorts: Cohorts, listed: Listed) -> list[str]:
     try:
         report = check(
             data.source,
-            image_size=offer.study.data.image_size,
-            positive=offer.study.data.positive or None,
-            classes=offer.classes,
             base=cohorts.config.folder,
-            allow_patient_overlap=data.allow_patient_overlap,
+            **cohorts.settings(offer),
         )
         found = [str(problem) for problem in report.problems]
     except DataError as error:

@@ -25,7 +25,8 @@ from fedveil.learning.models.linear_head import CentredHead, CentredLearner
 from fedveil.learning.models.logistic import LinearHead, LinearLearner
 from fedveil.learning.models.network import NetworkLearner, NetworkModel
 from fedveil.learning.models.protocol import Model, Sizes, Statistics
-from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
+from fedveil.learning.models.public_start import PublicStart
+from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Pulled, Sgd
 from fedveil.learning.padded_batches import ImageSource
 from fedveil.learning.sizes import NetworkSizes
 from fedveil.learning.views import Views
@@ -53,6 +54,8 @@ __all__ = [
     "NetworkSizes",
     "Optimizer",
     "OptimizerState",
+    "PublicStart",
+    "Pulled",
     "ScoreHistogram",
     "Sgd",
     "Sizes",

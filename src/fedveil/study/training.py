@@ -31,7 +31,15 @@ from fedveil.federation import (
 )
 from fedveil.federation.levels.grid import Calibration, Evidence
 from fedveil.federation.levels.rule import Forecast
-from fedveil.learning import CentredHead, ClassStatistics, Model, OptimizerState, ScoreHistogram, Statistics
+from fedveil.learning import (
+    CentredHead,
+    ClassStatistics,
+    FindingsHead,
+    Model,
+    OptimizerState,
+    ScoreHistogram,
+    Statistics,
+)
 from fedveil.study.progress import Progress
 from fedveil.study.results.run_directory import RunDirectory
 from fedveil.study.results.schema import Dropped, Point, RoundLine
@@ -239,7 +247,8 @@ class _Loop:
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
         """Run the remaining rounds that the budget covers; return the model and the number of finished rounds."""
-        steps = Steps.plan(self.study, self.agreement, query, state.statistics)
+        start = self.model.start if isinstance(self.model, CentredHead | FindingsHead) else None
+        steps = Steps.plan(self.study, self.agreement, query, state.statistics, start)
         at, planned = self._start(steps), self.study.training.rounds
         self.progress.stage(self.label, planned, at.round)
         try:

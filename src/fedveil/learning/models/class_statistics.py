@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fedveil.errors import InvalidValue
 from fedveil.learning.exact import SHORTER, lengths, on_grid
 from fedveil.learning.models.learner import Vector
+from fedveil.learning.models.public_start import centre_towards
 from fedveil.learning.ranges import bounded_blocks, class_sizes
 
 __all__ = ["ClassStatistics", "unit_blocks"]
@@ -84,6 +85,11 @@ class ClassStatistics:
         return float(self.counts.sum())
 
     @property
+    def units_std(self) -> float:
+        """Standard deviation of the noise in the number of units, before class sizes are cut."""
+        return float(np.sqrt(len(self.counts) * self.noise_variance)) / COUNT_WEIGHT
+
+    @property
     def priors(self) -> Vector:
         """(classes,) class frequencies."""
         result: Vector = self.counts / self.counts.sum()
@@ -95,16 +101,19 @@ class ClassStatistics:
         result: Vector = self.counts.sum() / (len(self.counts) * self.counts)
         return result
 
-    def centre(self, blocks: Sequence[int]) -> Vector:
+    def centre(self, blocks: Sequence[int], towards: Vector | None = None) -> Vector:
         """(d,) the midpoint between the classes' means, all classes counting equally, shrunk against noise.
 
         Positive-part James-Stein, block by block: where a block's middle is m, with noise of variance v in each of its
         k coordinates, it is ``m max(0, 1 - k v / ||m||^2)``. A centre that is mostly noise is shrunk to 0. Blocks
-        are then clipped to the length of feature blocks, which no mean exceeds (`fedveil.learning.ranges`).
+        are then clipped to the length of feature blocks, which no mean exceeds (`fedveil.learning.ranges`). With a
+        public centre to shrink ``towards``, see `.public_start`.
         """
         middle = self.means.mean(axis=0)
         variance = self.noise_variance / (1 - COUNT_WEIGHT**2) * float(np.mean(1 / self.counts**2))
         variance /= len(self.counts)
+        if towards is not None:
+            return centre_towards(middle, towards, blocks, variance)
         shrunk = []
         for block in np.split(middle, np.cumsum(blocks)[:-1]):
             power = max(float(block @ block), SMALLEST_NORM**2)

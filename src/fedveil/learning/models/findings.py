@@ -30,6 +30,7 @@ from fedveil.learning.exact import SHORTER, bounded, lengths, on_grid
 from fedveil.learning.models.class_statistics import SMALLEST_NORM, unit_blocks
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import LinearHead, LinearLearner, Unit, checked_findings
+from fedveil.learning.models.public_start import PublicStart, centre_towards
 from fedveil.learning.ranges import bounded_blocks, check_centre, check_length, class_sizes
 from fedveil.learning.unit_weights import image_shares
 
@@ -61,6 +62,11 @@ class FindingStatistics:
     noise_variance: float
 
     @property
+    def units_std(self) -> float:
+        """Standard deviation of the noise in the number of units."""
+        return float(np.sqrt((len(self.counts) + 1) * self.noise_variance)) / COUNT_WEIGHT
+
+    @property
     def priors(self) -> Vector:
         """(K,) frequency of each finding among the images where it is known."""
         shares = self.counts[:, 1] / self.counts.sum(axis=1)
@@ -72,9 +78,11 @@ class FindingStatistics:
         """(K, 2) loss weights under which absence and presence of a finding count equally."""
         return 1 / (2 * np.stack([1 - self.priors, self.priors], axis=1))
 
-    def centre(self, blocks: Sequence[int]) -> Vector:
+    def centre(self, blocks: Sequence[int], towards: Vector | None = None) -> Vector:
         """(d,) the mean, block by block shrunk against its noise as in `ClassStatistics.centre`."""
         variance = self.noise_variance / ((1 - COUNT_WEIGHT**2) * self.units**2)
+        if towards is not None:
+            return centre_towards(self.mean, towards, blocks, variance)
         shrunk = []
         for block in np.split(self.mean, np.cumsum(blocks)[:-1]):
             power = max(float(block @ block), SMALLEST_NORM**2)
@@ -127,12 +135,13 @@ class FindingsHead:
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of findings K.
+        start: the public model that training is pulled towards; None for none.
     """
 
     findings = True
 
-    def __init__(self, blocks: Sequence[int], classes: int) -> None:
-        self.blocks = tuple(blocks)
+    def __init__(self, blocks: Sequence[int], classes: int, *, start: PublicStart | None = None) -> None:
+        self.blocks, self.start = tuple(blocks), start
         self.head = LinearHead(sum(blocks), classes, findings=True)
 
     @property
@@ -177,7 +186,10 @@ class FindingsHead:
         self, statistics: FindingStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
         """The whole parameter vector; without statistics the centre is the origin and frequencies are one half."""
-        centre = np.zeros(self.features) if statistics is None else statistics.centre(self.blocks)
+        public = None if self.start is None else self.start.centre
+        centre = np.zeros(self.features) if public is None else public
+        if statistics is not None:
+            centre = statistics.centre(self.blocks, public)
         frequencies = np.full(self.classes, 0.5) if statistics is None else statistics.priors
         moved = np.zeros(self.classes) if shift is None else shift
         return np.concatenate([centre, frequencies, moved, trained])

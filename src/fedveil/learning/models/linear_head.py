@@ -14,6 +14,7 @@ from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import LinearHead, LinearLearner, Unit
 from fedveil.learning.models.pilot_scores import pilot_counts
 from fedveil.learning.models.protocol import check_sent
+from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.models.site_threshold import own_numbers
 from fedveil.learning.ranges import check_centre, check_frequencies, check_length
 from fedveil.learning.unit_weights import image_shares
@@ -38,10 +39,13 @@ class CentredHead:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of classes.
         centred: whether features are centred; a head from one round of statistics uses them uncentred.
+        start: the public model that training is pulled towards; None for none.
     """
 
-    def __init__(self, blocks: Sequence[int], classes: int, *, centred: bool = True) -> None:
-        self.blocks, self.centred = tuple(blocks), centred
+    def __init__(
+        self, blocks: Sequence[int], classes: int, *, centred: bool = True, start: PublicStart | None = None
+    ) -> None:
+        self.blocks, self.centred, self.start = tuple(blocks), centred, start
         self.head = LinearHead(sum(blocks), classes)
 
     @property
@@ -94,9 +98,10 @@ class CentredHead:
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
         """The whole parameter vector; without statistics the centre is the origin and the weights are 1."""
-        centre = np.zeros(self.features)
+        public = None if self.start is None else self.start.centre
+        centre = np.zeros(self.features) if public is None else public
         if statistics is not None and self.centred:
-            centre = statistics.centre(self.blocks)
+            centre = statistics.centre(self.blocks, public)
         weights = np.ones(self.classes) if statistics is None else statistics.weights
         moved = np.zeros(self.head.logits) if shift is None else shift
         return np.concatenate([centre, weights, moved, trained])
