@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedveil.data.annotations.columns import Column
 from fedveil.errors import DataError
 
-__all__ = ["Headers", "ImageFacts", "check_finite", "check_pixels", "unusable"]
+__all__ = ["Headers", "ImageFacts", "check_finite", "check_pixels", "is_folder", "unusable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,3 +96,11 @@ def check_pixels(path: Path, width: int, height: int, max_megapixels: float) -> 
             f"an image of more than {max_megapixels:g} would fill the memory",
             "save it smaller, or increase data.max_megapixels",
         )
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; a path that cannot be one, such as a name that is too long, is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False

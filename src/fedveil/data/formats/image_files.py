@@ -21,7 +21,7 @@ from fedveil.data.formats.dicom import is_dicom, probe_dicom, read_dicom
 from fedveil.data.formats.stamps import file_digests
 from fedveil.data.formats.volumes.files import probe_volume, read_volume, volume_files
 from fedveil.data.formats.volumes.nifti import is_nifti
-from fedveil.data.image_header import Headers, ImageFacts, check_finite, check_pixels, unusable
+from fedveil.data.image_header import Headers, ImageFacts, check_finite, check_pixels, is_folder, unusable
 from fedveil.data.image_store import (
     DIGEST_BYTES,
     PREPROCESSING,
@@ -143,10 +143,10 @@ def probe(path: Path, reading: Reading | None = None) -> ImageFacts:
     if settings.slices:
         with _reading:
             return probe_volume(path, settings)
-    if is_nifti(path) or path.is_dir():
+    if is_nifti(path) or is_folder(path):
         raise unusable(
             path,
-            "it cannot be opened as an image: it is " + ("a folder" if path.is_dir() else "a volume"),
+            "it cannot be opened as an image: it is " + ("a folder" if is_folder(path) else "a volume"),
             "an image is one file of two dimensions",
             "set data.slices to read volumes",
         )

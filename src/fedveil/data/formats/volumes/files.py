@@ -13,7 +13,7 @@ from fedveil.data.formats.dicom import is_dicom
 from fedveil.data.formats.volumes.nifti import is_nifti, nifti_header, read_nifti
 from fedveil.data.formats.volumes.resampling import oriented, resampled
 from fedveil.data.formats.volumes.series import dicom_volume, read_dicom_volume, series_files
-from fedveil.data.image_header import ImageFacts, unusable
+from fedveil.data.image_header import ImageFacts, is_folder, unusable
 from fedveil.data.options import Reading
 from fedveil.errors import DataError
 
@@ -57,7 +57,7 @@ def read_volume(path: Path, reading: Reading, size: int) -> npt.NDArray[np.float
 def volume_files(path: Path) -> list[Path]:
     """The files that a volume consists of, in an order that is always the same."""
     with _damage_named(path):
-        return series_files(path) if path.is_dir() else [path]
+        return series_files(path) if is_folder(path) else [path]
 
 
 def volumes_in(files: list[Path]) -> list[Path]:
@@ -67,7 +67,7 @@ def volumes_in(files: list[Path]) -> list[Path]:
 
 
 def _check_dicom(path: Path) -> None:
-    if path.is_dir():
+    if is_folder(path):
         return
     with path.open("rb") as file:
         if not is_dicom(path, file.read(132)):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fedveil.data.formats.dicom import dicom_header, frame_groups, is_dicom, read_dicom, read_frames
 from fedveil.data.formats.volumes.limits import check_voxels
 from fedveil.data.formats.volumes.resampling import Geometry
-from fedveil.data.image_header import unusable
+from fedveil.data.image_header import is_folder, unusable
 from fedveil.data.image_store import brought_to
 from fedveil.data.options import Reading
 
@@ -55,7 +55,7 @@ def series_files(folder: Path) -> list[Path]:
 
 def dicom_volume(path: Path, reading: Reading) -> DicomVolume:
     """The volume that a folder or a file holds, checked, without decoding a pixel."""
-    if not path.is_dir():
+    if not is_folder(path):
         return _of_frames(path, reading)
     files = series_files(path)
     for file in files:
