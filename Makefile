@@ -44,7 +44,7 @@ install: $(STAMP)  ## a virtual environment with the pinned versions
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) "torch==2.13.0+cpu" || $(PIP) "torch==2.13.0"  # the CPU build, where the index has it
-	$(PIP) --constraint constraints.txt --editable ".[dev,desk,dicom,flower,lite,onnx,tables]"
+	$(PIP) --constraint constraints.txt --editable ".[dev,desk,dicom,flower,lite,onnx,tables,volumes]"
 	$(PIP) --constraint constraints.txt --no-deps timm  # torchvision, which it names, has no CPU build on some indexes
 	touch $(STAMP)
 

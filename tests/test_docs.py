@@ -17,7 +17,7 @@ def pitfalls():
 
 @pytest.mark.parametrize("name", pitfalls())
 def test_every_pitfall_has_its_test(name):
-    assert any(re.search(rf"^def {name}\b", source, re.MULTILINE) for source in SOURCES)
+    assert any(re.search(rf"^ *def {name}\b", source, re.MULTILINE) for source in SOURCES)
 
 
 def test_the_pitfalls_are_all_there():

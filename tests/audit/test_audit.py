@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.metadata import distributions
 from unittest import mock
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 import fedveil
 from fedveil.audit import ATTACKERS, Effort, audit, read_audit
 from fedveil.audit.arena import colluders_of, plant, small
-from fedveil.audit.attacker import Attempt, claim_of
+from fedveil.audit.attacker import Attempt, Setup, claim_of
 from fedveil.audit.evidence import TwoWorlds
 from fedveil.audit.runner import _result
 from fedveil.audit.white_box import aim, draws, rounds_of_a_session, session
@@ -19,13 +20,14 @@ from fedveil.cli import app
 from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import noise
+from fedveil.installed import code_hash
 from fedveil.privacy import Mechanism
 from fedveil.study import RunDirectory, Silent, Study, prepare, run
 from fedveil.study.pipeline import make_task
 from fedveil.study.simulation import Simulated
 
-PATIENTS = 90
-QUICK = Effort(trials=600, sessions=2, canaries=40, references=2, confidence=0.99)
+PATIENTS = 260
+QUICK = Effort(trials=600, sessions=2, canaries=110, references=2, confidence=0.99)
 
 
 def dataset(features: int = 24) -> Dataset:
@@ -48,6 +50,12 @@ def arena(made: Study):
     prepared = prepare(made, dataset())
     task = make_task(prepared.study, prepared.dataset, Silent())
     return plant(small(prepared), task, ("h0",), np.random.default_rng(1))
+
+
+def setup_of(ring, attempts: int, **more: object) -> Setup:
+    effort = {"trials": 600, "sessions": 2, "canaries": 40, "references": 2, "confidence": 0.95} | more
+    parts = {"prepared": ring.prepared, "task": ring.task, "agreement": ring.agreement}
+    return Setup(**parts, **effort, attempts=attempts, store=mock.Mock(), progress=Silent())
 
 
 @pytest.mark.parametrize("trust", ["site", "secure-aggregation", "server"])
@@ -116,12 +124,12 @@ def test_the_largest_of_several_bounds_has_the_stated_confidence():
             what="",
         )
     ] * 9
-    setup = mock.Mock(significance=0.05)
-    setup.agreement = arena(study(trust="site")).agreement
-    setup.prepared.dataset.name = "here"
+    setup = setup_of(arena(study(trust="site")), attempts=9)
     found = _result(setup, attempts, [], 0.0).findings[0].lower
     assert found == claim.epsilon(attempts[0].evidence.leak(claim, 0.05 / 9))
     assert found < claim.epsilon(attempts[0].evidence.leak(claim, 0.05))
+    with pytest.raises(AssertionError, match="9 attempts"):
+        _result(replace(setup, attempts=8), attempts, [], 0.0)
 
 
 def test_too_little_noise_is_found(tmp_path):
@@ -174,12 +182,43 @@ def test_an_interrupted_audit_goes_on_where_it_was(tmp_path):
         audit(study(), folder, dataset=dataset(), effort=effort)
 
 
-def test_the_trials_of_another_audit_are_refused(tmp_path):
+def other_labels() -> Dataset:
+    made = dataset()
+    return replace(made, labels=1 - made.labels)
+
+
+@pytest.mark.parametrize(
+    ("asked", "data", "code"),
+    [
+        ({"epsilon": 2.0}, dataset, None),
+        ({"seed": 1}, dataset, None),
+        ({}, other_labels, None),
+        ({}, dataset, "0" * 64),
+    ],
+    ids=["settings", "seed", "data", "code"],
+)
+def test_the_trials_of_another_audit_are_refused(tmp_path, asked, data, code):
+    """Trials of other code would acquit this code, or accuse it."""
     effort = replace(QUICK, attackers=("white box",))
     with pytest.raises(Interrupted):
         audit(study(), tmp_path, dataset=dataset(), effort=effort, progress=Stops(1))
-    with pytest.raises(StudyError, match="trials of another audit"):
-        audit(study(epsilon=2.0), tmp_path, dataset=dataset(), effort=effort)
+    with (
+        mock.patch("fedveil.audit.runner.code_hash", return_value=code or code_hash()),
+        pytest.raises(StudyError, match="trials of another audit"),
+    ):
+        audit(study(**asked), tmp_path, dataset=data(), effort=effort)
+
+
+def test_the_trials_of_other_packages_are_refused(tmp_path):
+    effort = replace(QUICK, attackers=("white box",))
+    with pytest.raises(Interrupted):
+        audit(study(), tmp_path, dataset=dataset(), effort=effort, progress=Stops(1))
+    fewer = list(distributions())[1:]
+    with (
+        mock.patch("fedveil.audit.runner.distributions", return_value=fewer),
+        pytest.raises(StudyError, match="trials of another audit"),
+    ):
+        audit(study(), tmp_path, dataset=dataset(), effort=effort)
 
 
 @pytest.mark.parametrize(

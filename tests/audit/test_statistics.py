@@ -154,9 +154,12 @@ def test_the_trade_off_function_agrees_with_delta_of_epsilon(mechanisms):
     """delta(epsilon) is the largest difference TPR - exp(epsilon) FPR (Dong, Roth and Su 2022, proposition 2.12)."""
     rates = np.concatenate([np.geomspace(1e-12, 1e-3, 4000), np.linspace(0, 1, 20_001)])
     most = most_true_positives(mechanisms, rates)
-    for epsilon in (0.3, 1.0, 2.5):
+    for epsilon in (0.5, 1.0, 2.5):  # above the slack, below which delta is 1
         reached = float(np.max(most - math.exp(epsilon) * rates))
-        assert reached == pytest.approx(delta_at(mechanisms, epsilon), rel=0.02, abs=1e-6)
+        stated = delta_at(mechanisms, epsilon)
+        assert reached >= stated * 0.98 - 1e-6
+        if mechanisms is not SLACK:  # whose bound is an upper one, and far from tight at small rates
+            assert reached <= stated * 1.02 + 1e-6
 
 
 @pytest.mark.parametrize("mechanisms", [SAMPLED, SLACK, (Mechanism(2.0, 1.0, 3),)])
@@ -166,7 +169,10 @@ def test_guesses_use_the_inverse_of_the_same_function(mechanisms):
     inverse = _inverse(mechanisms, 1.0)
     for rate in (0.01, 0.2, 0.5, 0.9, 0.999):
         back = float(most_true_positives(mechanisms, np.array([inverse(rate)]))[0])
-        assert back == pytest.approx(rate, rel=0.02, abs=2e-3)
+        if inverse(rate) > 0:  # a smaller rate is reached without any false positive, by the slack of delta
+            assert back == pytest.approx(rate, rel=0.02, abs=2e-3)
+        else:
+            assert back >= rate
         assert inverse(rate) <= rate
 
 
@@ -176,5 +182,7 @@ def test_the_curve_is_stronger_than_epsilon_alone_and_not_absurd():
     def inverse(y: float) -> float:
         return float(ndtr(ndtri(y) - mu))
 
-    assert excluded_by_curve(inverse, 1000, 1000, 780, 0.05)
+    assert excluded_by_curve(inverse, 1000, 1000, 980, 0.05)
+    # A mechanism may reveal much with small probability, which one run cannot tell from revealing it always.
+    assert not excluded_by_curve(inverse, 1000, 1000, 780, 0.05)
     assert not excluded_by_curve(inverse, 1000, 1000, round(1000 * ndtr(mu / 2)), 0.05)

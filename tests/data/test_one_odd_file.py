@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.dicom_files import odd_dicom
 
 from fedveil.data import load, load_usable
 from fedveil.data.options import Options
@@ -54,6 +55,14 @@ def torn(folder):
     return "odd.png,ill,p9"
 
 
+def dicom(slope, intercept="0"):
+    def make(folder):
+        odd_dicom(folder / "odd.dcm", slope, intercept)
+        return "odd.dcm,ill,p9"
+
+    return make
+
+
 GREY = Image.fromarray(picture(50, 20, 18))
 ODD = {
     "rgba": saved(Image.fromarray(picture(50, 20, 18, 4))),
@@ -62,6 +71,10 @@ ODD = {
     "larger": saved(Image.fromarray(picture(50, 300, 200))),
     "webp": saved(GREY, "odd.webp,ill,p9"),
     "torn": torn,
+    "slope nan": dicom("nan"),
+    "slope inf": dicom("inf"),
+    "slope 1e308": dicom("1e308", "1e308"),
+    "intercept -inf": dicom("1", "-inf"),
     "missing": lambda _: "none.png,ill,p9",
     "too many cells": saved(GREY, "odd.png,ill,p9,train"),
     "no label": saved(GREY, "odd.png,,p9"),

@@ -77,6 +77,28 @@ def test_who_does_not_read_out_the_right_fingerprint_confirms_nothing(desk, clie
     assert not Peers(desk.folder / "peers").known()
 
 
+def test_wrong_digits_are_refused_without_the_right_ones(desk, client):
+    digits = desk.keys["south"]
+    wrong = {"key:south": digits[:-1] + ("0" if digits[-1] != "0" else "1"), "key:west": desk.keys["west"]}
+    url, origin = desk.url(f"studies/{desk.masked}/approve"), {"origin": desk.origin}
+    answer = client.post(url, data=form(desk, **wrong), headers=origin)
+    assert answer.status_code == 409
+    assert "the fingerprint of south is not the one that the coordinator gives" in answer.text
+    assert digits not in answer.text
+    assert not desk.studies.is_approved(desk.masked)
+
+
+@pytest.mark.parametrize("act", ["approve", "decline", "withdraw", "else"])
+def test_nothing_is_decided_about_a_study_that_was_not_offered(desk, client, act):
+    before = desk.decisions()
+    for digest in ("f" * 64, "x"):
+        url = desk.url(f"studies/{digest}/{act}")
+        answer = client.post(url, data=form(desk), headers={"origin": desk.origin})
+        assert answer.status_code == 409
+        assert 'role="alert"' in answer.text
+    assert desk.decisions() == before
+
+
 REFUSED = {
     "no cookie": ({"cookie": ""}, 403),
     "another cookie": ({"cookie": f"{COOKIE}=x"}, 403),

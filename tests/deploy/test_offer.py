@@ -1,13 +1,33 @@
 """What a coordinator offers: the same terms whether it has test images or none."""
 
-import pytest
-from tests.deploy.hospital import IMAGES, OWN_MODELS, SITES, STUDY, study_text, write_images
+from dataclasses import replace
 
+import numpy as np
+import pytest
+from tests.deploy.hospital import (
+    IMAGES,
+    OWN_MODELS,
+    SITES,
+    STUDY,
+    record_approval,
+    study_text,
+    write_images,
+)
+from typer.testing import CliRunner
+
+from fedveil.cli.main import app
 from fedveil.deploy.coordinator.runner import load_test_set
 from fedveil.deploy.offer import Offer
-from fedveil.errors import Refused
+from fedveil.errors import Refused, StudyError
+from fedveil.federation import Reply
 from fedveil.federation.queries import OwnModelQuery
-from fedveil.study import Study
+from fedveil.study import Study, TrainedModel
+from fedveil.study.results.public_start import start_hash
+
+
+def run_site(*words: object) -> tuple[int, str]:
+    found = CliRunner().invoke(app, ["site", *map(str, words)])
+    return found.exit_code, "".join(found.output.split())
 
 
 def offer(text: str) -> Offer:
@@ -61,3 +81,38 @@ def test_a_description_of_several_lines_is_offered_as_one():
     )
     sent = Offer.from_dict(offer(study).to_dict())
     assert sent.study.study.description == "one two"
+
+
+def test_a_public_start_is_offered_by_its_hash_and_no_path_is_ever_opened(tmp_path, make_hospital):
+    """The digest covers the hash; where the model lies stays with the coordinator."""
+    template = STUDY.replace('features = "pixels"', f'features = "pixels"\nstart = "{tmp_path / "start"}"')
+    study = Study.parse(study_text(template=template.replace(*IMAGES)))
+    plain = offer(study_text(template=STUDY.replace(*IMAGES)))
+    (tmp_path / "start").mkdir()
+    for value in (0.5, 0.25):
+        model = TrainedModel.of(study, classes=plain.classes, channels=1, parameters=np.zeros(0))
+        replace(model, parameters=np.full(model.model.parameters, value)).save(tmp_path / "start")
+        made = Offer.make(study, SITES, load_test_set(study))
+        assert made.study.model.start is None
+        assert made.study.model.start_sha256 == start_hash(tmp_path / "start")
+        assert str(tmp_path) not in made.to_dict()["study"]
+        digests = {made.agreement().digest, plain.agreement().digest}
+        assert len(digests) == 2
+    other = made.study.model.model_copy(update={"start_sha256": "0" * 64})
+    assert (
+        replace(made, study=made.study.model_copy(update={"model": other})).agreement().digest not in digests
+    )
+    forged = made.to_dict()
+    forged["study"] = forged["study"].replace("start_sha256", 'start = "/etc"\nstart_sha256')
+    with pytest.raises(Refused, match="open no path"):
+        Offer.from_dict(forged)
+    with pytest.raises(StudyError, match="is for linear heads"):
+        Offer.from_dict(
+            made.to_dict()
+            | {"study": made.to_dict()["study"].replace('"linear"', '"cnn"').replace('"pixels"', '"none"')}
+        )
+    hospital = make_hospital(approve=False, template=template)
+    code, said = run_site("studies", hospital.folder)
+    assert (code, made.study.model.start_sha256 in said) == (0, True)
+    record_approval(hospital.service, hospital.agreement.digest)
+    assert isinstance(hospital.round(), Reply)

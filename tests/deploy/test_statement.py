@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from fedveil.cli.main import app
 from fedveil.deploy.identity import Identity, fingerprint
-from fedveil.deploy.records.inventory import bill_of_materials, code_hash
+from fedveil.deploy.records.inventory import bill_of_materials
 from fedveil.deploy.records.statement import verify_statement
 from fedveil.errors import InvalidValue, Refused
 from fedveil.federation import Reply
+from fedveil.installed import code_hash
 
 
 def run(*words: str) -> tuple[int, str]:
@@ -47,6 +48,17 @@ def test_a_statement_says_who_decided_what_it_cost_and_with_what(stated):
     assert "<td>training</td><td>1</td>" in text
     materials = page.with_suffix("").with_suffix(".sbom.json")
     assert hashlib.sha256(materials.read_bytes()).hexdigest() in text
+
+
+def test_charges_under_the_title_of_earlier_versions_are_stated(hospital, tmp_path):
+    agreement = hospital.agreement
+    hospital.service.ledger.reserve(
+        agreement.main.mechanism, study=agreement.titles[1], trust="site", round=1, label=agreement.main.name
+    )
+    code, text = run("site", "statement", "toy", str(hospital.folder), "--out", str(tmp_path / "out"))
+    assert code == 0, text
+    (page,) = (tmp_path / "out").glob("*.html")
+    assert f"<td>{agreement.main.name}</td><td>1</td>" in page.read_text()
 
 
 def test_anybody_can_check_it_against_the_hospitals_fingerprint(stated):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.dicom_files import odd_dicom
 from tests.deploy.hospital import OWN_MODELS, SITES, STUDY, Hospital, MakeHospital, record_approval
 from tests.deploy.test_models import model_for, send
 
@@ -107,11 +108,17 @@ def no_table(folder: Path, rows: Table) -> None:
     return None
 
 
+def one_not_finite(folder: Path, rows: Table) -> Table:
+    odd_dicom(folder / "i0.dcm", "nan")
+    return [{**rows[0], "path": "i0.dcm"}, *rows[1:]]
+
+
 ODD: tuple[Spoil, ...] = (
     no_table,
     one_in_colour,
     one_cut_short,
     one_missing,
+    one_not_finite,
     one_unknown_label,
     one_without_patient,
     one_in_two_splits,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.learning import Adam, Averaged, Sgd
+from fedveil.learning import Adam, Averaged, Pulled, Sgd
 
 EVERY = [
     Sgd(learning_rate=0.5),
@@ -15,6 +15,7 @@ EVERY = [
     Adam(learning_rate=0.01),
     Averaged(optimizer=Sgd(learning_rate=0.5, momentum=0.9)),
     Averaged(optimizer=Adam(learning_rate=0.01, weight_decay=0.1), decay=0.9, skip=3),
+    Pulled(optimizer=Sgd(learning_rate=0.5), start=np.array([[1.0, -2.0, 0.5, 3.0]]), clip_norm=2.0),
 ]
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.learning import CentredHead, CentredLearner, ClassStatistics, NetworkModel, ScoreStatistics
-from fedveil.learning.models.posterior import Noisy
+from fedveil.learning.evaluation.posterior import Noisy
 from fedveil.learning.models.site_threshold import own_numbers
 
 

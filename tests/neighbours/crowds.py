@@ -12,7 +12,7 @@ has 49."""
 LARGEST = (1, 9, 33, 65, 129, 257, 300, 1000)
 """Images of the patient who has most; gradients of a unit beyond 256 are taken in pieces."""
 STYLES = ("smooth", "alike", "pairs", "twins", "same")
-FILES = ("whole", "colour", "transparent", "damaged", "empty", "deep", "number")
+FILES = ("whole", "colour", "transparent", "damaged", "empty", "endless", "deep", "number")
 """What is odd about one file of one patient; or that they are one patient more than the budget is kept for."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tests.data.dicom_files import odd_dicom
 from tests.neighbours.answers import ODD, differences, odd_one
 from tests.neighbours.cohorts import Cohort, manifest, without
 from tests.neighbours.crowds import Crowd, draw_crowd
@@ -260,6 +261,8 @@ def _files(crowd: Crowd):
             path = folder / f"{mine[0].name}.png"
             content = path.read_bytes()
             path.write_bytes(content[: len(content) // 2 if crowd.odd == "damaged" else 0])
+        if mine and crowd.odd == "endless":  # a DICOM file goes by its content
+            odd_dicom(folder / f"{mine[0].name}.png", "inf")
         return source
 
     return write

@@ -9,7 +9,8 @@ from PIL import Image
 from fedveil.data.formats import image_files, stamps
 from fedveil.parallel import ahead
 from fedveil.study import Silent, Study, prepare
-from fedveil.study import pipeline as pipeline_module
+from fedveil.study import isolation as pipeline_module
+from fedveil.study import pipeline as task_module
 from fedveil.study.pipeline import make_task
 
 
@@ -90,7 +91,7 @@ def test_a_network_without_a_frozen_part_decodes_its_images_once(folder, reads):
 
 
 def test_images_that_would_fill_the_disk_are_read_when_needed(folder, reads, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "PIXELS_STORED", 1000)
+    monkeypatch.setattr(task_module, "PIXELS_STORED", 1000)
     task = task_of(folder, network="cnn")
     assert task.images is task.dataset.images
 

@@ -44,10 +44,12 @@ class Trials:
         if manifest.exists() and json.loads(manifest.read_text())["digest"] != digest:
             raise StudyError(
                 f"{folder} holds the trials of another audit",
-                "an interrupted audit goes on with the same study and settings",
-                "repeat its settings, choose another --out, or delete the folder",
+                "an interrupted audit goes on with the same study, data, settings and installed code",
+                "repeat it as it was, choose another --out, or delete the folder",
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(
+            mode=0o700, parents=True, exist_ok=True
+        )  # of one's own images it is as confidential as they
         if not manifest.exists():
             write_json(manifest, {"digest": digest, **about})
 
@@ -70,7 +72,8 @@ class Setup:
         prepared: its data.
         task: its model.
         agreement: what sites admit.
-        significance: one minus the confidence of each bound.
+        confidence: with which all bounds of the audit hold together.
+        attempts: the most attempts that all its attackers together make, known before any trial.
         trials: executions of each world that a white-box attacker makes; None for what takes seconds.
         sessions: worlds of each kind in which rounds run through the whole protocol.
         canaries: in one run.
@@ -82,13 +85,19 @@ class Setup:
     prepared: Prepared
     task: Task
     agreement: Agreement
-    significance: float
+    confidence: float
+    attempts: int
     trials: int | None
     sessions: int
     canaries: int
     references: int
     store: Trials
     progress: Progress
+
+    @property
+    def significance(self) -> float:
+        """Of each attempt, when it is planned and when it is judged: a union bound over all of them."""
+        return (1 - self.confidence) / max(1, self.attempts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,6 +114,7 @@ class Attempt:
         area: under that curve.
         executions: how often the code was run.
         what: the attack in words.
+        covered: which of the stated rounds were attacked; empty for all.
     """
 
     attacker: str
@@ -116,12 +126,17 @@ class Attempt:
     area: float
     executions: int
     what: str
+    covered: str = ""
 
 
 class Attacker(ABC):
     """An attack on a study."""
 
     name: ClassVar[str]
+
+    def most(self, agreement: Agreement) -> int:  # noqa: ARG002
+        """The largest number of attempts that `attack` can return for this agreement: one, unless a class says more."""
+        return 1
 
     @abstractmethod
     def attack(self, setup: Setup) -> list[Attempt]:
@@ -143,13 +158,13 @@ def claim_of(mechanisms: tuple[Mechanism, ...], delta: float) -> tuple[Claim, Ep
     return claim, EpsilonClaim(max(claim.epsilon(), 1e-9), delta)
 
 
-def check_enough(found: int, needed: int, what: str, option: str, significance: float) -> None:
+def check_enough(setup: Setup, found: int, needed: int, what: str, option: str) -> None:
     """Refuse an attack that cannot contradict the claim even if it is always right."""
     if found < needed:
         raise InvalidValue(
             f"the audit has {found} {what}",
-            f"at {100 * (1 - significance):g} % confidence it takes {needed} to contradict this epsilon, "
-            "even for an attacker who is never wrong",
+            f"at {100 * setup.confidence:g} % confidence of all bounds together it takes {needed} to contradict this "
+            "epsilon, even for an attacker who is never wrong",
             f"give {option} {needed} or more, or a lower confidence",
         )
 

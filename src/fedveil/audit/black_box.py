@@ -42,7 +42,7 @@ class ReleasedModel(Attacker):
         claim, plain = claim_of(mechanisms, agreement.target.delta)
         arena = _candidates(setup)
         needed = OneRun.needed(claim, setup.significance)
-        check_enough(len(arena.canaries), needed, "candidate patients", "more patients:", setup.significance)
+        check_enough(setup, len(arena.canaries), needed, "candidate patients", "more patients:")
         quick = _trusted(arena)
         models = [self._model(setup, arena, "target")]
         models += [self._model(setup, quick, f"reference {k + 1}") for k in range(max(2, setup.references))]

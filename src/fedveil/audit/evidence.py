@@ -20,6 +20,8 @@ MOST_THRESHOLDS = 512
 SHARES, SIMULATED = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0), 12
 """Numbers of guesses that are considered, as fractions of the canaries, and simulated runs for each."""
 MOST_TRIALS = 2**20
+CLAIMS = 2
+"""Statements that are judged by the same guesses about one run."""
 
 
 class Evidence(ABC):
@@ -82,6 +84,9 @@ class TwoWorlds(Evidence):
 class OneRun(Evidence):
     """Guesses about canaries of one execution, each in by its own fair coin.
 
+    A whole trade-off function and an epsilon with delta are excluded by different theorems, whose errors are different
+    events. Both are stated of the same guesses, so each has half of the significance.
+
     Attributes:
         canaries: their number, with those about which nothing was guessed.
         guesses: their number, fixed beforehand; half "in" for the highest scores, half "out" for the lowest.
@@ -98,7 +103,9 @@ class OneRun(Evidence):
         """By the theorem for the claim's kind."""
 
         def excluded(leak: float) -> bool:
-            return claim.excluded_by_guesses(self.canaries, self.guesses, self.correct, significance, leak)
+            return claim.excluded_by_guesses(
+                self.canaries, self.guesses, self.correct, significance / CLAIMS, leak
+            )
 
         return largest(excluded)
 
@@ -112,7 +119,7 @@ class OneRun(Evidence):
         """The number of canaries with which an attacker who is never wrong can exclude the claim."""
 
         def enough(canaries: int) -> bool:
-            return claim.excluded_by_guesses(canaries, canaries, canaries, significance, 1.0)
+            return claim.excluded_by_guesses(canaries, canaries, canaries, significance / CLAIMS, 1.0)
 
         return _fewest(enough)
 

@@ -37,9 +37,7 @@ class ManyCanaries(Attacker):
         mechanisms = tuple(one.mechanism for one in released)
         claim, plain = claim_of(mechanisms, agreement.target.delta)
         count = min(setup.canaries, max(1, MOST_NUMBERS // max(one.dimension for one in released)))
-        check_enough(
-            count, OneRun.needed(claim, setup.significance), "canaries", "--canaries", setup.significance
-        )
+        check_enough(setup, count, OneRun.needed(claim, setup.significance), "canaries", "--canaries")
         runs = [
             setup.store.get(f"{self.name}.{number}", lambda: self._run(setup, count)) for number in (1, 2)
         ]
@@ -143,7 +141,8 @@ class _Decoder:
         hospital = self._hospitals[key]
         if hospital is None:
             return np.zeros(release.dimension)
-        return release.query.contribution(hospital, seen.parameters, release.mechanism.clip_norm, units)
+        own = release.own_parameters(seen.parameters)  # without the evidence for a level
+        return release.query.contribution(hospital, own, release.mechanism.clip_norm, units)
 
     def _hospital(self, where: Any, held_out: bool) -> Any:
         arena = self._arena

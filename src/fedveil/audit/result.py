@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ValidationError
 
 from fedveil.errors import StudyError
+from fedveil.federation.queries import title_of
 from fedveil.io import write_json
 from fedveil.schema import Cost, Count, Number, Record, explain
 
@@ -44,6 +45,7 @@ class Finding(Record):
         false_positive_rate, true_positive_rate: of the judged guesses.
         curve: measured (false, true) positive rates at all thresholds; these points are not a test.
         area: under the measured curve; 0.5 is chance.
+        covered: which of the stated rounds were attacked, in words; empty for all.
     """
 
     attacker: str
@@ -58,6 +60,22 @@ class Finding(Record):
     true_positive_rate: Number
     curve: Curve
     area: Number
+    covered: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What was attacked, in words."""
+        if self.attacker == "protocol":
+            return f"{title_of(self.release)}, one round"
+        if self.release != "study":
+            return title_of(self.release) + (f" ({self.covered})" if self.covered else "")
+        return f"the study, but only {self.covered}" if self.covered else "the whole study"
+
+    @property
+    def proved(self) -> tuple[str, str]:
+        """Both lower bounds in words: that epsilon is at least 0 needs no proof."""
+        strong, plain = (f">= {one:.3f}" if one > 0 else "nothing" for one in (self.lower, self.lower_plain))
+        return strong, plain
 
     @property
     def ratio(self) -> float:

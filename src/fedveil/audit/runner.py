@@ -1,10 +1,12 @@
 """One audit, from a study to ``audit.json``: the attackers, one significance for all of them, and a verdict."""
 
+import hashlib
+import platform
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from fedveil.audit.white_box import NoisySums, WholeProtocol
 from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import Agreement
+from fedveil.installed import code_hash
 from fedveil.study import Prepared, Progress, Silent, Study, make_agreement, prepare
 from fedveil.study.pipeline import make_task
 
@@ -110,7 +113,9 @@ def audit(
     for name in effort.attackers:
         progress.stage(name, _pieces(name, setup.agreement, effort))
         attempts += ATTACKERS[name].attack(setup)
-    result = _result(setup, attempts, [*notes, *_left_out(setup.agreement)], time.perf_counter() - started)
+    result = _result(
+        setup, attempts, [*notes, *_left_out(setup.agreement, effort)], time.perf_counter() - started
+    )
     write_audit(folder, result)
     shutil.rmtree(folder / TRIALS)
     return result
@@ -133,7 +138,8 @@ def _setup(
         prepared=prepared,
         task=task,
         agreement=agreement,
-        significance=1 - effort.confidence,
+        confidence=effort.confidence,
+        attempts=sum(ATTACKERS[name].most(agreement) for name in effort.attackers),
         trials=effort.trials,
         sessions=effort.sessions,
         canaries=effort.canaries,
@@ -180,10 +186,15 @@ def _patients(
 
 
 def _about(agreement: Agreement, prepared: Prepared, effort: Effort) -> dict[str, object]:
-    """What the trials of an audit depend on."""
+    """What the trials of an audit depend on: the study, its data, the effort, and the code that runs."""
+    installed = sorted({(one.name.lower(), one.version) for one in distributions()})
     return {
+        "code": code_hash(),
+        "python": platform.python_version(),
+        "packages": hashlib.sha256(repr(installed).encode()).hexdigest(),
         "agreement": agreement.digest,
-        "patients": sum(prepared.patients.values()),
+        "study": prepared.study.model_dump(mode="json"),
+        "data": _content(prepared),
         "trials": effort.trials,
         "sessions": effort.sessions,
         "canaries": effort.canaries,
@@ -192,18 +203,35 @@ def _about(agreement: Agreement, prepared: Prepared, effort: Effort) -> dict[str
     }
 
 
+def _content(prepared: Prepared) -> str:
+    """Hash of images, labels and patients, and of which hospital trains on and holds out which of them."""
+    digest = hashlib.sha256(prepared.dataset.digest().encode())
+    for parts in (prepared.sites, prepared.held_out):
+        for name, rows in parts.items():
+            digest.update(f"|{name}:".encode() + np.asarray(rows, dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
 def _pieces(name: str, agreement: Agreement, effort: Effort) -> int:
     """Pieces of work of an attacker."""
     requested = sum(not one.query.at_site for one in agreement.releases)
     return {ManyCanaries.name: 2, ReleasedModel.name: 1 + max(2, effort.references)}.get(name, requested)
 
 
-def _left_out(agreement: Agreement) -> list[str]:
+def _left_out(agreement: Agreement, effort: Effort) -> list[str]:
     """Notes on what no attacker attacks."""
     notes = []
     stay = [one.query.title for one in agreement.releases if one.query.at_site]
     if stay:
         notes.append(f"Not attacked, since they do not leave a hospital: {', '.join(stay)}.")
+    levels = [
+        one.query.title for one in agreement.releases if one.level is not None and not one.query.at_site
+    ]
+    if levels and WholeProtocol.name in effort.attackers:
+        notes.append(
+            "Not attacked by the protocol attacker, since hospitals answer them only after the pilot: "
+            f"{', '.join(levels)} of the level that a calibrated study chooses."
+        )
     if agreement.trust == "none":
         notes.append(
             "The study has no privacy: its epsilon is infinite, and there is no statement that an attack could "
@@ -215,9 +243,10 @@ def _left_out(agreement: Agreement) -> list[str]:
 def _result(setup: Setup, attempts: Sequence[Attempt], notes: list[str], seconds: float) -> AuditResult:
     """Bounds that all hold together at the stated confidence (a union bound): the largest of them holds too."""
     agreement, target = setup.agreement, setup.agreement.target
-    joint = setup.significance / max(1, len(attempts))
-    private = agreement.trust != "none"
-    findings = tuple(_finding(one, joint, private) for one in attempts)
+    if len(attempts) > setup.attempts:
+        raise AssertionError(f"{len(attempts)} attempts share the significance of {setup.attempts}")
+    private, stated = agreement.trust != "none", agreement.price(agreement.mechanisms)
+    findings = tuple(_finding(one, setup.significance, private) for one in attempts)
     released = tuple(one.mechanism for one in agreement.releases if not one.query.at_site)
     claim, _ = claim_of(released, target.delta)
     allowed = claim.most_true(np.array(RATES)) if private else np.ones(len(RATES))
@@ -227,12 +256,12 @@ def _result(setup: Setup, attempts: Sequence[Attempt], notes: list[str], seconds
         data=setup.prepared.dataset.name,
         unit=target.unit,
         trust=target.trust,
-        epsilon=agreement.price(agreement.mechanisms),
+        epsilon=stated,
         delta=target.delta,
-        confidence=1 - setup.significance,
+        confidence=setup.confidence,
         findings=findings,
         allowed=tuple(zip(RATES, map(float, allowed), strict=True)),
-        verdict=_verdict(findings, setup, private),
+        verdict=_verdict(findings, setup, private, stated),
         notes=tuple(notes),
         seconds=seconds,
         version=version("fedveil"),
@@ -255,11 +284,12 @@ def _finding(attempt: Attempt, significance: float, private: bool) -> Finding:
         true_positive_rate=true,
         curve=tuple((float(x), float(y)) for x, y in attempt.curve),
         area=attempt.area,
+        covered=attempt.covered,
     )
 
 
-def _verdict(findings: Sequence[Finding], setup: Setup, private: bool) -> str:
-    confidence = f"{100 * (1 - setup.significance):g} %"
+def _verdict(findings: Sequence[Finding], setup: Setup, private: bool, stated: float) -> str:
+    confidence = f"{100 * setup.confidence:g} %"
     found = [one for one in findings if one.contradicted]
     if not private:
         return "No privacy is stated (epsilon is infinite): nothing can be contradicted."
@@ -270,6 +300,19 @@ def _verdict(findings: Sequence[Finding], setup: Setup, private: bool) -> str:
             "Do not run this study on patients."
         )
     best = max((one for one in findings if one.release == STUDY), key=lambda one: one.lower, default=None)
-    reach = f" The strongest attack on the whole study proves epsilon >= {best.lower:.3g}" if best else ""
-    stated = f" of a stated {best.epsilon:.3g}." if best else ""
-    return f"Not contradicted at {confidence} confidence.{reach}{stated} An audit cannot prove that a guarantee holds."
+    return (
+        f"Not contradicted at {confidence} confidence.{_reach(best, stated)} "
+        "An audit cannot prove that a guarantee holds."
+    )
+
+
+def _reach(best: Finding | None, stated: float) -> str:
+    """What the strongest attack on the study proved, beside the study's own epsilon."""
+    if best is None:
+        return ""
+    if best.lower <= 0:
+        return f" No attack on the study proved anything about its stated epsilon of {stated:.3g}."
+    return (
+        f" The strongest attack ({best.attacker}, on {best.subject}) proves epsilon >= {best.lower:.3g} "
+        f"of a stated {stated:.3g}."
+    )

@@ -209,13 +209,17 @@ class NoisySums(Attacker):
 
     name: ClassVar[str] = "white box"
 
+    def most(self, agreement: Agreement) -> int:
+        """Each release, and all together."""
+        return 0 if agreement.trust == "none" else len(_requested(agreement)) + 1
+
     def attack(self, setup: Setup) -> list[Attempt]:
         """Each release, and the whole study."""
         if setup.agreement.trust == "none":
             return []
         worlds = []
         arena = _arena(setup)
-        for release in _requested(setup):
+        for release in _requested(setup.agreement):
             found = aim(arena, release)
             if found is not None:
                 worlds.append(self._scores(setup, arena, found))
@@ -250,6 +254,7 @@ class NoisySums(Attacker):
             ),
             (without, within),
             f"the noisy sums along one canary's contribution, {count} executions of each world",
+            "; ".join(one.covered for one in worlds if one.covered),
         )
 
 
@@ -261,6 +266,14 @@ class _Worlds:
     rounds: int
     without: Vector
     within: Vector
+
+    @property
+    def covered(self) -> str:
+        """The attacked rounds in words, if there are more."""
+        release = self.attack.release
+        if self.rounds == release.rounds:
+            return ""
+        return f"{self.rounds} of {release.rounds} rounds of {release.query.title}"
 
 
 def _effort(release: Release, agreement: Agreement, trials: int | None) -> tuple[int, int]:
@@ -279,12 +292,16 @@ class WholeProtocol(Attacker):
 
     name: ClassVar[str] = "protocol"
 
+    def most(self, agreement: Agreement) -> int:
+        """Each release."""
+        return 0 if agreement.trust == "none" else len(self._attacked(agreement))
+
     def attack(self, setup: Setup) -> list[Attempt]:
         """Each release, one round per execution."""
         if setup.agreement.trust == "none":
             return []
         arena, attempts = _arena(setup), []
-        for release in _requested(setup):
+        for release in self._attacked(setup.agreement):
             found = aim(arena, release)
             if found is None:
                 continue
@@ -294,6 +311,11 @@ class WholeProtocol(Attacker):
             what = f"one round through the whole protocol, {len(both[0])} executions of each world"
             attempts.append(_judged(setup, self.name, release.name, (mechanism,), both, what))
         return attempts
+
+    @staticmethod
+    def _attacked(agreement: Agreement) -> list[Release]:
+        """Sites answer the releases of a calibrated study's level only after its pilot: these are left out."""
+        return [one for one in _requested(agreement) if one.level is None]
 
     def _scores(self, setup: Setup, arena: Arena, attack: Aim) -> tuple[Vector, Vector]:
         """Of all rounds of all sessions, without the canary and with it."""
@@ -313,9 +335,9 @@ class WholeProtocol(Attacker):
         return without, inside
 
 
-def _requested(setup: Setup) -> list[Release]:
+def _requested(agreement: Agreement) -> list[Release]:
     """The releases that leave hospitals."""
-    return [one for one in setup.agreement.releases if not one.query.at_site]
+    return [one for one in agreement.releases if not one.query.at_site]
 
 
 def _arena(setup: Setup) -> Arena:
@@ -331,11 +353,12 @@ def _judged(
     mechanisms: tuple[Mechanism, ...],
     worlds: tuple[Vector, Vector],
     what: str,
+    covered: str = "",
 ) -> Attempt:
     claim, plain = claim_of(mechanisms, setup.agreement.target.delta)
     without, within = worlds
     needed = 2 * TwoWorlds.needed(claim, setup.significance)
-    check_enough(len(without), needed, "executions of each world", "--trials", setup.significance)
+    check_enough(setup, len(without), needed, "executions of each world", "--trials")
     curve, area = roc(without, within)
     return Attempt(
         attacker=attacker,
@@ -346,5 +369,6 @@ def _judged(
         curve=curve,
         area=area,
         executions=2 * len(without),
-        what=what,
+        what=what + (f"; {covered}" if covered else ""),
+        covered=covered,
     )

@@ -17,7 +17,7 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, final
@@ -94,6 +94,14 @@ class StoredRows:
         """For each row whether it is not there yet."""
         return self._part[self._which] < 0
 
+    def keep(self, images: Indices, rows: Features) -> None:
+        """Take rows for these images alone: others with the same digest have their own."""
+        if len(images):
+            self._which[images] = len(self._part) + np.arange(len(images))
+            self._part = np.append(self._part, np.full(len(images), len(self._parts), np.int32))
+            self._row = np.append(self._row, np.arange(len(images), dtype=np.int32))
+            self._parts.append(_part(np.zeros(len(images), f"S{DIGEST_SIZE}"), rows))
+
     def add(self, part: npt.NDArray[np.void]) -> None:
         """Take the rows of a file that are wanted and missing."""
         if not len(self._names):
@@ -127,6 +135,7 @@ class FeatureCache:
         digests: Sequence[str],
         compute: Callable[[Indices, Sequence[int]], Sequence[Features]],
         row_bytes: int = 4096,
+        failed: Callable[[Indices], npt.NDArray[np.bool_]] | None = None,
     ) -> list[StoredRows]:
         """For each of several computations on the same images one row per image, in the order of ``digests``.
 
@@ -135,25 +144,41 @@ class FeatureCache:
         It is called with batches, smaller if a row has more than about ``row_bytes``, that are stored immediately, so
         that an interrupted run loses at most one. If nothing can be stored (full disk, no permission) a warning is
         logged and the work continues.
+
+        ``failed(indices)`` says after that for which images it failed. Their rows are not stored, since the next run
+        may succeed, and are theirs alone: an equal image is computed by itself.
         """
         wanted = np.frombuffer(bytes.fromhex("".join(digests)), f"S{DIGEST_SIZE}")
         folders = [self._folder / blake2b(key.encode(), digest_size=DIGEST_SIZE).hexdigest() for key in keys]
         stores = [StoredRows(wanted) for _ in keys]
         for folder, store in zip(folders, stores, strict=True):
             _read_all(folder, store)
-        # Equal images are computed once; images are grouped by the computations that they lack.
-        lacking = np.array([store.missing for store in stores]).reshape(len(keys), -1)
-        first = np.sort(np.unique(wanted, return_index=True)[1])
-        patterns, group = np.unique(lacking[:, first], axis=1, return_inverse=True)
         count = max(1, min(ROWS_PER_FILE, BYTES_PER_FILE // row_bytes))
-        for number, pattern in enumerate(patterns.T):
-            which = np.flatnonzero(pattern).tolist()
-            images = first[group.reshape(-1) == number] if which else first[:0]
-            for start in range(0, len(images), count):
-                batch = images[start : start + count]
-                for view, rows in zip(which, compute(batch, which), strict=True):
-                    stores[view].add(_write(folders[view], wanted[batch], rows))
-        return stores
+        while True:
+            tasks = list(_lacking(wanted, stores, count))
+            if not tasks:
+                return stores
+            for batch, which in tasks:
+                found = compute(batch, which)
+                sure = np.ones(len(batch), bool) if failed is None else ~failed(batch)
+                for view, rows in zip(which, found, strict=True):
+                    if sure.any():
+                        stores[view].add(_write(folders[view], wanted[batch[sure]], rows[sure]))
+                    stores[view].keep(batch[~sure], rows[~sure])
+
+
+def _lacking(
+    wanted: npt.NDArray[np.bytes_], stores: Sequence[StoredRows], count: int
+) -> Iterator[tuple[Indices, list[int]]]:
+    """Batches of images, with the computations that they lack; of equal images one at a time."""
+    lacking = np.array([store.missing for store in stores]).reshape(len(stores), -1)
+    left = np.flatnonzero(lacking.any(axis=0))
+    first = left[np.sort(np.unique(wanted[left], return_index=True)[1])]
+    patterns, group = np.unique(lacking[:, first], axis=1, return_inverse=True)
+    for number, pattern in enumerate(patterns.T):
+        images = first[group.reshape(-1) == number]
+        for start in range(0, len(images), count):
+            yield images[start : start + count], np.flatnonzero(pattern).tolist()
 
 
 def _read_all(folder: Path, store: StoredRows) -> None:
@@ -187,8 +212,7 @@ def _hash() -> "hashlib._Hash":
 
 def _write(folder: Path, names: npt.NDArray[np.bytes_], rows: Features) -> npt.NDArray[np.void]:
     """Store rows; they are read from the file from then on, and from memory if there is none."""
-    part = np.empty(len(rows), [("digest", names.dtype), ("features", "<f4", rows.shape[1:])])
-    part["digest"], part["features"] = names, rows
+    part = _part(names, rows)
     content = io.BytesIO()
     np.save(content, part, allow_pickle=False)
     path = folder / f"{blake2b(content.getbuffer(), digest_size=DIGEST_SIZE).hexdigest()}.npy"
@@ -205,6 +229,12 @@ def _write(folder: Path, names: npt.NDArray[np.bytes_], rows: Features) -> npt.N
         log.warning("features are not stored for the next run: %s", error)
         if temporary is not None:
             _discard(temporary)
+    return part
+
+
+def _part(names: npt.NDArray[np.bytes_], rows: Features) -> npt.NDArray[np.void]:
+    part = np.empty(len(rows), [("digest", names.dtype), ("features", "<f4", rows.shape[1:])])
+    part["digest"], part["features"] = names, rows
     return part
 
 

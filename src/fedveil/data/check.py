@@ -135,8 +135,9 @@ def _facts(records: Records) -> tuple[Counter[str], Counter[str]]:
             Counter({name: int((modes.codes == code).sum()) for code, name in enumerate(modes.names)}),
         )
     if isinstance(images, ArrayImages) and len(images):
-        height, width, *colours = images.stored_shape
-        mode = f"{images.stored([0]).dtype} {'colour' if colours else 'grey'}"
+        *depth, height, width = images.stored_shape[: 3 if images.reading.slices else 2]
+        kind = f"{depth[0]} slices" if depth else "colour" if images.stored_shape[2:] else "grey"
+        mode = f"{images.stored([0]).dtype} {kind}"
         return Counter({f"{width} x {height}": len(images)}), Counter({mode: len(images)})
     if isinstance(images, Embeddings):
         return Counter({f"{images.dimension} numbers": len(images)}), Counter({"embedding": len(images)})

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fedveil.data.annotations.columns import Column, Names, taken
 from fedveil.data.image_store import ArrayImages, ImageStack, Indices
+from fedveil.data.options import Axis
 from fedveil.data.windows import FILE, Window
 from fedveil.errors import DataError
 
@@ -104,6 +105,8 @@ class Dataset:
         task: str = "classes",
         attributes: Mapping[str, Iterable[Any]] | None = None,
         window: Window = FILE,
+        slices: int | None = None,
+        axis: Axis = "axial",
         name: str = "arrays",
     ) -> "Dataset":
         """A data set from images in memory.
@@ -129,6 +132,8 @@ class Dataset:
             attributes: further columns (n,) by public names, such as age and sex.
             window: stored values that map to black and white, as ``data.window`` of a study file; with it, any
                 numbers may be stored.
+            slices: ``images`` are volumes (n, depth, height, width), each brought to that many slices.
+            axis: along which they are cut: "axial" (the depth), "coronal" (the height) or "sagittal" (the width).
             name: for reports and errors.
 
         Raises:
@@ -154,6 +159,8 @@ class Dataset:
             task=task,
             attributes=attributes or {},
             window=window,
+            slices=slices,
+            axis=axis,
             name=name,
         )
         return from_arrays(images, labels, columns)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedveil.data.annotations.columns import Column
 from fedveil.errors import DataError
 
-__all__ = ["Headers", "ImageFacts", "check_pixels", "unusable"]
+__all__ = ["Headers", "ImageFacts", "check_finite", "check_pixels", "is_folder", "unusable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,17 @@ def unusable(path: Path, found: str, rule: str, remedy: str) -> DataError:
     return DataError(f"{path}: {found}", rule, remedy)
 
 
+def check_finite(path: Path, pixels: npt.NDArray[np.float32]) -> None:
+    """Refuse an image that became NaN or infinity, whatever in its file led to that."""
+    if not np.isfinite(pixels).all():
+        raise unusable(
+            path,
+            "its pixels become NaN or infinity",
+            "every pixel must be a number in [0, 1]",
+            "correct the values in its header, or leave it out",
+        )
+
+
 def check_pixels(path: Path, width: int, height: int, max_megapixels: float) -> None:
     """Refuse an image without pixels, or with more than the limit."""
     if width < 1 or height < 1:
@@ -85,3 +96,11 @@ def check_pixels(path: Path, width: int, height: int, max_megapixels: float) -> 
             f"an image of more than {max_megapixels:g} would fill the memory",
             "save it smaller, or increase data.max_megapixels",
         )
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; a path that cannot be one, such as a name that is too long, is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False

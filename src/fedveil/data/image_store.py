@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fedveil.data.formats.volumes.resampling import check_array, oriented, resampled
 from fedveil.data.options import Reading
-from fedveil.data.windows import FILE, FULL, apply_window, is_hounsfield, limits
+from fedveil.data.windows import FILE, FULL, apply_window, full_scale, is_hounsfield, limits, type_scale
 from fedveil.errors import DataError, InvalidValue
 
 __all__ = [
@@ -54,8 +55,14 @@ OUTSIDE = (
 """The error for an image that `ArrayImages.outside` names: found, rule, remedy."""
 
 
+UNHASHED = ("its content could not be hashed", "an image must be readable", "see the message before this one")
+
+
 class ImageStack(ABC):
-    """A sequence of images of one shape, ``channels`` x ``size`` x ``size``, that need not be in memory."""
+    """A sequence of images of one shape, ``planes`` x ``size`` x ``size``, that need not be in memory.
+
+    The planes of an image are its channels. With ``reading.slices`` an image is a volume, and they are its grey slices.
+    """
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -75,13 +82,22 @@ class ImageStack(ABC):
     def reading(self) -> Reading:
         """How stored values map to shades, and the requested channels."""
 
+    @property
+    def planes(self) -> int:
+        """Channels of an image, or slices of a volume."""
+        return self.reading.slices or self.channels
+
     @abstractmethod
     def read(self, indices: Indices) -> Pixels:
-        """The requested images, in that order: float32 ``(k, channels, size, size)`` in [0, 1]."""
+        """The requested images, in that order: float32 ``(k, planes, size, size)`` in [0, 1]."""
 
     @abstractmethod
     def digest(self, indices: Indices) -> list[str]:
         """One hexadecimal content hash per image, over everything that :meth:`read` depends on."""
+
+    def replaced(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        """For each of these images whether it was unreadable when last read, and a black one was given instead."""
+        return np.zeros(len(indices), bool)
 
     def subset(self, indices: Indices) -> "ImageStack":
         """Only these images, in that order, without copying a pixel."""
@@ -128,6 +144,9 @@ class _Selection(_Around):
     def digest(self, indices: Indices) -> list[str]:
         return self._base.digest(self._rows[np.asarray(indices, dtype=np.int64)])
 
+    def replaced(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        return self._base.replaced(self._rows[np.asarray(indices, dtype=np.int64)])
+
     def subset(self, indices: Indices) -> ImageStack:
         return _Selection(self._base, self._rows[np.asarray(indices, dtype=np.int64)])
 
@@ -137,21 +156,34 @@ class OddImages(_Around):
     """Images in which an unreadable one is replaced by a black one.
 
     For a hospital that has approved a study: one damaged file must not decide whether the others are in its sums.
+    What could not be hashed is black until it can be: nothing may be computed from pixels under another's hash.
     """
 
+    def __init__(self, base: ImageStack) -> None:
+        super().__init__(base)
+        self._black: set[int] = set()
+        self._unhashed: set[int] = set()
+
     def read(self, indices: Indices) -> Pixels:
-        """The images, or black ones instead; never an error."""
+        """The images, or black ones instead; never an error, and always finite."""
+        rows = {int(index) for index in indices}
         try:
-            return self._base.read(indices)
+            if not rows & self._unhashed:
+                pixels = self._finite(indices)
+                self._black -= rows
+                return pixels
+            raise DataError(*UNHASHED)
         except Exception:  # noqa: BLE001 - whatever is wrong with one image stays with that image
-            none = np.empty((0, self.channels, self.size, self.size), np.float32)
+            none = np.empty((0, self.planes, self.size, self.size), np.float32)
             return np.concatenate([none, *(self._one(int(index)) for index in indices)])
 
     def digest(self, indices: Indices) -> list[str]:
         """Their content hashes, or one common hash for unreadable ones."""
         try:
-            return self._base.digest(indices)
-        except DataError:
+            found = self._base.digest(indices)
+            self._unhashed -= {int(index) for index in indices}
+            return found
+        except Exception:  # noqa: BLE001 - see `read`
             if len(indices) == 1:
                 return [self._digest(int(indices[0]))]
             half = len(indices) // 2  # each half as a whole: few images are unreadable
@@ -159,37 +191,60 @@ class OddImages(_Around):
 
     def _one(self, index: int) -> Pixels:
         try:
-            return self._base.read([index])
+            if index in self._unhashed:
+                raise DataError(*UNHASHED)
+            pixels = self._finite([index])
+            self._black.discard(index)
+            return pixels
         except Exception as error:  # noqa: BLE001 - see above
+            self._black.add(index)
             log.error("an image counts as black: %s", error)
-            return np.zeros((1, self.channels, self.size, self.size), np.float32)
+            return np.zeros((1, self.planes, self.size, self.size), np.float32)
+
+    def replaced(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        """For each whether it was given as black."""
+        return np.array([int(index) in self._black for index in indices], bool)
+
+    def _finite(self, indices: Indices) -> Pixels:
+        pixels = self._base.read(indices)
+        if not np.isfinite(pixels).all():
+            raise DataError(*OUTSIDE)
+        return pixels
 
     def _digest(self, index: int) -> str:
         try:
-            return self._base.digest([index])[0]
-        except DataError as error:
+            found = self._base.digest([index])[0]
+            self._unhashed.discard(index)
+            return found
+        except Exception as error:  # noqa: BLE001 - see above
+            self._unhashed.add(index)
             log.error("an image counts as black: %s", error)
-            black = f"{PREPROCESSING} black {self.channels} {self.size}".encode()
+            black = f"{PREPROCESSING} black {self.planes} {self.size}".encode()
             return blake2b(black, digest_size=DIGEST_BYTES).hexdigest()
 
 
 @final
 class ArrayImages(ImageStack):
-    """Images held in one array, ``(n, height, width)`` or ``(n, height, width, 1 or 3)``.
+    """Images in one array, ``(n, height, width)`` or ``(n, height, width, 1 or 3)``.
 
-    Stored unchanged (uint8, uint16 or float in [0, 1]; any numbers with a window); scaled and resized when read. The
-    array's type and shape are those of the whole set and public; so is its number of channels if ``reading`` names
-    none.
+    Volumes are ``(n, depth, height, width)``. Stored unchanged (uint8, uint16 or float in [0, 1]; any numbers with a
+    window); scaled and resized when read. The array's type and shape are those of the whole set and public; so is its
+    number of channels if ``reading`` names none.
     """
 
     def __init__(self, pixels: npt.NDArray[Any], size: int, reading: Reading | None = None) -> None:
-        if pixels.ndim == 4 and pixels.shape[3] == 1:
+        volumes = reading is not None and reading.slices is not None
+        if pixels.ndim == 4 + volumes and pixels.shape[-1] == 1:
             pixels = pixels[..., 0]
-        if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3) or 0 in pixels.shape[1:]:
+        if volumes:
+            check_array(pixels, reading)
+        elif (
+            pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3) or 0 in pixels.shape[1:]
+        ):
             raise DataError(
                 f"images have the shape {pixels.shape}",
                 "it must be (n, height, width) for grey or (n, height, width, 3) for colour, no side zero",
-                "store one two-dimensional image a row",
+                "store one two-dimensional image a row; for volumes set data.slices",
             )
         self._reading = reading or Reading()
         self._window = _array_window(pixels, self._reading)
@@ -203,7 +258,7 @@ class ArrayImages(ImageStack):
     @property
     def channels(self) -> int:
         """1 or 3, by the setting or else by the shape of the array."""
-        return self.reading.channels or (1 if self._pixels.ndim == 3 else 3)
+        return self.reading.channels or (1 if self._pixels.ndim == 3 or self.reading.slices else 3)
 
     @property
     def size(self) -> int:
@@ -217,7 +272,7 @@ class ArrayImages(ImageStack):
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Height, width and, in colour, 3 before resizing."""
+        """Height, width and, in colour, 3 before resizing; of volumes depth, height, width."""
         return self._pixels.shape[1:]
 
     def stored(self, indices: Indices) -> npt.NDArray[Any]:
@@ -238,19 +293,32 @@ class ArrayImages(ImageStack):
     def read(self, indices: Indices) -> Pixels:
         """Scaled by the type's full scale or the window, converted to the requested channels, then resized."""
         chosen = self.stored(indices)
-        if self._window:
-            chosen = apply_window(chosen.astype(np.float32), *self._window)
-        else:
-            chosen = chosen.astype(np.float32) / np.float32(full_scale(chosen))
+        if self._reading.slices:
+            return self._slices(chosen)
+        chosen = self._shades(chosen)
         planes = chosen[:, None] if chosen.ndim == 3 else chosen.transpose(0, 3, 1, 2)
         if planes.shape[1] == self.channels:
             return resize(planes, self._size)
         return np.stack([resized(plane, self.channels, self._size) for plane in planes])
 
+    def _shades(self, stored: npt.NDArray[Any]) -> Pixels:
+        if self._window:
+            return apply_window(stored.astype(np.float32), *self._window)
+        shades: Pixels = stored.astype(np.float32) / np.float32(full_scale(stored))
+        return shades
+
+    def _slices(self, volumes: npt.NDArray[Any]) -> Pixels:
+        """Each volume by itself; arrays do not say how they lie."""
+        out = np.empty((len(volumes), self.planes, self._size, self._size), np.float32)
+        for target, volume in zip(out, volumes, strict=True):
+            view, spacing = oriented(volume, None, self._reading.axis)
+            target[...] = resampled(view, spacing, self._size, self._reading, self._shades)
+        return out
+
     def digest(self, indices: Indices) -> list[str]:
         """Hashes of the stored values, their type and shape, and the size to read them at."""
         shape = f"{self._pixels.dtype.str} {self._pixels.shape[1:]} {self._size}"
-        key = f"{PREPROCESSING} {shape} {self.channels} {self._window} "
+        key = f"{PREPROCESSING} {shape} {self.channels} {self._window} {self._reading.volume_key}"
         start = blake2b(key.encode(), digest_size=DIGEST_BYTES)
         digests = []
         for index in np.asarray(indices, dtype=np.int64):
@@ -262,7 +330,7 @@ class ArrayImages(ImageStack):
 
 def _array_window(pixels: npt.NDArray[Any], reading: Reading) -> tuple[float, float] | None:
     """The window that applies to stored values of this type; bytes and colour are already shades."""
-    shades = pixels.dtype in (np.uint8, np.bool_) or pixels.ndim == 4
+    shades = pixels.dtype in (np.uint8, np.bool_) or (pixels.ndim == 4 and not reading.slices)
     if shades or reading.window in (FILE, FULL):
         return None
     if is_hounsfield(reading.window) and pixels.dtype == np.uint16:
@@ -276,46 +344,15 @@ def _array_window(pixels: npt.NDArray[Any], reading: Reading) -> tuple[float, fl
 
 def in_memory(images: ImageStack, batch: int = 256) -> ArrayImages:
     """All images, decoded once, for a learner that reads them many times (4 bytes per pixel and channel)."""
+    if images.reading.slices:
+        raise InvalidValue(
+            "the images are volumes", "only images are decoded in advance", "read them with their stack"
+        )
     pixels = np.empty((len(images), images.size, images.size, images.channels), np.float32)
     for start in range(0, len(images), batch):
         rows = np.arange(start, min(start + batch, len(images)))
         pixels[rows] = images.read(rows).transpose(0, 2, 3, 1)
     return ArrayImages(pixels, images.size)
-
-
-def type_scale(dtype: np.dtype[Any]) -> float:
-    """The value of white, by the type alone: 255, 65535, or 1 for floats.
-
-    >>> type_scale(np.dtype(np.uint16))
-    65535.0
-    """
-    if dtype in (np.uint8, np.uint16):
-        return float(np.iinfo(dtype).max)
-    if dtype == np.bool_ or np.issubdtype(dtype, np.floating):
-        return 1.0
-    raise DataError(
-        f"pixels are of the type {dtype}",
-        "the value of white must be known without reading the images",
-        "store uint8, uint16 or floats in [0, 1], or give window = [centre, width]",
-    )
-
-
-def full_scale(pixels: npt.NDArray[Any]) -> float:
-    """The value of white, as in `type_scale`, after checking that no pixel exceeds it."""
-    scale = type_scale(pixels.dtype)
-    if not np.issubdtype(pixels.dtype, np.floating):
-        return scale
-    if not np.isfinite(pixels).all():
-        raise DataError(
-            "pixels hold NaN or infinity", "every pixel must be a number", "remove or repair those images"
-        )
-    if pixels.size and (pixels.min() < 0 or pixels.max() > 1):
-        raise DataError(
-            f"floating point pixels reach from {pixels.min():g} to {pixels.max():g}",
-            "they must lie in [0, 1], because scaling by the images' own range would leak it",
-            "divide them by a constant chosen in advance, store uint8 or uint16, or give a window",
-        )
-    return scale
 
 
 def brought_to(image: Pixels, channels: int) -> Pixels:

@@ -17,6 +17,7 @@ from fedveil.data.image_store import ArrayImages
 from fedveil.data.options import Options, Settings
 from fedveil.data.phantom.findings import phantom_findings
 from fedveil.data.phantom.patients import phantom
+from fedveil.data.phantom.volumes import phantom_volumes
 from fedveil.errors import DataError, InvalidValue
 
 __all__ = ["MEMORY", "is_path", "load", "read_records"]
@@ -74,11 +75,13 @@ def is_path(source: str) -> bool:
 
 def _phantom(source: str, options: Options) -> Records:
     hospitals = source.partition(":")[2]
+    if hospitals == "volumes":
+        return phantom_volumes(options.image_size, options.reading)
     if hospitals and not hospitals.isdecimal() and hospitals != "findings":
         raise InvalidValue(
             f"the source is {source}",
             "hospitals must be a whole number",
-            "write phantom:5, or phantom:findings for several findings per image",
+            "write phantom:5, phantom:findings for several findings per image, or phantom:volumes",
         )
     if hospitals == "findings":
         records = phantom_findings(options.image_size)

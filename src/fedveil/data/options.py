@@ -2,13 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 from fedveil.data.annotations.presets import PRESETS, Preset
 from fedveil.data.windows import FILE, Window, check_window
 from fedveil.errors import InvalidValue
 
-__all__ = ["ACCEPTABLE", "COLUMNS", "MEGAPIXELS", "TASKS", "UNKNOWNS", "Options", "Reading", "Settings"]
+__all__ = [
+    "ACCEPTABLE",
+    "AXES",
+    "COLUMNS",
+    "MEGAPIXELS",
+    "TASKS",
+    "UNKNOWNS",
+    "Options",
+    "Reading",
+    "Settings",
+]
 
 COLUMNS = ("path", "label", "patient", "site", "split")
 """The columns of a table by meaning; the first two are required."""
@@ -19,8 +29,15 @@ TASKS = ("classes", "findings", "grades")
 UNKNOWNS: tuple[str | int, ...] = ("refuse", "drop", "unknown", 0, 1)
 """What becomes of unknown labels; the last three apply to findings."""
 
+Axis = Literal["axial", "coronal", "sagittal"]
+AXES: tuple[Axis, ...] = ("axial", "coronal", "sagittal")
+"""Along which a volume is cut into slices: from the feet to the head, from front to back, from right to left."""
+
 MEGAPIXELS = 30.0
 """Largest image that is decoded, unless a setting allows more. A mammogram at 50 µm has 29."""
+
+LARGEST_SLICES = 256
+"""Largest number of slices that a study may ask for."""
 
 ACCEPTABLE = {
     "similar-patients": "patients whose names differ only in letter case, spaces or leading zeros",
@@ -39,16 +56,48 @@ class Reading:
     ``channels`` is 1 for grey and 3 for colour; None takes those of the first image of a source, whose header is
     then public. ``window`` sets the stored values that map to black and white, see :mod:`fedveil.data.windows`.
     Images of more than ``max_megapixels`` are refused before they are decoded.
+
+    With ``slices`` every image is a volume, brought to that many grey slices along ``axis``; None reads images.
+    ``spacing`` sets the distances, in mm, of slices and of pixels; None covers each volume as a whole.
     """
 
     channels: int | None = None
     window: Window = FILE
     max_megapixels: float = MEGAPIXELS
+    slices: int | None = None
+    axis: Axis = "axial"
+    spacing: tuple[float, float] | None = None
 
     @property
-    def key(self) -> str:
-        """Identifies the settings that determine pixels, for content hashes."""
-        return f"{self.channels} {self.window}"
+    def volume_key(self) -> str:
+        """Identifies the settings that determine a volume's slices, for content hashes; empty for images."""
+        return f"volumes-1 {self.slices} {self.axis} {self.spacing} " if self.slices else ""
+
+    def check(self) -> None:
+        """Refuse settings that cannot be, as InvalidValue."""
+        check_window(self.window)
+        if self.slices is not None and not 2 <= self.slices <= LARGEST_SLICES:
+            raise InvalidValue(
+                f"slices is {self.slices}",
+                f"it must lie between 2 and {LARGEST_SLICES}",
+                "16 suits many studies",
+            )
+        if self.axis not in AXES:
+            raise InvalidValue(f"axis is {self.axis}", f"it must be one of {', '.join(AXES)}", "choose one")
+        if self.slices is None and (self.spacing is not None or self.axis != "axial"):
+            raise InvalidValue(
+                "axis or spacing is set, and slices is not",
+                "both are for volumes",
+                "set slices, or remove them",
+            )
+        if self.slices is not None and self.channels == 3:
+            raise InvalidValue("channels is 3, and slices is set", "volumes are grey", "set channels = 1")
+        if self.spacing is not None and not all(0.01 <= one <= 50 for one in self.spacing):
+            raise InvalidValue(
+                f"spacing is {list(self.spacing)}",
+                "it must hold two distances of 0.01 to 50 mm, of slices and of pixels",
+                "write spacing = [2.5, 1.5], or remove it",
+            )
 
 
 class Settings(TypedDict, total=False):
@@ -58,6 +107,9 @@ class Settings(TypedDict, total=False):
     channels: int | None
     window: Window
     max_megapixels: float
+    slices: int | None
+    axis: Axis
+    spacing: tuple[float, float] | None
     positive: Sequence[str] | None
     classes: Sequence[str] | None
     separator: str
@@ -131,7 +183,7 @@ class Options:
                 "it must lie in [0, 1)",
                 "give the fraction of patients to hold out for the test",
             )
-        check_window(self.reading.window)
+        self.reading.check()
 
     def _check_choices(self) -> None:
         if self.preset and self.preset not in PRESETS:

@@ -4,14 +4,25 @@ A window [centre, width] maps values v to (v - centre) / width + 1/2, cut to [0,
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.errors import InvalidValue
+from fedveil.errors import DataError, InvalidValue
 
-__all__ = ["FILE", "FULL", "HOUNSFIELD", "Window", "apply_window", "check_window", "is_hounsfield", "limits"]
+__all__ = [
+    "FILE",
+    "FULL",
+    "HOUNSFIELD",
+    "Window",
+    "apply_window",
+    "check_window",
+    "full_scale",
+    "is_hounsfield",
+    "limits",
+    "type_scale",
+]
 
 Window = str | tuple[float, float]
 Float = TypeVar("Float", np.float32, np.float64)
@@ -71,3 +82,38 @@ def apply_window(values: npt.NDArray[Float], centre: float, width: float) -> npt
     np.subtract(values, centre - width / 2, out=values)
     np.divide(values, width, out=values)
     return np.clip(values, 0, 1, out=values)
+
+
+def type_scale(dtype: np.dtype[Any]) -> float:
+    """The value of white, by the type alone: 255, 65535, or 1 for floats.
+
+    >>> type_scale(np.dtype(np.uint16))
+    65535.0
+    """
+    if dtype in (np.uint8, np.uint16):
+        return float(np.iinfo(dtype).max)
+    if dtype == np.bool_ or np.issubdtype(dtype, np.floating):
+        return 1.0
+    raise DataError(
+        f"pixels are of the type {dtype}",
+        "the value of white must be known without reading the images",
+        "store uint8, uint16 or floats in [0, 1], or give window = [centre, width]",
+    )
+
+
+def full_scale(pixels: npt.NDArray[Any]) -> float:
+    """The value of white, as in `type_scale`, after checking that no pixel exceeds it."""
+    scale = type_scale(pixels.dtype)
+    if not np.issubdtype(pixels.dtype, np.floating):
+        return scale
+    if not np.isfinite(pixels).all():
+        raise DataError(
+            "pixels hold NaN or infinity", "every pixel must be a number", "remove or repair those images"
+        )
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 1):
+        raise DataError(
+            f"floating point pixels reach from {pixels.min():g} to {pixels.max():g}",
+            "they must lie in [0, 1], because scaling by the images' own range would leak it",
+            "divide them by a constant chosen in advance, store uint8 or uint16, or give a window",
+        )
+    return scale

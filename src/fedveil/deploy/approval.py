@@ -82,7 +82,17 @@ def approve(config: SiteConfig, checked: Checked, *, by: str, role: str, reason:
 
 
 def decline(config: SiteConfig, digest: str, *, by: str, role: str, reason: str, told: bool) -> Decision:
-    """Record that a study is declined; the coordinator learns only that, and only if ``told``."""
+    """Record that a study is declined; the coordinator learns only that, and only if ``told``.
+
+    Raises:
+        Refused: the study was not offered.
+    """
+    if not _studies(config.folder).is_known(digest):
+        raise Refused(
+            f"study {digest[:12]} was not offered here",
+            "only a study on offer can be declined",
+            "see `fedveil site studies`",
+        )
     return _decide(
         config, Decision(act="declined", subject=digest, by=by, role=role, reason=reason, told=told)
     )
@@ -129,11 +139,8 @@ def image_problems(cohorts: Cohorts, listed: Listed) -> list[str]:
     try:
         report = check(
             data.source,
-            image_size=offer.study.data.image_size,
-            positive=offer.study.data.positive or None,
-            classes=offer.classes,
             base=cohorts.config.folder,
-            allow_patient_overlap=data.allow_patient_overlap,
+            **cohorts.settings(offer),
         )
         found = [str(problem) for problem in report.problems]
     except DataError as error:
@@ -166,11 +173,10 @@ def match_keys(new: Mapping[str, str], said: Sequence[str]) -> dict[str, str]:
                 f"it must be NAME=FINGERPRINT, of one of {', '.join(new) or 'no hospital: all keys are confirmed'}",
                 "write for example --key north=0123-4567-89ab-cdef-0123-4567-89ab-cdef",
             )
-        expected = fingerprint(new[hospital])
-        if digits != expected.replace("-", ""):
-            raise Refused(
-                f"the coordinator gives {hospital} the key {expected}",
-                f"{read} was read by {hospital}",
+        if digits != fingerprint(new[hospital]).replace("-", ""):
+            raise Refused(  # without the expected digits: whoever sees them can type them
+                f"the fingerprint of {hospital} is not the one that the coordinator gives",
+                "all 32 digits must match what the hospital reads out",
                 "ask both again; if the keys differ, somebody intercepts the messages",
             )
         left.pop(hospital, None)

@@ -52,9 +52,10 @@ class Offer:
         own: dict[str, Any] = {"columns": ColumnSettings(), "preset": "", "layout": "", "accept": ()}
         own |= {"allow_patient_overlap": False, "source": SOURCE}
         data = study.data.model_copy(update={**own, "classes": (), "channels": None})
+        model = study.model.model_copy(update={"start": None})  # hospitals need its hash, not where it lies
         described = study.study.model_copy(update={"description": " ".join(study.study.description.split())})
         return cls(
-            study=study.model_copy(update={"data": data, "study": described}),
+            study=study.model_copy(update={"data": data, "study": described, "model": model}),
             sites=sites,
             classes=dataset.classes,
             channels=dataset.images.channels,
@@ -104,6 +105,12 @@ class Offer:
                 "correct the names, and install the same fedveil version at the coordinator and at every site",
             )
         study = Study.parse(values["study"], "the offered study")
+        if study.model.start is not None:
+            raise Refused(
+                "an offered study names a folder as model.start",
+                "hospitals need the hash of a start, and open no path that a coordinator names",
+                "offer the study with `fedveil coordinate`, which leaves the path out",
+            )
         if not _printable(study.model_dump(mode="json")):
             raise Refused(
                 "the text of an offered study holds line breaks or control characters",

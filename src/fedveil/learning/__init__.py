@@ -20,14 +20,16 @@ from fedveil.learning.evaluation.metrics import (
 from fedveil.learning.evaluation.score_histogram import ScoreHistogram
 from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
 from fedveil.learning.models.class_statistics import ClassStatistics, unit_blocks
-from fedveil.learning.models.findings import FindingsHead, FindingsLearner, FindingStatistics
+from fedveil.learning.models.finding_statistics import FindingStatistics
+from fedveil.learning.models.findings import FindingsHead, FindingsLearner
 from fedveil.learning.models.learner import Learner
 from fedveil.learning.models.linear_head import CentredHead, CentredLearner
 from fedveil.learning.models.logistic import LinearHead, LinearLearner
 from fedveil.learning.models.network import NetworkLearner, NetworkModel
 from fedveil.learning.models.protocol import Model, Sizes, Statistics
+from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.models.score_statistics import Certainty, ScoreStatistics, drowned
-from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Sgd
+from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Pulled, Sgd
 from fedveil.learning.padded_batches import ImageSource
 from fedveil.learning.sizes import NetworkSizes
 from fedveil.learning.views import Views
@@ -56,6 +58,8 @@ __all__ = [
     "NetworkSizes",
     "Optimizer",
     "OptimizerState",
+    "PublicStart",
+    "Pulled",
     "ScoreHistogram",
     "ScoreStatistics",
     "Sgd",

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.learning.models.learner import Vector
+from fedveil.learning.models.public_start import pulled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,6 +230,56 @@ class Averaged(Optimizer):
 
     def _with_average(self, state: OptimizerState, average: Vector) -> OptimizerState:
         moments = MappingProxyType({**state.moments, "average": average})
+        return OptimizerState(state.parameters, state.steps, moments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled(Optimizer):
+    """Gradient descent from 0 whose iterates are pulled towards a public model; see `.models.public_start`.
+
+    The state holds what plain descent has reached. The next gradient is taken at, and the released model is, the
+    posterior mean given that.
+
+    Attributes:
+        optimizer: plain descent: without momentum and weight decay, whose noise would not be known.
+        start: (logits, d) public weights.
+        clip_norm: bound of a mean gradient.
+    """
+
+    optimizer: Sgd
+    start: Vector
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        plain = self.optimizer.momentum == 0 and self.optimizer.weight_decay == 0
+        _check("the pulled optimiser", self.optimizer, plain, "have neither momentum nor weight decay")
+        _check("clip_norm", self.clip_norm, 0 < self.clip_norm < np.inf, "be finite and positive")
+
+    def init(self, parameters: npt.ArrayLike) -> OptimizerState:
+        """Start at rest, with no noise so far."""
+        return self._with_noise(self.optimizer.init(parameters), np.zeros(1))
+
+    def step(
+        self, state: OptimizerState, gradient: npt.ArrayLike, *, noise_variance: float = 0.0
+    ) -> OptimizerState:
+        """Apply one gradient; see `Optimizer.step`."""
+        _check("noise_variance", noise_variance, 0 <= noise_variance < np.inf, "be finite, not negative")
+        noise = state.moments["noise"] + self.optimizer.learning_rate**2 * noise_variance
+        return self._with_noise(self.optimizer.step(state, gradient), noise)
+
+    def query(self, state: OptimizerState) -> Vector:
+        """The pulled iterate."""
+        return self.released(state)
+
+    def released(self, state: OptimizerState) -> Vector:
+        """The pulled iterate."""
+        longest = self.optimizer.learning_rate * state.steps * self.clip_norm
+        variance, rows = float(state.moments["noise"][0]), state.parameters.reshape(self.start.shape)
+        pairs = zip(rows, self.start, strict=True)
+        return np.concatenate([pulled(row, start, variance, longest) for row, start in pairs])
+
+    def _with_noise(self, state: OptimizerState, noise: Vector) -> OptimizerState:
+        moments = MappingProxyType({**state.moments, "noise": noise})
         return OptimizerState(state.parameters, state.steps, moments)
 
 

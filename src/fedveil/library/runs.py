@@ -226,7 +226,7 @@ def resolved_study(study: Study | AnyPath | None, data: Source) -> tuple[Study, 
         return resolve(found.with_changes({"data": {"source": str(data)}}), Path()), None
     _check_reading(found)
     read = data.images.reading
-    own = {"window": read.window, "max_megapixels": read.max_megapixels}
+    own = {name: getattr(read, name) for name in ("window", "max_megapixels", "slices", "axis")}
     left = {key: value for key, value in own.items() if key not in found.data.model_fields_set}
     changes: dict[str, dict[str, object]] = {"data": {"source": MEMORY, **left}}
     if isinstance(data.images, Embeddings) and "features" not in found.model.model_fields_set:

@@ -24,12 +24,14 @@ class Outlook:
         patients: training patients over all sites.
         laws: by known task, how accuracy depends on both, by the study's method.
         other_features: whether the study's features differ from those that the laws were measured on.
+        pulled: whether training is pulled towards a public model, which the laws do not know.
     """
 
     ratio: float
     patients: int
     laws: tuple[Reference, ...]
     other_features: bool = False
+    pulled: bool = False
 
     @property
     def auroc(self) -> dict[str, float]:
@@ -44,6 +46,11 @@ class Outlook:
             found.append(
                 "The expected AUROC was measured on the default features; the study uses others, and may reach more or "
                 "less."
+            )
+        if self.pulled:
+            found.append(
+                "The expected AUROC is that of the same study without model.start. A start for the same task helps "
+                "most where the ratio is small. How much depends on how alike the tasks are, which is not known before."
             )
         return found + noise_notes(self.ratio)
 
@@ -73,4 +80,5 @@ def make_outlook(prepared: Prepared, agreement: Agreement) -> Outlook | None:
         patients=sum(prepared.patients.values()),
         laws=tuple(laws) if binary else (),
         other_features=(study.model.features, study.model.whitened) != (default.features, default.whitened),
+        pulled=study.model.start is not None or bool(study.model.start_sha256),
     )

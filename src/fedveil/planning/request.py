@@ -349,16 +349,18 @@ class PlanRequest:
 def _agreement(study: Study, sites: int) -> Agreement:
     """The agreement of a study between this number of hospitals, built as for an offer: without any image."""
     names = [f"hospital-{number}" for number in range(1, sites + 1)]
-    model = _model(study.model, study.training.method, study.study.seed, study.data.image_size)
+    model = _model(
+        study.model, study.training.method, study.study.seed, study.data.image_size, study.data.slices
+    )
     return make_agreement(study, sites=names, model=model)
 
 
 @lru_cache(maxsize=32)
-def _model(settings: ModelSettings, method: Method, seed: int, image_size: int) -> Model:
+def _model(settings: ModelSettings, method: Method, seed: int, image_size: int, slices: int | None) -> Model:
     """A model for two classes of grey images if nothing is known about them: noise depends only on its size."""
     study = Study(
         study=StudySettings(seed=seed),
-        data=DataSettings(image_size=image_size),
+        data=DataSettings(image_size=image_size, slices=slices),
         model=settings,
         training=TrainingSettings(method=method),
     )

@@ -295,19 +295,17 @@ def audit_table(audit: AuditResult) -> Table:
     confidence = f"{100 * audit.confidence:g}{formatting.PERCENT}"
     return Table(
         f"Lower bounds on epsilon; all of them together hold at {confidence} confidence",
-        ("Attacker", "What", "Stated, at most", "Proved, at least", "Without assumptions", "Contradicted"),
+        ("Attacker", "What", "Stated, at most", "Proved", "Without assumptions", "Contradicted"),
         tuple(_finding_row(one) for one in audit.findings),
         text=2,
     )
 
 
 def _finding_row(one: Finding) -> tuple[str, ...]:
-    what = "the whole study" if one.release == "study" else title_of(one.release)
     return (
         one.attacker,
-        what + (", one round" if one.attacker == "protocol" else ""),
+        one.subject,
         UNDEFINED if math.isinf(one.epsilon) else formatting.at_most(one.epsilon),
-        f"{one.lower:.3f}",
-        f"{one.lower_plain:.3f}",
+        *one.proved,
         "yes" if one.contradicted else "no",
     )

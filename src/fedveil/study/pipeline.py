@@ -3,13 +3,13 @@
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data import ArrayImages, Dataset, Embeddings, FeatureCache
+from fedveil.data import ArrayImages, Dataset, Embeddings
 from fedveil.data.cache import StoredRows
 from fedveil.errors import DataError, InvalidValue
 from fedveil.learning import (
@@ -31,16 +31,14 @@ from fedveil.learning import (
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
 from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
-from fedveil.parallel import ahead
+from fedveil.study.isolation import Change, Readable, Rows, Stored, computed
 from fedveil.study.progress import Progress
+from fedveil.study.results.public_start import load_start
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
 
 __all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
 
-BATCH, BATCH_BYTES = 256, 1 << 24
-"""Images, and bytes of pixels, that are read and passed through an extractor at a time. Larger batches take memory, and
-the time of the system that provides it."""
 PIXELS = "pixels 1"
 """The key of decoded images in the cache; their digests name everything else that pixels depend on."""
 PIXELS_STORED = 1 << 33
@@ -49,8 +47,7 @@ PIXELS_STORED = 1 << 33
 log = logging.getLogger("fedveil.site")
 Vector = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.float32] | StoredRows
-Change = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+Features = npt.NDArray[np.float32] | StoredRows
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -120,8 +117,8 @@ class LinearTask(Task):
 
     extractor: FeatureExtractor
     head: CentredHead | FindingsHead
-    features: Rows
-    degraded: Rows | None = None
+    features: Features
+    degraded: Features | None = None
 
     @property
     def model(self) -> Model:
@@ -164,7 +161,7 @@ class NetworkTask(Task):
         cohort, settings = self.dataset.cohort("site", rows), self.study.training
         return NetworkLearner(
             self.network,
-            _Rows(self._readable, rows),
+            Rows(self._readable, rows),
             cohort.labels,
             cohort.patients,
             unit=self.study.privacy.unit,
@@ -174,63 +171,16 @@ class NetworkTask(Task):
 
     def probabilities(self, parameters: Vector, rows: Indices) -> Vector:
         """Class probabilities (k, classes) of these images."""
-        return self.network.probabilities(parameters, _Rows(self.images, rows), len(rows))
+        return self.network.probabilities(parameters, Rows(self.images, rows), len(rows))
 
     def scores(self, parameters: Vector, rows: Indices) -> Vector:
         """Class probabilities; an unreadable image counts as black."""
-        return self.network.probabilities(parameters, _Rows(self._readable, rows), len(rows))
+        return self.network.probabilities(parameters, Rows(self._readable, rows), len(rows))
 
     @property
     def _readable(self) -> ImageSource:
         side = self.study.data.image_size
-        return _Readable(self.images, (self.dataset.images.channels, side, side))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
-    """A subset of the images of a source."""
-
-    source: ImageSource
-    rows: Indices
-
-    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
-        return self.source.read(self.rows[indices])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Readable:
-    """Images in which an unreadable one is replaced by a black one.
-
-    A file may have a valid header and damaged content, or become damaged between two rounds. If the whole sum were
-    abandoned, one patient's presence would decide whether all others are in it.
-    """
-
-    source: ImageSource
-    shape: tuple[int, int, int]
-
-    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
-        try:
-            return self.source.read(indices)
-        except Exception:  # noqa: BLE001 - whatever is wrong with one image stays with that image
-            return np.concatenate([self._one(index) for index in indices])
-
-    def _one(self, index: np.int64) -> npt.NDArray[np.float32]:
-        try:
-            return self.source.read(np.array([index]))
-        except Exception as error:  # noqa: BLE001 - see above
-            log.error("an image counts as black: %s", error)
-            return np.zeros((1, *self.shape), np.float32)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Kept:
-    """The output of a network's frozen part for every image, of some shape."""
-
-    values: StoredRows
-    shape: tuple[int, ...]
-
-    def read(self, indices: Indices) -> npt.NDArray[np.float32]:
-        return self.values[indices].reshape(len(indices), *self.shape)
+        return Readable(self.images, (self.dataset.images.channels, side, side))
 
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
@@ -242,6 +192,7 @@ def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
         dimension=study.model.dimension,
         encoder=study.model.encoder.spec(study.model.features),
         precision=study.training.precision,
+        slices=study.data.slices,
     )
 
 
@@ -261,8 +212,9 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         InvalidValue: there is no such model.
     """
     if study.model.network == "linear":
-        names, side = ("",) * classes, study.data.image_size
-        return _head(study, Dataset.empty(names, channels=channels, image_size=side, task=study.data.meaning))
+        data, names = study.data, ("",) * classes
+        empty = Dataset.empty(names, channels=channels, image_size=data.image_size, task=data.meaning)
+        return _head(study, empty)
     return NetworkSizes.of(
         study.model.network,
         classes=classes,
@@ -273,10 +225,15 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
 
 
 def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
+    blocks, classes, start = (
+        _extractor(study, dataset).blocks,
+        len(dataset.classes),
+        load_start(study, dataset),
+    )
     if dataset.task == "findings":
-        return FindingsHead(_extractor(study, dataset).blocks, len(dataset.classes))
+        return FindingsHead(blocks, classes, start=start)
     centred = study.training.method != "one-shot"
-    return CentredHead(_extractor(study, dataset).blocks, len(dataset.classes), centred=centred)
+    return CentredHead(blocks, classes, centred=centred, start=start)
 
 
 def _network(study: Study, dataset: Dataset) -> NetworkModel:
@@ -309,8 +266,8 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
         def compute(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
             return network.before(pixels).reshape(len(pixels), -1)
 
-        (kept,) = _once({network.key: compute}, dataset, progress, row_bytes=4 * math.prod(shape))
-        images = _Kept(kept, shape[1:])
+        (kept,) = computed({network.key: compute}, dataset, progress, row_bytes=4 * math.prod(shape))
+        images = Stored(kept, shape[1:])
     elif not isinstance(images, ArrayImages):
         images = _decoded(dataset, progress)
     return NetworkTask(study=study, dataset=dataset, network=network, images=images)
@@ -324,36 +281,27 @@ def _decoded(dataset: Dataset, progress: Progress) -> ImageSource:
     progress.stage("decoding", len(dataset))
     try:
         views: dict[str, Change] = {PIXELS: lambda pixels: pixels.reshape(len(pixels), -1)}
-        (kept,) = _once(views, dataset, progress, row_bytes=4 * math.prod(shape))
+        (kept,) = computed(views, dataset, progress, row_bytes=4 * math.prod(shape))
     except DataError as error:  # read when needed: then it counts as black, and leaves the others alone
         log.warning("images are decoded whenever they are read: %s", error)
         return images
-    return _Kept(kept, shape)
+    return Stored(kept, shape)
 
 
 def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    extractor = _extractor(study, dataset)
+    extractor, head = _extractor(study, dataset), _head(study, dataset)
+    found: Sequence[Features]
     if study.model.features == PRECOMPUTED:
-        return LinearTask(
-            study=study,
-            dataset=dataset,
-            extractor=extractor,
-            head=_head(study, dataset),
-            features=_vectors(dataset, extractor.dimension),
-        )
-    calibrated = study.privacy.calibration_share > 0
-    progress.stage("features", len(dataset))
-    views: dict[str, Change] = {extractor.key: extractor}
-    if calibrated:
-        views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
-    found = _once(views, dataset, progress)
+        found = [_vectors(dataset, extractor.dimension)]
+    else:
+        progress.stage("features", len(dataset))
+        views: dict[str, Change] = {extractor.key: extractor}
+        if study.privacy.calibration_share > 0:
+            views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
+        found = computed(views, dataset, progress)
+    seen = found[1] if len(found) > 1 else None
     return LinearTask(
-        study=study,
-        dataset=dataset,
-        extractor=extractor,
-        head=_head(study, dataset),
-        features=found[0],
-        degraded=found[1] if calibrated else None,
+        study=study, dataset=dataset, extractor=extractor, head=head, features=found[0], degraded=seen
     )
 
 
@@ -370,28 +318,3 @@ def _vectors(dataset: Dataset, dimension: int) -> npt.NDArray[np.float32]:
             "use embeddings from the same encoder at every hospital",
         )
     return images.vectors(np.arange(len(images)))
-
-
-def _once(
-    views: Mapping[str, Change], dataset: Dataset, progress: Progress, row_bytes: int = 4096
-) -> list[StoredRows]:
-    """For each view, by its key, one row per image, from the cache or from its pixels.
-
-    An image is decoded once for all views, in a thread that is one batch ahead of the network. Decoding takes threads
-    rather than processes: Pillow and numpy release the interpreter's lock, and no pixels are copied between processes.
-    """
-    images, changes = dataset.images, list(views.values())
-    digests = images.digest(np.arange(len(dataset)))
-    pixels = 4 * images.channels * images.size**2
-    count = max(8, min(BATCH, BATCH_BYTES // pixels))
-
-    def rows_of(rows: Indices, which: Sequence[int]) -> list[npt.NDArray[np.float32]]:
-        batches = [rows[start : start + count] for start in range(0, len(rows), count)]
-        parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in which]
-        for batch, decoded in zip(batches, ahead(images.read, batches), strict=True):
-            for part, view in zip(parts, which, strict=True):
-                part.append(changes[view](decoded))
-            progress.advance(len(batch))
-        return [np.concatenate(part) for part in parts]
-
-    return FeatureCache().views(list(views), digests, rows_of, row_bytes)

@@ -20,6 +20,7 @@ from fedveil.data.formats.arrays import sized
 from fedveil.errors import StudyError
 from fedveil.learning.encoders import PRECOMPUTED
 from fedveil.privacy import check_delta
+from fedveil.study.results.public_start import note_on_start, start_hash
 from fedveil.study.settings.encoder import EncoderSettings
 from fedveil.study.settings.schema import NOTHING, ModelSettings, Study
 
@@ -65,7 +66,7 @@ class Prepared:
     @property
     def notes(self) -> list[str]:
         """Notes on the data that a reader of the result needs."""
-        notes = []
+        notes = list(note_on_start(self.study, self.dataset.classes))
         if self.dataset.synthetic:
             notes.append(
                 "The images are synthetic (the built-in phantom set): accuracy on them says nothing about patients."
@@ -112,7 +113,7 @@ def pinned(study: Study, dataset: Dataset) -> Study:
                 f'set model.features = "{PRECOMPUTED}"',
             )
         model = model.model_copy(update={"dimension": dataset.images.dimension})
-    model = _with_encoder(model)
+    model = _with_start(_with_encoder(model))
     return study.model_copy(update={"data": data, "model": model})
 
 
@@ -130,6 +131,13 @@ def _with_encoder(model: ModelSettings) -> ModelSettings:
     weights = Path(model.encoder.weights) if model.encoder.weights else None
     pinned, _ = register(spec, weights=weights)
     return model.model_copy(update={"features": pinned.features, "encoder": EncoderSettings.of(pinned)})
+
+
+def _with_start(model: ModelSettings) -> ModelSettings:
+    """With the hash of the public model that training starts from."""
+    if model.start is None or model.start_sha256:
+        return model
+    return model.model_copy(update={"start_sha256": start_hash(Path(model.start))})
 
 
 def _given(study: Study, dataset: Dataset) -> Dataset:
@@ -151,7 +159,7 @@ def _given(study: Study, dataset: Dataset) -> Dataset:
 
 
 def resolve(study: Study, base: Path) -> Study:
-    """The study with its data source and encoder as absolute paths, if they are paths relative to ``base``."""
+    """The study with its data source, encoder and start as absolute paths, if they are paths relative to ``base``."""
     study = study.model_copy(update={"model": _located(study.model, base)})
     source = study.data.source
     if not is_path(source):
@@ -162,6 +170,8 @@ def resolve(study: Study, base: Path) -> Study:
 
 def _located(model: ModelSettings, base: Path) -> ModelSettings:
     """With the paths of an encoder's files made absolute; one that is pinned is found by its hash instead."""
+    if model.start is not None:
+        model = model.model_copy(update={"start": str((base / model.start).resolve())})
     spec = model.encoder.spec(model.features)
     if spec is None or spec.is_pinned:
         return model

@@ -6,7 +6,17 @@ from typing import Self
 
 from fedveil.errors import StudyError
 from fedveil.federation import Agreement, NoisySum, Release, Rounds, RoundSum
-from fedveil.learning import Adam, Averaged, Optimizer, Sgd, Statistics
+from fedveil.learning import (
+    Adam,
+    Averaged,
+    ClassStatistics,
+    FindingStatistics,
+    Optimizer,
+    PublicStart,
+    Pulled,
+    Sgd,
+    Statistics,
+)
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.step_size import head_length, learning_rate
 from fedveil.study.settings.schema import Study
@@ -62,8 +72,15 @@ class Steps:
         return found.total, found.variance
 
     @classmethod
-    def plan(cls, study: Study, agreement: Agreement, query: Rounds, statistics: Statistics | None) -> Self:
-        """Set the steps of a study from its settings and releases."""
+    def plan(
+        cls,
+        study: Study,
+        agreement: Agreement,
+        query: Rounds,
+        statistics: Statistics | None,
+        start: PublicStart | None = None,
+    ) -> Self:
+        """Set the steps of a study from its settings, its releases and the public model that it starts from."""
         training = study.training
         normalizer = units_per_round(study, agreement, statistics) if query.per_unit else None
         if training.learning_rate is not None:
@@ -76,7 +93,23 @@ class Steps:
             one = agreement.main.mechanism
             ratio = normalizer * _strength(agreement)
             rate = learning_rate(ratio, one.steps, one.clip_norm) / head_length(study.model.network)
-        return cls(normalizer=normalizer, optimizer=_optimizer(study, rate))
+        optimizer = _optimizer(study, rate)
+        if start is not None and isinstance(optimizer, Sgd):
+            bound = agreement.main.mechanism.clip_norm * _certain(study, statistics)
+            optimizer = Pulled(optimizer=optimizer, start=start.trained, clip_norm=bound)
+        return cls(normalizer=normalizer, optimizer=optimizer)
+
+
+def _certain(study: Study, statistics: Statistics | None) -> float:
+    """The part of the released number of units that its noise does not explain, by two standard deviations.
+
+    A mean gradient is no longer than the clip norm times the true number of units over the divisor. A divisor that is
+    mostly noise would make the longest possible displacement look long.
+    """
+    released = study.training.units is None and study.privacy.unit != "site"
+    if not released or not isinstance(statistics, ClassStatistics | FindingStatistics):
+        return 1.0
+    return max(statistics.units - 2 * statistics.units_std, 1.0) / max(statistics.units, 1.0)
 
 
 def units_per_round(study: Study, agreement: Agreement, statistics: Statistics | None) -> float:

@@ -35,6 +35,7 @@ from fedveil.learning import (
     CentredHead,
     Certainty,
     ClassStatistics,
+    FindingsHead,
     Model,
     OptimizerState,
     ScoreHistogram,
@@ -264,7 +265,8 @@ class _Loop:
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
         """Run the remaining rounds that the budget covers; return the model and the number of finished rounds."""
-        steps = Steps.plan(self.study, self.agreement, query, state.statistics)
+        start = self.model.start if isinstance(self.model, CentredHead | FindingsHead) else None
+        steps = Steps.plan(self.study, self.agreement, query, state.statistics, start)
         at, planned = self._start(steps), self.study.training.rounds
         self.progress.stage(self.label, planned, at.round)
         try:

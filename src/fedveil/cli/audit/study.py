@@ -98,8 +98,6 @@ def _print(result: "AuditResult", folder: Path) -> None:
     """A table of the bounds, and the verdict."""
     from rich.table import Table
 
-    from fedveil.federation.queries import title_of
-
     sure = f"{100 * result.confidence:g} %"
     table = Table(
         "attacker",
@@ -112,13 +110,9 @@ def _print(result: "AuditResult", folder: Path) -> None:
     )
     for one in result.findings:
         stated = "unbounded" if math.isinf(one.epsilon) else f"{one.epsilon:.3f}"
-        what = "the whole study" if one.release == "study" else title_of(one.release)
-        if one.attacker == "protocol":
-            what += ", one round"
         mark = " [bold red]contradicted[/]" if one.contradicted else ""
-        table.add_row(
-            one.attacker, what, f"<= {stated}", f">= {one.lower:.3f}{mark}", f">= {one.lower_plain:.3f}"
-        )
+        proved, plain = one.proved
+        table.add_row(one.attacker, one.subject, f"<= {stated}", f"{proved}{mark}", plain)
     console.print(f"[bold]{result.study}[/]: what attacks found\n")
     console.print(table)
     console.print()

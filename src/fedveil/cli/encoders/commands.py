@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedveil.cli.encoders.device import DeviceName, on_device
-from fedveil.cli.output.console import console, speak_plainly
+from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -82,22 +82,35 @@ def scan_command(
     positive: Annotated[
         list[str] | None, typer.Option(help="A class of the positive group; may be repeated.")
     ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="The images of --data are public, as a scan needs them to be.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare encoders, layers and sizes by cross-validation on public images, under a guarantee.
 
     Example: fedveil encoder scan --data phantom --candidate efficientnet-lite0 --candidate scattering
     """
-    from fedveil.data import load
+    from fedveil.data import is_path, load
     from fedveil.study import Study
     from fedveil.sweeps.encoders import CANDIDATES, scan
 
     with speak_plainly():
+        if is_path(data) and not public:
+            raise InvalidValue(
+                f"--data is {data}",
+                "a scan looks at images as often as it likes, and nothing is charged: it is for public images",
+                "add --public if they are",
+            )
+        asked = candidate or CANDIDATES
+        errors.print(
+            f"comparing {len(asked)} encoders, each over {seeds} seeds; every image goes through all of them"
+        )
         values = {"source": data, "image_size": size, "positive": tuple(positive or ())}
         study = Study().with_changes({"data": values, "privacy": {"epsilon": epsilon}})
         dataset = load(data, image_size=size, positive=positive or None)
         found = []
-        for one in scan(dataset, study, candidate or CANDIDATES, seeds=seeds):
+        for one in scan(dataset, study, asked, seeds=seeds):
             found.append(one)
             if as_json:
                 print(json.dumps(asdict(one)), flush=True)
@@ -147,8 +160,7 @@ def _show(spec: "EncoderSpec", report: "Report", as_json: bool) -> None:
         f"input      {spec.input_channels} x {spec.input_size} x {spec.input_size}",
         f"features   {report.dimension:,}",
         f"speed      {1000 * report.seconds_per_image:.1f} ms per image, with one thread",
-        f"batch      {'images go through one by one' if report.alone else 'images go through in batches'}; "
-        f"features of an image are the same in any company "
+        f"batch      images go through one by one; features computed again are the same "
         f"{'bit for bit' if report.repeatable else 'up to rounding'}",
     ]
     for line in lines:

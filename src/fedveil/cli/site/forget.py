@@ -23,13 +23,15 @@ def forget_patient(
 ) -> None:
     """Leave out a patient who withdraws, delete what was computed, and say what they took part in.
 
+    After an interruption, repeat it.
+
     Example: fedveil site forget patient-17 site --reason "withdrew consent"
     """
     import numpy as np
 
     from fedveil.deploy.approval import record
     from fedveil.deploy.identity import Identity
-    from fedveil.deploy.records.forgotten import Forgotten
+    from fedveil.deploy.site.approvals import Studies
     from fedveil.deploy.site.offline import offline
     from fedveil.deploy.site.runtime import Cohorts
     from fedveil.privacy import Decision, verify_ledger
@@ -38,7 +40,7 @@ def forget_patient(
         config = load_site(folder)
         identity = Identity.load(folder / "identity.key")
         cohorts = Cohorts(config, identity)
-        dataset = cohorts.dataset()
+        dataset = cohorts.everybody()
         here = dataset.subset(cohorts.own(dataset, np.arange(len(dataset))))
         name, place = asked(by, "Your name", ask=not yes), asked(role, "Your role", ask=not yes)
         why = asked(reason, "The reason", ask=not yes)
@@ -46,8 +48,11 @@ def forget_patient(
         if not yes:
             typer.confirm(f"Leave out {patient} from now on?", abort=True)
         state = verify_ledger(folder / "ledger.jsonl")
-        found = Forgotten(folder, identity).forget(patient, here, state)
-        record(config, decision, subject=found.record)
+        forgotten = cohorts.forgotten
+        found = forgotten.forget(patient, here, state)
+        decisions = Studies(folder / "studies").decisions
+        if decisions.last(found.record) is None:  # else it repeats an earlier one, to delete features again
+            record(config, decision, subject=found.record)
         sentences = found.sentences(state.budget.unit)
         if as_json:
             values = {"record": found.record, "images": found.images, "studies": dict(found.studies)}
@@ -56,4 +61,5 @@ def forget_patient(
         for line in sentences:
             console.print(line, soft_wrap=True, markup=False)
         console.print(f"sealed record: {folder / 'forgotten' / found.record}.sealed", soft_wrap=True)
+        console.print(f"deleted: {', '.join(map(str, forgotten.purged()))}", soft_wrap=True, markup=False)
         console.print("delete their images and rows in your own data too; they are not read again")

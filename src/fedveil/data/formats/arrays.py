@@ -18,8 +18,8 @@ from fedveil.data.formats.image_files import FileImages
 from fedveil.data.formats.manifest import sheet_records
 from fedveil.data.formats.tables import cell_text, frame_sheet
 from fedveil.data.image_store import OUTSIDE, ArrayImages, ImageStack
-from fedveil.data.options import Options, Reading, Settings
-from fedveil.data.windows import FILE, Window, check_window
+from fedveil.data.options import Axis, Options, Reading, Settings
+from fedveil.data.windows import FILE, Window
 from fedveil.errors import DataError
 
 __all__ = ["Columns", "array_of", "as_pixels", "from_arrays", "from_features", "from_frame", "sized"]
@@ -46,12 +46,15 @@ class Columns:
     task: str = "classes"
     attributes: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     window: Window = FILE
+    slices: int | None = None
+    axis: Axis = "axial"
     name: str = "arrays"
 
 
 def from_arrays(images: Any, labels: Any, columns: Columns) -> Dataset:
     """See `Dataset.from_arrays`."""
-    reading = Reading(window=check_window(columns.window))
+    reading = Reading(window=columns.window, slices=columns.slices, axis=columns.axis)
+    reading.check()
     return _dataset(_stack(images, SIZE, reading), labels, columns)
 
 
@@ -62,7 +65,8 @@ def from_features(features: Any, labels: Any, columns: Columns) -> Dataset:
 
 def _stack(images: Any, size: int, reading: Reading) -> ArrayImages:
     """Images in memory, all of which are readable; otherwise the error names the first that is not."""
-    stack = ArrayImages(_channels_last(images), size, reading)
+    pixels = array_of(images) if reading.slices else _channels_last(images)
+    stack = ArrayImages(pixels, size, reading)
     outside = stack.outside()
     if len(outside):
         found, rule, remedy = OUTSIDE
@@ -101,7 +105,7 @@ def sized(dataset: Dataset, size: int, reading: Reading) -> Dataset:
 
 
 def as_pixels(images: Any, size: int, reading: Reading) -> npt.NDArray[np.float32]:
-    """Images as model input: float32 (k, channels, size, size) in [0, 1], by channels and window."""
+    """Images as model input: float32 (k, planes, size, size) in [0, 1], by the reading."""
     stack = _stack(images, size, reading)
     return stack.read(np.arange(len(stack)))
 

@@ -19,16 +19,17 @@ import pydicom
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_rescale, apply_voi
-from pydicom.pixels.utils import pixel_array
+from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from fedveil.data.formats.codestream import stated_size
+from fedveil.data.formats.volumes.limits import LARGEST_IMAGES, check_voxels
 from fedveil.data.image_header import ImageFacts, check_pixels, unusable
 from fedveil.data.options import Reading
 from fedveil.data.windows import FILE, FULL, apply_window, is_hounsfield, limits
 from fedveil.errors import DataError
 
-__all__ = ["is_dicom", "probe_dicom", "read_dicom"]
+__all__ = ["dicom_header", "frame_groups", "is_dicom", "probe_dicom", "read_dicom", "read_frames"]
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -37,6 +38,8 @@ BYTES_PER_PIXEL = 6
 """Largest size of an uncompressed pixel: three samples of 16 bit."""
 HEADER_BYTES = 64 * 2**20
 """Largest size of a header after inflation."""
+LARGEST_SCALE = 1e12
+"""Of a slope or intercept; real ones are far smaller, and values stay finite in double precision."""
 META = b"\x02\x00\x00\x00UL\x04\x00"
 """The element before the length of the file's meta information (PS3.10, 7.1)."""
 Pixels = npt.NDArray[np.float32]
@@ -48,14 +51,22 @@ def is_dicom(path: Path, start: bytes) -> bool:
     return start[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
 
 
-def probe_dicom(path: Path, reading: Reading) -> ImageFacts:
-    """The content of the header, without decoding a pixel."""
+def dicom_header(path: Path, reading: Reading) -> pydicom.FileDataset:
+    """The checked header, without decoding a pixel."""
     with _damage_named(path):
         with path.open("rb") as file:
             deflated = _is_deflated(file.read(4096))
         # A deflated file has to be inflated as a whole, so reading only a part of it saves nothing.
         header = _header(path, path.read_bytes(), reading) if deflated else _lazy_header(path)
         _check(path, header, reading)
+        return header
+
+
+def probe_dicom(path: Path, reading: Reading) -> ImageFacts:
+    """The content of the header, without decoding a pixel."""
+    header = dicom_header(path, reading)
+    with _damage_named(path):
+        _check_single(path, header)
         photometric = str(header.PhotometricInterpretation)
         patient = str(header.get("PatientID") or "").strip()
         return ImageFacts(
@@ -72,9 +83,29 @@ def read_dicom(path: Path, content: bytes, reading: Reading) -> Pixels:
     with _damage_named(path):
         header = _header(path, content, reading)
         _check(path, header, reading)
-        _check_frame(path, header)
+        _check_single(path, header)
+    for image in _decoded(path, header, reading):
+        return image
+    raise unusable(
+        path, "it holds no frames", "an image must have pixels", "export it again, or leave it out"
+    )
+
+
+def read_frames(path: Path, content: bytes, reading: Reading) -> Iterator[Pixels]:
+    """The frames in stored order, each as `read_dicom` returns an image."""
+    with _damage_named(path):
+        header = _header(path, content, reading)
+        _check(path, header, reading)
+    return _decoded(path, header, reading)
+
+
+def _decoded(path: Path, header: pydicom.FileDataset, reading: Reading) -> Iterator[Pixels]:
+    with _damage_named(path):
+        _check_frames(path, header)
     try:
-        return _pixels(header, reading)
+        for number, stored in enumerate(iter_pixels(header)):
+            _use_groups(header, number)
+            yield _pixels(header, stored, reading)
     except Exception as error:  # noqa: BLE001 - a damaged file makes the decoders raise nearly anything
         raise unusable(
             path,
@@ -84,8 +115,23 @@ def read_dicom(path: Path, content: bytes, reading: Reading) -> Pixels:
         ) from None
 
 
-def _pixels(header: pydicom.FileDataset, reading: Reading) -> Pixels:
-    stored = pixel_array(header)
+def frame_groups(header: pydicom.Dataset, frame: int) -> list[pydicom.Dataset]:
+    """What an enhanced file says about one frame: what all frames share, then what is the frame's own."""
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    own = header.get("PerFrameFunctionalGroupsSequence") or []
+    return [*shared[:1], *own[frame : frame + 1]]
+
+
+def _use_groups(header: pydicom.Dataset, frame: int) -> None:
+    """Let the scale and the window of a frame apply, which enhanced files state in functional groups (C.7.6.16)."""
+    for group in frame_groups(header, frame):
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for item in (group.get(name) or [])[:1]:
+                for element in item:
+                    header[element.tag] = element
+
+
+def _pixels(header: pydicom.FileDataset, stored: npt.NDArray[Any], reading: Reading) -> Pixels:
     photometric = str(header.PhotometricInterpretation)
     if photometric in GREY:
         grey = _grey(header, stored, reading)
@@ -115,7 +161,8 @@ def _header(path: Path, content: bytes, reading: Reading) -> pydicom.FileDataset
 
 def _check_inflated(path: Path, content: bytes, reading: Reading) -> None:
     """Refuse a deflated file that would become larger than the largest image allowed, without inflating it whole."""
-    most = int(reading.max_megapixels * 1e6) * BYTES_PER_PIXEL + HEADER_BYTES
+    images = LARGEST_IMAGES if reading.slices else 1
+    most = int(images * reading.max_megapixels * 1e6) * BYTES_PER_PIXEL + HEADER_BYTES
     start = 132
     if content[132:140] == META:
         start = 144 + int.from_bytes(content[140:144], "little")
@@ -163,23 +210,36 @@ def _check(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
         raise unusable(
             path, found, "an image must have pixels and the header values to interpret them", "leave it out"
         )
-    frames = int(header.get("NumberOfFrames") or 1)
+    columns, rows, frames = int(header.Columns), int(header.Rows), _frames(header)
+    check_pixels(path, columns, rows, reading.max_megapixels)
     if frames > 1:
-        raise unusable(
-            path, f"it holds {frames} frames", "an image must be single", "export the relevant frame"
-        )
-    check_pixels(path, int(header.Columns), int(header.Rows), reading.max_megapixels)
+        check_voxels(path, (frames, rows, columns), reading)
     if not 1 <= int(header.BitsStored) <= 32:
         raise unusable(
             path, f"BitsStored is {header.BitsStored}", "it must lie between 1 and 32", "export it again"
         )
-    _check_scale(path, header, reading)
+    for frame in range(max(len(header.get("PerFrameFunctionalGroupsSequence") or ()), 1)):
+        _use_groups(header, frame)
+        _check_scale(path, header, reading)
     _check_codec(path, header)
 
 
+def _frames(header: pydicom.Dataset) -> int:
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def _check_single(path: Path, header: pydicom.Dataset) -> None:
+    if _frames(header) > 1:
+        raise unusable(
+            path,
+            f"it holds {_frames(header)} frames",
+            "an image must be single",
+            "export the relevant frame, or set data.slices to read volumes",
+        )
+
+
 def _check_scale(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
-    if header.get("RescaleSlope") == 0:
-        raise unusable(path, "RescaleSlope is 0", "every value would become the same", "correct it")
+    _check_rescale(path, header, reading)
     modality = str(header.get("Modality") or "CT")
     if is_hounsfield(reading.window) and modality != "CT":
         raise unusable(
@@ -207,6 +267,28 @@ def _check_scale(path: Path, header: pydicom.FileDataset, reading: Reading) -> N
         )
 
 
+def _check_rescale(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
+    """Refuse a slope, intercept or table by which stored values do not become numbers that differ."""
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        value = float(header.get(name) or 0)
+        if abs(value) > LARGEST_SCALE or not np.isfinite(value):
+            raise unusable(
+                path, f"{name} is {value:g}", f"it must lie within {LARGEST_SCALE:g} of 0", "correct it"
+            )
+    if header.get("RescaleSlope") == 0:
+        raise unusable(path, "RescaleSlope is 0", "every value would become the same", "correct it")
+    for name in ("ModalityLUTSequence", "VOILUTSequence")[: 1 + (reading.window == FILE)]:
+        for table in (header.get(name) or [])[:1]:
+            bits = int(table.LUTDescriptor[2])
+            if not 1 <= bits <= 16:
+                raise unusable(
+                    path,
+                    f"the entries of its {name} have {bits} bits",
+                    "there must be 1 to 16",
+                    "correct or remove it",
+                )
+
+
 def _check_codec(path: Path, header: pydicom.FileDataset) -> None:
     """Refuse pixels with an unsupported compression, and name the package that would support it."""
     syntax = header.file_meta.TransferSyntaxUID if hasattr(header, "file_meta") else None
@@ -230,19 +312,20 @@ def _check_codec(path: Path, header: pydicom.FileDataset) -> None:
         )
 
 
-def _check_frame(path: Path, header: pydicom.FileDataset) -> None:
-    """Refuse a compressed image whose own size differs from the header's, which was checked before decoding."""
+def _check_frames(path: Path, header: pydicom.FileDataset) -> None:
+    """Refuse compressed frames whose own size differs from the header's, which was checked before decoding."""
     if not (hasattr(header, "file_meta") and header.file_meta.TransferSyntaxUID.is_encapsulated):
         return
-    stated = stated_size(next(generate_frames(header.PixelData, number_of_frames=1), b""))
     expected = int(header.Columns), int(header.Rows)
-    if stated is not None and stated != expected:
-        raise unusable(
-            path,
-            f"its pixels are {stated[0]} x {stated[1]}, by its header {expected[0]} x {expected[1]}",
-            "the sizes must agree",
-            "export it again",
-        )
+    for frame in generate_frames(header.PixelData, number_of_frames=_frames(header)):
+        stated = stated_size(frame)
+        if stated is not None and stated != expected:
+            raise unusable(
+                path,
+                f"its pixels are {stated[0]} x {stated[1]}, by its header {expected[0]} x {expected[1]}",
+                "the sizes must agree",
+                "export it again",
+            )
 
 
 def _little_endian_palettes(header: pydicom.FileDataset) -> None:

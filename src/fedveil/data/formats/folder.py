@@ -14,10 +14,11 @@ from fedveil.data.annotations.columns import Column, Names
 from fedveil.data.annotations.records import SPLIT_NAMES, Problem, Records
 from fedveil.data.annotations.table import class_codes, listed_files, probed
 from fedveil.data.formats.image_files import FORMATS
+from fedveil.data.formats.volumes.files import volumes_in
 from fedveil.data.options import Options
 from fedveil.errors import DataError, InvalidValue
 
-__all__ = ["guessed_layout", "read_folder"]
+__all__ = ["guessed_layout", "images_in", "read_folder"]
 
 SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes} | {".dcm", ".dicom"}
 LAYOUTS = ("class", "site/class", "split/class", "split/site/class", "site/split/class", "site/class/split")
@@ -26,7 +27,7 @@ WORDS = {name for name in SPLIT_NAMES if name.isalpha()}
 
 def read_folder(root: Path, options: Options) -> Records:
     """All files in the folder with an image suffix; hidden files are skipped."""
-    images, notes = _images(root)
+    images, notes = _images(root, volumes=options.reading.slices is not None)
     levels = {path: path.relative_to(root).parts[:-1] for path in images}
     if options.leave_out and not options.layout:
         raise DataError(
@@ -75,8 +76,8 @@ def read_folder(root: Path, options: Options) -> Records:
     return probed(records, options)
 
 
-def _images(root: Path) -> tuple[list[Path], list[str]]:
-    """Every image in the folder, in order, and a note on skipped files."""
+def _images(root: Path, *, volumes: bool = False) -> tuple[list[Path], list[str]]:
+    """Every image or volume in the folder, in order, and a note on skipped files."""
     try:
         files = sorted(path for path in root.rglob("*") if path.is_file())
     except OSError as error:
@@ -88,9 +89,21 @@ def _images(root: Path) -> tuple[list[Path], list[str]]:
     visible = [
         path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)
     ]
-    images = [path for path in visible if path.suffix.lower() in SUFFIXES]
-    others = len(visible) - len(images)
-    return images, [f"{others} files were skipped: they have no image suffix"] if others else []
+    if volumes:
+        images = volumes_in(visible)
+        found = set(images)
+        used = sum(path in found or path.parent in found for path in visible)
+    else:
+        images = [path for path in visible if path.suffix.lower() in SUFFIXES]
+        used = len(images)
+    others = len(visible) - used
+    kind = "volume" if volumes else "image"
+    return images, [f"{others} files were skipped: they have no {kind} suffix"] if others else []
+
+
+def images_in(root: Path, *, volumes: bool = False) -> list[Path]:
+    """Every image, or every volume, in the folder, in order."""
+    return _images(root, volumes=volumes)[0]
 
 
 def guessed_layout(root: Path) -> str:

@@ -75,7 +75,9 @@ def read_header(sheet: Sheet, options: Options, notes: list[str], *, only_paths:
         raise DataError(
             f"{place}: the columns are {', '.join(names) or 'none'}",
             f"a manifest needs {' and '.join(missing)}",
-            guess or "name them in the first line: path,label and optionally patient,site,split",
+            guess
+            or "name them in the first line: path,label and optionally patient,site,split; findings in columns of "
+            'their own are listed: [data.columns] label = ["Mass", "Effusion"]',
         )
     used = {names_of([called])[0] for called in (*asked.values(), *findings, *attributes.values())}
     extra = [name for name in names if name and name not in used]

@@ -19,7 +19,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fedveil.data.annotations.columns import Names
 from fedveil.data.formats.dicom import is_dicom, probe_dicom, read_dicom
 from fedveil.data.formats.stamps import file_digests
-from fedveil.data.image_header import Headers, ImageFacts, check_pixels, unusable
+from fedveil.data.formats.volumes.files import probe_volume, read_volume, volume_files
+from fedveil.data.formats.volumes.nifti import is_nifti
+from fedveil.data.image_header import Headers, ImageFacts, check_finite, check_pixels, is_folder, unusable
 from fedveil.data.image_store import (
     DIGEST_BYTES,
     PREPROCESSING,
@@ -67,7 +69,10 @@ class FileImages(ImageStack):
         self.paths = paths if isinstance(paths, Names) else Names([str(path) for path in paths])
         self.facts = facts if isinstance(facts, Headers) else Headers.of(facts)
         self._reading = reading or Reading()
-        self._channels = self._reading.channels or (int(self.facts.channels[0]) if len(self.facts) else 1)
+        grey = 1 if self._reading.slices else None
+        self._channels = (
+            self._reading.channels or grey or (int(self.facts.channels[0]) if len(self.facts) else 1)
+        )
         self._size = check_size(size)
 
     def __len__(self) -> int:
@@ -90,11 +95,16 @@ class FileImages(ImageStack):
 
     def read(self, indices: Indices) -> Pixels:
         """Decoded, scaled, converted to the requested channels, resized; a DataError names an unreadable file."""
-        out = np.empty((len(indices), self._channels, self._size, self._size), np.float32)
+        out = np.empty((len(indices), self.planes, self._size, self._size), np.float32)
 
         def decode(target: Pixels, row: int) -> None:
-            with _in_turn(int(np.prod(self.facts.sizes[row], dtype=np.int64))):
-                target[...] = resized(read_image(self.path(row), self.reading), self._channels, self._size)
+            pixels, path = int(np.prod(self.facts.sizes[row], dtype=np.int64)), self.path(row)
+            with _in_turn(LARGE + 1 if self.reading.slices else pixels):
+                if self.reading.slices:
+                    target[...] = read_volume(path, self.reading, self._size)
+                else:
+                    target[...] = resized(read_image(path, self.reading), self._channels, self._size)
+                check_finite(path, target)
 
         with _reading, ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(decode, out, indices):
@@ -115,12 +125,13 @@ class FileImages(ImageStack):
 
         A file that has not changed since it was hashed is not read again; `fedveil.data.formats.stamps` has the rule.
         """
-        key = f"{PREPROCESSING} file {self._channels} {self._size} {self.reading.window} "
+        key = f"{PREPROCESSING} file {self._channels} {self._size} {self.reading.window} {self.reading.volume_key}"
         start = blake2b(key.encode(), digest_size=DIGEST_BYTES)
 
         def content_hash(path: Path) -> bytes:
             file = start.copy()
-            file.update(_content(path))
+            for part in volume_files(path) if self.reading.slices else [path]:
+                file.update(blake2b(_content(part)).digest() if self.reading.slices else _content(part))
             return file.digest()
 
         return file_digests(key, [self.path(int(index)) for index in indices], content_hash)
@@ -129,6 +140,16 @@ class FileImages(ImageStack):
 def probe(path: Path, reading: Reading | None = None) -> ImageFacts:
     """The content of the file's header; refuses anything but a single image, without decoding the pixels."""
     settings = reading or Reading()
+    if settings.slices:
+        with _reading:
+            return probe_volume(path, settings)
+    if is_nifti(path) or is_folder(path):
+        raise unusable(
+            path,
+            "it cannot be opened as an image: it is " + ("a folder" if is_folder(path) else "a volume"),
+            "an image is one file of two dimensions",
+            "set data.slices to read volumes",
+        )
     with _opened(path) as file:
         start = file.read(132)
     _check_not_empty(path, start)

@@ -25,7 +25,7 @@ from fedveil.data.options import COLUMNS, Options
 
 __all__ = ["listed", "read_manifest", "sheet_records"]
 
-KNOWN_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|bmp|webp|dcm|dicom)$", re.IGNORECASE)
+KNOWN_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|bmp|webp|dcm|dicom|nii|nii\.gz)$", re.IGNORECASE)
 
 
 def read_manifest(path: Path, options: Options) -> Records:

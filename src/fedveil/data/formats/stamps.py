@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import blake2b
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,15 @@ def file_digests(key: str, paths: Sequence[Path], digest: Callable[[Path], bytes
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What identifies a file's content without reading it; zeros if it cannot be examined, which reading will tell."""
+    """What identifies a file's content without reading it; zeros if it cannot be examined, which reading will tell.
+
+    A folder has none: its own times do not move when a file in it is written anew.
+    """
     try:
         found = path.stat()
     except OSError:
+        return (0,) * len(_STAMP)
+    if S_ISDIR(found.st_mode):
         return (0,) * len(_STAMP)
     numbers = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     return tuple(number % 2**64 for number in numbers)

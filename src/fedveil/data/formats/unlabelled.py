@@ -10,8 +10,8 @@ import numpy.typing as npt
 from fedveil.data.annotations.columns import Names
 from fedveil.data.annotations.records import Problem
 from fedveil.data.annotations.table import file_problem, try_probe
-from fedveil.data.formats.folder import SUFFIXES
-from fedveil.data.formats.image_files import FileImages, read_image
+from fedveil.data.formats.folder import images_in
+from fedveil.data.formats.image_files import FileImages
 from fedveil.data.formats.manifest import listed
 from fedveil.data.formats.tables import TABLES
 from fedveil.data.image_header import ImageFacts
@@ -35,7 +35,7 @@ class Unlabelled:
     def read(
         self, indices: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[Problem]]:
-        """The images that can be decoded, their indices and float32 (k, channels, size, size), and the others."""
+        """The images that can be decoded, their indices and float32 (k, planes, size, size), and the others."""
         try:
             return indices, self.images.read(indices), []
         except DataError:
@@ -43,7 +43,7 @@ class Unlabelled:
             for index in indices:
                 path = self.images.path(int(index))
                 try:
-                    read_image(path, self.images.reading)
+                    self.images.read([int(index)])
                     kept.append(index)
                 except DataError as error:
                     problems.append(file_problem(str(path), path, error))
@@ -68,7 +68,7 @@ def read_unlabelled(
     path = base / source
     problems: list[Problem] = []
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix.lower() in SUFFIXES)
+        files = images_in(path, volumes=reading.slices is not None)
         named = [(file.relative_to(path).as_posix(), file, str(file)) for file in files]
     elif path.suffix.lower() in TABLES:
         named = []

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -190,11 +191,16 @@ class Answers:
         from starlette.concurrency import run_in_threadpool
         from starlette.responses import HTMLResponse
 
-        try:
-            return HTMLResponse(await run_in_threadpool(make))
-        except FedveilError as error:
-            instead = otherwise or self._pages.refusal
-            return HTMLResponse(await run_in_threadpool(instead, str(error)), 409)
+        def page() -> tuple[str, int]:
+            try:
+                return make(), 200
+            except FedveilError as error:
+                if otherwise is not None:
+                    with suppress(FedveilError):  # the study itself cannot be shown either
+                        return otherwise(str(error)), 409
+                return self._pages.refusal(str(error)), 409
+
+        return HTMLResponse(*await run_in_threadpool(page))
 
 
 def _digest(request: "Request") -> str:

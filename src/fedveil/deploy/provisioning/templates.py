@@ -27,6 +27,7 @@ source = "{source}"             # a manifest .csv, .tsv, .parquet or .xlsx, a fo
 test_fraction = 0.2             # probability that a patient is held out for tests, if the data has no split
 allow_patient_overlap = false
 #one_image_a_patient = true     # if the data names no patients: no two images show the same patient
+#slices = 16                    # the images are volumes; a study sets its own number
 
 [budget]                        # limit on what all studies together may ever reveal about one patient
 epsilon = {epsilon}             # 1 is strict, 8 is loose

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.data import Dataset
+from fedveil.data import Dataset, cache_folder
 from fedveil.deploy.identity import Identity, fingerprint, private_files
 from fedveil.deploy.sealing import new_id, seal, unseal
-from fedveil.errors import DataError, InvalidValue
+from fedveil.errors import DataError, InvalidValue, Refused
 from fedveil.io import write_private
 from fedveil.privacy import LedgerState
 
@@ -122,44 +122,101 @@ class Forgotten:
         return dataset.subset(np.flatnonzero(~gone[dataset.patients])) if gone.any() else dataset
 
     def forget(self, patient: str, dataset: Dataset, state: LedgerState) -> TookPart:
-        """Leave a patient out from now on, delete what was computed, and seal what they took part in.
+        """Seal what a patient took part in, delete what was computed, and leave them out from now on.
 
-        The name is on disk before anything else is done, so that an interruption leaves them out too.
+        The name is added last: a patient who is listed has a record, and their features are gone. After an
+        interruption, or for a patient who is listed already, the same call does what is missing.
+
+        Args:
+            patient: named as in the data.
+            dataset: the site's images, with those of patients who withdrew.
+            state: of the ledger.
 
         Raises:
-            DataError: no image names this patient.
+            DataError: no image names this patient, and nobody of this name withdrew.
+            Refused: what was computed cannot be deleted.
         """
+        listed = self._hash(patient) in self.names()
+        record = self._record(patient) if listed else None
+        if record is None:
+            record = self._took_part(patient, dataset, state, listed=listed)
+        with private_files():
+            self._seal(patient, record)
+            self.purge()
+            if not listed:
+                self._add(patient)
+        return record
+
+    def _took_part(self, patient: str, dataset: Dataset, state: LedgerState, *, listed: bool) -> TookPart:
         rows = [
             row for row, code in enumerate(dataset.patients) if str(dataset.patient_names[code]) == patient
         ]
-        if not rows or not dataset.patients_known:
+        if not listed and not (rows and dataset.patients_known):
             raise DataError(
                 f"no image here names the patient {patient!r}",
                 "a patient is named as in the data, exactly",
-                "check the name in the manifest; a patient who withdrew before is left out already",
+                "check the name in the manifest",
             )
-        record = TookPart(
+        return TookPart(
             record=self._hash(patient)[:16],
             images=tuple(str(dataset.image_names[row]) for row in rows),
             studies=tuple((study, state.spent(study)) for study in state.studies),
             epsilon=state.spent(),
             delta=state.delta,
         )
-        with private_files():
-            self._add(patient)
-            self._seal(patient, record)
-        self.purge()
-        return record
+
+    def purged(self) -> tuple[Path, ...]:
+        """What `purge` deletes: the site's cache, and what this process computes if its cache is elsewhere.
+
+        Downloads in a cache elsewhere are kept.
+        """
+        own, used = self._folder / "cache", cache_folder()
+        if used.resolve() == own.resolve():
+            return (own,)
+        return own, used / "features", used / "digests"
 
     def purge(self) -> None:
-        """Delete the features in the site's own cache; those of the other patients are computed again."""
-        shutil.rmtree(self._folder / "cache", ignore_errors=True)
+        """Delete all features; those of the other patients are computed again.
+
+        Raises:
+            Refused: something cannot be deleted.
+        """
+        for folder in self.purged():
+            while folder.exists():
+                try:
+                    shutil.rmtree(folder)
+                except FileNotFoundError:
+                    continue  # another process deletes it too
+                except OSError as error:
+                    raise Refused(
+                        f"{error.filename or folder} cannot be deleted ({error.strerror})",
+                        "features of a patient who withdrew must not stay",
+                        "make it writable for the site's user, and repeat `fedveil site forget`",
+                    ) from None
 
     def records(self) -> Iterator[dict[str, Any]]:
         """What each forgotten patient took part in, opened with the site's key."""
         for path in sorted((self._folder / "forgotten").glob("*.sealed")):
-            opened = unseal(path.read_bytes(), self._identity, sender=self._identity.public, purpose=_PURPOSE)
-            yield json.loads(opened.body or b"{}")
+            yield self._opened(path)
+
+    def _opened(self, path: Path) -> dict[str, Any]:
+        opened = unseal(path.read_bytes(), self._identity, sender=self._identity.public, purpose=_PURPOSE)
+        return dict(json.loads(opened.body or b"{}"))
+
+    def _record(self, patient: str) -> TookPart | None:
+        """The sealed record of a patient; None if there is none."""
+        record = self._hash(patient)[:16]
+        try:
+            values = self._opened(self._folder / "forgotten" / f"{record}.sealed")
+        except FileNotFoundError:
+            return None
+        return TookPart(
+            record=record,
+            images=tuple(values["images"]),
+            studies=tuple((str(title), float(cost)) for title, cost in values["studies"]),
+            epsilon=values["epsilon"],
+            delta=values["delta"],
+        )
 
     def _hash(self, patient: str) -> str:
         return hmac.new(self._identity.secret(_SECRET), patient.encode(), hashlib.sha256).hexdigest()

@@ -1,4 +1,4 @@
-"""What software is installed: hashes of fedveil's own code, and a bill of materials in CycloneDX (ECMA-424)."""
+"""What software is installed: versions, and a bill of materials in CycloneDX (ECMA-424)."""
 
 import hashlib
 import json
@@ -7,32 +7,12 @@ import re
 import uuid
 from datetime import UTC, datetime
 from importlib.metadata import Distribution, distributions
-from importlib.resources import files
 from typing import Any
 
 from fedveil import __version__
+from fedveil.installed import code_hash
 
-__all__ = ["bill_of_materials", "code_hash", "versions"]
-
-
-def code_hash() -> str:
-    """SHA-256 over the names and contents of every module of fedveil as it is installed here."""
-    digest = hashlib.sha256()
-    root = files("fedveil")
-    for name in sorted(_modules(root, "")):
-        content = root.joinpath(name).read_bytes()
-        digest.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def _modules(folder: Any, before: str) -> list[str]:
-    found = []
-    for item in folder.iterdir():
-        if item.is_dir() and item.name != "__pycache__":
-            found += _modules(item, f"{before}{item.name}/")
-        elif item.name.endswith(".py"):
-            found.append(f"{before}{item.name}")
-    return found
+__all__ = ["bill_of_materials", "versions"]
 
 
 def versions() -> dict[str, str]:

@@ -16,13 +16,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from fedveil.deploy.identity import Identity, check_public_key, fingerprint, signing_key
 from fedveil.deploy.records.facts import Fact
-from fedveil.deploy.records.inventory import bill_of_materials, code_hash, document, versions
+from fedveil.deploy.records.inventory import bill_of_materials, document, versions
 from fedveil.deploy.site.approvals import Listed, Studies
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.models import Models
 from fedveil.deploy.site.review import Review, review
 from fedveil.errors import FedveilError, InvalidValue, Refused
 from fedveil.federation import release_of
+from fedveil.installed import code_hash
 from fedveil.io import write_private
 from fedveil.privacy import Decision, LedgerState, delta_at, is_mixture
 
@@ -129,7 +130,7 @@ def _curve(found: Review) -> list[tuple[float, float]]:
 
 def _charged(state: LedgerState, listed: Listed) -> list[tuple[str, int, str, str]]:
     """By release: how often it was charged, first and last time."""
-    charges = [charge for charge in state.charges if charge.study == listed.agreement.title]
+    charges = [charge for charge in state.charges if listed.agreement.charged_to(charge)]
     found = []
     for label in dict.fromkeys(release_of(charge.label) for charge in charges):
         times = [charge.time for charge in charges if release_of(charge.label) == label]

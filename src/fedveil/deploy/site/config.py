@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedveil.data import Settings
+from fedveil.data.options import LARGEST_SLICES
 from fedveil.deploy.identity import check_public_key
 from fedveil.deploy.sealing import OVERHEAD
 from fedveil.deploy.site.ipc import Address
@@ -47,6 +48,7 @@ class CohortTable(_Table):
     allow_patient_overlap: bool = False
     one_image_a_patient: bool = False
     test_fraction: Number = Field(default=0.2, ge=0, lt=1)
+    slices: int | None = Field(default=None, ge=2, le=LARGEST_SLICES)
 
     @property
     def settings(self) -> Settings:
@@ -58,6 +60,7 @@ class CohortTable(_Table):
             "accept": self.accept,
             "test_fraction": self.test_fraction,
             "allow_patient_overlap": self.allow_patient_overlap,
+            "slices": self.slices,
         }
 
 

@@ -61,6 +61,7 @@ class Review:
             *self.facts,
             ("hospitals", f"{', '.join(agreement.sites)}; a round needs {_needed(agreement)}"),
             *_encoder(self.listed.offer.study),
+            *_start(self.listed.offer.study),
             *(("" if number else "releases", one) for number, one in enumerate(releases)),
             *_level(agreement),
             *self.costs,
@@ -149,6 +150,16 @@ def _encoder(study: Study) -> list[Fact]:
     graph = f", graph {spec.graph}" if spec.graph else ""
     here = "registered here" if Store().has(spec.sha256) else "NOT registered here: fedveil encoder add FILE"
     return [("encoder", f"{spec.features}, SHA-256 {spec.sha256}{graph}; {here}")]
+
+
+def _start(study: Study) -> list[Fact]:
+    """The public model that the coordinator pulls training towards, by its hash."""
+    found = study.model.start_sha256
+    return (
+        [("start", f"a public model at the coordinator, SHA-256 {found}; nothing here uses it")]
+        if found
+        else []
+    )
 
 
 def _level(agreement: Agreement) -> list[Fact]:

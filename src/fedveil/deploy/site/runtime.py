@@ -164,11 +164,18 @@ class Cohorts:
         Raises:
             DataError: they cannot be used, or do not match the budget's settings.
         """
-        self._check_layout()
-        dataset = load(self.config.data.source, base=self.config.folder, **self._settings(offer, classes))
-        dataset = self.forgotten.without(dataset)
+        dataset = self.forgotten.without(self.everybody(offer, classes))
         self._check_units(dataset)
         return dataset
+
+    def everybody(self, offer: Offer | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
+        """The same with the images of patients who withdrew, for the record of a withdrawal only.
+
+        Raises:
+            DataError: they cannot be used.
+        """
+        self._check_layout()
+        return load(self.config.data.source, base=self.config.folder, **self.settings(offer, classes))
 
     def check(self, offer: Offer) -> None:
         """Refuse images or a model that a study cannot use, before a person approves it.
@@ -201,7 +208,7 @@ class Cohorts:
                 f'set layout = "{guessed_layout(folder)}" in [data] of site.toml, if that is right',
             )
 
-    def _settings(self, offer: Offer | None, classes: tuple[str, ...] | None = None) -> Settings:
+    def settings(self, offer: Offer | None, classes: tuple[str, ...] | None = None) -> Settings:
         """The settings for reading images: the hospital's own, and the study's public ones."""
         own: Settings = {**self.config.data.settings, "secret": self.identity.secret(HELD_OUT)}
         if offer is None:
@@ -218,7 +225,7 @@ class Cohorts:
         named = self.config.budget.unit == "patient" and not self.config.data.one_image_a_patient
         usable = load_usable(
             self.config.data.source,
-            Options.of(self._settings(offer)),
+            Options.of(self.settings(offer)),
             base=self.config.folder,
             need_patients=named,
         )

@@ -70,9 +70,10 @@ class SiteService:
         self._sites: dict[str, _Open] = {}
         self._secure_answers: dict[bytes, bytes] = {}
         self._opening: dict[str, threading.Thread] = {}
-        self._busy, self._keeping = threading.Lock(), threading.Lock()
+        self._busy, self._keeping = threading.RLock(), threading.Lock()
         self._copied: object = None
-        self._forgotten = self._cohorts.forgotten.version
+        self._forgotten = 0
+        self._leave_out_forgotten()
         self.copy_decisions()
 
     def copy_decisions(self) -> None:
@@ -93,11 +94,9 @@ class SiteService:
 
     def answer(self, sealed: bytes) -> bytes:
         """The sealed answer to a sealed message. Never raises because of a message's content."""
-        asked = NO_ID
+        asked, coordinator = NO_ID, self.config.site.coordinator
         try:
-            opened = unseal(
-                sealed, self.identity, sender=self.config.site.coordinator, purpose=FROM_COORDINATOR
-            )
+            opened = unseal(sealed, self.identity, sender=coordinator, purpose=FROM_COORDINATOR)
             asked = opened.id
             reply = self._reply(opened)
         except Stale as error:
@@ -220,29 +219,27 @@ class SiteService:
 
     def _conclude(self, digest: str, kept: Kept) -> None:
         try:
-            opened = self._approved(digest)
-            if opened is None:
-                return
-            listed = opened.listed
             with self._busy:
-                wanted = self.config.policy.own_models and has_own(listed.agreement)
+                opened = self._approved(digest)
+                if opened is None:
+                    return
+                wanted = self.config.policy.own_models and has_own(opened.listed.agreement)
                 if wanted and kept.own() is None:
                     _make_own(opened, kept)
-                kept.judge(listed.offer, self._cohorts.judge)
+                kept.judge(opened.listed.offer, self._cohorts.judge)
                 self._close(digest)
             log.info("study %s is finished; its results here are in %s", digest[:12], kept.folder)
         except Exception as error:  # noqa: BLE001 - a service goes on; at its next start it tries again
             log.error("the work after study %s cannot be done: %s", digest[:12], error)
 
     def _leave_out_forgotten(self) -> None:
-        """Once a patient has withdrawn, read all images again without them."""
+        """At the start, and once another patient has withdrawn: read all images again without them."""
         if (version := self._cohorts.forgotten.version) != self._forgotten:
-            with self._busy:
-                self._sites.clear()
-                self._opening.clear()
-                self._cohorts.keep([])
-                self._cohorts.forgotten.purge()
-                self._forgotten = version
+            self._sites.clear()
+            self._opening.clear()
+            self._cohorts.keep([])
+            self._cohorts.forgotten.purge()
+            self._forgotten = version
 
     def _close(self, digest: str) -> None:
         """Free what a study holds in memory; it is opened again if the coordinator asks for more."""
@@ -267,8 +264,7 @@ class SiteService:
             return "declined" if self.studies.is_declined(digest) else "pending"
         if digest in self._sites:
             return "ready"
-        thread = self._opening.get(digest)
-        if thread is not None and not thread.is_alive():
+        if (thread := self._opening.get(digest)) is not None and not thread.is_alive():
             return "ready" if digest in self._sites else "refused"
         if thread is None:
             thread = threading.Thread(target=self._host, args=(digest,), daemon=True)
@@ -292,20 +288,15 @@ class SiteService:
             return opened
 
     def _request(self, request: Request, asked: Opened) -> bytes:
-        if not self.studies.is_approved(request.study):
-            return self._decline(request, f"study {request.study[:12]} is not approved here", asked)
         with self._busy:
-            stored = self._stored(request, asked)
-        if stored is not None:
-            return stored
-        self._check_fresh(asked)
-        opened = self._approved(request.study)
-        if opened is None:
-            return self._decline(request, f"study {request.study} is refused here", asked)
-        with self._busy:
-            stored = self._stored(request, asked)
-            if stored is not None:
+            if not self.studies.is_approved(request.study):
+                return self._decline(request, f"study {request.study[:12]} is not approved here", asked)
+            if (stored := self._stored(request, asked)) is not None:
                 return stored
+            self._check_fresh(asked)
+            opened = self._approved(request.study)
+            if opened is None:
+                return self._decline(request, f"study {request.study} is refused here", asked)
             answer = opened.site.handle(request)
             if not isinstance(answer, Reply):
                 return self._seal(answer, None, asked)
@@ -317,14 +308,14 @@ class SiteService:
 
     def _secure(self, message: SecureRequest, asked: Opened) -> bytes:
         """Answer a set-up or recovery message of secure aggregation; a repeated one gets the same answer."""
-        opened = self._approved(message.study)
-        if opened is None:
-            raise Refused(
-                f"a secure aggregation message for study {message.study[:12]!r} arrived",
-                "nobody here approved it",
-                "see `fedveil site studies`",
-            )
         with self._busy:
+            opened = self._approved(message.study)
+            if opened is None:
+                raise Refused(
+                    f"a secure aggregation message for study {message.study[:12]!r} arrived",
+                    "nobody here approved it",
+                    "see `fedveil site studies`",
+                )
             if asked.digest not in self._secure_answers:
                 self._check_fresh(asked)
                 self._secure_answers[asked.digest] = self._seal(opened.site.handle(message), None, asked)
@@ -333,13 +324,23 @@ class SiteService:
             return self._secure_answers[asked.digest]
 
     def _approved(self, study: str) -> _Open | None:
-        """The site that answers an approved study; None for other studies."""
-        if not (_is_digest(study) and self.studies.is_approved(study)):
-            self._close(study)
-            return None
-        self.copy_decisions()
-        self._leave_out_forgotten()
-        return self._sites.get(study) or self._host(study)
+        """The site that answers an approved study; None for other studies.
+
+        The caller holds the lock until it has answered. Opening a site takes time, so whatever people may have decided
+        meanwhile is read again after it.
+        """
+        while _is_digest(study) and self.studies.is_approved(study):
+            self.copy_decisions()
+            self._leave_out_forgotten()
+            if study not in self._sites:
+                if self._host(study) is None:
+                    return None
+            elif self.studies.is_approved(
+                study
+            ):  # copied, then still approved: no withdrawal precedes the charge
+                return self._sites[study]
+        self._close(study)
+        return None
 
     def _stored(self, request: Request, asked: Opened) -> bytes | None:
         try:

@@ -6,7 +6,7 @@ from their features the mean and main directions of synthetic images. Encoders t
 """
 
 from fedveil.learning.encoders.external.spec import EncoderSpec, is_external
-from fedveil.learning.encoders.extractor import Concatenation, FeatureExtractor
+from fedveil.learning.encoders.extractor import Concatenation, FeatureExtractor, failures
 from fedveil.learning.encoders.precomputed import PRECOMPUTED, Precomputed
 from fedveil.learning.encoders.registry import EXTRACTORS, feature_extractor
 from fedveil.learning.encoders.whitened import Whitened
@@ -19,6 +19,7 @@ __all__ = [
     "FeatureExtractor",
     "Precomputed",
     "Whitened",
+    "failures",
     "feature_extractor",
     "is_external",
 ]

@@ -1,7 +1,10 @@
 """The interface of feature extractors, and the concatenation of several."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -11,6 +14,7 @@ import torch
 
 from fedveil.errors import InvalidValue
 
+log = logging.getLogger("fedveil.site")
 Images: TypeAlias = npt.NDArray[np.float32]
 """(k, channels, size, size) in [0, 1]."""
 Features: TypeAlias = npt.NDArray[np.float32]
@@ -18,6 +22,9 @@ Features: TypeAlias = npt.NDArray[np.float32]
 
 BATCH = 16
 """Images that go through a network at once; larger batches exceed the processor's cache."""
+
+
+_failed: ContextVar[set[int] | None] = ContextVar("failed", default=None)
 
 
 class FeatureExtractor(Protocol):
@@ -84,11 +91,34 @@ class Concatenation:
         return np.concatenate([part(images) for part in self.parts], axis=1)
 
 
+@contextmanager
+def failures() -> Iterator[set[int]]:
+    """Collect the rows of images that an encoder failed on, and whose features are zeros instead.
+
+    A failure may pass, such as one of time or memory, so what it led to is not for the cache.
+    """
+    noted: set[int] = set()
+    before = _failed.set(noted)
+    try:
+        yield noted
+    finally:
+        _failed.reset(before)
+
+
+def note_failures(rows: Iterable[int]) -> None:
+    """Report rows to the `failures` around this call, if there is one."""
+    noted = _failed.get()
+    if noted is not None:
+        noted.update(rows)
+
+
 def checked(images: Images, channels: int) -> torch.Tensor:
     """View images as a tensor after checking an extractor's requirements.
 
+    An image with a pixel that is not finite becomes black: an error would concern all others of its batch too.
+
     Raises:
-        InvalidValue: not float32 of shape (k, channels, size, size), or values that are not finite.
+        InvalidValue: not float32 of shape (k, channels, size, size).
     """
     if images.dtype != np.float32 or images.ndim != 4 or images.shape[1] != channels:
         raise InvalidValue(
@@ -96,12 +126,11 @@ def checked(images: Images, channels: int) -> torch.Tensor:
             f"an extractor for {channels} channel(s) needs float32 of shape (k, {channels}, size, size)",
             "read them with the channels that the study names",
         )
-    if not np.isfinite(images).all():
-        raise InvalidValue(
-            "an image holds values that are not finite",
-            "pixels must be numbers in [0, 1]",
-            "check the image files with `fedveil data check`",
-        )
+    broken: npt.NDArray[np.bool_] = np.logical_not(np.isfinite(images).all(axis=(1, 2, 3)))
+    if broken.any():
+        log.error("%d images hold values that are not finite and count as black", broken.sum())
+        note_failures(np.flatnonzero(broken).tolist())
+        images = np.where(broken[:, None, None, None], np.float32(0), images)
     return torch.from_numpy(np.ascontiguousarray(images))
 
 

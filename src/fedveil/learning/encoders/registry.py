@@ -8,6 +8,7 @@ from fedveil.learning.encoders.device import Precision
 from fedveil.learning.encoders.external.spec import EncoderSpec, is_external
 from fedveil.learning.encoders.extractor import Concatenation, FeatureExtractor
 from fedveil.learning.encoders.precomputed import PRECOMPUTED, Precomputed
+from fedveil.learning.encoders.slices import PooledSlices
 from fedveil.learning.encoders.whitened import Whitened
 
 LARGEST = 1024
@@ -70,6 +71,7 @@ def feature_extractor(
     dimension: int | None = None,
     encoder: EncoderSpec | None = None,
     precision: Precision = "float32",
+    slices: int | None = None,
 ) -> FeatureExtractor:
     """Build the extractor that a study file names.
 
@@ -81,6 +83,7 @@ def feature_extractor(
         whitened: whether features are centred and whitened with synthetic images, see `Whitened`.
         dimension: length of precomputed features.
         precision: of networks; scattering and pixels are always computed in float32.
+        slices: of volumes, which are grey; None for images.
         encoder: what an encoder that is not built in is, as `register` pinned it.
 
     Raises:
@@ -104,7 +107,9 @@ def feature_extractor(
         if is_external(name)
         else _built_in(name, channels, image_size, precision)
     )
-    return Whitened(plain, image_size, channels) if whitened else plain
+    if slices is not None:
+        plain = PooledSlices(plain, slices)
+    return Whitened(plain, image_size, channels, slices) if whitened else plain
 
 
 def _built_in(name: str, channels: int, image_size: int, precision: Precision) -> FeatureExtractor:

@@ -11,7 +11,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.data.image_store import ImageStack
+from fedveil.data.options import Reading
 from fedveil.data.phantom.patients import phantom
+from fedveil.data.phantom.volumes import phantom_volumes
 from fedveil.learning.encoders.extractor import FeatureExtractor, Features, Images
 from fedveil.learning.models.class_statistics import SMALLEST_NORM
 
@@ -19,6 +22,8 @@ __all__ = ["Whitened"]
 
 PATIENTS, SEED = 400, 1
 """Synthetic patients for the constants; different from those of the built-in set."""
+VOLUMES = 200
+"""Synthetic patients with volumes for the constants of pooled slices."""
 BATCH = 64
 """Images that are whitened at once."""
 LARGEST_DRAWN = 64
@@ -45,9 +50,13 @@ class Whitened:
         inner: the extractor.
         image_size: pixels per side of its input images.
         channels: 1 for grey images, 3 for colour, as the extractor takes them; the phantom's grey is then repeated.
+        slices: of volumes; the synthetic images are then volumes, too.
     """
 
-    def __init__(self, inner: FeatureExtractor, image_size: int, channels: int) -> None:
+    def __init__(
+        self, inner: FeatureExtractor, image_size: int, channels: int, slices: int | None = None
+    ) -> None:
+        self._slices = slices
         self._inner, self._size, self._channels = inner, min(image_size, LARGEST_DRAWN), channels
         self.name = inner.name
         self.dimension = inner.dimension
@@ -76,10 +85,15 @@ class Whitened:
             block -= ((filled @ axes.T * shrinkage) @ axes)[: len(block)]
         return result
 
+    def _drawn(self) -> ImageStack:
+        if self._slices is None:
+            return phantom(self._size, patients=PATIENTS, seed=SEED).images
+        return phantom_volumes(self._size, Reading(slices=self._slices), patients=VOLUMES, seed=SEED).images
+
     @cached_property
     def _constants(self) -> tuple[Matrix, Matrix, Matrix]:
         """m; the axes (k, dimension) of S; and the fraction of a vector along each that is removed."""
-        drawn = phantom(self._size, patients=PATIENTS, seed=SEED).images
+        drawn = self._drawn()
         grey = drawn.read(np.arange(len(drawn)))
         units = self._units(np.repeat(grey, self._channels, axis=1))
         mean = units.mean(axis=0)

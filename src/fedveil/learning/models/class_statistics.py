@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.evaluation.posterior import Noisy, counts_of, shrunk
 from fedveil.learning.exact import SHORTER, lengths, on_grid
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.posterior import Noisy, counts_of, shrunk
+from fedveil.learning.models.public_start import centre_towards
 from fedveil.learning.ranges import bounded_blocks, class_sizes
 
 __all__ = ["ClassStatistics", "unit_blocks"]
@@ -92,6 +93,11 @@ class ClassStatistics:
         return float(self.counts.sum())
 
     @property
+    def units_std(self) -> float:
+        """Standard deviation of the noise in the number of units, before class sizes are cut."""
+        return float(np.sqrt(len(self.counts) * self.noise_variance)) / COUNT_WEIGHT
+
+    @property
     def priors(self) -> Vector:
         """(classes,) class frequencies."""
         result: Vector = self.counts / self.counts.sum()
@@ -108,15 +114,18 @@ class ClassStatistics:
         result: Vector = self.counts.sum() / (len(self.counts) * self.counts)
         return result
 
-    def centre(self, blocks: Sequence[int]) -> Vector:
+    def centre(self, blocks: Sequence[int], towards: Vector | None = None) -> Vector:
         """(d,) the midpoint between the classes' means, all classes counting equally: its posterior mean.
 
-        Block by block, see `.posterior.shrunk`: a centre that is mostly noise is shrunk towards 0. Blocks are then
-        clipped to the length of feature blocks, which no mean exceeds (`fedveil.learning.ranges`).
+        Block by block, see `..evaluation.posterior.shrunk`: a centre that is mostly noise is shrunk towards 0. Blocks
+        are then clipped to the length of feature blocks, which no mean exceeds (`fedveil.learning.ranges`). With a
+        public centre to shrink ``towards``, see `.public_start`.
         """
         middle = self.means.mean(axis=0)
         variance = self.noise_variance / (1 - COUNT_WEIGHT**2) * float(np.mean(1 / self.counts**2))
         variance /= len(self.counts)
+        if towards is not None:
+            return centre_towards(middle, towards, blocks, variance)
         longest = len(blocks) ** -0.5
         parts = np.split(middle, np.cumsum(blocks)[:-1])
         return bounded_blocks(np.concatenate([shrunk(part, variance, longest) for part in parts]), blocks)

@@ -19,112 +19,28 @@ Terms are cut to the grid of `fedveil.learning.exact`, so that sums are exact an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.exact import SHORTER, bounded, lengths, on_grid
+from fedveil.learning.evaluation.posterior import Noisy, combined, means_of
+from fedveil.learning.exact import SHORTER, bounded, on_grid
 from fedveil.learning.models.class_statistics import unit_blocks
+from fedveil.learning.models.finding_statistics import COUNT_WEIGHT, RAREST, FindingStatistics
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import LinearHead, LinearLearner, Unit, checked_findings
-from fedveil.learning.models.posterior import Noisy, combined, counts_of, means_of, shrunk
+from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.models.score_statistics import Certainty
-from fedveil.learning.ranges import bounded_blocks, check_centre, check_length, class_sizes
+from fedveil.learning.ranges import check_centre, check_length
 from fedveil.learning.unit_weights import image_shares
 
-__all__ = ["FindingStatistics", "FindingsHead", "FindingsLearner"]
+__all__ = ["FindingsHead", "FindingsLearner"]
 
-COUNT_WEIGHT = 0.6
-"""b above: the part of a contribution's length that counts. Counts are few numbers, but K of them share it."""
-RAREST = 1e-3
-"""A finding, or its absence, is taken to be at least this frequent."""
 SMALLEST_SCALE = 1e-9
 LONGEST_SHIFT = 2.0
 """Bound of a finding's shift, in units of `FindingsHead.scales`."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class FindingStatistics:
-    """The release before training with its noise, hence public.
-
-    Attributes:
-        units: their number.
-        counts: (K, 2) units without and with each finding, where it is known: posterior means.
-        mean: (d,) of the features.
-        noise_variance: of each number in the released vector.
-        measured: the counts as released, with their noise.
-    """
-
-    units: float
-    counts: Vector
-    mean: Vector
-    noise_variance: float
-    measured: Noisy
-
-    @property
-    def groups(self) -> Vector:
-        """(K, 2) the counts: absence and presence of each finding."""
-        return self.counts
-
-    @property
-    def priors(self) -> Vector:
-        """(K,) frequency of each finding among the images where it is known."""
-        shares = self.counts[:, 1] / self.counts.sum(axis=1)
-        result: Vector = np.clip(shares, RAREST, 1 - RAREST)
-        return result
-
-    @property
-    def weights(self) -> Vector:
-        """(K, 2) loss weights under which absence and presence of a finding count equally."""
-        return 1 / (2 * np.stack([1 - self.priors, self.priors], axis=1))
-
-    def centre(self, blocks: Sequence[int]) -> Vector:
-        """(d,) the posterior mean, block by block as in `ClassStatistics.centre`."""
-        variance = self.noise_variance / ((1 - COUNT_WEIGHT**2) * self.units**2)
-        parts, longest = np.split(self.mean, np.cumsum(blocks)[:-1]), len(blocks) ** -0.5
-        return bounded_blocks(np.concatenate([shrunk(part, variance, longest) for part in parts]), blocks)
-
-    @staticmethod
-    def size(findings: int, dimension: int) -> int:
-        """Length of the released vector."""
-        return dimension + 1 + 2 * findings
-
-    @staticmethod
-    def contribution(features: npt.NDArray[Any], labels: npt.NDArray[Any], weights: Vector) -> Vector:
-        """Sum the units' contributions; exact, so it stays in the hospital.
-
-        Args:
-            features: (n, d), rows of norm at most 1; longer ones are scaled down, and rows that are not finite count as
-                zero.
-            labels: (n, K) of 1, 0 and -1.
-            weights: (n,) each image's share in its unit; they sum to 1 within a unit.
-        """
-        finite = np.isfinite(features).all(axis=1, keepdims=True)
-        points = np.where(finite, features, 0.0).astype(np.float64)
-        points *= np.sqrt(1 - COUNT_WEIGHT**2) / np.maximum(lengths(points), 1.0)[:, None]
-        one = COUNT_WEIGHT / np.sqrt(labels.shape[1] + 1)
-        told = one * np.concatenate([np.ones((len(labels), 1)), labels == 0, labels == 1], axis=1)
-        terms = on_grid(np.concatenate([points, told], axis=1) * (SHORTER * weights)[:, None])
-        total: Vector = terms.sum(axis=0)
-        return total
-
-    @classmethod
-    def from_released(cls, vector: Vector, findings: int, noise_variance: float) -> Self:
-        """Read the noisy sum over all sites; its noise has this variance in each number."""
-        total, told = np.split(vector, [len(vector) - 1 - 2 * findings])
-        scale = np.sqrt(findings + 1) / COUNT_WEIGHT
-        measured = Noisy(told * scale, noise_variance * scale**2)
-        counts = class_sizes(counts_of(measured))
-        return cls(
-            units=float(counts[0]),
-            counts=counts[1:].reshape(2, findings).T,
-            measured=Noisy(measured.values[1:].reshape(2, findings).T, measured.variance),
-            mean=total / (np.sqrt(1 - COUNT_WEIGHT**2) * counts[0]),
-            noise_variance=noise_variance,
-        )
 
 
 class FindingsHead:
@@ -136,12 +52,13 @@ class FindingsHead:
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of findings K.
+        start: the public model that training is pulled towards; None for none.
     """
 
     findings = True
 
-    def __init__(self, blocks: Sequence[int], classes: int) -> None:
-        self.blocks = tuple(blocks)
+    def __init__(self, blocks: Sequence[int], classes: int, *, start: PublicStart | None = None) -> None:
+        self.blocks, self.start = tuple(blocks), start
         self.head = LinearHead(sum(blocks), classes, findings=True)
 
     @property
@@ -196,7 +113,10 @@ class FindingsHead:
         self, statistics: FindingStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
         """The whole parameter vector; without statistics the centre is the origin and frequencies are one half."""
-        centre = np.zeros(self.features) if statistics is None else statistics.centre(self.blocks)
+        public = None if self.start is None else self.start.centre
+        centre = np.zeros(self.features) if public is None else public
+        if statistics is not None:
+            centre = statistics.centre(self.blocks, public)
         frequencies = np.full(self.classes, 0.5) if statistics is None else statistics.priors
         moved = np.zeros(self.classes) if shift is None else shift
         return np.concatenate([centre, frequencies, moved, trained])

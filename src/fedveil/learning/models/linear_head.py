@@ -7,13 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.evaluation.pilot_scores import pilot_counts
 from fedveil.learning.exact import bounded, first_sums, lengths
 from fedveil.learning.models.class_statistics import COUNT_WEIGHT, ClassStatistics, unit_blocks
 from fedveil.learning.models.discriminant import discriminant
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import LinearHead, LinearLearner, Unit
-from fedveil.learning.models.pilot_scores import pilot_counts
 from fedveil.learning.models.protocol import check_sent
+from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.models.score_statistics import Certainty, ScoreStatistics
 from fedveil.learning.models.site_threshold import own_numbers
 from fedveil.learning.ranges import check_centre, check_frequencies, check_length
@@ -35,16 +36,19 @@ class CentredHead:
     Weights w_y make all classes count equally in training, however rare; so does the centre, the midpoint between
     the classes' means, which replaces an intercept. Probabilities are converted to the class frequencies of
     training: ``p(y | x)`` is proportional to ``softmax(logits - shift)_y / w_y``. The shift is 0 in training;
-    afterwards it may be set to the midpoint between the classes' mean logits, see `.posterior`.
+    afterwards it may be set to the midpoint between the classes' mean logits, see `..evaluation.posterior`.
 
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of classes.
         centred: whether features are centred; a head from one round of statistics uses them uncentred.
+        start: the public model that training is pulled towards; None for none.
     """
 
-    def __init__(self, blocks: Sequence[int], classes: int, *, centred: bool = True) -> None:
-        self.blocks, self.centred = tuple(blocks), centred
+    def __init__(
+        self, blocks: Sequence[int], classes: int, *, centred: bool = True, start: PublicStart | None = None
+    ) -> None:
+        self.blocks, self.centred, self.start = tuple(blocks), centred, start
         self.head = LinearHead(sum(blocks), classes)
 
     @property
@@ -113,9 +117,10 @@ class CentredHead:
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
         """The whole parameter vector; without statistics the centre is the origin and the weights are 1."""
-        centre = np.zeros(self.features)
+        public = None if self.start is None else self.start.centre
+        centre = np.zeros(self.features) if public is None else public
         if statistics is not None and self.centred:
-            centre = statistics.centre(self.blocks)
+            centre = statistics.centre(self.blocks, public)
         weights = np.ones(self.classes) if statistics is None else statistics.weights
         moved = np.zeros(self.head.logits) if shift is None else shift
         return np.concatenate([centre, weights, moved, trained])
@@ -263,7 +268,7 @@ class CentredLearner:
         return total
 
     def pilot_histogram(self, parameters: Vector, units: Indices | None = None) -> Vector:
-        """Sum the units' histograms of scores, each of norm at most 1; see `.pilot_scores`."""
+        """Sum the units' histograms of scores, each of norm at most 1; see `..evaluation.pilot_scores`."""
         model = self._model
         centre, _, shift, trained = model.split(parameters)
         scores = model.head.logits_of(trained, unit_blocks(self._features, model.blocks, centre)) - shift

@@ -62,7 +62,9 @@ class LinearHead:
             raise InvalidValue(
                 f"a linear head has {self.features} features and {self.classes} classes",
                 "it needs at least one feature and two classes",
-                "check the labels: training images of two classes are needed",
+                "set data.classes to the findings"
+                if self.findings
+                else "check the labels: training images of two classes are needed",
             )
 
     @property

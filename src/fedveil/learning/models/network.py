@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.evaluation.posterior import Noisy
 from fedveil.learning.exact import bounded, first_sums, softmax
 from fedveil.learning.gradients import (
     Clipping,
@@ -32,7 +33,6 @@ from fedveil.learning.gradients import (
 from fedveil.learning.models.class_statistics import COUNT_WEIGHT, ClassStatistics
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
-from fedveil.learning.models.posterior import Noisy
 from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.score_statistics import Certainty, ScoreStatistics
 from fedveil.learning.models.site_threshold import own_numbers

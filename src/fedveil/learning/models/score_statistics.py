@@ -2,7 +2,7 @@
 
 The release is that of `.class_statistics`, with the score of an image in place of its features: a unit adds the average
 over its images of ``onehot(y_i) (x) (sqrt(1 - b^2) s_i, b)``, where s_i is at most 1 long. A threshold is the middle
-between the classes' mean scores, which is decided from sums and counts jointly: see `.posterior`.
+between the classes' mean scores, which is decided from sums and counts jointly: see `..evaluation.posterior`.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from fedveil.learning.models.class_statistics import COUNT_WEIGHT
-from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.posterior import (
+from fedveil.learning.evaluation.posterior import (
     LEAST_WEIGHT,
     MIDDLE,
     ClassMeans,
@@ -22,6 +20,8 @@ from fedveil.learning.models.posterior import (
     means_of,
     weight_of,
 )
+from fedveil.learning.models.class_statistics import COUNT_WEIGHT
+from fedveil.learning.models.learner import Vector
 
 __all__ = ["Certainty", "ScoreStatistics", "drowned"]
 

@@ -1,4 +1,4 @@
-"""One hospital's own threshold and class frequencies: posterior means around the common ones; see `.posterior`.
+"""One hospital's own threshold and class frequencies: posterior means around the common ones.
 
 A hospital whose scanner shifts all scores, or where disease is rarer, benefits from its own values; but its cohort
 is small and its sum is not aggregated with others, so its release (`.score_statistics`) has much noise. What is known
@@ -7,9 +7,9 @@ without it is the common model: the prior of both is centred there, and noise ta
 
 import numpy as np
 
+from fedveil.learning.evaluation.posterior import counts_of, moved
 from fedveil.learning.exact import bounded
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.posterior import counts_of, moved
 from fedveil.learning.models.score_statistics import ScoreStatistics
 
 __all__ = ["own_numbers"]
@@ -33,7 +33,7 @@ def own_numbers(middle: Vector, frequencies: Vector, found: ScoreStatistics) -> 
         frequencies: the common ones.
         found: what the hospital released.
 
-    >>> from fedveil.learning.models.posterior import Noisy
+    >>> from fedveil.learning.evaluation.posterior import Noisy
     >>> sums, counts = np.array([[-180.0], [60.0]]), np.array([900.0, 100.0])
     >>> found = ScoreStatistics(sums=Noisy(sums, 0.0), counts=Noisy(counts, 0.0))
     >>> [one.round(2).tolist() for one in own_numbers(np.zeros(1), np.array([0.5, 0.5]), found)]

@@ -32,7 +32,7 @@ def draw_learning_curve(axes: Axes, rounds: tuple[RoundLine, ...], palette: Pale
 
     At least one round must be evaluated.
     """
-    plain_axes(axes, palette, x="RoundLine", y="On the test set")
+    plain_axes(axes, palette, x="Round", y="On the test set")
     number, values = np.array([record.number for record in rounds], dtype=float), _values(rounds)
     for series, metric in enumerate(values):
         known = np.isfinite(metric)

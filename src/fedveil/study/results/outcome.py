@@ -320,6 +320,7 @@ class Outcome:
             packages={name: version(name) for name in PACKAGES},
             data_digest=self.prepared.dataset.digest() if len(self.prepared.dataset) else "",
             study_digest=self.agreement.digest,
+            start=self.prepared.study.model.start_sha256,
             started=self.started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -369,7 +370,10 @@ def _write_examples(
         np.random.default_rng(task.study.study.seed).choice(len(test.rows), count, replace=False)
     )
     pixels = np.rint(dataset.images.read(test.rows[chosen]) * 255).astype(np.uint8)
-    images = pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1)
+    if dataset.images.reading.slices:
+        images = pixels[:, pixels.shape[1] // 2]  # the middle slice of a volume
+    else:
+        images = pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1)
     classes = np.array(dataset.classes)
     if test.findings:
         labels, called = (

@@ -192,12 +192,14 @@ class RunDirectory:
 
 def _as_chosen(study: Study, begun: Study) -> Study:
     """The study, with the settings that its data determines as chosen when the run began."""
-    left = {
-        key: getattr(begun.data, key)
-        for key in ("channels", "classes", "task")
-        if not getattr(study.data, key)
-    }
+    keys = ("channels", "classes", "task")
+    left = {key: getattr(begun.data, key) for key in keys if not getattr(study.data, key)}
     model = study.model
     if model.dimension is None:
         model = model.model_copy(update={"dimension": begun.model.dimension})
+    spec = model.encoder.spec(model.features)
+    if spec is not None and not spec.sha256 and begun.model.encoder.sha256:
+        model = model.model_copy(update={"features": begun.model.features, "encoder": begun.model.encoder})
+    if model.start is not None and not model.start_sha256:
+        model = model.model_copy(update={"start_sha256": begun.model.start_sha256})
     return study.model_copy(update={"data": study.data.model_copy(update=left), "model": model})

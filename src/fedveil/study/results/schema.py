@@ -375,5 +375,6 @@ class Provenance(Record):
     packages: Annotated[dict[str, Text], BeforeValidator(_mapping)] = Field(default_factory=dict)
     data_digest: Text = ""
     study_digest: Text = ""
+    start: Text = ""
     started: Text = ""
     finished: Text = ""

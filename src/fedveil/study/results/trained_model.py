@@ -18,7 +18,7 @@ from safetensors.numpy import save as save_tensors
 from fedveil.data import Problem, Reading, Window, check_window, read_unlabelled
 from fedveil.data.embeddings import as_vectors
 from fedveil.data.formats.arrays import array_of, as_pixels
-from fedveil.data.options import MEGAPIXELS
+from fedveil.data.options import MEGAPIXELS, Axis
 from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.io import write_atomic, write_json
@@ -55,6 +55,7 @@ class TrainedModel:
         channels: 1 or 3.
         window: the stored values that map to black and white.
         max_megapixels: the largest image that is decoded.
+        slices, axis, spacing: how volumes are cut into slices; None, "axial" and None for images.
         classes: names of the classes.
         frequencies: (classes,) released class frequencies of training, which decisions divide by; equal if none were
             released.
@@ -63,6 +64,7 @@ class TrainedModel:
         task: "classes", "grades", or "findings", whose probabilities do not sum to 1.
         encoder: an encoder that is not built in, as `EncoderSpec.to_dict` writes it; None for others.
         precision: of the frozen feature extractor.
+        start: hash of the public model that training was pulled towards; None without one.
     """
 
     features: str
@@ -76,10 +78,14 @@ class TrainedModel:
     parameters: Vector
     window: Window = FILE
     max_megapixels: float = MEGAPIXELS
+    slices: int | None = None
+    axis: Axis = "axial"
+    spacing: tuple[float, float] | None = None
     dimension: int | None = None
     task: str = "classes"
     encoder: Mapping[str, Any] | None = None
     precision: Precision = "float32"
+    start: str | None = None
 
     @classmethod
     def of(
@@ -107,16 +113,27 @@ class TrainedModel:
             parameters=parameters,
             window=study.data.window,
             max_megapixels=study.data.max_megapixels,
+            slices=study.data.slices,
+            axis=study.data.axis,
+            spacing=study.data.spacing,
             dimension=study.model.dimension,
             task=task,
             encoder=None if encoder is None else encoder.to_dict(),
             precision=study.training.precision,
+            start=study.model.start_sha256 or None,
         )
 
     @property
     def reading(self) -> Reading:
         """How an image is preprocessed to match the training images."""
-        return Reading(channels=self.channels, window=self.window, max_megapixels=self.max_megapixels)
+        return Reading(
+            channels=self.channels,
+            window=self.window,
+            max_megapixels=self.max_megapixels,
+            slices=self.slices,
+            axis=self.axis,
+            spacing=self.spacing,
+        )
 
     @property
     def fits(self) -> bool:
@@ -155,7 +172,10 @@ class TrainedModel:
         try:
             fields: dict[str, Any] = described | arrays | {"classes": tuple(described["classes"])}
             fields["window"] = check_window(described.get("window", FILE))
+            spacing = described.get("spacing")
+            fields["spacing"] = None if spacing is None else (float(spacing[0]), float(spacing[1]))
             model = cls(**fields)
+            model.reading.check()
             fits = model.fits
             same = key == model._key
         except (KeyError, TypeError, AttributeError, FedveilError) as error:
@@ -188,6 +208,7 @@ class TrainedModel:
             dimension=self.dimension,
             encoder=None if self.encoder is None else EncoderSpec.from_dict(self.encoder),
             precision=self.precision,
+            slices=self.slices,
         )
 
     @cached_property
@@ -206,7 +227,7 @@ class TrainedModel:
         )
 
     def probabilities(self, images: npt.NDArray[np.float32]) -> Vector:
-        """Class probabilities (k, classes) of images (k, channels, size, size) in [0, 1]."""
+        """Class probabilities (k, classes) of images (k, channels or slices, size, size) in [0, 1]."""
         if not isinstance(self.model, NetworkModel):
             return self.model.probabilities(self.parameters, self.extractor(images))
         return self.model.probabilities(self.parameters, _Batch(self.model.before(images)), len(images))

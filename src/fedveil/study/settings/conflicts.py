@@ -13,7 +13,10 @@ def conflicts(study: "Study") -> Iterator[str]:
     """The conflicts in a study, as rules with their remedies."""
     yield from _network(study)
     yield from _precomputed(study)
+    yield from _volumes(study)
     yield from _encoder(study)
+    if study.model.start is not None or study.model.start_sha256:
+        yield from _start(study)
     if study.training.method == "one-shot":
         yield from _one_shot(study)
     yield from _own_models(study)
@@ -65,6 +68,15 @@ def _precomputed(study: "Study") -> Iterator[str]:
         yield "model.whitened needs the encoder to process synthetic images: set it to false for precomputed features"
 
 
+def _volumes(study: "Study") -> Iterator[str]:
+    if study.data.slices is None:
+        return
+    if study.model.network != "linear":
+        yield 'data.slices reads volumes, which networks do not take so far: set model.network = "linear"'
+    if study.model.features == "precomputed":
+        yield "data.slices reads volumes, and precomputed features have no slices: remove data.slices"
+
+
 def _encoder(study: "Study") -> Iterator[str]:
     features, encoder = study.model.features, study.model.encoder
     kind = features.partition(":")[0] if ":" in features else ""
@@ -74,6 +86,22 @@ def _encoder(study: "Study") -> Iterator[str]:
         yield "model.encoder.weights is for timm:NAME: other files hold their own weights"
     if encoder.layer is not None and kind != "timm":
         yield "model.encoder.layer is for timm:NAME: of a graph, export the layer as an output"
+
+
+def _start(study: "Study") -> Iterator[str]:
+    training = study.training
+    if study.model.network != "linear":
+        yield 'model.start is for linear heads so far: remove it, or set model.network = "linear"'
+    if training.method != "gradient":
+        yield 'model.start needs training.method "gradient": remove it, or training.method'
+    plain = training.optimizer == "sgd" and max(training.momentum, training.weight_decay) == 0
+    if not plain or training.average_from < 1:
+        yield (
+            "model.start needs plain gradient descent, whose noise is known: remove training.optimizer, momentum, "
+            "weight_decay and average_from"
+        )
+    if study.privacy.epsilon == "calibrated":
+        yield 'privacy.epsilon "calibrated" does not know what model.start brings so far: give a number, or remove it'
 
 
 def _one_shot(study: "Study") -> Iterator[str]:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from fedveil.data import Reading, Settings, check_window
 from fedveil.data.annotations.presets import PRESETS
-from fedveil.data.options import ACCEPTABLE, MEGAPIXELS, Options
+from fedveil.data.options import ACCEPTABLE, LARGEST_SLICES, MEGAPIXELS, Axis, Options
 from fedveil.data.windows import FILE, HOUNSFIELD
 from fedveil.errors import InvalidValue
 
@@ -98,6 +98,20 @@ class DataSettings(Table):
     max_megapixels: float = Field(
         default=MEGAPIXELS, gt=0, le=10_000, description="largest image that is decoded"
     )
+    slices: int | None = Field(
+        default=None,
+        ge=2,
+        le=LARGEST_SLICES,
+        description="images are volumes, each brought to that many slices of image_size x image_size; default: images",
+    )
+    axis: Axis = Field(
+        default="axial",
+        description='how volumes are cut: "axial", "coronal" or "sagittal", by the orientation in their headers',
+    )
+    spacing: Pair | None = Field(
+        default=None,
+        description="distances in mm of a volume's slices and of pixels, about its centre; default: all of each volume",
+    )
     positive: tuple[str, ...] = Field(
         default=(), strict=False, description="classes that together form the positive class of a binary task"
     )
@@ -179,7 +193,14 @@ class DataSettings(Table):
     @property
     def reading(self) -> Reading:
         """How every image is converted to one shape and scale."""
-        return Reading(channels=self.channels, window=self.window, max_megapixels=self.max_megapixels)
+        return Reading(
+            channels=self.channels,
+            window=self.window,
+            max_megapixels=self.max_megapixels,
+            slices=self.slices,
+            axis=self.axis,
+            spacing=self.spacing,
+        )
 
     @property
     def public(self) -> Settings:
@@ -189,6 +210,9 @@ class DataSettings(Table):
             "channels": self.channels,
             "window": self.window,
             "max_megapixels": self.max_megapixels,
+            "slices": self.slices,
+            "axis": self.axis,
+            "spacing": self.spacing,
             "positive": self.positive or None,
             "classes": self.classes or None,
             "separator": self.separator,

@@ -79,6 +79,16 @@ class ModelSettings(Table):
         le=11,
         description="number of blocks of efficientnet-lite0 that are tuned, counted from the last",
     )
+    start: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of a linear head trained on public images, such as a run: training is pulled towards it",
+    )
+    start_sha256: str = Field(
+        default="",
+        pattern="^([0-9a-f]{64})?$",
+        description="hash of that model, filled in when a study begins",
+    )
 
 
 class TrainingSettings(Table):

@@ -8,8 +8,9 @@ are fixed and the batch is 1. Kept are no state and no inputs: what an image bec
 import io
 import json
 import math
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,8 @@ CHECKS = frozenset({"_assert_tensor_metadata"})
 """Operators that compute nothing; shapes are checked here."""
 MOST_NODES = 20_000
 LARGEST_TENSOR = 2**28
+SECONDS = 120.0
+"""The longest time that one image may take."""
 _TYPES = {
     1: torch.uint8,
     2: torch.int8,
@@ -59,6 +62,7 @@ class ExportedGraph:
     weights: dict[str, torch.Tensor]
     input: str
     output: str
+    shapes: Mapping[str, tuple[int, ...]]
     last_use: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -81,9 +85,15 @@ class ExportedGraph:
             self.weights[name] = value.to(device)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Run one image (1, channels, size, size)."""
-        values = {self.input: image}
+        """Run one image (1, channels, size, size).
+
+        Raises:
+            InvalidValue: it takes too long, or a result has another shape than the program states.
+        """
+        values, end = {self.input: image}, time.monotonic() + SECONDS
         for number, step in enumerate(self.steps):
+            if time.monotonic() > end:
+                raise _stopped(f"it takes more than {SECONDS:g} s")
             positional: list[Any] = []
             keywords: dict[str, Any] = {}
             for name, keyword, argument in step.inputs:
@@ -94,7 +104,12 @@ class ExportedGraph:
                     positional.append(value)
             found = step.operator(*positional, **keywords)
             results = list(found) if step.is_list or isinstance(found, tuple) else [found]
-            values.update(zip(step.outputs, results, strict=False))
+            for name, result in zip(step.outputs, results, strict=False):
+                if tuple(result.shape) != self.shapes[name]:
+                    raise _stopped(
+                        f"{name[:80]!r} has the shape {tuple(result.shape)}, not {self.shapes[name]}"
+                    )
+                values[name] = result
             for name in [name for name in values if self.last_use.get(name, -1) == number]:
                 del values[name]
         return values[self.output]
@@ -130,10 +145,25 @@ class ExportedGraph:
         return values[name] if name in values else self.weights[name]
 
 
-_PLAIN = {
-    "as_tensor", "as_tensors", "as_optional_tensors", "as_optional_tensor", "as_none", "as_int", "as_ints", "as_float",
-    "as_floats", "as_bool", "as_bools", "as_string", "as_scalar_type", "as_memory_format", "as_layout", "as_device",
-}  # fmt: skip
+_KINDS = {
+    "as_tensor": {"Tensor"},
+    "as_tensors": {"List[Tensor]", "List[Optional[Tensor]]"},
+    "as_optional_tensors": {"List[Optional[Tensor]]"},
+    "as_optional_tensor": {"Tensor"},
+    "as_int": {"int", "float", "number", "Tensor"},
+    "as_ints": {"List[int]", "List[float]"},
+    "as_float": {"float", "number", "Tensor"},
+    "as_floats": {"List[float]"},
+    "as_bool": {"bool", "number", "Tensor"},
+    "as_bools": {"List[bool]"},
+    "as_string": {"str"},
+    "as_scalar_type": {"ScalarType"},
+    "as_memory_format": {"MemoryFormat"},
+    "as_layout": {"Layout"},
+    "as_device": {"Device"},
+}
+"""Types of an operator's schema that an argument of each kind may stand for: a tensor in place of a number would make
+shapes depend on values. The other way round is common."""
 
 
 def _load(content: bytes, spec: EncoderSpec) -> tuple[ExportedGraph, EncoderSpec]:
@@ -151,19 +181,26 @@ def _load(content: bytes, spec: EncoderSpec) -> tuple[ExportedGraph, EncoderSpec
             archive, models[0].split("/")[0], models[0].split("/")[-1][: -len(".json")], names, spec
         )
     values = graph["tensor_values"]
-    for name, value in values.items():
-        sides = [one.get("as_int") for one in value["sizes"]]
-        if any(not isinstance(side, int) for side in sides) or math.prod(sides) > LARGEST_TENSOR:
-            raise _refused(
-                spec, f"its tensor {name[:80]!r} has the shape {sides}: shapes are fixed and limited"
-            )
+    shapes = {name: _shape(f"tensor {name[:80]!r}", value["sizes"], spec) for name, value in values.items()}
     if len(graph["nodes"]) > MOST_NODES:
         raise _refused(spec, f"it has {len(graph['nodes']):,} operators, more than {MOST_NODES:,}")
     steps = tuple(step for node in graph["nodes"] if (step := _step(node, spec)) is not None)
+    _check_masks(steps, {name: one["dtype"] for name, one in values.items()}, spec)
     last = {name: number for number, step in enumerate(steps) for name in _used(step)}
     made = {name for step in steps for name in step.outputs}
     last = {name: number for name, number in last.items() if name in made and name != output}
-    return ExportedGraph(steps, weights, input_, output, last), _completed(values[input_], spec)
+    if missing := made - shapes.keys():
+        raise _refused(spec, f"it states no shape of {min(missing)[:80]!r}")
+    return ExportedGraph(steps, weights, input_, output, shapes, last), _completed(values[input_], spec)
+
+
+def _shape(what: str, sizes: Iterable[Mapping[str, Any]], spec: EncoderSpec) -> tuple[int, ...]:
+    """Fixed sides, within the limit."""
+    sides = tuple(one.get("as_int") for one in sizes)
+    fixed = [side for side in sides if type(side) is int and side >= 0]
+    if len(fixed) < len(sides) or math.prod(fixed) > LARGEST_TENSOR:
+        raise _refused(spec, f"its {what} has the shape {sides}: shapes are fixed and limited")
+    return tuple(fixed)
 
 
 def _signature(signature: Mapping[str, Any], spec: EncoderSpec) -> tuple[dict[str, str], str, str]:
@@ -204,7 +241,7 @@ def _weights(
             if entry.get("use_pickle") is not False or not meta:
                 raise _refused(spec, f"its {name[:80]!r} is pickled, which could run any program")
             content = bytearray(archive.read(f"{root}/data/{folder}/{entry['path_name']}"))
-            sizes = [one["as_int"] for one in meta["sizes"]]
+            sizes = _shape(f"weight {name[:80]!r}", meta["sizes"], spec)
             strides = [one["as_int"] for one in meta["strides"]]
             kind = _TYPES[meta["dtype"]]
             flat = torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind)
@@ -244,12 +281,36 @@ def _check_arguments(
     schema = operator._schema.arguments
     if any(one.alias_info is not None and one.alias_info.is_write for one in schema):
         raise _refused(spec, f"aten.{name} writes into its inputs")
+    if any(str(one.type) not in ("Tensor", "List[Tensor]") for one in operator._schema.returns):
+        raise _refused(spec, f"aten.{name} returns no tensor")
+    named = {one.name: one for one in schema}
     for place, (key, keyword, argument) in enumerate(inputs):
-        if len(argument) != 1 or next(iter(argument)) not in _PLAIN:
-            raise _refused(spec, f"aten.{name} takes a {next(iter(argument), 'nothing')}")
-        meaning = key if keyword else schema[place].name
+        taken = named.get(key) if keyword else schema[place] if place < len(schema) else None
+        if taken is None:
+            raise _refused(spec, f"aten.{name} has no argument {key[:40]!r}")
+        _check_kind(name, str(taken.real_type), argument, spec)
+        meaning = taken.name
         if meaning in ("train", "training", "dropout_p") and next(iter(argument.values())):
             raise _refused(spec, f"aten.{name} is in training mode")
+
+
+def _check_masks(steps: Iterable[_Step], types: Mapping[str, int], spec: EncoderSpec) -> None:
+    """Refuse indices that select by their values how many numbers come out."""
+    for step in steps:
+        name = step.operator._schema.name.removeprefix("aten::")
+        if name == "index" and any(types.get(used) not in (4, 5) for used in _used(step)[1:]):
+            raise _refused(spec, "aten.index takes a mask: the shape of its result depends on values")
+        if name == "where" and len(step.inputs) == 1:
+            raise _refused(spec, "aten.where returns positions: the shape of its result depends on values")
+
+
+def _check_kind(name: str, taken: str, argument: Mapping[str, Any], spec: EncoderSpec) -> None:
+    """Refuse an argument of another kind than the operator takes."""
+    kind = next(iter(argument), "nothing") if len(argument) == 1 else "nothing"
+    plain = taken.removeprefix("Optional[").removesuffix("]") if taken.startswith("Optional[") else taken
+    fits = plain != taken if kind == "as_none" else plain in _KINDS.get(kind, ())
+    if not fits:
+        raise _refused(spec, f"aten.{name} takes a {taken} and is given {kind[:40]}")
 
 
 def _used(step: _Step) -> list[str]:
@@ -276,6 +337,14 @@ def _completed(value: Mapping[str, Any], spec: EncoderSpec) -> EncoderSpec:
             f"its input has the shape {sides}, and the study gives {spec.input_channels} x {spec.input_size}",
         )
     return spec
+
+
+def _stopped(why: str) -> InvalidValue:
+    return InvalidValue(
+        f"the exported encoder stopped: {why}",
+        f"an image takes at most {SECONDS:g} s, and every result has the shape that the program states",
+        "export it again with fixed shapes, or use a smaller encoder",
+    )
 
 
 def _refused(spec: EncoderSpec, why: str) -> InvalidValue:

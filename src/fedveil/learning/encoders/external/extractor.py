@@ -18,14 +18,23 @@ from fedveil.learning.encoders.external.pooling import pooled
 from fedveil.learning.encoders.external.spec import EncoderSpec
 from fedveil.learning.encoders.external.store import Store
 from fedveil.learning.encoders.external.timm_module import TimmModule
-from fedveil.learning.encoders.extractor import BATCH, Features, Images, checked, in_batches, resized
+from fedveil.learning.encoders.extractor import (
+    Features,
+    Images,
+    checked,
+    in_batches,
+    note_failures,
+    resized,
+)
 
-__all__ = ["External", "Runner", "load_runner", "vectors"]
+__all__ = ["AT_ONCE", "External", "Runner", "load_runner", "vectors"]
 
 log = logging.getLogger("fedveil.site")
 Runner = Callable[[torch.Tensor], torch.Tensor]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet: what encoders of colour images expect where nothing else is said; grey ones 0.5 and 0.25."""
+AT_ONCE = 1
+"""Images that an encoder sees. In larger batches a network may round, or compute, by what else is in the batch."""
 _loading = threading.Lock()
 
 
@@ -33,9 +42,9 @@ _loading = threading.Lock()
 class External:
     """An encoder by its spec; the file is read when the first features are computed, not before.
 
-    A graph that came as a file sees one image at a time, so that none can depend on others, whatever the graph does.
-    An image for which the encoder returns a number that is not finite gets features of 0: one image must not decide
-    what becomes of all others.
+    An encoder sees one image at a time, so that none can depend on others, whatever it does. An image on which it
+    fails, or for which it returns another shape or a number that is not finite, gets features of 0: one image must not
+    decide what becomes of all others.
 
     Args:
         spec: pinned by `register`.
@@ -69,9 +78,11 @@ class External:
     @property
     def key(self) -> str:
         """Everything that decides its features."""
+        # Before version 2 networks of timm saw 16 images at a time.
         said = " ".join(f"{key}={value}" for key, value in self.spec.to_dict().items() if key != "name")
         name = self.spec.name if self.spec.kind == "timm" else ""
-        return narrowed(f"external-1 {name} {said} x{self.channels}", self.precision)
+        version = 2 if self.spec.kind == "timm" else 1
+        return narrowed(f"external-{version} {name} {said} x{self.channels}", self.precision)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -94,14 +105,26 @@ class External:
             return np.zeros((0, self.dimension), np.float32)
         with _loading:
             runner = _stored(self.spec, current())
-        features = in_batches(
-            vectors(runner, self.spec, self.precision), pixels, self.dimension, batch_of(self.spec)
-        )
+        features = in_batches(self._attempt(runner), pixels, self.dimension, AT_ONCE)
         broken = ~np.isfinite(features).all(1)
         if broken.any():
-            log.error("%s returned numbers that are not finite for %d images", self.name, broken.sum())
+            log.error("%s computed no finite features of %d images", self.name, broken.sum())
+            note_failures(np.flatnonzero(broken).tolist())
             features[broken] = 0
         return features
+
+    def _attempt(self, runner: Runner) -> Runner:
+        """`vectors` of one image; what is not finite stands for whatever the encoder does instead of computing."""
+        function = vectors(runner, self.spec, self.precision)
+
+        def attempt(image: torch.Tensor) -> torch.Tensor:
+            try:
+                return function(image)
+            except Exception as error:  # noqa: BLE001 - an encoder may come from anyone, and fail on what it likes
+                log.error("%s fails on an image: %s", self.name, error)
+                return torch.full((AT_ONCE, self.dimension), torch.nan)
+
+        return attempt
 
     def check(self) -> None:
         """Load the encoder, without an image.
@@ -111,11 +134,6 @@ class External:
         """
         with _loading:
             _stored(self.spec, current())
-
-
-def batch_of(spec: EncoderSpec) -> int:
-    """Images that go through at once."""
-    return BATCH if spec.kind == "timm" else 1
 
 
 def vectors(
@@ -129,10 +147,10 @@ def vectors(
     def function(batch: torch.Tensor) -> torch.Tensor:
         pixels = (resized(batch, size).expand(-1, channels, -1, -1) - mean) / std
         found = pooled(halving(runner, pixels, precision), spec.pooling, spec.prefix or 0).cpu()
-        if spec.lengths and found.shape[1] != spec.dimension:
+        if spec.lengths and found.shape != (len(batch), spec.dimension):
             raise InvalidValue(
-                f"{spec.features} returns {found.shape[1]:,} features",
-                f"the study states {spec.dimension:,}",
+                f"{spec.features} returns the shape {tuple(found.shape)}",
+                f"the study states {spec.dimension:,} features for an image",
                 "register the encoder that the study was made with",
             )
         return found

@@ -165,28 +165,41 @@ def _completed(model: Any, spec: EncoderSpec) -> EncoderSpec:
 
 
 def _check_sizes(onnx: Any, model: Any, spec: EncoderSpec) -> None:
-    """Infer the shapes for one image, and refuse tensors that are too large."""
+    """Infer the shapes for one image, and refuse tensors that are too large or whose size depends on values.
+
+    What the file says of shapes is not used: only what follows from its input and its operators.
+    """
     fixed = type(model)()
     fixed.CopyFrom(model)
     held = {one.name for one in fixed.graph.initializer}
     shape = next(one for one in fixed.graph.input if one.name not in held).type.tensor_type.shape
     for dim, value in zip(shape.dim, (1, spec.input_channels, spec.input_size, spec.input_size), strict=True):
         dim.dim_value = value
+    fixed.graph.ClearField("value_info")
+    for output in fixed.graph.output:
+        output.type.tensor_type.ClearField("shape")
     try:
         inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
     except Exception as error:  # noqa: BLE001 - the checker raises kinds of its own
         raise _refused(spec, f"its shapes do not fit together ({error})") from None
-    for value in [*inferred.graph.value_info, *inferred.graph.output]:
-        dims = [one.dim_value for one in value.type.tensor_type.shape.dim]
-        if math.prod(dims) > LARGEST_TENSOR:
-            raise _refused(spec, f"its tensor {value.name[:80]!r} has the shape {dims}")
+    found = {one.name: one.type.tensor_type for one in (*inferred.graph.value_info, *inferred.graph.output)}
+    for name in (name for node in fixed.graph.node for name in node.output if name):
+        kind: Any = found.get(name)
+        known = kind is not None and kind.HasField("shape")
+        if not known or not all(one.HasField("dim_value") for one in kind.shape.dim):
+            raise _refused(
+                spec, f"the shape of its tensor {name[:80]!r} does not follow from the graph alone"
+            )
+        dims = [one.dim_value for one in kind.shape.dim]
+        if min(dims, default=0) < 0 or math.prod(dims) > LARGEST_TENSOR:
+            raise _refused(spec, f"its tensor {name[:80]!r} has the shape {dims}")
 
 
 def _refused(spec: EncoderSpec, why: str) -> InvalidValue:
     return InvalidValue(
         f"the encoder {spec.name} cannot be used: {why[:500]}",
         "a graph holds all of its weights and, of the standard operators, only those that depend on the image alone",
-        "export it again in evaluation mode, with its weights in the file and a batch of 1",
+        "export it again in evaluation mode, with its weights in the file, a batch of 1 and images of a fixed size",
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from fedveil.data.phantom.patients import phantom
 from fedveil.errors import InvalidValue
-from fedveil.learning.encoders.external.extractor import batch_of, load_runner, vectors
+from fedveil.learning.encoders.external.extractor import AT_ONCE, load_runner, vectors
 from fedveil.learning.encoders.external.pooling import pooled_lengths
 from fedveil.learning.encoders.external.spec import EncoderSpec
 from fedveil.learning.encoders.external.store import Store, read_limited
@@ -36,13 +36,11 @@ class Report:
     Attributes:
         dimension: number of features.
         seconds_per_image: on one core.
-        alone: whether images go through it one by one.
-        repeatable: whether an image's features are the same bit for bit when computed again, and in other company.
+        repeatable: whether an image's features are the same bit for bit when computed again.
     """
 
     dimension: int
     seconds_per_image: float
-    alone: bool
     repeatable: bool
 
 
@@ -130,12 +128,12 @@ def examine(content: bytes, spec: EncoderSpec) -> tuple[EncoderSpec, Report]:
         raise _bad(
             spec, "returns other features for the same image when it is called again, or with other images"
         )
-    return spec, Report(spec.dimension, seconds, batch_of(spec) == 1, repeatable)
+    return spec, Report(spec.dimension, seconds, repeatable)
 
 
 def _timed(runner: Any, spec: EncoderSpec, images: Images) -> tuple[Features, float]:
     start = time.perf_counter()
-    found = in_batches(vectors(runner, spec), torch.from_numpy(images), spec.dimension, batch_of(spec))
+    found = in_batches(vectors(runner, spec), torch.from_numpy(images), spec.dimension, AT_ONCE)
     return found, (time.perf_counter() - start) / len(images)
 
 

@@ -47,10 +47,7 @@ def cached_weights(name: str) -> Path:
 
 
 class TimmModule:
-    """A network in evaluation mode, without its classifier; images go through it in batches of one length.
-
-    Its layers are timm's own, which in evaluation mode treat every image alone.
-    """
+    """A network in evaluation mode, without its classifier."""
 
     def __init__(self, module: nn.Module, layer: int | None) -> None:
         self.module, self.layer = module, layer

@@ -1,0 +1,91 @@
+"""A linear head that was trained on public patients, and how strongly private training is pulled towards it.
+
+Training without a start is gradient descent from 0: after t rounds the weights of one logit are a displacement x, a sum
+of noisy gradients, whose noise has a known variance v in each of its d coordinates. Let u be the direction of the
+public weights. The prior is Gaussian around the line of u:
+
+- along u, the noise-free displacement has mean and standard deviation B / 2, where B is the longest one that t clipped
+  gradients can make, by the number of units less two standard deviations of its noise: the public model is believed to
+  point the right way, and nothing is believed about its length;
+- in each of the n = d - 1 other directions it has mean 0 and a common variance s, which is estimated.
+
+The weights are the posterior mean, c u + k (x - (u . x) u), with
+
+    c = (v B / 2 + (B / 2)^2 u . x) / (v + (B / 2)^2),    k = n s / (n s + n v).
+
+``n s`` is the squared length of x beside u less that of its noise, n v (empirical Bayes: Efron & Morris, 1973; towards
+a line: Lindley, 1962). This has standard deviation ``sqrt(2 n) v``. Twice that cannot be told from 0, and is the least
+that is assumed, so that a start which says nothing about the hospitals' images does not decide alone. It is at most
+B^2. Without noise the weights are x; as the budget approaches 0, their direction becomes u.
+
+All of this is post-processing of released sums. What a hospital computes does not depend on the start, except that
+gradients are taken at other weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedveil.learning.models.learner import Vector
+from fedveil.learning.ranges import bounded_blocks
+
+__all__ = ["PublicStart", "centre_towards", "pulled"]
+
+SMALLEST = 1e-12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PublicStart:
+    """The parts of a public model that training is pulled towards.
+
+    Attributes:
+        centre: (d,) what features are centred with.
+        trained: (logits, d) weights.
+    """
+
+    centre: Vector
+    trained: Vector
+
+
+def pulled(displacement: Vector, start: Vector, variance: float, longest: float) -> Vector:
+    """The posterior mean of one logit's weights; see the module's text.
+
+    Args:
+        displacement: (d,) x, what gradient descent from 0 has reached.
+        start: (d,) public weights; the displacement is returned as it is if they are 0.
+        variance: v, of the noise in each coordinate of x.
+        longest: B, the largest length of x without noise.
+    """
+    length, others = float(np.linalg.norm(start)), len(start) - 1
+    if variance == 0 or longest == 0 or length < SMALLEST or others == 0:
+        return displacement
+    direction = start / length
+    along, belief = float(direction @ displacement), (longest / 2) ** 2
+    beside = displacement - along * direction
+    signal = max(float(beside @ beside) - others * variance, 2 * np.sqrt(2 * others) * variance)
+    signal = min(signal, longest**2)
+    found = (variance * longest / 2 + belief * along) / (variance + belief)
+    result: Vector = found * direction + signal / (signal + others * variance) * beside
+    return result
+
+
+def centre_towards(middle: Vector, public: Vector, blocks: Sequence[int], variance: float) -> Vector:
+    """A noisy centre of features, shrunk block by block towards a public one.
+
+    Positive-part James-Stein with a bound: where a block of k numbers of m differs from m_0 by a, and its noise has
+    variance v, the result is ``m_0 + a min(max(0, 1 - k v / ||a||^2), L^2 / (L^2 + k v))``. L is the largest distance
+    of two centres, so the result approaches m_0 as the noise grows. Blocks are clipped as without a start.
+
+    Args:
+        middle: (d,) m.
+        public: (d,) m_0.
+        blocks: lengths of the blocks of features.
+        variance: v.
+    """
+    shrunk, ends = [], np.cumsum(blocks)[:-1]
+    for block, centre in zip(np.split(middle, ends), np.split(public, ends), strict=True):
+        away, noise, longest = block - centre, len(block) * variance, 4 / len(blocks)
+        power = max(float(away @ away), SMALLEST**2)
+        shrunk.append(centre + away * min(max(0.0, 1 - noise / power), longest / (longest + noise)))
+    return bounded_blocks(np.concatenate(shrunk), blocks)
