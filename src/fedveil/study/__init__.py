@@ -6,11 +6,11 @@ or real ones that `fedveil.deploy` reaches. One path leads from the file to the 
 
 from fedveil.study.arrangement import Arrangement
 from fedveil.study.calibrate import make_agreement
-from fedveil.study.results.personalization import has_own, own_model
 from fedveil.study.prepare import Prepared, prepare, resolve
 from fedveil.study.progress import Progress, Silent
 from fedveil.study.recipes import METRICS, Method, Metric, Recipe, metric_name
 from fedveil.study.results.outcome import HandedOver
+from fedveil.study.results.personalization import has_own, own_model
 from fedveil.study.results.run_directory import RunDirectory
 from fedveil.study.results.trained_model import TrainedModel, predict
 from fedveil.study.runner import Hospitals, Joined

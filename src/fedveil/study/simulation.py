@@ -15,11 +15,11 @@ from fedveil.privacy import Budget, Ledger
 from fedveil.study.arrangement import ALTERNATIVES, arranged
 from fedveil.study.calibrate import make_agreement
 from fedveil.study.evaluation import TestSet
-from fedveil.study.results.personalization import has_own, own_model
 from fedveil.study.pipeline import Task
 from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.progress import Progress, Silent
 from fedveil.study.results.outcome import HandedOver
+from fedveil.study.results.personalization import has_own, own_model
 from fedveil.study.results.run_directory import RunDirectory
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.runner import Hospitals, Joined, carry_out
