@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from fedveil.data import Embeddings
 from fedveil.federation import Agreement, Rounds
-from fedveil.federation.queries import CalibrationQuery
 from fedveil.io import write_atomic, write_private
 from fedveil.privacy import Guarantee, LedgerState, operational_risk
 from fedveil.study.evaluation import TestSet
@@ -287,7 +286,7 @@ class Outcome:
         notes += [] if ratio is None else noise_notes(ratio)
         notes += decision_notes(
             self.trained.certainty,
-            skipped=CalibrationQuery.name in self.trained.skipped,
+            skipped=bool(self.trained.skipped),
             findings=self.task.dataset.task == "findings",
         )
         forecast = self.trained.forecast
