@@ -168,11 +168,11 @@ class OddImages(_Around):
         """The images, or black ones instead; never an error, and always finite."""
         rows = {int(index) for index in indices}
         try:
-            if not rows & self._unhashed:
-                pixels = self._finite(indices)
-                self._black -= rows
-                return pixels
-            raise DataError(*UNHASHED)
+            if rows & self._unhashed:
+                raise DataError(*UNHASHED)
+            pixels = self._finite(indices)
+            self._black -= rows
+            return pixels
         except Exception:  # noqa: BLE001 - whatever is wrong with one image stays with that image
             none = np.empty((0, self.planes, self.size, self.size), np.float32)
             return np.concatenate([none, *(self._one(int(index)) for index in indices)])
