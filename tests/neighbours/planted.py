@@ -35,7 +35,7 @@ from fedveil.learning.gradients.trial.calls import Leaf
 from fedveil.learning.models import logistic as linear
 from fedveil.learning.models import network as network_learner
 from fedveil.learning.models.logistic import LinearHead, LinearLearner
-from fedveil.study import pipeline as task
+from fedveil.study import isolation
 
 __all__ = ["PLANTED", "Fault", "look_for"]
 
@@ -183,7 +183,7 @@ def a_private_count_refuses(stack: contextlib.ExitStack) -> None:
 def one_file_takes_the_sum_along(stack: contextlib.ExitStack) -> None:
     """A sum is given up where one image cannot be read."""
     _patch(stack, data_stack.OddImages, "read", lambda self, indices: self._base.read(indices))
-    _patch(stack, task._Readable, "read", lambda self, indices: self.source.read(indices))
+    _patch(stack, isolation.Readable, "read", lambda self, indices: self.source.read(indices))
 
 
 def logits_of_all_rows_at_once(stack: contextlib.ExitStack) -> None:
