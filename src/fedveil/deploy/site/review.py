@@ -11,7 +11,6 @@ from fedveil.deploy.site.config import SiteConfig
 from fedveil.errors import FedveilError, InvalidValue
 from fedveil.federation import Agreement
 from fedveil.federation.secure_rounds import session_of
-from fedveil.learning.encoders.external import Store
 from fedveil.privacy import Guarantee, LedgerState, epsilon, operational_risk, verify_ledger
 from fedveil.study import Study
 
@@ -60,7 +59,6 @@ class Review:
             ("study", f"{agreement.name}, digest {self.listed.digest}"),
             *self.facts,
             ("hospitals", f"{', '.join(agreement.sites)}; a round needs {_needed(agreement)}"),
-            *_encoder(self.listed.offer.study),
             *_start(self.listed.offer.study),
             *(("" if number else "releases", one) for number, one in enumerate(releases)),
             *_level(agreement),
@@ -140,16 +138,6 @@ def review(config: SiteConfig, listed: Listed) -> Review:
         own_model=_own_model(config, agreement),
         facts=tuple(facts(config, listed)),
     )
-
-
-def _encoder(study: Study) -> list[Fact]:
-    """The encoder that is not built in, by its whole hash."""
-    spec = study.model.encoder.spec(study.model.features)
-    if spec is None:
-        return []
-    graph = f", graph {spec.graph}" if spec.graph else ""
-    here = "registered here" if Store().has(spec.sha256) else "NOT registered here: fedveil encoder add FILE"
-    return [("encoder", f"{spec.features}, SHA-256 {spec.sha256}{graph}; {here}")]
 
 
 def _start(study: Study) -> list[Fact]:
