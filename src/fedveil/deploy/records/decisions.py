@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
+from fedveil.deploy.identity import private_files
 from fedveil.errors import LedgerError, Refused
 from fedveil.privacy import Decision, Ledger
 from fedveil.privacy.ledger.chain import Chain, Entry, read_chain
@@ -41,7 +42,7 @@ class Decisions:
             LedgerError: the file is damaged, or cannot be written.
         """
         dated = decision.dated()
-        with closing(self._open()) as chain:
+        with private_files(), closing(self._open()) as chain:
             chain.append({"kind": "decision", "decision": dated.to_dict()})
         return dated
 
