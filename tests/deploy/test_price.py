@@ -11,7 +11,7 @@ from fedveil.deploy.site.approvals import Studies
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.review import review
 from fedveil.federation import Coordinator, InProcess
-from fedveil.learning.models import score_statistics
+from fedveil.learning.released import score_statistics
 from fedveil.planning import Configuration, PlanRequest, make_plan
 from fedveil.privacy import verify_ledger
 from fedveil.study import RunDirectory, Study, run

@@ -8,7 +8,7 @@ import pytest
 
 from fedveil.federation.levels.rule import Rule
 from fedveil.learning import ClassStatistics, NetworkSizes
-from fedveil.learning.evaluation.pilot_scores import directions, pilot_counts
+from fedveil.learning.released.pilot_scores import directions, pilot_counts
 from fedveil.study import Study, make_agreement
 from fedveil.study.calibrated.levels import LAWS, NOISE, SEPARATION
 

@@ -150,7 +150,7 @@ def test_thresholds_lie_between_a_findings_absence_and_presence_as_far_as_noise_
     exact, sure = head.calibrated(plain, sums, 0.0, counts)
     scores = head.scores(plain, features)
     middles = [np.mean([scores[labels[:, k] == v, k].mean() for v in (0, 1)]) for k in range(K)]
-    np.testing.assert_allclose(head.split(exact)[2] / head.scales(plain), middles, atol=1e-4)
+    np.testing.assert_allclose(head.split(exact)[2] / head.scale(plain), middles, atol=1e-4)
     assert sure.weight == pytest.approx(1)
     away, std = [], 30.0
     for _ in range(40):
@@ -158,7 +158,7 @@ def test_thresholds_lie_between_a_findings_absence_and_presence_as_far_as_noise_
             learner.statistics(np.empty(0)) + std * generator.normal(size=head.statistics_size), std**2
         )
         found, unsure = head.calibrated(plain, sums + std * generator.normal(size=len(sums)), std**2, noisy)
-        away.append(head.split(found)[2] / head.scales(plain))
+        away.append(head.split(found)[2] / head.scale(plain))
     assert unsure.weight < 0.2 < sure.weight
     np.testing.assert_allclose(np.mean(away, axis=0)[[0, 2]], np.array(middles)[[0, 2]], atol=0.05)
     rare = np.abs(np.array(away)[:, 1])

@@ -5,7 +5,7 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from fedveil.learning import CentredHead, ClassStatistics
-from fedveil.learning.models.discriminant import ANISOTROPY, discriminant
+from fedveil.learning.released.discriminant import ANISOTROPY, discriminant
 
 
 def statistics(means, counts, variance=0.0):

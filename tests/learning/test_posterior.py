@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.learning import ClassStatistics
-from fedveil.learning.evaluation.posterior import (
+from fedveil.learning.released.posterior import (
     LEAST_WEIGHT,
     MIDDLE,
     Noisy,

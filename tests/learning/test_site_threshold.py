@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedveil.learning import CentredHead, CentredLearner, ClassStatistics, NetworkModel, ScoreStatistics
-from fedveil.learning.evaluation.posterior import Noisy
-from fedveil.learning.models.site_threshold import own_numbers
+from fedveil.learning.released.posterior import Noisy
+from fedveil.learning.released.site_threshold import own_numbers
 
 
 def found(counts, means, of_sums=0.0, of_counts=0.0):

@@ -19,8 +19,6 @@ from fedveil.learning.evaluation.metrics import (
 )
 from fedveil.learning.evaluation.score_histogram import ScoreHistogram
 from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
-from fedveil.learning.models.class_statistics import ClassStatistics, unit_blocks
-from fedveil.learning.models.finding_statistics import FindingStatistics
 from fedveil.learning.models.findings import FindingsHead, FindingsLearner
 from fedveil.learning.models.learner import Learner
 from fedveil.learning.models.linear_head import CentredHead, CentredLearner
@@ -28,9 +26,11 @@ from fedveil.learning.models.logistic import LinearHead, LinearLearner
 from fedveil.learning.models.network import NetworkLearner, NetworkModel
 from fedveil.learning.models.protocol import Model, Sizes, Statistics
 from fedveil.learning.models.public_start import PublicStart
-from fedveil.learning.models.score_statistics import Certainty, ScoreStatistics, drowned
 from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Pulled, Sgd
 from fedveil.learning.padded_batches import ImageSource
+from fedveil.learning.released.class_statistics import ClassStatistics, unit_blocks
+from fedveil.learning.released.finding_statistics import FindingStatistics
+from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics, drowned
 from fedveil.learning.sizes import NetworkSizes
 from fedveil.learning.views import Views
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from fedveil.learning.gradients import dimension
-from fedveil.learning.models.class_statistics import COUNT_WEIGHT, ClassStatistics
 from fedveil.learning.networks import Centred, layers_of, split_frozen
+from fedveil.learning.released.class_statistics import COUNT_WEIGHT, ClassStatistics
 
 __all__ = ["NetworkSizes"]
 

@@ -7,7 +7,7 @@ from scipy import linalg
 from fedveil.data.phantom.patients import phantom
 from fedveil.learning.encoders import Whitened, feature_extractor
 from fedveil.learning.encoders.whitened import PATIENTS, SEED
-from fedveil.learning.models.class_statistics import unit_blocks
+from fedveil.learning.released.class_statistics import unit_blocks
 
 
 def images(count=40, channels=1, size=16, seed=0):

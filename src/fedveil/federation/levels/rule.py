@@ -35,9 +35,9 @@ import numpy.typing as npt
 from scipy.special import ndtr
 
 from fedveil.learning.accuracy_law import law_score, law_variance
-from fedveil.learning.evaluation.pilot_scores import BINS, bin_middles, differences, tables
-from fedveil.learning.models.class_statistics import COUNT_WEIGHT, ClassStatistics
 from fedveil.learning.ranges import class_sizes
+from fedveil.learning.released.class_statistics import COUNT_WEIGHT, ClassStatistics
+from fedveil.learning.released.pilot_scores import BINS, bin_middles, differences, tables
 
 __all__ = ["Forecast", "Law", "Prediction", "Rule"]
 

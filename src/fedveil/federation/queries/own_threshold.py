@@ -14,7 +14,7 @@ __all__ = ["OwnThresholdQuery"]
 @final
 @dataclass(frozen=True)
 class OwnThresholdQuery(OneSum):
-    """Class sizes and mean scores of one hospital's images as they are; see `fedveil.learning.models.site_threshold`.
+    """Class sizes and mean scores of one hospital's images as they are; see `fedveil.learning.released.site_threshold`.
 
     **Bound: 1.** As for `CalibrationQuery`, for the image alone. The hospital adds all of the noise.
     """

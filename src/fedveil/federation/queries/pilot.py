@@ -15,7 +15,7 @@ from fedveil.federation.queries.query import (
 )
 from fedveil.federation.queries.statistics import HISTOGRAM_SHARE
 from fedveil.learning import CentredHead, CentredLearner, ClassStatistics, Sizes
-from fedveil.learning.evaluation.pilot_scores import directions, pilot_size
+from fedveil.learning.released.pilot_scores import directions, pilot_size
 
 __all__ = ["PilotQuery"]
 

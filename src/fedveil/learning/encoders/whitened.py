@@ -16,7 +16,7 @@ from fedveil.data.options import Reading
 from fedveil.data.phantom.patients import phantom
 from fedveil.data.phantom.volumes import phantom_volumes
 from fedveil.learning.encoders.extractor import FeatureExtractor, Features, Images
-from fedveil.learning.models.class_statistics import SMALLEST_NORM
+from fedveil.learning.released.class_statistics import SMALLEST_NORM
 
 __all__ = ["Whitened"]
 

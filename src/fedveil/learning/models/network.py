@@ -18,7 +18,6 @@ from torch import nn
 from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.evaluation.posterior import Noisy
 from fedveil.learning.exact import bounded, first_sums, softmax
 from fedveil.learning.gradients import (
     Clipping,
@@ -30,15 +29,16 @@ from fedveil.learning.gradients import (
     load_flat,
     try_out,
 )
-from fedveil.learning.models.class_statistics import COUNT_WEIGHT, ClassStatistics
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
 from fedveil.learning.models.protocol import check_sent
-from fedveil.learning.models.score_statistics import Certainty, ScoreStatistics
-from fedveil.learning.models.site_threshold import own_numbers
 from fedveil.learning.networks import Centred, layers_of, split_frozen
 from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
 from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre
+from fedveil.learning.released.class_statistics import COUNT_WEIGHT, ClassStatistics
+from fedveil.learning.released.posterior import Noisy
+from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics
+from fedveil.learning.released.site_threshold import own_numbers
 from fedveil.learning.unit_batches import first_of_runs, rows_by_units
 from fedveil.learning.unit_weights import image_shares
 from fedveil.learning.views import Views

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.score_statistics import Certainty
 from fedveil.learning.ranges import check_frequencies
+from fedveil.learning.released.score_statistics import Certainty
 
 __all__ = ["Model", "Sizes", "Statistics", "check_sent"]
 
@@ -131,7 +131,7 @@ class Model(Sizes, Protocol):
     def recalibrated(
         self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
     ) -> tuple[Vector, Vector]:
-        """The same model with the threshold and class frequencies of one hospital; see `.site_threshold`.
+        """The same model with the threshold and class frequencies of one hospital; see `..released.site_threshold`.
 
         Args:
             parameters: the whole model.

@@ -81,7 +81,7 @@ class Centred(nn.Module):
     """Blocks of features scaled to unit length, a public centre subtracted, and brought to one length again.
 
     Medical images share one large mean, in which the directions where classes differ drown. The centre is 0 until
-    what a study releases about its classes sets it; see `fedveil.learning.models.class_statistics`.
+    what a study releases about its classes sets it; see `fedveil.learning.released.class_statistics`.
 
     Attributes:
         blocks: lengths of consecutive blocks of features.

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.evaluation.posterior import Noisy, counts_of, shrunk
 from fedveil.learning.exact import SHORTER, lengths, on_grid
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.public_start import centre_towards
 from fedveil.learning.ranges import bounded_blocks, class_sizes
+from fedveil.learning.released.posterior import Noisy, counts_of, shrunk
 
 __all__ = ["ClassStatistics", "unit_blocks"]
 
@@ -117,9 +117,9 @@ class ClassStatistics:
     def centre(self, blocks: Sequence[int], towards: Vector | None = None) -> Vector:
         """(d,) the midpoint between the classes' means, all classes counting equally: its posterior mean.
 
-        Block by block, see `..evaluation.posterior.shrunk`: a centre that is mostly noise is shrunk towards 0. Blocks
+        Block by block, see `..released.posterior.shrunk`: a centre that is mostly noise is shrunk towards 0. Blocks
         are then clipped to the length of feature blocks, which no mean exceeds (`fedveil.learning.ranges`). With a
-        public centre to shrink ``towards``, see `.public_start`.
+        public centre to shrink ``towards``, see `..models.public_start`.
         """
         middle = self.means.mean(axis=0)
         variance = self.noise_variance / (1 - COUNT_WEIGHT**2) * float(np.mean(1 / self.counts**2))

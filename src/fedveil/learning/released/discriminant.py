@@ -15,8 +15,8 @@ the means, and on the covariance along the rest, see `ANISOTROPY`.
 
 import numpy as np
 
-from fedveil.learning.models.class_statistics import COUNT_WEIGHT, ClassStatistics
 from fedveil.learning.models.learner import Vector
+from fedveil.learning.released.class_statistics import COUNT_WEIGHT, ClassStatistics
 
 __all__ = ["discriminant"]
 

@@ -7,10 +7,10 @@ without it is the common model: the prior of both is centred there, and noise ta
 
 import numpy as np
 
-from fedveil.learning.evaluation.posterior import counts_of, moved
 from fedveil.learning.exact import bounded
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.score_statistics import ScoreStatistics
+from fedveil.learning.released.posterior import counts_of, moved
+from fedveil.learning.released.score_statistics import ScoreStatistics
 
 __all__ = ["own_numbers"]
 
@@ -33,7 +33,7 @@ def own_numbers(middle: Vector, frequencies: Vector, found: ScoreStatistics) -> 
         frequencies: the common ones.
         found: what the hospital released.
 
-    >>> from fedveil.learning.evaluation.posterior import Noisy
+    >>> from fedveil.learning.released.posterior import Noisy
     >>> sums, counts = np.array([[-180.0], [60.0]]), np.array([900.0, 100.0])
     >>> found = ScoreStatistics(sums=Noisy(sums, 0.0), counts=Noisy(counts, 0.0))
     >>> [one.round(2).tolist() for one in own_numbers(np.zeros(1), np.array([0.5, 0.5]), found)]

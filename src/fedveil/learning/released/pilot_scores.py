@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.learning.exact import on_grid
-from fedveil.learning.models.class_statistics import ClassStatistics
-from fedveil.learning.models.discriminant import ANISOTROPY
 from fedveil.learning.models.learner import Vector
+from fedveil.learning.released.class_statistics import ClassStatistics
+from fedveil.learning.released.discriminant import ANISOTROPY
 
 __all__ = ["BINS", "bin_middles", "differences", "directions", "pilot_counts", "pilot_size", "tables"]
 

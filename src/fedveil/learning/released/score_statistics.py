@@ -2,7 +2,7 @@
 
 The release is that of `.class_statistics`, with the score of an image in place of its features: a unit adds the average
 over its images of ``onehot(y_i) (x) (sqrt(1 - b^2) s_i, b)``, where s_i is at most 1 long. A threshold is the middle
-between the classes' mean scores, which is decided from sums and counts jointly: see `..evaluation.posterior`.
+between the classes' mean scores, which is decided from sums and counts jointly: see `..released.posterior`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ from typing import Self
 
 import numpy as np
 
-from fedveil.learning.evaluation.posterior import (
+from fedveil.learning.models.learner import Vector
+from fedveil.learning.released.class_statistics import COUNT_WEIGHT
+from fedveil.learning.released.posterior import (
     LEAST_WEIGHT,
     MIDDLE,
     ClassMeans,
@@ -20,8 +22,6 @@ from fedveil.learning.evaluation.posterior import (
     means_of,
     weight_of,
 )
-from fedveil.learning.models.class_statistics import COUNT_WEIGHT
-from fedveil.learning.models.learner import Vector
 
 __all__ = ["Certainty", "ScoreStatistics", "drowned"]
 

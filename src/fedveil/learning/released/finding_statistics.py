@@ -1,4 +1,4 @@
-"""The release before training where images have several findings: counts, and one mean of features; see `.findings`."""
+"""The release before training where images have several findings: counts, and one mean; see `..models.findings`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.learning.evaluation.posterior import Noisy, counts_of, shrunk
 from fedveil.learning.exact import SHORTER, lengths, on_grid
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.public_start import centre_towards
 from fedveil.learning.ranges import bounded_blocks, class_sizes
+from fedveil.learning.released.posterior import Noisy, counts_of, shrunk
 
 __all__ = ["COUNT_WEIGHT", "RAREST", "FindingStatistics"]
 
