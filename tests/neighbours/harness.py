@@ -38,13 +38,14 @@ source = "none"
 classes = {classes}
 channels = {channels}
 image_size = 16
+{data}
 [model]
 {model}
 [training]
 rounds = 10
 {training}
 [privacy]
-epsilon = 8.0
+epsilon = {epsilon}
 delta = 1e-4
 trust = "{trust}"
 unit = "{unit}"
@@ -68,15 +69,25 @@ def make_study(
     privacy: str = SHARES,
     trust: str = "site",
     channels: int = 1,
+    data: str = "",
+    epsilon: str = "8.0",
 ) -> Study:
     names = "[" + ", ".join(f'"{name}"' for name in classes) + "]"
-    values = {"unit": unit, "model": model, "training": training, "privacy": privacy, "trust": trust}
+    values = {
+        "data": data,
+        "epsilon": epsilon,
+        "unit": unit,
+        "model": model,
+        "training": training,
+        "privacy": privacy,
+        "trust": trust,
+    }
     return Study.parse(STUDY.format(classes=names, channels=channels, **values))
 
 
 def make_offer(study: Study) -> Offer:
     data = study.data
-    images = Dataset.empty(data.classes, channels=data.channels or 1, image_size=SIZE)
+    images = Dataset.empty(data.classes, channels=data.channels or 1, image_size=SIZE, task=data.meaning)
     return Offer.make(study, SITES, images)
 
 

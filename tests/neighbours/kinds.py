@@ -12,7 +12,10 @@ from fedveil.study import Study
 
 TWO, THREE, FOUR = ("ill", "normal"), ("a", "b", "c"), ("a", "b", "c", "d")
 OWN = "\npersonal_share = 0.2\npersonal_calibration_share = 0.1"
-CALIBRATED = SHARES + "\ncalibration_share = 0.1"
+CALIBRATION = "calibration_share = 0.1"
+CALIBRATED = f"{SHARES}\n{CALIBRATION}"
+FINDINGS = 'task = "findings"\nseparator = "|"\nunknown_labels = "unknown"'
+FEW = {"files": True, "most": 150, "tries": 10, "cohorts": 4}
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Kind:
         cohorts: of the short search.
         trained: so many images are trained on, one a patient; 0 for any number.
         room: so many units a masked sum has room for, one less than are trained on; 0 for more than ever come.
+        listed: labels are lists of findings, some of them unknown; images are files then.
+        releases: the ones that are searched; empty for all.
         within: a context in which the study's network is built; for one that no study file can name.
     """
 
@@ -43,6 +48,8 @@ class Kind:
     cohorts: int = 1
     trained: int = 0
     room: int = 0
+    listed: bool = False
+    releases: tuple[str, ...] = ()
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def study(self, trust: str = "site") -> Study:
@@ -85,6 +92,17 @@ LINEAR = (
     replace(_linear("pixels, colour", channels=3), files=True, most=100, tries=10),
     replace(
         _linear("more than there is room for", privacy=CALIBRATED), trained=13, room=12, tries=10, cohorts=1
+    ),
+    replace(_linear("findings", classes=FOUR, data=FINDINGS, privacy=CALIBRATION), listed=True, **FEW),
+    replace(
+        _linear("findings, images", unit="image", classes=FOUR, data=FINDINGS, privacy=CALIBRATION),
+        **{"listed": True, **FEW},
+    ),
+    replace(
+        _linear(
+            "pilot", classes=THREE, epsilon='"calibrated"', privacy="max_epsilon = 8.0\npilot_epsilon = 2.0"
+        ),
+        releases=("pilot",),
     ),
     Kind("scattering", {"model": 'features = "scattering"', "classes": THREE}, most=120, tries=40),
     Kind("efficientnet features", {"model": 'features = "efficientnet-lite0"'}, most=120, slow=True),

@@ -32,8 +32,10 @@ from fedveil.federation import noise
 from fedveil.federation.contributions import Contributions
 from fedveil.learning.gradients.rules import fallback, standardised
 from fedveil.learning.gradients.trial.calls import Leaf
+from fedveil.learning.models import linear_head
 from fedveil.learning.models import logistic as linear
 from fedveil.learning.models import network as network_learner
+from fedveil.learning.models.findings import FindingsLearner
 from fedveil.learning.models.logistic import LinearHead, LinearLearner
 from fedveil.study import isolation
 
@@ -200,6 +202,26 @@ def gradients_of_all_rows_at_once(stack: contextlib.ExitStack) -> None:
     _patch(stack, linear, "logits_by_image", lambda weights, columns: weights @ columns)
 
 
+def findings_weighed_by_the_cohort(stack: contextlib.ExitStack) -> None:
+    """Presence and absence of a finding are weighed by how many have it here, not by what was released."""
+
+    def class_weights(self: FindingsLearner, numbers: Any) -> Any:
+        share = np.clip((self._labels == 1).mean(axis=0), 0.01, 0.99)
+        return 1 / (2 * np.stack([1 - share, share], axis=1))
+
+    _patch(stack, FindingsLearner, "_class_weights", class_weights)
+
+
+def a_pilot_with_bins_by_the_cohort(stack: contextlib.ExitStack) -> None:
+    """Scores of a pilot are measured in the standard deviation of the cohort's scores."""
+    counts = linear_head.pilot_counts
+
+    def standardised(scores: Any, *rest: Any) -> Any:
+        return counts(scores / max(float(np.std(scores)), 1e-12), *rest)
+
+    _patch(stack, linear_head, "pilot_counts", standardised)
+
+
 def batches_of_who_is_left(stack: contextlib.ExitStack) -> None:
     """A network sees a batch of as many images as there are, be it one."""
 
@@ -280,6 +302,13 @@ PLANTED = {
             gradients_of_all_rows_at_once,
             ("pixels", "pixels, 3 classes"),
         ),
+        Fault(
+            "findings weighed by how many have them here",
+            findings_weighed_by_the_cohort,
+            ("findings",),
+            only=("training",),
+        ),
+        Fault("a pilot's bins by the spread of the cohort", a_pilot_with_bins_by_the_cohort, ("pilot",)),
         Fault(
             "gradients of batches as small as who is left",
             batches_of_who_is_left,

@@ -3,13 +3,13 @@
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tests.data.dicom_files import odd_dicom
 from tests.neighbours.answers import ODD, differences, odd_one
-from tests.neighbours.cohorts import Cohort, manifest, without
+from tests.neighbours.cohorts import Cohort, Image, manifest, without
 from tests.neighbours.crowds import Crowd, draw_crowd
 from tests.neighbours.harness import Vector, make_offer
 from tests.neighbours.kinds import Kind
@@ -93,7 +93,7 @@ def search(
         classes, generator, most=kind.most, odd=kind.files, exactly=kind.trained, alike=kind.room > 0
     )
     neighbour = crowd.images if unit == "site" else without(crowd.images, unit, crowd.gone)
-    both, write = (crowd.images, neighbour), _files(crowd) if kind.files else _array(classes)
+    both, write = (crowd.images, neighbour), _files(crowd, kind) if kind.files else _array(classes)
     tries = kind.tries * (DEEP if trial % DEEP == DEEP - 1 else 1)
     with (
         kind.within(),
@@ -104,7 +104,8 @@ def search(
             return
         pair.gone = _gone(pair, unit, crowd.gone)
         masked = {} if unit == "site" else _masked(kind)
-        for release in (one for one in pair.agreement.releases if not only or one.name in only):
+        wanted = only or kind.releases
+        for release in (one for one in pair.agreement.releases if not wanted or one.name in wanted):
             run = _Run(
                 _share(kind, release, tries),
                 pair,
@@ -152,7 +153,7 @@ def _answers(kind: Kind, seed: int, trial: int, generator: np.random.Generator) 
     what = str(generator.choice(ODD))
     both = odd_one(crowd.images, crowd.gone, what), without(crowd.images, "patient", crowd.gone)
     with tempfile.TemporaryDirectory() as folder:
-        count = differences(Path(folder), study, _files(crowd), both, crowd.settings)
+        count = differences(Path(folder), study, _files(crowd, kind), both, crowd.settings)
     return Found(
         kind=kind.name,
         release="statuses and answers",
@@ -250,12 +251,21 @@ def _masked(kind: Kind) -> dict[str, tuple[Noise, Release]]:
     return {one.name: (agreement.noise, one) for one in whole}
 
 
-def _files(crowd: Crowd):
+LISTS = ("{0}", "{0}|{1}", "", "{0}|uncertain")
+"""What a label becomes where labels are lists of findings: one, two, all unknown, all others unknown."""
+
+
+def _files(crowd: Crowd, kind: Kind):
     """PNG files beside a table; the one who leaves may have a damaged one."""
-    plain = manifest("patient", "split")
+    plain, classes = manifest("patient", "split"), kind.study().data.classes
+
+    def listed(image: Image) -> Image:
+        code = classes.index(image.label)
+        found = LISTS[code % len(LISTS)].format(image.label, classes[code - 1])
+        return replace(image, label=found)
 
     def write(folder: Path, images: Cohort) -> str:
-        source = plain(folder, images)
+        source = plain(folder, [listed(one) for one in images] if kind.listed else images)
         mine = [image for image in images if image.patient == crowd.gone]
         if mine and crowd.odd in ("damaged", "empty"):
             path = folder / f"{mine[0].name}.png"

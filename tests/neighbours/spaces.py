@@ -232,7 +232,7 @@ def _linear(task: LinearTask, own: Vector, generator: np.random.Generator) -> li
     seen = head.view(task.features, np.zeros(head.features)).astype(np.float64)
     mine = seen[own] if len(own) else seen[:1]
     middle, pair = seen.mean(axis=0), mine[: 2 if len(mine) > 1 else 1].mean(axis=0)
-    labels = task.dataset.labels
+    labels = task.dataset.labels if task.dataset.labels.ndim == 1 else task.dataset.labels[:, 0]
     classes = [seen[labels == code].mean(axis=0) for code in np.unique(labels)]
     noise, far = generator.normal(size=head.features), generator.choice([-1.0, 1.0], head.features)
     points = [_flat(seen, generator), middle, mine[0], classes[0] - classes[-1], noise, far]
