@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.data.features import one_view
 
 from fedveil.data import FeatureCache, cache_folder
 
@@ -24,7 +25,7 @@ class Extractor:
 
 def get(cache, digests, key="extractor 1"):
     extractor = Extractor(digests)
-    features = cache.get_or_compute(key, digests, extractor)
+    features = one_view(cache, key, digests, extractor)
     assert len(features) == len(digests)
     features = np.asarray(features)
     np.testing.assert_array_equal(features[:, 0], [int(digest, 16) for digest in digests])
@@ -56,7 +57,7 @@ def test_keys_are_kept_apart(tmp_path):
 
 
 def test_no_images_need_no_work(tmp_path):
-    assert FeatureCache(tmp_path).get_or_compute("k", [], Extractor([])).shape[0] == 0
+    assert one_view(FeatureCache(tmp_path), "k", [], Extractor([])).shape[0] == 0
 
 
 def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
@@ -70,7 +71,7 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path, monkeypatch):
         return Extractor(DIGESTS)(indices)
 
     with pytest.raises(KeyboardInterrupt):
-        FeatureCache(tmp_path).get_or_compute("extractor 1", DIGESTS, interrupted)
+        one_view(FeatureCache(tmp_path), "extractor 1", DIGESTS, interrupted)
     assert get(FeatureCache(tmp_path), DIGESTS) == [[4, 5]]
 
 

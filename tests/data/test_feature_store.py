@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.data.features import one_view
 
 from fedveil.data import FeatureCache
 from fedveil.data.cache import StoredRows
@@ -70,7 +71,7 @@ def test_rows_are_mapped_and_their_pages_given_back(tmp_path):
     """After all rows were read, the process does not hold them."""
     digests = [f"{number:032x}" for number in range(1, 5001)]
     cache = FeatureCache(tmp_path)
-    store = cache.get_or_compute("key", digests, lambda indices: np.zeros((len(indices), 2000), np.float32))
+    store = one_view(cache, "key", digests, lambda indices: np.zeros((len(indices), 2000), np.float32))
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc/self/smaps")
     for start in range(0, 5000, 500):

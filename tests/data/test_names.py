@@ -29,7 +29,6 @@ def test_the_public_names():
         "fetch",
         "held_out_patients",
         "hospitals",
-        "in_memory",
         "is_path",
         "load",
         "load_usable",

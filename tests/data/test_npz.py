@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedveil.data import ArrayImages, in_memory, load
+from fedveil.data import ArrayImages, load
 from fedveil.errors import DataError, InvalidValue
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 9, 9), dtype=np.uint8)
@@ -234,11 +234,6 @@ def test_a_content_hash_follows_the_content():
     assert ArrayImages(images, 10).digest([0]) != digests[:1]
     assert ArrayImages(images.astype(np.uint16), 9).digest([0]) != digests[:1]
     assert ArrayImages(images.transpose(0, 2, 1), 9).digest([0]) != digests[:1]
-
-
-def test_in_memory_gives_the_same_pixels(read):
-    stack = read(FLAT, image_size=16).images
-    np.testing.assert_array_equal(in_memory(stack, batch=3).read(range(8)), stack.read(range(8)))
 
 
 @pytest.mark.parametrize("size", [28, 64])

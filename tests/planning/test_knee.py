@@ -9,6 +9,7 @@ from tests.planning.laws import FIVE, GRADIENT, LAWS, ONCE, TASK, laws
 from typer.testing import CliRunner
 
 from fedveil.cli import app
+from fedveil.cli.output.console import console
 from fedveil.errors import InvalidValue
 from fedveil.planning import PlanRequest, recommend, references
 
@@ -88,7 +89,8 @@ def test_a_weaker_trust_is_recommended_only_if_it_was_named(tmp_path):
         assert {one["configuration"]["trust"] for one in found["candidates"]} == trusts
 
 
-def test_the_terminal_shows_the_curve_in_80_columns():
+def test_the_terminal_shows_the_curve_in_80_columns(monkeypatch):
+    monkeypatch.setattr(console, "_width", 80)  # otherwise that of the terminal when the console was made
     text = plan("--cohorts", "700,600,500")
     table = text[: text.index("the cheapest change")]
     assert max(map(len, table.splitlines())) <= 80

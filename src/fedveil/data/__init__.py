@@ -13,7 +13,7 @@ from fedveil.data.dataset import TEST, TRAIN, VALIDATION, Cohort, Dataset, Patie
 from fedveil.data.embeddings import Embeddings
 from fedveil.data.formats.medmnist import MEDMNIST, fetch
 from fedveil.data.formats.unlabelled import Unlabelled, read_unlabelled
-from fedveil.data.image_store import ArrayImages, ImageStack, in_memory
+from fedveil.data.image_store import ArrayImages, ImageStack
 from fedveil.data.load import MEMORY, is_path, load
 from fedveil.data.options import Options, Reading, Settings
 from fedveil.data.partition import Scheme, held_out_patients, hospitals, named_hospitals
@@ -47,7 +47,6 @@ __all__ = [
     "fetch",
     "held_out_patients",
     "hospitals",
-    "in_memory",
     "is_path",
     "load",
     "load_usable",

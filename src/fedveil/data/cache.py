@@ -123,12 +123,6 @@ class FeatureCache:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = cache_folder() / "features" if folder is None else folder
 
-    def get_or_compute(
-        self, key: str, digests: Sequence[str], compute: Callable[[Indices], Features]
-    ) -> StoredRows:
-        """One row per image, in the order of ``digests``; see `views`."""
-        return self.views([key], digests, lambda indices, _: [compute(indices)])[0]
-
     def views(
         self,
         keys: Sequence[str],

@@ -1,8 +1,7 @@
-"""Images as the learner's input: float32 in [0, 1], square, grey or RGB, read when requested.
+"""Images as the learner's input: float32 in [0, 1], square, grey or RGB, read when requested, each by itself.
 
 Every constant here is public: pixels are divided by the maximum of their bit depth, never by a maximum, mean or
-standard deviation of images, and size, channels and window are settings. The result for an image depends on that
-image alone.
+standard deviation of images, and size, channels and window are settings.
 """
 
 import logging
@@ -28,7 +27,6 @@ __all__ = [
     "OddImages",
     "brought_to",
     "full_scale",
-    "in_memory",
     "resize",
     "resized",
     "type_scale",
@@ -340,19 +338,6 @@ def _array_window(pixels: npt.NDArray[Any], reading: Reading) -> tuple[float, fl
             "store int16 or floats in Hounsfield units, or give window = [centre, width] in stored values",
         )
     return limits(reading.window)
-
-
-def in_memory(images: ImageStack, batch: int = 256) -> ArrayImages:
-    """All images, decoded once, for a learner that reads them many times (4 bytes per pixel and channel)."""
-    if images.reading.slices:
-        raise InvalidValue(
-            "the images are volumes", "only images are decoded in advance", "read them with their stack"
-        )
-    pixels = np.empty((len(images), images.size, images.size, images.channels), np.float32)
-    for start in range(0, len(images), batch):
-        rows = np.arange(start, min(start + batch, len(images)))
-        pixels[rows] = images.read(rows).transpose(0, 2, 3, 1)
-    return ArrayImages(pixels, images.size)
 
 
 def brought_to(image: Pixels, channels: int) -> Pixels:
