@@ -34,9 +34,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDVEIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(
-        console, "_width", 200
-    )  # otherwise as it was when the console was made
+    monkeypatch.setattr(console, "_width", 200)  # otherwise as it was when the console was made
     write_images(tmp_path / "images.npz")
     (tmp_path / "study.toml").write_text(SMALL)
 

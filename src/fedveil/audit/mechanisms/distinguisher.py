@@ -60,7 +60,7 @@ class LearntTest:
         return scores > self.threshold if self.above else scores < self.threshold
 
 
-def learn(first: Vector, second: Vector, claim: Claim, *, caution: float = 0.02) -> LearntTest:
+def learn(first: Vector, second: Vector, claim: Claim, *, caution: float = 0.001) -> LearntTest:
     """The test, among those tried, that seems to refute a claim most clearly, from two sets of outputs.
 
     Args:
@@ -68,7 +68,9 @@ def learn(first: Vector, second: Vector, claim: Claim, *, caution: float = 0.02)
         second: outputs on its neighbour.
         claim: that the test is to refute.
         caution: significance of the intervals by which thresholds are compared: the smaller, the less a choice
-            trusts thresholds that few outputs pass.
+            trusts thresholds that few outputs pass. Some two thousand are compared, so that luck in the tails
+            would win at 0.02: of Laplace noise at 4000 runs, the worst bound of 50 audits was 0.36 there and 0.57
+            here, the mean 0.75 and 0.80.
     """
     (fit_first, choose_first), (fit_second, choose_second) = _split(first), _split(second)
     scale = _scale(np.concatenate([fit_first, fit_second]))
