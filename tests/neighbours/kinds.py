@@ -100,6 +100,16 @@ LINEAR = (
     ),
     replace(
         _linear(
+            "findings, own models",
+            classes=FOUR,
+            data=FINDINGS,
+            training="units = 20",
+            privacy=f"{CALIBRATION}{OWN}",
+        ),
+        **{"listed": True, **FEW},
+    ),
+    replace(
+        _linear(
             "pilot", classes=THREE, epsilon='"calibrated"', privacy="max_epsilon = 8.0\npilot_epsilon = 2.0"
         ),
         releases=("pilot",),
@@ -129,6 +139,16 @@ NETWORKS = (
         slow=True,
     ),
     _network("cnn, files", "cnn", files=True, most=60, tries=3, cohorts=4),
+    _network(
+        "cnn, findings",
+        "cnn",
+        settings={"classes": FOUR, "data": FINDINGS, "privacy": CALIBRATION},
+        files=True,
+        listed=True,
+        most=60,
+        tries=3,
+        cohorts=2,
+    ),
     _network("tuned", "efficientnet-lite0", most=300, tries=12),
     _network("tuned, one image each", "efficientnet-lite0", trained=33, tries=20),
     _network("positions", "cnn", trained=POSITIONS, tries=6, within=positions),

@@ -92,10 +92,8 @@ def test_a_stored_model_classifies_files(dataset, pixels, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"network": "cnn", "features": "none"},
         {"method": "one-shot"},
         {"evaluation_share": 0.1},
-        {"personal_calibration_share": 0.1},
     ],
 )
 def test_what_findings_are_not_trained_with_is_refused_before_anything_runs(changes):
