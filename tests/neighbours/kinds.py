@@ -93,9 +93,9 @@ LINEAR = (
     replace(
         _linear("more than there is room for", privacy=CALIBRATED), trained=13, room=12, tries=10, cohorts=1
     ),
-    replace(_linear("findings", classes=FOUR, data=FINDINGS, privacy=CALIBRATION), listed=True, **FEW),
+    replace(_linear("findings", classes=FOUR, data=FINDINGS, privacy=CALIBRATED), listed=True, **FEW),
     replace(
-        _linear("findings, images", unit="image", classes=FOUR, data=FINDINGS, privacy=CALIBRATION),
+        _linear("findings, images", unit="image", classes=FOUR, data=FINDINGS, privacy=CALIBRATED),
         **{"listed": True, **FEW},
     ),
     replace(
@@ -104,7 +104,7 @@ LINEAR = (
             classes=FOUR,
             data=FINDINGS,
             training="units = 20",
-            privacy=f"{CALIBRATION}{OWN}",
+            privacy=f"{CALIBRATED}{OWN}",
         ),
         **{"listed": True, **FEW},
     ),
@@ -142,7 +142,7 @@ NETWORKS = (
     _network(
         "cnn, findings",
         "cnn",
-        settings={"classes": FOUR, "data": FINDINGS, "privacy": CALIBRATION},
+        settings={"classes": FOUR, "data": FINDINGS, "privacy": CALIBRATED},
         files=True,
         listed=True,
         most=60,

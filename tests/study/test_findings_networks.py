@@ -10,7 +10,6 @@ from fedveil.data.phantom.findings import phantom_findings
 from fedveil.report import write_report
 from fedveil.study import TrainedModel
 
-
 RECORDS = phantom_findings(16, patients=150)
 PIXELS = np.rint(RECORDS.images.read(np.arange(len(RECORDS.labels)))[:, 0] * 255).astype(np.uint8)
 

@@ -61,6 +61,11 @@ class NetworkSizes:
         return self.labels.classes
 
     @property
+    def findings(self) -> bool:
+        """Whether an image may have any number of the classes."""
+        return self.labels.findings
+
+    @property
     def thresholds(self) -> tuple[int, int]:
         """As labels have them."""
         return self.labels.thresholds

@@ -70,6 +70,11 @@ class NetworkLabels(ABC):
         return FindingLabels(classes) if findings else ClassLabels(classes)
 
     @property
+    def findings(self) -> bool:
+        """See `fedveil.learning.Sizes`."""
+        return isinstance(self, FindingLabels)
+
+    @property
     @abstractmethod
     def thresholds(self) -> tuple[int, int]:
         """See `fedveil.learning.Sizes`."""

@@ -32,9 +32,6 @@ def _findings(study: "Study") -> Iterator[str]:
         yield 'privacy.epsilon "calibrated" is for classes that exclude each other: give a number'
     if study.training.method == "one-shot":
         yield 'data.task "findings" is trained in rounds: remove training.method = "one-shot"'
-    for key in ("evaluation_share",):
-        if getattr(privacy, key) > 0:
-            yield f'privacy.{key} is for classes that exclude each other: set it to 0 for data.task "findings"'
 
 
 def _network(study: "Study") -> Iterator[str]:
