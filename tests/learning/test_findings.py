@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from fedveil.errors import InvalidValue
@@ -64,6 +64,7 @@ def test_one_unit_more_adds_its_own_bounded_part_and_moves_nobody(seed, noise, u
 
 
 def test_the_gradient_is_that_of_the_weighted_binary_losses():
+    """Where nothing is clipped, offsets are log-odds."""
     features, labels, owners = cohort(5, images=15)
     head = FindingsHead((D,), K)
     generator = np.random.default_rng(1)
@@ -74,10 +75,27 @@ def test_the_gradient_is_that_of_the_weighted_binary_losses():
         point = x / np.linalg.norm(x)
         for k in range(K):
             if y[k] >= 0:
-                rarity = frequencies[k] if y[k] else 1 - frequencies[k]
-                expected[k] += (expit(trained[k] @ point) - y[k]) / (2 * rarity) * point
+                weight = (4 * frequencies[k] * (1 - frequencies[k])) ** -0.75
+                expected[k] += weight * (expit(trained[k] @ point + logit(frequencies[k])) - y[k]) * point
     found = FindingsLearner(head, features, labels, owners).contribution(parameters, clip_norm=1e6)
     np.testing.assert_allclose(found, expected.ravel(), rtol=1e-5, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("clip_norm", [0.2, 1.0])
+def test_clipped_gradients_of_a_rare_finding_do_not_add_up_along_the_mean(clip_norm):
+    """All features are one vector, which tells nothing apart: it must not be learned, however much is clipped."""
+    frequencies = np.array([0.4, 0.1, 0.02])
+    labels = (np.random.default_rng(0).random((20000, K)) < frequencies).astype(int)
+    features = np.tile(np.eye(D, dtype=np.float32)[0], (len(labels), 1))
+    learner = FindingsLearner(FindingsHead((D,), K), features, labels, np.arange(len(labels)))
+    parameters = np.concatenate([np.zeros(D), frequencies, np.zeros(K + K * D)])
+    sums = learner.contribution(parameters, clip_norm=clip_norm).reshape(K, D)[:, 0]
+    present = [labels[:, k] == 1 for k in range(K)]
+    alone = [
+        learner.contribution(parameters, clip_norm=clip_norm, units=np.flatnonzero(one)) for one in present
+    ]
+    longest = [np.abs(one.reshape(K, D)[k, 0]) for k, one in enumerate(alone)]
+    assert (np.abs(sums) < 0.15 * np.array(longest)).all()
 
 
 def test_one_finding_is_a_task_of_two_classes():

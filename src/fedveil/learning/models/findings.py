@@ -29,6 +29,7 @@ from fedveil.learning.models.feature_head import (
     FeatureHead,
     FeatureLearner,
 )
+from fedveil.learning.models.finding_loss import loss_offsets, loss_weights
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.logistic import LinearHead
 from fedveil.learning.models.public_start import PublicStart
@@ -44,8 +45,8 @@ __all__ = ["FindingsHead", "FindingsLearner"]
 class FindingsHead(FeatureHead):
     """The model: parameters are the released centre, the findings' frequencies, shifts of the logits, and the heads.
 
-    The loss of a finding weighs its presence and absence equally, however rare it is. Probabilities are converted to
-    the frequencies p_j of training: ``logit(P_j) = z_j - shift_j + log(p_j / (1 - p_j))``.
+    Training adds an offset to each finding's logit z_j, so that z_j is what the image says beside the finding's
+    frequency p_j, see `.finding_loss`. Probabilities are ``logit(P_j) = z_j - shift_j + log(p_j / (1 - p_j))``.
 
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
@@ -154,7 +155,10 @@ class FindingsLearner(FeatureLearner[FindingsHead]):
         self._model.check_parameters(parameters)
 
     def _class_weights(self, numbers: Vector) -> Vector:
-        return 1 / (2 * np.stack([1 - numbers, numbers], axis=1))
+        return loss_weights(numbers)
+
+    def _offsets(self, numbers: Vector, clip_norm: float) -> Vector:
+        return loss_offsets(numbers, clip_norm)
 
     def _statistics(self, parameters: Vector, shares: Vector, plain: bool) -> Vector:
         """The mean of features and counts; or the mean score of each image and its degraded view."""
