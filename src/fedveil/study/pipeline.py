@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,9 @@ from fedveil.learning import (
     ImageSource,
     Learner,
     Model,
-    NetworkLearner,
-    NetworkModel,
     NetworkSizes,
     Sizes,
     Statistics,
-    Views,
 )
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
@@ -36,6 +34,9 @@ from fedveil.study.progress import Progress
 from fedveil.study.results.public_start import load_start
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
+
+if TYPE_CHECKING:
+    from fedveil.learning import NetworkModel
 
 __all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
 
@@ -148,7 +149,7 @@ class NetworkTask(Task):
         images: the inputs of the trained part, by row of the data set.
     """
 
-    network: NetworkModel
+    network: "NetworkModel"
     images: ImageSource
 
     @property
@@ -158,6 +159,8 @@ class NetworkTask(Task):
 
     def learner(self, rows: Indices) -> Learner:
         """One site's learner over these images."""
+        from fedveil.learning import NetworkLearner, Views
+
         cohort, settings = self.dataset.cohort("site", rows), self.study.training
         return NetworkLearner(
             self.network,
@@ -236,7 +239,9 @@ def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
     return CentredHead(blocks, classes, centred=centred, start=start)
 
 
-def _network(study: Study, dataset: Dataset) -> NetworkModel:
+def _network(study: Study, dataset: Dataset) -> "NetworkModel":
+    from fedveil.learning import NetworkModel  # here, since linear heads do without torch
+
     return NetworkModel(
         study.model.network,
         classes=len(dataset.classes),

@@ -26,11 +26,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
 from fedveil.learning.exact import SHORTER, first_sums, grid, softmax
 from fedveil.learning.models.learner import Indices, Vector
+
+special = later("scipy.special")
 
 Unit: TypeAlias = Literal["patient", "image", "site"]
 
