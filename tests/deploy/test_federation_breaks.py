@@ -13,7 +13,7 @@ from tests.deploy.hospital import NO_IMAGES, SITES, edit
 from tests.deploy.town import Town, open_town, same_model, wait_until
 
 from fedveil.deploy.coordinator.hospitals import Federation
-from fedveil.deploy.flower.link import Link
+from fedveil.deploy.flower.carrier import FlowerCarrier
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 
@@ -91,7 +91,7 @@ def test_without_a_hospital_that_can_be_spared_and_without_images_of_the_coordin
     town.open(["east"])
     edit(town.coordinator / "federation.toml", wait_for_absent=60)
     federation = Federation.load(town.coordinator)
-    with Link(federation.link, federation.nodes()):  # a SuperLink that runs already is joined
+    with FlowerCarrier(federation.link, federation.nodes()):  # a SuperLink that runs already is joined
         said = town.send("four")
     assert "joining the SuperLink" in said
     assert said.count("has the model") == 4

@@ -6,14 +6,14 @@ import threading
 
 import numpy as np
 import pytest
-from tests.deploy.test_transport import make, run_identity  # noqa: F401
+from tests.deploy.test_transport import make  # noqa: F401
 
 from fedveil import __version__
 from fedveil.cli import deploy as verbs
 from fedveil.cli.output import console
 from fedveil.cli.output.console import OneLine, fail
 from fedveil.cli.output.logs import log_to_stderr
-from fedveil.deploy.flower.transport import _state
+from fedveil.deploy.coordinator.transport import _state
 from fedveil.deploy.receipts import Receipt
 from fedveil.errors import FederationError, FedveilError, Refused
 from fedveil.federation.messages import Request

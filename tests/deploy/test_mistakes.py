@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from fedveil.cli import flower
 from fedveil.cli.site import site
 from fedveil.deploy.coordinator.hospitals import Federation
-from fedveil.deploy.flower.link import Link
+from fedveil.deploy.flower.carrier import FlowerCarrier
 from fedveil.deploy.provisioning.certificates import Authority
 from fedveil.deploy.site.service import open_service
 from fedveil.errors import FedveilError
@@ -43,7 +43,7 @@ def no_line(town: Town, *words: str) -> None:
 
     def reach() -> None:
         federation = Federation.load(town.coordinator)
-        with Link(federation.link, federation.nodes()):
+        with FlowerCarrier(federation.link, federation.nodes()):
             pass
 
     with pytest.raises(FedveilError) as refused:

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.deploy.test_transport import COST, exchange, make, run_identity  # noqa: F401
+from tests.deploy.test_transport import COST, exchange, make  # noqa: F401
 
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.receipts import Receipt, Receipts

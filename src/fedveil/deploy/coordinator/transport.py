@@ -1,7 +1,7 @@
-"""`fedveil.federation.Transport` over Flower: sealed requests out, sealed answers in, each answer checked.
+"""`fedveil.federation.Transport` over a carrier: sealed requests out, sealed answers in, each answer checked.
 
-Flower delivers a message at most once: one that was fetched by a node that then died is lost. So a request is sent
-again when its node reconnects, when Flower reports a failure, and at growing intervals. Asking twice is harmless,
+A carrier delivers a message at most once: one that was fetched by a node that then died is lost. So a request is sent
+again when its node reconnects, when the carrier reports a failure, and at growing intervals. Asking twice is harmless,
 since a site answers a known request with identical bytes.
 
 An answer that is not the site's own, or not to this message, may come from anybody in between: it is dropped and the
@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing import Any
 
 from fedveil import __version__
-from fedveil.deploy.flower.asking import BRIEF, Asking, Patience, sessions
-from fedveil.deploy.flower.link import Link
+from fedveil.deploy.carrier import Carrier
+from fedveil.deploy.coordinator.asking import BRIEF, Asking, Patience
 from fedveil.deploy.identity import Identity, check_public_key, signing_key
 from fedveil.deploy.receipts import Receipt, Receipts
 from fedveil.deploy.sealing import (
@@ -37,7 +37,7 @@ from fedveil.federation import Declined, Reply, Request
 from fedveil.federation.messages import Answer, Message, SecureReply
 from fedveil.federation.wire import Array, Frame, WireError, decode, encode, pack, unpack
 
-__all__ = ["SITE_STATES", "FlowerTransport", "Patience"]
+__all__ = ["SITE_STATES", "Patience", "SealedTransport"]
 
 log = logging.getLogger("fedveil.coordinator")
 
@@ -48,11 +48,11 @@ SITE_STATES = ("unknown", "pending", "declined", "loading", "ready", "refused")
 """The states of a study that a site may report; anything else is not an answer."""
 
 
-class FlowerTransport:
-    """Exchanges sealed messages with sites through a SuperLink.
+class SealedTransport:
+    """Exchanges sealed messages with sites through a carrier.
 
     Args:
-        link: the SuperLink and this process's run on it.
+        carrier: brings sealed messages to the sites and back.
         identity: the coordinator's keys.
         keys: each site's public key; ``pin`` stores the key of a new site at first contact.
         receipts: the receipts received from the sites so far.
@@ -62,7 +62,7 @@ class FlowerTransport:
 
     def __init__(
         self,
-        link: Link,
+        carrier: Carrier,
         identity: Identity,
         keys: Mapping[str, str],
         receipts: Receipts,
@@ -70,7 +70,7 @@ class FlowerTransport:
         pin: Callable[[str, str], None],
         patience: Patience | None = None,
     ) -> None:
-        self._link, self._identity, self._receipts, self._pin = link, identity, receipts, pin
+        self._carrier, self._identity, self._receipts, self._pin = carrier, identity, receipts, pin
         self._keys = dict(keys)
         self._patience = patience or Patience()
         self._gone: set[str] = set()
@@ -106,7 +106,7 @@ class FlowerTransport:
             allow.
         """
         status = dict.fromkeys(sites, "absent")
-        online = self._sessions()
+        online = self._carrier.present()
         present = [site for site in sites if site in online]
         self._meet([site for site in present if site not in self._keys])
         status |= self._states({site: self._hello(site, study) for site in present}, study)
@@ -144,7 +144,7 @@ class FlowerTransport:
             return frame.kind != "stale"
 
         send = {site: lambda site=site: introduction(self._identity, ids[site]) for site in strangers}
-        Asking(self._link, send, receive, BRIEF).run()
+        Asking(self._carrier, send, receive, BRIEF).run()
 
     def _hello(self, site: str, study: str) -> Frame:
         last = self._receipts.last(site)
@@ -242,7 +242,7 @@ class FlowerTransport:
             return lambda: seal(body, self._identity, to=to, purpose=FROM_COORDINATOR, message=message)
 
         sealing = {site: send(site, body) for site, body in known.items()}
-        Asking(self._link, sealing, receive, patience or self._patience, self._gone).run()
+        Asking(self._carrier, sealing, receive, patience or self._patience, self._gone).run()
 
     def _open(self, site: str, sealed: bytes, asked: bytes) -> Opened | None:
         """The site's own answer to the message with this id; None for anything else.
@@ -259,9 +259,6 @@ class FlowerTransport:
             return opened
         log.error("an answer from %s is refused: it is to another message", site)
         return None
-
-    def _sessions(self) -> dict[str, str]:
-        return sessions(self._link)
 
 
 def _of(site: str, opened: Opened) -> Frame:
