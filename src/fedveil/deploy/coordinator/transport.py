@@ -83,9 +83,10 @@ class SealedTransport:
     def exchange(self, requests: Mapping[str, Message]) -> Mapping[str, Answer]:
         """Ask each site; sites without an answer are absent from the result."""
         answers: dict[str, Answer] = {}
+        before = {site: self._receipts.last(site) for site in requests}
 
         def accept(site: str, frame: Frame) -> None:
-            answers[site] = self._accept(requests[site], site, frame)
+            answers[site] = self._accept(requests[site], site, frame, before[site])
 
         def invalid(site: str) -> None:
             answers[site] = _declined(requests[site], site, "invalid")
@@ -174,7 +175,7 @@ class SealedTransport:
         self._ask(bodies, accept, invalid, patience)
         return answers
 
-    def _accept(self, request: Message, site: str, frame: Frame) -> Answer:
+    def _accept(self, request: Message, site: str, frame: Frame, after: Receipt | None) -> Answer:
         """The answer inside a message, if it is valid."""
         if frame.kind in ("refused", "stale"):
             _say_refused(site, frame)
@@ -187,11 +188,11 @@ class SealedTransport:
             getattr(answer, name) != value for name, value in _ids(request).items()
         ):
             raise WireError(f"{site} answered another request, or in another site's name")
-        if isinstance(answer, Reply) and not self._keep(frame, answer, raw):
+        if isinstance(answer, Reply) and not self._keep(frame, answer, raw, after):
             return _declined(request, site, "failed")
         return answer
 
-    def _keep(self, frame: Frame, reply: Reply, raw: bytes) -> bool:
+    def _keep(self, frame: Frame, reply: Reply, raw: bytes, after: Receipt | None) -> bool:
         """Store the receipt of a reply; False if it shows that the site's ledger was rolled back."""
         receipt = Receipt.from_dict(frame.head.get("receipt"))
         signature = receipt.check(frame.head.get("signature"), self._keys[reply.site])
@@ -201,7 +202,7 @@ class SealedTransport:
         }:
             raise WireError(f"{reply.site}'s receipt is for another answer")
         try:
-            self._receipts.keep(receipt, signature)
+            self._receipts.keep(receipt, signature, after=after)
         except FederationError as error:
             log.error("%s is left out: %s", reply.site, error)
             return False

@@ -21,8 +21,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid import HttpGrid
-from flwr.superlink.grid import http_grid
+from flwr.superlink.grid import HttpGrid, http_grid
 
 __all__ = [
     "AcquireTaskRequest",
