@@ -24,15 +24,24 @@ def town() -> Iterator[Town]:
         yield made
 
 
+UPGRADED = """
+from fedveil.deploy import protocol
+protocol.__version__, protocol.PROTOCOLS = "9.9", (1, 2)
+"""
+
+
 def test_a_study_goes_on_through_every_kill(town):
-    """Each program is killed in the middle of a round, under secure aggregation, where of three none can be spared."""
+    """Each program is killed in the middle of a round, under secure aggregation, where of three none can be spared.
+
+    One hospital comes back with a newer version, which still speaks the others' protocol.
+    """
     rounds, run, trust = 12, "kills", "secure-aggregation"
     edit(town.coordinator / "federation.toml", wait_for_absent=30)
     town.coordinate(run, rounds=rounds, trust=trust)
     town.approve(run)
     town.in_round(run, 1)
     town.kill("north.service")
-    town.serve("north")
+    town.serve("north", UPGRADED)
     town.in_round(run, 2, "south")
     town.kill("south.node")
     town.connect("south")

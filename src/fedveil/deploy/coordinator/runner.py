@@ -192,7 +192,9 @@ def _not_ready(status: Mapping[str, str], agreement: Agreement) -> FederationErr
         "stale": "rejects messages as too old: synchronise its clock and this machine's by NTP",
         "invalid": "sends answers that the protocol does not allow",
     }
-    other = f"; here runs fedveil {__version__}, and every hospital needs the same"
+    other = (
+        f"; here runs fedveil {__version__}, which has no protocol in common with it: upgrade the older one"
+    )
     words |= {state: state + other for state in status.values() if state.startswith("on ")}
     missing = [f"{site} {words.get(state, state)}" for site, state in status.items() if state != "ready"]
     return FederationError(

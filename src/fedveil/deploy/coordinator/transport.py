@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedveil import __version__
 from fedveil.deploy.carrier import Carrier
 from fedveil.deploy.coordinator.asking import BRIEF, Asking, Patience
 from fedveil.deploy.identity import Identity, check_public_key, signing_key
+from fedveil.deploy.protocol import common, stated
 from fedveil.deploy.receipts import Receipt, Receipts
 from fedveil.deploy.sealing import (
     FROM_COORDINATOR,
@@ -103,7 +103,7 @@ class SealedTransport:
 
         Returns:
             by site: absent, stale (its clock and this machine's differ, or messages are held back), one of
-            `SITE_STATES`, ``on fedveil X`` for another version, or invalid for an answer that the protocol does not
+            `SITE_STATES`, ``on fedveil X`` without a common protocol, or invalid for an answer that the protocol does not
             allow.
         """
         status = dict.fromkeys(sites, "absent")
@@ -150,7 +150,7 @@ class SealedTransport:
     def _hello(self, site: str, study: str) -> Frame:
         last = self._receipts.last(site)
         receipt = last.to_dict() if last else None
-        return Frame("hello", {"study": study, "receipt": receipt, "version": __version__})
+        return Frame("hello", {"study": study, "receipt": receipt, **stated()})
 
     def _states(self, frames: Mapping[str, Frame], study: str) -> dict[str, str]:
         """Each site's state of a study, in this side's words."""
@@ -277,7 +277,7 @@ def _state(site: str, frame: Frame, study: str) -> str:
     state, version = frame.head.get("status"), frame.head.get("version")
     if frame.kind in ("refused", "stale", "invalid"):
         return frame.kind
-    if frame.kind == "hello" and version != __version__:
+    if frame.kind == "hello" and common(frame.head.get("protocols")) is None:
         known = isinstance(version, str) and _VERSION.fullmatch(version)
         return f"on fedveil {version if known else 'of an unreadable version'}"
     if frame.kind not in ("hello", "offered") or state not in SITE_STATES:

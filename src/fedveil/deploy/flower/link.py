@@ -18,7 +18,6 @@ import httpx
 from fedveil.deploy.flower import SOON
 from fedveil.deploy.flower.app import app_files
 from fedveil.deploy.flower.gate import PROOF_HEADER
-from fedveil.deploy.flower.locks import turn
 from fedveil.deploy.flower.private.coordinator import (
     AcquireTaskRequest,
     ControlHttpClient,
@@ -46,6 +45,7 @@ from fedveil.deploy.flower.private.coordinator import (
 )
 from fedveil.deploy.flower.process import LinkSettings, SuperLink
 from fedveil.deploy.flower.refusals import is_certificate
+from fedveil.deploy.locks import turn
 from fedveil.errors import FederationError
 
 __all__ = ["Link"]

@@ -14,7 +14,7 @@ import httpx
 
 from fedveil.deploy.flower import STANDING, USERS
 from fedveil.deploy.flower.gate import PROOF_HEADER, proof_of
-from fedveil.deploy.flower.locks import is_locked, locked_alone, release, shared, turn
+from fedveil.deploy.locks import is_locked, locked_alone, release, shared, turn
 from fedveil.errors import FederationError, InvalidValue
 
 __all__ = ["LinkSettings", "SuperLink", "serve"]
@@ -113,6 +113,7 @@ class SuperLink:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._using: int | None = None
+        self._standing = False
 
     def open(self) -> None:
         """Start it, unless it runs already, and check that strangers do not reach its control interface.
@@ -127,10 +128,11 @@ class SuperLink:
     def ensure(self) -> None:
         """Start it if nothing answers at its port. A standing one is left to the program that keeps it running."""
         with turn(self._settings.turn):
+            self._standing = self._standing or is_locked(self._settings.standing)
             if _answers(self._settings.port):
                 if self._process is None:
                     log.info("joining the SuperLink at %s", self._settings.local)
-            elif is_locked(self._settings.standing):
+            elif self._standing:
                 log.warning("the standing SuperLink at %s does not answer", self._settings.local)
             else:
                 if self._process is not None:

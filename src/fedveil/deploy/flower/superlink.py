@@ -19,9 +19,9 @@ from starlette.middleware import Middleware
 
 from fedveil.deploy.flower import STANDING, USERS
 from fedveil.deploy.flower.gate import Gate, NodeKeys, proof_of
-from fedveil.deploy.flower.locks import locked_alone
 from fedveil.deploy.flower.private.superlink import extensions, flower_superlink
 from fedveil.deploy.listener import GuardedListener
+from fedveil.deploy.locks import locked_alone
 
 __all__ = ["main"]
 
