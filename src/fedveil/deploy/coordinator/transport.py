@@ -103,8 +103,8 @@ class SealedTransport:
 
         Returns:
             by site: absent, stale (its clock and this machine's differ, or messages are held back), one of
-            `SITE_STATES`, ``on fedveil X`` without a common protocol, or invalid for an answer that the protocol does not
-            allow.
+            `SITE_STATES`, ``on fedveil X`` without a common protocol, or invalid for an answer that no protocol
+            allows.
         """
         status = dict.fromkeys(sites, "absent")
         online = self._carrier.present()
