@@ -134,7 +134,7 @@ def _faults() -> Iterator[Fault]:
     shares = {"curious": "site-2", "silent": ("site-4",), "noise": 0.5}
     yield Fault("half the noise", faults.half_the_noise, hospital(TRAINING), 800, True)
     yield Fault("noise seeded by the study", faults.noise_seeded_by_the_study, hospital(TRAINING), 200, True)
-    yield Fault("one noise share too few", faults.one_share_too_few, federation("each", **shares), 6000)
+    yield Fault("one noise share too few", faults.one_share_too_few, federation("each", **shares), 4000)
     yield Fault("clip per image", faults.clip_per_image, hospital(TRAINING), 300, True)
     yield Fault("clip per batch", faults.clip_per_batch, hospital(TRAINING), 400)
     yield Fault(
@@ -172,7 +172,7 @@ def _faults() -> Iterator[Fault]:
         "drop-out without enough shares",
         faults.drop_out_without_enough_shares,
         federation("each", min_honest=3, **shares),
-        6000,
+        4000,
     )
     yield Fault("wrong unit", faults.wrong_unit, hospital(STATISTICS), 400)
     yield Fault("noise added before clipping", faults.noise_before_clipping, hospital(TRAINING), 400)
