@@ -11,6 +11,7 @@ from fedveil.lazy import on_first_use
 
 if TYPE_CHECKING:
     from fedveil.learning.encoders import FeatureExtractor, feature_extractor
+    from fedveil.learning.evaluation.finding_histogram import FindingHistogram
     from fedveil.learning.evaluation.findings import decide_findings, evaluate_findings, findings_point
     from fedveil.learning.evaluation.held_out import HeldOut
     from fedveil.learning.evaluation.intervals import Spread
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         evaluate,
         expected_calibration_error,
     )
-    from fedveil.learning.evaluation.score_histogram import ScoreHistogram
+    from fedveil.learning.evaluation.score_histogram import Histogram, ScoreHistogram
     from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
     from fedveil.learning.models.findings import FindingsHead, FindingsLearner
     from fedveil.learning.models.learner import Learner
@@ -48,10 +49,12 @@ __all__ = [
     "ClassMetrics",
     "ClassStatistics",
     "FeatureExtractor",
+    "FindingHistogram",
     "FindingStatistics",
     "FindingsHead",
     "FindingsLearner",
     "HeldOut",
+    "Histogram",
     "ImageSource",
     "Learner",
     "LinearHead",

@@ -224,6 +224,7 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         channels=channels,
         image_size=study.data.image_size,
         trained_blocks=study.model.trained_blocks,
+        findings=study.data.meaning == "findings",
     )
 
 
@@ -249,6 +250,7 @@ def _network(study: Study, dataset: Dataset) -> "NetworkModel":
         image_size=study.data.image_size,
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
+        findings=dataset.task == "findings",
     )
 
 

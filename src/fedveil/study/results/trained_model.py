@@ -229,6 +229,7 @@ class TrainedModel:
             channels=self.channels,
             image_size=self.image_size,
             trained_blocks=self.trained_blocks,
+            findings=self.findings,
         )
 
     def probabilities(self, images: npt.NDArray[np.float32]) -> Vector:

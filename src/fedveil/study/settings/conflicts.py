@@ -30,13 +30,8 @@ def _findings(study: "Study") -> Iterator[str]:
     privacy = study.privacy
     if privacy.epsilon == "calibrated":
         yield 'privacy.epsilon "calibrated" is for classes that exclude each other: give a number'
-    if study.model.network != "linear":
-        yield 'data.task "findings" trains linear heads so far: set model.network = "linear"'
     if study.training.method == "one-shot":
         yield 'data.task "findings" is trained in rounds: remove training.method = "one-shot"'
-    for key in ("evaluation_share", "personal_calibration_share"):
-        if getattr(privacy, key) > 0:
-            yield f'privacy.{key} is for classes that exclude each other: set it to 0 for data.task "findings"'
 
 
 def _network(study: "Study") -> Iterator[str]:
