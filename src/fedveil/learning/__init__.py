@@ -7,6 +7,7 @@ released models are also here; they only use released values.
 
 from fedveil.learning.encoders import FeatureExtractor, feature_extractor
 from fedveil.learning.evaluation.findings import decide_findings, evaluate_findings, findings_point
+from fedveil.learning.evaluation.grades import quadratic_kappa
 from fedveil.learning.evaluation.held_out import HeldOut
 from fedveil.learning.evaluation.intervals import Spread
 from fedveil.learning.evaluation.metrics import (
@@ -20,8 +21,9 @@ from fedveil.learning.evaluation.metrics import (
 from fedveil.learning.evaluation.score_histogram import ScoreHistogram
 from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
 from fedveil.learning.models.findings import FindingsHead, FindingsLearner
+from fedveil.learning.models.grades import GradesHead
 from fedveil.learning.models.learner import Learner
-from fedveil.learning.models.linear_head import CentredHead, CentredLearner
+from fedveil.learning.models.linear_head import CentredHead, CentredLearner, ClassHead
 from fedveil.learning.models.logistic import LinearHead, LinearLearner
 from fedveil.learning.models.network import NetworkLearner, NetworkModel
 from fedveil.learning.models.protocol import Model, Sizes, Statistics
@@ -40,12 +42,14 @@ __all__ = [
     "CentredHead",
     "CentredLearner",
     "Certainty",
+    "ClassHead",
     "ClassMetrics",
     "ClassStatistics",
     "FeatureExtractor",
     "FindingStatistics",
     "FindingsHead",
     "FindingsLearner",
+    "GradesHead",
     "HeldOut",
     "ImageSource",
     "Learner",
@@ -77,6 +81,7 @@ __all__ = [
     "expected_calibration_error",
     "feature_extractor",
     "findings_point",
+    "quadratic_kappa",
     "subgroups",
     "unit_blocks",
 ]

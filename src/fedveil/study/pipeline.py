@@ -15,8 +15,10 @@ from fedveil.errors import DataError, InvalidValue
 from fedveil.learning import (
     CentredHead,
     CentredLearner,
+    ClassHead,
     FindingsHead,
     FindingsLearner,
+    GradesHead,
     HeldOut,
     ImageSource,
     Learner,
@@ -116,7 +118,7 @@ class LinearTask(Task):
     """
 
     extractor: FeatureExtractor
-    head: CentredHead | FindingsHead
+    head: ClassHead | FindingsHead
     features: Features
     degraded: Features | None = None
 
@@ -224,7 +226,7 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
     )
 
 
-def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
+def _head(study: Study, dataset: Dataset) -> ClassHead | FindingsHead:
     blocks, classes, start = (
         _extractor(study, dataset).blocks,
         len(dataset.classes),
@@ -232,6 +234,8 @@ def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
     )
     if dataset.task == "findings":
         return FindingsHead(blocks, classes, start=start)
+    if dataset.task == "grades":
+        return GradesHead(blocks, classes)
     centred = study.training.method != "one-shot"
     return CentredHead(blocks, classes, centred=centred, start=start)
 

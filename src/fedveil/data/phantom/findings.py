@@ -1,7 +1,7 @@
 """Synthetic chests with several findings each, drawn by the same formulas: for studies of findings.
 
-Opacities are those of the phantom. A large heart, large hila, a raised diaphragm on one side and a lung
-without air change the anatomy or add a lesion, each by an amount that differs between patients and overlaps with what chests
+Opacities are those of the phantom. A large heart, large hila, a raised diaphragm on one side and a lung without air
+change the anatomy or add a lesion, each by an amount that differs between patients and overlaps with what chests
 without the finding have.
 """
 

@@ -22,7 +22,15 @@ from fedveil.data.options import MEGAPIXELS, Axis
 from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.io import write_atomic, write_json
-from fedveil.learning import CentredHead, FindingsHead, NetworkModel, decide, decide_findings
+from fedveil.learning import (
+    CentredHead,
+    ClassHead,
+    FindingsHead,
+    GradesHead,
+    NetworkModel,
+    decide,
+    decide_findings,
+)
 from fedveil.learning.encoders import PRECOMPUTED, EncoderSpec, FeatureExtractor, feature_extractor
 from fedveil.learning.encoders.device import Precision
 from fedveil.study.settings.schema import Study
@@ -212,10 +220,12 @@ class TrainedModel:
         )
 
     @cached_property
-    def model(self) -> CentredHead | FindingsHead | NetworkModel:
+    def model(self) -> ClassHead | FindingsHead | NetworkModel:
         """The model that the parameters belong to; a network's public weights are found by its name."""
         if self.network == "linear" and self.findings:
             return FindingsHead(self.extractor.blocks, len(self.classes))
+        if self.network == "linear" and self.task == "grades":
+            return GradesHead(self.extractor.blocks, len(self.classes))
         if self.network == "linear":
             return CentredHead(self.extractor.blocks, len(self.classes))
         return NetworkModel(
@@ -238,7 +248,7 @@ class TrainedModel:
         return self.task == "findings"
 
     def decide(self, probabilities: Vector) -> npt.NDArray[np.int64]:
-        """Predicted classes (n,) under equal class frequencies, or findings (n, K) of 1 and 0."""
+        """Predicted classes or grades (n,) under equal frequencies, or findings (n, K) of 1 and 0."""
         if self.findings:
             return decide_findings(probabilities, self.frequencies)
         return decide(probabilities, self.frequencies)

@@ -24,6 +24,8 @@ def conflicts(study: "Study") -> Iterator[str]:
         yield from _calibrated(study)
     if study.data.meaning == "findings":
         yield from _findings(study)
+    if study.data.meaning == "grades":
+        yield from _grades(study)
 
 
 def _findings(study: "Study") -> Iterator[str]:
@@ -37,6 +39,19 @@ def _findings(study: "Study") -> Iterator[str]:
     for key in ("evaluation_share", "personal_calibration_share"):
         if getattr(privacy, key) > 0:
             yield f'privacy.{key} is for classes that exclude each other: set it to 0 for data.task "findings"'
+
+
+def _grades(study: "Study") -> Iterator[str]:
+    privacy, without = study.privacy, 'or set data.task = "classes"'
+    if privacy.epsilon == "calibrated":
+        yield f'privacy.epsilon "calibrated" is for classes without an order: give a number, {without}'
+    if study.training.method == "one-shot":
+        yield f'data.task "grades" is trained in rounds: remove training.method = "one-shot", {without}'
+    for key in ("evaluation_share", "personal_calibration_share"):
+        if getattr(privacy, key) > 0:
+            yield f'privacy.{key} is for classes without an order: set it to 0 for data.task "grades", {without}'
+    if study.model.start is not None or study.model.start_sha256:
+        yield f'model.start does not know data.task "grades" so far: remove it, {without}'
 
 
 def _network(study: "Study") -> Iterator[str]:
