@@ -98,6 +98,7 @@ LINEAR = (
         _linear("findings, images", unit="image", classes=FOUR, data=FINDINGS, privacy=CALIBRATION),
         **{"listed": True, **FEW},
     ),
+    _linear("grades", classes=FOUR, data='task = "grades"', privacy=CALIBRATION),
     replace(
         _linear(
             "pilot", classes=THREE, epsilon='"calibrated"', privacy="max_epsilon = 8.0\npilot_epsilon = 2.0"

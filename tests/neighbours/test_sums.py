@@ -56,6 +56,7 @@ LINEAR = {
         "model": 'features = "scattering"',
     },
     "images": {"classes": FOUR, "unit": "image"},
+    "grades": {"classes": FOUR, "data": 'task = "grades"', "privacy": "calibration_share = 0.1"},
     "one shot": {
         "classes": FOUR,
         "training": 'method = "one-shot"',
