@@ -56,7 +56,6 @@ LINEAR = {
         "model": 'features = "scattering"',
     },
     "images": {"classes": FOUR, "unit": "image"},
-    "grades": {"classes": FOUR, "data": 'task = "grades"', "privacy": "calibration_share = 0.1"},
     "one shot": {
         "classes": FOUR,
         "training": 'method = "one-shot"',
@@ -127,3 +126,14 @@ def test_a_whole_hospital_is_one_unit(open_both, model, training):
     whole, _, agreement = open_both(study, manifest("patient", "split"), images, images)
     assert whole.learner.units == 1
     check_alone(whole, agreement.releases, masked(study))
+
+
+def test_grades(open_both):
+    grades = {"data": 'task = "grades"', "privacy": "calibration_share = 0.1"}
+    study, images, tried = make_study(FOUR, "patient", **grades), cohort(FOUR), 0
+    for gone in SPECIAL:
+        whole, less, agreement = open_both(study, npz, images, without(images, "patient", gone))
+        if gone in whole.names(whole.train):  # no release of grades is about held-out patients
+            check_neighbours(whole, less, agreement.releases, masked(study))
+            tried += 1
+    assert tried > len(SPECIAL) / 2
