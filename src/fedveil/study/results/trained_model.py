@@ -231,7 +231,7 @@ class TrainedModel:
         return NetworkModel(
             self.network,
             classes=len(self.classes),
-            channels=self.channels,
+            channels=self.slices or self.channels,
             image_size=self.image_size,
             trained_blocks=self.trained_blocks,
         )

@@ -84,10 +84,13 @@ def _precomputed(study: "Study") -> Iterator[str]:
 
 
 def _volumes(study: "Study") -> Iterator[str]:
+    network = study.model.network
     if study.data.slices is None:
+        if network == "cnn3d":
+            yield 'model.network "cnn3d" is trained on volumes: set data.slices, or model.network = "cnn"'
         return
-    if study.model.network != "linear":
-        yield 'data.slices reads volumes, which networks do not take so far: set model.network = "linear"'
+    if network not in ("linear", "cnn3d"):
+        yield f'data.slices reads volumes, which "{network}" does not take: set model.network to "cnn3d" or "linear"'
     if study.model.features == "precomputed":
         yield "data.slices reads volumes, and precomputed features have no slices: remove data.slices"
 
