@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedveil.learning.encoders import FeatureExtractor, feature_extractor
     from fedveil.learning.evaluation.finding_histogram import FindingHistogram
     from fedveil.learning.evaluation.findings import decide_findings, evaluate_findings, findings_point
+    from fedveil.learning.evaluation.grades import quadratic_kappa
     from fedveil.learning.evaluation.held_out import HeldOut
     from fedveil.learning.evaluation.intervals import Spread
     from fedveil.learning.evaluation.metrics import (
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from fedveil.learning.evaluation.score_histogram import Histogram, ScoreHistogram
     from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
     from fedveil.learning.models.findings import FindingsHead, FindingsLearner
+    from fedveil.learning.models.grades import GradesHead
     from fedveil.learning.models.learner import Learner
-    from fedveil.learning.models.linear_head import CentredHead, CentredLearner
+    from fedveil.learning.models.linear_head import CentredHead, CentredLearner, ClassHead
     from fedveil.learning.models.logistic import LinearHead, LinearLearner
     from fedveil.learning.models.network import NetworkLearner, NetworkModel
     from fedveil.learning.models.protocol import Model, Sizes, Statistics
@@ -46,6 +48,7 @@ __all__ = [
     "CentredHead",
     "CentredLearner",
     "Certainty",
+    "ClassHead",
     "ClassMetrics",
     "ClassStatistics",
     "FeatureExtractor",
@@ -53,6 +56,7 @@ __all__ = [
     "FindingStatistics",
     "FindingsHead",
     "FindingsLearner",
+    "GradesHead",
     "HeldOut",
     "Histogram",
     "ImageSource",
@@ -85,6 +89,7 @@ __all__ = [
     "expected_calibration_error",
     "feature_extractor",
     "findings_point",
+    "quadratic_kappa",
     "subgroups",
     "unit_blocks",
 ]
