@@ -7,7 +7,10 @@ it does, it ends this process and no other.
 import contextlib
 import json
 import math
+import os
 import signal
+import socket
+import struct
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,12 +24,37 @@ from fedveil.learning.encoders.device import Device, use
 from fedveil.learning.encoders.external.runner import load_runner, vectors
 from fedveil.learning.encoders.external.spec import EncoderSpec
 
-__all__ = ["FAILED", "FOUND", "close_files", "limit", "serve"]
+__all__ = ["FAILED", "FOUND", "NUMBER", "close_files", "limit", "serve", "start_processes"]
 
 FOUND, FAILED = b"\x00", b"\x01"
 """First byte of an answer: features follow, or an explanation."""
+NUMBER = struct.Struct(">q")
 IDLE = 60
 """Seconds after which a process that is asked nothing ends and frees its memory."""
+
+
+def start_processes(descriptor: int) -> None:
+    """Fork this process, in which libraries are loaded, as often as the one at the other end asks.
+
+    "+" comes with a socket: a new process will `serve` it, and its number is sent back. "-" and a number ask to wait
+    for the end of that process and for its exit code.
+    """
+    line = socket.socket(fileno=descriptor)
+    while True:
+        asked, descriptors, _, _ = socket.recv_fds(line, 9, 1)
+        if asked[:1] == b"+":
+            number = os.fork()
+            if not number:
+                line.close()
+                serve(descriptors[0])
+                os._exit(0)
+            os.close(descriptors[0])
+            line.sendall(NUMBER.pack(number))
+        elif asked[:1] == b"-":
+            _, status = os.waitpid(NUMBER.unpack(asked[1:])[0], 0)
+            line.sendall(NUMBER.pack(os.waitstatus_to_exitcode(status)))
+        else:
+            return
 
 
 def limit(memory: int) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import torch
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.encoders.device import Device, Precision
-from fedveil.learning.encoders.external.confined import FOUND
+from fedveil.learning.encoders.external import confined
 from fedveil.learning.encoders.external.spec import EncoderSpec
 from fedveil.learning.encoders.external.store import Store
 from fedveil.learning.encoders.extractor import Features, Images
@@ -73,13 +74,15 @@ class Processes:
         with self._room:
             process = self._taken()
             if process is not None:
+                is_fresh = process.is_fresh
                 try:
                     return self._asked(process, image)
                 except Failed:
-                    pass
+                    if is_fresh:
+                        raise
             try:
                 process = self._started()
-            except (InvalidValue, OSError) as error:
+            except InvalidValue as error:
                 raise Failed(str(error)) from None
             return self._asked(process, image)
 
@@ -108,18 +111,10 @@ class _Process:
 
     def __init__(self, spec: EncoderSpec, precision: Precision, device: Device, content: bytes) -> None:
         self._name, self._length = spec.features, spec.dimension
-        self._late = False
+        self._late, self.is_fresh = False, True
         self._line, theirs = Pipe()
-        command = [sys.executable, "-P", "-c", _COMMAND, str(theirs.fileno())]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env=os.environ | dict.fromkeys(THREADS, "1"),
-        )
-        theirs.close()
+        with theirs:
+            self._process = _nursery().forked(theirs.fileno())
         asked = {"spec": spec.to_dict(), "precision": precision, "device": str(device.torch)}
         hello = json.dumps(asked | {"memory": MEMORY, "seconds": SECONDS}).encode()
         try:
@@ -140,10 +135,11 @@ class _Process:
 
     def features(self, image: Images) -> Features:
         """Features (1, dimension) of an image (1, channels, h, w)."""
+        self.is_fresh = False
         shape = np.array(image.shape[1:], np.uint32).tobytes()
         longest = max(4 * self._length, 4000) + 1
         answer = self._exchanged((shape + image.tobytes(),), longest, 5 * SECONDS)
-        if answer[:1] != FOUND:
+        if answer[:1] != confined.FOUND:
             raise Failed(answer[1:].decode(errors="replace"))
         if len(answer) != 1 + 4 * self._length:
             raise Failed(f"it returned {len(answer) - 1:,} bytes for {self._length:,} features")
@@ -168,10 +164,8 @@ class _Process:
         self._process.kill()
 
     def _why(self, seconds: float) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
         self.end()
-        code = self._process.returncode
+        code = self._process.code()
         if self._late:
             return f"it took more than {seconds:g} s"
         if code == -signal.SIGXCPU:
@@ -182,12 +176,102 @@ class _Process:
         """End the process: it has nothing to save."""
         self._line.close()
         self._process.kill()
-        self._process.wait()
+        self._process.code()
 
 
-_COMMAND = (
-    "import sys; from fedveil.learning.encoders.external import confined; confined.serve(int(sys.argv[1]))"
-)
+class _Nursery:
+    """A process with all libraries loaded, of which every other is forked: that takes milliseconds and shares memory.
+
+    Forking is safe there, for it has one thread.
+    """
+
+    def __init__(self) -> None:
+        self._line, theirs = socket.socketpair()
+        self._lock = threading.Lock()
+        command = f"from {confined.__name__} import start_processes; start_processes({theirs.fileno()})"
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | dict.fromkeys(THREADS, "1"),
+            )
+        weakref.finalize(self, _stop, self._line, self._process)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def forked(self, descriptor: int) -> "_Forked":
+        """A new process that serves this socket."""
+        try:
+            with self._lock:
+                socket.send_fds(self._line, [b"+"], [descriptor])
+                return _Forked(self, self._answer())
+        except OSError as error:
+            raise InvalidValue(
+                f"no process can be started for the encoder ({error})",
+                "an encoder from a file computes in a process of its own",
+                "see whether this machine has memory left",
+            ) from None
+
+    def code(self, number: int) -> int:
+        """Wait for the end of a process; its exit code."""
+        with self._lock:
+            self._line.sendall(b"-" + confined.NUMBER.pack(number))
+            return self._answer()
+
+    def _answer(self) -> int:
+        answer = self._line.recv(confined.NUMBER.size, socket.MSG_WAITALL)
+        if len(answer) < confined.NUMBER.size:
+            raise ConnectionError("the process that starts encoders ended")
+        (number,) = confined.NUMBER.unpack(answer)
+        return int(number)
+
+
+class _Forked:
+    """One process by its number, which stays taken until its exit code was asked for."""
+
+    def __init__(self, nursery: _Nursery, number: int) -> None:
+        self._nursery, self._number = nursery, number
+        self._lock = threading.Lock()
+        self._code: int | None = None
+
+    def kill(self) -> None:
+        """End it at once."""
+        with self._lock:
+            if self._code is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._number, signal.SIGKILL)
+
+    def code(self) -> int:
+        """Its exit code, after `kill`, which changes nothing about a process that is ending by itself."""
+        with self._lock:
+            if self._code is None:
+                try:
+                    self._code = self._nursery.code(self._number)
+                except OSError:
+                    self._code = -signal.SIGKILL
+            return self._code
+
+
+_starting = threading.Lock()
+_started: list[_Nursery] = []
+
+
+def _nursery() -> _Nursery:
+    with _starting:
+        if not _started or not _started[-1].is_running:
+            _started[:] = [_Nursery()]
+        return _started[0]
+
+
+def _stop(line: socket.socket, process: "subprocess.Popen[bytes]") -> None:
+    line.close()
+    process.kill()
+    process.wait()
 
 
 def _end(processes: list[_Process]) -> None:
