@@ -30,8 +30,8 @@ import numpy.typing as npt
 from fedveil.errors import InvalidValue
 from fedveil.lazy import later
 from fedveil.learning.exact import bounded, first_sums, softmax
+from fedveil.learning.models.checked import checked_findings
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.logistic import checked_findings
 from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_frequencies
 from fedveil.learning.released.class_statistics import COUNT_WEIGHT, ClassStatistics
 from fedveil.learning.released.finding_scores import FindingScores

@@ -236,7 +236,7 @@ class TrainedModel:
 
     def probabilities(self, images: npt.NDArray[np.float32]) -> Vector:
         """Class probabilities (k, classes) of images (k, channels or slices, size, size) in [0, 1]."""
-        if isinstance(self.model, CentredHead | FindingsHead):
+        if isinstance(self.model, ClassHead | FindingsHead):
             return self.model.probabilities(self.parameters, self.extractor(images))
         return self.model.probabilities(self.parameters, _Batch(self.model.before(images)), len(images))
 
