@@ -108,6 +108,7 @@ LINEAR = (
         ),
         **{"listed": True, **FEW},
     ),
+    _linear("grades", classes=FOUR, data='task = "grades"', privacy=CALIBRATION),
     replace(
         _linear(
             "pilot", classes=THREE, epsilon='"calibrated"', privacy="max_epsilon = 8.0\npilot_epsilon = 2.0"

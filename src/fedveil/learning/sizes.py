@@ -6,11 +6,7 @@ on PyTorch's meta device, where parameters have shapes and no storage; a linear 
 
 from dataclasses import dataclass
 
-import torch
-
-from fedveil.learning.gradients import dimension
 from fedveil.learning.models.network_labels import NetworkLabels
-from fedveil.learning.networks import Centred, layers_of, split_frozen
 
 __all__ = ["NetworkSizes"]
 
@@ -45,6 +41,11 @@ class NetworkSizes:
         Raises:
             InvalidValue: there is no such network, or its package is not installed.
         """
+        import torch  # here, since only offers of networks need it
+
+        from fedveil.learning.gradients import dimension
+        from fedveil.learning.networks import Centred, layers_of, split_frozen
+
         with torch.device("meta"):
             layers = layers_of(name, classes, channels, image_size, 0, trained_blocks, weights=False)
         _, body = split_frozen(layers)

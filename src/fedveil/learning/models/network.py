@@ -54,9 +54,9 @@ class NetworkModel:
     computed once, not in every round. The *body* is the rest.
 
     Args:
-        name: as in the study file: "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:NAME".
+        name: as in the study file: "cnn", "cnn3d", "resnet18", "densenet121", "efficientnet-lite0", "timm:NAME".
         classes: number of classes or findings.
-        channels: of the images.
+        channels: of the images; of volumes their slices.
         image_size: pixels along each side.
         seed: public; of the initial parameters only.
         trained_blocks: number of trained blocks of EfficientNet-Lite0, counted from the last.

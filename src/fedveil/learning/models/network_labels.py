@@ -17,22 +17,21 @@ that is unknown adds nothing. All findings together are one contribution, clippe
 (logit adjustment, Menon et al., 2007.07314); afterwards ``o_k = log(p_k / (1 - p_k)) - m_k``.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy import special
-from torch import Tensor
-from torch.nn import functional
 
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
 from fedveil.learning.exact import bounded, first_sums, softmax
+from fedveil.learning.models.checked import checked_findings
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.logistic import checked_findings
 from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_frequencies
 from fedveil.learning.released.class_statistics import COUNT_WEIGHT, ClassStatistics
 from fedveil.learning.released.finding_scores import FindingScores
@@ -45,13 +44,24 @@ from fedveil.learning.released.posterior import Noisy
 from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics
 from fedveil.learning.released.site_threshold import own_numbers
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import functional
+
+    Loss = Callable[[Tensor, Tensor], Tensor]
+else:
+    torch = later("torch")
+    functional = later("torch.nn.functional")
+
+special = later("scipy.special")
+
 __all__ = ["LONGEST_LOGITS", "NetworkLabels"]
 
 LONGEST_LOGITS = 10.0
 """Length of an image's logits, less their mean, or of a finding's logit, beyond which thresholds count them as no
 longer: a public bound."""
 Labels = npt.NDArray[Any]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,7 @@ class NetworkLabels(ABC):
     classes: int
 
     @staticmethod
-    def of(classes: int, *, findings: bool) -> "NetworkLabels":
+    def of(classes: int, *, findings: bool) -> NetworkLabels:
         """Those of a study."""
         return FindingLabels(classes) if findings else ClassLabels(classes)
 
