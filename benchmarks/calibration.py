@@ -46,6 +46,8 @@ SETS: dict[str, dict[str, Any]] = {
 GRID = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 3.0, 4.0, 5.6, 8.0)
 SHOWN = (0.5, 1.0, 3.0, 8.0, NO_PRIVACY)
 MOST, TOLERANCE, SITES, ALPHA = 8.0, 0.01, 5, 0.5
+SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Ledgers and checkpoints are written durably, which takes most of a run's time where they lie on a disk."""
 METRICS = ("auroc", "balanced_accuracy", "accuracy")
 
 
@@ -69,7 +71,7 @@ def train_once(task: Task, study: Study, seed: int, asked: float | None) -> Run:
     sites = {f"site-{number}": rows for number, rows in enumerate(dealt, 1)}
     data = Prepared(study=study, dataset=task.dataset, sites=sites, simulated=True)
     test = TestSet(replace(task, study=study))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         directory = RunDirectory.create(Path(folder) / "run", study)
         agreement, trained = train_here(
             data,
@@ -106,6 +108,23 @@ def settings_of(study: Study, trust: str, unit: str) -> Iterator[tuple[float | N
     yield NO_PRIVACY, study.with_changes({"privacy": {"trust": "none", "unit": unit}})
     calibrated = {"epsilon": "calibrated", "max_epsilon": MOST, "tolerance": TOLERANCE}
     yield None, study.with_changes({"privacy": {"trust": trust, "unit": unit, **calibrated}})
+
+
+def measured(task: Task, count: int, where: dict[str, str], saved: Path | None) -> Iterator[Run]:
+    """So many runs of every setting; those that the file holds are not repeated."""
+    found: dict[tuple[float | None, int], Run] = {}
+    for line in saved.read_text().splitlines() if saved and saved.exists() else ():
+        values = json.loads(line)
+        if {key: values.pop(key) for key in where} == where:
+            predicted = values["predicted"] and tuple(values["predicted"])
+            found[values["asked"], values["seed"]] = Run(**values | {"predicted": predicted})
+    for seed in range(count):
+        for epsilon, study in settings_of(task.study, where["trust"], where["unit"]):
+            run = found.get((epsilon, seed)) or train_once(task, study, seed, epsilon)
+            if saved and (epsilon, seed) not in found:
+                with saved.open("a") as file:
+                    file.write(json.dumps(where | vars(run)) + "\n")
+            yield run
 
 
 def least_of(runs: Sequence[Run], trust: str, unit: str) -> float:
@@ -218,16 +237,8 @@ def main() -> None:
         figure("source", len(prepared.dataset), set=name, sha256=digest_of(str(sets[name]["source"])))
         for unit in asked.unit:
             for trust in asked.trust:
-                runs = []
-                for seed in range(asked.runs):
-                    for epsilon, one in settings_of(prepared.study, trust, unit):
-                        runs.append(train_once(task, one, seed, epsilon))
-                        if asked.save:
-                            with asked.save.open("a") as file:
-                                file.write(
-                                    json.dumps({"set": name, "trust": trust, "unit": unit} | vars(runs[-1]))
-                                    + "\n"
-                                )
+                where = {"set": name, "trust": trust, "unit": unit}
+                runs = list(measured(task, asked.runs, where, asked.save))
                 report(name, trust, unit, runs)
                 rows.append(row(name, trust, unit, len(prepared.dataset.classes), runs))
     print("\n".join(rows))

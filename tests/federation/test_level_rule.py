@@ -21,7 +21,6 @@ RULE = Rule(
     law=LAWS["one-shot"],
     separation=SEPARATION,
     noise=NOISE,
-    pilot_strength=0.03,
 )
 STRENGTHS = (0.03, 0.1, 0.3, 1.0)
 
