@@ -244,6 +244,7 @@ def _network(study: Study, dataset: Dataset) -> NetworkModel:
         image_size=study.data.image_size,
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
+        start=load_start(study, dataset),
     )
 
 

@@ -32,6 +32,7 @@ from fedveil.learning.gradients import (
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
 from fedveil.learning.models.protocol import check_sent
+from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.networks import Centred, layers_of, split_frozen
 from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
 from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre
@@ -58,8 +59,7 @@ class NetworkModel:
     one (see `Centred`), then the trained part. Clipped gradients leave a network's logits uncalibrated (every
     patient's gradient has about the same length, however certain the prediction), so the offset is released last:
     with m the middle between the mean logits of the classes, and pi the class frequencies, ``offset = log pi - m``.
-    Dividing by pi then puts the threshold at the middle. Mean probabilities are unsuitable: they saturate, so their
-    midpoint is close to the class that the network is less certain of.
+    Dividing by pi then puts the threshold at the middle. Mean probabilities saturate, so their midpoint is unsuitable.
 
     The leading layers whose parameters are not trained are the public *frozen part*: its output for an image is
     computed once, not in every round. The *body* is the rest.
@@ -70,7 +70,8 @@ class NetworkModel:
         channels: of the images.
         image_size: pixels along each side.
         seed: public; of the initial parameters only.
-        trained_blocks: number of trained blocks of EfficientNet-Lite0, counted from the last.
+        trained_blocks: of EfficientNet-Lite0, counted from the last.
+        start: the public model that training begins from; None for none.
 
     Raises:
         InvalidValue: the network cannot be built, or no patient's contribution to its gradient can be bounded.
@@ -85,8 +86,9 @@ class NetworkModel:
         image_size: int,
         seed: int = 0,
         trained_blocks: int = 1,
+        start: PublicStart | None = None,
     ) -> None:
-        self.name, self.classes, self.image_size = name, classes, image_size
+        self.name, self.classes, self.image_size, self.start = name, classes, image_size, start
         self._image_shape = (channels, image_size, image_size)
         self.module = layers_of(name, classes, channels, image_size, seed, trained_blocks).eval()
         self.notices = check_private(self.module)
@@ -146,16 +148,18 @@ class NetworkModel:
         return ClassStatistics.size(self.classes, self.classes)
 
     def initial(self) -> Vector:
-        """The parameters that the seed gives, or the public weights of a pretrained network."""
-        return self._initial.copy()
+        """Those of the start, of the seed, or of a pretrained network."""
+        return (self._initial if self.start is None else self.start.trained).copy()
 
     def join(
         self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
     ) -> Vector:
-        """The offset, 0 without a shift; the centre, 0 without statistics; and the trained part."""
+        """The offset, 0 without a shift; the centre, that of a start or 0 without statistics; and the trained part."""
         offset = np.zeros(self.classes) if shift is None else shift
         centre = np.zeros(self._centre)
-        if self._blocks and statistics is not None:
+        if self.start is not None:  # released means are of features under other weights
+            centre = self.start.centre
+        elif self._blocks and statistics is not None:
             centre = statistics.centre(self._blocks)
         return np.concatenate([offset, centre, trained])
 
@@ -260,7 +264,7 @@ class NetworkModel:
         if self._centred is None or self._below is None:
             return None
         parts = [np.empty((0, self._centre))]
-        with self.loaded(self.join(None, self.initial())), torch.inference_mode():
+        with self.loaded(self.join(None, self._initial)), torch.inference_mode():
             for rows in batches(count):
                 found = self._centred.unit(filled(self._below, images.read(rows)))
                 parts.append(found.double().numpy())
@@ -375,8 +379,7 @@ class NetworkLearner:
         *,
         plain: bool = False,  # noqa: ARG002 - there are no degraded views here
     ) -> Vector:
-        """Count the units of each class; or sum class statistics of the features that a network centres, or of the
-        logits of a trained one.
+        """Count the units of each class, or sum class statistics of centred features or of a trained network's logits.
 
         A unit with images of several classes is shared among them.
         """
