@@ -214,7 +214,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.network:
         with tempfile.TemporaryDirectory() as name:
-            return networks(asked, Path(name))
+            networks(asked, Path(name))
+        return
     images, breasts = chest(), breast()
     if asked.fold:
         images, breasts = folded(images), folded(breasts)
