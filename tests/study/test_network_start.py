@@ -11,6 +11,7 @@ from torch import nn
 from fedveil.data.phantom.patients import phantom
 from fedveil.errors import FedveilError, InvalidValue, StudyError
 from fedveil.learning import Averaged, Sgd, Shrunk
+from fedveil.learning.models.public_start import fraction_left
 from fedveil.learning.networks import registry
 from fedveil.study import RunDirectory, Study, TrainedModel, run
 from fedveil.study.results.training_noise import coefficients
@@ -140,7 +141,9 @@ def test_the_variance_of_the_noise_in_an_iterate_is_known_exactly(inner: Sgd | A
     variance = noise * float(weights @ weights)
     away = inner.released(plain) - 1
     signal = max(away @ away - count * variance, 2 * np.sqrt(2 * count) * variance)
-    np.testing.assert_allclose(rule.released(state), 1 + signal / (signal + count * variance) * away)
+    left = signal / (signal + count * variance)
+    np.testing.assert_allclose(rule.released(state), 1 + left * away)
+    assert fraction_left(rule.released(state), rule.start, variance) == pytest.approx(left)
     with pytest.raises(InvalidValue, match="one of those planned"):
         rule.step(state, gradient)
 
@@ -153,6 +156,7 @@ def test_without_noise_nothing_is_shrunk_and_noise_alone_moves_little() -> None:
     np.testing.assert_array_equal(rule.released(state), -gradient)
     state = rule.step(rule.init(np.zeros(count)), gradient, noise_variance=1.0)
     assert np.linalg.norm(rule.released(state)) < 0.05 * np.linalg.norm(gradient)
+    assert fraction_left(rule.released(state), rule.start, 1.0) < 0.05
 
 
 def test_rules_whose_noise_is_not_known_are_refused() -> None:

@@ -35,7 +35,7 @@ import numpy as np
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.ranges import bounded_blocks
 
-__all__ = ["PublicStart", "centre_towards", "pulled", "shrunk_towards"]
+__all__ = ["PublicStart", "centre_towards", "fraction_left", "pulled", "shrunk_towards"]
 
 SMALLEST = 1e-12
 
@@ -89,9 +89,27 @@ def shrunk_towards(found: Vector, start: Vector, variance: float) -> Vector:
     if variance == 0:
         return found
     away, count = found - start, len(start)
-    signal = max(float(away @ away) - count * variance, 2 * np.sqrt(2 * count) * variance)
+    signal = max(float(away @ away) - count * variance, _least(count, variance))
     result: Vector = start + signal / (signal + count * variance) * away
     return result
+
+
+def fraction_left(shrunk: Vector, start: Vector, variance: float) -> float:
+    """k of the weights that `shrunk_towards` returned: the fraction of their noise that it left.
+
+    With S the signal, |k (w - w_0)|^2 = S^2 / (S + n v) wherever S exceeds its lower bound.
+    """
+    if variance == 0:
+        return 1.0
+    noise, square = len(start) * variance, float(np.sum((shrunk - start) ** 2))
+    signal = (square + np.sqrt(square**2 + 4 * square * noise)) / 2
+    signal = max(float(signal), _least(len(start), variance))
+    return signal / (signal + noise)
+
+
+def _least(count: int, variance: float) -> float:
+    """The squared length that cannot be told from noise in so many coordinates."""
+    return float(2 * np.sqrt(2 * count) * variance)
 
 
 def centre_towards(middle: Vector, public: Vector, blocks: Sequence[int], variance: float) -> Vector:
