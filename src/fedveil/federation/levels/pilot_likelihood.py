@@ -23,11 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from numpy.polynomial.hermite_e import hermegauss
-from scipy.special import logsumexp, ndtr
 
+from fedveil.lazy import later
 from fedveil.learning.released.pilot_scores import bin_edges
 
 __all__ = ["Measured", "log_likelihood"]
+
+special = later("scipy.special")
 
 Vector = npt.NDArray[np.float64]
 LENGTH_ERROR = 0.05
@@ -106,7 +108,7 @@ def _of_histogram(seen: Measured, whole: Vector, along: Vector, mean: Vector, de
     for row, sign in enumerate((-0.5, 0.5)):
         centre = sign * distance[:, :, None] + shift
         logs = logs + _of_class(seen, row, centre, spread[:, :, None])
-    found: Vector = logsumexp(logs, b=weights[:, None] * weights, axis=(1, 2))
+    found: Vector = special.logsumexp(logs, b=weights[:, None] * weights, axis=(1, 2))
     return found
 
 
@@ -114,7 +116,7 @@ def _of_class(seen: Measured, row: int, centre: Vector, spread: Vector) -> Vecto
     """Log likelihood of one class's bins for scores of this mean and deviation, its size being integrated over."""
     assert seen.bins is not None
     edges = bin_edges(seen.features)[1:-1]
-    below = ndtr((edges - centre[..., None]) / spread[..., None])
+    below = special.ndtr((edges - centre[..., None]) / spread[..., None])
     shares = np.diff(below, axis=-1, prepend=0.0, append=1.0)
     variance = seen.bin_variance + (FORM_ERROR * seen.sizes[row]) ** 2
     doubt = seen.counted_variances[row]
