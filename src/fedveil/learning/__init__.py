@@ -18,6 +18,7 @@ from fedveil.learning.evaluation.metrics import (
     evaluate,
     expected_calibration_error,
 )
+from fedveil.learning.evaluation.released_subgroups import ReleasedSubgroups
 from fedveil.learning.evaluation.score_histogram import ScoreHistogram
 from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
 from fedveil.learning.models.findings import FindingsHead, FindingsLearner
@@ -64,6 +65,7 @@ __all__ = [
     "OptimizerState",
     "PublicStart",
     "Pulled",
+    "ReleasedSubgroups",
     "ScoreHistogram",
     "ScoreStatistics",
     "Sgd",

@@ -38,6 +38,7 @@ from fedveil.learning import (
     FindingsHead,
     Model,
     OptimizerState,
+    ReleasedSubgroups,
     ScoreHistogram,
     Statistics,
 )
@@ -64,6 +65,7 @@ class Trained:
         parameters: the released model, whole.
         statistics: what was released before training.
         histogram: the release about the hospitals' held-out units; None without one.
+        subgroups: the release about their subgroups; None without one.
         certainty: how sure the decision rule is; None if no threshold was released.
         skipped: releases that were not asked for, because noise was known to drown them; nothing was charged.
         rounds: number of finished rounds; fewer than planned if interrupted ones used up budget.
@@ -81,6 +83,7 @@ class Trained:
     agreement: Agreement
     coordinator: Coordinator
     forecast: Forecast | None = None
+    subgroups: ReleasedSubgroups | None = None
 
     @property
     def priors(self) -> Vector | None:
@@ -174,6 +177,7 @@ class _Loop:
             parameters=state.parameters,
             statistics=state.statistics,
             histogram=state.histogram,
+            subgroups=state.subgroups,
             certainty=state.certainty,
             skipped=tuple(skipped),
             rounds=finished,

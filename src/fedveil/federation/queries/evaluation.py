@@ -68,9 +68,7 @@ class EvaluationQuery(OneSum):
 
     def sent(self, state: ModelState) -> Vector:
         """Class frequencies (equal if none were released) and the model."""
-        classes = state.model.classes
-        frequencies = np.full(classes, 1 / classes) if state.frequencies is None else state.frequencies
-        return np.concatenate([frequencies, state.parameters])
+        return state.judged
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
         """The model with the histogram added; its parameters are unchanged."""

@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from fedveil.data import Cohort
 from fedveil.errors import FederationError, InvalidValue
-from fedveil.learning import Certainty, HeldOut, Learner, Model, ScoreHistogram, Sizes, Statistics
+from fedveil.learning import (
+    Certainty,
+    HeldOut,
+    Learner,
+    Model,
+    ReleasedSubgroups,
+    ScoreHistogram,
+    Sizes,
+    Statistics,
+)
 from fedveil.privacy import Mechanism, Unit
 
 __all__ = [
@@ -153,6 +162,7 @@ class ModelState:
         statistics: what was released before training.
         histogram: the release about held-out units.
         certainty: how sure the decision rule is; None if no threshold was released.
+        subgroups: the release about subgroups of held-out units.
     """
 
     model: Model
@@ -161,11 +171,19 @@ class ModelState:
     statistics: Statistics | None = None
     histogram: ScoreHistogram | None = None
     certainty: Certainty | None = None
+    subgroups: ReleasedSubgroups | None = None
 
     @property
     def trained(self) -> Vector:
         """The trained part."""
         return self.parameters[-self.model.trained :]
+
+    @property
+    def judged(self) -> Vector:
+        """What an evaluation sends: class frequencies (equal if none were released), then the parameters."""
+        classes = self.model.classes
+        frequencies = np.full(classes, 1 / classes) if self.frequencies is None else self.frequencies
+        return np.concatenate([frequencies, self.parameters])
 
     def at(self, trained: Vector, shift: Vector | None = None) -> "ModelState":
         """The same with another trained part and another shift of the logits."""
