@@ -248,7 +248,7 @@ def _network(study: Study, dataset: Dataset) -> NetworkModel:
     return NetworkModel(
         study.model.network,
         classes=len(dataset.classes),
-        channels=dataset.images.planes,
+        channels=study.data.slices or dataset.images.channels,
         image_size=study.data.image_size,
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
