@@ -26,10 +26,10 @@ from fedveil.data.phantom.grades import phantom_grades
 from fedveil.data.phantom.patients import phantom
 from fedveil.learning import auroc, decide, quadratic_kappa
 from fedveil.library.runs import resolved_study
-from fedveil.study import RunDirectory, Silent, Study, prepare
+from fedveil.study import RunDirectory, Silent, Study
 from fedveil.study.evaluation import TestSet
 from fedveil.study.pipeline import Task, make_task
-from fedveil.study.prepare import Prepared
+from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.results.training_noise import spread_of
 from fedveil.study.simulation import Simulated, train_here
 

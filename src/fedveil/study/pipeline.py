@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,9 @@ from fedveil.learning import (
     ImageSource,
     Learner,
     Model,
-    NetworkLearner,
-    NetworkModel,
     NetworkSizes,
     Sizes,
     Statistics,
-    Views,
 )
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
@@ -39,6 +37,9 @@ from fedveil.study.progress import Progress
 from fedveil.study.results.public_start import load_start
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
+
+if TYPE_CHECKING:
+    from fedveil.learning import NetworkModel
 
 __all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
 
@@ -154,7 +155,7 @@ class NetworkTask(Task):
         images: the inputs of the trained part, by row of the data set.
     """
 
-    network: NetworkModel
+    network: "NetworkModel"
     images: ImageSource
 
     @property
@@ -164,6 +165,8 @@ class NetworkTask(Task):
 
     def learner(self, rows: Indices) -> Learner:
         """One site's learner over these images."""
+        from fedveil.learning import NetworkLearner, Views
+
         cohort, settings = self.dataset.cohort("site", rows), self.study.training
         return NetworkLearner(
             self.network,
@@ -227,6 +230,7 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         channels=study.data.slices or channels,
         image_size=study.data.image_size,
         trained_blocks=study.model.trained_blocks,
+        findings=study.data.meaning == "findings",
     )
 
 
@@ -244,7 +248,9 @@ def _head(study: Study, dataset: Dataset) -> ClassHead | FindingsHead:
     return CentredHead(blocks, classes, centred=centred, start=start)
 
 
-def _network(study: Study, dataset: Dataset) -> NetworkModel:
+def _network(study: Study, dataset: Dataset) -> "NetworkModel":
+    from fedveil.learning import NetworkModel  # here, since linear heads do without torch
+
     return NetworkModel(
         study.model.network,
         classes=len(dataset.classes),
@@ -252,6 +258,7 @@ def _network(study: Study, dataset: Dataset) -> NetworkModel:
         image_size=study.data.image_size,
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
+        findings=dataset.task == "findings",
     )
 
 

@@ -134,7 +134,7 @@ def _with_encoder(model: ModelSettings) -> ModelSettings:
     spec = model.encoder.spec(model.features)
     if spec is None or spec.is_pinned:
         return model
-    from fedveil.learning.encoders.external import register
+    from fedveil.learning.encoders.external.register import register
 
     weights = Path(model.encoder.weights) if model.encoder.weights else None
     pinned, _ = register(spec, weights=weights)

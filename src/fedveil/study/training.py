@@ -36,10 +36,10 @@ from fedveil.learning import (
     Certainty,
     ClassStatistics,
     FindingsHead,
+    Histogram,
     Model,
     OptimizerState,
     ReleasedSubgroups,
-    ScoreHistogram,
     Statistics,
 )
 from fedveil.study.progress import Progress
@@ -76,7 +76,7 @@ class Trained:
 
     parameters: Vector
     statistics: Statistics | None
-    histogram: ScoreHistogram | None
+    histogram: Histogram | None
     certainty: Certainty | None
     skipped: tuple[str, ...]
     rounds: int

@@ -19,10 +19,10 @@ from fedveil.errors import FederationError, InvalidValue
 from fedveil.learning import (
     Certainty,
     HeldOut,
+    Histogram,
     Learner,
     Model,
     ReleasedSubgroups,
-    ScoreHistogram,
     Sizes,
     Statistics,
 )
@@ -158,7 +158,7 @@ class ModelState:
     Attributes:
         model: the trained model.
         parameters: its whole parameter vector, which ends with the trained part.
-        frequencies: (classes,) class frequencies; None if none were released.
+        frequencies: (classes,) frequencies of classes or findings; None if none were released.
         statistics: what was released before training.
         histogram: the release about held-out units.
         certainty: how sure the decision rule is; None if no threshold was released.
@@ -169,7 +169,7 @@ class ModelState:
     parameters: Vector
     frequencies: Vector | None = None
     statistics: Statistics | None = None
-    histogram: ScoreHistogram | None = None
+    histogram: Histogram | None = None
     certainty: Certainty | None = None
     subgroups: ReleasedSubgroups | None = None
 
@@ -179,11 +179,16 @@ class ModelState:
         return self.parameters[-self.model.trained :]
 
     @property
+    def common(self) -> Vector:
+        """(classes,) the frequencies that were released; without them equal ones, of a finding and its absence too."""
+        if self.frequencies is not None:
+            return self.frequencies
+        return np.full(self.model.classes, 0.5 if self.model.findings else 1 / self.model.classes)
+
+    @property
     def judged(self) -> Vector:
-        """What an evaluation sends: class frequencies (equal if none were released), then the parameters."""
-        classes = self.model.classes
-        frequencies = np.full(classes, 1 / classes) if self.frequencies is None else self.frequencies
-        return np.concatenate([frequencies, self.parameters])
+        """What an evaluation sends: the frequencies, then the parameters."""
+        return np.concatenate([self.common, self.parameters])
 
     def at(self, trained: Vector, shift: Vector | None = None) -> "ModelState":
         """The same with another trained part and another shift of the logits."""

@@ -51,6 +51,11 @@ class FeatureHead(ABC):
         return self.head.classes
 
     @property
+    def findings(self) -> bool:
+        """Whether an image may have any number of the classes."""
+        return self.head.findings
+
+    @property
     def trained(self) -> int:
         """Length of the trained part, and so of a gradient."""
         return self.head.dimension

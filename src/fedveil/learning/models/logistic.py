@@ -25,9 +25,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
 from fedveil.learning.exact import SHORTER, first_sums, grid, softmax
 from fedveil.learning.models.checked import (
     checked_codes,
@@ -38,6 +38,8 @@ from fedveil.learning.models.checked import (
 )
 from fedveil.learning.models.cumulative import cut_points, grade_probabilities, grade_residuals, neighbours
 from fedveil.learning.models.learner import Indices, Vector
+
+special = later("scipy.special")
 
 Unit: TypeAlias = Literal["patient", "image", "site"]
 

@@ -29,8 +29,8 @@ v)``, which is near the James-Stein factor where k is large.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
+from fedveil.lazy import later
 from fedveil.learning.models.learner import Vector
 
 __all__ = [
@@ -46,6 +46,8 @@ __all__ = [
     "shrunk",
     "weight_of",
 ]
+
+special = later("scipy.special")
 
 MIDDLE = 0.1
 """Standard deviation of the middle between class means, in units of the longest score. It was 0.05 to 0.1 on training

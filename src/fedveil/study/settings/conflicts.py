@@ -35,13 +35,10 @@ def _findings(study: "Study") -> Iterator[str]:
     privacy = study.privacy
     if privacy.epsilon == "calibrated":
         yield 'privacy.epsilon "calibrated" is for classes that exclude each other: give a number'
-    if study.model.network != "linear":
-        yield 'data.task "findings" trains linear heads so far: set model.network = "linear"'
     if study.training.method == "one-shot":
         yield 'data.task "findings" is trained in rounds: remove training.method = "one-shot"'
-    for key in ("evaluation_share", "subgroup_share", "personal_calibration_share"):
-        if getattr(privacy, key) > 0:
-            yield f'privacy.{key} is for classes that exclude each other: set it to 0 for data.task "findings"'
+    if privacy.subgroup_share > 0:
+        yield 'privacy.subgroup_share is for classes that exclude each other: set it to 0 for data.task "findings"'
 
 
 def _grades(study: "Study") -> Iterator[str]:
