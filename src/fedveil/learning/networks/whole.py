@@ -64,6 +64,8 @@ def _encoder(extractor: FeatureExtractor, image_size: int) -> nn.Module:
 class _Resampled(nn.Module):
     """Bilinear resampling with antialiasing, as a product with a fixed matrix along each side."""
 
+    rows: Tensor
+
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         ends = torch.eye(before).reshape(before, 1, before, 1).expand(-1, -1, -1, 2)
@@ -74,8 +76,7 @@ class _Resampled(nn.Module):
         self.register_buffer("rows", scaled[:, 0, :, 0].T.contiguous())
 
     def forward(self, images: Tensor) -> Tensor:
-        rows: Tensor = self.rows
-        return images if self.same else rows @ images @ rows.T
+        return images if self.same else self.rows @ images @ self.rows.T
 
 
 class _Shifted(nn.Module):
@@ -127,6 +128,9 @@ class _Units(nn.Module):
 class _Whitened(nn.Module):
     """The encoder's features, whitened with its constants; see `Whitened`."""
 
+    mean: Tensor
+    change: Tensor
+
     def __init__(self, inner: nn.Module, extractor: Whitened) -> None:
         super().__init__()
         mean, axes, shrinkage = extractor.constants
@@ -135,12 +139,17 @@ class _Whitened(nn.Module):
         self.register_buffer("change", torch.from_numpy(np.eye(len(mean)) - (axes.T * shrinkage) @ axes))
 
     def forward(self, images: Tensor) -> Tensor:
-        change: Tensor = self.change
-        return ((self.units(self.inner(images)).double() - self.mean) @ change).float()
+        units: Tensor = self.units(self.inner(images)).double()
+        return ((units - self.mean) @ self.change).float()
 
 
 class _Head(nn.Module):
     """Class probabilities of a linear head, from raw features."""
+
+    centre: Tensor
+    weights: Tensor
+    offset: Tensor
+    numbers: Tensor
 
     def __init__(self, head: CentredHead | FindingsHead, parameters: Vector) -> None:
         super().__init__()
@@ -169,6 +178,8 @@ class _Head(nn.Module):
 
 class _Network(nn.Module):
     """Class probabilities of a network with its offsets of the logits."""
+
+    offset: Tensor
 
     def __init__(self, module: nn.Module, offset: Vector) -> None:
         super().__init__()
