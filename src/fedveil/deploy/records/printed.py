@@ -96,7 +96,14 @@ def _document(title: str, values: Mapping[str, Any]) -> "FPDF":
 
 def _title(pdf: "FPDF", text: str) -> None:
     pdf.ln(3)
+    _together(pdf)
     _words(pdf, text, size=12, style="B")
+
+
+def _together(pdf: "FPDF") -> None:
+    """A new page unless a label and the beginning of its text still fit on this one."""
+    if pdf.will_page_break(16):
+        pdf.add_page()
 
 
 def _words(
@@ -106,13 +113,16 @@ def _words(
 
     pdf.set_font(family, style, size)
     wrap = WrapMode.CHAR if family == "mono" else WrapMode.WORD
-    pdf.multi_cell(0, height or size * 0.52, _line(text), new_x="LMARGIN", new_y="NEXT", wrapmode=wrap)
+    pdf.multi_cell(
+        0, height or size * 0.52, _line(text), align="L", new_x="LMARGIN", new_y="NEXT", wrapmode=wrap
+    )
 
 
 def _rows(pdf: "FPDF", rows: Iterable[tuple[str, str]]) -> None:
     """Labels and texts, one below the other, so that a text of any length breaks between pages."""
     for label, text in rows:
         if label:
+            _together(pdf)
             _words(pdf, label, size=8.5, style="B")
         _words(pdf, text or " ", size=8.5)
     pdf.ln(2)
