@@ -3,6 +3,7 @@
 import io
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fedveil.learning import FindingsHead
 from fedveil.learning.encoders import Precomputed
 from fedveil.learning.networks.whole import whole_head
 from fedveil.report import load as load_record
+from fedveil.report.exports import bundle, graph
 from fedveil.report.exports.bundle import write_bundle
 from fedveil.report.exports.card import UNKNOWN, model_card, plain
 from fedveil.report.exports.graph import TOLERANCE, probabilities_of, write_onnx
@@ -131,6 +133,15 @@ def test_a_bundle_has_the_required_files_and_its_program_computes_the_same(finis
     assert UNKNOWN in metadata["copyright"]
     with pytest.raises(StudyError, match="never overwrites"):
         write_bundle(model, record, folder)
+
+
+def test_a_program_that_computes_something_else_is_not_written(finished, tmp_path, monkeypatch):
+    model, record = TrainedModel.load(finished), load_record(finished)
+    other = replace(model, parameters=-model.parameters)
+    monkeypatch.setattr(bundle, "as_module", lambda _: graph.as_module(other))
+    with pytest.raises(StudyError, match="the exported program differs"):
+        write_bundle(model, record, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_card_states_what_the_run_holds_and_marks_the_rest(finished):
