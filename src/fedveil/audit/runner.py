@@ -52,7 +52,7 @@ class Effort:
     attackers: tuple[str, ...] = tuple(ATTACKERS)
     trials: int | None = None
     sessions: int = 4
-    canaries: int = 200
+    canaries: int = 400
     references: int = 6
 
     def __post_init__(self) -> None:

@@ -11,7 +11,9 @@ from fedveil.lazy import on_first_use
 
 if TYPE_CHECKING:
     from fedveil.learning.encoders import FeatureExtractor, feature_extractor
+    from fedveil.learning.evaluation.finding_histogram import FindingHistogram
     from fedveil.learning.evaluation.findings import decide_findings, evaluate_findings, findings_point
+    from fedveil.learning.evaluation.grades import quadratic_kappa
     from fedveil.learning.evaluation.held_out import HeldOut
     from fedveil.learning.evaluation.intervals import Spread
     from fedveil.learning.evaluation.metrics import (
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
         evaluate,
         expected_calibration_error,
     )
-    from fedveil.learning.evaluation.score_histogram import ScoreHistogram
+    from fedveil.learning.evaluation.score_histogram import Histogram, ScoreHistogram
     from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
     from fedveil.learning.models.findings import FindingsHead, FindingsLearner
+    from fedveil.learning.models.grades import GradesHead
     from fedveil.learning.models.learner import Learner
-    from fedveil.learning.models.linear_head import CentredHead, CentredLearner
+    from fedveil.learning.models.linear_head import CentredHead, CentredLearner, ClassHead
     from fedveil.learning.models.logistic import LinearHead, LinearLearner
     from fedveil.learning.models.network import NetworkLearner, NetworkModel
     from fedveil.learning.models.protocol import Model, Sizes, Statistics
@@ -45,13 +48,17 @@ __all__ = [
     "CentredHead",
     "CentredLearner",
     "Certainty",
+    "ClassHead",
     "ClassMetrics",
     "ClassStatistics",
     "FeatureExtractor",
+    "FindingHistogram",
     "FindingStatistics",
     "FindingsHead",
     "FindingsLearner",
+    "GradesHead",
     "HeldOut",
+    "Histogram",
     "ImageSource",
     "Learner",
     "LinearHead",
@@ -82,6 +89,7 @@ __all__ = [
     "expected_calibration_error",
     "feature_extractor",
     "findings_point",
+    "quadratic_kappa",
     "subgroups",
     "unit_blocks",
 ]

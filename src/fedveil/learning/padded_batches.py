@@ -64,7 +64,7 @@ def filled_up(images: Tensor, labels: Tensor, members: Tensor) -> tuple[Tensor, 
     others = int(members.max()) + 1 + torch.arange(more)
     return (
         torch.cat([images, black]),
-        torch.cat([labels, labels.new_zeros(more)]),
+        torch.cat([labels, labels.new_zeros(more, *labels.shape[1:])]),
         torch.cat([members, others]),
         weights,
     )

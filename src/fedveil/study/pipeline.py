@@ -16,8 +16,10 @@ from fedveil.errors import DataError, InvalidValue
 from fedveil.learning import (
     CentredHead,
     CentredLearner,
+    ClassHead,
     FindingsHead,
     FindingsLearner,
+    GradesHead,
     HeldOut,
     ImageSource,
     Learner,
@@ -117,7 +119,7 @@ class LinearTask(Task):
     """
 
     extractor: FeatureExtractor
-    head: CentredHead | FindingsHead
+    head: ClassHead | FindingsHead
     features: Features
     degraded: Features | None = None
 
@@ -183,7 +185,7 @@ class NetworkTask(Task):
     @property
     def _readable(self) -> ImageSource:
         side = self.study.data.image_size
-        return Readable(self.images, (self.dataset.images.channels, side, side))
+        return Readable(self.images, (self.dataset.images.planes, side, side))
 
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
@@ -221,13 +223,14 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
     return NetworkSizes.of(
         study.model.network,
         classes=classes,
-        channels=channels,
+        channels=study.data.slices or channels,
         image_size=study.data.image_size,
         trained_blocks=study.model.trained_blocks,
+        findings=study.data.meaning == "findings",
     )
 
 
-def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
+def _head(study: Study, dataset: Dataset) -> ClassHead | FindingsHead:
     blocks, classes, start = (
         _extractor(study, dataset).blocks,
         len(dataset.classes),
@@ -235,6 +238,8 @@ def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
     )
     if dataset.task == "findings":
         return FindingsHead(blocks, classes, start=start)
+    if dataset.task == "grades":
+        return GradesHead(blocks, classes)
     centred = study.training.method != "one-shot"
     return CentredHead(blocks, classes, centred=centred, start=start)
 
@@ -245,10 +250,11 @@ def _network(study: Study, dataset: Dataset) -> "NetworkModel":
     return NetworkModel(
         study.model.network,
         classes=len(dataset.classes),
-        channels=dataset.images.channels,
+        channels=dataset.images.planes,
         image_size=study.data.image_size,
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
+        findings=dataset.task == "findings",
     )
 
 
@@ -265,7 +271,7 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
     if network.frozen is not None:
         progress.stage("features", len(dataset))
         shape = network.before(
-            np.zeros((1, dataset.images.channels, *(study.data.image_size,) * 2), np.float32)
+            np.zeros((1, dataset.images.planes, *(study.data.image_size,) * 2), np.float32)
         ).shape
 
         def compute(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -280,7 +286,7 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
 
 def _decoded(dataset: Dataset, progress: Progress) -> ImageSource:
     """The images, decoded once rather than in each round and evaluation, if their pixels do not take too much disk."""
-    images, shape = dataset.images, (dataset.images.channels, *(dataset.images.size,) * 2)
+    images, shape = dataset.images, (dataset.images.planes, *(dataset.images.size,) * 2)
     if not len(images) or 4 * math.prod(shape) * len(images) > PIXELS_STORED:
         return images
     progress.stage("decoding", len(dataset))

@@ -40,6 +40,7 @@ __all__ = [
     "Noisy",
     "combined",
     "counts_of",
+    "drawn_counts",
     "means_of",
     "moved",
     "shrunk",
@@ -121,7 +122,7 @@ def means_of(sums: Noisy, counts: Noisy, around: Vector | None = None) -> ClassM
         counts: of the units of each class.
         around: (d,) prior mean of the middle; 0 if None.
     """
-    numbers = _drawn(counts)
+    numbers = drawn_counts(counts)
     origin = np.zeros(sums.values.shape[1]) if around is None else around
     apart = sums.values - numbers[:, :, None] * origin
     prior = _prior(len(sums.values))
@@ -210,7 +211,7 @@ def _standardised(counts: Noisy) -> tuple[float, Vector]:
     return std, np.maximum(counts.values * share / std, -IMPOSSIBLE)
 
 
-def _drawn(counts: Noisy) -> Vector:
+def drawn_counts(counts: Noisy) -> Vector:
     """Draws (DRAWS, classes) from the posterior of the counts: a fixed sequence, so that results are reproducible."""
     if counts.variance < SMALLEST:
         return np.maximum(counts.values, SMALLEST)[None, :]

@@ -2,7 +2,7 @@
 
 `register` takes what a person names (`"onnx:FILE"`), examines it in a process with limits and stores it under its
 SHA-256. `External` computes features with the stored file and with nothing else. A graph is hostile input: it is read
-without pickle, only known operators are accepted, and every image goes through it alone.
+without pickle, only known operators are accepted, and every image goes through it alone, in a process with limits.
 """
 
 from typing import TYPE_CHECKING
