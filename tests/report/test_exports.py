@@ -4,6 +4,7 @@ import io
 import json
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from typer.testing import CliRunner
 from fedveil.cli.main import app
 from fedveil.data import load
 from fedveil.errors import InvalidValue, StudyError
-from fedveil.learning import FindingsHead
+from fedveil.learning import CentredHead, FindingsHead, GradesHead, NetworkModel
 from fedveil.learning.encoders import Precomputed
-from fedveil.learning.networks.whole import whole_head
+from fedveil.learning.networks.whole import whole_head, whole_network
 from fedveil.report import load as load_record
 from fedveil.report.exports import bundle, graph
 from fedveil.report.exports.bundle import write_bundle
@@ -168,15 +169,27 @@ def test_a_card_states_what_the_run_holds_and_marks_the_rest(finished):
     assert plain("a\n# b") == "a \\# b"
 
 
-def test_findings_and_embeddings_are_exported_too():
-    """Each finding has a probability of its own."""
+@pytest.mark.parametrize("kind", [FindingsHead, GradesHead, CentredHead])
+def test_every_linear_head_is_exported_on_embeddings(kind):
+    """Each finding has a probability of its own; grades have means in order."""
     generator = np.random.default_rng(0)
-    head, vectors = FindingsHead((6,), 3), generator.normal(size=(8, 6)).astype(np.float32)
+    head, vectors = kind((6,), 3), generator.normal(size=(8, 6)).astype(np.float32)
     parameters = generator.normal(size=head.parameters)
-    parameters[6:9] = 0.1, 0.5, 0.7  # their frequencies
+    parameters[6:9] = 0.1, 0.5, 0.7  # their frequencies, or weights
     with torch.inference_mode():
         found = whole_head(Precomputed.of(6), head, parameters, 0)(torch.from_numpy(vectors)).numpy()
     assert np.abs(found - head.probabilities(parameters, vectors)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("findings", [False, True])
+def test_a_network_is_exported_with_the_meaning_of_its_outputs(findings):
+    model = NetworkModel("cnn", classes=3, channels=1, image_size=16, findings=findings)
+    parameters = model.join(None, model.initial(), np.array([0.4, -1.0, 0.2]))
+    images = np.random.default_rng(0).random((5, 1, 16, 16), dtype=np.float32)
+    with torch.inference_mode():
+        found = whole_network(model, parameters)(torch.from_numpy(images)).numpy()
+    own = model.probabilities(parameters, SimpleNamespace(read=lambda rows: images[rows]), len(images))
+    assert np.abs(found - own).max() <= TOLERANCE
 
 
 def test_the_command_writes_what_it_is_told_and_refuses_what_it_cannot(finished, tmp_path, x_rays):
