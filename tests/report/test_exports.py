@@ -62,3 +62,16 @@ def test_onnx_runtime_finds_the_same_probabilities_for_real_images(x_rays, tmp_p
     assert str(tmp_path).encode() not in path.read_bytes()
     with pytest.raises(StudyError, match="never overwrites"):
         write_onnx(trained, path)
+
+
+def test_an_export_of_grades_finds_the_same_probabilities(tmp_path):
+    study = Study(
+        source="phantom:grades", task="grades", features="pixels@8", image_size=16, epsilon=20.0, rounds=2
+    )
+    run(RunDirectory.create(tmp_path / "run", study))
+    trained = TrainedModel.load(tmp_path / "run")
+    images = load("phantom:grades", image_size=16).images.read(np.arange(40))
+    path = write_onnx(trained, tmp_path / "model.onnx")
+    found = probabilities_of(path.read_bytes(), images)
+    assert np.abs(found - trained.probabilities(images)).max() <= TOLERANCE
+    assert np.ptp(found, axis=0).max() > 0.05, "the images differ"

@@ -60,6 +60,13 @@ class GradesHead(ClassHead):
         result: Vector = np.sort(self.scale(parameters) * usual_means(self.classes) + shift)
         return result
 
+    def lines(self, parameters: Vector) -> tuple[Vector, Vector]:
+        """Slopes m / v and offsets -m^2 / (2 v), (K,) each: a grade's log probability is ``slope z + offset``, plus a
+        number that all grades share."""
+        means = self.means(parameters)
+        apart = max(means[-1] - means[0], NARROWEST * self.scale(parameters)) / (self.classes - 1)
+        return means * STEEP / apart, -(means**2) * STEEP / (2 * apart)
+
     def calibrated(
         self,
         parameters: Vector,
@@ -89,9 +96,7 @@ class GradesHead(ClassHead):
 
     def probabilities(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
         """Probabilities of the grades (n, K) for raw features (n, d)."""
-        weights, means = self.split(parameters)[1], self.means(parameters)
-        apart = max(means[-1] - means[0], NARROWEST * self.scale(parameters)) / (self.classes - 1)
-        logits = self.logits(parameters, features)
-        probabilities = softmax((logits - means / 2) * (means * STEEP / apart)) / weights
+        weights, (slopes, offsets) = self.split(parameters)[1], self.lines(parameters)
+        probabilities = softmax(self.logits(parameters, features) * slopes + offsets) / weights
         result: Vector = (probabilities.T / first_sums(probabilities.T.copy())).T
         return result

@@ -18,8 +18,9 @@ from fedveil.learning.encoders import Concatenation, FeatureExtractor, Precomput
 from fedveil.learning.encoders.efficientnet import EfficientNetLite, folded_network
 from fedveil.learning.encoders.pixels import Pixels
 from fedveil.learning.models.findings import FindingsHead
+from fedveil.learning.models.grades import GradesHead
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.linear_head import CentredHead
+from fedveil.learning.models.linear_head import ClassHead
 from fedveil.learning.models.network import NetworkModel
 from fedveil.learning.released.class_statistics import SMALLEST_NORM
 
@@ -27,7 +28,7 @@ __all__ = ["whole_head", "whole_network"]
 
 
 def whole_head(
-    extractor: FeatureExtractor, head: CentredHead | FindingsHead, parameters: Vector, image_size: int
+    extractor: FeatureExtractor, head: ClassHead | FindingsHead, parameters: Vector, image_size: int
 ) -> nn.Module:
     """Encoder and linear head: images (k, channels, size, size) in [0, 1], or embeddings (k, d), to probabilities.
 
@@ -142,14 +143,18 @@ class _Whitened(nn.Module):
 class _Head(nn.Module):
     """Class probabilities of a linear head, from raw features."""
 
-    def __init__(self, head: CentredHead | FindingsHead, parameters: Vector) -> None:
+    def __init__(self, head: ClassHead | FindingsHead, parameters: Vector) -> None:
         super().__init__()
         centre, numbers, shift, trained = head.split(parameters)
         self.findings, self.units = isinstance(head, FindingsHead), _Units(head.blocks)
         offset = np.log(numbers / (1 - numbers)) - shift if self.findings else -shift
+        weights = head.head.weights(trained).T
+        if isinstance(head, GradesHead):
+            slopes, offset = head.lines(parameters)
+            weights = weights * slopes
         held = {
             "centre": centre,
-            "weights": head.head.weights(trained).T,
+            "weights": weights,
             "offset": offset,
             "numbers": numbers,
         }

@@ -33,7 +33,7 @@ def as_module(model: TrainedModel) -> "nn.Module":
     Raises:
         InvalidValue: its encoder cannot be exported.
     """
-    from fedveil.learning import CentredHead, FindingsHead
+    from fedveil.learning import ClassHead, FindingsHead
     from fedveil.learning.networks.whole import whole_head, whole_network
 
     if model.slices is not None:
@@ -43,7 +43,7 @@ def as_module(model: TrainedModel) -> "nn.Module":
             "use `fedveil predict`, which every model works with",
         )
     head = model.model
-    if isinstance(head, CentredHead | FindingsHead):
+    if isinstance(head, ClassHead | FindingsHead):
         return whole_head(model.extractor, head, model.parameters, model.image_size)
     return whole_network(head, model.parameters)
 
