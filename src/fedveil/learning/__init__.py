@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fedveil.learning.models.network import NetworkLearner, NetworkModel
     from fedveil.learning.models.protocol import Model, Sizes, Statistics
     from fedveil.learning.models.public_start import PublicStart
-    from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Pulled, Sgd
+    from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Pulled, Sgd, Shrunk
     from fedveil.learning.padded_batches import ImageSource
     from fedveil.learning.released.class_statistics import ClassStatistics, unit_blocks
     from fedveil.learning.released.finding_statistics import FindingStatistics
@@ -77,6 +77,7 @@ __all__ = [
     "ScoreHistogram",
     "ScoreStatistics",
     "Sgd",
+    "Shrunk",
     "Sizes",
     "Spread",
     "Statistics",

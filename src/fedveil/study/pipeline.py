@@ -259,6 +259,7 @@ def _network(study: Study, dataset: Dataset) -> "NetworkModel":
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
         findings=dataset.task == "findings",
+        start=load_start(study, dataset),
     )
 
 

@@ -38,6 +38,7 @@ from fedveil.learning import (
     FindingsHead,
     Histogram,
     Model,
+    NetworkModel,
     OptimizerState,
     ReleasedSubgroups,
     Statistics,
@@ -269,7 +270,9 @@ class _Loop:
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
         """Run the remaining rounds that the budget covers; return the model and the number of finished rounds."""
-        start = self.model.start if isinstance(self.model, CentredHead | FindingsHead) else None
+        start = (
+            self.model.start if isinstance(self.model, CentredHead | FindingsHead | NetworkModel) else None
+        )
         steps = Steps.plan(self.study, self.agreement, query, state.statistics, start)
         at, planned = self._start(steps), self.study.training.rounds
         self.progress.stage(self.label, planned, at.round)

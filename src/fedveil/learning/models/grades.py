@@ -60,12 +60,12 @@ class GradesHead(ClassHead):
         result: Vector = np.sort(self.scale(parameters) * usual_means(self.classes) + shift)
         return result
 
-    def lines(self, parameters: Vector) -> tuple[Vector, Vector]:
-        """Slopes m / v and offsets -m^2 / (2 v), (K,) each: a grade's log probability is ``slope z + offset``, plus a
-        number that all grades share."""
+    def slopes(self, parameters: Vector) -> Vector:
+        """``m / v``, (K,): the log odds of each grade per logit."""
         means = self.means(parameters)
         apart = max(means[-1] - means[0], NARROWEST * self.scale(parameters)) / (self.classes - 1)
-        return means * STEEP / apart, -(means**2) * STEEP / (2 * apart)
+        result: Vector = means * STEEP / apart
+        return result
 
     def calibrated(
         self,
@@ -96,7 +96,8 @@ class GradesHead(ClassHead):
 
     def probabilities(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
         """Probabilities of the grades (n, K) for raw features (n, d)."""
-        weights, (slopes, offsets) = self.split(parameters)[1], self.lines(parameters)
-        probabilities = softmax(self.logits(parameters, features) * slopes + offsets) / weights
+        weights, means = self.split(parameters)[1], self.means(parameters)
+        logits = self.logits(parameters, features)
+        probabilities = softmax((logits - means / 2) * self.slopes(parameters)) / weights
         result: Vector = (probabilities.T / first_sums(probabilities.T.copy())).T
         return result

@@ -123,15 +123,18 @@ def _encoder(study: "Study") -> Iterator[str]:
 
 def _start(study: "Study") -> Iterator[str]:
     training = study.training
-    if study.model.network != "linear":
-        yield 'model.start is for linear heads so far: remove it, or set model.network = "linear"'
     if training.method != "gradient":
         yield 'model.start needs training.method "gradient": remove it, or training.method'
-    plain = training.optimizer == "sgd" and max(training.momentum, training.weight_decay) == 0
-    if not plain or training.average_from < 1:
+    linear = study.model.network == "linear"
+    plain = training.optimizer == "sgd" and training.weight_decay == 0
+    if linear and (not plain or training.momentum > 0 or training.average_from < 1):
         yield (
             "model.start needs plain gradient descent, whose noise is known: remove training.optimizer, momentum, "
             "weight_decay and average_from"
+        )
+    if not linear and not plain:
+        yield (
+            "model.start needs gradient descent, whose noise is known: remove training.optimizer and weight_decay"
         )
     if study.privacy.epsilon == "calibrated":
         yield 'privacy.epsilon "calibrated" does not know what model.start brings so far: give a number, or remove it'

@@ -83,7 +83,7 @@ class ModelSettings(Table):
     start: str | None = Field(
         default=None,
         min_length=1,
-        description="folder of a linear head trained on public images, such as a run: training is pulled towards it",
+        description="folder of a model trained on public images, such as a run: training is pulled towards it",
     )
     start_sha256: str = Field(
         default="",
