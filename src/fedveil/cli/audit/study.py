@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedveil.cli.flower import need_flower
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.progress import Bars
 from fedveil.cli.study_file import AsJson, Data, Epsilon, Trust, read_study
 
 if TYPE_CHECKING:
     from fedveil.audit import AuditResult
+    from fedveil.study import Hospitals
 
 __all__ = ["audit_command"]
 
@@ -44,6 +46,12 @@ def audit_command(
         bool,
         typer.Option("--own-images", help="Attack on the study's own images; nothing leaves this process."),
     ] = False,
+    services: Annotated[
+        bool,
+        typer.Option(
+            "--services", help="Attack running site services over the network of this machine, in one run."
+        ),
+    ] = False,
     data: Data = None,
     epsilon: Epsilon = None,
     trust: Trust = None,
@@ -60,9 +68,10 @@ def audit_command(
         "sessions": sessions,
         "canaries": canaries,
     }
-    effort |= {"references": references} | ({"attackers": tuple(only)} if only else {})
+    wanted = only or (["one run"] if services else None)
+    effort |= {"references": references} | ({"attackers": tuple(wanted)} if wanted else {})
     with speak_plainly():
-        contradicted = _attack(target, out, (data, epsilon, trust), effort, own_images, as_json)
+        contradicted = _attack(target, out, (data, epsilon, trust), effort, own_images, services, as_json)
     if contradicted:
         raise SystemExit(1)
 
@@ -73,6 +82,7 @@ def _attack(
     changes: tuple[str | None, float | None, str | None],
     effort: dict[str, Any],
     own_images: bool,
+    services: bool,
     as_json: bool,
 ) -> bool:
     """Run the audit and print it; whether the guarantee is contradicted."""
@@ -83,8 +93,16 @@ def _attack(
     finished = (target / "result.json").exists()
     study = RunDirectory(target).study() if target.is_dir() else read_study(target, *changes)
     folder = out or (target if target.is_dir() else Path("audits") / study.study.name.replace(" ", "-"))
+    hospitals = _services() if services else None
     with Bars(quiet=as_json) as bars:
-        result = audit(study, folder, own_images=own_images, effort=Effort(**effort), progress=bars)
+        result = audit(
+            study,
+            folder,
+            own_images=own_images,
+            effort=Effort(**effort),
+            progress=bars,
+            hospitals=hospitals,
+        )
     if as_json:
         print(json.dumps(json.loads((folder / "audit.json").read_text()), indent=2))
     else:
@@ -92,6 +110,14 @@ def _attack(
     if finished and folder == target and not as_json:
         errors.print(f"report: {write_report(folder)}")
     return bool(result.contradicted)
+
+
+def _services() -> "Hospitals":
+    """Real programs on this machine; refused without Flower."""
+    need_flower()
+    from fedveil.deploy.rehearsal import Rehearsal
+
+    return Rehearsal()
 
 
 def _print(result: "AuditResult", folder: Path) -> None:
