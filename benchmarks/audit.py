@@ -22,8 +22,9 @@ from fedveil.audit.mechanisms.search import MechanismAudit, audit_mechanism
 from fedveil.audit.one_run import ManyCanaries
 from fedveil.audit.white_box import NoisySums, WholeProtocol
 from fedveil.privacy import Mechanism, most_true_positives, release, secure_generator
-from fedveil.study import Silent, Study, make_agreement, prepare
+from fedveil.study import Silent, Study, make_agreement
 from fedveil.study.pipeline import make_task
+from fedveil.study.prepare import prepare
 
 ONE_SUM = '[training]\nmethod = "one-shot"\n[privacy]\ncalibration_share = 0\n'
 

@@ -27,10 +27,10 @@ import numpy as np
 
 from fedveil.data import hospitals
 from fedveil.learning import decide
-from fedveil.study import RunDirectory, Silent, Study, prepare
+from fedveil.study import RunDirectory, Silent, Study
 from fedveil.study.evaluation import TestSet
 from fedveil.study.pipeline import Task, make_task
-from fedveil.study.prepare import Prepared
+from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.simulation import Simulated, train_here
 from fedveil.sweeps import NO_PRIVACY, Measurement, Setting, knees
 

@@ -126,3 +126,19 @@ def test_a_whole_hospital_is_one_unit(open_both, model, training):
     whole, _, agreement = open_both(study, manifest("patient", "split"), images, images)
     assert whole.learner.units == 1
     check_alone(whole, agreement.releases, masked(study))
+
+
+def test_grades(open_both):
+    grades = {"data": 'task = "grades"', "privacy": "calibration_share = 0.1"}
+    study, images = make_study(FOUR, "patient", **grades), cohort(FOUR)
+    for gone in (
+        "many",
+        "mixed",
+        "twin-1",
+        "rare",
+        "black",
+    ):  # no release of grades is about held-out patients
+        whole, less, agreement = open_both(
+            study, manifest("patient", "split"), images, without(images, "patient", gone)
+        )
+        check_neighbours(whole, less, agreement.releases, masked(study))

@@ -33,7 +33,7 @@ from fedveil.federation import (
     Site,
 )
 from fedveil.federation.messages import Words32, Words64
-from fedveil.learning import CentredHead, ImageSource
+from fedveil.learning import CentredHead, ClassHead, ImageSource
 from fedveil.learning.encoders import PRECOMPUTED
 from fedveil.study import Hospitals, Prepared, RunDirectory, Silent, Trained, make_agreement, train
 from fedveil.study.pipeline import LinearTask, NetworkTask, Task
@@ -148,11 +148,11 @@ def embedded(prepared: Prepared, task: Task) -> Prepared:
     """The study with the features that its encoder computed in place of images, which any hospital can be given.
 
     Raises:
-        StudyError: the study trains a network, or releases an evaluation on patients that hospitals draw.
+        StudyError: the study trains a network, has findings or grades, or releases an evaluation.
     """
     if not isinstance(task, LinearTask) or not isinstance(task.head, CentredHead):
         raise StudyError(
-            "the study trains a network, or one head per finding",
+            "the study trains a network, or its labels are findings or grades",
             "an audit gives running services features in directions of the attacker's choice",
             "leave out --services",
         )
@@ -231,7 +231,7 @@ def plant(
 
 def _with_canaries(task: Task, first: int, count: int, images: int, generator: np.random.Generator) -> Task:
     """The task with the canaries' inputs in the rows from ``first`` on."""
-    if isinstance(task, LinearTask) and isinstance(task.head, CentredHead):
+    if isinstance(task, LinearTask) and isinstance(task.head, ClassHead):
         points = np.repeat(_directions(task.head.blocks, count, generator), images, axis=0)
         features = np.concatenate([task.features, points])
         degraded = None if task.degraded is None else np.concatenate([task.degraded, points])

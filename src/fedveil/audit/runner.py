@@ -21,8 +21,9 @@ from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import Agreement
 from fedveil.installed import code_hash
-from fedveil.study import Hospitals, Prepared, Progress, Silent, Study, make_agreement, prepare
+from fedveil.study import Hospitals, Prepared, Progress, Silent, Study, make_agreement
 from fedveil.study.pipeline import make_task
+from fedveil.study.prepare import prepare
 
 __all__ = ["ATTACKERS", "Effort", "audit"]
 

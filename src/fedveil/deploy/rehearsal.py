@@ -28,8 +28,9 @@ from fedveil.deploy.site.approvals import Studies
 from fedveil.deploy.site.keys import Peers
 from fedveil.errors import FederationError
 from fedveil.privacy import Decision
-from fedveil.study import Hospitals, Joined, Prepared, RunDirectory, Study, prepare
+from fedveil.study import Hospitals, Joined, Prepared, RunDirectory, Study
 from fedveil.study.pipeline import LinearTask, Task
+from fedveil.study.prepare import prepare
 
 __all__ = ["Rehearsal"]
 

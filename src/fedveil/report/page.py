@@ -154,6 +154,14 @@ def _cards(record: RunRecord) -> tuple[Card, ...]:
                 _interval_note(formatting.interval(test.balanced_accuracy_interval, as_percent=True)) + noisy,
             )
         )
+        if not math.isnan(test.quadratic_kappa):
+            cards.append(
+                Card(
+                    "Quadratic kappa",
+                    formatting.score(test.quadratic_kappa),
+                    _interval_note(formatting.interval(test.quadratic_kappa_interval)),
+                )
+            )
     total = record.seconds.get("total", math.nan)
     made = max(len(record.rounds), 1)
     rounds = f"{formatting.count(made)} round{'s' if made != 1 else ''}"

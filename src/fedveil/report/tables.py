@@ -114,11 +114,29 @@ def accuracy_table(record: RunRecord) -> Table | None:
                 UNDEFINED,
             )
         )
-    return Table(
-        f"Accuracy on {_test_size(record.test, record)}; 95{formatting.PERCENT} intervals in brackets",
-        ACCURACY,
-        tuple(rows),
-    )
+    caption = f"Accuracy on {_test_size(record.test, record)}; 95{formatting.PERCENT} intervals in brackets"
+    if math.isnan(record.test.quadratic_kappa):
+        return Table(caption, ACCURACY, tuple(rows))
+    cells = _kappas(record, len(rows))
+    head = (*ACCURACY, "Quadratic weighted kappa")
+    return Table(caption, head, tuple((*row, cell) for row, cell in zip(rows, cells, strict=True)))
+
+
+def _kappas(record: RunRecord, rows: int) -> list[str]:
+    """The cells of one more column of `accuracy_table`, where classes are grades."""
+    models = [
+        record.test,
+        *([] if record.released is None else [record.released]),
+        *record.baselines.values(),
+    ]
+    cells = [
+        _with_interval(
+            formatting.score(one.quadratic_kappa), formatting.interval(one.quadratic_kappa_interval)
+        )
+        for one in models
+        if one is not None
+    ]
+    return cells + [formatting.score(0.0)] * (rows - len(cells))
 
 
 def _test_size(test: ModelMetrics, record: RunRecord) -> str:

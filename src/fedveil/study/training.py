@@ -36,9 +36,9 @@ from fedveil.learning import (
     Certainty,
     ClassStatistics,
     FindingsHead,
+    Histogram,
     Model,
     OptimizerState,
-    ScoreHistogram,
     Statistics,
 )
 from fedveil.study.progress import Progress
@@ -74,7 +74,7 @@ class Trained:
 
     parameters: Vector
     statistics: Statistics | None
-    histogram: ScoreHistogram | None
+    histogram: Histogram | None
     certainty: Certainty | None
     skipped: tuple[str, ...]
     rounds: int

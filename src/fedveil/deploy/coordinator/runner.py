@@ -18,8 +18,8 @@ import numpy as np
 from fedveil import __version__
 from fedveil.data import TEST, Dataset, Settings, load
 from fedveil.deploy.coordinator.hospitals import Federation
-from fedveil.deploy.flower.link import Link
-from fedveil.deploy.flower.transport import FlowerTransport
+from fedveil.deploy.coordinator.transport import SealedTransport
+from fedveil.deploy.flower.carrier import FlowerCarrier
 from fedveil.deploy.offer import Offer
 from fedveil.errors import FederationError, StudyError
 from fedveil.federation import Agreement
@@ -83,11 +83,11 @@ class RealHospitals(Hospitals):
 
 
 @contextmanager
-def reach(federation: Federation) -> Iterator[FlowerTransport]:
+def reach(federation: Federation) -> Iterator[SealedTransport]:
     """Start or join the SuperLink; a connection to the hospitals while the context is open."""
-    with Link(federation.link, federation.nodes()) as link:
-        yield FlowerTransport(
-            link,
+    with FlowerCarrier(federation.link, federation.nodes()) as carrier:
+        yield SealedTransport(
+            carrier,
             federation.identity,
             federation.keys(),
             federation.receipts(),
@@ -97,7 +97,7 @@ def reach(federation: Federation) -> Iterator[FlowerTransport]:
 
 
 def deliver(
-    transport: FlowerTransport, sites: Sequence[str], study: str, model: TrainedModel
+    transport: SealedTransport, sites: Sequence[str], study: str, model: TrainedModel
 ) -> tuple[str, ...]:
     """Send each hospital the finished model of a study; return those that did not receive it."""
     arrays = {"parameters": model.parameters, "frequencies": model.frequencies}
@@ -147,7 +147,7 @@ def load_test_set(study: Study) -> Dataset:
 
 
 def wait_for_sites(
-    transport: FlowerTransport, offer: Offer, agreement: Agreement, *, patience: float, say: Say
+    transport: SealedTransport, offer: Offer, agreement: Agreement, *, patience: float, say: Say
 ) -> dict[str, str]:
     """Offer the study and wait until every hospital is ready, or until the waiting time ends and enough are.
 
@@ -192,7 +192,9 @@ def _not_ready(status: Mapping[str, str], agreement: Agreement) -> FederationErr
         "stale": "rejects messages as too old: synchronise its clock and this machine's by NTP",
         "invalid": "sends answers that the protocol does not allow",
     }
-    other = f"; here runs fedveil {__version__}, and every hospital needs the same"
+    other = (
+        f"; here runs fedveil {__version__}, which has no protocol in common with it: upgrade the older one"
+    )
     words |= {state: state + other for state in status.values() if state.startswith("on ")}
     missing = [f"{site} {words.get(state, state)}" for site, state in status.items() if state != "ready"]
     return FederationError(

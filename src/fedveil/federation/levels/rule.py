@@ -32,14 +32,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
+from fedveil.lazy import later
 from fedveil.learning.accuracy_law import law_score, law_variance
 from fedveil.learning.ranges import class_sizes
 from fedveil.learning.released.class_statistics import COUNT_WEIGHT, ClassStatistics
 from fedveil.learning.released.pilot_scores import BINS, bin_middles, differences, tables
 
 __all__ = ["Forecast", "Law", "Prediction", "Rule"]
+
+special = later("scipy.special")
 
 Vector = npt.NDArray[np.float64]
 POINTS = 41
@@ -147,7 +149,7 @@ class Rule:
             score, weight, noise = self._posterior(table, counts, units, totals, variances, ratios)
             doubt = law_variance(self.law.spread, self.law.scatter, noise[:, None], ratios)
             scores.append((weight @ score, weight @ (score**2 + doubt) - (weight @ score) ** 2))
-            doubts.append(weight @ ndtr(score / np.sqrt(1 + doubt)))
+            doubts.append(weight @ special.ndtr(score / np.sqrt(1 + doubt)))
         expected = np.mean(doubts, axis=0)
         middle, variance = (
             np.mean([one for one, _ in scores], axis=0),
@@ -156,7 +158,9 @@ class Rule:
         half = 1.96 * np.sqrt(variance)
         found = [
             Prediction(expected=float(e), low=float(low), high=float(high))
-            for e, low, high in zip(expected, ndtr(middle - half), ndtr(middle + half), strict=True)
+            for e, low, high in zip(
+                expected, special.ndtr(middle - half), special.ndtr(middle + half), strict=True
+            )
         ]
         losses = np.round(expected[-1] - expected[:-1], DIGITS)
         enough = np.flatnonzero(losses <= self.tolerance)

@@ -6,7 +6,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.learning.evaluation.score_histogram import ScoreHistogram
+from fedveil.learning.evaluation.finding_histogram import FindingHistogram
+from fedveil.learning.evaluation.score_histogram import Histogram, ScoreHistogram
 from fedveil.learning.exact import bounded
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
@@ -21,7 +22,7 @@ class HeldOut:
 
     Args:
         scores: from the model's whole parameter vector, the class probabilities (n, classes) of the images.
-        labels: (n,) class codes.
+        labels: (n,) class codes, or (n, K) findings.
         patients: (n,) patient codes 0 .. P-1.
         classes: number of classes.
         unit: whom one contribution belongs to.
@@ -39,6 +40,7 @@ class HeldOut:
         self._scores, self._classes, self._unit = scores, classes, unit
         self._labels = np.asarray(labels, dtype=np.int64)
         groups = np.arange(len(self._labels)) if unit == "image" else np.asarray(patients)
+        self._kind: type[Histogram] = FindingHistogram if self._labels.ndim == 2 else ScoreHistogram
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
     @property
@@ -47,7 +49,7 @@ class HeldOut:
         return 1 if self._unit == "site" else int(self._groups.max()) + 1
 
     def histogram(self, parameters: Vector, units: Indices | None = None) -> Vector:
-        """Sum the units' contributions, each of norm at most 1; see `ScoreHistogram`.
+        """Sum the units' contributions, each of norm at most 1; see `ScoreHistogram` and `FindingHistogram`.
 
         Args:
             parameters: class frequencies (classes,), then the model's whole parameter vector.
@@ -58,7 +60,7 @@ class HeldOut:
         """
         priors, whole = np.split(parameters, [self._classes])
         weights = image_shares(self._groups, None if self._unit == "site" else units)
-        total = ScoreHistogram.contribution(self._scores(whole), self._labels, weights, priors)
+        total = self._kind.contribution(self._scores(whole), self._labels, weights, priors)
         if self._unit == "site":
             total = bounded(total, 1.0)
             total *= units is None or len(units) > 0

@@ -124,10 +124,7 @@ class Outcome:
         spread = spread_of(self.task, self.trained)
         found = test.metrics(probabilities, priors, spread)
         if spread is not None:
-            found |= {
-                "auroc_noise": spread.auroc,
-                "balanced_accuracy_noise": spread.balanced_accuracy,
-            }
+            found |= {f"{name}_noise": std for name, std in asdict(spread).items()}
         return found
 
     def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> Result:

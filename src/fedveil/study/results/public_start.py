@@ -8,7 +8,7 @@ import numpy as np
 
 from fedveil.data import Dataset
 from fedveil.errors import StudyError
-from fedveil.learning import NetworkModel, PublicStart
+from fedveil.learning import CentredHead, FindingsHead, PublicStart
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
 
@@ -72,7 +72,9 @@ def load_start(study: Study, dataset: Dataset) -> PublicStart | None:
         _same(setting, getattr(model, name), getattr(wanted, name))
     _same("the number of classes", len(model.classes), len(wanted.classes))
     head = model.model
-    if isinstance(head, NetworkModel):  # conflicts of settings, and the loop above, exclude it
+    if not isinstance(
+        head, CentredHead | FindingsHead
+    ):  # conflicts of settings, and the loop above, exclude it
         raise StudyError("model.start is a network", "it must be a linear head", "train one on public images")
     head.check_parameters(model.parameters)
     centre, _, _, trained = head.split(model.parameters)

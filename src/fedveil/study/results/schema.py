@@ -183,6 +183,9 @@ class ModelMetrics(Record):
     calibration_error: Number = math.nan
     auroc_noise: Number = math.nan
     balanced_accuracy_noise: Number = math.nan
+    quadratic_kappa: Number = math.nan
+    quadratic_kappa_interval: Interval = UNKNOWN
+    quadratic_kappa_noise: Number = math.nan
     n: Count = 0
     auroc_interval: Interval = UNKNOWN
     balanced_accuracy_interval: Interval = UNKNOWN

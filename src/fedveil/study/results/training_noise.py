@@ -10,6 +10,7 @@ over these draws is its spread: a parametric bootstrap. It is public, since the 
 """
 
 import math
+from dataclasses import fields
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from fedveil.study.training import Trained
 
 __all__ = ["coefficients", "spread_of"]
 
+METRICS = tuple(one.name for one in fields(Spread))
 DRAWS = 24
 IMAGES, IMAGES_OF_NETWORK = 2000, 400
 """Most test images on which draws are evaluated: a spread needs no more, and a network takes its time."""
@@ -48,9 +50,9 @@ def spread_of(task: Task, trained: Trained) -> Spread | None:
     for draw in range(DRAWS):
         point = test.point(task.model.redrawn(trained.parameters, std, middle, draw), trained.priors)
         if point is not None:
-            points.append((point["auroc"], point["balanced_accuracy"]))
-    spread = np.nan_to_num(np.std(points, axis=0, ddof=1))
-    return Spread(auroc=float(spread[0]), balanced_accuracy=float(spread[1]))
+            points.append([point.get(name, 0.0) for name in METRICS])
+    stds = np.nan_to_num(np.std(points, axis=0, ddof=1))
+    return Spread(**{name: float(std) for name, std in zip(METRICS, stds, strict=True)})
 
 
 def _std(task: Task, trained: Trained) -> float | None:

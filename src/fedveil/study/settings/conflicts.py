@@ -24,19 +24,29 @@ def conflicts(study: "Study") -> Iterator[str]:
         yield from _calibrated(study)
     if study.data.meaning == "findings":
         yield from _findings(study)
+    if study.data.meaning == "grades":
+        yield from _grades(study)
 
 
 def _findings(study: "Study") -> Iterator[str]:
     privacy = study.privacy
     if privacy.epsilon == "calibrated":
         yield 'privacy.epsilon "calibrated" is for classes that exclude each other: give a number'
-    if study.model.network != "linear":
-        yield 'data.task "findings" trains linear heads so far: set model.network = "linear"'
     if study.training.method == "one-shot":
         yield 'data.task "findings" is trained in rounds: remove training.method = "one-shot"'
+
+
+def _grades(study: "Study") -> Iterator[str]:
+    privacy, without = study.privacy, 'or set data.task = "classes"'
+    if privacy.epsilon == "calibrated":
+        yield f'privacy.epsilon "calibrated" is for classes without an order: give a number, {without}'
+    if study.training.method == "one-shot":
+        yield f'data.task "grades" is trained in rounds: remove training.method = "one-shot", {without}'
     for key in ("evaluation_share", "personal_calibration_share"):
         if getattr(privacy, key) > 0:
-            yield f'privacy.{key} is for classes that exclude each other: set it to 0 for data.task "findings"'
+            yield f'privacy.{key} is for classes without an order: set it to 0 for data.task "grades", {without}'
+    if study.model.start is not None or study.model.start_sha256:
+        yield f'model.start does not know data.task "grades" so far: remove it, {without}'
 
 
 def _network(study: "Study") -> Iterator[str]:
@@ -69,10 +79,13 @@ def _precomputed(study: "Study") -> Iterator[str]:
 
 
 def _volumes(study: "Study") -> Iterator[str]:
+    network = study.model.network
     if study.data.slices is None:
+        if network == "cnn3d":
+            yield 'model.network "cnn3d" is trained on volumes: set data.slices, or model.network = "cnn"'
         return
-    if study.model.network != "linear":
-        yield 'data.slices reads volumes, which networks do not take so far: set model.network = "linear"'
+    if network not in ("linear", "cnn3d"):
+        yield f'data.slices reads volumes, which "{network}" does not take: set model.network to "cnn3d" or "linear"'
     if study.model.features == "precomputed":
         yield "data.slices reads volumes, and precomputed features have no slices: remove data.slices"
 

@@ -70,8 +70,9 @@ class ModelSettings(Table):
     )
     network: str = Field(
         default="linear",
-        pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80}(@scratch)?)$",
-        description='"linear", or, on pixels, "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:..."',
+        pattern=r"^(linear|cnn|cnn3d|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80}(@scratch)?)$",
+        description='"linear"; on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:..."; '
+        'on volumes "cnn3d"',
     )
     trained_blocks: int = Field(
         default=1,
