@@ -31,6 +31,7 @@ trust = "secure-aggregation"
 SURE = Effort(attackers=(ManyCanaries.name,), canaries=200, confidence=1 - 1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Flower's own, in the coordinator's process
 def test_canaries_of_running_services_are_attacked_and_the_sound_code_is_not_contradicted(tmp_path):
     """The services train on what the audit wrote: their ledgers are charged, and their programs end."""
     started, charged = [], set()
