@@ -117,12 +117,7 @@ def audit(
             "choose another --out, or delete its audit.json",
         )
     started, effort, progress = time.perf_counter(), effort or Effort(), progress or Silent()
-    if hospitals is not None and effort.attackers != (ManyCanaries.name,):
-        raise InvalidValue(
-            f"attackers are {', '.join(effort.attackers)}",
-            f"only the attacker {ManyCanaries.name!r} attacks running services: the others repeat single rounds",
-            f'give --only "{ManyCanaries.name}", or leave out --services',
-        )
+    _check_attackers(hospitals, effort)
     setup, notes = _setup(study, folder, dataset, own_images, effort, progress, hospitals)
     attempts = []
     for name in effort.attackers:
@@ -134,6 +129,15 @@ def audit(
     write_audit(folder, result)
     shutil.rmtree(folder / TRIALS)
     return result
+
+
+def _check_attackers(hospitals: Hospitals | None, effort: Effort) -> None:
+    if hospitals is not None and effort.attackers != (ManyCanaries.name,):
+        raise InvalidValue(
+            f"attackers are {', '.join(effort.attackers)}",
+            f"only the attacker {ManyCanaries.name!r} attacks running services: the others repeat single rounds",
+            f'give --only "{ManyCanaries.name}", or leave out --services',
+        )
 
 
 def _setup(

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["audit_command"]
 
 
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Attackers: white box, protocol, one run, black box. Repeat for several; default all."),
+]
+Services = Annotated[
+    bool,
+    typer.Option("--services", help="Attack running site services over this machine's network, in one run."),
+]
+
+
 def audit_command(
     target: Annotated[Path, typer.Argument(help="A study file, or a finished run directory.")] = Path(
         "study.toml"
@@ -28,12 +38,7 @@ def audit_command(
         typer.Option("--out", "-o", help="Folder for audit.json; default the run, or audits/NAME."),
     ] = None,
     confidence: Annotated[float, typer.Option(help="With which all lower bounds hold together.")] = 0.95,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Attackers: white box, protocol, one run, black box. Repeat for several; default all."
-        ),
-    ] = None,
+    only: Only = None,
     trials: Annotated[
         int | None, typer.Option(help="White-box executions of each world; default what takes some seconds.")
     ] = None,
@@ -46,12 +51,7 @@ def audit_command(
         bool,
         typer.Option("--own-images", help="Attack on the study's own images; nothing leaves this process."),
     ] = False,
-    services: Annotated[
-        bool,
-        typer.Option(
-            "--services", help="Attack running site services over the network of this machine, in one run."
-        ),
-    ] = False,
+    services: Services = False,
     data: Data = None,
     epsilon: Epsilon = None,
     trust: Trust = None,
