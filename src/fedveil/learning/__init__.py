@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         evaluate,
         expected_calibration_error,
     )
+    from fedveil.learning.evaluation.released_subgroups import ReleasedSubgroups
     from fedveil.learning.evaluation.score_histogram import Histogram, ScoreHistogram
     from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
     from fedveil.learning.models.findings import FindingsHead, FindingsLearner
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from fedveil.learning.models.network import NetworkLearner, NetworkModel
     from fedveil.learning.models.protocol import Model, Sizes, Statistics
     from fedveil.learning.models.public_start import PublicStart
-    from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Pulled, Sgd
+    from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Pulled, Sgd, Shrunk
     from fedveil.learning.padded_batches import ImageSource
     from fedveil.learning.released.class_statistics import ClassStatistics, unit_blocks
     from fedveil.learning.released.finding_statistics import FindingStatistics
@@ -72,9 +73,11 @@ __all__ = [
     "OptimizerState",
     "PublicStart",
     "Pulled",
+    "ReleasedSubgroups",
     "ScoreHistogram",
     "ScoreStatistics",
     "Sgd",
+    "Shrunk",
     "Sizes",
     "Spread",
     "Statistics",

@@ -30,6 +30,7 @@ from fedveil.learning.gradients import (
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
 from fedveil.learning.models.network_labels import LONGEST_LOGITS, NetworkLabels
+from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.networks import Centred, layers_of, split_frozen
 from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
 from fedveil.learning.ranges import check_centre
@@ -61,6 +62,7 @@ class NetworkModel:
         seed: public; of the initial parameters only.
         trained_blocks: number of trained blocks of EfficientNet-Lite0, counted from the last.
         findings: whether an image may have any number of them.
+        start: the public model that training begins from; None for none.
 
     Raises:
         InvalidValue: the network cannot be built, or no patient's contribution to its gradient can be bounded.
@@ -76,8 +78,9 @@ class NetworkModel:
         seed: int = 0,
         trained_blocks: int = 1,
         findings: bool = False,
+        start: PublicStart | None = None,
     ) -> None:
-        self.name, self.classes, self.image_size = name, classes, image_size
+        self.name, self.classes, self.image_size, self.start = name, classes, image_size, start
         self.labels = NetworkLabels.of(classes, findings=findings)
         self._image_shape = (channels, image_size, image_size)
         self.module = layers_of(name, classes, channels, image_size, seed, trained_blocks).eval()
@@ -143,14 +146,16 @@ class NetworkModel:
         return self.labels.calibration_size
 
     def initial(self) -> Vector:
-        """The parameters that the seed gives, or the public weights of a pretrained network."""
-        return self._initial.copy()
+        """Those of the start, of the seed, or of a pretrained network."""
+        return (self._initial if self.start is None else self.start.trained).copy()
 
     def join(self, statistics: Any, trained: Vector, shift: Vector | None = None) -> Vector:
-        """The offset, that of training without a shift; the centre, 0 without statistics; and the trained part."""
+        """The offset, by default that of training; the centre, of a start or of statistics; and the trained part."""
         offset = self.labels.before(statistics) if shift is None else shift
         centre = np.zeros(self._centre)
-        if self._blocks and statistics is not None:
+        if self.start is not None:  # released means are of features under other weights
+            centre = self.start.centre
+        elif self._blocks and statistics is not None:
             centre = statistics.centre(self._blocks)
         return np.concatenate([offset, centre, trained])
 
@@ -242,7 +247,7 @@ class NetworkModel:
         if self._centred is None or self._below is None:
             return None
         parts = [np.empty((0, self._centre))]
-        with self.loaded(self.join(None, self.initial())), torch.inference_mode():
+        with self.loaded(self.join(None, self._initial)), torch.inference_mode():
             for rows in batches(count):
                 found = self._centred.unit(filled(self._below, images.read(rows)))
                 parts.append(found.double().numpy())
