@@ -96,6 +96,41 @@ def absent() -> None:
     tell("seconds_absent_hospital_later_rounds", max(without[1:]), "s")
 
 
+def mebibytes(process: int, field: str = "VmRSS") -> float:
+    """Memory of a process by ``/proc``: resident now (VmRSS), or at most so far (VmHWM)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def memory() -> None:
+    """What the programs of the largest hospital (chest X-rays, default features) and the coordinator hold."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        deal_lungs(DATA / "kermany_cxr" / "kermany_cxr_64.npz", folder, SITES)
+        sizes = {site: len(np.load(folder / f"{site}.npz")["labels"]) for site in SITES}
+        largest = max(sizes, key=lambda site: sizes[site])
+        town = Town(folder, cohorts=folder, delta=1e-5, max_units=5000)
+        edit(town.coordinator / "federation.toml", wait_for_approval=PATIENCE)
+        try:
+            town.open()
+            for run in ("first", "again"):
+                town.coordinate(run, template=LUNGS, rounds=ROUNDS, trust="site", epsilon=1.0)
+                town.approve(run)
+                town.after_round(run, ROUNDS - 1)
+                held = {key: process.pid for key, process in town.processes.items()}
+                cached = "" if run == "first" else "_cached"
+                tell(f"mebibytes_site_service{cached}", mebibytes(held[f"{largest}.service"]), "MiB")
+                tell(f"mebibytes_coordinator{cached}", mebibytes(held["coordinator"], "VmHWM"), "MiB")
+                town.finish(run)
+                for site in SITES:  # the second time, features come from the cache
+                    town.kill(f"{site}.service")
+                    town.serve(site)
+            tell("mebibytes_node", mebibytes(held[f"{largest}.node"]), "MiB")
+            tell("images_of_that_site", sizes[largest], "images")
+        finally:
+            town.close()
+
+
 def hostile() -> None:
     """1,000 requests of strangers to a SuperLink, bodies up to 400 MB, by 8 callers at once: its memory."""
     with tempfile.TemporaryDirectory() as name:
@@ -206,10 +241,13 @@ def main() -> None:
     """Run both studies, or the toy only."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--only", choices=["toy", "absent", "hostile", "lungs"], help="one part; only the last one needs data"
+        "--only",
+        choices=["toy", "absent", "hostile", "memory", "lungs"],
+        help="one part; the last two need data",
     )
     only = parser.parse_args().only
-    for name, part in {"toy": toy, "absent": absent, "hostile": hostile, "lungs": lungs}.items():
+    parts = {"toy": toy, "absent": absent, "hostile": hostile, "memory": memory, "lungs": lungs}
+    for name, part in parts.items():
         if only in (None, name):
             part()
 

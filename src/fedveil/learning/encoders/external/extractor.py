@@ -5,42 +5,28 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
 import torch
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.encoders.device import Device, Precision, current, halving, narrowed
-from fedveil.learning.encoders.external.exported_graph import ExportedGraph
-from fedveil.learning.encoders.external.onnx_graph import OnnxGraph
-from fedveil.learning.encoders.external.pooling import pooled
+from fedveil.learning.encoders.device import Device, Precision, current, narrowed
+from fedveil.learning.encoders.external.processes import Failed, Processes
+from fedveil.learning.encoders.external.runner import AT_ONCE
 from fedveil.learning.encoders.external.spec import EncoderSpec
-from fedveil.learning.encoders.external.store import Store
-from fedveil.learning.encoders.external.timm_module import TimmModule
-from fedveil.learning.encoders.extractor import (
-    Features,
-    Images,
-    checked,
-    in_batches,
-    note_failures,
-    resized,
-)
+from fedveil.learning.encoders.extractor import Features, Images, checked, in_batches, note_failures
 
-__all__ = ["AT_ONCE", "External", "Runner", "load_runner", "vectors"]
+__all__ = ["External"]
 
 log = logging.getLogger("fedveil.site")
-Runner = Callable[[torch.Tensor], torch.Tensor]
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet: what encoders of colour images expect where nothing else is said; grey ones 0.5 and 0.25."""
-AT_ONCE = 1
-"""Images that an encoder sees. In larger batches a network may round, or compute, by what else is in the batch."""
 _loading = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class External:
     """An encoder by its spec; the file is read when the first features are computed, not before.
+
+    It computes in `Processes` of its own, where it cannot do more than fail.
 
     An encoder sees one image at a time, so that none can depend on others, whatever it does. An image on which it
     fails, or for which it returns another shape or a number that is not finite, gets features of 0: one image must not
@@ -103,9 +89,9 @@ class External:
         pixels = checked(images, self.channels)
         if not len(pixels):
             return np.zeros((0, self.dimension), np.float32)
-        with _loading:
-            runner = _stored(self.spec, current())
-        features = in_batches(self._attempt(runner), pixels, self.dimension, AT_ONCE)
+        processes = self._processes()
+        processes.check()
+        features = in_batches(self._attempt(processes), pixels, self.dimension, AT_ONCE)
         broken = ~np.isfinite(features).all(1)
         if broken.any():
             log.error("%s computed no finite features of %d images", self.name, broken.sum())
@@ -113,14 +99,13 @@ class External:
             features[broken] = 0
         return features
 
-    def _attempt(self, runner: Runner) -> Runner:
-        """`vectors` of one image; what is not finite stands for whatever the encoder does instead of computing."""
-        function = vectors(runner, self.spec, self.precision)
+    def _attempt(self, processes: Processes) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Features of one image; what is not finite stands for whatever the encoder does instead of computing."""
 
         def attempt(image: torch.Tensor) -> torch.Tensor:
             try:
-                return function(image)
-            except Exception as error:  # noqa: BLE001 - an encoder may come from anyone, and fail on what it likes
+                return processes(image)
+            except Failed as error:
                 log.error("%s fails on an image: %s", self.name, error)
                 return torch.full((AT_ONCE, self.dimension), torch.nan)
 
@@ -132,46 +117,13 @@ class External:
         Raises:
             InvalidValue: as when features are computed.
         """
+        self._processes().check()
+
+    def _processes(self) -> Processes:
         with _loading:
-            _stored(self.spec, current())
-
-
-def vectors(
-    runner: Runner, spec: EncoderSpec, precision: Precision = "float32"
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from images (k, channels, h, w) in [0, 1] to pooled features (k, dimension)."""
-    channels, size = int(spec.input_channels or 1), int(spec.input_size or 1)
-    mean = torch.tensor(spec.mean or (MEAN if channels == 3 else (0.5,))).reshape(1, -1, 1, 1)
-    std = torch.tensor(spec.std or (STD if channels == 3 else (0.25,))).reshape(1, -1, 1, 1)
-
-    def function(batch: torch.Tensor) -> torch.Tensor:
-        pixels = (resized(batch, size).expand(-1, channels, -1, -1) - mean) / std
-        found = pooled(halving(runner, pixels, precision), spec.pooling, spec.prefix or 0).cpu()
-        if spec.lengths and found.shape != (len(batch), spec.dimension):
-            raise InvalidValue(
-                f"{spec.features} returns the shape {tuple(found.shape)}",
-                f"the study states {spec.dimension:,} features for an image",
-                "register the encoder that the study was made with",
-            )
-        return found
-
-    return function
-
-
-def load_runner(content: bytes, spec: EncoderSpec) -> tuple[Runner, EncoderSpec]:
-    """What runs an encoder's file, and the spec completed by it.
-
-    Raises:
-        InvalidValue: the file is not acceptable.
-    """
-    loaders = {"timm": TimmModule.load, "onnx": OnnxGraph.load, "exported": ExportedGraph.load}
-    runner, spec = loaders[spec.kind](content, spec)
-    return cast(Runner, runner), spec
+            return _computing(self.spec, self.precision, current())
 
 
 @lru_cache(maxsize=2)
-def _stored(spec: EncoderSpec, device: Device) -> Runner:
-    runner, _ = load_runner(Store().read(spec.sha256, spec.features), spec)
-    if isinstance(runner, TimmModule | ExportedGraph):
-        runner.to(device.torch)
-    return runner
+def _computing(spec: EncoderSpec, precision: Precision, device: Device) -> Processes:
+    return Processes(spec, precision, device)

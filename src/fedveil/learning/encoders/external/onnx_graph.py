@@ -5,8 +5,7 @@ files, and tensors or a number of nodes beyond the limits. Shapes are those of o
 """
 
 import math
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +21,6 @@ __all__ = ["OnnxGraph"]
 MOST_NODES = 20_000
 LARGEST_TENSOR = 2**28
 """Numbers in one tensor."""
-SECONDS = 120.0
-"""The longest time that one image may take."""
 INSTALL = 'install it: pip install "fedveil[onnx]"'
 
 
@@ -68,22 +65,7 @@ class OnnxGraph:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Run one image (1, channels, size, size)."""
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()
-        timer = threading.Timer(SECONDS, setattr, (options, "terminate", True))
-        timer.daemon = True
-        timer.start()
-        try:
-            found = self.session.run([self.output], {self.input: image.numpy()}, options)[0]
-        except Exception as error:  # noqa: BLE001 - onnxruntime raises kinds of its own
-            raise InvalidValue(
-                f"the ONNX encoder stopped ({error})",
-                f"an image takes at most {SECONDS:g} s, and the memory of this machine",
-                "use a smaller encoder",
-            ) from None
-        finally:
-            timer.cancel()
+        found = self.session.run([self.output], {self.input: image.numpy()})[0]
         return torch.from_numpy(np.asarray(found))
 
 
@@ -201,6 +183,3 @@ def _refused(spec: EncoderSpec, why: str) -> InvalidValue:
         "a graph holds all of its weights and, of the standard operators, only those that depend on the image alone",
         "export it again in evaluation mode, with its weights in the file, a batch of 1 and images of a fixed size",
     )
-
-
-Runner = Callable[[torch.Tensor], torch.Tensor]

@@ -14,8 +14,10 @@ import torch
 
 from fedveil.data.phantom.patients import phantom
 from fedveil.errors import InvalidValue
-from fedveil.learning.encoders.external.extractor import AT_ONCE, load_runner, vectors
-from fedveil.learning.encoders.external.pooling import pooled_lengths
+from fedveil.learning.encoders.device import Device, current, use
+from fedveil.learning.encoders.external.confined import limit
+from fedveil.learning.encoders.external.processes import MEMORY
+from fedveil.learning.encoders.external.runner import AT_ONCE, load_runner, pooled_lengths, vectors
 from fedveil.learning.encoders.external.spec import EncoderSpec
 from fedveil.learning.encoders.external.store import Store, read_limited
 from fedveil.learning.encoders.external.timm_module import cached_weights
@@ -25,8 +27,6 @@ __all__ = ["Report", "examine", "examine_file", "register", "verify"]
 
 SECONDS = 600
 """The longest time that an examination may take."""
-MEMORY = 12 * 2**30
-"""Bytes of address space that an examination may take, beside six times the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,7 @@ def _examined(spec: EncoderSpec, base: Path, weights: Path | None) -> tuple[byte
             f"{path} has the SHA-256 {digest}", f"the study names {spec.sha256}", "get the file that it names"
         )
     named = spec if spec.kind == "timm" else replace(spec, name=path.name)
-    examined = examine if spec.kind == "timm" else _examine_apart
-    found, report = examined(content, replace(named, sha256=digest))
+    found, report = _examine_apart(content, replace(named, sha256=digest))
     return content, found, report
 
 
@@ -93,7 +92,7 @@ def verify(spec: EncoderSpec, store: Store | None = None) -> Report:
         InvalidValue: it is not stored here, was altered, or is not what the spec states.
     """
     content = (store or Store()).read(spec.sha256, spec.features)
-    return (examine if spec.kind == "timm" else _examine_apart)(content, spec)[1]
+    return _examine_apart(content, spec)[1]
 
 
 def examine(content: bytes, spec: EncoderSpec) -> tuple[EncoderSpec, Report]:
@@ -148,8 +147,8 @@ def _trial_images(channels: int, size: int) -> Images:
 
 def _examine_apart(content: bytes, spec: EncoderSpec) -> tuple[EncoderSpec, Report]:
     """`examine` in a process of its own, with limits on memory and time: the file may come from anyone."""
-    command = [sys.executable, "-c", f"from {__name__} import _child; _child()"]
-    asked = json.dumps(spec.to_dict()).encode() + b"\n" + content
+    command = [sys.executable, "-P", "-c", f"from {__name__} import _child; _child()"]
+    asked = json.dumps([spec.to_dict(), str(current().torch)]).encode() + b"\n" + content
     try:
         done = subprocess.run(command, input=asked, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -171,9 +170,12 @@ def _child() -> None:
     import resource
     import warnings
 
-    spec = EncoderSpec.from_dict(json.loads(sys.stdin.buffer.readline()))
+    stated, device = json.loads(sys.stdin.buffer.readline())
+    spec = EncoderSpec.from_dict(stated)
     content = sys.stdin.buffer.read()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY + 6 * len(content),) * 2)
+    use(Device.of(device))
+    if device == "cpu":
+        limit(MEMORY + 6 * len(content))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
