@@ -245,9 +245,9 @@ class _Forked:
         self._code: int | None = None
 
     def kill(self) -> None:
-        """End it at once."""
+        """End it at once; its number is its own only as long as the process that started it has not ended."""
         with self._lock:
-            if self._code is None:
+            if self._code is None and self._nursery.is_running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._number, signal.SIGKILL)
 
