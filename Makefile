@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-all test-newest coverage hunt install check bench bench-gpu format clean
+.PHONY: demo test test-all test-newest test-flower-next coverage hunt install check bench bench-gpu format clean
 
 demo: install  ## install, then train on the built-in synthetic images and write a report
 	$(BIN)/fedveil demo
@@ -26,6 +26,12 @@ test-newest:  ## every test with the newest versions that pyproject.toml allows,
 	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev,dicom,flower]"
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-flower-next:  ## the tests of deployments with the newest Flower that pyproject.toml allows, in an environment of its own
+	test -d .venv-flower-next || $(PYTHON) -m venv .venv-flower-next
+	.venv-flower-next/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,desk,dicom,flower,tables]"
+	.venv-flower-next/bin/python -m pip install --quiet --upgrade "$$(sed -n 's/^flower = \["\(.*\)"\]$$/\1/p' pyproject.toml)"
+	OMP_NUM_THREADS=1 .venv-flower-next/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/deploy
 
 COVERED := 90
 

@@ -1,14 +1,20 @@
 """Which epsilon? The paper's question on every public set at hand; one JSON line per figure.
 
     python benchmarks/calibration.py                  # needs FEDVEIL_DATA, default ../shared/data
+    python benchmarks/calibration.py --table          # the table of docs/calibration.md, with hashes of the data
     python benchmarks/calibration.py --runs 2 --only breast-ultrasound
+    python benchmarks/calibration.py --save runs.jsonl    # continues where an interrupted call stopped
+    python benchmarks/calibration.py --held-out       # new patients of the same hospitals instead of the test images
     python benchmarks/calibration.py --medmnist FOLDER    # also every MedMNIST file NAME.npz in FOLDER
 
 Each run trains at every epsilon of the grid, without privacy, and with a calibrated epsilon (maximum 8, tolerance 0.01,
 pilot at epsilon 0.2), with five simulated hospitals by Dirichlet(0.5), delta 1e-5. Nothing is chosen by test images.
 The least epsilon of a full sweep is that of `fedveil.sweeps.knees` on the same runs, on test images: it is what the
 calibrated epsilon is compared with. Sets that name their hospitals are split anew, as all others: these are public
-data, and nothing is paid. Prints a Markdown table at the end; docs/calibration.md holds it.
+data, and nothing is paid. A pilot sees training patients alone. Where a set's test images come from elsewhere, as those
+of the chest X-rays do, no pilot can predict what they do to the AUROC; with ``--held-out`` a tenth of the training
+patients, other ones in each run, are tested on instead. Features are computed once per set, and ledgers are written
+to memory.
 """
 
 import argparse
@@ -25,12 +31,13 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.data import hospitals
+from fedveil.data import Dataset, hospitals
+from fedveil.data.dataset import TEST, TRAIN, VALIDATION
 from fedveil.learning import decide
-from fedveil.study import RunDirectory, Silent, Study, prepare
+from fedveil.study import RunDirectory, Silent, Study
 from fedveil.study.evaluation import TestSet
 from fedveil.study.pipeline import Task, make_task
-from fedveil.study.prepare import Prepared
+from fedveil.study.prepare import Prepared, prepare
 from fedveil.study.simulation import Simulated, train_here
 from fedveil.sweeps import NO_PRIVACY, Measurement, Setting, knees
 
@@ -46,6 +53,9 @@ SETS: dict[str, dict[str, Any]] = {
 GRID = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 3.0, 4.0, 5.6, 8.0)
 SHOWN = (0.5, 1.0, 3.0, 8.0, NO_PRIVACY)
 MOST, TOLERANCE, SITES, ALPHA = 8.0, 0.01, 5, 0.5
+HELD_OUT = 0.1
+SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Ledgers and checkpoints are written durably, which takes most of a run's time where they lie on a disk."""
 METRICS = ("auroc", "balanced_accuracy", "accuracy")
 
 
@@ -63,13 +73,22 @@ class Run:
     predicted: tuple[float, float, float] | None = None
 
 
+def held_out(dataset: Dataset, seed: int) -> Dataset:
+    """The training patients alone, a share of them for testing; other images take no part."""
+    names = np.unique(dataset.patients[dataset.train])
+    tested = np.random.default_rng([seed, 17]).permutation(names)[: round(HELD_OUT * len(names))]
+    split = np.full(len(dataset), VALIDATION, np.int8)
+    split[dataset.train] = np.where(np.isin(dataset.patients[dataset.train], tested), TEST, TRAIN)
+    return replace(dataset, split=split)
+
+
 def train_once(task: Task, study: Study, seed: int, asked: float | None) -> Run:
     """Train on the hospitals of this seed, and evaluate on the test images."""
     dealt = hospitals(task.dataset, SITES, "dirichlet", ALPHA, seed)
     sites = {f"site-{number}": rows for number, rows in enumerate(dealt, 1)}
     data = Prepared(study=study, dataset=task.dataset, sites=sites, simulated=True)
     test = TestSet(replace(task, study=study))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         directory = RunDirectory.create(Path(folder) / "run", study)
         agreement, trained = train_here(
             data,
@@ -99,13 +118,35 @@ def train_once(task: Task, study: Study, seed: int, asked: float | None) -> Run:
     )
 
 
-def settings_of(study: Study, trust: str, unit: str) -> Iterator[tuple[float | None, Study]]:
+def settings_of(
+    study: Study, trust: str, unit: str, grid: Sequence[float]
+) -> Iterator[tuple[float | None, Study]]:
     """What is asked for, with the study that asks for it."""
-    for epsilon in GRID:
+    for epsilon in grid:
         yield epsilon, study.with_changes({"privacy": {"trust": trust, "unit": unit, "epsilon": epsilon}})
     yield NO_PRIVACY, study.with_changes({"privacy": {"trust": "none", "unit": unit}})
     calibrated = {"epsilon": "calibrated", "max_epsilon": MOST, "tolerance": TOLERANCE}
     yield None, study.with_changes({"privacy": {"trust": trust, "unit": unit, **calibrated}})
+
+
+def measured(
+    task: Task, count: int, where: dict[str, str], saved: Path | None, grid: Sequence[float]
+) -> Iterator[Run]:
+    """So many runs of every setting; those that the file holds are not repeated."""
+    found: dict[tuple[float | None, int], Run] = {}
+    for line in saved.read_text().splitlines() if saved and saved.exists() else ():
+        values = {"tested": "test images"} | json.loads(line)
+        if {key: values.pop(key) for key in where} == where:
+            predicted = values["predicted"] and tuple(values["predicted"])
+            found[values["asked"], values["seed"]] = Run(**values | {"predicted": predicted})
+    for seed in range(count):
+        at = task if where["tested"] == "test images" else replace(task, dataset=held_out(task.dataset, seed))
+        for epsilon, study in settings_of(task.study, where["trust"], where["unit"], grid):
+            run = found.get((epsilon, seed)) or train_once(at, study, seed, epsilon)
+            if saved and (epsilon, seed) not in found:
+                with saved.open("a") as file:
+                    file.write(json.dumps(where | vars(run)) + "\n")
+            yield run
 
 
 def least_of(runs: Sequence[Run], trust: str, unit: str) -> float:
@@ -141,9 +182,9 @@ def figure(name: str, value: float, **more: object) -> None:
     print(json.dumps({"figure": name, "value": shown} | more), flush=True)
 
 
-def report(name: str, trust: str, unit: str, runs: Sequence[Run]) -> None:
+def report(asked: dict[str, str], runs: Sequence[Run]) -> None:
     """The figures of one set, and the bars of the calibrated epsilon."""
-    where = {"set": name, "trust": trust, "unit": unit, "units": runs[0].units}
+    where = asked | {"units": runs[0].units}
     for epsilon in (*SHOWN, None):
         at = [run for run in runs if run.asked == epsilon]
         for metric in METRICS:
@@ -155,7 +196,7 @@ def report(name: str, trust: str, unit: str, runs: Sequence[Run]) -> None:
             )
     chosen = [run for run in runs if run.asked is None]
     bare = statistics.mean(run.auroc for run in runs if run.asked == NO_PRIVACY)
-    least = least_of(runs, trust, unit)
+    least = least_of(runs, asked["trust"], asked["unit"])
     figure("least_epsilon_of_the_sweep", least, **where)
     figure("calibrated_epsilon_median", statistics.median(run.epsilon for run in chosen), **where)
     close = [0.5 <= run.epsilon / least <= 2 for run in chosen]
@@ -170,6 +211,14 @@ def report(name: str, trust: str, unit: str, runs: Sequence[Run]) -> None:
     told = [(run, run.predicted) for run in chosen if run.predicted]
     figure("pilot_mean_absolute_error", statistics.mean(abs(p[0] - run.auroc) for run, p in told), **where)
     figure("pilot_interval_covers", statistics.mean(p[1] <= run.auroc <= p[2] for run, p in told), **where)
+
+
+HEAD = (
+    "| set | unit | trust | N | classes | "
+    + " | ".join("no privacy" if math.isinf(one) else f"epsilon {one:g}" for one in SHOWN)
+    + " | calibrated | picked | sweep |",
+    "|" + "---|" * (len(SHOWN) + 8),
+)
 
 
 def row(name: str, trust: str, unit: str, classes: int, runs: Sequence[Run]) -> str:
@@ -204,33 +253,37 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="sets to measure; default all")
     parser.add_argument("--trust", nargs="*", default=["secure-aggregation"])
     parser.add_argument("--unit", nargs="*", default=["patient"])
+    parser.add_argument("--epsilon", type=float, nargs="*", default=GRID, help="grid of the sweep")
     parser.add_argument("--medmnist", type=Path, help="folder of more MedMNIST files")
-    parser.add_argument("--save", type=Path, help="append every run to this file as a JSON line")
+    parser.add_argument(
+        "--save", type=Path, help="append every run to this file, and do not repeat those in it"
+    )
+    parser.add_argument("--held-out", action="store_true", help="test on held-out training patients")
+    parser.add_argument("--table", action="store_true", help="print the Markdown table at the end")
     asked = parser.parse_args()
     sets = dict(SETS)
     for path in sorted(asked.medmnist.glob("*.npz")) if asked.medmnist else ():
         sets[path.stem] = {"source": str(path)}
-    rows = []
+    if unknown := [name for name in asked.only or () if name not in sets]:
+        parser.error(f"no set {', '.join(unknown)}; there are {', '.join(sets)}")
+    grid = sorted({*asked.epsilon, *SHOWN} - {NO_PRIVACY})
+    rows, sources = [], []
     for name in asked.only or sets:
         study = Study().with_changes({"study": {"name": "calibration"}, "data": sets[name]})
         prepared = prepare(study)
         task = make_task(prepared.study, prepared.dataset, Silent())
-        figure("source", len(prepared.dataset), set=name, sha256=digest_of(str(sets[name]["source"])))
+        digest = digest_of(str(sets[name]["source"]))
+        figure("source", len(prepared.dataset), set=name, sha256=digest)
+        sources.append(f"SHA-256 of {name}: {digest}")
         for unit in asked.unit:
             for trust in asked.trust:
-                runs = []
-                for seed in range(asked.runs):
-                    for epsilon, one in settings_of(prepared.study, trust, unit):
-                        runs.append(train_once(task, one, seed, epsilon))
-                        if asked.save:
-                            with asked.save.open("a") as file:
-                                file.write(
-                                    json.dumps({"set": name, "trust": trust, "unit": unit} | vars(runs[-1]))
-                                    + "\n"
-                                )
-                report(name, trust, unit, runs)
+                tested = "held-out patients" if asked.held_out else "test images"
+                where = {"set": name, "trust": trust, "unit": unit, "tested": tested}
+                runs = list(measured(task, asked.runs, where, asked.save, grid))
+                report(where, runs)
                 rows.append(row(name, trust, unit, len(prepared.dataset.classes), runs))
-    print("\n".join(rows))
+    if asked.table:
+        print("\n".join([*HEAD, *rows, "", *sources]))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from safetensors.numpy import load_file
+from tests.deploy import test_gate as attacks
 from tests.deploy import town as programs
 from tests.deploy.cohorts import LUNGS, deal_lungs
 from tests.deploy.hospital import SITES, edit
 from tests.deploy.town import Town
 from threadpoolctl import threadpool_limits
 
+from fedveil.deploy.flower.carrier import FlowerCarrier
 from fedveil.learning import CentredLearner
 from fedveil.study import RunDirectory, Study, run
 
 DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ROUNDS = 20
 LOCAL_RUNS, WIRE_RUNS = 10, 3
+REQUESTS = 1000
 PATIENCE = programs.DEADLINE = 1800
 
 
@@ -89,6 +94,68 @@ def absent() -> None:
     without = [float(str(entry["seconds"])) for entry in rounds if "east" not in str(entry["sites"])]
     tell("seconds_absent_hospital_first_round", without[0], "s")
     tell("seconds_absent_hospital_later_rounds", max(without[1:]), "s")
+
+
+def mebibytes(process: int, field: str = "VmRSS") -> float:
+    """Memory of a process by ``/proc``: resident now (VmRSS), or at most so far (VmHWM)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def memory() -> None:
+    """What the programs of the largest hospital (chest X-rays, default features) and the coordinator hold."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        deal_lungs(DATA / "kermany_cxr" / "kermany_cxr_64.npz", folder, SITES)
+        sizes = {site: len(np.load(folder / f"{site}.npz")["labels"]) for site in SITES}
+        largest = max(sizes, key=lambda site: sizes[site])
+        town = Town(folder, cohorts=folder, delta=1e-5, max_units=5000)
+        edit(town.coordinator / "federation.toml", wait_for_approval=PATIENCE)
+        try:
+            town.open()
+            for run in ("first", "again"):
+                town.coordinate(run, template=LUNGS, rounds=ROUNDS, trust="site", epsilon=1.0)
+                town.approve(run)
+                town.after_round(run, ROUNDS - 1)
+                held = {key: process.pid for key, process in town.processes.items()}
+                cached = "" if run == "first" else "_cached"
+                tell(f"mebibytes_site_service{cached}", mebibytes(held[f"{largest}.service"]), "MiB")
+                tell(f"mebibytes_coordinator{cached}", mebibytes(held["coordinator"], "VmHWM"), "MiB")
+                town.finish(run)
+                for site in SITES:  # the second time, features come from the cache
+                    town.kill(f"{site}.service")
+                    town.serve(site)
+            tell("mebibytes_node", mebibytes(held[f"{largest}.node"]), "MiB")
+            tell("images_of_that_site", sizes[largest], "images")
+        finally:
+            town.close()
+
+
+def hostile() -> None:
+    """1,000 requests of strangers to a SuperLink, bodies up to 400 MB, by 8 callers at once: its memory."""
+    with tempfile.TemporaryDirectory() as name:
+        federation = attacks.found(Path(name))
+        with FlowerCarrier(federation.link, federation.nodes()):
+            process = attacks.process_of(federation)
+            before = attacks.memory(process, "VmRSS")
+            with ThreadPoolExecutor(8) as pool:
+                statuses = Counter(pool.map(functools.partial(attack, federation), range(REQUESTS)))
+            after, most = attacks.memory(process, "VmRSS"), attacks.memory(process, "VmHWM")
+    print(json.dumps({"answers": dict(statuses)}), flush=True)
+    tell("superlink_mebibytes_before", before / 1024, "MiB")
+    tell("superlink_memory_after_1000_hostile_requests", after / before, "times before")
+    tell("superlink_memory_during_1000_hostile_requests", most / before, "times before")
+
+
+def attack(federation: Any, number: int) -> str:
+    """One request of a stranger: any path, any size, with a length, in chunks, or endless headers."""
+    paths = (*attacks.CONTROL, *sorted(attacks.NODE_CALLS))
+    path, size = paths[number % len(paths)], 10 ** (number % 9) * 4
+    if number % 10 == 9:
+        return attacks.send(federation, b"GET / HTTP/1.1\r\nx: " + b"y" * size, 0)
+    chunked = f"transfer-encoding: chunked\r\n\r\n{size:x}\r\n"
+    stated = chunked if number % 2 else f"content-length: {size}\r\n\r\n"
+    return attacks.send(federation, f"POST {path} HTTP/1.1\r\nhost: x\r\n{stated}".encode(), size)
 
 
 class Clock:
@@ -174,10 +241,13 @@ def main() -> None:
     """Run both studies, or the toy only."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--only", choices=["toy", "absent", "lungs"], help="one part; only the last one needs data"
+        "--only",
+        choices=["toy", "absent", "hostile", "memory", "lungs"],
+        help="one part; the last two need data",
     )
     only = parser.parse_args().only
-    for name, part in {"toy": toy, "absent": absent, "lungs": lungs}.items():
+    parts = {"toy": toy, "absent": absent, "hostile": hostile, "memory": memory, "lungs": lungs}
+    for name, part in parts.items():
         if only in (None, name):
             part()
 

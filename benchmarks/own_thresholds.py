@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from cross_validation import chest
 from fedveil.data import Dataset
-from fedveil.study import RunDirectory, Study, TrainedModel, prepare, run
+from fedveil.study import RunDirectory, Study, TrainedModel, run
+from fedveil.study.prepare import prepare
 
 GAMMAS = np.array([0.5, 0.75, 1.0, 1.4, 2.0])
 SHARE = 0.1

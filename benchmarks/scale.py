@@ -73,7 +73,8 @@ PARTS = """
 import json, sys, time, resource
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from fedveil.study import Silent, Study, prepare, run
+from fedveil.study import Silent, Study, run
+from fedveil.study.prepare import prepare
 what, where, text = sys.argv[1:4]
 study = Study(**json.loads(text))
 before, cpu = time.perf_counter(), time.process_time()

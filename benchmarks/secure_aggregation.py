@@ -31,8 +31,9 @@ from fedveil.federation.secure_aggregation import (
 )
 from fedveil.privacy import Guarantee, Mechanism, calibrate, epsilon, secure_generator
 from fedveil.privacy.accounting.integer import IntegerMechanism
-from fedveil.study import Silent, Study, prepare
+from fedveil.study import Silent, Study
 from fedveil.study.pipeline import make_task
+from fedveil.study.prepare import prepare
 from fedveil.sweeps import Setting, measure
 
 DATA = Path(os.environ.get("FEDVEIL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

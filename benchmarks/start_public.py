@@ -2,12 +2,16 @@
 
     python benchmarks/start_public.py                # needs FEDVEIL_DATA, default ../shared/data
     python benchmarks/start_public.py --only chest --runs 3 --epsilon 0.5 1
+    python benchmarks/start_public.py --network cnn --runs 3 --epsilon 0.5 2
 
 Private cohorts: 500 patients of BreastMNIST (benign against malignant), and 300 patients of chest X-rays, among five
 simulated hospitals under secure aggregation. Public starts, trained without privacy: chest X-rays, the phantom, and the
 half of the chest X-ray patients that the cohorts are not drawn from, and the patients of BreastMNIST that are not
 among the 500. "none" is the same study without a start, and
 "useless" starts from random weights. Prints the mean AUROC over runs, and the start's own AUROC on the same images.
+
+With ``--network`` a network is trained instead, on 300 synthetic patients among three hospitals; its start is trained
+on 400 other ones.
 
 Nothing is chosen by test images: with ``--fold`` the figures are those of held-out training patients instead.
 """
@@ -23,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from fedveil.data.phantom.patients import phantom
 from fedveil.learning import auroc
 from fedveil.study import RunDirectory, Study, TrainedModel, run
 
@@ -152,6 +157,51 @@ def compare(
             print(json.dumps(line), flush=True)
 
 
+def synthetic(patients: int, seed: int) -> dict[str, Any]:
+    """Synthetic patients at 32 pixels, other ones for each seed."""
+    drawn = phantom(image_size=32, patients=patients, seed=seed)
+    images = np.asarray(drawn.images.read(np.arange(len(drawn.images))))
+    return {
+        "images": (images[:, 0] * 255).round().astype(np.uint8),
+        "labels": drawn.labels,
+        "patient": drawn.patients.codes if drawn.patients is not None else np.arange(len(images)),
+        "split": drawn.splits,
+        "classes": np.array(drawn.classes),
+    }
+
+
+def networks(asked: argparse.Namespace, scratch: Path) -> None:
+    """AUROC of a network with and without a start."""
+    base = Study().with_changes(
+        {"model": {"network": asked.network}, "data": {"image_size": 32}, "report": {"examples": 0}}
+    )
+    source = saved(synthetic(400, 5), scratch / "public.npz")
+    free = base.with_changes({"data": {"source": source}, "privacy": {"trust": "none"}})
+    trained(free, scratch / "public")
+    for epsilon in asked.epsilon:
+        for start in (None, str(scratch / "public")):
+            found = []
+            for seed in range(asked.runs):
+                own = saved(synthetic(300, 100 + seed), scratch / "own.npz")
+                study = base.with_changes(
+                    {
+                        "study": {"seed": seed},
+                        "data": {"source": own, "sites": {"count": 3, "scheme": "dirichlet", "alpha": 0.5}},
+                        "model": {"start": start},
+                        "privacy": {"epsilon": epsilon},
+                    }
+                )
+                found.append(trained(study, scratch / f"{epsilon}-{start is None}-{seed}")["auroc"])
+            spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            line = {"figure": "auroc", "value": round(statistics.mean(found), 4), "sd": round(spread, 4)}
+            line |= {
+                "set": "phantom",
+                "network": asked.network,
+                "start": "none" if start is None else "phantom",
+            }
+            print(json.dumps(line | {"epsilon": epsilon, "patients": 300, "runs": asked.runs}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -160,7 +210,12 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, nargs="+", default=[0.5, 1.0, 3.0])
     parser.add_argument("--only", choices=["breast", "chest"])
     parser.add_argument("--fold", action="store_true", help="test on held-out training patients")
+    parser.add_argument("--network", help="train this network on synthetic patients instead")
     asked = parser.parse_args()
+    if asked.network:
+        with tempfile.TemporaryDirectory() as name:
+            networks(asked, Path(name))
+        return
     images, breasts = chest(), breast()
     if asked.fold:
         images, breasts = folded(images), folded(breasts)

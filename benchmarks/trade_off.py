@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedveil.study import Silent, Study, prepare
+from fedveil.study import Silent, Study
 from fedveil.study.pipeline import make_task
+from fedveil.study.prepare import prepare
 from fedveil.sweeps import EVEN, NO_PRIVACY, Grid, Measurement, Setting, measure, sweep
 from references import held_out_errors
 

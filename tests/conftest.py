@@ -1,12 +1,15 @@
-"""What tests share: where the real images lie, and quiet, repeatable threads."""
+"""What tests share: where the real images lie, quiet, repeatable threads, and no clock that decides."""
 
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests import torchvision_stub
 
 torchvision_stub.install()
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")  # a busy machine, or the first import of a package, must not fail a test
 
 PROJECT = Path(__file__).resolve().parents[1]
 

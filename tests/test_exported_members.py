@@ -1,6 +1,8 @@
 """The public names: pinned, lazy, and the same to a type checker as to a program."""
 
 import ast
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,7 @@ PINNED = [
     "run",
     "sweep",
 ]
+SOURCE = Path(fedveil.__file__).parent
 HEAVY = ("torch", "scipy", "sklearn", "matplotlib", "dp_accounting", "numpy", "pydantic", "opacus", "rich")
 
 
@@ -71,6 +74,27 @@ def test_names_from_one_place_are_the_same_object():
     from fedveil.study import Study
 
     assert fedveil.Study is Study
+
+
+LAZY = sorted(
+    ".".join(path.parent.relative_to(SOURCE.parent).parts)
+    for path in SOURCE.rglob("__init__.py")
+    if "on_first_use(__name__)" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_a_package_that_loads_on_first_use_has_all_that_it_names(package):
+    """A module of the same name would take the place of what is exported as soon as it is imported."""
+    module = importlib.import_module(package)
+    modules = {found.name for found in pkgutil.iter_modules(module.__path__)}
+    assert module.__all__
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+        assert name in dir(module)
+        assert name not in modules, f"{package}.{name} is a module too"
+    with pytest.raises(AttributeError, match="no attribute 'epsillon'"):
+        module.epsillon  # noqa: B018
 
 
 def loaded_after(code: str) -> set[str]:

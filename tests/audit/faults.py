@@ -80,8 +80,8 @@ def masks_of_31_bits(stack: Stack) -> None:
     real = masks._stream
 
     class Short:
-        def __init__(self, key: bytes) -> None:
-            self._stream = real(key)
+        def __init__(self, key: bytes, counter: int) -> None:
+            self._stream = real(key, counter)
 
         def update_into(self, data: Any, buffer: bytearray) -> int:
             written = self._stream.update_into(data, buffer)
@@ -107,9 +107,9 @@ def rounding_without_its_sensitivity(stack: Stack) -> None:
 def clip_per_image(stack: Stack) -> None:
     """Gradients of images are clipped and added up; the guarantee is stated per patient."""
 
-    def centred(self: CentredLearner, centre: np.ndarray, weights: np.ndarray) -> LinearLearner:
+    def centred(self: CentredLearner) -> LinearLearner:
         with mock.patch.object(self, "_unit", "image"):
-            return made(self, centre, weights)
+            return made(self)
 
     made = CentredLearner._centred
     _patch(stack, CentredLearner, "_centred", centred)

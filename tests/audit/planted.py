@@ -110,15 +110,15 @@ def untouched(*asked: Asked, **settings: Any) -> Callable[[Stack], Look]:
 
 
 def federation(direction: str, **settings: Any) -> Callable[[Stack], Look]:
-    """Masked sums, with one patient more at the clip norm: along one coordinate, or along all."""
+    """Masked sums, with one patient more at the clip norm: along each coordinate in turn, or along all."""
 
     def look(stack: Stack) -> Look:
         attacked = stack.enter_context(Federation(**settings))
-        extra = np.eye(1, DIMENSION) if direction == "one" else np.full((1, DIMENSION), DIMENSION**-0.5)
+        extra = np.full((1, DIMENSION), DIMENSION**-0.5)
         less = np.zeros((1, DIMENSION))
-        return Look(
-            attacked.total, attacked.claim(), Neighbours("one more", less, np.concatenate([less, extra]))
-        )
+        mechanism = attacked.each if direction == "each" else attacked.total
+        more = np.concatenate([less, extra])
+        return Look(mechanism, attacked.claim(), Neighbours("one more", less, more))
 
     return look
 
@@ -134,7 +134,7 @@ def _faults() -> Iterator[Fault]:
     shares = {"curious": "site-2", "silent": ("site-4",), "noise": 0.5}
     yield Fault("half the noise", faults.half_the_noise, hospital(TRAINING), 800, True)
     yield Fault("noise seeded by the study", faults.noise_seeded_by_the_study, hospital(TRAINING), 200, True)
-    yield Fault("one noise share too few", faults.one_share_too_few, federation("one", **shares), 6000)
+    yield Fault("one noise share too few", faults.one_share_too_few, federation("each", **shares), 4000)
     yield Fault("clip per image", faults.clip_per_image, hospital(TRAINING), 300, True)
     yield Fault("clip per batch", faults.clip_per_batch, hospital(TRAINING), 400)
     yield Fault(
@@ -163,6 +163,7 @@ def _faults() -> Iterator[Fault]:
         "rounding without its sensitivity",
         faults.rounding_without_its_sensitivity,
         federation("all", **shares),
+        400,
     )
     yield Fault(
         "a kept seed", faults.kept_seed, hospital(TRAINING, Asked("training", 2, "line"), rounds=2), 200, True
@@ -170,8 +171,8 @@ def _faults() -> Iterator[Fault]:
     yield Fault(
         "drop-out without enough shares",
         faults.drop_out_without_enough_shares,
-        federation("one", min_honest=3, **shares),
-        6000,
+        federation("each", min_honest=3, **shares),
+        4000,
     )
     yield Fault("wrong unit", faults.wrong_unit, hospital(STATISTICS), 400)
     yield Fault("noise added before clipping", faults.noise_before_clipping, hospital(TRAINING), 400)

@@ -22,8 +22,9 @@ from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import noise
 from fedveil.installed import code_hash
 from fedveil.privacy import Mechanism
-from fedveil.study import RunDirectory, Silent, Study, prepare, run
+from fedveil.study import RunDirectory, Silent, Study, run
 from fedveil.study.pipeline import make_task
+from fedveil.study.prepare import prepare
 from fedveil.study.simulation import Simulated
 
 PATIENTS = 260

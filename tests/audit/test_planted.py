@@ -1,5 +1,8 @@
 """An audit finds planted faults: here the fast ones; all twenty, with controls, in benchmarks/planted_faults.py."""
 
+import contextlib
+
+import numpy as np
 import pytest
 from tests.audit.planted import FAULTS
 
@@ -17,6 +20,16 @@ def _real_images(shared_data, monkeypatch):
 def test_there_are_twenty_faults() -> None:
     assert len(FAULTS) == 20
     assert len({fault.words for fault in FAULTS.values()}) == 20
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_fault_can_be_planted_in_the_product_as_it_is(name: str) -> None:
+    """A patch of what was renamed since would audit a product that answers nothing."""
+    with contextlib.ExitStack() as stack:
+        FAULTS[name].plant(stack)
+        look = FAULTS[name].look(stack)
+        for one in (look.neighbours.first, look.neighbours.second):
+            assert np.count_nonzero(look.mechanism(one))
 
 
 @pytest.mark.parametrize("name", QUICK)

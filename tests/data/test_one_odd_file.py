@@ -11,8 +11,9 @@ from tests.data.dicom_files import odd_dicom
 from fedveil.data import load, load_usable
 from fedveil.data.options import Options
 from fedveil.errors import DataError
-from fedveil.study import Study, prepare
+from fedveil.study import Study
 from fedveil.study.pipeline import make_task
+from fedveil.study.prepare import prepare
 from fedveil.study.progress import Silent
 
 PUBLIC = {"classes": ("ill", "normal"), "channels": 1, "image_size": 16}

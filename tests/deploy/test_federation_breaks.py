@@ -13,7 +13,7 @@ from tests.deploy.hospital import NO_IMAGES, SITES, edit
 from tests.deploy.town import Town, open_town, same_model, wait_until
 
 from fedveil.deploy.coordinator.hospitals import Federation
-from fedveil.deploy.flower.link import Link
+from fedveil.deploy.flower.carrier import FlowerCarrier
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 
@@ -24,15 +24,24 @@ def town() -> Iterator[Town]:
         yield made
 
 
+UPGRADED = """
+from fedveil.deploy import protocol
+protocol.__version__, protocol.PROTOCOLS = "9.9", (1, 2)
+"""
+
+
 def test_a_study_goes_on_through_every_kill(town):
-    """Each program is killed in the middle of a round, under secure aggregation, where of three none can be spared."""
+    """Each program is killed in the middle of a round, under secure aggregation, where of three none can be spared.
+
+    One hospital comes back with a newer version, which still speaks the others' protocol.
+    """
     rounds, run, trust = 12, "kills", "secure-aggregation"
     edit(town.coordinator / "federation.toml", wait_for_absent=30)
     town.coordinate(run, rounds=rounds, trust=trust)
     town.approve(run)
     town.in_round(run, 1)
     town.kill("north.service")
-    town.serve("north")
+    town.serve("north", UPGRADED)
     town.in_round(run, 2, "south")
     town.kill("south.node")
     town.connect("south")
@@ -91,7 +100,7 @@ def test_without_a_hospital_that_can_be_spared_and_without_images_of_the_coordin
     town.open(["east"])
     edit(town.coordinator / "federation.toml", wait_for_absent=60)
     federation = Federation.load(town.coordinator)
-    with Link(federation.link, federation.nodes()):  # a SuperLink that runs already is joined
+    with FlowerCarrier(federation.link, federation.nodes()):  # a SuperLink that runs already is joined
         said = town.send("four")
     assert "joining the SuperLink" in said
     assert said.count("has the model") == 4

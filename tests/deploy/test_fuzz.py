@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.deploy.hospital import SITES
-from tests.deploy.test_transport import COST, REQUEST, make, run_identity  # noqa: F401
+from tests.deploy.test_transport import COST, REQUEST, make  # noqa: F401
 from tests.federation.conftest import federate  # noqa: F401
 from tests.federation.toy import DIMENSION, make_agreement
 

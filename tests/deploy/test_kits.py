@@ -67,7 +67,14 @@ def test_systemd_finds_no_fault_with_the_units(kits):
     program = shutil.which("true")
     study = (kits[0] / "coordinator" / "fedveil-study@.service").read_text()
     (folder / "fedveil-study@lungs.service").write_text(study)
-    units = (("fedveil-site.service", 35), ("fedveil-node.service", 40), ("fedveil-study@lungs.service", 45))
+    superlink = (kits[0] / "coordinator" / "fedveil-superlink.service").read_text()
+    (folder / "fedveil-superlink.service").write_text(superlink)
+    units = (
+        ("fedveil-site.service", 35),
+        ("fedveil-node.service", 40),
+        ("fedveil-study@lungs.service", 45),
+        ("fedveil-superlink.service", 45),
+    )
     for name, most in units:
         unit = folder / name
         unit.write_text(unit.read_text().replace("/opt/fedveil/bin/fedveil", program))

@@ -6,14 +6,14 @@ import threading
 
 import numpy as np
 import pytest
-from tests.deploy.test_transport import make, run_identity  # noqa: F401
+from tests.deploy.test_transport import make  # noqa: F401
 
 from fedveil import __version__
 from fedveil.cli import deploy as verbs
 from fedveil.cli.output import console
 from fedveil.cli.output.console import OneLine, fail
 from fedveil.cli.output.logs import log_to_stderr
-from fedveil.deploy.flower.transport import _state
+from fedveil.deploy.coordinator.transport import _state
 from fedveil.deploy.receipts import Receipt
 from fedveil.errors import FederationError, FedveilError, Refused
 from fedveil.federation.messages import Request
@@ -69,10 +69,16 @@ def test_a_request_forges_no_line_in_a_hospitals_log(hospital, journal, field):
 
 @pytest.mark.parametrize("version", [FORGED, "[bold red]x", 10**30, None, ["x"]])
 def test_a_greetings_version_forges_no_line(hospital, journal, caplog, version):
-    head = {"study": hospital.agreement.digest, "nonce": "n", "receipt": None, "version": version}
+    head = {
+        "study": hospital.agreement.digest,
+        "nonce": "n",
+        "receipt": None,
+        "version": version,
+        "protocols": [7, 9],
+    }
     hospital.ask(encode(Frame("hello", head)))
     assert all(record.getMessage().isprintable() for record in caplog.records)
-    assert sum("install the same version" in line for line in events(journal)) == 1
+    assert sum("upgrade the older one" in line for line in events(journal)) == 1
 
 
 def test_a_log_event_is_one_line_whatever_it_holds(journal):
@@ -136,7 +142,8 @@ def test_a_status_that_is_no_status_becomes_the_word_invalid(status, kind, caplo
 
 @pytest.mark.parametrize("version", ["[/]", FORGED, "9" * 100, None, 7])
 def test_a_version_that_is_no_version_is_not_repeated(version):
-    frame = Frame("hello", {"site": "west", "study": "ab" * 32, "status": "ready", "version": version})
+    head = {"site": "west", "study": "ab" * 32, "status": "ready", "version": version, "protocols": [7, 9]}
+    frame = Frame("hello", head)
     assert _state("west", frame, "ab" * 32) == "on fedveil of an unreadable version"
 
 

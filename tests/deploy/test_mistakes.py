@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from fedveil.cli import flower
 from fedveil.cli.site import site
 from fedveil.deploy.coordinator.hospitals import Federation
-from fedveil.deploy.flower.link import Link
+from fedveil.deploy.flower.carrier import FlowerCarrier
 from fedveil.deploy.provisioning.certificates import Authority
 from fedveil.deploy.site.service import open_service
 from fedveil.errors import FedveilError
@@ -43,7 +43,7 @@ def no_line(town: Town, *words: str) -> None:
 
     def reach() -> None:
         federation = Federation.load(town.coordinator)
-        with Link(federation.link, federation.nodes()):
+        with FlowerCarrier(federation.link, federation.nodes()):
             pass
 
     with pytest.raises(FedveilError) as refused:
@@ -114,14 +114,15 @@ def test_hospitals_that_do_not_come(town):
     assert not (town.folder / "toy").exists()
 
 
-def test_a_hospital_with_another_version(town):
-    town.serve("north", "import fedveil; fedveil.__version__ = '9.9'; ")
+def test_a_hospital_without_a_common_protocol(town):
+    newer = "from fedveil.deploy import protocol; protocol.__version__, protocol.PROTOCOLS = '9.9', (2, 3); "
+    town.serve("north", newer)
     town.connect("north")
     edit(town.coordinator / "federation.toml", wait_for_approval=120)
     town.enrol(["north"])
     town.coordinate("toy", min_sites=1)
-    town.stopped("north on fedveil 9.9; here runs fedveil", "every hospital needs the same")
-    assert "this site 9.9: install the same version at both ends" in town.log("north.service")
+    town.stopped("north on fedveil 9.9; here runs fedveil", "upgrade the older one")
+    assert "this site 9.9 with protocols 2 to 3: upgrade the older one" in town.log("north.service")
 
 
 def node_says(town: Town, *words: str, ends: bool) -> None:

@@ -9,7 +9,8 @@ from flwr.common.constant import HEARTBEAT_MIN_INTERVAL, HEARTBEAT_PATIENCE
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import Metadata, ObjectTree
-from tests.deploy.test_transport import Clock, run_identity  # noqa: F401
+from tests.deploy.test_records import run_identity  # noqa: F401
+from tests.deploy.test_transport import Clock
 
 from fedveil.deploy.flower import node as module
 from fedveil.deploy.flower.node import _HEARTBEAT, Node, NodeSettings

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.deploy.test_transport import COST, exchange, make, run_identity  # noqa: F401
+from tests.deploy.test_transport import COST, exchange, make  # noqa: F401
 
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.receipts import Receipt, Receipts
@@ -18,17 +18,45 @@ def test_receipts_survive_a_restart_and_a_torn_line(tmp_path):
     receipts = Receipts(tmp_path)
     signer = Identity.create(tmp_path / "a.key")
     first = Receipt(**values, attempt=1, seq=3)
-    receipts.keep(first, first.signed(signer))
+    receipts.keep(first, first.signed(signer), after=None)
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('{"site": "a", "seq"')
     again = Receipts(tmp_path)
     assert again.last("a").seq == 3
     with pytest.raises(FederationError):
-        again.keep(Receipt(**values, attempt=2, seq=3), "")
+        again.keep(Receipt(**values, attempt=2, seq=3), "", after=again.last("a"))
     second = Receipt(**values, attempt=2, seq=4)
-    again.keep(second, second.signed(signer))
+    again.keep(second, second.signed(signer), after=again.last("a"))
     assert Receipts(tmp_path).last("a").seq == 4
     assert Receipts(tmp_path).verify("a", signer.public) == (2, 0)
+
+
+def test_two_coordinators_store_receipts_of_one_hospital(tmp_path):
+    """Answers to both arrive in any order; a ledger that was rolled back is found by either."""
+    signer = Identity.create(tmp_path / "a.key")
+    texts = dict.fromkeys(("study", "answer"), "ab" * 32)
+
+    def receipt(seq: int, letter: str = "a") -> Receipt:
+        values = {"site": "a", "release": "r", "round": 1, "attempt": seq, "cost": COST, **texts}
+        return Receipt(**values, seq=seq, hash=letter * 64)
+
+    def keep(receipts: Receipts, one: Receipt, after: Receipt | None) -> None:
+        receipts.keep(one, one.signed(signer), after=after)
+
+    first, second = Receipts(tmp_path / "r"), Receipts(tmp_path / "r")
+    before = first.last("a"), second.last("a")
+    keep(second, receipt(4), before[1])
+    keep(first, receipt(3), before[0])
+    keep(first, receipt(3), before[0])
+    assert first.last("a") == second.last("a") == receipt(4)
+    assert Receipts(tmp_path / "r").verify("a", signer.public) == (2, 0)
+    for receipts in (first, second):
+        with pytest.raises(FederationError, match="a ledger may only grow"):
+            keep(receipts, receipt(2), receipts.last("a"))
+        with pytest.raises(FederationError, match="a ledger may only grow"):
+            keep(receipts, receipt(3, "b"), None)
+    keep(first, receipt(5), first.last("a"))
+    assert second.last("a").seq == 5
 
 
 def test_stored_receipts_are_evidence_to_a_third_party(make, tmp_path):  # noqa: F811

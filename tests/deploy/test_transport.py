@@ -7,16 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from tests.deploy.hospital import make_offer
 
+from fedveil.deploy.carrier import Parcel
+from fedveil.deploy.coordinator.asking import Patience
 from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.coordinator.runner import wait_for_sites
-from fedveil.deploy.flower.asking import Patience
+from fedveil.deploy.coordinator.transport import SealedTransport
 from fedveil.deploy.flower.node import _HEARTBEAT
-from fedveil.deploy.flower.records import bytes_of, content_of
-from fedveil.deploy.flower.transport import FlowerTransport
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.provisioning.kits import make_kits
 from fedveil.deploy.receipts import Receipt, Receipts
@@ -35,58 +33,28 @@ COST = Mechanism(noise_multiplier=8.0, clip_norm=1.0, steps=1, sampling_rate=1.0
 QUICK = Patience(away=0.2, answer=1.5, again=0.5)
 
 
-class Message:
-    """As much of a Flower message as the transport looks at."""
-
-    def __init__(self, site: str, data: bytes | None, name: str = "", reply_to: str = "") -> None:
-        self.site, self.content = site, content_of(data) if data is not None else None
-        self.metadata = SimpleNamespace(message_id=name, reply_to_message_id=reply_to)
-        self.error = SimpleNamespace(reason="it broke")
-
-    def has_error(self) -> bool:
-        return self.content is None
-
-    def has_content(self) -> bool:
-        return self.content is not None
-
-
-class Link:
-    """Delivers at once; a site that is not in ``answer`` is not connected, one that answers None says nothing."""
+class Lines:
+    """A carrier that delivers at once; a site that is not in ``answer`` is absent, one that answers None is silent."""
 
     def __init__(self, answer: dict[str, Callable[[bytes], bytes | None]]) -> None:
         self.answer, self.replies, self.pushed = answer, {}, []
         self.sessions = dict.fromkeys(answer, "first")
 
-    def call(self, action):
-        return action(self)
+    def present(self):
+        return {site: self.sessions[site] for site in SITES if site in self.answer}
 
-    def get_nodes(self):
-        return [
-            SimpleNamespace(name=site, node_id=number, last_activated_at=self.sessions[site])
-            for number, site in enumerate(SITES)
-            if site in self.answer
-        ]
-
-    def push_messages(self, messages):
-        names = []
-        for message in messages:
-            site = SITES[message.metadata.dst_node_id]
-            names.append(f"m{len(self.pushed)}")
+    def push(self, messages, seconds):
+        names = {}
+        for site, data in messages.items():
+            names[site] = f"m{len(self.pushed)}"
             self.pushed.append(site)
-            data = self.answer[site](bytes_of(message))
-            if data is not None:
-                self.replies[names[-1]] = Message(site, data, reply_to=names[-1])
+            answered = self.answer[site](data)
+            if answered is not None:
+                self.replies[names[site]] = Parcel(names[site], answered)
         return names
 
-    def pull_messages(self, names):
+    def pull(self, names):
         return [self.replies.pop(name) for name in list(names) if name in self.replies]
-
-
-@pytest.fixture(autouse=True)
-def run_identity(monkeypatch):
-    """What Flower asks of a process that makes messages."""
-    for name in ("task_id", "run_id", "node_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1, raising=False)
 
 
 @pytest.fixture
@@ -136,10 +104,10 @@ def make(tmp_path):
 
     def build(**answers):
         chosen = {site: answers.get(site, honest(site)) for site in SITES if answers.get(site, True)}
-        link = Link(chosen)
+        link = Lines(chosen)
         keys = {site: identities[site].public for site in SITES}
         receipts = Receipts(tmp_path / "receipts")
-        transport = FlowerTransport(
+        transport = SealedTransport(
             link, identities["coordinator"], keys, receipts, pin=lambda *_: None, patience=QUICK
         )
         return SimpleNamespace(transport=transport, link=link, receipts=receipts)
@@ -200,7 +168,7 @@ class Clock:
 def test_an_absent_hospital_costs_seconds_and_later_rounds_fewer(make, monkeypatch, tmp_path):
     """Its node is known to be gone after twice its heartbeat; that, and the wait, stay below 30 s; then below 5 s."""
     clock = Clock()
-    monkeypatch.setattr("fedveil.deploy.flower.asking.time", clock)
+    monkeypatch.setattr("fedveil.deploy.coordinator.asking.time", clock)
     town = make.build(west=False)
     town.transport._patience = patience_of_kits(tmp_path)
     used = []
@@ -339,24 +307,3 @@ def test_a_hospital_that_answers_rubbish_when_greeted_keeps_nobody_waiting(tmp_p
     greetings = iter([found | {"south": "stale"}])
     with pytest.raises(FederationError, match="west sends answers that the protocol does not allow"):
         wait_for_sites(transport, offer, offer.agreement(), patience=-1.0, say=lambda _: None)
-
-
-@pytest.mark.parametrize("size", [0, 10, 2**20, 2**20 + 1])
-def test_bytes_travel_in_flowers_messages_however_many(size):
-    data = np.random.default_rng(0).bytes(size)
-    assert bytes_of(Message("north", data)) == data
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        RecordDict(),
-        RecordDict({"fedveil": ConfigRecord({"bytes": "text"})}),
-        RecordDict({"fedveil": ConfigRecord({"other": b"bytes"})}),
-        RecordDict({"fedveil": MetricRecord({"bytes": 1})}),
-    ],
-)
-def test_a_message_without_bytes_carries_none(content):
-    message = Message("north", b"")
-    message.content = content
-    assert bytes_of(message) is None

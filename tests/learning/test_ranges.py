@@ -8,7 +8,7 @@ from torch import nn
 
 from fedveil.errors import InvalidValue
 from fedveil.learning import CentredHead, CentredLearner, ClassStatistics, NetworkModel
-from fedveil.learning.models.network import LONGEST_LOGITS
+from fedveil.learning.models.network_labels import LONGEST_LOGITS
 from fedveil.learning.networks import Centred
 from fedveil.learning.ranges import FEWEST, LARGEST_COUNT
 

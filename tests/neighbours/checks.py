@@ -47,7 +47,7 @@ def _linear(task: LinearTask, gone: Vector, generator: np.random.Generator) -> I
     seen = head.view(task.features, np.zeros(head.features)).astype(np.float64)
     some = gone if len(gone) else np.arange(1)
     point, middle, outside = seen[some[0]], seen.mean(axis=0), generator.uniform(-1e6, 1e6, head.features)
-    size, logits = head.trained, head.head.logits
+    size, logits, shifts = head.trained, head.head.logits, head.shifts
     aligned = np.resize(9e5 * point / np.abs(point).max(initial=1e-12), size)
     far = generator.choice([-1e6, 1e6], size)
     noise = generator.normal(size=size)
@@ -55,14 +55,14 @@ def _linear(task: LinearTask, gone: Vector, generator: np.random.Generator) -> I
     def join(centre: Vector, weights: Vector, shift: Vector, trained: Vector) -> Vector:
         return np.concatenate([centre, weights, shift, trained])
 
-    plain, even, still = np.zeros(head.features), np.ones(head.classes), np.zeros(logits)
-    skewed, lengths = np.geomspace(1e-6, 1e6, head.classes), (head.features, logits, size)
+    plain, even, still = np.zeros(head.features), np.ones(head.classes), np.zeros(shifts)
+    skewed, lengths = np.geomspace(1e-6, 1e6, head.classes), (head.features, shifts, size)
     yield join(plain, even, still, np.zeros(size))
     yield join(middle, even, still, noise)
     yield join(point, skewed, still, aligned)
     yield join(plain, skewed[::-1], still, -aligned)
-    yield join(outside, even, np.full(logits, 1e6), far)
-    yield join(middle, np.eye(head.classes)[0], np.full(logits, -1e6), noise * 1e-300)
+    yield join(outside, even, np.full(shifts, 1e6), far)
+    yield join(middle, np.eye(head.classes)[0], np.full(shifts, -1e6), noise * 1e-300)
     for _ in range(4):
         parts = [
             size * generator.normal(size=n) for n, size in zip(lengths, _scales(generator, 3), strict=True)

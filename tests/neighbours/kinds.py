@@ -79,7 +79,12 @@ def _network(name: str, network: str, **changes: Any) -> Kind:
 
 LINEAR = (
     _linear("pixels", privacy=CALIBRATED),
-    _linear("pixels, 3 classes", classes=THREE, privacy=CALIBRATED),
+    _linear(
+        "pixels, 3 classes",
+        classes=THREE,
+        data='subgroup = "sex"',
+        privacy=f"{CALIBRATED}\nsubgroup_share = 0.1",
+    ),
     _linear("pixels, images", unit="image", classes=FOUR),
     _linear("pixels, site", unit="site"),
     _linear("pixels, sampled", training="sampling_rate = 0.3"),
@@ -93,11 +98,22 @@ LINEAR = (
     replace(
         _linear("more than there is room for", privacy=CALIBRATED), trained=13, room=12, tries=10, cohorts=1
     ),
-    replace(_linear("findings", classes=FOUR, data=FINDINGS, privacy=CALIBRATION), listed=True, **FEW),
+    replace(_linear("findings", classes=FOUR, data=FINDINGS, privacy=CALIBRATED), listed=True, **FEW),
     replace(
-        _linear("findings, images", unit="image", classes=FOUR, data=FINDINGS, privacy=CALIBRATION),
+        _linear("findings, images", unit="image", classes=FOUR, data=FINDINGS, privacy=CALIBRATED),
         **{"listed": True, **FEW},
     ),
+    replace(
+        _linear(
+            "findings, own models",
+            classes=FOUR,
+            data=FINDINGS,
+            training="units = 20",
+            privacy=f"{CALIBRATED}{OWN}",
+        ),
+        **{"listed": True, **FEW},
+    ),
+    _linear("grades", classes=FOUR, data='task = "grades"', privacy=CALIBRATION),
     replace(
         _linear(
             "pilot", classes=THREE, epsilon='"calibrated"', privacy="max_epsilon = 8.0\npilot_epsilon = 2.0"
@@ -129,6 +145,16 @@ NETWORKS = (
         slow=True,
     ),
     _network("cnn, files", "cnn", files=True, most=60, tries=3, cohorts=4),
+    _network(
+        "cnn, findings",
+        "cnn",
+        settings={"classes": FOUR, "data": FINDINGS, "privacy": CALIBRATED},
+        files=True,
+        listed=True,
+        most=60,
+        tries=3,
+        cohorts=2,
+    ),
     _network("tuned", "efficientnet-lite0", most=300, tries=12),
     _network("tuned, one image each", "efficientnet-lite0", trained=33, tries=20),
     _network("positions", "cnn", trained=POSITIONS, tries=6, within=positions),

@@ -249,8 +249,9 @@ def _linear(task: LinearTask, own: Vector, generator: np.random.Generator) -> li
     if logits > 1:
         trained += [np.concatenate([row, *[one] * (logits - 1)]) for row in rows[:4]]
         trained += [np.concatenate([row, -row, *[one] * (logits - 2)]) for row in rows[:4]]
-    shifts = [np.zeros(logits), np.zeros(logits), np.ones(logits), np.eye(logits)[0]]
-    ends = np.cumsum([head.features, head.classes, logits, head.trained])
+    moved = head.shifts
+    shifts = [np.zeros(moved), np.zeros(moved), np.ones(moved), np.eye(moved)[0]]
+    ends = np.cumsum([head.features, head.classes, moved, head.trained])
     return [
         Piece(slice(int(ends[2]), int(ends[3])), trained),
         Piece(slice(0, int(ends[0])), [one, *points]),

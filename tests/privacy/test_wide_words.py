@@ -154,5 +154,7 @@ def test_a_block_is_keyed_by_all_the_bits_of_a_key():
 
     generator = keyed_by(Recorded())
     assert drawn == [32]
-    again = np.random.Generator(noise_module.ChaCha(key=int.from_bytes(bytes(range(32))), rounds=20))
+    again = np.random.Generator(
+        noise_module.randomgen.ChaCha(key=int.from_bytes(bytes(range(32))), rounds=20)
+    )
     assert generator.integers(2**62) == again.integers(2**62)

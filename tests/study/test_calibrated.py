@@ -13,8 +13,9 @@ from fedveil.errors import BudgetExceeded, FederationError, InvalidValue, StudyE
 from fedveil.federation import Declined, Policy, Site
 from fedveil.federation.levels.grid import SCALE
 from fedveil.privacy import Budget, Ledger, operational_risk, verify_ledger
-from fedveil.study import RunDirectory, Study, make_agreement, prepare, run
+from fedveil.study import RunDirectory, Study, make_agreement, run
 from fedveil.study.pipeline import make_task
+from fedveil.study.prepare import prepare
 from fedveil.study.progress import Silent
 from fedveil.study.simulation import Simulated
 from fedveil.study.training import train

@@ -12,7 +12,8 @@ from fedveil.federation import Coordinator
 from fedveil.learning.networks import registry
 from fedveil.planning import make_plan
 from fedveil.privacy import epsilon, verify_ledger
-from fedveil.study import RunDirectory, prepare, run
+from fedveil.study import RunDirectory, run
+from fedveil.study.prepare import prepare
 
 
 def exact_by_patient(out):

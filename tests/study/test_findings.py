@@ -89,17 +89,23 @@ def test_a_stored_model_classifies_files(dataset, pixels, tmp_path):
     assert TrainedModel.load(tmp_path / "run").task == "findings"
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"network": "cnn", "features": "none"},
-        {"method": "one-shot"},
-        {"evaluation_share": 0.1},
-        {"personal_calibration_share": 0.1},
-    ],
-)
-def test_what_findings_are_not_trained_with_is_refused_before_anything_runs(changes):
-    with pytest.raises(StudyError, match="findings"):
+@pytest.mark.parametrize("trust", ["secure-aggregation", "none"])
+def test_hospitals_release_an_evaluation_of_every_finding(dataset, tmp_path, trust):
+    changes = {"trust": trust, "evaluation_share": 0.3, "epsilon": 200.0}
+    run = fv.run(study(**changes), dataset, directory=tmp_path / "run")
+    found, exact = run.record.released, run.metrics
+    assert [one.name for one in found.per_class] == list(FINDINGS)
+    assert found.auroc_interval[0] <= found.auroc <= found.auroc_interval[1]
+    assert "noisy" in write_report(tmp_path / "run").read_text()
+    if trust == "none":  # ten bins, every patient once
+        assert found.auroc == pytest.approx(exact.auroc, abs=0.03)
+        assert found.balanced_accuracy == pytest.approx(exact.balanced_accuracy, abs=0.03)
+
+
+@pytest.mark.parametrize("method", ["one-shot", "calibrated"])
+def test_what_findings_are_not_trained_with_is_refused_before_anything_runs(method):
+    changes = {"method": method} if method == "one-shot" else {"epsilon": method, "max_epsilon": 8.0}
+    with pytest.raises(StudyError, match="exclude each other|findings"):
         fv.Study(name="findings", source="phantom:findings", task="findings", **changes)
 
 

@@ -158,7 +158,12 @@ def test_a_folder_without_a_whole_model_is_refused(study: Make, public: Path, tm
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": {"network": "cnn"}}, "for linear heads so far"),
+        ({"model": {"network": "cnn"}, "training": {"optimizer": "adam"}}, "gradient descent, whose noise"),
+        ({"model": {"network": "cnn"}, "training": {"weight_decay": 0.1}}, "gradient descent, whose noise"),
+        (
+            {"model": {"network": "cnn"}, "training": {"method": "averaging"}},
+            'needs training.method "gradient"',
+        ),
         ({"training": {"method": "one-shot"}}, 'needs training.method "gradient"'),
         ({"training": {"method": "averaging"}}, 'needs training.method "gradient"'),
         ({"training": {"momentum": 0.5}}, "plain gradient descent"),

@@ -12,7 +12,8 @@ from tests.study.stopping import Stop, StopAfter
 
 from fedveil.errors import BudgetExceeded, InvalidValue, StudyError
 from fedveil.privacy import Ledger, Mechanism, epsilon, verify_ledger
-from fedveil.study import RunDirectory, Study, prepare, run
+from fedveil.study import RunDirectory, Study, run
+from fedveil.study.prepare import prepare
 from fedveil.study.results.schema import SCHEMA, Result, RoundLine
 
 FILES = {

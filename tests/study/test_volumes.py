@@ -1,5 +1,8 @@
 """Studies of volumes: from a table to a report and a model that predicts."""
 
+import csv
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from tests.data.volumes import write_nifti
@@ -10,7 +13,19 @@ from fedveil.errors import InvalidValue, StudyError
 from fedveil.learning.encoders import feature_extractor
 from fedveil.report import write_report
 from fedveil.study import Study
+from fedveil.study.pipeline import model_of, sizes_of
 from fedveil.study.results.trained_model import TrainedModel, predict
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Volumes in memory."""
+
+    volumes: np.ndarray
+
+    def read(self, indices):
+        return self.volumes[indices]
+
 
 SETTINGS = {"features": "pixels@8", "slices": 8, "image_size": 32, "sites": 3, "rounds": 8}
 
@@ -59,10 +74,46 @@ def test_volumes_in_memory_are_a_study(finished):
     assert fv.run(study, data=data).model.slices == 4
 
 
+def test_a_network_trains_on_volumes_privately(tmp_path):
+    from fedveil.data.phantom.volumes import drawn_volumes
+
+    volumes, owner, ill = drawn_volumes(120, seed=2)
+    labels = np.array(["clear", "nodule"])[ill[owner].astype(int)]
+    data = Dataset.from_arrays(volumes, labels, patients=owner, slices=8)
+    study = Study(network="cnn3d", slices=8, image_size=16, sites=3, delta=1e-3, seed=1, epsilon=50.0)
+    trained = fv.run(
+        study.with_changes({"training": {"rounds": 8, "sampling_rate": 1.0}}),
+        data=data,
+        directory=tmp_path / "run",
+    )
+    assert trained.metrics.auroc > 0.8
+    assert trained.guarantee.epsilon <= 50.0
+    model = TrainedModel.load(tmp_path / "run")
+    assert (model.network, model.slices) == ("cnn3d", 8)
+    told = model.predict_proba(volumes[data.test])
+    with (tmp_path / "run" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    np.testing.assert_allclose(told[:, 1], [float(row["prob:nodule"]) for row in rows], atol=1e-4)
+
+
+def test_a_coordinator_without_volumes_has_the_same_network():
+    study = Study(network="cnn3d", slices=8, image_size=16)
+    network = model_of(study, Dataset.empty(("clear", "nodule"), channels=1, image_size=16))
+    sizes = sizes_of(study, 2, 1)
+    assert (network.trained, network.parameters) == (sizes.trained, sizes.parameters)
+    volumes = ArraySource(np.zeros((1, 8, 16, 16), np.float32))
+    assert network.probabilities(network.join(None, network.initial()), volumes, 1).shape == (1, 2)
+
+
+def test_a_network_of_volumes_needs_volumes():
+    with pytest.raises(StudyError, match=r"set data\.slices"):
+        Study(network="cnn3d")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": {"network": "cnn", "features": "none"}}, "networks do not take"),
+        ({"model": {"network": "cnn", "features": "none"}}, "does not take"),
         ({"model": {"features": "precomputed", "whitened": False}}, "no slices"),
         ({"data": {"slices": 1}}, "slices"),
         ({"data": {"slices": None, "axis": "coronal"}}, "set slices"),

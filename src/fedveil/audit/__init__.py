@@ -7,9 +7,14 @@
 `mechanisms` audits any function, whoever made it. `reconstruction` shows what noise leaves of an image.
 """
 
-from fedveil.audit.attacker import Attacker, Attempt, Setup
-from fedveil.audit.result import AuditResult, Finding, read_audit
-from fedveil.audit.runner import ATTACKERS, Effort, audit
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.audit.attacker import Attacker, Attempt, Setup
+    from fedveil.audit.result import AuditResult, Finding, read_audit
+    from fedveil.audit.runner import ATTACKERS, Effort, audit
 
 __all__ = [
     "ATTACKERS",
@@ -22,3 +27,5 @@ __all__ = [
     "audit",
     "read_audit",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

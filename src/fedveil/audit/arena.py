@@ -31,7 +31,7 @@ from fedveil.federation import (
     Site,
 )
 from fedveil.federation.messages import Words32, Words64
-from fedveil.learning import CentredHead, ImageSource
+from fedveil.learning import ClassHead, ImageSource
 from fedveil.study import Prepared, RunDirectory, Silent, Trained, make_agreement, train
 from fedveil.study.pipeline import LinearTask, NetworkTask, Task
 from fedveil.study.simulation import Simulated
@@ -201,7 +201,7 @@ def plant(
 
 def _with_canaries(task: Task, first: int, count: int, images: int, generator: np.random.Generator) -> Task:
     """The task with the canaries' inputs in the rows from ``first`` on."""
-    if isinstance(task, LinearTask) and isinstance(task.head, CentredHead):
+    if isinstance(task, LinearTask) and isinstance(task.head, ClassHead):
         points = np.repeat(_directions(task.head.blocks, count, generator), images, axis=0)
         features = np.concatenate([task.features, points])
         degraded = None if task.degraded is None else np.concatenate([task.degraded, points])

@@ -7,7 +7,7 @@ sampled the log-likelihood ratio of each canary is added up over rounds. A first
 many guesses are made; the second is judged.
 """
 
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from fedveil.audit.arena import Arena, Included, Indices, plant
 from fedveil.audit.attacker import STUDY, Attacker, Attempt, Setup, check_enough, claim_of, roc
 from fedveil.audit.evidence import OneRun, choose_guesses, guess
 from fedveil.audit.statistics import Vector
-from fedveil.federation import LocalSteps, Release, Seen
+from fedveil.federation import HospitalUnits, LocalSteps, Release, Seen
 from fedveil.privacy import secure_generator
 
 __all__ = ["ManyCanaries", "coins"]
@@ -97,7 +97,7 @@ class _Decoder:
         names = sorted(set(arena.homes)) if by_site else [arena.homes[0]]
         self._groups = [(name, everyone[homes == name] if by_site else everyone) for name in names]
         self._sites = {name: [name] for name in names} if by_site else {names[0]: sorted(set(arena.homes))}
-        self._hospitals: dict[Any, Any] = {}
+        self._hospitals: dict[tuple[str | int, bool], HospitalUnits | None] = {}
 
     def scores(self, seen: list[Seen]) -> Vector:
         """One score per canary; higher where it seems to be in."""
@@ -122,17 +122,15 @@ class _Decoder:
         """Contributions of canaries, the noisy sum less what is known, and the noise's standard deviation."""
         release, arena = seen.release, self._arena
         scale, steps = _scale(release)
-        rows = np.array(
-            [self._sum(seen, ("canaries", tuple(members)), np.array([i])) for i in range(len(members))]
-        )
-        known = sum(self._sum(seen, site, None) for site in self._sites[home])
+        rows = np.array([self._sum(seen, int(canary)) for canary in members])
+        known = sum(self._sum(seen, site) for site in self._sites[home])
         rate = release.mechanism.sampling_rate
         total = arena.view(seen, home) * scale
         deviation = release.mechanism.noise_std * np.sqrt(steps)
         return rows * steps, total - rate * steps * known, float(deviation)
 
-    def _sum(self, seen: Seen, where: Any, units: Indices | None) -> Vector:
-        """The exact sum of a hospital's own patients, or of one canary."""
+    def _sum(self, seen: Seen, where: str | int) -> Vector:
+        """The exact sum of a hospital's own patients, or what one canary adds: what a hospital of it alone sums."""
         release = seen.release
         held_out = release.query.part == "held-out"
         key = (where, held_out)
@@ -142,15 +140,15 @@ class _Decoder:
         if hospital is None:
             return np.zeros(release.dimension)
         own = release.own_parameters(seen.parameters)  # without the evidence for a level
-        return release.query.contribution(hospital, own, release.mechanism.clip_norm, units)
+        return release.query.contribution(hospital, own, release.mechanism.clip_norm, None)
 
-    def _hospital(self, where: Any, held_out: bool) -> Any:
+    def _hospital(self, where: str | int, held_out: bool) -> HospitalUnits | None:
         arena = self._arena
-        nobody = np.empty(0, dtype=np.int64)
         if isinstance(where, str):
-            rows = (arena.prepared.held_out if held_out else arena.prepared.sites).get(where, nobody)
+            parts = arena.prepared.held_out if held_out else arena.prepared.sites
+            rows = parts.get(where, np.empty(0, dtype=np.int64))
         else:
-            rows = np.concatenate([arena.canaries[number] for number in where[1]])
+            rows = arena.canaries[where]
         return arena.hospital(rows) if len(rows) else None
 
 

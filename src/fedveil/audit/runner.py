@@ -20,8 +20,9 @@ from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import Agreement
 from fedveil.installed import code_hash
-from fedveil.study import Prepared, Progress, Silent, Study, make_agreement, prepare
+from fedveil.study import Prepared, Progress, Silent, Study, make_agreement
 from fedveil.study.pipeline import make_task
+from fedveil.study.prepare import prepare
 
 __all__ = ["ATTACKERS", "Effort", "audit"]
 
@@ -51,7 +52,7 @@ class Effort:
     attackers: tuple[str, ...] = tuple(ATTACKERS)
     trials: int | None = None
     sessions: int = 4
-    canaries: int = 200
+    canaries: int = 400
     references: int = 6
 
     def __post_init__(self) -> None:

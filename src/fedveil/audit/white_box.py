@@ -20,7 +20,7 @@ from fedveil.errors import FedveilError
 from fedveil.federation import Agreement, ModelState, NoisySum, OneSum, Release, Rounds, Seen
 from fedveil.federation.contributions import Contributions
 from fedveil.federation.noise import Calibrated
-from fedveil.learning import CentredHead
+from fedveil.learning import ClassHead
 from fedveil.privacy import Mechanism, secure_generator
 
 __all__ = ["Aim", "NoisySums", "WholeProtocol", "aim", "draws", "rounds_of_a_session", "session"]
@@ -163,13 +163,14 @@ def _candidates(arena: Arena, release: Release) -> list[Vector]:
     """Parameters that sites accept: the model before training, and models that are wrong or right about the canary."""
     model = arena.task.model
     trained = [model.initial()]
-    if isinstance(model, CentredHead):
+    if isinstance(model, ClassHead):
         row = arena.canaries[0][:1]
         point = model.view(arena.task.features[row], np.zeros(model.features))[0].astype(np.float64)  # type: ignore[attr-defined]
         label = int(arena.task.dataset.labels[row[0]])
         logits = model.head.logits
         sign = np.full(logits, -1.0) if logits > 1 else np.ones(1)
-        sign[label if logits > 1 else 0] = 1.0 if logits > 1 or label == 1 else -1.0
+        high = logits > 1 or 2 * label >= model.classes
+        sign[label if logits > 1 else 0] = 1.0 if high else -1.0
         trained += [FAR * direction * np.outer(sign, point).ravel() for direction in (-1.0, 1.0)]
     frequencies = np.full(model.classes, 1 / model.classes)
     states = [

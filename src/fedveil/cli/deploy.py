@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fedveil.cli.federation.serve import federation_serve
+from fedveil.cli.federation.status import federation_status
 from fedveil.cli.flower import need_flower
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.logs import LogFormat, log_to_stderr
@@ -48,6 +50,10 @@ def federation_init(
         )
         console.print(f"fingerprint of the coordinator: {fingerprint(public)}")
         console.print(f"next: read {folder}/coordinator/README.md", soft_wrap=True)
+
+
+federation.command("serve")(federation_serve)
+federation.command("status")(federation_status)
 
 
 @federation.command("renew")

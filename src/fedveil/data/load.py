@@ -1,5 +1,6 @@
 """Loads any source: selects its reader, and returns a checked data set."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -16,6 +17,7 @@ from fedveil.data.formats.tables import TABLES
 from fedveil.data.image_store import ArrayImages
 from fedveil.data.options import Options, Settings
 from fedveil.data.phantom.findings import phantom_findings
+from fedveil.data.phantom.grades import phantom_grades
 from fedveil.data.phantom.patients import phantom
 from fedveil.data.phantom.volumes import phantom_volumes
 from fedveil.errors import DataError, InvalidValue
@@ -24,6 +26,8 @@ __all__ = ["MEMORY", "is_path", "load", "read_records"]
 
 MEMORY = "memory"
 """The source name of data in memory."""
+PHANTOMS: dict[str, Callable[[int], Records]] = {"findings": phantom_findings, "grades": phantom_grades}
+"""Synthetic sets of images other than the plain one, by what follows the colon."""
 
 
 def load(source: str, *, base: Path | None = None, **settings: Unpack[Settings]) -> Dataset:
@@ -74,19 +78,20 @@ def is_path(source: str) -> bool:
 
 
 def _phantom(source: str, options: Options) -> Records:
-    hospitals = source.partition(":")[2]
-    if hospitals == "volumes":
+    kind = source.partition(":")[2]
+    if kind == "volumes":
         return phantom_volumes(options.image_size, options.reading)
-    if hospitals and not hospitals.isdecimal() and hospitals != "findings":
+    if kind in PHANTOMS:
+        records = PHANTOMS[kind](options.image_size)
+    elif kind and not kind.isdecimal():
         raise InvalidValue(
             f"the source is {source}",
             "hospitals must be a whole number",
-            "write phantom:5, phantom:findings for several findings per image, or phantom:volumes",
+            "write phantom:5, phantom:findings for several findings per image, phantom:grades for ordered grades, or "
+            "phantom:volumes",
         )
-    if hospitals == "findings":
-        records = phantom_findings(options.image_size)
     else:
-        records = phantom(options.image_size, int(hospitals) if hospitals else None)
+        records = phantom(options.image_size, int(kind) if kind else None)
     drawn = records.images
     if isinstance(drawn, ArrayImages):
         images = ArrayImages(drawn.stored(np.arange(len(drawn))), options.image_size, options.reading)

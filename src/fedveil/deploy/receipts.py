@@ -8,14 +8,15 @@ one is invalid, so its answer is left out.
 The hospital signs each receipt by itself, apart from the message that carries it: so a stored receipt is proof to a
 third party, who needs the hospital's public key and nothing of the coordinator's."""
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -147,20 +148,25 @@ def _is_cost(value: object) -> bool:
 
 
 class Receipts:
-    """A coordinator's stored receipts: one file per site, one signed line per receipt, never rewritten."""
+    """A coordinator's stored receipts: one file per site, one signed line per receipt, never rewritten.
+
+    Several coordinators of one folder may store receipts at the same time: a file is locked while it is extended, and
+    what others added is read first.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._last: dict[str, Receipt] = {}
-        for path in folder.glob("*.jsonl"):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                if (stored := _stored(line)) is not None:
-                    self._last[stored[0].site] = stored[0]
+        self._known: dict[str, _Known] = {}
 
     def last(self, site: str) -> Receipt | None:
-        """The newest receipt of a site."""
-        return self._last.get(site)
+        """The receipt of a site's newest ledger line that any coordinator of this folder has."""
+        path = self._folder / f"{site}.jsonl"
+        known = self._known.setdefault(site, _Known())
+        if path.exists():
+            with path.open("rb") as file:
+                known.read_on(file)
+        return known.last
 
     def verify(self, site: str, signer: str) -> tuple[int, int]:
         """Check every stored receipt of a site; return how many it signed, and how many version 0.1 left unsigned.
@@ -176,29 +182,67 @@ class Receipts:
             receipt.check(signature, signer)
         return len(signed), len(found) - len(signed)
 
-    def keep(self, receipt: Receipt, signature: str) -> None:
+    def keep(self, receipt: Receipt, signature: str, *, after: Receipt | None) -> None:
         """Store a receipt durably, with the site's signature, which was checked before.
 
+        The answer to another coordinator's request may be charged before this one and arrive behind it, so what a
+        receipt must follow is the newest one of the time when its own request was made.
+
+        Args:
+            receipt: a site's receipt for an answer.
+            signature: the site's.
+            after: the site's last receipt when the answer was asked for.
+
         Raises:
-            FederationError: the site's ledger was rolled back behind its last receipt.
+            FederationError: the site's ledger was rolled back behind that receipt, or had another line in this place.
         """
-        last = self._last.get(receipt.site)
-        if receipt == last:
-            return
-        if last is not None and not _follows(receipt, last):
-            raise FederationError(
-                f"{receipt.site}'s ledger is at line {receipt.seq}, and was at line {last.seq} before",
-                "a ledger may only grow",
-                "have the hospital find out what happened to its ledger before it takes part again",
-            )
         path = self._folder / f"{receipt.site}.jsonl"
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            known = self._known.setdefault(receipt.site, _Known())
+            torn = known.read_on(file)
+            if receipt.signed_bytes in known.receipts:
+                return
+            if (after is not None and not _follows(receipt, after)) or (
+                known.lines.get(receipt.seq, receipt.hash) != receipt.hash
+            ):
+                seq = receipt.seq if after is None else after.seq
+                raise FederationError(
+                    f"{receipt.site}'s ledger is at line {receipt.seq}, and was at line {seq} before",
+                    "a ledger may only grow",
+                    "have the hospital find out what happened to its ledger before it takes part again",
+                )
             values = {"receipt": receipt.to_dict(), "signature": signature}
-            file.write("\n" * torn + json.dumps(values, sort_keys=True) + "\n")
+            file.write(("\n" * torn + json.dumps(values, sort_keys=True) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
-        self._last[receipt.site] = receipt
+            known.read_on(file)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What this process has read of a site's file."""
+
+    read: int = 0
+    last: Receipt | None = None
+    receipts: set[bytes] = field(default_factory=set)
+    lines: dict[int, str] = field(default_factory=dict)
+
+    def read_on(self, file: BinaryIO) -> bool:
+        """Read what was added to the file; True if it ends in an incomplete line."""
+        file.seek(self.read)
+        added = file.read()
+        whole = added.rfind(b"\n") + 1
+        self.read += whole
+        for line in added[:whole].decode("utf-8", errors="replace").splitlines():
+            if (stored := _stored(line)) is None:
+                continue
+            receipt = stored[0]
+            self.receipts.add(receipt.signed_bytes)
+            self.lines[receipt.seq] = receipt.hash
+            if self.last is None or receipt.seq >= self.last.seq:
+                self.last = receipt
+        return whole < len(added)
 
 
 def _stored(line: str) -> tuple[Receipt, str | None] | None:

@@ -6,26 +6,39 @@ asked, and who adds which noise (`fedveil.federation.noise`). A `Site` holds a c
 up their answers. The same code serves sites in this process and sites across a network.
 """
 
-from fedveil.federation.agreement import Agreement
-from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum, Seen
-from fedveil.federation.messages import Answer, Declined, Message, Reply, Request, SecureReply, SecureRequest
-from fedveil.federation.noise import CentralNoise, DistributedNoise, LocalNoise, Noise, default_min_honest
-from fedveil.federation.policy import Policy
-from fedveil.federation.queries import (
-    QUERIES,
-    HospitalUnits,
-    LocalSteps,
-    ModelState,
-    NoisySum,
-    OneSum,
-    Query,
-    Rounds,
-    title_of,
-)
-from fedveil.federation.release import Release
-from fedveil.federation.secure_rounds import Identity
-from fedveil.federation.site import Site, release_of
-from fedveil.federation.transport import InProcess, Transport
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.federation.agreement import Agreement
+    from fedveil.federation.coordinator import BudgetSpent, Coordinator, Dropped, RoundSum, Seen
+    from fedveil.federation.messages import (
+        Answer,
+        Declined,
+        Message,
+        Reply,
+        Request,
+        SecureReply,
+        SecureRequest,
+    )
+    from fedveil.federation.noise import CentralNoise, DistributedNoise, LocalNoise, Noise, default_min_honest
+    from fedveil.federation.policy import Policy
+    from fedveil.federation.queries import (
+        QUERIES,
+        HospitalUnits,
+        LocalSteps,
+        ModelState,
+        NoisySum,
+        OneSum,
+        Query,
+        Rounds,
+        title_of,
+    )
+    from fedveil.federation.release import Release
+    from fedveil.federation.secure_rounds import Identity
+    from fedveil.federation.site import Site, release_of
+    from fedveil.federation.transport import InProcess, Transport
 
 __all__ = [
     "QUERIES",
@@ -63,3 +76,5 @@ __all__ = [
     "release_of",
     "title_of",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

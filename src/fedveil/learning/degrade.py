@@ -5,11 +5,20 @@ study therefore takes each image's score together with that of its degraded view
 seeded by the image's own pixels, so that it is the same in every run, and independent of other images.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from fedveil.lazy import later
 from fedveil.learning.seeds import pixel_seed
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = later("torch")
 
 __all__ = ["VERSION", "degraded"]
 

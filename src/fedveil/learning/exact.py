@@ -23,11 +23,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
+from fedveil.lazy import later
 from fedveil.learning.models.learner import Vector
 
 __all__ = ["MOST", "SHORTER", "bounded", "first_sums", "grid", "lengths", "on_grid", "softmax"]
+
+special = later("scipy.special")
 
 MOST = 1 << 20
 """Units over which sums are exact."""

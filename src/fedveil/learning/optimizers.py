@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.public_start import pulled
+from fedveil.learning.models.public_start import pulled, shrunk_towards
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -281,6 +281,78 @@ class Pulled(Optimizer):
     def _with_noise(self, state: OptimizerState, noise: Vector) -> OptimizerState:
         moments = MappingProxyType({**state.moments, "noise": noise})
         return OptimizerState(state.parameters, state.steps, moments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrunk(Optimizer):
+    """Descent of a network from public weights, towards which iterates are shrunk; see `.models.public_start`.
+
+    The noise in an iterate is a sum ``sum_t c_t e_t`` over rounds, since the rule is linear in its gradients. A probe
+    that takes one impulse of the noise's size per round gives its variance exactly, with momentum and averaging. (As in
+    `Pulled`, gradients are taken at shrunk iterates; what noise does to later gradients is left out.)
+
+    Attributes:
+        optimizer: without weight decay, which would pull towards 0.
+        start: (d,) public weights.
+        rounds: most steps.
+    """
+
+    optimizer: Sgd | Averaged
+    start: Vector
+    rounds: int
+
+    def __post_init__(self) -> None:
+        inner = self.optimizer.optimizer if isinstance(self.optimizer, Averaged) else self.optimizer
+        linear = isinstance(inner, Sgd) and inner.weight_decay == 0
+        _check("the shrunk optimiser", inner, linear, "be gradient descent without weight decay")
+        _check("rounds", self.rounds, self.rounds > 0, "be positive")
+
+    def init(self, parameters: npt.ArrayLike) -> OptimizerState:
+        """Start at these parameters, with no noise so far."""
+        return _joined(self.optimizer.init(parameters), self.optimizer.init(np.zeros(self.rounds)))
+
+    def step(
+        self, state: OptimizerState, gradient: npt.ArrayLike, *, noise_variance: float = 0.0
+    ) -> OptimizerState:
+        """Apply one gradient; see `Optimizer.step`."""
+        _check("noise_variance", noise_variance, 0 <= noise_variance < np.inf, "be finite, not negative")
+        _check("the round", state.steps + 1, state.steps < self.rounds, "be one of those planned")
+        inner, probe = _separated(state)
+        impulse = np.zeros(self.rounds)
+        impulse[state.steps] = np.sqrt(noise_variance)
+        return _joined(self.optimizer.step(inner, gradient), self.optimizer.step(probe, impulse))
+
+    def query(self, state: OptimizerState) -> Vector:
+        """The shrunk point of the next gradient."""
+        inner, probe = _separated(state)
+        return self._shrunk(self.optimizer.query(inner), self.optimizer.query(probe))
+
+    def released(self, state: OptimizerState) -> Vector:
+        """The shrunk parameters."""
+        inner, probe = _separated(state)
+        return self._shrunk(self.optimizer.released(inner), self.optimizer.released(probe))
+
+    def _shrunk(self, found: Vector, noise: Vector) -> Vector:
+        return shrunk_towards(found, self.start, float(noise @ noise))
+
+
+PROBE = "probe"
+
+
+def _joined(inner: OptimizerState, probe: OptimizerState) -> OptimizerState:
+    """One state of both; the probe has taken as many steps."""
+    own = {PROBE: probe.parameters} | {f"{PROBE}.{name}": value for name, value in probe.moments.items()}
+    return OptimizerState(inner.parameters, inner.steps, MappingProxyType({**inner.moments, **own}))
+
+
+def _separated(state: OptimizerState) -> tuple[OptimizerState, OptimizerState]:
+    """Undo `_joined`."""
+    own = {name: value for name, value in state.moments.items() if name.partition(".")[0] != PROBE}
+    probe = {name: state.moments[f"{PROBE}.{name}"] for name in own}
+    return (
+        OptimizerState(state.parameters, state.steps, MappingProxyType(own)),
+        OptimizerState(state.moments[PROBE], state.steps, MappingProxyType(probe)),
+    )
 
 
 def _vector(parameters: npt.ArrayLike) -> Vector:

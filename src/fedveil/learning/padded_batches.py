@@ -4,15 +4,22 @@ The rounding of a matrix product depends on its number of rows, and the decision
 bit.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
+from fedveil.lazy import later
 from fedveil.learning.models.learner import Indices
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+else:
+    torch = later("torch")
 
 __all__ = ["ImageSource", "Images", "batches", "filled", "filled_up"]
 
@@ -57,7 +64,7 @@ def filled_up(images: Tensor, labels: Tensor, members: Tensor) -> tuple[Tensor, 
     others = int(members.max()) + 1 + torch.arange(more)
     return (
         torch.cat([images, black]),
-        torch.cat([labels, labels.new_zeros(more)]),
+        torch.cat([labels, labels.new_zeros(more, *labels.shape[1:])]),
         torch.cat([members, others]),
         weights,
     )

@@ -6,11 +6,7 @@ on PyTorch's meta device, where parameters have shapes and no storage; a linear 
 
 from dataclasses import dataclass
 
-import torch
-
-from fedveil.learning.gradients import dimension
-from fedveil.learning.networks import Centred, layers_of, split_frozen
-from fedveil.learning.released.class_statistics import COUNT_WEIGHT, ClassStatistics
+from fedveil.learning.models.network_labels import NetworkLabels
 
 __all__ = ["NetworkSizes"]
 
@@ -20,39 +16,65 @@ class NetworkSizes:
     """The sizes of a network; implements `fedveil.learning.Sizes`, as `NetworkModel` does.
 
     Attributes:
-        classes: number of classes.
+        labels: what labels mean.
         centre: number of centred features, 0 if there are none.
         trained: number of trained parameters.
     """
 
-    classes: int
+    labels: NetworkLabels
     centre: int
     trained: int
 
     @classmethod
     def of(
-        cls, name: str, *, classes: int, channels: int, image_size: int, trained_blocks: int = 1
+        cls,
+        name: str,
+        *,
+        classes: int,
+        channels: int,
+        image_size: int,
+        trained_blocks: int = 1,
+        findings: bool = False,
     ) -> "NetworkSizes":
         """The sizes of a network that a study file names; see `fedveil.learning.NetworkModel`.
 
         Raises:
             InvalidValue: there is no such network, or its package is not installed.
         """
+        import torch  # here, since only offers of networks need it
+
+        from fedveil.learning.gradients import dimension
+        from fedveil.learning.networks import Centred, layers_of, split_frozen
+
         with torch.device("meta"):
             layers = layers_of(name, classes, channels, image_size, 0, trained_blocks, weights=False)
         _, body = split_frozen(layers)
         centred = next((layer for layer in body if isinstance(layer, Centred)), None)
-        return cls(classes=classes, centre=sum(centred.blocks) if centred else 0, trained=dimension(body))
+        return cls(
+            labels=NetworkLabels.of(classes, findings=findings),
+            centre=sum(centred.blocks) if centred else 0,
+            trained=dimension(body),
+        )
+
+    @property
+    def classes(self) -> int:
+        """Number of classes or findings."""
+        return self.labels.classes
+
+    @property
+    def findings(self) -> bool:
+        """Whether an image may have any number of the classes."""
+        return self.labels.findings
 
     @property
     def thresholds(self) -> tuple[int, int]:
-        """One, between all classes."""
-        return 1, self.classes
+        """As labels have them."""
+        return self.labels.thresholds
 
     @property
     def score_share(self) -> float:
-        """That of features in class statistics."""
-        return 1 - COUNT_WEIGHT**2
+        """As labels have it."""
+        return self.labels.score_share
 
     @property
     def parameters(self) -> int:
@@ -61,10 +83,10 @@ class NetworkSizes:
 
     @property
     def statistics_size(self) -> int:
-        """One count per class, or class statistics of the features that are centred."""
-        return ClassStatistics.size(self.classes, self.centre) if self.centre else self.classes
+        """Counts, and what is released of the features that are centred."""
+        return self.labels.statistics_size(self.centre)
 
     @property
     def calibration_size(self) -> int:
-        """Class statistics of the logits."""
-        return ClassStatistics.size(self.classes, self.classes)
+        """Scores and counts."""
+        return self.labels.calibration_size

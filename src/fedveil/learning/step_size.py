@@ -7,10 +7,10 @@ determines how far T rounds of step size eta with clip norm C can go before nois
 proportional to nu.
 """
 
-from fedveil.learning.networks import HEAD_LENGTH
+__all__ = ["HEAD_LENGTH", "head_length", "learning_rate"]
 
-__all__ = ["head_length", "learning_rate"]
-
+HEAD_LENGTH = 2.0
+"""Norm of the features under the head of a network, which weighs its training against that of the blocks below."""
 REACH = 0.75
 """eta T C / nu. Values between 0.5 and 1 give equal results: the noise then stays below the margin of the logistic
 loss."""

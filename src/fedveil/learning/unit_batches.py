@@ -33,7 +33,7 @@ def first_of_runs(
 
     Args:
         read: images by row.
-        labels: (n,) class codes.
+        labels: (n,) class codes, or (n, K) findings.
         groups: (n,) unit codes 0 .. U-1.
         at_once: images read at once.
     """

@@ -1,13 +1,21 @@
 """Several views of an image that count as one image (augmentation multiplicity, De et al., 2204.13650)."""
 
+from __future__ import annotations
+
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
-from torch.nn import functional
 
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
 from fedveil.learning.models.learner import Vector
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import functional
+else:
+    functional = later("torch.nn.functional")
 
 __all__ = ["Views"]
 

@@ -4,10 +4,15 @@
 shows of a run; `classifier` is an estimator for scikit-learn; `gradients` is private training in a loop of one's own.
 """
 
-from fedveil.library.audits import audit_study
-from fedveil.library.classifier import PrivateLinearClassifier
-from fedveil.library.gradients import PrivateStep, private_steps
-from fedveil.library.runs import Run, load, plan, run, sweep
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.library.audits import audit_study
+    from fedveil.library.classifier import PrivateLinearClassifier
+    from fedveil.library.gradients import PrivateStep, private_steps
+    from fedveil.library.runs import Run, load, plan, run, sweep
 
 __all__ = [
     "PrivateLinearClassifier",
@@ -20,3 +25,5 @@ __all__ = [
     "run",
     "sweep",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

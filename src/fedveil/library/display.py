@@ -25,6 +25,9 @@ def run_html(record: RunRecord) -> str:
             ("Brier score, calibration error", f"{metrics.brier:.3f}, {metrics.calibration_error:.3f}"),
             ("judged on", f"{metrics.n:,} images"),
         ]
+        if not math.isnan(metrics.quadratic_kappa):
+            value = _interval(metrics.quadratic_kappa, metrics.quadratic_kappa_interval)
+            rows.append(("quadratic weighted kappa", value))
     rows += [("hospitals", str(len(record.sites))), ("directory", str(record.path))]
     cells = "".join(
         f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'

@@ -43,16 +43,18 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
-from scipy.special import ndtr, ndtri
 
 from fedveil.errors import InvalidValue, StudyError
+from fedveil.lazy import later
 from fedveil.learning.accuracy_law import law_score, law_variance
 from fedveil.study.recipes import METRICS, Method, Metric, Recipe, metric_name
 from fedveil.study.settings.schema import Study
 from fedveil.sweeps.grid import Measurement
 
 __all__ = ["Laws", "Reference", "collect", "references"]
+
+special = later("scipy.special")
+optimize = later("scipy.optimize")
 
 
 Vector = npt.NDArray[np.float64]
@@ -105,12 +107,12 @@ class Reference:
 
     def expected(self, patients: float, ratio: float) -> float:
         """The expected accuracy: the mean over runs."""
-        return float(ndtr(self._score(patients, ratio) / math.sqrt(1 + self._variance(ratio))))
+        return float(special.ndtr(self._score(patients, ratio) / math.sqrt(1 + self._variance(ratio))))
 
     def interval(self, patients: float, ratio: float) -> tuple[float, float]:
         """The interval in which 95 % of single runs on this task are expected."""
         middle, half = self._score(patients, ratio), 1.96 * math.sqrt(self._variance(ratio))
-        return float(ndtr(middle - half)), float(ndtr(middle + half))
+        return float(special.ndtr(middle - half)), float(special.ndtr(middle + half))
 
     def explain(self, patients: float, ratio: float) -> list[str]:
         """The arithmetic of a prediction, line by line."""
@@ -216,7 +218,7 @@ class Reference:
 
 def _fit(patients: Vector, ratio: Vector, values: Vector) -> tuple[Vector, float, float]:
     """Logarithms of D, a, b and p, with s_0 and s_1; see `Reference.fit`."""
-    logs = np.log([max(2 * float(ndtri(min(values.max(), 0.9999))), 0.5), 30.0, 100.0, 1.5])
+    logs = np.log([max(2 * float(special.ndtri(min(values.max(), 0.9999))), 0.5), 30.0, 100.0, 1.5])
     low, high = np.log([0.05, 1e-3, 1e-3, 0.3]), np.log([20.0, 1e4, 1e5, 4.0])
     spread, scatter = 0.05, 0.3
     for _ in range(PASSES):
@@ -224,8 +226,8 @@ def _fit(patients: Vector, ratio: Vector, values: Vector) -> tuple[Vector, float
         slope = np.exp(-np.square(_law(logs, patients, ratio)) / 2) / math.sqrt(2 * math.pi)
         doubt = np.sqrt(variance * slope**2 + COARSE**2)
         known = (patients, ratio, values, np.sqrt(1 + variance), doubt)
-        logs = least_squares(_residuals, logs, bounds=(low, high), args=known).x
-        off = ndtri(np.clip(values, 0.01, 0.9999)) - _law(logs, patients, ratio)
+        logs = optimize.least_squares(_residuals, logs, bounds=(low, high), args=known).x
+        off = special.ndtri(np.clip(values, 0.01, 0.9999)) - _law(logs, patients, ratio)
         spread, scatter = _scatter(off, ratio, math.exp(logs[2]))
     return logs, spread, scatter
 
@@ -240,7 +242,7 @@ def _residuals(
     logs: Vector, patients: Vector, ratio: Vector, values: Vector, widened: Vector, doubt: Vector
 ) -> Vector:
     """Residuals, in standard deviations of a run."""
-    result: Vector = (ndtr(_law(logs, patients, ratio) / widened) - values) / doubt
+    result: Vector = (special.ndtr(_law(logs, patients, ratio) / widened) - values) / doubt
     return result
 
 

@@ -9,9 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from scipy.optimize import brentq
-
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
 from fedveil.planning.curve import accuracy_curve
 from fedveil.planning.laws import Laws, Reference
 from fedveil.planning.recommendation import Candidate, Change, Prediction, Recommendation
@@ -20,6 +19,8 @@ from fedveil.privacy import check_delta
 from fedveil.study.recipes import METRICS, Metric, Recipe, metric_name
 
 __all__ = ["recommend"]
+
+optimize = later("scipy.optimize")
 
 NEAR = 0.01
 """Stronger units, less trust and linear heads are preferred if they lose no more accuracy than this."""
@@ -111,7 +112,7 @@ def _candidate(
         low = max(low / 4, min(SMALLEST_EPSILON, limit))
     chosen = low
     if plan_request.ratio(configuration, low) < needed:
-        chosen = math.exp(brentq(above, math.log(low), math.log(min(4 * low, limit)), xtol=1e-4))
+        chosen = math.exp(optimize.brentq(above, math.log(low), math.log(min(4 * low, limit)), xtol=1e-4))
     # Rounded up to two digits: the targets are still met, and the number is short.
     chosen = min(limit, _upwards(chosen))
     while chosen < limit and plan_request.ratio(configuration, chosen) < needed:
@@ -159,7 +160,7 @@ def _needed(plan_request: PlanRequest, law: Mapping[Metric, Reference]) -> float
         high = math.log(LARGEST_RATIO)
         if above(high) < 0:
             return math.inf
-        found = max(found, math.exp(brentq(above, -high, high)) if above(-high) < 0 else 0.0)
+        found = max(found, math.exp(optimize.brentq(above, -high, high)) if above(-high) < 0 else 0.0)
     return found
 
 
@@ -270,7 +271,7 @@ def _patients_needed(
 
     if short(math.log(1000)) < 0:
         return None
-    scale = math.exp(brentq(short, 0.0, math.log(1000), xtol=1e-4))
+    scale = math.exp(optimize.brentq(short, 0.0, math.log(1000), xtol=1e-4))
     return int(_upwards(plan_request.patients * scale))
 
 

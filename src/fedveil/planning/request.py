@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from scipy.special import ndtri
-
 from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import Agreement
+from fedveil.lazy import later
 from fedveil.learning import Model
 from fedveil.privacy import Guarantee, Mechanism, Trust, Unit, calibrate, epsilon
 from fedveil.study.calibrate import make_agreement
@@ -24,6 +23,8 @@ from fedveil.study.settings.schema import DataSettings, ModelSettings, Study, St
 from fedveil.study.steps import signal_to_noise
 
 __all__ = ["METHODS", "TRUSTS", "UNITS", "Configuration", "PlanRequest", "Sampling"]
+
+special = later("scipy.special")
 
 TRUSTS: tuple[Trust, ...] = ("site", "secure-aggregation", "server")
 """From the least trust in others to the most."""
@@ -190,7 +191,7 @@ class PlanRequest:
         if self.epsilon is not None:
             limits.append(self.epsilon)
         if self.risk is not None:
-            mu = float(ndtri(self.risk) - ndtri(0.01))
+            mu = float(special.ndtri(self.risk) - special.ndtri(0.01))
             limits.append(epsilon([Mechanism(1 / mu, 1.0, 1)], self.study.privacy.delta))
         return min(limits)
 

@@ -6,17 +6,22 @@ ledger records everything it released and refuses what its budget does not cover
 layer that imports dp-accounting and randomgen.
 """
 
-from fedveil.privacy.accounting.composition import delta_at, epsilon, gdp_mu, is_mixture
-from fedveil.privacy.accounting.integer import IntegerMechanism, Words, calibrate_integer
-from fedveil.privacy.calibration import calibrate
-from fedveil.privacy.guarantee import Adjacency, Guarantee, Trust, Unit, check_delta
-from fedveil.privacy.ledger.chain import Head, restore_head
-from fedveil.privacy.ledger.charges import Budget, Charge, LedgerState, read_ledger, verify_ledger
-from fedveil.privacy.ledger.decisions import Decision
-from fedveil.privacy.ledger.ledger import Ledger
-from fedveil.privacy.mechanism import Mechanism
-from fedveil.privacy.noise import gaussian, release, secure_generator
-from fedveil.privacy.risk import Risk, most_true_positives, operational_risk
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.privacy.accounting.composition import delta_at, epsilon, gdp_mu, is_mixture
+    from fedveil.privacy.accounting.integer import IntegerMechanism, Words, calibrate_integer
+    from fedveil.privacy.calibration import calibrate
+    from fedveil.privacy.guarantee import Adjacency, Guarantee, Trust, Unit, check_delta
+    from fedveil.privacy.ledger.chain import Head, restore_head
+    from fedveil.privacy.ledger.charges import Budget, Charge, LedgerState, read_ledger, verify_ledger
+    from fedveil.privacy.ledger.decisions import Decision
+    from fedveil.privacy.ledger.ledger import Ledger
+    from fedveil.privacy.mechanism import Mechanism
+    from fedveil.privacy.noise import gaussian, release, secure_generator
+    from fedveil.privacy.risk import Risk, most_true_positives, operational_risk
 
 __all__ = [
     "Adjacency",
@@ -49,3 +54,5 @@ __all__ = [
     "secure_generator",
     "verify_ledger",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

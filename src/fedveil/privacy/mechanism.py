@@ -3,15 +3,19 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self, get_args
-
-import dp_accounting
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
 from fedveil.privacy.accounting.composition import epsilon
 from fedveil.privacy.guarantee import Guarantee, Trust, Unit, check_choice, check_number
 
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
 __all__ = ["Mechanism"]
+
+dp_accounting = later("dp_accounting")
 
 _KIND = "gaussian"
 _LEAST_EPSILON = 1e-9  # stated if delta alone covers everything, since a guarantee's epsilon is above 0
@@ -99,9 +103,9 @@ class Mechanism:
             )
         return replace(self, unit=unit, noise_multiplier=self.noise_multiplier / 2)
 
-    def event(self) -> dp_accounting.DpEvent:
+    def event(self) -> "DpEvent":
         """The event in dp-accounting's types, without the slack (which no event expresses)."""
-        step: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(self.noise_multiplier)
+        step: DpEvent = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         if self.sampling_rate < 1:
             step = dp_accounting.PoissonSampledDpEvent(self.sampling_rate, step)
         return dp_accounting.SelfComposedDpEvent(step, self.steps)

@@ -8,11 +8,13 @@ import secrets
 
 import numpy as np
 from numpy.typing import NDArray
-from randomgen import ChaCha
 
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
 
 __all__ = ["gaussian", "keyed_by", "release", "secure_generator"]
+
+randomgen = later("randomgen")
 
 _KEY_BITS = 256
 _GRID_BITS = 20
@@ -23,7 +25,7 @@ def secure_generator() -> np.random.Generator:
 
     Every call draws a new key. randomgen's ``key`` (unlike its ``seed``) is the cipher's key itself.
     """
-    return np.random.Generator(ChaCha(key=secrets.randbits(_KEY_BITS), rounds=20))
+    return np.random.Generator(randomgen.ChaCha(key=secrets.randbits(_KEY_BITS), rounds=20))
 
 
 def keyed_by(generator: np.random.Generator) -> np.random.Generator:
@@ -33,7 +35,7 @@ def keyed_by(generator: np.random.Generator) -> np.random.Generator:
     then draw at the same time.
     """
     key = int.from_bytes(generator.bytes(_KEY_BITS // 8))
-    return np.random.Generator(ChaCha(key=key, rounds=20))
+    return np.random.Generator(randomgen.ChaCha(key=key, rounds=20))
 
 
 def gaussian(shape: int | tuple[int, ...], std: float, generator: np.random.Generator) -> NDArray[np.float64]:

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import ndtr, ndtri
 
+from fedveil.lazy import later
 from fedveil.privacy.accounting.composition import delta_at, gdp_mu, is_mixture
 from fedveil.privacy.guarantee import Guarantee, Unit
 from fedveil.privacy.mechanism import Mechanism
 
 __all__ = ["Risk", "most_true_positives", "operational_risk"]
+
+special = later("scipy.special")
+optimize = later("scipy.optimize")
 
 _FALSE_POSITIVE_RATE = 0.01
 _EPSILONS = (
@@ -88,8 +90,8 @@ those that did (1 by chance), and whether one patient took part is guessed right
         return Risk(_advantage(*known), _true_positives(*known), guarantee.unit)
     mu = gdp_mu(released)
     if mu is not None:
-        true_positives = float(ndtr(ndtri(_FALSE_POSITIVE_RATE) + mu))
-        return Risk(float(2 * ndtr(mu / 2) - 1), true_positives, guarantee.unit)
+        true_positives = float(special.ndtr(special.ndtri(_FALSE_POSITIVE_RATE) + mu))
+        return Risk(float(2 * special.ndtr(mu / 2) - 1), true_positives, guarantee.unit)
     curve = partial(delta_at, released)
     return Risk(_least(_advantage, curve), _least(_true_positives, curve), guarantee.unit)
 
@@ -119,7 +121,7 @@ def most_true_positives(mechanisms: Iterable[Mechanism], rates: NDArray[np.float
     mu = gdp_mu(exact)
     bound = np.ones_like(moved)
     if mu is not None:
-        bound = ndtr(ndtri(moved) + mu) if math.isfinite(mu) else bound
+        bound = special.ndtr(special.ndtri(moved) + mu) if math.isfinite(mu) else bound
     else:
         for epsilon in _GRID:
             delta = delta_at(exact, epsilon)
@@ -145,7 +147,7 @@ def _least(bound: Callable[[float, float], float], curve: Callable[[float], floa
 
     best = min(range(len(_EPSILONS)), key=lambda i: value(_EPSILONS[i]))
     around = _EPSILONS[max(best - 1, 0)], _EPSILONS[min(best + 1, len(_EPSILONS) - 1)]
-    found = minimize_scalar(value, bounds=around, method="bounded", options={"xatol": 1e-5})
+    found = optimize.minimize_scalar(value, bounds=around, method="bounded", options={"xatol": 1e-5})
     return min(value(_EPSILONS[best]), float(found.fun))
 
 

@@ -7,11 +7,16 @@ each can be tested without a page; `figure_result` draws the two that summarise 
 Names from the data are untrusted: they are escaped in the page, and no drawing holds any.
 """
 
-from fedveil.report.figures.summary import figure_result, svg_result
-from fedveil.report.loader import load
-from fedveil.report.page import render, write_report
-from fedveil.report.records import RunRecord
-from fedveil.report.sweep import figure_alternatives, figure_trade_off, write_sweep
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.report.figures.summary import figure_result, svg_result
+    from fedveil.report.loader import load
+    from fedveil.report.page import render, write_report
+    from fedveil.report.records import RunRecord
+    from fedveil.report.sweep import figure_alternatives, figure_trade_off, write_sweep
 
 __all__ = [
     "RunRecord",
@@ -24,3 +29,5 @@ __all__ = [
     "write_report",
     "write_sweep",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

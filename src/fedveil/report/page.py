@@ -90,6 +90,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "accuracy": tables.accuracy_table(record),
         "by_class": tables.class_table(record),
         "by_subgroup": tables.subgroup_table(record),
+        "by_released_subgroup": tables.released_subgroup_table(record),
         "confusion": tables.confusion_table(record),
         "charts": _test_charts(record),
         "calibration": calibration_chart(record.result.calibrated),
@@ -154,6 +155,14 @@ def _cards(record: RunRecord) -> tuple[Card, ...]:
                 _interval_note(formatting.interval(test.balanced_accuracy_interval, as_percent=True)) + noisy,
             )
         )
+        if not math.isnan(test.quadratic_kappa):
+            cards.append(
+                Card(
+                    "Quadratic kappa",
+                    formatting.score(test.quadratic_kappa),
+                    _interval_note(formatting.interval(test.quadratic_kappa_interval)),
+                )
+            )
     total = record.seconds.get("total", math.nan)
     made = max(len(record.rounds), 1)
     rounds = f"{formatting.count(made)} round{'s' if made != 1 else ''}"

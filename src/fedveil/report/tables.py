@@ -25,6 +25,7 @@ __all__ = [
     "drop_table",
     "ledger_table",
     "release_table",
+    "released_subgroup_table",
     "site_table",
     "subgroup_table",
 ]
@@ -114,11 +115,29 @@ def accuracy_table(record: RunRecord) -> Table | None:
                 UNDEFINED,
             )
         )
-    return Table(
-        f"Accuracy on {_test_size(record.test, record)}; 95{formatting.PERCENT} intervals in brackets",
-        ACCURACY,
-        tuple(rows),
-    )
+    caption = f"Accuracy on {_test_size(record.test, record)}; 95{formatting.PERCENT} intervals in brackets"
+    if math.isnan(record.test.quadratic_kappa):
+        return Table(caption, ACCURACY, tuple(rows))
+    cells = _kappas(record, len(rows))
+    head = (*ACCURACY, "Quadratic weighted kappa")
+    return Table(caption, head, tuple((*row, cell) for row, cell in zip(rows, cells, strict=True)))
+
+
+def _kappas(record: RunRecord, rows: int) -> list[str]:
+    """The cells of one more column of `accuracy_table`, where classes are grades."""
+    models = [
+        record.test,
+        *([] if record.released is None else [record.released]),
+        *record.baselines.values(),
+    ]
+    cells = [
+        _with_interval(
+            formatting.score(one.quadratic_kappa), formatting.interval(one.quadratic_kappa_interval)
+        )
+        for one in models
+        if one is not None
+    ]
+    return cells + [formatting.score(0.0)] * (rows - len(cells))
 
 
 def _test_size(test: ModelMetrics, record: RunRecord) -> str:
@@ -177,6 +196,38 @@ def subgroup_table(record: RunRecord) -> Table | None:
         "Balanced accuracy",
     )
     caption = f"By subgroup; 95{formatting.PERCENT} intervals over patients in brackets"
+    return Table(caption, head, rows, text=2)
+
+
+def released_subgroup_table(record: RunRecord) -> Table | None:
+    """The same for patients that hospitals hold out, as noisy histograms tell it."""
+    if record.released is None or not record.released.subgroups:
+        return None
+    rows = tuple(
+        (
+            entry.attribute,
+            entry.group,
+            formatting.count(max(round(entry.units), 0)),
+            _with_interval(formatting.score(entry.auroc), formatting.interval(entry.auroc_interval)),
+            _gap(entry.auroc_gap, entry.auroc_gap_interval),
+            _with_interval(
+                formatting.percent(entry.balanced_accuracy),
+                formatting.interval(entry.balanced_accuracy_interval, as_percent=True),
+            ),
+        )
+        for entry in record.released.subgroups
+    )
+    head = (
+        "Attribute",
+        "Group",
+        "Units, estimated",
+        "AUROC",
+        "AUROC minus all others",
+        "Balanced accuracy",
+    )
+    caption = (
+        f"By subgroup of held-out patients, released with noise; 95{formatting.PERCENT} intervals include it"
+    )
     return Table(caption, head, rows, text=2)
 
 

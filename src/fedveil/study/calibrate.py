@@ -97,7 +97,7 @@ def _calibrated(study: Study, sites: int, model: Sizes) -> tuple[tuple[Release, 
     calibration = Calibration(
         pilot=pilot,
         levels=tuple(levels),
-        rule=rule_of(study, model, strength(first.noise, pilot[0], sites)),
+        rule=rule_of(study, model),
         sites=sites,
         variances=tuple(
             tuple(first.noise.variance(one.mechanism, count) for count in range(1, sites + 1))

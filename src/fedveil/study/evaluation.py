@@ -18,6 +18,7 @@ from fedveil.learning import (
     evaluate,
     evaluate_findings,
     findings_point,
+    quadratic_kappa,
     subgroups,
 )
 from fedveil.study.pipeline import Task
@@ -42,13 +43,14 @@ class TestSet:
         self.rows: Indices = task.dataset.test if rows is None else rows
         self.labels = task.dataset.labels[self.rows]
         self.findings = task.dataset.task == "findings"
+        self.grades = task.dataset.task == "grades"
 
     def probabilities(self, parameters: Vector) -> Vector:
         """Class probabilities (n, classes) of the test images."""
         return self._task.probabilities(parameters, self.rows)
 
     def point(self, parameters: Vector, priors: Vector | None) -> Mapping[str, float] | None:
-        """Two metrics for the learning curve; None if there are no test images."""
+        """Metrics for the learning curve, of grades also their kappa; None if there are no test images."""
         if not len(self.rows):
             return None
         probabilities = self.probabilities(parameters)
@@ -56,7 +58,13 @@ class TestSet:
             return findings_point(self.labels, probabilities, self._frequencies(priors))
         predicted = decide(probabilities, priors)
         hits = [(predicted[self.labels == code] == code).mean() for code in np.unique(self.labels)]
-        return {"auroc": auroc(self.labels, probabilities), "balanced_accuracy": float(np.mean(hits))}
+        point = {
+            "auroc": auroc(self.labels, probabilities, ordered=self.grades),
+            "balanced_accuracy": float(np.mean(hits)),
+        }
+        if self.grades:
+            point["quadratic_kappa"] = quadratic_kappa(self.labels, predicted, probabilities.shape[1])
+        return point
 
     def decide(self, probabilities: Vector, priors: Vector | None) -> npt.NDArray[np.int64]:
         """Predicted classes (n,), or findings (n, K) of 1 and 0."""
@@ -83,11 +91,19 @@ class TestSet:
                 spread=spread,
             ).to_dict()
         found = evaluate(
-            self.labels, probabilities, classes=classes, patients=patients, priors=priors, spread=spread
+            self.labels,
+            probabilities,
+            classes=classes,
+            patients=patients,
+            priors=priors,
+            spread=spread,
+            ordered=self.grades,
         ).to_dict()
         if dataset.attributes:
             columns = taken(dataset.attributes, self.rows)
-            groups = subgroups(self.labels, probabilities, columns, patients=patients, priors=priors)
+            groups = subgroups(
+                self.labels, probabilities, columns, patients=patients, priors=priors, ordered=self.grades
+            )
             found["subgroups"] = [group.to_dict() for group in groups]
         return found
 

@@ -5,28 +5,29 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from fedveil.data import ArrayImages, Dataset, Embeddings
+from fedveil.data.annotations.groups import declared, groups_of
 from fedveil.data.cache import StoredRows
 from fedveil.errors import DataError, InvalidValue
 from fedveil.learning import (
     CentredHead,
     CentredLearner,
+    ClassHead,
     FindingsHead,
     FindingsLearner,
+    GradesHead,
     HeldOut,
     ImageSource,
     Learner,
     Model,
-    NetworkLearner,
-    NetworkModel,
     NetworkSizes,
     Sizes,
     Statistics,
-    Views,
 )
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
@@ -36,6 +37,9 @@ from fedveil.study.progress import Progress
 from fedveil.study.results.public_start import load_start
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
+
+if TYPE_CHECKING:
+    from fedveil.learning import NetworkModel
 
 __all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
 
@@ -77,15 +81,18 @@ class Task(ABC):
 
     def held_out(self, rows: Indices) -> HeldOut | None:
         """The images that one site tests on; None if there are none, or the study releases nothing about them."""
-        if not len(rows) or self.study.privacy.evaluation_share == 0:
+        if not len(rows) or not self.study.privacy.about_held_out:
             return None
-        cohort = self.dataset.cohort("held-out", rows)
+        cohort, attribute = self.dataset.cohort("held-out", rows), self.study.data.subgroup
+        column = cohort.attributes.get(attribute)
+        groups = groups_of(attribute, self.study.data.subgroup_values)
         return HeldOut(
             lambda parameters: self.scores(parameters, rows),
             cohort.labels,
             cohort.patients,
             classes=len(self.dataset.classes),
             unit=self.study.privacy.unit,
+            strata=None if column is None else declared(attribute, column, groups),
         )
 
     def scores(self, parameters: Vector, rows: Indices) -> Vector:
@@ -116,7 +123,7 @@ class LinearTask(Task):
     """
 
     extractor: FeatureExtractor
-    head: CentredHead | FindingsHead
+    head: ClassHead | FindingsHead
     features: Features
     degraded: Features | None = None
 
@@ -148,7 +155,7 @@ class NetworkTask(Task):
         images: the inputs of the trained part, by row of the data set.
     """
 
-    network: NetworkModel
+    network: "NetworkModel"
     images: ImageSource
 
     @property
@@ -158,6 +165,8 @@ class NetworkTask(Task):
 
     def learner(self, rows: Indices) -> Learner:
         """One site's learner over these images."""
+        from fedveil.learning import NetworkLearner, Views
+
         cohort, settings = self.dataset.cohort("site", rows), self.study.training
         return NetworkLearner(
             self.network,
@@ -180,7 +189,7 @@ class NetworkTask(Task):
     @property
     def _readable(self) -> ImageSource:
         side = self.study.data.image_size
-        return Readable(self.images, (self.dataset.images.channels, side, side))
+        return Readable(self.images, (self.dataset.images.planes, side, side))
 
 
 def _extractor(study: Study, dataset: Dataset) -> FeatureExtractor:
@@ -218,13 +227,14 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
     return NetworkSizes.of(
         study.model.network,
         classes=classes,
-        channels=channels,
+        channels=study.data.slices or channels,
         image_size=study.data.image_size,
         trained_blocks=study.model.trained_blocks,
+        findings=study.data.meaning == "findings",
     )
 
 
-def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
+def _head(study: Study, dataset: Dataset) -> ClassHead | FindingsHead:
     blocks, classes, start = (
         _extractor(study, dataset).blocks,
         len(dataset.classes),
@@ -232,18 +242,24 @@ def _head(study: Study, dataset: Dataset) -> CentredHead | FindingsHead:
     )
     if dataset.task == "findings":
         return FindingsHead(blocks, classes, start=start)
+    if dataset.task == "grades":
+        return GradesHead(blocks, classes)
     centred = study.training.method != "one-shot"
     return CentredHead(blocks, classes, centred=centred, start=start)
 
 
-def _network(study: Study, dataset: Dataset) -> NetworkModel:
+def _network(study: Study, dataset: Dataset) -> "NetworkModel":
+    from fedveil.learning import NetworkModel  # here, since linear heads do without torch
+
     return NetworkModel(
         study.model.network,
         classes=len(dataset.classes),
-        channels=dataset.images.channels,
+        channels=study.data.slices or dataset.images.channels,
         image_size=study.data.image_size,
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
+        findings=dataset.task == "findings",
+        start=load_start(study, dataset),
     )
 
 
@@ -260,7 +276,7 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
     if network.frozen is not None:
         progress.stage("features", len(dataset))
         shape = network.before(
-            np.zeros((1, dataset.images.channels, *(study.data.image_size,) * 2), np.float32)
+            np.zeros((1, dataset.images.planes, *(study.data.image_size,) * 2), np.float32)
         ).shape
 
         def compute(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -275,7 +291,7 @@ def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
 
 def _decoded(dataset: Dataset, progress: Progress) -> ImageSource:
     """The images, decoded once rather than in each round and evaluation, if their pixels do not take too much disk."""
-    images, shape = dataset.images, (dataset.images.channels, *(dataset.images.size,) * 2)
+    images, shape = dataset.images, (dataset.images.planes, *(dataset.images.size,) * 2)
     if not len(images) or 4 * math.prod(shape) * len(images) > PIXELS_STORED:
         return images
     progress.stage("decoding", len(dataset))

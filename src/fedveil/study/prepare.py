@@ -21,6 +21,7 @@ from fedveil.errors import StudyError
 from fedveil.learning.encoders import PRECOMPUTED
 from fedveil.privacy import check_delta
 from fedveil.study.results.public_start import note_on_start, start_hash
+from fedveil.study.settings.conflicts import conflicts
 from fedveil.study.settings.encoder import EncoderSettings
 from fedveil.study.settings.schema import NOTHING, ModelSettings, Study
 
@@ -100,6 +101,9 @@ def pinned(study: Study, dataset: Dataset) -> Study:
 
     They are chosen once, from the header of the first image, the labels and the shape of embeddings. A resumed run,
     or a repeated training, takes them from the study, even if images were added or removed.
+
+    Raises:
+        StudyError: the study's settings do not go together with these.
     """
     data = study.data.model_copy(
         update={"channels": dataset.images.channels, "classes": dataset.classes, "task": dataset.task}
@@ -114,7 +118,11 @@ def pinned(study: Study, dataset: Dataset) -> Study:
             )
         model = model.model_copy(update={"dimension": dataset.images.dimension})
     model = _with_start(_with_encoder(model))
-    return study.model_copy(update={"data": data, "model": model})
+    study = study.model_copy(update={"data": data, "model": model})
+    for conflict in conflicts(study):  # the task of data in memory is known only now
+        rule, _, remedy = conflict.partition(": ")
+        raise StudyError(f'{dataset.name} holds the task "{dataset.task}"', rule, remedy)
+    return study
 
 
 def _with_encoder(model: ModelSettings) -> ModelSettings:
@@ -126,7 +134,7 @@ def _with_encoder(model: ModelSettings) -> ModelSettings:
     spec = model.encoder.spec(model.features)
     if spec is None or spec.is_pinned:
         return model
-    from fedveil.learning.encoders.external import register
+    from fedveil.learning.encoders.external.register import register
 
     weights = Path(model.encoder.weights) if model.encoder.weights else None
     pinned, _ = register(spec, weights=weights)
@@ -217,7 +225,7 @@ def prepare(study: Study, dataset: Dataset | None = None) -> Prepared:
         sites = {f"site-{number}": rows for number, rows in enumerate(dealt, 1)}
     else:
         sites = named_hospitals(dataset)
-    released = study.privacy.evaluation_share > 0
+    released = study.privacy.about_held_out
     held_out = held_out_patients(dataset, tuple(sites), study.study.seed) if released else {}
     study = pinned(study, dataset)
     prepared = Prepared(study=study, dataset=dataset, sites=sites, simulated=simulated, held_out=held_out)

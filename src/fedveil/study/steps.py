@@ -15,6 +15,7 @@ from fedveil.learning import (
     PublicStart,
     Pulled,
     Sgd,
+    Shrunk,
     Statistics,
 )
 from fedveil.learning.models.learner import Vector
@@ -94,7 +95,9 @@ class Steps:
             ratio = normalizer * _strength(agreement)
             rate = learning_rate(ratio, one.steps, one.clip_norm) / head_length(study.model.network)
         optimizer = _optimizer(study, rate)
-        if start is not None and isinstance(optimizer, Sgd):
+        if start is not None and study.model.network != "linear" and isinstance(optimizer, Sgd | Averaged):
+            optimizer = Shrunk(optimizer=optimizer, start=start.trained, rounds=training.rounds)
+        elif start is not None and isinstance(optimizer, Sgd):
             bound = agreement.main.mechanism.clip_norm * _certain(study, statistics)
             optimizer = Pulled(optimizer=optimizer, start=start.trained, clip_norm=bound)
         return cls(normalizer=normalizer, optimizer=optimizer)

@@ -36,9 +36,11 @@ from fedveil.learning import (
     Certainty,
     ClassStatistics,
     FindingsHead,
+    Histogram,
     Model,
+    NetworkModel,
     OptimizerState,
-    ScoreHistogram,
+    ReleasedSubgroups,
     Statistics,
 )
 from fedveil.study.progress import Progress
@@ -64,6 +66,7 @@ class Trained:
         parameters: the released model, whole.
         statistics: what was released before training.
         histogram: the release about the hospitals' held-out units; None without one.
+        subgroups: the release about their subgroups; None without one.
         certainty: how sure the decision rule is; None if no threshold was released.
         skipped: releases that were not asked for, because noise was known to drown them; nothing was charged.
         rounds: number of finished rounds; fewer than planned if interrupted ones used up budget.
@@ -74,13 +77,14 @@ class Trained:
 
     parameters: Vector
     statistics: Statistics | None
-    histogram: ScoreHistogram | None
+    histogram: Histogram | None
     certainty: Certainty | None
     skipped: tuple[str, ...]
     rounds: int
     agreement: Agreement
     coordinator: Coordinator
     forecast: Forecast | None = None
+    subgroups: ReleasedSubgroups | None = None
 
     @property
     def priors(self) -> Vector | None:
@@ -174,6 +178,7 @@ class _Loop:
             parameters=state.parameters,
             statistics=state.statistics,
             histogram=state.histogram,
+            subgroups=state.subgroups,
             certainty=state.certainty,
             skipped=tuple(skipped),
             rounds=finished,
@@ -265,7 +270,9 @@ class _Loop:
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
         """Run the remaining rounds that the budget covers; return the model and the number of finished rounds."""
-        start = self.model.start if isinstance(self.model, CentredHead | FindingsHead) else None
+        start = (
+            self.model.start if isinstance(self.model, CentredHead | FindingsHead | NetworkModel) else None
+        )
         steps = Steps.plan(self.study, self.agreement, query, state.statistics, start)
         at, planned = self._start(steps), self.study.training.rounds
         self.progress.stage(self.label, planned, at.round)

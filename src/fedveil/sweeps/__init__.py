@@ -1,9 +1,14 @@
 """One study at many settings: the grid, the runs, and the budget that covers them."""
 
-from fedveil.sweeps.budget import Paid, read_payment
-from fedveil.sweeps.grid import EVEN, NAMED, NO_PRIVACY, Grid, Measurement, Setting
-from fedveil.sweeps.knee import Knee, knees
-from fedveil.sweeps.run import measure, read_measurements, sweep
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.sweeps.budget import Paid, read_payment
+    from fedveil.sweeps.grid import EVEN, NAMED, NO_PRIVACY, Grid, Measurement, Setting
+    from fedveil.sweeps.knee import Knee, knees
+    from fedveil.sweeps.run import measure, read_measurements, sweep
 
 __all__ = [
     "EVEN",
@@ -20,3 +25,5 @@ __all__ = [
     "read_payment",
     "sweep",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

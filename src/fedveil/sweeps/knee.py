@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression
 
+from fedveil.lazy import later
 from fedveil.privacy import Trust
 from fedveil.sweeps.grid import NO_PRIVACY, Measurement, Setting
 
 __all__ = ["TOLERANCE", "Knee", "knees"]
+
+optimize = later("scipy.optimize")
 
 TOLERANCE = 0.01
 RESAMPLES = 400
@@ -109,7 +111,7 @@ def _knee(
 
 def _least(means: Vector, bare: float, tolerance: float) -> int:
     """The index of the first epsilon within the tolerance; their number if there is none."""
-    rising = isotonic_regression(means).x
+    rising = optimize.isotonic_regression(means).x
     enough = np.flatnonzero(rising >= bare - tolerance - 1e-12)
     return int(enough[0]) if len(enough) else len(means)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.federation.queries.hospital import HEAD, asked, hospital, instance, sent
+from tests.federation.queries.hospital import FINDINGS, HEAD, asked, hospital, instance, sent
 
 from fedveil.errors import InvalidValue
 from fedveil.federation import ModelState, NoisySum, OneSum, Release, Rounds
@@ -19,16 +19,17 @@ from fedveil.privacy import Mechanism
 
 UNITS = ("patient", "image", "site")
 EACH = [
-    pytest.param(query, unit, id=f"{query.name}-{unit}")
+    pytest.param(query, unit, head, id=f"{query.name}-{unit}{'-findings' * head.findings}")
     for query in QUERIES
     for unit in UNITS
-    if instance(query, unit) is not None
+    for head in (HEAD, FINDINGS)
+    if instance(query, unit, head) is not None
 ]
 SOURCE = Path(__file__).resolve().parents[3]
 
 
-def length_of(query):
-    return query.size if isinstance(query, CohortCountsQuery) else query.length(HEAD)
+def length_of(query, head=HEAD):
+    return query.size if isinstance(query, CohortCountsQuery) else query.length(head)
 
 
 def test_every_query_is_final_frozen_named_once_and_told():
@@ -48,20 +49,20 @@ def test_every_query_is_tried_here_for_patients():
     }
 
 
-@pytest.mark.parametrize(("query", "unit"), EACH)
+@pytest.mark.parametrize(("query", "unit", "head"), EACH)
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 1.0, 3.0]))
-def test_nobody_adds_more_than_the_bound_and_nobody_moves_what_others_add(query, unit, seed, clip_norm):
+def test_nobody_adds_more_than_the_bound_and_nobody_moves_what_others_add(query, unit, head, seed, clip_norm):
     """By itself, and by leaving: the sum over the others stays what it was, whoever they are."""
-    one, (whole, names) = instance(query, unit), hospital(unit)
+    one, (whole, names) = instance(query, unit, head), hospital(unit, head=head)
     generator = np.random.default_rng(seed)
-    parameters, bound = sent(one, generator), one.bound(clip_norm)
+    parameters, bound = sent(one, generator, head), one.bound(clip_norm)
 
     def add(here, units=None):
         return one.contribution(here, parameters, clip_norm, units)
 
     total, own = add(whole), names[one.part]
-    assert total.shape == (length_of(one),)
+    assert total.shape == (length_of(one, head),)
     assert not add(whole, np.array([], dtype=np.int64)).any()
     if unit == "site":
         assert np.linalg.norm(total) <= bound * (1 + 1e-9)
@@ -70,31 +71,31 @@ def test_nobody_adds_more_than_the_bound_and_nobody_moves_what_others_add(query,
     assert max(np.linalg.norm(each) for each in alone) <= bound * (1 + 1e-9)
     np.testing.assert_allclose(np.sum(alone, axis=0), total, atol=1e-9 * max(1.0, np.abs(total).max()))
     gone = int(generator.integers(len(own)))
-    rest = add(hospital(unit, gone=int(own[gone]))[0])
+    rest = add(hospital(unit, int(own[gone]), head)[0])
     assert np.linalg.norm(total - rest) <= bound * (1 + 1e-9)
     np.testing.assert_allclose(total - rest, alone[gone], atol=1e-9 * max(1.0, np.abs(total).max()))
 
 
-def asking(one, here, mechanism, seed=0, **changes):
+def asking(one, here, mechanism, head, seed=0, **changes):
     generator = np.random.default_rng(seed)
     values = {
         "hospital": here,
         "mechanism": mechanism,
-        "parameters": sent(one, generator),
-        "length": length_of(one),
+        "parameters": sent(one, generator, head),
+        "length": length_of(one, head),
         "generator": generator,
         "guarded": lambda compute: compute(),
     }
     return Asking(**(values | changes))
 
 
-@pytest.mark.parametrize(("query", "unit"), EACH)
-def test_a_site_answers_with_the_sum_over_the_units_that_are_drawn(query, unit):
-    one, (here, _) = instance(query, unit), hospital(unit)
+@pytest.mark.parametrize(("query", "unit", "head"), EACH)
+def test_a_site_answers_with_the_sum_over_the_units_that_are_drawn(query, unit, head):
+    one, (here, _) = instance(query, unit, head), hospital(unit, head=head)
     steps = one.steps_per_round(unit)
-    everyone = asking(one, here, Mechanism(0.0, 1.0, steps, unit=unit))
+    everyone = asking(one, here, Mechanism(0.0, 1.0, steps, unit=unit), head)
     answer = one.sum(everyone)
-    assert answer.shape == (length_of(one),)
+    assert answer.shape == (length_of(one, head),)
     if one.carried(unit) is not None:
         assert np.linalg.norm(answer) <= one.carried(unit)
         return
@@ -102,36 +103,36 @@ def test_a_site_answers_with_the_sum_over_the_units_that_are_drawn(query, unit):
         expected = one.contribution(here, everyone.parameters, 1.0, None)
         np.testing.assert_array_equal(answer, expected)
     if unit != "site":
-        sampled = asking(one, here, Mechanism(0.0, 1.0, steps, 0.5, unit))
+        sampled = asking(one, here, Mechanism(0.0, 1.0, steps, 0.5, unit), head)
         assert np.abs(one.sum(sampled)).sum() != pytest.approx(np.abs(answer).sum())
 
 
-@pytest.mark.parametrize(("query", "unit"), EACH)
-def test_what_fails_at_a_site_is_noise_and_nothing_else(query, unit):
+@pytest.mark.parametrize(("query", "unit", "head"), EACH)
+def test_what_fails_at_a_site_is_noise_and_nothing_else(query, unit, head):
     """A unit that cannot be read must not decide whether the others are in the sum, or whether there is an answer."""
-    one, (here, _) = instance(query, unit), hospital(unit)
+    one, (here, _) = instance(query, unit, head), hospital(unit, head=head)
     release = Release(
         query=one,
         mechanism=Mechanism(1.0, 1.0, one.steps_per_round(unit), unit=unit),
-        dimension=length_of(one),
-        parameters=one.sent_length(HEAD),
+        dimension=length_of(one, head),
+        parameters=one.sent_length(head),
     )
     broken = dataclasses.replace(here, learner=None, held_out=None, records=None)
     answer = Contributions("here", broken, np.random.default_rng(0)).of(
-        release, sent(one, np.random.default_rng(0)), private=True
+        release, sent(one, np.random.default_rng(0), head), private=True
     )
     assert np.isfinite(answer).all()
     assert one.carried(unit) is not None or not answer.any()
 
 
-@pytest.mark.parametrize(("query", "unit"), EACH)
-def test_what_comes_back_leads_to_a_finite_model(query, unit):
-    one, (here, _) = instance(query, unit), hospital(unit)
-    state = ModelState(model=HEAD, parameters=HEAD.join(None, HEAD.initial()))
-    total = np.random.default_rng(2).normal(size=length_of(one))
+@pytest.mark.parametrize(("query", "unit", "head"), EACH)
+def test_what_comes_back_leads_to_a_finite_model(query, unit, head):
+    one, (here, _) = instance(query, unit, head), hospital(unit, head=head)
+    state = ModelState(model=head, parameters=head.join(None, head.initial()))
+    total = np.random.default_rng(2).normal(size=length_of(one, head))
     released = NoisySum(total, 1.0)
     if isinstance(one, OneSum):
-        assert one.sent(state).shape == (one.sent_length(HEAD),)
+        assert one.sent(state).shape == (one.sent_length(head),)
         after = one.decode(released, state)
         assert after.parameters.shape == state.parameters.shape
         assert np.isfinite(after.parameters).all()
@@ -144,9 +145,9 @@ def test_what_comes_back_leads_to_a_finite_model(query, unit):
         assert here.records is not None
 
 
-@pytest.mark.parametrize(("query", "unit"), EACH)
-def test_a_mechanism_that_does_not_price_what_is_executed_is_refused(query, unit):
-    one = instance(query, unit)
+@pytest.mark.parametrize(("query", "unit", "head"), EACH)
+def test_a_mechanism_that_does_not_price_what_is_executed_is_refused(query, unit, head):
+    one = instance(query, unit, head)
     steps = one.steps_per_round(unit)
     one.check(Mechanism(1.0, 1.0, steps, unit=unit))
     if one.bound(0.5) > 0.5:
@@ -167,9 +168,9 @@ def test_one_query_of_a_study_takes_what_the_others_leave(method):
     assert 0 < sum(share for share in shares if share is not None) < 1
 
 
-@pytest.mark.parametrize(("query", "unit"), EACH)
-def test_a_digest_binds_all_of_a_query(query, unit):
-    told = json.loads(json.dumps(instance(query, unit).to_dict()))
+@pytest.mark.parametrize(("query", "unit", "head"), EACH)
+def test_a_digest_binds_all_of_a_query(query, unit, head):
+    told = json.loads(json.dumps(instance(query, unit, head).to_dict()))
     assert told["name"] == query.name
     assert set(told) == {"name", *(field.name for field in dataclasses.fields(query))}
 

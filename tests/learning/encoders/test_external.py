@@ -20,7 +20,8 @@ from torch import nn
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.encoders import EncoderSpec, feature_extractor
-from fedveil.learning.encoders.external import External, Store, examine, register
+from fedveil.learning.encoders.external import External, Store, examine
+from fedveil.learning.encoders.external.register import register
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.gradients import PrivateGradients, check_private
+from fedveil.learning.networks.convolutional import cnn3d
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -35,11 +36,19 @@ def network() -> nn.Module:
     )
 
 
+def network_of_volumes() -> nn.Module:
+    """The small network of volumes of twelve slices."""
+    torch.manual_seed(1)
+    return cnn3d(3, 12)
+
+
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
-def test_sum_agrees_with_opacus_hooks(oracle: Any) -> None:
-    model, images, labels = network(), torch.rand(6, 1, 12, 12), torch.arange(6) % 3
+@pytest.mark.parametrize(("build", "planes"), [(network, 1), (network_of_volumes, 12)])
+def test_sum_agrees_with_opacus_hooks(build: Any, planes: int, oracle: Any) -> None:
+    model, labels = build().double(), torch.arange(6) % 3
+    images = torch.rand(6, planes, 12, 12, dtype=torch.float64)
     found = PrivateGradients(model, oracle.cross_entropy, 0.5).sum(images, labels, torch.arange(6))
-    hooked = GradSampleModule(network(), loss_reduction="sum")
+    hooked = GradSampleModule(build().double(), loss_reduction="sum")
     oracle.cross_entropy(hooked(images), labels).sum().backward()
     samples = torch.cat([p.grad_sample.flatten(1) for p in hooked.parameters()], 1)
     norms = samples.norm(dim=1)
@@ -65,6 +74,16 @@ def shift_gradients(
     layer: Shift, _activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Tensor]:
     return {layer.shift: backprops.flatten(1, -2).sum(1)}
+
+
+@pytest.mark.parametrize("clip_norm", [1e-3, 1e3])
+def test_patients_of_several_volumes_are_clipped_as_one_vector(clip_norm: float, oracle: Any) -> None:
+    model, volumes = network_of_volumes().double(), torch.rand(7, 12, 12, 12, dtype=torch.float64)
+    labels, units = torch.arange(7) % 3, torch.tensor([0, 1, 1, 2, 0, 3, 1])
+    expected, norms = oracle.sum(model, volumes, labels, units, oracle.flat(clip_norm))
+    found = PrivateGradients(model, oracle.cross_entropy, clip_norm).sum(volumes, labels, units)
+    torch.testing.assert_close(found.norms, norms)
+    torch.testing.assert_close(found.vector, expected)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def audit_command(
     sessions: Annotated[
         int, typer.Option(help="Worlds of each kind that run through the whole protocol.")
     ] = 4,
-    canaries: Annotated[int, typer.Option(help="Canary patients in the one run.")] = 200,
+    canaries: Annotated[int, typer.Option(help="Canary patients in the one run.")] = 400,
     references: Annotated[int, typer.Option(help="Models that the black-box attacker trains.")] = 6,
     own_images: Annotated[
         bool,

@@ -42,7 +42,8 @@ def add(
 
     Example: fedveil encoder add rad-dino.onnx --site site
     """
-    from fedveil.learning.encoders.external import Store, register
+    from fedveil.learning.encoders.external import Store
+    from fedveil.learning.encoders.external.register import register
 
     with speak_plainly():
         store = Store(encoders_of(site))

@@ -105,10 +105,13 @@ def print_result(result: dict[str, Any]) -> None:
     for name, label in (
         ("auroc", "AUROC"),
         ("balanced_accuracy", "balanced accuracy"),
+        ("quadratic_kappa", "quadratic weighted kappa"),
         ("accuracy", "accuracy"),
         ("brier", "Brier score"),
         ("calibration_error", "calibration error"),
     ):
+        if test.get(name) is None or math.isnan(test[name]):
+            continue
         interval = test.get(f"{name}_interval")
         spread = f"  (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
         table.add_row(label, f"{test[name]:.3f}{spread}")

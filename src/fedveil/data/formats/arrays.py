@@ -165,9 +165,9 @@ def _dataset(images: ImageStack, labels: Any, columns: Columns) -> Dataset:
         accept=tuple(columns.accept),
         unknown_labels=columns.unknown_labels,
         task=columns.task,
+        classes=None if columns.classes is None else classes,
     )
-    named = None if columns.classes is None else classes
-    return assemble(judged(records, replace(options, classes=named)), options, columns.name)
+    return assemble(judged(records, options), options, columns.name)
 
 
 def _labels(labels: Any, columns: Columns, count: int) -> tuple[Labels, tuple[str, ...]]:

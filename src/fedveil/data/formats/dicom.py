@@ -11,16 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
-from pydicom.encaps import generate_frames
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_rescale, apply_voi
-from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from fedveil.data.formats.codestream import stated_size
 from fedveil.data.formats.volumes.limits import LARGEST_IMAGES, check_voxels
@@ -28,8 +22,19 @@ from fedveil.data.image_header import ImageFacts, check_pixels, unusable
 from fedveil.data.options import Reading
 from fedveil.data.windows import FILE, FULL, apply_window, is_hounsfield, limits
 from fedveil.errors import DataError
+from fedveil.lazy import later
+
+if TYPE_CHECKING:
+    from pydicom import Dataset as Header
+    from pydicom import FileDataset as FileHeader
 
 __all__ = ["dicom_header", "frame_groups", "is_dicom", "probe_dicom", "read_dicom", "read_frames"]
+
+pydicom = later("pydicom")
+encaps = later("pydicom.encaps")
+decoders = later("pydicom.pixels.decoders.base")
+processing = later("pydicom.pixels.processing")
+utils = later("pydicom.pixels.utils")
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -51,7 +56,7 @@ def is_dicom(path: Path, start: bytes) -> bool:
     return start[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
 
 
-def dicom_header(path: Path, reading: Reading) -> pydicom.FileDataset:
+def dicom_header(path: Path, reading: Reading) -> "FileHeader":
     """The checked header, without decoding a pixel."""
     with _damage_named(path):
         with path.open("rb") as file:
@@ -99,11 +104,11 @@ def read_frames(path: Path, content: bytes, reading: Reading) -> Iterator[Pixels
     return _decoded(path, header, reading)
 
 
-def _decoded(path: Path, header: pydicom.FileDataset, reading: Reading) -> Iterator[Pixels]:
+def _decoded(path: Path, header: "FileHeader", reading: Reading) -> Iterator[Pixels]:
     with _damage_named(path):
         _check_frames(path, header)
     try:
-        for number, stored in enumerate(iter_pixels(header)):
+        for number, stored in enumerate(utils.iter_pixels(header)):
             _use_groups(header, number)
             yield _pixels(header, stored, reading)
     except Exception as error:  # noqa: BLE001 - a damaged file makes the decoders raise nearly anything
@@ -115,14 +120,14 @@ def _decoded(path: Path, header: pydicom.FileDataset, reading: Reading) -> Itera
         ) from None
 
 
-def frame_groups(header: pydicom.Dataset, frame: int) -> list[pydicom.Dataset]:
+def frame_groups(header: "Header", frame: int) -> "list[Header]":
     """What an enhanced file says about one frame: what all frames share, then what is the frame's own."""
     shared = header.get("SharedFunctionalGroupsSequence") or []
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     return [*shared[:1], *own[frame : frame + 1]]
 
 
-def _use_groups(header: pydicom.Dataset, frame: int) -> None:
+def _use_groups(header: "Header", frame: int) -> None:
     """Let the scale and the window of a frame apply, which enhanced files state in functional groups (C.7.6.16)."""
     for group in frame_groups(header, frame):
         for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
@@ -131,14 +136,14 @@ def _use_groups(header: pydicom.Dataset, frame: int) -> None:
                     header[element.tag] = element
 
 
-def _pixels(header: pydicom.FileDataset, stored: npt.NDArray[Any], reading: Reading) -> Pixels:
+def _pixels(header: "FileHeader", stored: npt.NDArray[Any], reading: Reading) -> Pixels:
     photometric = str(header.PhotometricInterpretation)
     if photometric in GREY:
         grey = _grey(header, stored, reading)
         return (1 - grey if photometric == "MONOCHROME1" else grey)[None].astype(np.float32)
     if photometric == "PALETTE COLOR":
         _little_endian_palettes(header)
-        stored = apply_color_lut(stored, header)
+        stored = processing.apply_color_lut(stored, header)
         bits = 8 * stored.dtype.itemsize
     else:
         bits = int(header.BitsStored)
@@ -146,17 +151,19 @@ def _pixels(header: pydicom.FileDataset, stored: npt.NDArray[Any], reading: Read
 
 
 def _is_deflated(start: bytes) -> bool:
-    return start[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in start[132:]
+    return start[128:132] == b"DICM" and pydicom.uid.DeflatedExplicitVRLittleEndian.encode() in start[132:]
 
 
-def _lazy_header(path: Path) -> pydicom.FileDataset:
-    return pydicom.dcmread(path, defer_size="1 KB")
+def _lazy_header(path: Path) -> "FileHeader":
+    header: FileHeader = pydicom.dcmread(path, defer_size="1 KB")
+    return header
 
 
-def _header(path: Path, content: bytes, reading: Reading) -> pydicom.FileDataset:
+def _header(path: Path, content: bytes, reading: Reading) -> "FileHeader":
     if _is_deflated(content[:4096]):
         _check_inflated(path, content, reading)
-    return pydicom.dcmread(BytesIO(content))
+    header: FileHeader = pydicom.dcmread(BytesIO(content))
+    return header
 
 
 def _check_inflated(path: Path, content: bytes, reading: Reading) -> None:
@@ -203,7 +210,7 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _check(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
+def _check(path: Path, header: "FileHeader", reading: Reading) -> None:
     missing = [name for name in NEEDED if name not in header or header[name].is_empty]
     if missing:
         found = "it holds no pixels" if "PixelData" in missing else f"its header lacks {', '.join(missing)}"
@@ -224,11 +231,11 @@ def _check(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
     _check_codec(path, header)
 
 
-def _frames(header: pydicom.Dataset) -> int:
+def _frames(header: "Header") -> int:
     return int(header.get("NumberOfFrames") or 1)
 
 
-def _check_single(path: Path, header: pydicom.Dataset) -> None:
+def _check_single(path: Path, header: "Header") -> None:
     if _frames(header) > 1:
         raise unusable(
             path,
@@ -238,7 +245,7 @@ def _check_single(path: Path, header: pydicom.Dataset) -> None:
         )
 
 
-def _check_scale(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
+def _check_scale(path: Path, header: "FileHeader", reading: Reading) -> None:
     _check_rescale(path, header, reading)
     modality = str(header.get("Modality") or "CT")
     if is_hounsfield(reading.window) and modality != "CT":
@@ -267,7 +274,7 @@ def _check_scale(path: Path, header: pydicom.FileDataset, reading: Reading) -> N
         )
 
 
-def _check_rescale(path: Path, header: pydicom.FileDataset, reading: Reading) -> None:
+def _check_rescale(path: Path, header: "FileHeader", reading: Reading) -> None:
     """Refuse a slope, intercept or table by which stored values do not become numbers that differ."""
     for name in ("RescaleSlope", "RescaleIntercept"):
         value = float(header.get(name) or 0)
@@ -289,13 +296,13 @@ def _check_rescale(path: Path, header: pydicom.FileDataset, reading: Reading) ->
                 )
 
 
-def _check_codec(path: Path, header: pydicom.FileDataset) -> None:
+def _check_codec(path: Path, header: "FileHeader") -> None:
     """Refuse pixels with an unsupported compression, and name the package that would support it."""
     syntax = header.file_meta.TransferSyntaxUID if hasattr(header, "file_meta") else None
     if syntax is None or not syntax.is_encapsulated:
         return
     try:
-        decoder = get_decoder(syntax)
+        decoder = decoders.get_decoder(syntax)
     except NotImplementedError:
         raise unusable(
             path,
@@ -312,12 +319,12 @@ def _check_codec(path: Path, header: pydicom.FileDataset) -> None:
         )
 
 
-def _check_frames(path: Path, header: pydicom.FileDataset) -> None:
+def _check_frames(path: Path, header: "FileHeader") -> None:
     """Refuse compressed frames whose own size differs from the header's, which was checked before decoding."""
     if not (hasattr(header, "file_meta") and header.file_meta.TransferSyntaxUID.is_encapsulated):
         return
     expected = int(header.Columns), int(header.Rows)
-    for frame in generate_frames(header.PixelData, number_of_frames=_frames(header)):
+    for frame in encaps.generate_frames(header.PixelData, number_of_frames=_frames(header)):
         stated = stated_size(frame)
         if stated is not None and stated != expected:
             raise unusable(
@@ -328,7 +335,7 @@ def _check_frames(path: Path, header: pydicom.FileDataset) -> None:
             )
 
 
-def _little_endian_palettes(header: pydicom.FileDataset) -> None:
+def _little_endian_palettes(header: "FileHeader") -> None:
     """Swap the bytes of 16-bit palettes in big-endian files, which pydicom reads as little-endian."""
     if header.original_encoding[1] is not False:
         return
@@ -339,11 +346,11 @@ def _little_endian_palettes(header: pydicom.FileDataset) -> None:
             setattr(header, name, np.frombuffer(data, ">u2").astype("<u2").tobytes())
 
 
-def _function(header: pydicom.FileDataset) -> str:
+def _function(header: "FileHeader") -> str:
     return str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
 
 
-def _own_window(header: pydicom.FileDataset) -> tuple[float, float] | None:
+def _own_window(header: "FileHeader") -> tuple[float, float] | None:
     """The first window's centre and width, if the file has one."""
     values = [header.get("WindowCenter"), header.get("WindowWidth")]
     first = [
@@ -354,12 +361,12 @@ def _own_window(header: pydicom.FileDataset) -> tuple[float, float] | None:
     return float(first[0]), float(first[1])
 
 
-def _grey(header: pydicom.FileDataset, stored: npt.NDArray[Any], reading: Reading) -> Values:
-    values = apply_modality_lut(stored, header).astype(np.float64)
+def _grey(header: "FileHeader", stored: npt.NDArray[Any], reading: Reading) -> Values:
+    values: Values = processing.apply_modality_lut(stored, header).astype(np.float64)
     if reading.window == FILE:
         if header.get("VOILUTSequence"):
             table = header.VOILUTSequence[0]
-            shades = apply_voi(np.rint(values).astype(np.int64), header)
+            shades: Values = processing.apply_voi(np.rint(values).astype(np.int64), header)
             return shades / (2.0 ** int(table.LUTDescriptor[2]) - 1)
         own = _own_window(header)
         if own is not None:
@@ -381,7 +388,7 @@ def _apply_own_window(values: Values, centre: float, width: float, function: str
     return np.clip((values - centre) / width + 0.5, 0, 1)
 
 
-def _range(header: pydicom.FileDataset) -> tuple[float, float]:
+def _range(header: "FileHeader") -> tuple[float, float]:
     """The smallest and largest output of the modality transformation, from the header alone."""
     if header.get("ModalityLUTSequence"):
         return 0.0, 2.0 ** int(header.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
@@ -389,5 +396,5 @@ def _range(header: pydicom.FileDataset) -> tuple[float, float]:
     signed = int(header.get("PixelRepresentation") or 0)
     ends = np.array([-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1] if signed else [0.0, 2.0**bits - 1])
     if "RescaleSlope" in header and "RescaleIntercept" in header:
-        ends = apply_rescale(ends, header)
+        ends = processing.apply_rescale(ends, header)
     return float(ends.min()), float(ends.max())

@@ -8,15 +8,16 @@ Zenodo record 10519652. The sets name no patients, so each image counts as one.
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
-
 from fedveil.data.annotations.records import Records
 from fedveil.data.cache import cache_folder
 from fedveil.data.formats.npz import read_npz
 from fedveil.data.options import Options
 from fedveil.errors import DataError, InvalidValue
+from fedveil.lazy import later
 
 __all__ = ["MEDMNIST", "MedMNIST", "class_names", "fetch", "read_medmnist"]
+
+pooch = later("pooch")
 
 RECORD = "https://zenodo.org/records/10519652/files"
 SIZES = (28, 64, 128, 224)

@@ -1,7 +1,6 @@
 """Synthetic chests with several findings each, drawn by the same formulas: for studies of findings.
 
-Opacities are those of the phantom. A large heart, large hila, a raised diaphragm on one side and a lung
-without air
+Opacities are those of the phantom. A large heart, large hila, a raised diaphragm on one side and a lung without air
 change the anatomy or add a lesion, each by an amount that differs between patients and overlaps with what chests
 without the finding have.
 """
@@ -17,14 +16,11 @@ from fedveil.data.dataset import TEST, TRAIN
 from fedveil.data.image_store import ArrayImages, check_size
 from fedveil.data.phantom.anatomy import OPACITIES, Anatomy, Lesions
 from fedveil.data.phantom.patients import (
-    BATCH,
     IMAGES_OF_PATIENT,
     SCANNERS,
     SHARE,
-    draw_images,
     draw_lesions,
-    expose,
-    lesions_of,
+    radiographs,
 )
 from fedveil.data.split import HOLDOUT_STREAM, PHANTOM_STREAM
 
@@ -52,11 +48,7 @@ def phantom_findings(image_size: int = 64, patients: int = 2500, seed: int = 0) 
     lesions = _with_white_lungs(
         generator, draw_lesions(generator, owner, ill[owner, 0].astype(np.int64)), ill, owner
     )
-    pixels = np.empty((len(owner), image_size, image_size), np.uint8)
-    for start in range(0, len(owner), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(owner)))
-        drawn = draw_images(generator, image_size, anatomy.of(owner[rows]), lesions_of(lesions, rows))
-        pixels[rows] = expose(generator, drawn, list(scanner[owner[rows]]))
+    pixels = radiographs(generator, image_size, owner, anatomy, lesions, list(scanner[owner]))
     held_out = np.random.default_rng([seed, HOLDOUT_STREAM]).random(patients) < 0.2
     return Records(
         name="phantom:findings",

@@ -86,12 +86,8 @@ def phantom(
     labels = (sick[owner] & ~recovered).astype(np.int64)
     anatomy = Anatomy.draw(generator, patients)
     lesions = draw_lesions(generator, owner, labels)
-    pixels = np.empty((len(owner), image_size, image_size), np.uint8)
     scanner = [SCANNERS[code] for code in number[site[owner]]]
-    for start in range(0, len(owner), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(owner)))
-        drawn = draw_images(generator, image_size, anatomy.of(owner[rows]), lesions_of(lesions, rows))
-        pixels[rows] = expose(generator, drawn, [scanner[row] for row in rows])
+    pixels = radiographs(generator, image_size, owner, anatomy, lesions, scanner)
     held_out = _hold_out(patient_labels(owner, labels), site, seed)[owner]
     return Records(
         name="phantom",
@@ -161,8 +157,31 @@ def draw_lesions(generator: np.random.Generator, owner: Codes, labels: Codes) ->
     )
 
 
-def lesions_of(lesions: Lesions, rows: Codes) -> Lesions:
-    return Lesions(**{name: getattr(lesions, name)[rows] for name in Lesions.__slots__})
+def radiographs(
+    generator: np.random.Generator,
+    size: int,
+    owner: Codes,
+    anatomy: Anatomy,
+    lesions: Lesions,
+    scanners: list[Scanner],
+) -> npt.NDArray[np.uint8]:
+    """Grey images (n, size, size).
+
+    Args:
+        generator: of postures and exposures.
+        size: pixels along each side.
+        owner: (n,) the patient of each image.
+        anatomy: of the patients.
+        lesions: of the images.
+        scanners: (n,) of the images.
+    """
+    pixels = np.empty((len(owner), size, size), np.uint8)
+    for start in range(0, len(owner), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(owner)))
+        here = Lesions(**{name: getattr(lesions, name)[rows] for name in Lesions.__slots__})
+        drawn = draw_images(generator, size, anatomy.of(owner[rows]), here)
+        pixels[rows] = expose(generator, drawn, [scanners[row] for row in rows])
+    return pixels
 
 
 def draw_images(generator: np.random.Generator, size: int, anatomy: Anatomy, lesions: Lesions) -> Field:

@@ -8,8 +8,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedveil.deploy.flower.asking import Patience
-from fedveil.deploy.flower.link import LinkSettings
+from fedveil.deploy.coordinator.asking import Patience
+from fedveil.deploy.flower.process import LinkSettings
 from fedveil.deploy.identity import Identity, check_private, check_public_key
 from fedveil.deploy.receipts import Receipts
 from fedveil.errors import InvalidValue

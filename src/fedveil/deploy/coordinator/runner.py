@@ -18,8 +18,9 @@ import numpy as np
 from fedveil import __version__
 from fedveil.data import TEST, Dataset, Settings, load
 from fedveil.deploy.coordinator.hospitals import Federation
-from fedveil.deploy.flower.link import Link
-from fedveil.deploy.flower.transport import FlowerTransport
+from fedveil.deploy.coordinator.progress import noted
+from fedveil.deploy.coordinator.transport import SealedTransport
+from fedveil.deploy.flower.carrier import FlowerCarrier
 from fedveil.deploy.offer import Offer
 from fedveil.errors import FederationError, StudyError
 from fedveil.federation import Agreement
@@ -63,8 +64,7 @@ class RealHospitals(Hospitals):
         Raises:
             FederationError: there is no connection, or too few hospitals are ready in time.
         """
-        del directory
-        table = self.federation.table
+        table, settings = self.federation.table, prepared.study
         offer = Offer.make(prepared.study, table.sites, prepared.dataset)
         agreement = offer.agreement()
 
@@ -72,8 +72,21 @@ class RealHospitals(Hospitals):
             model = task.trained(trained.parameters, trained.statistics)
             return HandedOver(missing=deliver(transport, agreement.sites, agreement.digest, model))
 
-        with reach(self.federation) as transport:
-            wait_for_sites(transport, offer, agreement, patience=table.wait_for_approval, say=self.say)
+        started = noted(
+            self.federation.folder,
+            name=settings.study.name,
+            digest=agreement.digest,
+            run=directory.path,
+            planned=settings.training.rounds,
+        )
+        with started as note, reach(self.federation) as transport:
+
+            def say(states: Mapping[str, str]) -> None:
+                note(states)
+                self.say(states)
+
+            note(dict.fromkeys(agreement.sites, "absent"))
+            wait_for_sites(transport, offer, agreement, patience=table.wait_for_approval, say=say)
             yield Joined(
                 agreement=agreement,
                 transport=transport,
@@ -83,11 +96,11 @@ class RealHospitals(Hospitals):
 
 
 @contextmanager
-def reach(federation: Federation) -> Iterator[FlowerTransport]:
+def reach(federation: Federation) -> Iterator[SealedTransport]:
     """Start or join the SuperLink; a connection to the hospitals while the context is open."""
-    with Link(federation.link, federation.nodes()) as link:
-        yield FlowerTransport(
-            link,
+    with FlowerCarrier(federation.link, federation.nodes()) as carrier:
+        yield SealedTransport(
+            carrier,
             federation.identity,
             federation.keys(),
             federation.receipts(),
@@ -97,7 +110,7 @@ def reach(federation: Federation) -> Iterator[FlowerTransport]:
 
 
 def deliver(
-    transport: FlowerTransport, sites: Sequence[str], study: str, model: TrainedModel
+    transport: SealedTransport, sites: Sequence[str], study: str, model: TrainedModel
 ) -> tuple[str, ...]:
     """Send each hospital the finished model of a study; return those that did not receive it."""
     arrays = {"parameters": model.parameters, "frequencies": model.frequencies}
@@ -147,7 +160,7 @@ def load_test_set(study: Study) -> Dataset:
 
 
 def wait_for_sites(
-    transport: FlowerTransport, offer: Offer, agreement: Agreement, *, patience: float, say: Say
+    transport: SealedTransport, offer: Offer, agreement: Agreement, *, patience: float, say: Say
 ) -> dict[str, str]:
     """Offer the study and wait until every hospital is ready, or until the waiting time ends and enough are.
 
@@ -192,7 +205,9 @@ def _not_ready(status: Mapping[str, str], agreement: Agreement) -> FederationErr
         "stale": "rejects messages as too old: synchronise its clock and this machine's by NTP",
         "invalid": "sends answers that the protocol does not allow",
     }
-    other = f"; here runs fedveil {__version__}, and every hospital needs the same"
+    other = (
+        f"; here runs fedveil {__version__}, which has no protocol in common with it: upgrade the older one"
+    )
     words |= {state: state + other for state in status.values() if state.startswith("on ")}
     missing = [f"{site} {words.get(state, state)}" for site, state in status.items() if state != "ready"]
     return FederationError(

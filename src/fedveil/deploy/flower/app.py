@@ -7,7 +7,7 @@ name = "fedveil-nothing"
 version = "1.0.0"
 description = "A run of fedveil: messages only, no code"
 license = { file = "LICENSE" }
-dependencies = ["flwr>=1.41,<1.42"]
+dependencies = ["flwr>=1.41,<1.43"]
 [tool.flwr.app]
 publisher = "fedveil"
 fab-format-version = 1

@@ -1,4 +1,4 @@
-"""The coordinator's SuperLink: started or joined, and a run on it that this process drives itself.
+"""A run on the coordinator's SuperLink that this process drives itself.
 
 Flower would start the coordinator's program as a separate ServerApp. fedveil uses its existing process instead: it
 starts a run, acquires the run's task with the secret that it shares with the SuperLink, and holds it by heartbeats.
@@ -8,99 +8,70 @@ import contextlib
 import functools
 import hashlib
 import logging
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from flwr.cli.build import build_fab_from_files
-from flwr.common.serde import run_from_proto
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
-from flwr.proto.fab_pb2 import Fab
-from flwr.proto.runtime_pb2 import (
+
+from fedveil.deploy.flower import SOON
+from fedveil.deploy.flower.app import app_files
+from fedveil.deploy.flower.gate import PROOF_HEADER
+from fedveil.deploy.flower.private.coordinator import (
     AcquireTaskRequest,
+    ControlHttpClient,
+    Fab,
+    HttpGrid,
+    ListNodesRequest,
+    ObjectPushError,
     PullTaskInputRequest,
     PushTaskOutputRequest,
+    RegisterNodeRequest,
+    RetryInvoker,
+    RuntimeHttpClient,
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
     SendTaskHeartbeatRequest,
+    StartRunRequest,
+    SuperExecAuthHttpInterceptor,
+    TaskIdentity,
+    TaskType,
+    build_fab_from_files,
+    exponential,
+    http_grid,
+    pull_objects,
+    run_from_proto,
 )
-from flwr.supercore.constant import TaskType
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, pull_objects
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
-from flwr.supercore.retry import RetryInvoker, exponential
-from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid import HttpGrid
-from flwr.superlink.grid import http_grid as flower_grid
-
-from fedveil.deploy.flower import PARENT, SOON
-from fedveil.deploy.flower.app import app_files
+from fedveil.deploy.flower.process import LinkSettings, SuperLink
 from fedveil.deploy.flower.refusals import is_certificate
-from fedveil.errors import FederationError, InvalidValue
+from fedveil.deploy.locks import turn
+from fedveil.errors import FederationError
 
-__all__ = ["Link", "LinkSettings", "flower_environment"]
+__all__ = ["Link"]
 
 log = logging.getLogger("fedveil.coordinator")
 logging.getLogger("flwr").setLevel(logging.WARNING)  # the import of flwr sets it to another value
 # Flower would wait for a second before it polls again for a part of an answer that is still being sent.
-flower_grid.pull_objects = functools.partial(  # type: ignore[attr-defined]
+http_grid.pull_objects = functools.partial(  # type: ignore[attr-defined]
     pull_objects, initial_backoff=SOON, backoff_cap=1.0
 )
 
 T = TypeVar("T")
-_START_SECONDS = 90.0
 _HEARTBEAT = 8.0
 _AWAY = (httpx.TransportError,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkSettings:
-    """The SuperLink's address and files, all in the coordinator's folder.
+class _Proof:
+    """Shows the SuperLink's secret with each call; see `fedveil.deploy.flower.gate`."""
 
-    Attributes:
-        folder: holds ca.pem, superlink.pem, superlink.key, superlink.secret, and receives superlink.db and .log.
-        host: address that the SuperLink listens at.
-        port: its port.
-        patience: seconds to wait for a SuperLink that does not answer.
-    """
+    def __init__(self, proof: str) -> None:
+        self._proof = proof
 
-    folder: Path
-    host: str
-    port: int
-    patience: float = 300.0
-
-    @property
-    def local(self) -> str:
-        """The SuperLink's address from this machine."""
-        return f"127.0.0.1:{self.port}"
-
-    def file(self, name: str) -> Path:
-        """A file of the coordinator's folder; InvalidValue if it is missing."""
-        path = self.folder / name
-        if not path.exists():
-            raise InvalidValue(
-                f"{path} does not exist",
-                "a SuperLink needs it",
-                "use the folder that `fedveil federation init` wrote",
-            )
-        return path
-
-
-def flower_environment(folder: Path) -> dict[str, str]:
-    """The environment of every Flower process: no telemetry, no update check, files below ``folder``."""
-    return {
-        **os.environ,
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_HOME": str(folder / "flower"),
-    }
+    def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
+        """Add the header."""
+        context.request.headers[PROOF_HEADER] = self._proof
+        return call_next(context)
 
 
 class Link:
@@ -113,18 +84,20 @@ class Link:
 
     def __init__(self, settings: LinkSettings, nodes: Mapping[str, bytes]) -> None:
         self._settings, self._nodes = settings, nodes
-        self._process: subprocess.Popen[bytes] | None = None
+        self._superlink = SuperLink(settings)
         self._authority = settings.file("ca.pem").read_bytes()
-        self._secret = settings.file("superlink.secret").read_bytes()
+        self._secret, self._proof = settings.file("superlink.secret").read_bytes(), _Proof(settings.proof)
         self._closing = threading.Event()
         self._lost = threading.Event()
-        self.grid: HttpGrid | None = None
+        self._grid: HttpGrid | None = None
+        self._runtime: RuntimeHttpClient | None = None
+        self._retry = _patient()
 
     def __enter__(self) -> "Link":
         try:
-            self._start()
+            self._superlink.open()
             self._register()
-            self.grid = self._begin()
+            self._grid = self._begin()
         except BaseException as error:
             self.close()
             if isinstance(error, httpx.TransportError):
@@ -137,22 +110,14 @@ class Link:
         self.close()
 
     def close(self) -> None:
-        """End the run; stop the SuperLink if this process started it."""
+        """End the run; the SuperLink ends if this process started it and no other coordinator uses it."""
         self._closing.set()
-        if self.grid is not None:
+        if self._runtime is not None:
             with contextlib.suppress(httpx.HTTPError):
-                self.grid._retry_invoker.max_tries = 1
-                self.grid._runtime_client.PushTaskOutput(
-                    PushTaskOutputRequest(sub_status="completed", details="")
-                )
-            self.grid.close()
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                self._retry.max_tries = 1
+                self._runtime.PushTaskOutput(PushTaskOutputRequest(sub_status="completed", details=""))
+            self._runtime.close()
+        self._superlink.close()
 
     def call(self, action: Callable[[HttpGrid], T]) -> T:
         """Call a function with the grid; a SuperLink that died is restarted, and a lost run is started again.
@@ -164,9 +129,9 @@ class Link:
         until = time.monotonic() + patience
         while True:
             try:
-                if self._lost.is_set() or self.grid is None:
-                    self.grid = self._begin()
-                return action(self.grid)
+                if self._lost.is_set() or self._grid is None:
+                    self._grid = self._begin()
+                return action(self._grid)
             except httpx.HTTPStatusError as error:
                 log.warning("the SuperLink ended the run (%s); starting another", error.response.status_code)
                 self._lost.set()
@@ -174,7 +139,7 @@ class Link:
                 log.warning("a message did not reach the SuperLink intact (%s)", error)
             except _AWAY as error:
                 log.warning("no connection to the SuperLink (%s)", error)
-                self._revive()
+                self._superlink.ensure()
             if time.monotonic() > until:
                 raise FederationError(
                     f"the SuperLink at {self._settings.local} did not answer for {patience:.0f} s",
@@ -183,47 +148,9 @@ class Link:
                 )
             time.sleep(0.5)
 
-    def _start(self) -> None:
-        """Start a SuperLink, unless one already answers."""
-        if _answers(self._settings.port):
-            log.info("joining the SuperLink at %s", self._settings.local)
-            return
-        folder = self._settings.folder
-        command = [sys.executable, "-m", "fedveil.deploy.flower.superlink"]
-        command += ["--isolation", "process", "--superexec-auth-secret-file"]
-        command += [str(self._settings.file("superlink.secret"))]
-        command += ["--host", self._settings.host, "--port", str(self._settings.port)]
-        command += ["--ssl-ca-certfile", str(self._settings.file("ca.pem"))]
-        command += ["--ssl-certfile", str(self._settings.file("superlink.pem"))]
-        command += ["--ssl-keyfile", str(self._settings.file("superlink.key"))]
-        command += ["--enable-supernode-auth", "--database", str(folder / "superlink.db")]
-        with (folder / "superlink.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**flower_environment(folder), PARENT: str(os.getpid())},
-                start_new_session=True,
-            )
-        until = time.monotonic() + _START_SECONDS
-        while not _answers(self._settings.port):
-            if self._process.poll() is not None or time.monotonic() > until:
-                raise FederationError(
-                    f"the SuperLink did not start on port {self._settings.port}",
-                    "its port must be free and its certificates valid",
-                    f"see {folder / 'superlink.log'}",
-                )
-            time.sleep(0.1)
-
-    def _revive(self) -> None:
-        if self._process is not None and self._process.poll() is not None:
-            log.warning("the SuperLink ended (%s); starting it again", self._process.returncode)
-            self._start()
-
     def _register(self) -> None:
         """Register the sites' nodes at the SuperLink; registered nodes keep their identity."""
-        with contextlib.closing(self._client(ControlHttpClient)) as control:
+        with turn(self._settings.turn), contextlib.closing(self._client(ControlHttpClient)) as control:
             known = {node.public_key for node in self._try(control.ListNodes, ListNodesRequest()).nodes_info}
             for site, key in self._nodes.items():
                 if key not in known:
@@ -231,19 +158,24 @@ class Link:
                     log.info("registered the node of %s", site)
 
     def _begin(self) -> HttpGrid:
-        """Start a run on the SuperLink and take its task."""
-        with contextlib.closing(self._client(ControlHttpClient)) as control:
-            content, _ = build_fab_from_files(app_files())
-            fab = Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content)
-            run_id = self._try(control.StartRun, StartRunRequest(fab=fab, federation="")).run_id
-        token = self._acquire(run_id)
+        """Start a run on the SuperLink and take its task; no other coordinator takes tasks meanwhile."""
+        with turn(self._settings.turn):
+            with contextlib.closing(self._client(ControlHttpClient)) as control:
+                content, _ = build_fab_from_files(app_files())
+                fab = Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content)
+                run_id = self._try(control.StartRun, StartRunRequest(fab=fab, federation="")).run_id
+            token = self._acquire(run_id)
+        if self._runtime is not None:
+            self._runtime.close()
+        client = self._client(RuntimeHttpClient, RuntimeTokenHttpInterceptor(token=token), retry=self._retry)
         grid = HttpGrid(self._settings.local, False, self._authority, token=token)
-        grid._retry_invoker = _patient()
-        task = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
+        grid._client = client  # Flower's own would lack the proof, and end this process on a 401
+        task = client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id = task.task_id
         TaskIdentity.run_id = task.run.run_id
         TaskIdentity.node_id = task.context.node_id
         grid.set_run(run_from_proto(task.run))
+        self._runtime = client
         self._lost.clear()
         return grid
 
@@ -267,11 +199,15 @@ class Link:
             "stop any flower-superexec that is connected to this SuperLink",
         )
 
-    def _client(self, kind: type[T], *interceptors: Any) -> T:
+    def _client(self, kind: type[T], *interceptors: Any, retry: Any = None) -> T:
         make: Any = kind
         shown = RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")
         client: T = make.from_server_address(
-            self._settings.local, False, self._authority, interceptors=[shown, *interceptors]
+            self._settings.local,
+            False,
+            self._authority,
+            interceptors=[shown, self._proof, *interceptors],
+            retry_invoker=retry,
         )
         return client
 
@@ -301,11 +237,11 @@ class Link:
     def _beat(self) -> None:
         """Hold the task, from a separate thread, for the duration of the study."""
         while not self._closing.wait(_HEARTBEAT):
-            grid = self.grid
-            if grid is None or self._lost.is_set():
+            runtime = self._runtime
+            if runtime is None or self._lost.is_set():
                 continue
             try:
-                if not grid._runtime_client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
+                if not runtime.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
                     self._lost.set()
             except httpx.HTTPStatusError:
                 self._lost.set()
@@ -321,9 +257,3 @@ def _patient() -> RetryInvoker:
         max_tries=3,
         max_time=None,
     )
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0

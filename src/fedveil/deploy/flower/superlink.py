@@ -1,62 +1,99 @@
-"""Starts Flower's SuperLink with one rule added: from other machines, it serves only hospitals' nodes.
+"""Starts Flower's SuperLink behind a gate (`fedveil.deploy.flower.gate`) and a listener with limits.
 
-A SuperLink answers three interfaces on one port. The fleet interface, which nodes use, authenticates every
-call. The control interface, which registers nodes and starts runs, does so only with a commercial add-on;
-open to the network, it would let anyone register a node or make stock nodes run a foreign program. So it and the
-interface of the coordinator's own process are served on the loopback address only."""
+It ends when nobody uses it any more: each coordinator holds a shared lock on a file while it runs, and a SuperLink that
+a coordinator started ends itself once it can lock that file alone. A standing one (`fedveil federation serve`) does not
+wait for users; it holds a lock of its own, by which coordinators recognise it.
+"""
 
+import logging
 import os
-from ipaddress import ip_address
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
-from flwr.supercore.app_utils import start_parent_process_monitor
-from flwr.superlink import extensions
-from flwr.superlink.cli import flower_superlink
+import uvicorn
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
 
-from fedveil.deploy.flower import PARENT
+from fedveil.deploy.flower import STANDING, USERS
+from fedveil.deploy.flower.gate import Gate, NodeKeys, proof_of
+from fedveil.deploy.flower.private.superlink import extensions, flower_superlink
+from fedveil.deploy.listener import GuardedListener
+from fedveil.deploy.locks import locked_alone, turn
 
-__all__ = ["FleetOnly", "main"]
+__all__ = ["main"]
 
-
-class FleetOnly:
-    """ASGI middleware: calls from other machines only reach ``/v1/fleet/``."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Forward a call, or refuse it."""
-        if scope["type"] == "lifespan" or _is_fleet(scope["path"]) or _is_local(scope):
-            await self._app(scope, receive, send)
-        else:
-            await PlainTextResponse("nodes only", status_code=403)(scope, receive, send)
+_LOOK = 0.5
+_LONGEST_HEADERS = 32768
+_IDLE = 75
 
 
-def _is_fleet(path: str) -> bool:
-    return path.startswith("/v1/fleet/") and ".." not in path
+def _serve(folder: Path) -> None:
+    """Run Flower's SuperLink, its web server replaced by one with limits.
+
+    Args:
+        folder: the coordinator's, with the SuperLink's secret and the nodes' public keys.
+    """
+    secret, inner = (folder / "superlink.secret").read_bytes(), extensions.get_middleware
+    listeners: list[GuardedListener] = []
+
+    def middleware() -> tuple[Middleware, ...]:
+        host, port = _argument("--host"), int(_argument("--port"))
+        listeners.append(GuardedListener(host, port))
+        keys = NodeKeys(folder / "nodes")
+        return (Middleware(Gate, proof=proof_of(secret), keys=keys, listener=listeners[0]), *inner())
+
+    def run(app: Any, **options: Any) -> None:
+        allowed = {
+            name: options[name] for name in ("host", "port", "log_config", "ssl_keyfile", "ssl_certfile")
+        }
+        config = uvicorn.Config(
+            app,
+            **allowed,
+            access_log=False,  # a line for each request of a stranger would fill the disk
+            http="h11",  # bounds the length of headers
+            h11_max_incomplete_event_size=_LONGEST_HEADERS,
+            loop="asyncio",  # accepts through the listener
+            ws="none",
+            proxy_headers=False,  # a header must not decide which address a caller has
+            timeout_keep_alive=_IDLE,
+            timeout_graceful_shutdown=3,
+            server_header=False,
+        )
+        uvicorn.Server(config).run(sockets=list(listeners))
+
+    extensions.get_middleware = middleware
+    uvicorn.run = run
+    flower_superlink()
 
 
-def _is_local(scope: Any) -> bool:
-    client = scope.get("client")
-    try:
-        address = ip_address(client[0]) if client else None
-    except ValueError:
-        return False
-    if address is None:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+def _argument(name: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+def _end_without_users(path: Path) -> None:
+    """End this process once no coordinator holds the lock; a new one then waits until this process is gone."""
+    while True:
+        time.sleep(_LOOK)
+        if locked_alone(path) is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
 
 
 def main() -> None:
-    """Run the SuperLink with the arguments of ``flower-superlink``."""
-    inner = extensions.get_middleware
-    extensions.get_middleware = lambda: (Middleware(FleetOnly), *inner())
-    if parent := os.environ.get(PARENT):
-        start_parent_process_monitor(int(parent))
-    flower_superlink()
+    """``python -m fedveil.deploy.flower.superlink FOLDER ...``, then the arguments of ``flower-superlink``."""
+    folder = Path(sys.argv.pop(1))
+    logging.getLogger("fedveil").setLevel(logging.INFO)
+    if standing := os.environ.get(STANDING):
+        with turn(folder / "superlink.turn"):  # as coordinators do when they look whether it is locked
+            held = locked_alone(Path(standing))
+        if held is None:
+            sys.exit(f"error: another SuperLink serves {folder}: stop it first")
+    elif users := os.environ.get(USERS):
+        threading.Thread(target=_end_without_users, args=[Path(users)], daemon=True).start()
+    _serve(folder)
 
 
 if __name__ == "__main__":

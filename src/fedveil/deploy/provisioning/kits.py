@@ -100,7 +100,8 @@ def _write_coordinator(
         fingerprint=fingerprint(identity.public),
         version=__version__,
     )
-    (home / "fedveil-study@.service").write_text(templates.STUDY_UNIT.format(name=name), encoding="utf-8")
+    for unit, text in (("study@", templates.STUDY_UNIT), ("superlink", templates.SUPERLINK_UNIT)):
+        (home / f"fedveil-{unit}.service").write_text(text.format(name=name), encoding="utf-8")
     (home / "README.md").write_text(guide, encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ __all__ = [
     "SITE_GUIDE",
     "SITE_UNIT",
     "STUDY_UNIT",
+    "SUPERLINK_UNIT",
 ]
 
 SITE = """# This hospital's settings. The service reads them when it starts; paths are relative to this folder.
@@ -141,7 +142,7 @@ WantedBy=multi-user.target
 
 STUDY_UNIT = """[Unit]
 Description=fedveil study %i of the federation {name}
-After=network-online.target
+After=network-online.target fedveil-superlink.service
 Wants=network-online.target
 
 [Service]
@@ -152,6 +153,36 @@ ExecStart=/bin/sh -c 'cd /var/lib/fedveil && exec /opt/fedveil/bin/fedveil coord
     --federation /etc/fedveil/coordinator --out runs/%i $$([ -e runs/%i ] && echo --resume)'
 Restart=on-failure
 RestartSec=60
+UMask=0077
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+ReadWritePaths=/etc/fedveil/coordinator
+PrivateTmp=yes
+PrivateDevices=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+CapabilityBoundingSet=
+LockPersonality=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictNamespaces=yes
+RestrictSUIDSGID=yes
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+SUPERLINK_UNIT = """[Unit]
+Description=fedveil SuperLink of the federation {name}: carries sealed messages for all studies
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+User=fedveil-coordinator
+Group=fedveil-coordinator
+ExecStart=/opt/fedveil/bin/fedveil federation serve /etc/fedveil/coordinator
+Restart=always
+RestartSec=5
 UMask=0077
 NoNewPrivileges=yes
 ProtectSystem=strict
@@ -258,8 +289,12 @@ As a service (once, as root), with the study in `/etc/fedveil/studies/NAME.toml`
     cp -r . /etc/fedveil/coordinator
     chown -R fedveil-coordinator: /etc/fedveil/coordinator
     chmod 700 /etc/fedveil/coordinator
-    cp fedveil-study@.service /etc/systemd/system/
+    cp fedveil-superlink.service fedveil-study@.service /etc/systemd/system/
+    systemctl enable --now fedveil-superlink
     systemctl start fedveil-study@NAME
+
+`fedveil-superlink` stays while studies come and go. Without it, the first study starts a SuperLink, and the last one
+to end stops it. `fedveil federation status .` says what goes on and who has to do what.
 
 Your fingerprint, to read to the hospitals by telephone: {fingerprint}
 `ca.key`, `identity.key` and `superlink.secret` stay on this machine. `receipts/` holds each hospital's signed receipts:

@@ -25,7 +25,6 @@ from fedveil.errors import DataError, FedveilError
 from fedveil.federation import Agreement, Site
 from fedveil.federation.secure_rounds import Identity as Signer
 from fedveil.learning import HeldOut, Learner, Model
-from fedveil.learning.encoders.external import verify
 from fedveil.privacy import Ledger
 from fedveil.study import TrainedModel
 from fedveil.study.evaluation import TestSet
@@ -189,6 +188,8 @@ class Cohorts:
         model_of(offer.study, dataset)
         encoder = offer.study.model.encoder.spec(offer.study.model.features)
         if encoder is not None:
+            from fedveil.learning.encoders.external import verify  # here, since only such encoders need torch
+
             verify(encoder)
         if not len(self.own(dataset, dataset.train)):
             raise DataError(

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedveil import __version__
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.offer import Offer
+from fedveil.deploy.protocol import mismatch, stated
 from fedveil.deploy.receipts import Receipt
 from fedveil.deploy.sealing import FROM_COORDINATOR, FROM_SITE, NO_ID, Opened, seal, unseal
 from fedveil.deploy.site.answers import Spool
@@ -153,19 +153,15 @@ class SiteService:
     def _hello(self, head: Mapping[str, Any]) -> Frame:
         """Report this site's identity and a study's state here; the nonce proves that the answer is fresh."""
         study, nonce, known = head.get("study"), head.get("nonce"), head.get("receipt")
-        if head.get("version") != __version__:
-            log.warning(
-                "the coordinator runs fedveil %.22r, this site %s: install the same version at both ends",
-                head.get("version"),
-                __version__,
-            )
+        if (why := mismatch(head)) is not None:
+            log.warning("%s", why)
         if not (isinstance(study, str) and _is_digest(study) and isinstance(nonce, str) and len(nonce) <= 64):
             raise WireError("a greeting without study and nonce arrived")
         if known is not None:
             self._check_not_rolled_back(Receipt.from_dict(known))
         self.copy_decisions()
         status = self.status(study)
-        return self._frame("hello", nonce=nonce, study=study, status=status, version=__version__)
+        return self._frame("hello", nonce=nonce, study=study, status=status, **stated())
 
     def _check_not_rolled_back(self, receipt: Receipt) -> None:
         """Check for the line that the coordinator's last receipt quotes; a restored old ledger lacks it."""

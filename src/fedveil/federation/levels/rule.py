@@ -11,18 +11,12 @@ s = (1 / n_1^2 + 1 / n_0^2) (N / nu)^2 / (1 - c^2) for class statistics with cou
 
     b^2 = k tau / (delta' C delta),  k = (N^2 / n_1^2 + N^2 / n_0^2) / (1 - c^2),  so  |delta|^2 = D sqrt(k tau) / b.
 
-The pilot measures N, and two functions of D and b:
-
-- the number of units, in total and of each class, from both sums;
-- **the squared length of the noisy difference, less its known noise**: |delta|^2 + tau (1 / n_1 + 1 / n_0), with
-  standard deviation sqrt(4 |delta|^2 s + 2 d s^2) in d dimensions;
-- **the separation along the noisy difference**, from the histogram: distance of the mean scores (less what the same
-  units add to both, tau (1 / n_1 + 1 / n_0) / length) divided by the spread within classes: d at the pilot's nu.
-
-Neither is known well from few units, so both update a prior on (log D, log (b / sqrt k)), which comes from the public
-tasks that `fedveil plan` knows. The posterior is computed on a grid. For training by gradients, D and b are those of
-one round times factors from the same tasks. The rule picks the cheapest level whose expected loss of AUROC, against
-no noise, is within the tolerance; the dearest one if none is.
+The pilot measures N from both sums, and two functions of D and b: the squared length of the noisy difference, and how
+a histogram of scores along it separates the classes. `.pilot_likelihood` states how likely they are. Neither is known
+well from few units, so both update a prior on (log D, log (b / sqrt k)), which comes from the public tasks that
+`fedveil plan` knows. The posterior is computed on a grid. For training by gradients, D and b are those of one round
+times factors from the same tasks. The rule picks the cheapest level whose expected loss of AUROC, against no noise, is
+within the tolerance; the dearest one if none is.
 """
 
 import math
@@ -32,21 +26,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
+from fedveil.federation.levels.pilot_likelihood import Measured, log_likelihood
+from fedveil.lazy import later
 from fedveil.learning.accuracy_law import law_score, law_variance
 from fedveil.learning.ranges import class_sizes
 from fedveil.learning.released.class_statistics import COUNT_WEIGHT, ClassStatistics
-from fedveil.learning.released.pilot_scores import BINS, bin_middles, differences, tables
+from fedveil.learning.released.pilot_scores import BINS, differences, tables
 
 __all__ = ["Forecast", "Law", "Prediction", "Rule"]
 
+special = later("scipy.special")
+
 Vector = npt.NDArray[np.float64]
 POINTS = 41
+VERSION = 2
+"""Of the rule. The agreement states it: a site whose rule is another version has another digest."""
 WIDTH = 3.0
 """The grid of the posterior: points along each axis, and standard deviations of the prior on each side."""
-MODEL_ERROR = 0.3
-"""Relative error of the formulas themselves, added to both measurements."""
 SMALLEST_TRACE = 0.2
 DIGITS = 9
 """Losses are rounded to so many digits, so that coordinator and sites agree whatever their processors."""
@@ -63,6 +60,7 @@ class Law:
         power: p.
         spread: s_0.
         scatter: s_1.
+        error: relative error of the factor of D.
     """
 
     separation: float
@@ -71,6 +69,7 @@ class Law:
     power: float
     spread: float = 0.08
     scatter: float = 0.25
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +112,7 @@ class Rule:
         law: of the recipe that is trained.
         separation: mean and standard deviation of log D in the prior.
         noise: mean and standard deviation of log (b / sqrt k).
-        pilot_strength: mu / f of the pilot's class statistics.
+        version: `VERSION`.
     """
 
     classes: int
@@ -123,7 +122,7 @@ class Rule:
     law: Law
     separation: tuple[float, float]
     noise: tuple[float, float]
-    pilot_strength: float
+    version: int = VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, which an agreement's digest covers."""
@@ -144,10 +143,12 @@ class Rule:
         ratios = np.append(units * np.array(strengths), np.inf)
         scores, doubts = [], []
         for table in range(tables(self.classes)):
-            score, weight, noise = self._posterior(table, counts, units, totals, variances, ratios)
+            seen = self._measured(table, counts, totals, variances) if self.features else None
+            score, weight, noise = self._posterior(table, counts, units, seen, ratios)
             doubt = law_variance(self.law.spread, self.law.scatter, noise[:, None], ratios)
+            doubt = doubt + np.square(self.law.error * score)
             scores.append((weight @ score, weight @ (score**2 + doubt) - (weight @ score) ** 2))
-            doubts.append(weight @ ndtr(score / np.sqrt(1 + doubt)))
+            doubts.append(weight @ special.ndtr(score / np.sqrt(1 + doubt)))
         expected = np.mean(doubts, axis=0)
         middle, variance = (
             np.mean([one for one, _ in scores], axis=0),
@@ -156,7 +157,9 @@ class Rule:
         half = 1.96 * np.sqrt(variance)
         found = [
             Prediction(expected=float(e), low=float(low), high=float(high))
-            for e, low, high in zip(expected, ndtr(middle - half), ndtr(middle + half), strict=True)
+            for e, low, high in zip(
+                expected, special.ndtr(middle - half), special.ndtr(middle + half), strict=True
+            )
         ]
         losses = np.round(expected[-1] - expected[:-1], DIGITS)
         enough = np.flatnonzero(losses <= self.tolerance)
@@ -188,8 +191,7 @@ class Rule:
         table: int,
         counts: Vector,
         units: float,
-        totals: Sequence[Vector],
-        variances: Sequence[float],
+        seen: Measured | None,
         ratios: Vector,
     ) -> tuple[Vector, Vector, Vector]:
         """Scores (points, levels + 1) of one class against the rest, the weights of the points, and b at each."""
@@ -199,10 +201,11 @@ class Rule:
         steps = np.linspace(-WIDTH, WIDTH, POINTS)
         one, other = (grid.ravel() for grid in np.meshgrid(steps, steps))
         separation = np.exp(self.separation[0] + self.separation[1] * one)
-        noise = np.exp(self.noise[0] + self.noise[1] * other) * math.sqrt(k)
+        relative = np.exp(self.noise[0] + self.noise[1] * other)
+        noise = relative * math.sqrt(k)
         logs = -(one**2 + other**2) / 2
-        if self.features:
-            logs = logs + self._likelihood(table, counts, units, totals, variances, separation, noise, k)
+        if seen is not None:
+            logs = logs + log_likelihood(seen, separation, relative)
         weight = np.exp(logs - logs.max())
         weight /= weight.sum()
         law = self.law
@@ -216,60 +219,32 @@ class Rule:
         )
         return score, weight, noise * law.noise
 
-    def _likelihood(
-        self,
-        table: int,
-        counts: Vector,
-        units: float,
-        totals: Sequence[Vector],
-        variances: Sequence[float],
-        separation: Vector,
-        noise: Vector,
-        k: float,
-    ) -> Vector:
-        """Log likelihood of the two measurements at every point of the grid."""
+    def _measured(
+        self, table: int, counts: Vector, totals: Sequence[Vector], variances: Sequence[float]
+    ) -> Measured:
+        """What the sums state of one class against the rest."""
         read = ClassStatistics.from_released(totals[0], self.classes, variances[0], counts)
-        code = 1 if self.classes == 2 else table
-        first, rest = counts[code], counts.sum() - counts[code]
+        code, others = 1 if self.classes == 2 else table, self.classes - 1
+        sizes = np.array([counts.sum() - counts[code], counts[code]])
         variance = variances[0] / (1 - COUNT_WEIGHT**2)
-        s = variance * (1 / first**2 + (self.classes - 1) / rest**2)
         noises = variance / counts**2
         lengths = np.square(read.means).sum(axis=1) - self.features * noises
-        tau = float(np.clip(1 - read.priors @ np.maximum(lengths, 0), SMALLEST_TRACE, 1.0))
         difference = differences(read)[0][table]
-        length = float(difference @ difference)
-        chance = tau * (1 / first + 1 / rest)
-        wanted = separation * math.sqrt(k * tau) / noise + chance
-        doubt = 4 * wanted * s + 2 * self.features * s**2 + (MODEL_ERROR * wanted) ** 2
-        logs = -np.square(length - self.features * s - wanted) / (2 * doubt) - np.log(doubt) / 2
-        if not self.histogram:
-            return np.asarray(logs)
-        seen, std = self._separation(table, totals[1], variances[1], first, rest, chance / math.sqrt(length))
-        ratio = units * self.pilot_strength
-        along = math.sqrt(2) * law_score(separation, self.law.patients, noise, 2.0, units, ratio)
-        doubt = std**2 + (MODEL_ERROR * along) ** 2
-        return np.asarray(logs - np.square(seen - along) / (2 * doubt) - np.log(doubt) / 2)
-
-    def _separation(
-        self, table: int, total: Vector, variance: float, first: float, rest: float, chance: float
-    ) -> tuple[float, float]:
-        """The separation of scores along the pilot's direction in standard deviations, and its own deviation."""
-        told = tables(self.classes)
-        rows = total.reshape(told, 2, BINS)[table] * math.sqrt(told)
-        variance = variance * told
-        at = bin_middles(self.features)
-        width = at[1] - at[0]
-        others, own = rows
-        distance = own @ at / first - others @ at / rest - chance
-        distance_std = math.sqrt(variance * float(at @ at) * (1 / first**2 + 1 / rest**2))
-        sums = [
-            (own @ at**2) / first - (own @ at / first) ** 2,
-            (others @ at**2) / rest - (others @ at / rest) ** 2,
-        ]
-        spread = (sums[0] * first + sums[1] * rest) / (first + rest) - width**2 / 12
-        spread_std = math.sqrt(2 * variance * float(at**2 @ at**2)) / (first + rest)
-        least = (width / 2) ** 2
-        deviation = math.sqrt(max(spread, least))
-        relative = spread_std / max(spread, least) / 2
-        found = float(distance) / deviation
-        return found, math.sqrt((distance_std / deviation) ** 2 + (found * relative) ** 2 + 0.05**2)
+        counted = totals[0].reshape(self.classes, -1)[:, -1] / COUNT_WEIGHT
+        bins, told = None, tables(self.classes)
+        if self.histogram:
+            bins = totals[1].reshape(told, 2, BINS)[table] * math.sqrt(told)
+        return Measured(
+            sizes=sizes,
+            squares=(others * variance / sizes[0] ** 2, variance / sizes[1] ** 2),
+            length=float(difference @ difference),
+            features=self.features,
+            trace=float(np.clip(1 - read.priors @ np.maximum(lengths, 0), SMALLEST_TRACE, 1.0)),
+            bins=bins,
+            bin_variance=variances[1] * told if self.histogram else 0.0,
+            counted=np.array([counted.sum() - counted[code], counted[code]]),
+            counted_variances=(
+                others * variances[0] / COUNT_WEIGHT**2,
+                variances[0] / COUNT_WEIGHT**2,
+            ),
+        )

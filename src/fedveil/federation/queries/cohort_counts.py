@@ -9,7 +9,7 @@ import numpy as np
 
 from fedveil.data import Cohort
 from fedveil.data.annotations.groups import GROUPS, grouped
-from fedveil.errors import FederationError
+from fedveil.errors import FederationError, InvalidValue
 from fedveil.federation.queries.query import Asked, HospitalUnits, Indices, NoisySum, Query, Vector
 from fedveil.learning import Sizes
 from fedveil.learning.unit_weights import image_shares
@@ -53,7 +53,17 @@ class CohortCountsQuery(Query):
 
     @classmethod
     def over(cls, records: Cohort, unit: Unit) -> "CohortCountsQuery":
-        """The query for data with these classes and columns."""
+        """The query for data with these classes and columns.
+
+        Raises:
+            InvalidValue: images have several findings each.
+        """
+        if records.labels.ndim != 1:
+            raise InvalidValue(
+                f"{records.name} has several findings per image",
+                "a description counts each image in one class",
+                "describe the cohort by classes that exclude each other",
+            )
         found = tuple(name for name in GROUPS if name in records.attributes)
         return cls(records.classes, found, unit)
 

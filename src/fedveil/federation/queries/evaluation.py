@@ -16,7 +16,7 @@ from fedveil.federation.queries.query import (
     Part,
     Vector,
 )
-from fedveil.learning import ScoreHistogram, Sizes
+from fedveil.learning import FindingHistogram, Histogram, ScoreHistogram, Sizes
 
 __all__ = ["EvaluationQuery"]
 
@@ -28,7 +28,9 @@ class EvaluationQuery(OneSum):
 
     **Bound: 1.** With two classes an image adds one onehot vector of true class and score bin; with K > 2 it adds K + 1
     onehot vectors, divided by sqrt(K + 1). In both cases its norm is exactly 1 (or 0, if a number overflowed), and a
-    unit adds the average over its images: norm at most 1, by convexity. Each image is scored independently, so it
+    unit adds the average over its images: norm at most 1, by convexity. With K findings per image it adds one such
+    vector for each finding that is known, divided by sqrt(K): norm ``sqrt(known / K)``, at most 1, over all findings
+    together; see `fedveil.learning.FindingHistogram`. Each image is scored independently, so it
     does not affect other images' bins. If the unit is the site, the sum over all its patients is scaled down to norm
     1.
     """
@@ -43,7 +45,7 @@ class EvaluationQuery(OneSum):
 
     def length(self, model: Sizes) -> int:
         """Bins by true class."""
-        return ScoreHistogram.size(model.classes)
+        return _kind(model).size(model.classes)
 
     def sent_length(self, model: Sizes) -> int:
         """Class frequencies, then the model."""
@@ -67,14 +69,16 @@ class EvaluationQuery(OneSum):
         return super().sum(asking)
 
     def sent(self, state: ModelState) -> Vector:
-        """Class frequencies (equal if none were released) and the model."""
-        classes = state.model.classes
-        frequencies = np.full(classes, 1 / classes) if state.frequencies is None else state.frequencies
-        return np.concatenate([frequencies, state.parameters])
+        """Frequencies (equal if none were released) and the model."""
+        return state.judged
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
         """The model with the histogram added; its parameters are unchanged."""
-        histogram = ScoreHistogram.from_released(
+        histogram = _kind(state.model).from_released(
             released.total, state.model.classes, released.variance, released.sampling_rate
         )
         return replace(state, histogram=histogram)
+
+
+def _kind(model: Sizes) -> type[Histogram]:
+    return FindingHistogram if model.findings else ScoreHistogram

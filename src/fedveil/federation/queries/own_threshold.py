@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-import numpy as np
-
 from fedveil.federation.queries.query import HospitalUnits, Indices, ModelState, NoisySum, OneSum, Vector
 from fedveil.learning import Sizes
 
@@ -16,7 +14,7 @@ __all__ = ["OwnThresholdQuery"]
 class OwnThresholdQuery(OneSum):
     """Class sizes and mean scores of one hospital's images as they are; see `fedveil.learning.released.site_threshold`.
 
-    **Bound: 1.** As for `CalibrationQuery`, for the image alone. The hospital adds all of the noise.
+    **Bound: 1.** As for `CalibrationQuery`, for the image alone, also for findings. The hospital adds all of the noise.
     """
 
     name: ClassVar[str] = "personal-calibration"
@@ -47,9 +45,7 @@ class OwnThresholdQuery(OneSum):
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
         """Threshold and frequencies, posterior means around the common ones."""
-        classes = state.model.classes
-        common = np.full(classes, 1 / classes) if state.frequencies is None else state.frequencies
         parameters, own = state.model.recalibrated(
-            state.parameters, common, released.total, released.variance
+            state.parameters, state.common, released.total, released.variance
         )
         return replace(state, parameters=parameters, frequencies=own)

@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from fedveil.data import Cohort
 from fedveil.errors import FederationError, InvalidValue
-from fedveil.learning import Certainty, HeldOut, Learner, Model, ScoreHistogram, Sizes, Statistics
+from fedveil.learning import (
+    Certainty,
+    HeldOut,
+    Histogram,
+    Learner,
+    Model,
+    ReleasedSubgroups,
+    Sizes,
+    Statistics,
+)
 from fedveil.privacy import Mechanism, Unit
 
 __all__ = [
@@ -149,23 +158,37 @@ class ModelState:
     Attributes:
         model: the trained model.
         parameters: its whole parameter vector, which ends with the trained part.
-        frequencies: (classes,) class frequencies; None if none were released.
+        frequencies: (classes,) frequencies of classes or findings; None if none were released.
         statistics: what was released before training.
         histogram: the release about held-out units.
         certainty: how sure the decision rule is; None if no threshold was released.
+        subgroups: the release about subgroups of held-out units.
     """
 
     model: Model
     parameters: Vector
     frequencies: Vector | None = None
     statistics: Statistics | None = None
-    histogram: ScoreHistogram | None = None
+    histogram: Histogram | None = None
     certainty: Certainty | None = None
+    subgroups: ReleasedSubgroups | None = None
 
     @property
     def trained(self) -> Vector:
         """The trained part."""
         return self.parameters[-self.model.trained :]
+
+    @property
+    def common(self) -> Vector:
+        """(classes,) the frequencies that were released; without them equal ones, of a finding and its absence too."""
+        if self.frequencies is not None:
+            return self.frequencies
+        return np.full(self.model.classes, 0.5 if self.model.findings else 1 / self.model.classes)
+
+    @property
+    def judged(self) -> Vector:
+        """What an evaluation sends: the frequencies, then the parameters."""
+        return np.concatenate([self.common, self.parameters])
 
     def at(self, trained: Vector, shift: Vector | None = None) -> "ModelState":
         """The same with another trained part and another shift of the logits."""

@@ -7,26 +7,31 @@ docs/secure-aggregation.md says what it protects from whom. The words themselves
 `fedveil.privacy.accounting.integer`.
 """
 
-from fedveil.federation.secure_aggregation.client import SecureAggregationClient
-from fedveil.federation.secure_aggregation.disputes import Dispute, suspects
-from fedveil.federation.secure_aggregation.exchange import Exchange, establish, unmask
-from fedveil.federation.secure_aggregation.messages import (
-    Announcement,
-    MaskedInput,
-    Ready,
-    Recovery,
-    RecoveryRequest,
-    Roster,
-    SharesDelivered,
-    SharesSent,
-)
-from fedveil.federation.secure_aggregation.server import (
-    Aggregation,
-    RoundAbandoned,
-    SecureAggregationServer,
-    SetUpFailed,
-)
-from fedveil.federation.secure_aggregation.session import Session
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.federation.secure_aggregation.client import SecureAggregationClient
+    from fedveil.federation.secure_aggregation.disputes import Dispute, suspects
+    from fedveil.federation.secure_aggregation.exchange import Exchange, establish, unmask
+    from fedveil.federation.secure_aggregation.messages import (
+        Announcement,
+        MaskedInput,
+        Ready,
+        Recovery,
+        RecoveryRequest,
+        Roster,
+        SharesDelivered,
+        SharesSent,
+    )
+    from fedveil.federation.secure_aggregation.server import (
+        Aggregation,
+        RoundAbandoned,
+        SecureAggregationServer,
+        SetUpFailed,
+    )
+    from fedveil.federation.secure_aggregation.session import Session
 
 __all__ = [
     "Aggregation",
@@ -49,3 +54,5 @@ __all__ = [
     "suspects",
     "unmask",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

@@ -5,11 +5,16 @@ the name in a study file: ``+`` concatenates extractors, ``@SIZE`` sets the reso
 from their features the mean and main directions of synthetic images. Encoders that are not built in are in `external`.
 """
 
-from fedveil.learning.encoders.external.spec import EncoderSpec, is_external
-from fedveil.learning.encoders.extractor import Concatenation, FeatureExtractor, failures
-from fedveil.learning.encoders.precomputed import PRECOMPUTED, Precomputed
-from fedveil.learning.encoders.registry import EXTRACTORS, feature_extractor
-from fedveil.learning.encoders.whitened import Whitened
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.learning.encoders.external.spec import EncoderSpec, is_external
+    from fedveil.learning.encoders.extractor import Concatenation, FeatureExtractor, failures
+    from fedveil.learning.encoders.precomputed import PRECOMPUTED, Precomputed
+    from fedveil.learning.encoders.registry import EXTRACTORS, feature_extractor
+    from fedveil.learning.encoders.whitened import Whitened
 
 __all__ = [
     "EXTRACTORS",
@@ -23,3 +28,5 @@ __all__ = [
     "feature_extractor",
     "is_external",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

@@ -3,13 +3,19 @@
 What bounds a patient's contribution, and every sum, stays in float32 or better on every device.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = later("torch")
 
 __all__ = ["PRECISIONS", "Device", "Precision", "current", "halving", "narrowed", "use"]
 
@@ -24,7 +30,7 @@ class Device:
     torch: torch.device
 
     @classmethod
-    def of(cls, name: str) -> "Device":
+    def of(cls, name: str) -> Device:
         """The device of this name: auto, cpu, cuda, cuda:NUMBER or mps.
 
         Raises:
@@ -53,18 +59,18 @@ class Device:
         return cls(torch.device(name))
 
 
-_current = Device(torch.device("cpu"))
+_current: Device | None = None
 
 
 def current() -> Device:
     """The device of this process."""
-    return _current
+    return _current or Device(torch.device("cpu"))
 
 
 def use(device: Device) -> Device:
     """Set the device of this process; returns the one that was set before."""
     global _current
-    before, _current = _current, device
+    before, _current = current(), device
     return before
 
 

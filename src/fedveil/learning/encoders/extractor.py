@@ -1,18 +1,25 @@
 """The interface of feature extractors, and the concatenation of several."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = later("torch")
 
 log = logging.getLogger("fedveil.site")
 Images: TypeAlias = npt.NDArray[np.float32]

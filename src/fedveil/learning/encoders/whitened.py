@@ -57,7 +57,7 @@ class Whitened:
         self, inner: FeatureExtractor, image_size: int, channels: int, slices: int | None = None
     ) -> None:
         self._slices = slices
-        self._inner, self._size, self._channels = inner, min(image_size, LARGEST_DRAWN), channels
+        self.inner, self._size, self._channels = inner, min(image_size, LARGEST_DRAWN), channels
         self.name = inner.name
         self.dimension = inner.dimension
         self.blocks: tuple[int, ...] = (inner.dimension,)
@@ -69,7 +69,7 @@ class Whitened:
 
     def _units(self, images: Images) -> Matrix:
         """Each block scaled to unit length, rounded as `key` states: norms in single precision."""
-        features, blocks = np.array(self._inner(images)), self._inner.blocks
+        features, blocks = np.array(self.inner(images)), self.inner.blocks
         for block in np.split(features, np.cumsum(blocks)[:-1], axis=1):
             norms = np.linalg.norm(block, axis=1, keepdims=True)
             block /= np.maximum(norms, SMALLEST_NORM) * np.float32(np.sqrt(len(blocks)))
@@ -77,7 +77,7 @@ class Whitened:
 
     def _whiten(self, units: Matrix) -> Matrix:
         """In blocks of one size, so that an image's rounding does not depend on others; see `in_batches`."""
-        mean, axes, shrinkage = self._constants
+        mean, axes, shrinkage = self.constants
         result = units - mean
         for start in range(0, len(result), BATCH):
             block = result[start : start + BATCH]
@@ -91,7 +91,7 @@ class Whitened:
         return phantom_volumes(self._size, Reading(slices=self._slices), patients=VOLUMES, seed=SEED).images
 
     @cached_property
-    def _constants(self) -> tuple[Matrix, Matrix, Matrix]:
+    def constants(self) -> tuple[Matrix, Matrix, Matrix]:
         """m; the axes (k, dimension) of S; and the fraction of a vector along each that is removed."""
         drawn = self._drawn()
         grey = drawn.read(np.arange(len(drawn)))

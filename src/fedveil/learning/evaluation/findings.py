@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
 from fedveil.learning.evaluation.intervals import NO_INTERVAL, Interval, Spread, wilson
 from fedveil.learning.evaluation.metrics import ClassMetrics, Metrics, expected_calibration_error
 from fedveil.learning.models.learner import Vector
 
 __all__ = ["decide_findings", "evaluate_findings", "findings_point"]
+
+stats = later("scipy.stats")
 
 SMALLEST = 1e-12
 Labels = npt.NDArray[Any]

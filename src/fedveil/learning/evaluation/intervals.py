@@ -15,6 +15,7 @@ within [0, 1] and does not collapse where a metric is 1 on few patients.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from fedveil.learning.models.learner import Vector
 __all__ = [
     "NO_INTERVAL",
     "Interval",
+    "Labels",
     "Spread",
     "auroc_influences",
     "difference",
@@ -46,6 +48,7 @@ class Spread:
 
     auroc: float = 0.0
     balanced_accuracy: float = 0.0
+    quadratic_kappa: float = 0.0
 
 
 def wilson(value: float, influences: Vector, patients: Labels, noise: float = 0.0) -> Interval:
@@ -107,13 +110,12 @@ def difference(
     return max(-1.0, gap - down), min(1.0, gap + up)
 
 
-def auroc_influences(labels: Labels, probabilities: Vector) -> Vector:
-    """Influence (n,) of each image on the AUROC; with more than two classes on the mean over those that occur."""
-    scored = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    parts = [_one_against_rest(labels == code, probabilities[:, code]) for code in scored]
+def auroc_influences(sides: Sequence[tuple[npt.NDArray[np.bool_], Vector]], images: int) -> Vector:
+    """Influence (n,) of each image on the mean AUROC of those (positive, scores) in which both sides occur."""
+    parts = [_one_against_rest(positive, scores) for positive, scores in sides]
     defined = [part for part in parts if part is not None]
     if not defined:
-        return np.zeros(len(labels))
+        return np.zeros(images)
     total: Vector = np.sum(defined, axis=0) / len(defined)
     return total
 

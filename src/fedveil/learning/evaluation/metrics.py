@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
+from fedveil.learning.evaluation.grades import above, kappa_interval, quadratic_kappa
 from fedveil.learning.evaluation.intervals import (
     NO_INTERVAL,
     Interval,
@@ -22,7 +23,15 @@ from fedveil.learning.evaluation.intervals import (
 )
 from fedveil.learning.models.learner import Vector
 
-__all__ = ["ClassMetrics", "Metrics", "auroc", "decide", "evaluate", "expected_calibration_error"]
+__all__ = [
+    "ClassMetrics",
+    "Metrics",
+    "auroc",
+    "decide",
+    "evaluate",
+    "expected_calibration_error",
+    "sides_of",
+]
 
 Labels = npt.NDArray[np.int64]
 
@@ -54,7 +63,7 @@ class Metrics:
         n: images.
         patients: patients.
         auroc: area under the ROC curve; for more than two classes the mean over classes, each against the
-            rest.
+            rest, and for grades that over cut points.
         auroc_interval: 95 % interval over test patients and, if its spread was given, the noise of training.
         balanced_accuracy: mean sensitivity of the classes.
         balanced_accuracy_interval: as above.
@@ -62,6 +71,8 @@ class Metrics:
         brier: mean squared error of the probabilities: of class 1, or summed over more than two classes.
         log_loss: mean negative logarithm of the true class's probability, in nats.
         calibration_error: expected calibration error, 10 bins.
+        quadratic_kappa: of grades, see `.grades`; NaN for classes without an order.
+        quadratic_kappa_interval: as above.
         threshold: for two classes, the probability of class 1 above which it is predicted; NaN otherwise.
         majority: accuracy and balanced accuracy of always predicting the most frequent class.
         confusion: images by true class (rows) and predicted class (columns).
@@ -82,6 +93,8 @@ class Metrics:
     majority: dict[str, float]
     confusion: tuple[tuple[int, ...], ...]
     per_class: tuple[ClassMetrics, ...]
+    quadratic_kappa: float = math.nan
+    quadratic_kappa_interval: Interval = NO_INTERVAL
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, as in `result.json`."""
@@ -115,13 +128,23 @@ def decide(probabilities: Vector, priors: npt.ArrayLike | None = None) -> Labels
     return predicted
 
 
-def auroc(labels: Labels, probabilities: Vector) -> float:
+def sides_of(
+    labels: Labels, probabilities: Vector, *, ordered: bool = False
+) -> list[tuple[npt.NDArray[np.bool_], Vector]]:
+    """What an AUROC is the mean over: which images are positive, and the scores of all; grades are cut in two."""
+    if ordered:
+        return above(labels, probabilities)
+    scored = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    return [(labels == code, probabilities[:, code]) for code in scored]
+
+
+def auroc(labels: Labels, probabilities: Vector, *, ordered: bool = False) -> float:
     """Area under the ROC curve; with more than two classes the mean over them, each against the rest.
 
-    Classes that have no image, or all of them, are left out; NaN if none remains.
+    Classes that have no image, or all of them, are left out; NaN if none remains. Of grades it is the mean over cut
+    points, of what is above each.
     """
-    scored = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    values = [_auroc_of(labels == code, probabilities[:, code]) for code in scored]
+    values = [_auroc_of(*side) for side in sides_of(labels, probabilities, ordered=ordered)]
     defined = [value for value in values if not math.isnan(value)]
     return float(np.mean(defined)) if defined else math.nan
 
@@ -148,6 +171,7 @@ def evaluate(
     patients: npt.ArrayLike | None = None,
     priors: npt.ArrayLike | None = None,
     spread: Spread | None = None,
+    ordered: bool = False,
 ) -> Metrics:
     """Evaluate predictions on a test set.
 
@@ -158,6 +182,7 @@ def evaluate(
         patients: (n,) patient codes for the intervals; None counts each image as a patient.
         priors: class frequencies of training, for predictions as `decide` makes them.
         spread: of the metrics over the noise of training; None leaves it out of the intervals.
+        ordered: classes are grades, whose quadratic weighted kappa is evaluated.
 
     Raises:
         InvalidValue: no images, inconsistent columns, or invalid probabilities.
@@ -172,7 +197,8 @@ def evaluate(
     confusion = metrics.confusion_matrix(truth, predicted, labels=range(len(classes)))
     present = np.unique(truth)
     noise = spread or Spread()
-    area = auroc(truth, scores)
+    area = auroc(truth, scores, ordered=ordered)
+    influences = auroc_influences(sides_of(truth, scores, ordered=ordered), len(truth))
     balanced = float(metrics.recall_score(truth, predicted, labels=present, average="macro"))
     threshold = math.nan
     if len(classes) == 2:
@@ -181,7 +207,7 @@ def evaluate(
         n=len(truth),
         patients=int(codes.max()) + 1,
         auroc=area,
-        auroc_interval=wilson(area, auroc_influences(truth, scores), codes, noise.auroc),
+        auroc_interval=wilson(area, influences, codes, noise.auroc),
         balanced_accuracy=balanced,
         balanced_accuracy_interval=wilson(
             balanced, recall_influences(truth, predicted), codes, noise.balanced_accuracy
@@ -199,7 +225,15 @@ def evaluate(
         per_class=tuple(
             _class_metrics(code, name, truth, scores, predicted) for code, name in enumerate(classes)
         ),
+        **(_agreement(truth, predicted, len(classes), codes, noise.quadratic_kappa) if ordered else {}),
     )
+
+
+def _agreement(truth: Labels, predicted: Labels, grades: int, codes: Labels, noise: float) -> dict[str, Any]:
+    return {
+        "quadratic_kappa": quadratic_kappa(truth, predicted, grades),
+        "quadratic_kappa_interval": kappa_interval(truth, predicted, grades, codes, noise),
+    }
 
 
 def _class_metrics(code: int, name: str, truth: Labels, scores: Vector, predicted: Labels) -> ClassMetrics:

@@ -1,5 +1,7 @@
 """Evaluation of a model on patients that hospitals hold out, from one noisy sum of histograms.
 
+This is the histogram of classes that exclude each other; `.finding_histogram` is that of several findings per image.
+
 An exact AUROC of private images is not private. Instead, a hospital releases a histogram of scores by true class,
 summed over its held-out units, with noise like every sum. AUROC, ROC curve, confusion, calibration and Brier score
 are post-processing of the total, with intervals that include the noise.
@@ -14,9 +16,10 @@ the grid of `fedveil.learning.exact`, so that sums are exact. Each unit has weig
 ten images counts as one.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,29 +29,87 @@ from fedveil.learning.evaluation.noisy_ratios import Estimate, NoisyCounts, isot
 from fedveil.learning.exact import first_sums, on_grid
 from fedveil.learning.models.learner import Vector
 
-__all__ = ["BINS", "ScoreHistogram"]
+__all__ = ["BINS", "Histogram", "ScoreHistogram", "at_middles", "entry"]
 
 BINS = 10
 """More bins mean more noise (AUROC's standard deviation grows with their square root), fewer mean more ties."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class ScoreHistogram:
-    """The release with its noise, hence public; counts are units, and may be negative.
+class Histogram(ABC):
+    """A release about held-out units with its noise, hence public; counts are units, and may be negative.
 
     Attributes:
-        counts: (k, 2, BINS), one table for each class against the rest: rest, then the class. For two
-            classes k is 1 and the class is 1.
-        confusion: (classes, classes) units by true (row) and predicted class; None for two classes, whose confusion
-            follows from ``counts``.
+        counts: (k, 2, BINS), one table for each class or finding: images without it, then with it. For two classes k is
+            1 and the class is 1.
         noise_variance: of each number.
         sampling_rate: probability with which each unit took part; counts are already divided by it.
     """
 
     counts: Vector
-    confusion: Vector | None
     noise_variance: float
     sampling_rate: float = 1.0
+
+    @staticmethod
+    @abstractmethod
+    def size(classes: int) -> int:
+        """Length of the released vector."""
+
+    @staticmethod
+    @abstractmethod
+    def contribution(
+        probabilities: Vector, labels: npt.NDArray[Any], weights: Vector, priors: Vector
+    ) -> Vector:
+        """Sum the units' contributions; exact, so it stays in the hospital."""
+
+    @classmethod
+    @abstractmethod
+    def from_released(
+        cls, vector: Vector, classes: int, noise_variance: float, sampling_rate: float = 1.0
+    ) -> Self:
+        """Read the noisy sum over all sites, divided by the sampling rate, and its noise variance."""
+
+    @abstractmethod
+    def metrics(self, classes: Sequence[str], priors: npt.ArrayLike) -> dict[str, Any]:
+        """The metrics with 95 % intervals that include the noise and the choice of patients; plain values for JSON."""
+
+    def table(self, k: int) -> NoisyCounts:
+        """Counts (2, BINS) by label and score."""
+        return NoisyCounts(self.counts[k], self.noise_variance, self.sampling_rate)
+
+    def brier(self, k: int, said: Vector) -> Estimate:
+        """Mean squared error of the probability that each bin stands for."""
+        return self.table(k).share(np.stack([said**2, (1 - said) ** 2]))
+
+    def roc(self, k: int) -> dict[str, list[float]]:
+        """The curve, from (0, 0) to (1, 1), made monotone as a ROC curve is."""
+        rates = []
+        for row in self.counts[k]:
+            above = np.append(0.0, np.cumsum(row[::-1]))
+            whole = above[-1] if above[-1] > 0 else 1.0
+            rates.append(isotonic(np.clip(above / whole, 0.0, 1.0)).tolist())
+        return {"false_positive_rate": rates[0], "true_positive_rate": rates[1]}
+
+    def reliability(self, k: int, said: Vector) -> list[dict[str, Any]]:
+        """Predicted and observed frequency per bin; null if the noise is too large."""
+        rows = []
+        for column in range(BINS):
+            of = NoisyCounts(self.counts[k][:, column : column + 1], self.noise_variance, self.sampling_rate)
+            rows.append({"predicted": float(said[column])} | entry("observed", of.column_share()))
+        return rows
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ScoreHistogram(Histogram):
+    """The histogram of classes that exclude each other; see the module's text.
+
+    Attributes:
+        confusion: (classes, classes) units by true (row) and predicted class; None for two classes, whose confusion
+            follows from ``counts``.
+    """
+
+    confusion: Vector | None
 
     @staticmethod
     def size(classes: int) -> int:
@@ -106,35 +167,59 @@ class ScoreHistogram:
             priors: class frequencies of training, as in `contribution`; for the Brier score and calibration, which
                 are those of probabilities under them.
         """
-        matrix = self._confusion()
-        recalls = [matrix.row_share(code, code) for code in range(len(classes))]
+        matrix, recalls = self._confusion(), self._recalls()
         accuracy = matrix.share(np.eye(len(classes)))
-        aurocs = [self._table(k).auroc() for k in range(len(self.counts))]
+        aurocs = [self.table(k).auroc() for k in range(len(self.counts))]
         units = matrix.total()
         return {
             "what": "held-out units of the hospitals, from one noisy histogram",
             "units": units.value,
             "units_interval": units.interval(upper=np.inf),
             "noise_std": float(np.sqrt(self.noise_variance)),
-            **_entry("auroc", mean_of(aurocs)),
-            **_entry("balanced_accuracy", mean_of(recalls, independent=True)),
-            **_entry("accuracy", accuracy),
-            **_entry("brier", self._brier(np.asarray(priors, dtype=np.float64))),
+            **entry("auroc", mean_of(aurocs)),
+            **entry("balanced_accuracy", mean_of(recalls, independent=True)),
+            **entry("accuracy", accuracy),
+            **entry("brier", self._all_brier(np.asarray(priors, dtype=np.float64))),
             "confusion_estimate": matrix.values.tolist(),
             "per_class": [
                 {"name": name, "units": float(matrix.values[code].sum())}
-                | _entry("sensitivity", recalls[code])
-                | (_entry("auroc", aurocs[code]) if len(classes) > 2 else {})
+                | entry("sensitivity", recalls[code])
+                | (entry("auroc", aurocs[code]) if len(classes) > 2 else {})
                 for code, name in enumerate(classes)
             ],
-            "roc": [self._roc(k) for k in range(len(self.counts))],
+            "roc": [self.roc(k) for k in range(len(self.counts))],
             "reliability": [
-                self._reliability(k, np.asarray(priors, np.float64)) for k in range(len(self.counts))
+                self.reliability(k, self._said(k, np.asarray(priors, np.float64)))
+                for k in range(len(self.counts))
             ],
         }
 
-    def _table(self, k: int) -> NoisyCounts:
-        return NoisyCounts(self.counts[k], self.noise_variance, self.sampling_rate)
+    def auroc(self) -> Estimate:
+        """Mean over the classes, as in `metrics`."""
+        return mean_of([self.table(k).auroc() for k in range(len(self.counts))])
+
+    def balanced_accuracy(self) -> Estimate:
+        """As in `metrics`."""
+        return mean_of(self._recalls(), independent=True)
+
+    def units(self) -> Estimate:
+        """The number of units."""
+        return self._confusion().total()
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Self]) -> Self:
+        """That of several disjoint groups together, whose noise is independent."""
+        matrices = [part.confusion for part in parts if part.confusion is not None]
+        return cls(
+            counts=np.sum([part.counts for part in parts], axis=0),
+            confusion=np.sum(matrices, axis=0) if matrices else None,
+            noise_variance=float(np.sum([part.noise_variance for part in parts])),
+            sampling_rate=parts[0].sampling_rate,
+        )
+
+    def _recalls(self) -> list[Estimate]:
+        matrix = self._confusion()
+        return [matrix.row_share(code, code) for code in range(len(matrix.values))]
 
     def _confusion(self) -> NoisyCounts:
         if self.confusion is not None:
@@ -142,35 +227,18 @@ class ScoreHistogram:
         halves = self.counts[0].reshape(2, 2, BINS // 2).sum(axis=2)
         return NoisyCounts(halves, self.noise_variance * (BINS // 2), self.sampling_rate)
 
-    def _brier(self, priors: Vector) -> Estimate:
+    def _all_brier(self, priors: Vector) -> Estimate:
         """Mean squared error of a probability that is known up to a bin; summed over more than two classes."""
-        parts = []
-        for k in range(len(self.counts)):
-            said = _at_middles(priors, k if len(self.counts) > 1 else 1)
-            parts.append(self._table(k).share(np.stack([said**2, (1 - said) ** 2])))
+        parts = [self.brier(k, self._said(k, priors)) for k in range(len(self.counts))]
         value = float(np.sum([part.value for part in parts]))
         return Estimate(value, float(np.sum([part.std for part in parts])))
 
-    def _roc(self, k: int) -> dict[str, list[float]]:
-        """The curve, from (0, 0) to (1, 1), made monotone as a ROC curve is."""
-        rates = []
-        for row in self.counts[k]:
-            above = np.append(0.0, np.cumsum(row[::-1]))
-            whole = above[-1] if above[-1] > 0 else 1.0
-            rates.append(isotonic(np.clip(above / whole, 0.0, 1.0)).tolist())
-        return {"false_positive_rate": rates[0], "true_positive_rate": rates[1]}
-
-    def _reliability(self, k: int, priors: Vector) -> list[dict[str, Any]]:
-        """Predicted and observed frequency per bin; null if the noise is too large."""
-        said = _at_middles(priors, k if len(self.counts) > 1 else 1)
-        rows = []
-        for column in range(BINS):
-            of = NoisyCounts(self.counts[k][:, column : column + 1], self.noise_variance, self.sampling_rate)
-            rows.append({"predicted": float(said[column])} | _entry("observed", of.column_share()))
-        return rows
+    def _said(self, k: int, priors: Vector) -> Vector:
+        return at_middles(priors, k if len(self.counts) > 1 else 1)
 
 
-def _entry(name: str, estimate: Estimate) -> dict[str, Any]:
+def entry(name: str, estimate: Estimate) -> dict[str, Any]:
+    """A metric with its standard deviation and interval."""
     return {name: estimate.clipped, f"{name}_std": estimate.std, f"{name}_interval": estimate.interval()}
 
 
@@ -190,7 +258,7 @@ def _balanced(probabilities: Vector, priors: Vector) -> tuple[Vector, npt.NDArra
     return result, proper
 
 
-def _at_middles(priors: Vector, code: int) -> Vector:
+def at_middles(priors: Vector, code: int) -> Vector:
     """The probability of a class, under the frequencies of training, at the middle of each bin.
 
     With more than two classes the rest counts as one class with the remaining frequency.

@@ -25,7 +25,7 @@ from fedveil.learning.evaluation.intervals import (
     recall_influences,
     wilson,
 )
-from fedveil.learning.evaluation.metrics import auroc, decide
+from fedveil.learning.evaluation.metrics import auroc, decide, sides_of
 from fedveil.learning.models.learner import Vector
 
 __all__ = ["Subgroup", "subgroups"]
@@ -78,6 +78,7 @@ def subgroups(
     *,
     patients: npt.NDArray[np.int64],
     priors: npt.ArrayLike | None = None,
+    ordered: bool = False,
 ) -> tuple[Subgroup, ...]:
     """Every group of every attribute that has test images.
 
@@ -87,12 +88,15 @@ def subgroups(
         attributes: columns (n,) by public names.
         patients: (n,) patient codes.
         priors: class frequencies of training, as in `decide`.
+        ordered: classes are grades.
     """
     codes = np.unique(patients, return_inverse=True)[1]
     predicted = decide(probabilities, priors)
 
     def area(rows: Mask) -> tuple[float, Vector]:
-        return auroc(labels[rows], probabilities[rows]), auroc_influences(labels[rows], probabilities[rows])
+        sides = sides_of(labels[rows], probabilities[rows], ordered=ordered)
+        value = auroc(labels[rows], probabilities[rows], ordered=ordered)
+        return value, auroc_influences(sides, int(rows.sum()))
 
     def balanced(rows: Mask) -> tuple[float, Vector]:
         truth, called = labels[rows], predicted[rows]

@@ -8,16 +8,21 @@ such bound holds, before any budget is spent; `try_out` does so too, and returns
 changes the sum by at most the clip norm.
 """
 
-from fedveil.learning.gradients.clipping import Clipping, clip_factors
-from fedveil.learning.gradients.engine import GradientSum, Loss, PrivateGradients, Reduction
-from fedveil.learning.gradients.parameters import (
-    dimension,
-    flatten_parameters,
-    load_flat,
-    trainable_parameters,
-)
-from fedveil.learning.gradients.trial.probe import Trial, check_private, try_out
-from fedveil.learning.gradients.units import poisson_sample
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.learning.gradients.clipping import Clipping, clip_factors
+    from fedveil.learning.gradients.engine import GradientSum, Loss, PrivateGradients, Reduction
+    from fedveil.learning.gradients.parameters import (
+        dimension,
+        flatten_parameters,
+        load_flat,
+        trainable_parameters,
+    )
+    from fedveil.learning.gradients.trial.probe import Trial, check_private, try_out
+    from fedveil.learning.gradients.units import poisson_sample
 
 __all__ = [
     "Clipping",
@@ -35,3 +40,5 @@ __all__ = [
     "trainable_parameters",
     "try_out",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

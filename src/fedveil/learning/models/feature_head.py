@@ -1,7 +1,8 @@
 """What linear heads on frozen features share, whatever their labels: the layout of parameters, and the learner.
 
 A whole parameter vector is: the released centre of the features, one released number per class, a shift of the logits,
-and the trained weights. `.linear_head` has classes that exclude each other, `.findings` any number of findings.
+and the trained weights. `.linear_head` has classes that exclude each other, `.grades` ordered ones, `.findings` any
+number of findings.
 """
 
 from abc import ABC, abstractmethod
@@ -50,6 +51,11 @@ class FeatureHead(ABC):
         return self.head.classes
 
     @property
+    def findings(self) -> bool:
+        """Whether an image may have any number of the classes."""
+        return self.head.findings
+
+    @property
     def trained(self) -> int:
         """Length of the trained part, and so of a gradient."""
         return self.head.dimension
@@ -57,7 +63,12 @@ class FeatureHead(ABC):
     @property
     def parameters(self) -> int:
         """Length of the whole parameter vector."""
-        return self.features + self.classes + self.head.logits + self.head.dimension
+        return self.features + self.classes + self.shifts + self.head.dimension
+
+    @property
+    def shifts(self) -> int:
+        """Length of the shift: one number per logit."""
+        return self.head.logits
 
     def initial(self) -> Vector:
         """The trained part before training."""
@@ -71,6 +82,10 @@ class FeatureHead(ABC):
     def scores(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
         """Logits (n, logits) before any shift, divided by `scale`."""
 
+    @abstractmethod
+    def probabilities(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
+        """Class probabilities (n, classes) for raw features (n, d)."""
+
     def split(self, parameters: Vector) -> tuple[Vector, Vector, Vector, Vector]:
         """Centre, numbers of the classes, shift and trained part of a parameter vector."""
         if parameters.shape != (self.parameters,):
@@ -79,7 +94,7 @@ class FeatureHead(ABC):
                 f"this model has {self.parameters} of them in one vector",
                 "use the same features and classes as in training",
             )
-        ends = np.cumsum([self.features, self.classes, self.head.logits])
+        ends = np.cumsum([self.features, self.classes, self.shifts])
         centre, numbers, shift, trained = np.split(parameters, ends)
         return centre, numbers, shift, trained
 
@@ -109,7 +124,7 @@ class FeatureHead(ABC):
         """The whole parameter vector; without a released centre it is that of the start, or the origin."""
         if centre is None:
             centre = np.zeros(self.features) if self.start is None else self.start.centre
-        moved = np.zeros(self.head.logits) if shift is None else shift
+        moved = np.zeros(self.shifts) if shift is None else shift
         return np.concatenate([centre, numbers, moved, trained])
 
 

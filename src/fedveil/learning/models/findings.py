@@ -12,8 +12,7 @@ where x is the image's features, ``||x|| <= 1``, and ``onehot(y_j)`` counts abse
 if it is unknown. The norm is at most ``sqrt(1 - b^2 + b^2 (K + 1) / (K + 1)) = 1``, and an average of such vectors has
 norm at most 1. All images share one centre, their mean: a mean per finding and value would need 2 K times the numbers.
 
-**After training**, a unit adds the average over its images of ``(sqrt(1 - b^2) s_j, b) / sqrt(K)`` for each finding j
-that is known, in one of two places, for absence or presence; ``|s_j| <= 1`` is the image's score. Norm at most 1 again.
+**After training**, it adds scores and counts per finding, see `..released.finding_scores`.
 
 Terms are cut to the grid of `fedveil.learning.exact`, so that sums are exact and no unit changes another's part.
 """
@@ -24,8 +23,6 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.errors import InvalidValue
-from fedveil.learning.exact import SHORTER, on_grid
 from fedveil.learning.models.feature_head import (
     LONGEST_SHIFT,
     SMALLEST_SCALE,
@@ -36,8 +33,8 @@ from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.logistic import LinearHead
 from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.ranges import check_centre, check_length
-from fedveil.learning.released.finding_statistics import COUNT_WEIGHT, RAREST, FindingStatistics
-from fedveil.learning.released.posterior import Noisy, combined, means_of
+from fedveil.learning.released.finding_scores import FindingScores
+from fedveil.learning.released.finding_statistics import FindingStatistics, check_finding_frequencies
 from fedveil.learning.released.score_statistics import Certainty
 
 __all__ = ["FindingsHead", "FindingsLearner"]
@@ -66,8 +63,8 @@ class FindingsHead(FeatureHead):
 
     @property
     def score_share(self) -> float:
-        """K findings share what is not for counts."""
-        return (1 - COUNT_WEIGHT**2) / self.classes
+        """One finding's; see `FindingScores`."""
+        return FindingScores.share(self.classes)
 
     @property
     def statistics_size(self) -> int:
@@ -77,7 +74,7 @@ class FindingsHead(FeatureHead):
     @property
     def calibration_size(self) -> int:
         """Length of the release after training."""
-        return 4 * self.classes
+        return FindingScores.size(self.classes)
 
     def read_statistics(self, released: Vector, noise_variance: float) -> FindingStatistics:
         """Counts, and the mean of features."""
@@ -97,18 +94,9 @@ class FindingsHead(FeatureHead):
         """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`."""
         centre, frequencies, shift, _ = self.split(parameters)
         check_centre(centre, self.blocks)
-        self.check_frequencies(frequencies)
+        check_finding_frequencies(frequencies)
         for one, scale in zip(shift, self.scale(parameters), strict=True):
             check_length("the shift", np.array([one]), LONGEST_SHIFT * float(scale))
-
-    def check_frequencies(self, frequencies: Vector) -> None:
-        """Refuse frequencies that are no released ones."""
-        if not ((frequencies >= RAREST) & (frequencies <= 1 - RAREST)).all():
-            raise InvalidValue(
-                f"frequencies are {np.round(frequencies, 6).tolist()}",
-                f"the model's lie between {RAREST:g} and {1 - RAREST:g}",
-                "send the model of the study",
-            )
 
     def scale(self, parameters: Vector) -> Vector:
         """(K,) half the norm of each finding's weights; public."""
@@ -135,34 +123,21 @@ class FindingsHead(FeatureHead):
         statistics: FindingStatistics | None,
     ) -> tuple[Vector, Certainty]:
         """The model with a shift per finding: the middle between the mean logits without and with it."""
-        sums, counts = _scores_of(released, noise_variance)
-        if statistics is not None:
-            counts = combined(counts, statistics.measured)
-        found = [
-            means_of(Noisy(one[:, None], sums.variance), Noisy(sizes, counts.variance))
-            for one, sizes in zip(sums.values, counts.values, strict=True)
-        ]
+        earlier = None if statistics is None else statistics.measured
+        middles, certainty = FindingScores.from_released(released, noise_variance, earlier).middles()
         centre, frequencies, _, trained = self.split(parameters)
-        middles = np.clip([float(one.middle[0]) for one in found], -1.0, 1.0)
         whole = np.concatenate([centre, frequencies, middles * self.scale(parameters), trained])
-        return whole, Certainty.of_all([Certainty.of(one) for one in found])
+        return whole, certainty
 
     def recalibrated(
         self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
     ) -> tuple[Vector, Vector]:
-        """Thresholds of one hospital's own are not made for findings: the common ones stay."""
-        del released, noise_variance
-        return parameters, frequencies
-
-
-def _scores_of(released: Vector, noise_variance: float) -> tuple[Noisy, Noisy]:
-    """Sums of scores and counts, each (K, 2), from the release after training."""
-    values = released.reshape(-1, 2, 2)
-    of_sums, of_counts = (1 - COUNT_WEIGHT**2) / len(values), COUNT_WEIGHT**2 / len(values)
-    return (
-        Noisy(values[:, :, 0] / np.sqrt(of_sums), noise_variance / of_sums),
-        Noisy(values[:, :, 1] / np.sqrt(of_counts), noise_variance / of_counts),
-    )
+        """The model with one hospital's shifts and frequencies; see `fedveil.learning.Model.recalibrated`."""
+        centre, _, shift, trained = self.split(parameters)
+        scale = self.scale(parameters)
+        found = FindingScores.from_released(released, noise_variance, None)
+        middles, own = found.own(np.clip(shift / scale, -LONGEST_SHIFT, LONGEST_SHIFT), frequencies)
+        return np.concatenate([centre, own, middles * scale, trained]), own
 
 
 @final
@@ -175,26 +150,15 @@ class FindingsLearner(FeatureLearner[FindingsHead]):
         """Refuse parameters that the model cannot have; see `Learner.check_parameters`."""
         if judged:
             frequencies, parameters = np.split(parameters, [self._model.classes])
-            self._model.check_frequencies(frequencies)
+            check_finding_frequencies(frequencies)
         self._model.check_parameters(parameters)
 
     def _class_weights(self, numbers: Vector) -> Vector:
         return 1 / (2 * np.stack([1 - numbers, numbers], axis=1))
 
     def _statistics(self, parameters: Vector, shares: Vector, plain: bool) -> Vector:
+        """The mean of features and counts; or the mean score of each image and its degraded view."""
         if not parameters.size:
             return FindingStatistics.contribution(self._features, self._labels, shares)
-        return self._calibration(parameters, shares, plain)
-
-    def _calibration(self, parameters: Vector, shares: Vector, plain: bool) -> Vector:
-        """The release after training, (4 K,): for each finding, without and with it, the sum of scores and a count."""
         scores = np.mean(self._scored(parameters, plain), axis=0)
-        scale = SHORTER * shares[:, None] / np.sqrt(self._model.classes)
-        scored = on_grid(np.sqrt(1 - COUNT_WEIGHT**2) * scores * scale)
-        counted = on_grid(COUNT_WEIGHT * np.ones_like(scores) * scale)
-        found = [
-            [(scored * (self._labels == value)).sum(axis=0), (counted * (self._labels == value)).sum(axis=0)]
-            for value in (0, 1)
-        ]
-        total: Vector = np.array(found).transpose(2, 0, 1).ravel()
-        return total
+        return FindingScores.contribution(scores, self._labels, shares)

@@ -1,5 +1,6 @@
 """A linear head on features that are centred with the study's first release; see `..released.class_statistics`."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -24,33 +25,37 @@ from fedveil.learning.released.pilot_scores import pilot_counts
 from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics
 from fedveil.learning.released.site_threshold import own_numbers
 
-__all__ = ["CentredHead", "CentredLearner"]
+__all__ = ["SCALE", "CentredHead", "CentredLearner", "ClassHead"]
 
 SCALE = 0.5
 """Logits of a score of length 1, as a fraction of the weights' norm: few images exceed it."""
 
 
-@final
-class CentredHead(FeatureHead):
-    """The model: parameters are the released centre and class weights, a shift of the logits, and the trained head.
+class ClassHead(FeatureHead):
+    """What linear heads for classes that exclude each other share, ordered or not: their releases, and class weights.
 
     Weights w_y make all classes count equally in training, however rare; so does the centre, the midpoint between
-    the classes' means, which replaces an intercept. Probabilities are converted to the class frequencies of
-    training: ``p(y | x)`` is proportional to ``softmax(logits - shift)_y / w_y``. The shift is 0 in training;
-    afterwards it may be set to the midpoint between the classes' mean logits, see `..released.posterior`.
-
-    Args:
-        blocks: lengths of the blocks of features, as the extractor makes them.
-        classes: number of classes.
-        centred: whether features are centred; a head from one round of statistics uses them uncentred.
-        start: the public model that training is pulled towards; None for none.
+    the classes' means, which replaces an intercept.
     """
 
-    def __init__(
-        self, blocks: Sequence[int], classes: int, *, centred: bool = True, start: PublicStart | None = None
-    ) -> None:
-        super().__init__(LinearHead(sum(blocks), classes), blocks, start)
-        self.centred = centred
+    centred = True
+    """Whether features are centred; a head from one round of statistics uses them uncentred."""
+
+    @abstractmethod
+    def calibrated(
+        self,
+        parameters: Vector,
+        released: Vector,
+        noise_variance: float,
+        statistics: ClassStatistics | None,
+    ) -> tuple[Vector, Certainty]:
+        """See `fedveil.learning.Model.calibrated`."""
+
+    @abstractmethod
+    def recalibrated(
+        self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
+    ) -> tuple[Vector, Vector]:
+        """See `fedveil.learning.Model.recalibrated`."""
 
     @property
     def thresholds(self) -> tuple[int, int]:
@@ -76,6 +81,64 @@ class CentredHead(FeatureHead):
         """Class sizes and means of features."""
         return ClassStatistics.from_released(released, self.classes, noise_variance)
 
+    def join(
+        self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
+    ) -> Vector:
+        """The whole parameter vector; without statistics the centre is that of the start, or the origin, and the
+        weights are 1."""
+        if statistics is None:
+            return self.joined(None, np.ones(self.classes), trained, shift)
+        public = None if self.start is None else self.start.centre
+        centre = statistics.centre(self.blocks, public) if self.centred else None
+        return self.joined(centre, statistics.weights, trained, shift)
+
+    def scores(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
+        """Logits (n, logits) before any shift, divided by `scale`."""
+        result: Vector = self.logits(parameters, features) / self.scale(parameters)
+        return result
+
+    def scale(self, parameters: Vector) -> float:
+        """The logits of a score of length 1, `SCALE` times the norm of the trained weights; a public number."""
+        return max(float(np.linalg.norm(self.split(parameters)[3])) * SCALE, SMALLEST_SCALE)
+
+    def check_parameters(self, parameters: Vector) -> None:
+        """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
+
+        The centre is one of `ClassStatistics.centre`, or 0. Weights w are ``1 / (K frequency)`` for class frequencies:
+        not below 1/K, and their reciprocals sum to K.
+        """
+        centre, weights, shift, _ = self.split(parameters)
+        check_centre(centre, self.blocks)
+        with np.errstate(divide="ignore"):
+            check_frequencies(1 / (self.classes * weights))
+        self._check_shift(shift, LONGEST_SHIFT * self.scale(parameters))
+
+    def _check_shift(self, shift: Vector, longest: float) -> None:
+        """Refuse a shift that is longer than any."""
+        check_length("the shift", shift, longest)
+
+
+@final
+class CentredHead(ClassHead):
+    """The model: parameters are the released centre and class weights, a shift of the logits, and the trained head.
+
+    Probabilities are converted to the class frequencies of training: ``p(y | x)`` is proportional to
+    ``softmax(logits - shift)_y / w_y``. The shift is 0 in training; afterwards it may be set to the midpoint between
+    the classes' mean logits, see `..released.posterior`.
+
+    Args:
+        blocks: lengths of the blocks of features, as the extractor makes them.
+        classes: number of classes.
+        centred: whether features are centred; a head from one round of statistics uses them uncentred.
+        start: the public model that training is pulled towards; None for none.
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], classes: int, *, centred: bool = True, start: PublicStart | None = None
+    ) -> None:
+        super().__init__(LinearHead(sum(blocks), classes), blocks, start)
+        self.centred = centred
+
     def calibrated(
         self,
         parameters: Vector,
@@ -89,29 +152,6 @@ class CentredHead(FeatureHead):
         centre, weights, _, trained = self.split(parameters)
         shift = bounded(found.middle, 1.0) * self.scale(parameters)
         return np.concatenate([centre, weights, shift, trained]), Certainty.of(found)
-
-    def join(
-        self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
-    ) -> Vector:
-        """The whole parameter vector; without statistics the centre is that of the start, or the origin, and the
-        weights are 1."""
-        if statistics is None:
-            return self.joined(None, np.ones(self.classes), trained, shift)
-        public = None if self.start is None else self.start.centre
-        centre = statistics.centre(self.blocks, public) if self.centred else None
-        return self.joined(centre, statistics.weights, trained, shift)
-
-    def check_parameters(self, parameters: Vector) -> None:
-        """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
-
-        The centre is one of `ClassStatistics.centre`, or 0. Weights w are ``1 / (K frequency)`` for class frequencies:
-        not below 1/K, and their reciprocals sum to K. The shift is at most `LONGEST_SHIFT` times `scale` long.
-        """
-        centre, weights, shift, _ = self.split(parameters)
-        check_centre(centre, self.blocks)
-        with np.errstate(divide="ignore"):
-            check_frequencies(1 / (self.classes * weights))
-        check_length("the shift", shift, LONGEST_SHIFT * self.scale(parameters))
 
     def recalibrated(
         self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
@@ -141,19 +181,10 @@ class CentredHead(FeatureHead):
         result: Vector = (probabilities.T / first_sums(probabilities.T.copy())).T
         return result
 
-    def scores(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
-        """Logits (n, logits) before any shift, divided by `scale`."""
-        result: Vector = self.logits(parameters, features) / self.scale(parameters)
-        return result
-
-    def scale(self, parameters: Vector) -> float:
-        """The logits of a score of length 1, `SCALE` times the norm of the trained weights; a public number."""
-        return max(float(np.linalg.norm(self.split(parameters)[3])) * SCALE, SMALLEST_SCALE)
-
 
 @final
-class CentredLearner(FeatureLearner[CentredHead]):
-    """One cohort's features behind a `CentredHead`; labels are (n,) class codes."""
+class CentredLearner(FeatureLearner[ClassHead]):
+    """One cohort's features behind a `ClassHead`; labels are (n,) class codes."""
 
     even = 1.0
 

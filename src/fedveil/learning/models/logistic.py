@@ -19,25 +19,31 @@ So the sums over a cohort with and without a unit differ by exactly that unit's 
 secure aggregation the sum is rounded to the integer grid at random, which `fedveil.privacy.accounting.integer` prices.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from fedveil.errors import InvalidValue
+from fedveil.lazy import later
 from fedveil.learning.exact import SHORTER, first_sums, grid, softmax
+from fedveil.learning.models.checked import (
+    checked_codes,
+    checked_features,
+    checked_findings,
+    checked_patients,
+    checked_weights,
+)
+from fedveil.learning.models.cumulative import cut_points, grade_probabilities, grade_residuals, neighbours
 from fedveil.learning.models.learner import Indices, Vector
+
+special = later("scipy.special")
 
 Unit: TypeAlias = Literal["patient", "image", "site"]
 
-LARGEST_FEATURE = 1e6
-"""Larger values, like NaN, indicate broken features; the bound prevents overflow."""
 LARGEST_PARAMETER = 1e12
-LARGEST_WEIGHT = 1e6
 CLIP_NORMS = (1e-100, 1e100)
 """Far from where the squares of norms underflow or overflow."""
 NUMBERS = 1 << 17
@@ -50,12 +56,14 @@ class LinearHead:
 
     Two classes share one logit, that of class 1: parameters are w, ``features`` numbers. More classes have one each:
     (w_0, w_1, ...), ``classes * features`` numbers. With ``findings``, classes do not exclude each other: each has a
-    logit and a binary logistic regression of its own.
+    logit and a binary logistic regression of its own. With ``grades``, classes are ordered and share one logit, see
+    `.cumulative`.
     """
 
     features: int
     classes: int
     findings: bool = False
+    grades: bool = False
 
     def __post_init__(self) -> None:
         if self.features < 1 or self.classes < (1 if self.findings else 2):
@@ -69,8 +77,8 @@ class LinearHead:
 
     @property
     def logits(self) -> int:
-        """Number of logits: 1 for two classes, otherwise one per class or finding."""
-        return 1 if self.classes == 2 and not self.findings else self.classes
+        """Number of logits: 1 for two classes or for grades, otherwise one per class or finding."""
+        return 1 if self.grades or (self.classes == 2 and not self.findings) else self.classes
 
     @property
     def dimension(self) -> int:
@@ -97,7 +105,7 @@ class LinearHead:
         for others.
         """
         weights = self.weights(parameters)
-        checked = _checked_features(features, self.features)
+        checked = checked_features(features, self.features)
         step = max(1, NUMBERS // self.features)
         parts = [np.empty((0, self.logits))]
         for start in range(0, len(checked), step):
@@ -133,9 +141,23 @@ class LinearHead:
         """
         if self.findings:
             return np.asarray(special.expit(logits), dtype=np.float64)
+        if self.grades:
+            return grade_probabilities(logits[:, 0], cut_points(self.classes))
         if self.logits == 1:
             return np.concatenate([special.expit(-logits), special.expit(logits)], axis=1)
         return softmax(logits)
+
+    def residuals(self, logits: Vector, targets: Vector) -> Vector:
+        """Derivatives (logits, n) of the images' losses by their logits (logits, n).
+
+        Args:
+            logits: (logits, n).
+            targets: (logits, n) of 1 for the class or findings of an image, else 0; for grades (2, n), see
+                `.cumulative.grade_residuals`.
+        """
+        if self.grades:
+            return grade_residuals(logits, targets)
+        return self.probabilities_of(logits.T).T[-self.logits :] - targets
 
 
 def logits_by_image(weights: Vector, columns: Vector) -> Vector:
@@ -149,7 +171,7 @@ class _Part:
 
     Attributes:
         features: (d, n). Of u units with m images each: the first image of all, then the second of all, and so on.
-        targets: (logits, n), 1 for the class of the image, or for its findings.
+        targets: (logits, n), 1 for the class of the image, or for its findings; for grades (2, n).
         weights: (logits, n) or (1, n), of the images in their unit's gradient.
         buckets: (m, u) in order.
     """
@@ -170,8 +192,7 @@ class _Part:
         for start in range(0, self.features.shape[1], step):
             images = slice(start, start + step)
             features = self.features[:, images]
-            probabilities = head.probabilities_of(logits_by_image(weights, features).T).T
-            residuals = probabilities[-head.logits :] - self.targets[:, images]
+            residuals = head.residuals(logits_by_image(weights, features), self.targets[:, images])
             residuals *= self.weights[:, images]
             buckets = self.buckets if units > 1 else ((features.shape[1], 1),)
             for logit, residual in enumerate(residuals):
@@ -216,10 +237,10 @@ class LinearLearner:
         unit: Unit = "patient",
         class_weights: npt.ArrayLike | None = None,
     ) -> None:
-        checked = _checked_features(features, head.features)
-        groups = np.arange(len(checked)) if unit == "image" else _checked_patients(patients, len(checked))
+        checked = checked_features(features, head.features)
+        groups = np.arange(len(checked)) if unit == "image" else checked_patients(patients, len(checked))
         shape = (head.classes, 2) if head.findings else (head.classes,)
-        weights = np.ones(shape) if class_weights is None else _checked_weights(class_weights, shape)
+        weights = np.ones(shape) if class_weights is None else checked_weights(class_weights, shape)
         self._head, self._unit, self._groups = head, unit, int(groups.max()) + 1
         self._features = checked
         self._targets, self._weights = _loss(head, labels, weights, len(checked))
@@ -301,26 +322,17 @@ class LinearLearner:
 
 def _loss(
     head: LinearHead, labels: npt.NDArray[Any], weights: Vector, length: int
-) -> tuple[npt.NDArray[np.bool_], Vector]:
+) -> tuple[npt.NDArray[Any], Vector]:
     """Targets (logits, n), and the weights of images in the loss, (1, n) or for findings (logits, n)."""
     if not head.findings:
-        codes = _checked_codes("label", labels, length, head.classes)
+        codes = checked_codes("label", labels, length, head.classes)
+        if head.grades:
+            return np.stack(neighbours(codes, cut_points(head.classes))), weights[codes][None, :]
         return np.eye(head.classes, dtype=bool)[-head.logits :, codes], weights[codes][None, :]
     checked_findings(labels, length, head.classes)
     present = labels.T == 1
     known = np.where(present, weights[:, 1:], weights[:, :1])
     return present, np.where(labels.T >= 0, known, 0.0)
-
-
-def checked_findings(labels: npt.NDArray[Any], length: int, classes: int) -> npt.NDArray[Any]:
-    """Labels (n, K) of 1, 0 and -1, or InvalidValue."""
-    if labels.shape != (length, classes) or not np.isin(labels, (-1, 0, 1)).all():
-        raise InvalidValue(
-            f"labels have shape {labels.shape}",
-            f"there must be {classes} findings for each of {length} images, each 1, 0, or -1 if unknown",
-            "give one column per finding",
-        )
-    return labels
 
 
 def _clipped(gradients: Vector, clip_norm: float) -> Vector:
@@ -329,56 +341,3 @@ def _clipped(gradients: Vector, clip_norm: float) -> Vector:
     norms = np.sqrt(first_sums(gradients * gradients))
     gradients *= bound / np.maximum(norms, bound) / step
     return np.trunc(gradients, out=gradients)
-
-
-def _checked_features(features: npt.NDArray[Any], dimension: int) -> npt.NDArray[Any]:
-    if features.ndim != 2 or features.shape[1] != dimension or features.dtype.kind != "f":
-        raise InvalidValue(
-            f"features have shape {features.shape} and type {features.dtype}",
-            f"this model takes floating-point numbers of shape (n, {dimension})",
-            "use the extractor that the model was made for",
-        )
-    if not (np.abs(features) <= LARGEST_FEATURE).all():
-        raise InvalidValue(
-            "features hold values that are not finite, or larger than 1e6",
-            "one image's features must be bounded",
-            "check the images, and the normalisation of features",
-        )
-    return features
-
-
-def _checked_codes(what: str, codes: npt.NDArray[Any], length: int, count: int) -> npt.NDArray[np.int64]:
-    result = np.asarray(codes)
-    if result.shape != (length,) or result.dtype.kind not in "iu" or length == 0:
-        raise InvalidValue(
-            f"{what} codes have shape {result.shape} and type {result.dtype}",
-            f"there must be one whole number for each of {length} images, at least one",
-            "pass one column of codes",
-        )
-    if result.min() < 0 or result.max() >= count:
-        raise InvalidValue(
-            f"{what} codes reach from {result.min()} to {result.max()}",
-            f"they must lie in 0 .. {count - 1}",
-            "number them from 0 without gaps",
-        )
-    return result.astype(np.int64)
-
-
-def _checked_patients(patients: npt.NDArray[Any], length: int) -> npt.NDArray[np.int64]:
-    codes = _checked_codes("patient", patients, length, max(length, 1))
-    if not np.bincount(codes).all():
-        raise InvalidValue(
-            "some patient codes have no image", "codes run from 0 without gaps", "renumber them"
-        )
-    return codes
-
-
-def _checked_weights(weights: npt.ArrayLike, shape: tuple[int, ...]) -> Vector:
-    result = np.asarray(weights, dtype=np.float64)
-    if result.shape != shape or not ((result >= 0) & (result <= LARGEST_WEIGHT)).all():
-        raise InvalidValue(
-            f"class_weights are {result}",
-            f"there must be {math.prod(shape)} numbers in [0, {LARGEST_WEIGHT:g}]",
-            "give one weight per class, or two per finding",
-        )
-    return result

@@ -15,10 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn import functional
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.exact import bounded, first_sums, softmax
 from fedveil.learning.gradients import (
     Clipping,
     PrivateGradients,
@@ -31,14 +29,12 @@ from fedveil.learning.gradients import (
 )
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
-from fedveil.learning.models.protocol import check_sent
+from fedveil.learning.models.network_labels import LONGEST_LOGITS, NetworkLabels
+from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.networks import Centred, layers_of, split_frozen
 from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
-from fedveil.learning.ranges import FEWEST, LARGEST_COUNT, check_centre
-from fedveil.learning.released.class_statistics import COUNT_WEIGHT, ClassStatistics
-from fedveil.learning.released.posterior import Noisy
-from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics
-from fedveil.learning.released.site_threshold import own_numbers
+from fedveil.learning.ranges import check_centre
+from fedveil.learning.released.score_statistics import Certainty
 from fedveil.learning.unit_batches import first_of_runs, rows_by_units
 from fedveil.learning.unit_weights import image_shares
 from fedveil.learning.views import Views
@@ -47,30 +43,26 @@ __all__ = ["ImageSource", "NetworkLearner", "NetworkModel"]
 
 BATCH = 256
 """Images whose gradients are taken at once."""
-LONGEST_LOGITS = 10.0
-"""Norm of an image's logits, less their mean, beyond which thresholds count them as no longer: a public bound."""
 
 
 class NetworkModel:
     """A network by name; implements `fedveil.learning.Model`.
 
-    Parameters are one offset of the logits per class, 0 in training, the centre of the features if the network has
-    one (see `Centred`), then the trained part. Clipped gradients leave a network's logits uncalibrated (every
-    patient's gradient has about the same length, however certain the prediction), so the offset is released last:
-    with m the middle between the mean logits of the classes, and pi the class frequencies, ``offset = log pi - m``.
-    Dividing by pi then puts the threshold at the middle. Mean probabilities are unsuitable: they saturate, so their
-    midpoint is close to the class that the network is less certain of.
+    Parameters are one offset of the logits per class or finding, see `.network_labels`, the centre of the features if
+    the network has one (see `Centred`), then the trained part.
 
     The leading layers whose parameters are not trained are the public *frozen part*: its output for an image is
     computed once, not in every round. The *body* is the rest.
 
     Args:
-        name: as in the study file: "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:NAME".
-        classes: number of classes.
-        channels: of the images.
+        name: as in the study file: "cnn", "cnn3d", "resnet18", "densenet121", "efficientnet-lite0", "timm:NAME".
+        classes: number of classes or findings.
+        channels: of the images; of volumes their slices.
         image_size: pixels along each side.
         seed: public; of the initial parameters only.
         trained_blocks: number of trained blocks of EfficientNet-Lite0, counted from the last.
+        findings: whether an image may have any number of them.
+        start: the public model that training begins from; None for none.
 
     Raises:
         InvalidValue: the network cannot be built, or no patient's contribution to its gradient can be bounded.
@@ -85,8 +77,11 @@ class NetworkModel:
         image_size: int,
         seed: int = 0,
         trained_blocks: int = 1,
+        findings: bool = False,
+        start: PublicStart | None = None,
     ) -> None:
-        self.name, self.classes, self.image_size = name, classes, image_size
+        self.name, self.classes, self.image_size, self.start = name, classes, image_size, start
+        self.labels = NetworkLabels.of(classes, findings=findings)
         self._image_shape = (channels, image_size, image_size)
         self.module = layers_of(name, classes, channels, image_size, seed, trained_blocks).eval()
         self.notices = check_private(self.module)
@@ -116,14 +111,19 @@ class NetworkModel:
         return dimension(self.body)
 
     @property
+    def findings(self) -> bool:
+        """Whether an image may have any number of the classes."""
+        return self.labels.findings
+
+    @property
     def thresholds(self) -> tuple[int, int]:
-        """One, between all classes."""
-        return 1, self.classes
+        """As labels have them."""
+        return self.labels.thresholds
 
     @property
     def score_share(self) -> float:
-        """That of features in class statistics."""
-        return 1 - COUNT_WEIGHT**2
+        """As labels have it."""
+        return self.labels.score_share
 
     @property
     def parameters(self) -> int:
@@ -137,57 +137,47 @@ class NetworkModel:
 
     @property
     def statistics_size(self) -> int:
-        """One count per class, or class statistics of the features that are centred."""
-        return ClassStatistics.size(self.classes, self._centre) if self._blocks else self.classes
+        """Counts, and what is released of the features that are centred."""
+        return self.labels.statistics_size(self._centre)
 
     @property
     def calibration_size(self) -> int:
-        """Class statistics of the logits."""
-        return ClassStatistics.size(self.classes, self.classes)
+        """Scores and counts."""
+        return self.labels.calibration_size
 
     def initial(self) -> Vector:
-        """The parameters that the seed gives, or the public weights of a pretrained network."""
-        return self._initial.copy()
+        """Those of the start, of the seed, or of a pretrained network."""
+        return (self._initial if self.start is None else self.start.trained).copy()
 
-    def join(
-        self, statistics: ClassStatistics | None, trained: Vector, shift: Vector | None = None
-    ) -> Vector:
-        """The offset, 0 without a shift; the centre, 0 without statistics; and the trained part."""
-        offset = np.zeros(self.classes) if shift is None else shift
+    def join(self, statistics: Any, trained: Vector, shift: Vector | None = None) -> Vector:
+        """The offset, by default that of training; the centre, of a start or of statistics; and the trained part."""
+        offset = self.labels.before(statistics) if shift is None else shift
         centre = np.zeros(self._centre)
-        if self._blocks and statistics is not None:
+        if self.start is not None:  # released means are of features under other weights
+            centre = self.start.centre
+        elif self._blocks and statistics is not None:
             centre = statistics.centre(self._blocks)
         return np.concatenate([offset, centre, trained])
 
-    def read_statistics(self, released: Vector, noise_variance: float) -> ClassStatistics:
-        """Class counts, and the means of centred features; other networks need no means."""
-        if self._blocks:
-            return ClassStatistics.from_released(released, self.classes, noise_variance)
-        return ClassStatistics.of_counts(Noisy(released, noise_variance))
+    def read_statistics(self, released: Vector, noise_variance: float) -> Any:
+        """Counts, and the means of centred features; other networks need no means."""
+        return self.labels.read_statistics(released, noise_variance, self._centre)
 
     def calibrated(
-        self,
-        parameters: Vector,
-        released: Vector,
-        noise_variance: float,
-        statistics: ClassStatistics | None,
+        self, parameters: Vector, released: Vector, noise_variance: float, statistics: Any
     ) -> tuple[Vector, Certainty]:
-        """The model with an offset of the logits; see the class."""
-        earlier = None if statistics is None else statistics.released_counts
-        found = ScoreStatistics.from_released(released, self.classes, noise_variance, earlier).means()
-        priors = np.full(self.classes, 1 / self.classes) if statistics is None else statistics.priors
-        offset = np.log(priors) - LONGEST_LOGITS * bounded(found.middle, 1.0)
-        return np.concatenate([offset, parameters[self.classes :]]), Certainty.of(found)
+        """The model with an offset of the logits; see `.network_labels`."""
+        offset, certainty = self.labels.calibrated(released, noise_variance, statistics)
+        return np.concatenate([offset, parameters[self.classes :]]), certainty
 
     def check_parameters(self, parameters: Vector) -> None:
         """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
 
-        Offsets are ``log pi - m``: class frequencies of at least ``FEWEST / (K LARGEST_COUNT)``, and a middle of norm
-        `LONGEST_LOGITS` at most. The centre is one of `ClassStatistics.centre`, or 0.
+        Offsets are bounded as labels say. The centre is that of a release, or 0.
         """
         self._check_shape(parameters)
         offset, centre, _ = self.split(parameters)
-        largest = LONGEST_LOGITS + np.log(self.classes * LARGEST_COUNT / FEWEST)
+        largest = self.labels.farthest
         if not (np.abs(offset) <= largest * (1 + 1e-9)).all():
             raise InvalidValue(
                 f"offsets of the logits reach {np.abs(offset).max():g}",
@@ -209,10 +199,7 @@ class NetworkModel:
         self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
     ) -> tuple[Vector, Vector]:
         """The model with one hospital's offset; see `fedveil.learning.Model.recalibrated`."""
-        found = ScoreStatistics.from_released(released, self.classes, noise_variance, None)
-        common = (np.log(frequencies) - parameters[: self.classes]) / LONGEST_LOGITS
-        middle, own = own_numbers(common, frequencies, found)
-        offset = np.log(own) - middle * LONGEST_LOGITS
+        offset, own = self.labels.own(parameters[: self.classes], frequencies, released, noise_variance)
         return np.concatenate([offset, parameters[self.classes :]]), own
 
     def redrawn(self, parameters: Vector, trained_std: float, middle_std: Vector, seed: int) -> Vector:
@@ -253,14 +240,14 @@ class NetworkModel:
 
     def probabilities(self, parameters: Vector, images: ImageSource, count: int) -> Vector:
         """Class probabilities (count, classes); see `logits`."""
-        return softmax(self.logits(parameters, images, count))
+        return self.labels.probabilities(self.logits(parameters, images, count))
 
     def features(self, images: ImageSource, count: int) -> Vector | None:
         """Features (count, d) of norm 1 that the untrained network will centre; None if it centres none."""
         if self._centred is None or self._below is None:
             return None
         parts = [np.empty((0, self._centre))]
-        with self.loaded(self.join(None, self.initial())), torch.inference_mode():
+        with self.loaded(self.join(None, self._initial)), torch.inference_mode():
             for rows in batches(count):
                 found = self._centred.unit(filled(self._below, images.read(rows)))
                 parts.append(found.double().numpy())
@@ -291,7 +278,7 @@ class NetworkLearner:
     Args:
         model: the network; may be shared between learners.
         images: read when needed; inputs of the network's body.
-        labels: (n,) class codes.
+        labels: (n,) class codes, or (n, K) findings.
         patients: (n,) patient codes 0 .. P-1.
         unit: whom one contribution belongs to. ``"site"`` takes the mean over all images and clips the whole.
         clipping: how a unit's gradient is bounded; see `fedveil.learning.gradients.clip_factors`.
@@ -316,12 +303,12 @@ class NetworkLearner:
                 "pass one column of each",
             )
         self._model, self._images, self._clipping = model, images, clipping
-        self._labels = np.asarray(labels, dtype=np.int64)
+        self._labels = model.labels.checked(labels, len(patients))
         groups = {"image": np.arange(len(labels)), "site": np.zeros(len(labels)), "patient": patients}[unit]
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
         self._views = views or Views()
         self._trial = model.trial  # before anything is charged
-        self._engines: dict[float, PrivateGradients] = {}
+        self._engines: dict[tuple[float, bytes], PrivateGradients] = {}
 
     @property
     def dimension(self) -> int:
@@ -335,38 +322,42 @@ class NetworkLearner:
 
     def check_parameters(self, parameters: Vector, *, judged: bool = False) -> None:
         """Refuse parameters that the model cannot have; see `Learner.check_parameters`."""
-        check_sent(self._model, parameters, judged=judged)
+        if judged:
+            frequencies, parameters = np.split(parameters, [self._model.classes])
+            self._model.labels.check_frequencies(frequencies)
+        self._model.check_parameters(parameters)
 
     def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
         """Sum the units' clipped gradients; see `Learner.contribution`.
 
         They are clipped to slightly less than ``clip_norm``, by `ROUNDING`.
         """
-        engine = self._engine(clip_norm / (1 + ROUNDING))
+        engine = self._engine(clip_norm / (1 + ROUNDING), parameters[: self._model.classes])
         total = np.zeros(self.dimension)
         with self._model.loaded(parameters):
             views = self._views.draw(parameters, self._model.image_size)
             for rows in rows_by_units(self._groups, self._first, BATCH // self._views.count, units):
                 images = torch.from_numpy(self._images.read(rows))
                 seen = torch.cat([Views.of(images, view) for view in views])
-                labels = torch.from_numpy(self._labels[rows]).repeat(len(views))
+                labels = torch.cat([torch.from_numpy(self._labels[rows])] * len(views))
                 members = torch.from_numpy(self._groups[rows]).repeat(len(views))
                 total += engine.sum(*filled_up(seen, labels, members)).vector.double().numpy()
         return total
 
-    def _engine(self, bound: float) -> PrivateGradients:
-        """The sums of gradients at a bound, made once: what a trial shows holds for all rounds."""
-        if bound not in self._engines:
-            loss = functools.partial(functional.cross_entropy, reduction="none")
-            self._engines[bound] = PrivateGradients(
+    def _engine(self, bound: float, offset: Vector) -> PrivateGradients:
+        """The sums of gradients at a bound and an offset, made once: what a trial shows holds for all rounds."""
+        key = bound, offset.tobytes()
+        if key not in self._engines:
+            engine = PrivateGradients(
                 self._model.body,
-                loss,
+                self._model.labels.loss(offset),
                 bound,
                 clipping=self._clipping,
                 micro_batch=BATCH,
                 trial=self._trial,
             )
-        return self._engines[bound]
+            self._engines = {key: engine}
+        return self._engines[key]
 
     def statistics(
         self,
@@ -375,22 +366,13 @@ class NetworkLearner:
         *,
         plain: bool = False,  # noqa: ARG002 - there are no degraded views here
     ) -> Vector:
-        """Count the units of each class; or sum class statistics of the features that a network centres, or of the
-        logits of a trained one.
-
-        A unit with images of several classes is shared among them.
-        """
-        weights = image_shares(self._groups, units)
+        """Sum counts and the features that a network centres; or scores and counts of a trained one."""
+        shares, labels = image_shares(self._groups, units), self._model.labels
         if parameters.size:
             logits = self._model.logits(parameters, self._images, len(self._labels))
-            mean = first_sums(logits.T.copy()) / self._model.classes
-            values: Vector | None = (logits - mean[:, None]) / LONGEST_LOGITS
-        else:
-            values = self._model.features(self._images, len(self._labels))
-        if values is not None:
-            return ClassStatistics.contribution(values, self._labels, weights, self._model.classes)
-        total: Vector = np.bincount(self._labels, weights, self._model.classes).astype(np.float64)
-        return total
+            return labels.scored(logits, self._labels, shares)
+        features = self._model.features(self._images, len(self._labels))
+        return labels.counted(features, self._labels, shares)
 
     @functools.cached_property
     def _first(self) -> npt.NDArray[np.bool_]:

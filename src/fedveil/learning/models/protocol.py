@@ -39,6 +39,11 @@ class Sizes(Protocol):
         ...
 
     @property
+    def findings(self) -> bool:
+        """Whether an image may have any number of the classes."""
+        ...
+
+    @property
     def thresholds(self) -> tuple[int, int]:
         """Number of thresholds, and of classes that each separates: the shape of `Statistics.groups`."""
         ...

@@ -8,15 +8,19 @@ trained; `timm:NAME` where timm is installed, `timm:NAME@scratch` with random we
 and `fix_batch_norm` make other networks suitable.
 """
 
-from fedveil.learning.networks.batch_norm import fix_batch_norm, replace_batch_norm
-from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
-from fedveil.learning.networks.foreign import timm_network
-from fedveil.learning.networks.layers import Centred, FixedBatchNorm2d, WeightStandardizedConv2d
-from fedveil.learning.networks.pretrained import HEAD_LENGTH, efficientnet_lite0, split_frozen
-from fedveil.learning.networks.registry import NETWORKS, layers_of, network
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.learning.networks.batch_norm import fix_batch_norm, replace_batch_norm
+    from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
+    from fedveil.learning.networks.foreign import timm_network
+    from fedveil.learning.networks.layers import Centred, FixedBatchNorm2d, WeightStandardizedConv2d
+    from fedveil.learning.networks.pretrained import efficientnet_lite0, split_frozen
+    from fedveil.learning.networks.registry import NETWORKS, layers_of, network
 
 __all__ = [
-    "HEAD_LENGTH",
     "NETWORKS",
     "Centred",
     "FixedBatchNorm2d",
@@ -32,3 +36,5 @@ __all__ = [
     "split_frozen",
     "timm_network",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

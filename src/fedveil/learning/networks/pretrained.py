@@ -12,14 +12,13 @@ from fedveil.errors import InvalidValue
 from fedveil.learning.encoders.efficientnet import pretrained
 from fedveil.learning.networks.batch_norm import fix_batch_norm
 from fedveil.learning.networks.layers import Centred, MeanAndDeviation, Residual, Scale
+from fedveil.learning.step_size import HEAD_LENGTH
 
-__all__ = ["HEAD_LENGTH", "efficientnet_lite0", "split_frozen"]
+__all__ = ["efficientnet_lite0", "split_frozen"]
 
 
 _BLOCKS = 11
 """Blocks that are used: up to the end of the stage with 112 channels, at a sixteenth of the resolution."""
-HEAD_LENGTH = 2.0
-"""Norm of the features under the head, which weighs its training against that of the blocks below."""
 
 
 def efficientnet_lite0(

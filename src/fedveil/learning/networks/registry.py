@@ -4,13 +4,13 @@ import torch
 from torch import nn
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
+from fedveil.learning.networks.convolutional import cnn, cnn3d, densenet121, resnet18
 from fedveil.learning.networks.foreign import SCRATCH, timm_network
 from fedveil.learning.networks.pretrained import efficientnet_lite0
 
 __all__ = ["NETWORKS", "layers_of", "network"]
 
-NETWORKS = ("cnn", "resnet18", "densenet121", "efficientnet-lite0")
+NETWORKS = ("cnn", "cnn3d", "resnet18", "densenet121", "efficientnet-lite0")
 """Names that always work. `efficientnet-lite0@96` sets the resolution that the network sees; by default that
 of the images. `timm:NAME` works where timm is installed."""
 
@@ -22,6 +22,8 @@ def network(
 
     Every site and the coordinator call this with the same arguments and get the same initial parameters; the seed is
     public and affects only them. No network holds batch statistics that follow the images.
+
+    Of volumes, the channels are slices: "cnn3d" takes them.
 
     Without ``weights`` none that are published are read, and only shapes count, as on PyTorch's meta device.
     """
@@ -54,6 +56,8 @@ def network(
         match base:
             case "cnn":
                 return cnn(classes, channels)
+            case "cnn3d":
+                return cnn3d(classes, channels)
             case "resnet18":
                 return resnet18(classes, channels, image_size)
             case "densenet121":

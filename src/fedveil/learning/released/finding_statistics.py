@@ -7,16 +7,18 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from fedveil.errors import InvalidValue
 from fedveil.learning.exact import SHORTER, lengths, on_grid
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.public_start import centre_towards
 from fedveil.learning.ranges import bounded_blocks, class_sizes
 from fedveil.learning.released.posterior import Noisy, counts_of, shrunk
 
-__all__ = ["COUNT_WEIGHT", "RAREST", "FindingStatistics"]
+__all__ = ["COUNT_WEIGHT", "RAREST", "FindingStatistics", "check_finding_frequencies"]
 
 COUNT_WEIGHT = 0.6
-"""b above: the part of a contribution's length that counts. Counts are few numbers, but K of them share it."""
+"""b above: the part of a contribution's length that counts. Counts are few numbers, but K of them share it. Without
+features it is 1."""
 RAREST = 1e-3
 """A finding, or its absence, is taken to be at least this frequent."""
 
@@ -47,7 +49,7 @@ class FindingStatistics:
     @property
     def units_std(self) -> float:
         """Standard deviation of the noise in the number of units."""
-        return float(np.sqrt((len(self.counts) + 1) * self.noise_variance)) / COUNT_WEIGHT
+        return float(np.sqrt((len(self.counts) + 1) * self.noise_variance)) / _count_weight(len(self.mean))
 
     @property
     def priors(self) -> Vector:
@@ -80,14 +82,15 @@ class FindingStatistics:
 
         Args:
             features: (n, d), rows of norm at most 1; longer ones are scaled down, and rows that are not finite count as
-                zero.
+                zero. With d = 0 the whole contribution counts.
             labels: (n, K) of 1, 0 and -1.
             weights: (n,) each image's share in its unit; they sum to 1 within a unit.
         """
         finite = np.isfinite(features).all(axis=1, keepdims=True)
         points = np.where(finite, features, 0.0).astype(np.float64)
-        points *= np.sqrt(1 - COUNT_WEIGHT**2) / np.maximum(lengths(points), 1.0)[:, None]
-        one = COUNT_WEIGHT / np.sqrt(labels.shape[1] + 1)
+        if points.shape[1]:
+            points *= np.sqrt(1 - COUNT_WEIGHT**2) / np.maximum(lengths(points), 1.0)[:, None]
+        one = _count_weight(points.shape[1]) / np.sqrt(labels.shape[1] + 1)
         told = one * np.concatenate([np.ones((len(labels), 1)), labels == 0, labels == 1], axis=1)
         terms = on_grid(np.concatenate([points, told], axis=1) * (SHORTER * weights)[:, None])
         total: Vector = terms.sum(axis=0)
@@ -97,7 +100,7 @@ class FindingStatistics:
     def from_released(cls, vector: Vector, findings: int, noise_variance: float) -> Self:
         """Read the noisy sum over all sites; its noise has this variance in each number."""
         total, told = np.split(vector, [len(vector) - 1 - 2 * findings])
-        scale = np.sqrt(findings + 1) / COUNT_WEIGHT
+        scale = np.sqrt(findings + 1) / _count_weight(len(total))
         measured = Noisy(told * scale, noise_variance * scale**2)
         counts = class_sizes(counts_of(measured))
         return cls(
@@ -106,4 +109,18 @@ class FindingStatistics:
             measured=Noisy(measured.values[1:].reshape(2, findings).T, measured.variance),
             mean=total / (np.sqrt(1 - COUNT_WEIGHT**2) * counts[0]),
             noise_variance=noise_variance,
+        )
+
+
+def _count_weight(dimension: int) -> float:
+    return COUNT_WEIGHT if dimension else 1.0
+
+
+def check_finding_frequencies(frequencies: Vector) -> None:
+    """Refuse frequencies of findings that are no released ones."""
+    if not ((frequencies >= RAREST) & (frequencies <= 1 - RAREST)).all():
+        raise InvalidValue(
+            f"frequencies are {np.round(frequencies, 6).tolist()}",
+            f"the model's lie between {RAREST:g} and {1 - RAREST:g}",
+            "send the model of the study",
         )

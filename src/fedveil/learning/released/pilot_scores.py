@@ -2,8 +2,9 @@
 
 For each class k against the rest (with two classes only for class 1) the direction is the difference between the
 noisy mean of the class and that of the rest, scaled to length 1, and a score is ``w . x - c``: c is the middle between
-both means along w. Features have length 1. Bins are fixed: `BINS` equal ones between plus and minus `REACH` times
-sqrt(8 / d), the public guess of a score's standard deviation in d dimensions; scores beyond fall into the outer bins.
+both means along w. Features have length 1. The three bins are fixed: scores below, within and above plus and minus
+`REACH` times sqrt(8 / d), the public guess of a score's standard deviation in d dimensions. Each further bin would add
+noise to what the histogram is for, the distance of the classes and the spread within them.
 """
 
 import math
@@ -16,10 +17,10 @@ from fedveil.learning.models.learner import Vector
 from fedveil.learning.released.class_statistics import ClassStatistics
 from fedveil.learning.released.discriminant import ANISOTROPY
 
-__all__ = ["BINS", "bin_middles", "differences", "directions", "pilot_counts", "pilot_size", "tables"]
+__all__ = ["BINS", "bin_edges", "differences", "directions", "pilot_counts", "pilot_size", "tables"]
 
-BINS = 10
-REACH = 3.0
+BINS = 3
+REACH = 0.2
 SHORTEST = 1e-9
 LONGEST = 0.999
 """A middle score along a direction of length 1 is at most 1; less, so that sites' checks never meet rounding."""
@@ -34,16 +35,15 @@ def pilot_size(classes: int) -> int:
     """Length of the released vector.
 
     >>> pilot_size(2), pilot_size(5)
-    (20, 100)
+    (6, 30)
     """
     return tables(classes) * 2 * BINS
 
 
-def bin_middles(dimension: int) -> Vector:
-    """(BINS,) the scores at the middles of the bins, for features of this dimension."""
-    edge = REACH * math.sqrt(ANISOTROPY / dimension)
-    middles: Vector = (np.arange(BINS) + 0.5) / BINS * 2 * edge - edge
-    return middles
+def bin_edges(dimension: int) -> Vector:
+    """(BINS + 1,) the edges of the bins, for features of this dimension; the outer bins are unbounded."""
+    inner = REACH * math.sqrt(ANISOTROPY / dimension)
+    return np.array([-math.inf, -inner, inner, math.inf])
 
 
 def differences(statistics: ClassStatistics) -> tuple[Vector, Vector]:
@@ -80,9 +80,7 @@ def pilot_counts(
     """
     finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(axis=1))
     share = on_grid(weights * finite / math.sqrt(tables(classes)))
-    edge = REACH * math.sqrt(ANISOTROPY / dimension)
-    places: Vector = np.where(finite.reshape(-1, 1), (scores + edge) / (2 * edge) * BINS, 0.0)
-    bins = np.clip(np.floor(places), 0, BINS - 1).astype(np.int64)
+    bins = np.searchsorted(bin_edges(dimension)[1:-1], np.where(finite.reshape(-1, 1), scores, 0.0))
     told = [1] if classes == 2 else range(classes)
     blocks = [
         np.bincount((labels == code) * BINS + bins[:, column], share, 2 * BINS)

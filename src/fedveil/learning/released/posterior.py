@@ -29,8 +29,8 @@ v)``, which is near the James-Stein factor where k is large.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
+from fedveil.lazy import later
 from fedveil.learning.models.learner import Vector
 
 __all__ = [
@@ -40,11 +40,14 @@ __all__ = [
     "Noisy",
     "combined",
     "counts_of",
+    "drawn_counts",
     "means_of",
     "moved",
     "shrunk",
     "weight_of",
 ]
+
+special = later("scipy.special")
 
 MIDDLE = 0.1
 """Standard deviation of the middle between class means, in units of the longest score. It was 0.05 to 0.1 on training
@@ -119,7 +122,7 @@ def means_of(sums: Noisy, counts: Noisy, around: Vector | None = None) -> ClassM
         counts: of the units of each class.
         around: (d,) prior mean of the middle; 0 if None.
     """
-    numbers = _drawn(counts)
+    numbers = drawn_counts(counts)
     origin = np.zeros(sums.values.shape[1]) if around is None else around
     apart = sums.values - numbers[:, :, None] * origin
     prior = _prior(len(sums.values))
@@ -208,7 +211,7 @@ def _standardised(counts: Noisy) -> tuple[float, Vector]:
     return std, np.maximum(counts.values * share / std, -IMPOSSIBLE)
 
 
-def _drawn(counts: Noisy) -> Vector:
+def drawn_counts(counts: Noisy) -> Vector:
     """Draws (DRAWS, classes) from the posterior of the counts: a fixed sequence, so that results are reproducible."""
     if counts.variance < SMALLEST:
         return np.maximum(counts.values, SMALLEST)[None, :]

@@ -23,7 +23,7 @@ from fedveil.learning.released.posterior import (
     weight_of,
 )
 
-__all__ = ["Certainty", "ScoreStatistics", "drowned"]
+__all__ = ["NEAREST", "Certainty", "ScoreStatistics", "drowned"]
 
 NEAREST = 1e-6
 

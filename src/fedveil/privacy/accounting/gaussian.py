@@ -13,9 +13,11 @@ private exactly when
 import math
 from collections.abc import Callable
 
-from scipy.special import erfcx, ndtr
+from fedveil.lazy import later
 
 __all__ = ["gaussian_delta", "gaussian_epsilon", "gaussian_mu"]
+
+special = later("scipy.special")
 
 _SQRT2 = math.sqrt(2.0)
 # Nodes and weights of the 8-point Gauss-Legendre rule on [-1, 1] (symmetric, so half of them).
@@ -46,7 +48,7 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
     if mu <= 0.1:
         return _small_mu(a, b, density)
     if a <= 0:
-        return float(ndtr(-a)) - density * _mills(b)
+        return float(special.ndtr(-a)) - density * _mills(b)
     return density * (_mills(a) - _mills(b))
 
 
@@ -81,7 +83,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 
 def _mills(x: float) -> float:
-    return math.sqrt(math.pi / 2) * float(erfcx(x / _SQRT2))
+    return math.sqrt(math.pi / 2) * float(special.erfcx(x / _SQRT2))
 
 
 def _small_mu(a: float, b: float, density: float) -> float:

@@ -8,15 +8,21 @@ chosen in view of earlier releases, see `filter_epsilon`.
 
 import math
 from functools import lru_cache, reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting.pld import privacy_loss_distribution as pld
 from numpy.typing import NDArray
-from scipy.special import gammaln, logsumexp
 
+from fedveil.lazy import later
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
 __all__ = ["Sampled", "filter_epsilon", "loss_delta", "loss_epsilon", "renyi_epsilon"]
+
+special = later("scipy.special")
+pld = later("dp_accounting.pld.privacy_loss_distribution")
 
 Sampled = tuple[tuple[float, float, int], ...]
 """(noise multiplier > 0, sampling rate, steps) of each distinct mechanism, in a fixed order."""
@@ -109,28 +115,28 @@ def _renyi(noise: float, rate: float) -> NDArray[np.float64]:
     for position, order in enumerate(_ORDERS):
         i = np.arange(2.0, order + 1)
         exponent = (i * i - i) / 2 * (1 / noise) * (1 / noise)
-        log_binomial = gammaln(order + 1) - gammaln(i + 1) - gammaln(order - i + 1)
+        log_binomial = special.gammaln(order + 1) - special.gammaln(i + 1) - special.gammaln(order - i + 1)
         log_weight = log_binomial + i * math.log(rate) + (order - i) * math.log1p(-rate)
         with np.errstate(divide="ignore"):
             log_terms = log_weight + exponent + np.log(-np.expm1(-exponent))
-        values[position] = np.logaddexp(0.0, logsumexp(log_terms)) / (order - 1)
+        values[position] = np.logaddexp(0.0, special.logsumexp(log_terms)) / (order - 1)
     return values
 
 
 @lru_cache(maxsize=16)
-def _composed(parts: Sampled) -> pld.PrivacyLossDistribution:
+def _composed(parts: Sampled) -> "PrivacyLossDistribution":
     interval = _interval(parts)
     return reduce(lambda total, part: total.compose(part), (_repeated(*part, interval) for part in parts))
 
 
-def _repeated(noise: float, rate: float, steps: int, interval: float) -> pld.PrivacyLossDistribution:
+def _repeated(noise: float, rate: float, steps: int, interval: float) -> "PrivacyLossDistribution":
     if rate == 1:
         return _step(noise / math.sqrt(steps), 1.0, interval)
     return _step(noise, rate, interval).self_compose(steps)
 
 
 @lru_cache(maxsize=16)
-def _step(noise: float, rate: float, interval: float) -> pld.PrivacyLossDistribution:
+def _step(noise: float, rate: float, interval: float) -> "PrivacyLossDistribution":
     return pld.from_gaussian_mechanism(
         noise, sampling_prob=rate, value_discretization_interval=interval, use_connect_dots=True
     )

@@ -60,7 +60,7 @@ def _draw(axes: Axes, curve: curves.Roc, colour: str, **style: object) -> None:
 
 
 def roc_chart(predictions: Predictions, auroc: float) -> Chart | None:
-    """The ROC curve of the test set; None if it has only one class."""
+    """The ROC curve of the test set, with the AUROC as the result states it; None if it has only one class."""
     rocs = class_rocs(predictions)
     if not rocs:
         return None

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
+from fedveil.lazy import later
 from fedveil.privacy import Guarantee, Mechanism, Risk, delta_at, gdp_mu, is_mixture
 from fedveil.report import formatting
 from fedveil.report.figures.charts import Chart, diagonal, unit_square
@@ -25,6 +25,8 @@ from fedveil.report.figures.drawing import PAGE, canvas, inline_svg, plain_axes,
 from fedveil.report.formatting import PERCENT
 
 __all__ = ["Icons", "attack_chart", "attack_curve", "icon_array"]
+
+special = later("scipy.special")
 
 Floats = NDArray[np.float64]
 PROFILE_POINTS = 25
@@ -39,7 +41,7 @@ def attack_curve(rates: Floats, guarantee: Guarantee, mechanisms: Sequence[Mecha
     released = [mechanism.for_unit(guarantee.unit) for mechanism in mechanisms]
     mu = gdp_mu(released)
     if mu is not None:
-        exact: Floats = ndtr(np.where(rates > 0, ndtri(rates) + mu, -np.inf))
+        exact: Floats = special.ndtr(np.where(rates > 0, special.ndtri(rates) + mu, -np.inf))
         return exact
     if is_mixture(released):
         return _bound(rates, guarantee.epsilon, guarantee.delta)

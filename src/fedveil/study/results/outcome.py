@@ -105,6 +105,8 @@ class Outcome:
             metrics["test"] = self._judged(directory, test)
         if self.trained.histogram is not None:
             metrics["released"] = self.trained.histogram.metrics(model.classes, model.frequencies)
+        if self.trained.subgroups is not None:
+            metrics["released"]["subgroups"] = self.trained.subgroups.metrics()
         directory.write_json("provenance.json", self._provenance().model_dump())
         own = {
             name: test.point(one.parameters, one.frequencies)
@@ -124,10 +126,7 @@ class Outcome:
         spread = spread_of(self.task, self.trained)
         found = test.metrics(probabilities, priors, spread)
         if spread is not None:
-            found |= {
-                "auroc_noise": spread.auroc,
-                "balanced_accuracy_noise": spread.balanced_accuracy,
-            }
+            found |= {f"{name}_noise": std for name, std in asdict(spread).items()}
         return found
 
     def _result(self, metrics: dict[str, Any], own: Mapping[str, Any]) -> Result:

@@ -16,6 +16,7 @@ __all__ = ["load_start", "note_on_start", "start_hash", "start_matches"]
 
 FIELDS = {
     "network": "model.network",
+    "trained_blocks": "model.trained_blocks",
     "features": "model.features",
     "whitened": "model.whitened",
     "encoder": "model.encoder",
@@ -71,12 +72,13 @@ def load_start(study: Study, dataset: Dataset) -> PublicStart | None:
     for name, setting in FIELDS.items():
         _same(setting, getattr(model, name), getattr(wanted, name))
     _same("the number of classes", len(model.classes), len(wanted.classes))
-    head = model.model
-    if isinstance(head, NetworkModel):  # conflicts of settings, and the loop above, exclude it
-        raise StudyError("model.start is a network", "it must be a linear head", "train one on public images")
-    head.check_parameters(model.parameters)
-    centre, _, _, trained = head.split(model.parameters)
-    return PublicStart(centre, head.head.weights(trained))
+    found_model = model.model
+    found_model.check_parameters(model.parameters)
+    if isinstance(found_model, NetworkModel):
+        _, centre, trained = found_model.split(model.parameters)
+        return PublicStart(centre, trained)
+    centre, _, _, trained = found_model.split(model.parameters)
+    return PublicStart(centre, found_model.head.weights(trained))
 
 
 def _same(what: str, found: object, wanted: object) -> None:
@@ -102,7 +104,8 @@ def note_on_start(study: Study, classes: tuple[str, ...]) -> Iterator[str]:
     pairs = start_matches(study, classes)
     others = [f'"{own}" as "{public}"' for own, public in pairs.items() if own != public]
     renamed = f" Classes are matched by their order: {', '.join(others)}." if others else ""
+    brings = "" if study.model.network == "linear" else " What it brings to a network is not predicted."
     yield (
-        f"Training is pulled towards a public model, SHA-256 {study.model.start_sha256}.{renamed} The guarantee covers "
-        "the hospitals' patients only, not the images that this model was trained on."
+        f"Training is pulled towards a public model, SHA-256 {study.model.start_sha256}.{brings}{renamed} The "
+        "guarantee covers the hospitals' patients only, not the images that this model was trained on."
     )

@@ -154,12 +154,16 @@ class Majority(Record):
 
 
 class SubgroupResult(Record):
-    """One group of an attribute on the test images, and its gap to all others; NaN if undefined."""
+    """One group of an attribute, and its gap to all others; NaN if undefined.
+
+    On test images it has their number and that of patients, in a noisy release an estimated number of units.
+    """
 
     attribute: str
     group: str
     n: Count = 0
     patients: Count = 0
+    units: Number = math.nan
     auroc: Number = math.nan
     auroc_interval: Interval = UNKNOWN
     auroc_gap: Number = math.nan
@@ -183,6 +187,9 @@ class ModelMetrics(Record):
     calibration_error: Number = math.nan
     auroc_noise: Number = math.nan
     balanced_accuracy_noise: Number = math.nan
+    quadratic_kappa: Number = math.nan
+    quadratic_kappa_interval: Interval = UNKNOWN
+    quadratic_kappa_noise: Number = math.nan
     n: Count = 0
     auroc_interval: Interval = UNKNOWN
     balanced_accuracy_interval: Interval = UNKNOWN

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,13 @@ from fedveil.data.options import MEGAPIXELS, Axis
 from fedveil.data.windows import FILE
 from fedveil.errors import FedveilError, StudyError
 from fedveil.io import write_atomic, write_json
-from fedveil.learning import CentredHead, FindingsHead, NetworkModel, decide, decide_findings
+from fedveil.learning import CentredHead, ClassHead, FindingsHead, GradesHead, decide, decide_findings
 from fedveil.learning.encoders import PRECOMPUTED, EncoderSpec, FeatureExtractor, feature_extractor
 from fedveil.learning.encoders.device import Precision
 from fedveil.study.settings.schema import Study
+
+if TYPE_CHECKING:
+    from fedveil.learning import NetworkModel
 
 __all__ = [
     "Predictions",
@@ -212,23 +215,28 @@ class TrainedModel:
         )
 
     @cached_property
-    def model(self) -> CentredHead | FindingsHead | NetworkModel:
+    def model(self) -> "ClassHead | FindingsHead | NetworkModel":
         """The model that the parameters belong to; a network's public weights are found by its name."""
         if self.network == "linear" and self.findings:
             return FindingsHead(self.extractor.blocks, len(self.classes))
+        if self.network == "linear" and self.task == "grades":
+            return GradesHead(self.extractor.blocks, len(self.classes))
         if self.network == "linear":
             return CentredHead(self.extractor.blocks, len(self.classes))
+        from fedveil.learning import NetworkModel  # here, since linear heads do without torch
+
         return NetworkModel(
             self.network,
             classes=len(self.classes),
-            channels=self.channels,
+            channels=self.slices or self.channels,
             image_size=self.image_size,
             trained_blocks=self.trained_blocks,
+            findings=self.findings,
         )
 
     def probabilities(self, images: npt.NDArray[np.float32]) -> Vector:
         """Class probabilities (k, classes) of images (k, channels or slices, size, size) in [0, 1]."""
-        if not isinstance(self.model, NetworkModel):
+        if isinstance(self.model, ClassHead | FindingsHead):
             return self.model.probabilities(self.parameters, self.extractor(images))
         return self.model.probabilities(self.parameters, _Batch(self.model.before(images)), len(images))
 
@@ -238,7 +246,7 @@ class TrainedModel:
         return self.task == "findings"
 
     def decide(self, probabilities: Vector) -> npt.NDArray[np.int64]:
-        """Predicted classes (n,) under equal class frequencies, or findings (n, K) of 1 and 0."""
+        """Predicted classes or grades (n,) under equal frequencies, or findings (n, K) of 1 and 0."""
         if self.findings:
             return decide_findings(probabilities, self.frequencies)
         return decide(probabilities, self.frequencies)

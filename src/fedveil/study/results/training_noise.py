@@ -10,12 +10,14 @@ over these draws is its spread: a parametric bootstrap. It is public, since the 
 """
 
 import math
+from dataclasses import fields
 
 import numpy as np
 
 from fedveil.federation import Rounds
-from fedveil.learning import Adam, Averaged, Optimizer, Spread
+from fedveil.learning import Adam, Averaged, NetworkModel, Optimizer, Spread
 from fedveil.learning.models.learner import Vector
+from fedveil.learning.models.public_start import fraction_left
 from fedveil.study.evaluation import TestSet
 from fedveil.study.pipeline import Task
 from fedveil.study.steps import Steps
@@ -23,6 +25,7 @@ from fedveil.study.training import Trained
 
 __all__ = ["coefficients", "spread_of"]
 
+METRICS = tuple(one.name for one in fields(Spread))
 DRAWS = 24
 IMAGES, IMAGES_OF_NETWORK = 2000, 400
 """Most test images on which draws are evaluated: a spread needs no more, and a network takes its time."""
@@ -48,9 +51,9 @@ def spread_of(task: Task, trained: Trained) -> Spread | None:
     for draw in range(DRAWS):
         point = test.point(task.model.redrawn(trained.parameters, std, middle, draw), trained.priors)
         if point is not None:
-            points.append((point["auroc"], point["balanced_accuracy"]))
-    spread = np.nan_to_num(np.std(points, axis=0, ddof=1))
-    return Spread(auroc=float(spread[0]), balanced_accuracy=float(spread[1]))
+            points.append([point.get(name, 0.0) for name in METRICS])
+    stds = np.nan_to_num(np.std(points, axis=0, ddof=1))
+    return Spread(**{name: float(std) for name, std in zip(METRICS, stds, strict=True)})
 
 
 def _std(task: Task, trained: Trained) -> float | None:
@@ -64,8 +67,11 @@ def _std(task: Task, trained: Trained) -> float | None:
     if found is None:
         return None
     divisor = steps.normalizer or len(agreement.sites)
-    variance = agreement.noise_variance(release, len(agreement.sites)) / divisor**2
-    return float(np.linalg.norm(found)) * math.sqrt(variance)
+    variance = agreement.noise_variance(release, len(agreement.sites)) / divisor**2 * float(found @ found)
+    model, left = task.model, 1.0
+    if isinstance(model, NetworkModel) and model.start is not None:
+        left = fraction_left(model.split(trained.parameters)[-1], model.start.trained, variance)
+    return left * math.sqrt(variance)
 
 
 def coefficients(rule: Optimizer, rounds: int) -> Vector | None:

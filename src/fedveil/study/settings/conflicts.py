@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fedveil.data.annotations.groups import GROUPS
+
 if TYPE_CHECKING:
     from fedveil.study.settings.schema import Study
 
@@ -15,6 +17,7 @@ def conflicts(study: "Study") -> Iterator[str]:
     yield from _precomputed(study)
     yield from _volumes(study)
     yield from _encoder(study)
+    yield from _subgroups(study)
     if study.model.start is not None or study.model.start_sha256:
         yield from _start(study)
     if study.training.method == "one-shot":
@@ -24,19 +27,31 @@ def conflicts(study: "Study") -> Iterator[str]:
         yield from _calibrated(study)
     if study.data.meaning == "findings":
         yield from _findings(study)
+    if study.data.meaning == "grades":
+        yield from _grades(study)
 
 
 def _findings(study: "Study") -> Iterator[str]:
     privacy = study.privacy
     if privacy.epsilon == "calibrated":
         yield 'privacy.epsilon "calibrated" is for classes that exclude each other: give a number'
-    if study.model.network != "linear":
-        yield 'data.task "findings" trains linear heads so far: set model.network = "linear"'
     if study.training.method == "one-shot":
         yield 'data.task "findings" is trained in rounds: remove training.method = "one-shot"'
-    for key in ("evaluation_share", "personal_calibration_share"):
+    if privacy.subgroup_share > 0:
+        yield 'privacy.subgroup_share is for classes that exclude each other: set it to 0 for data.task "findings"'
+
+
+def _grades(study: "Study") -> Iterator[str]:
+    privacy, without = study.privacy, 'or set data.task = "classes"'
+    if privacy.epsilon == "calibrated":
+        yield f'privacy.epsilon "calibrated" is for classes without an order: give a number, {without}'
+    if study.training.method == "one-shot":
+        yield f'data.task "grades" is trained in rounds: remove training.method = "one-shot", {without}'
+    for key in ("evaluation_share", "subgroup_share", "personal_calibration_share"):
         if getattr(privacy, key) > 0:
-            yield f'privacy.{key} is for classes that exclude each other: set it to 0 for data.task "findings"'
+            yield f'privacy.{key} is for classes without an order: set it to 0 for data.task "grades", {without}'
+    if study.model.start is not None or study.model.start_sha256:
+        yield f'model.start does not know data.task "grades" so far: remove it, {without}'
 
 
 def _network(study: "Study") -> Iterator[str]:
@@ -69,12 +84,30 @@ def _precomputed(study: "Study") -> Iterator[str]:
 
 
 def _volumes(study: "Study") -> Iterator[str]:
+    network = study.model.network
     if study.data.slices is None:
+        if network == "cnn3d":
+            yield 'model.network "cnn3d" is trained on volumes: set data.slices, or model.network = "cnn"'
         return
-    if study.model.network != "linear":
-        yield 'data.slices reads volumes, which networks do not take so far: set model.network = "linear"'
+    if network not in ("linear", "cnn3d"):
+        yield f'data.slices reads volumes, which "{network}" does not take: set model.network to "cnn3d" or "linear"'
     if study.model.features == "precomputed":
         yield "data.slices reads volumes, and precomputed features have no slices: remove data.slices"
+
+
+def _subgroups(study: "Study") -> Iterator[str]:
+    data, named = study.data, bool(study.data.subgroup)
+    if named != (study.privacy.subgroup_share > 0):
+        yield "data.subgroup and privacy.subgroup_share belong together: set both, or neither"
+    values = data.subgroup_values
+    if named and data.subgroup in GROUPS and values:
+        yield f"the groups of {data.subgroup} are fixed: remove data.subgroup_values"
+    if named and data.subgroup not in GROUPS and not values:
+        yield f"the values of {data.subgroup} must not follow from patients: list them in data.subgroup_values"
+    if not named and values:
+        yield "data.subgroup_values are those of data.subgroup: set it, or remove them"
+    if len({value.strip() for value in values if value.strip()}) != len(values):
+        yield "data.subgroup_values must be different names: remove the repeated or empty ones"
 
 
 def _encoder(study: "Study") -> Iterator[str]:
@@ -90,15 +123,18 @@ def _encoder(study: "Study") -> Iterator[str]:
 
 def _start(study: "Study") -> Iterator[str]:
     training = study.training
-    if study.model.network != "linear":
-        yield 'model.start is for linear heads so far: remove it, or set model.network = "linear"'
     if training.method != "gradient":
         yield 'model.start needs training.method "gradient": remove it, or training.method'
-    plain = training.optimizer == "sgd" and max(training.momentum, training.weight_decay) == 0
-    if not plain or training.average_from < 1:
+    linear = study.model.network == "linear"
+    plain = training.optimizer == "sgd" and training.weight_decay == 0
+    if linear and (not plain or training.momentum > 0 or training.average_from < 1):
         yield (
             "model.start needs plain gradient descent, whose noise is known: remove training.optimizer, momentum, "
             "weight_decay and average_from"
+        )
+    if not linear and not plain:
+        yield (
+            "model.start needs gradient descent, whose noise is known: remove training.optimizer and weight_decay"
         )
     if study.privacy.epsilon == "calibrated":
         yield 'privacy.epsilon "calibrated" does not know what model.start brings so far: give a number, or remove it'

@@ -70,8 +70,9 @@ class ModelSettings(Table):
     )
     network: str = Field(
         default="linear",
-        pattern=r"^(linear|cnn|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80}(@scratch)?)$",
-        description='"linear", or, on pixels, "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:..."',
+        pattern=r"^(linear|cnn|cnn3d|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80}(@scratch)?)$",
+        description='"linear"; on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:..."; '
+        'on volumes "cnn3d"',
     )
     trained_blocks: int = Field(
         default=1,
@@ -82,7 +83,7 @@ class ModelSettings(Table):
     start: str | None = Field(
         default=None,
         min_length=1,
-        description="folder of a linear head trained on public images, such as a run: training is pulled towards it",
+        description="folder of a model trained on public images, such as a run: training is pulled towards it",
     )
     start_sha256: str = Field(
         default="",
@@ -216,6 +217,12 @@ class PrivacySettings(Table):
         lt=1,
         description="share of the budget for a noisy histogram of scores on held-out patients",
     )
+    subgroup_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the budget for such histograms of subgroups, see data.subgroup",
+    )
     personal_share: float = Field(
         default=0.0,
         ge=0,
@@ -233,6 +240,11 @@ class PrivacySettings(Table):
     def largest_epsilon(self) -> float:
         """Epsilon, or the most that a calibrated one may be: what the guarantee states beforehand."""
         return (self.max_epsilon or math.inf) if self.epsilon == "calibrated" else self.epsilon
+
+    @property
+    def about_held_out(self) -> bool:
+        """Whether anything is released about held-out patients."""
+        return max(self.evaluation_share, self.subgroup_share) > 0
 
     @model_validator(mode="after")
     def _leaves_something_for_training(self) -> Self:

@@ -5,10 +5,15 @@ SHA-256. `External` computes features with the stored file and with nothing else
 without pickle, only known operators are accepted, and every image goes through it alone, in a process with limits.
 """
 
-from fedveil.learning.encoders.external.extractor import External
-from fedveil.learning.encoders.external.register import Report, examine, examine_file, register, verify
-from fedveil.learning.encoders.external.spec import EncoderSpec, is_external
-from fedveil.learning.encoders.external.store import Store, encoder_folder
+from typing import TYPE_CHECKING
+
+from fedveil.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedveil.learning.encoders.external.extractor import External
+    from fedveil.learning.encoders.external.register import Report, examine, examine_file, verify
+    from fedveil.learning.encoders.external.spec import EncoderSpec, is_external
+    from fedveil.learning.encoders.external.store import Store, encoder_folder
 
 __all__ = [
     "EncoderSpec",
@@ -19,6 +24,7 @@ __all__ = [
     "examine",
     "examine_file",
     "is_external",
-    "register",
     "verify",
 ]
+
+__getattr__, __dir__ = on_first_use(__name__)

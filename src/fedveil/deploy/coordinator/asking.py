@@ -1,19 +1,15 @@
-"""Sending requests to several sites through a SuperLink, and repeating them while that may help."""
+"""Sending requests to several sites through a carrier, and repeating them while that may help."""
 
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from flwr.app import Message as FlowerMessage
-
-from fedveil.deploy.flower.link import Link
-from fedveil.deploy.flower.records import MESSAGE_TYPE, bytes_of, content_of
+from fedveil.deploy.carrier import Carrier
 from fedveil.errors import printable
 
-__all__ = ["BRIEF", "Asking", "Patience", "sessions"]
+__all__ = ["BRIEF", "Asking", "Patience"]
 
 log = logging.getLogger("fedveil.coordinator")
 
@@ -55,19 +51,11 @@ class _Waiting:
     spoilt: int = 0
 
 
-def sessions(link: Link) -> dict[str, str]:
-    """The sites whose nodes are connected now, and their activation times."""
-    return {
-        node.name: f"{node.node_id} {node.last_activated_at}"
-        for node in link.call(lambda g: list(g.get_nodes()))
-    }
-
-
 class Asking:
     """One message to each of several sites, repeated as long as that may help.
 
     Args:
-        link: the SuperLink and this process's run on it.
+        carrier: brings the bytes there and back.
         make: by site, makes the bytes to send; called for each transmission.
         accept: receives a site's bytes; returns False if they are not an answer and the site must be asked again.
         patience: how long to wait for sites.
@@ -76,13 +64,13 @@ class Asking:
 
     def __init__(
         self,
-        link: Link,
+        carrier: Carrier,
         make: Mapping[str, Callable[[], bytes]],
         accept: Callable[[str, bytes], bool],
         patience: Patience,
         gone: set[str] | None = None,
     ) -> None:
-        self._link, self._make, self._accept, self._patience = link, make, accept, patience
+        self._carrier, self._make, self._accept, self._patience = carrier, make, accept, patience
         self._gone = set() if gone is None else gone
         now = time.monotonic()
         self._waiting = {site: _Waiting(now, 0.0, patience.again, "") for site in make}
@@ -100,7 +88,7 @@ class Asking:
 
     def _look(self) -> None:
         """Find the connected sites, send to those that have to be asked, give up those that stay absent."""
-        online, now = sessions(self._link), time.monotonic()
+        online, now = self._carrier.present(), time.monotonic()
         due = []
         for site, state in list(self._waiting.items()):
             session = online.get(site)
@@ -117,7 +105,7 @@ class Asking:
                 state.session, state.again_at = session, now + state.again
                 state.again *= 2
         if due:
-            self._send(due, online)
+            self._send(due)
 
     def _away(self, site: str) -> float:
         """Seconds to wait for a site that is not there: long the first time only."""
@@ -139,40 +127,26 @@ class Asking:
         else:
             log.warning("%s is asked again: %s", site, reason)
 
-    def _send(self, due: Sequence[str], online: Mapping[str, str]) -> None:
-        lifetime = self._patience.answer + 60
-
-        def push(grid: Any) -> list[str]:
-            messages = [
-                FlowerMessage(
-                    content_of(self._make[site]()),
-                    dst_node_id=int(online[site].split()[0]),
-                    message_type=MESSAGE_TYPE,
-                    ttl=lifetime,
-                )
-                for site in due
-            ]
-            return list(grid.push_messages(messages))
-
-        for name, site in zip(self._link.call(push), due, strict=True):
-            if name:
-                self._sent[name] = site
+    def _send(self, due: Sequence[str]) -> None:
+        messages = {site: self._make[site]() for site in due}
+        names = self._carrier.push(messages, self._patience.answer + 60)
+        self._sent |= {name: site for site, name in names.items()}
 
     def _collect(self) -> bool:
         """Process arrived messages; True if there were any."""
         names = [name for name, site in self._sent.items() if site in self._waiting]
         if not names:
             return False
-        arrived = self._link.call(lambda grid: list(grid.pull_messages(names)))
-        for message in arrived:
-            site = self._sent.pop(message.metadata.reply_to_message_id, None)
+        arrived = self._carrier.pull(names)
+        for parcel in arrived:
+            site = self._sent.pop(parcel.name, None)
             if site is None or site not in self._waiting:
                 continue
-            data = bytes_of(message)
-            if data is not None and self._accept(site, data):
+            if parcel.data is not None and self._accept(site, parcel.data):
                 self._gone.discard(site)
                 del self._waiting[site]
             else:
-                reason = printable(str(message.error.reason))[:200] if message.has_error() else None
-                self._spoilt(site, reason or "its answer was refused", may_recover=message.has_error())
+                failed = parcel.failure is not None
+                reason = printable(parcel.failure or "its answer was refused")[:200]
+                self._spoilt(site, reason, may_recover=failed)
         return bool(arrived)

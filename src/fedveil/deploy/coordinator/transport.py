@@ -1,7 +1,7 @@
-"""`fedveil.federation.Transport` over Flower: sealed requests out, sealed answers in, each answer checked.
+"""`fedveil.federation.Transport` over a carrier: sealed requests out, sealed answers in, each answer checked.
 
-Flower delivers a message at most once: one that was fetched by a node that then died is lost. So a request is sent
-again when its node reconnects, when Flower reports a failure, and at growing intervals. Asking twice is harmless,
+A carrier delivers a message at most once: one that was fetched by a node that then died is lost. So a request is sent
+again when its node reconnects, when the carrier reports a failure, and at growing intervals. Asking twice is harmless,
 since a site answers a known request with identical bytes.
 
 An answer that is not the site's own, or not to this message, may come from anybody in between: it is dropped and the
@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedveil import __version__
-from fedveil.deploy.flower.asking import BRIEF, Asking, Patience, sessions
-from fedveil.deploy.flower.link import Link
+from fedveil.deploy.carrier import Carrier
+from fedveil.deploy.coordinator.asking import BRIEF, Asking, Patience
 from fedveil.deploy.identity import Identity, check_public_key, signing_key
+from fedveil.deploy.protocol import common, stated
 from fedveil.deploy.receipts import Receipt, Receipts
 from fedveil.deploy.sealing import (
     FROM_COORDINATOR,
@@ -37,7 +37,7 @@ from fedveil.federation import Declined, Reply, Request
 from fedveil.federation.messages import Answer, Message, SecureReply
 from fedveil.federation.wire import Array, Frame, WireError, decode, encode, pack, unpack
 
-__all__ = ["SITE_STATES", "FlowerTransport", "Patience"]
+__all__ = ["SITE_STATES", "Patience", "SealedTransport"]
 
 log = logging.getLogger("fedveil.coordinator")
 
@@ -48,11 +48,11 @@ SITE_STATES = ("unknown", "pending", "declined", "loading", "ready", "refused")
 """The states of a study that a site may report; anything else is not an answer."""
 
 
-class FlowerTransport:
-    """Exchanges sealed messages with sites through a SuperLink.
+class SealedTransport:
+    """Exchanges sealed messages with sites through a carrier.
 
     Args:
-        link: the SuperLink and this process's run on it.
+        carrier: brings sealed messages to the sites and back.
         identity: the coordinator's keys.
         keys: each site's public key; ``pin`` stores the key of a new site at first contact.
         receipts: the receipts received from the sites so far.
@@ -62,7 +62,7 @@ class FlowerTransport:
 
     def __init__(
         self,
-        link: Link,
+        carrier: Carrier,
         identity: Identity,
         keys: Mapping[str, str],
         receipts: Receipts,
@@ -70,7 +70,7 @@ class FlowerTransport:
         pin: Callable[[str, str], None],
         patience: Patience | None = None,
     ) -> None:
-        self._link, self._identity, self._receipts, self._pin = link, identity, receipts, pin
+        self._carrier, self._identity, self._receipts, self._pin = carrier, identity, receipts, pin
         self._keys = dict(keys)
         self._patience = patience or Patience()
         self._gone: set[str] = set()
@@ -83,9 +83,10 @@ class FlowerTransport:
     def exchange(self, requests: Mapping[str, Message]) -> Mapping[str, Answer]:
         """Ask each site; sites without an answer are absent from the result."""
         answers: dict[str, Answer] = {}
+        before = {site: self._receipts.last(site) for site in requests}
 
         def accept(site: str, frame: Frame) -> None:
-            answers[site] = self._accept(requests[site], site, frame)
+            answers[site] = self._accept(requests[site], site, frame, before[site])
 
         def invalid(site: str) -> None:
             answers[site] = _declined(requests[site], site, "invalid")
@@ -102,11 +103,11 @@ class FlowerTransport:
 
         Returns:
             by site: absent, stale (its clock and this machine's differ, or messages are held back), one of
-            `SITE_STATES`, ``on fedveil X`` for another version, or invalid for an answer that the protocol does not
-            allow.
+            `SITE_STATES`, ``on fedveil X`` without a common protocol, or invalid for an answer that no protocol
+            allows.
         """
         status = dict.fromkeys(sites, "absent")
-        online = self._sessions()
+        online = self._carrier.present()
         present = [site for site in sites if site in online]
         self._meet([site for site in present if site not in self._keys])
         status |= self._states({site: self._hello(site, study) for site in present}, study)
@@ -144,12 +145,12 @@ class FlowerTransport:
             return frame.kind != "stale"
 
         send = {site: lambda site=site: introduction(self._identity, ids[site]) for site in strangers}
-        Asking(self._link, send, receive, BRIEF).run()
+        Asking(self._carrier, send, receive, BRIEF).run()
 
     def _hello(self, site: str, study: str) -> Frame:
         last = self._receipts.last(site)
         receipt = last.to_dict() if last else None
-        return Frame("hello", {"study": study, "receipt": receipt, "version": __version__})
+        return Frame("hello", {"study": study, "receipt": receipt, **stated()})
 
     def _states(self, frames: Mapping[str, Frame], study: str) -> dict[str, str]:
         """Each site's state of a study, in this side's words."""
@@ -174,7 +175,7 @@ class FlowerTransport:
         self._ask(bodies, accept, invalid, patience)
         return answers
 
-    def _accept(self, request: Message, site: str, frame: Frame) -> Answer:
+    def _accept(self, request: Message, site: str, frame: Frame, after: Receipt | None) -> Answer:
         """The answer inside a message, if it is valid."""
         if frame.kind in ("refused", "stale"):
             _say_refused(site, frame)
@@ -187,11 +188,11 @@ class FlowerTransport:
             getattr(answer, name) != value for name, value in _ids(request).items()
         ):
             raise WireError(f"{site} answered another request, or in another site's name")
-        if isinstance(answer, Reply) and not self._keep(frame, answer, raw):
+        if isinstance(answer, Reply) and not self._keep(frame, answer, raw, after):
             return _declined(request, site, "failed")
         return answer
 
-    def _keep(self, frame: Frame, reply: Reply, raw: bytes) -> bool:
+    def _keep(self, frame: Frame, reply: Reply, raw: bytes, after: Receipt | None) -> bool:
         """Store the receipt of a reply; False if it shows that the site's ledger was rolled back."""
         receipt = Receipt.from_dict(frame.head.get("receipt"))
         signature = receipt.check(frame.head.get("signature"), self._keys[reply.site])
@@ -201,7 +202,7 @@ class FlowerTransport:
         }:
             raise WireError(f"{reply.site}'s receipt is for another answer")
         try:
-            self._receipts.keep(receipt, signature)
+            self._receipts.keep(receipt, signature, after=after)
         except FederationError as error:
             log.error("%s is left out: %s", reply.site, error)
             return False
@@ -242,7 +243,7 @@ class FlowerTransport:
             return lambda: seal(body, self._identity, to=to, purpose=FROM_COORDINATOR, message=message)
 
         sealing = {site: send(site, body) for site, body in known.items()}
-        Asking(self._link, sealing, receive, patience or self._patience, self._gone).run()
+        Asking(self._carrier, sealing, receive, patience or self._patience, self._gone).run()
 
     def _open(self, site: str, sealed: bytes, asked: bytes) -> Opened | None:
         """The site's own answer to the message with this id; None for anything else.
@@ -260,9 +261,6 @@ class FlowerTransport:
         log.error("an answer from %s is refused: it is to another message", site)
         return None
 
-    def _sessions(self) -> dict[str, str]:
-        return sessions(self._link)
-
 
 def _of(site: str, opened: Opened) -> Frame:
     """A site's answer, if it names itself; without the id of the question it can only be a refusal."""
@@ -279,7 +277,7 @@ def _state(site: str, frame: Frame, study: str) -> str:
     state, version = frame.head.get("status"), frame.head.get("version")
     if frame.kind in ("refused", "stale", "invalid"):
         return frame.kind
-    if frame.kind == "hello" and version != __version__:
+    if frame.kind == "hello" and common(frame.head.get("protocols")) is None:
         known = isinstance(version, str) and _VERSION.fullmatch(version)
         return f"on fedveil {version if known else 'of an unreadable version'}"
     if frame.kind not in ("hello", "offered") or state not in SITE_STATES:

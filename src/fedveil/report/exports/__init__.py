@@ -1,0 +1,1 @@
+"""A finished run for other programs and readers: an ONNX graph, a MONAI bundle, a model card."""

@@ -1,0 +1,120 @@
+"""One SuperLink for several studies, as real processes: who starts it, who it outlives, and when it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.deploy.test_gate import found, process_of
+from tests.deploy.town import _CLI, wait_until
+
+from fedveil.deploy.coordinator.hospitals import Federation
+from fedveil.deploy.flower.carrier import FlowerCarrier
+from fedveil.deploy.flower.process import SuperLink, _answers
+
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc"),
+    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),  # Flower's own
+]
+
+COORDINATOR = """
+import sys
+from pathlib import Path
+from fedveil.deploy.coordinator.hospitals import Federation
+from fedveil.deploy.flower.carrier import FlowerCarrier
+federation = Federation.load(Path(sys.argv[1]))
+with FlowerCarrier(federation.link, federation.nodes()) as carrier:
+    print("uses it", flush=True)
+    for line in sys.stdin:
+        print(dict(carrier.present()), flush=True)
+"""
+
+
+class Coordinator:
+    """A coordinator between two studies: a process that is connected, and looks who is there when told to."""
+
+    def __init__(self, federation: Federation) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", COORDINATOR, str(federation.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def connected(self) -> bool:
+        return self.process.stdout.readline() == "uses it\n"
+
+    def looks(self) -> bool:
+        """A call through the SuperLink succeeds."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline() == "{}\n"
+
+    def finish(self) -> None:
+        self.process.stdin.close()
+        assert self.process.wait(120) == 0
+        self.process.stdout.close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def federation(tmp_path) -> Iterator[Federation]:
+    made = found(tmp_path)
+    yield made
+    if runs(made):
+        os.kill(process_of(made), signal.SIGKILL)
+
+
+def runs(federation: Federation) -> bool:
+    try:
+        process_of(federation)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_the_first_study_to_end_does_not_stop_the_second(federation):
+    """Two coordinators begin at once; whoever started the SuperLink leaves first; the last one ends it."""
+    both = [Coordinator(federation) for _ in range(2)]
+    assert all(one.connected() for one in both)
+    started_by = Path(f"/proc/{process_of(federation)}/status").read_text()
+    first, second = sorted(both, key=lambda one: f"PPid:\t{one.process.pid}\n" not in started_by)
+    first.finish()
+    assert second.looks()
+    os.kill(process_of(federation), signal.SIGKILL)
+    assert second.looks(), "who is left starts it again"
+    second.kill()
+    wait_until(lambda: not runs(federation), "the SuperLink to notice that nobody is left")
+
+
+def test_a_standing_superlink_outlives_studies(federation):
+    command = [sys.executable, "-W", "ignore", "-c", _CLI, "federation", "serve", str(federation.folder)]
+    with (federation.folder / "serve.log").open("ab") as log:
+        standing = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: _answers(federation.table.port), "the SuperLink to run")
+        for _ in range(2):
+            with FlowerCarrier(federation.link, federation.nodes()) as carrier:
+                assert carrier.present() == {}
+        assert standing.poll() is None
+        again = subprocess.run(command, capture_output=True, text=True)
+        assert again.returncode == 2
+        assert "a standing SuperLink serves" in again.stderr
+        use = SuperLink(federation.link)
+        use.open()
+        standing.kill()
+        standing.wait()
+        use.ensure()
+        assert not runs(federation), "it is for the service manager to start it again"
+        use.close()
+    finally:
+        standing.kill()
+        standing.wait()
