@@ -12,6 +12,7 @@ than `fedveil.errors.DataError`, or a warning, counts as a failure. Prints one J
 """
 
 import argparse
+import base64
 import io
 import json
 import resource
@@ -29,6 +30,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLSLossless,
@@ -60,16 +62,24 @@ def pictures(kind, deep=False, **options):
     return [*made, picture(kind, pixels(2, high=65536, dtype=np.uint16))] if deep else made
 
 
-def dicom(syntax=ExplicitVRLittleEndian, frame=None, colour=False):
+HT = base64.b64decode(
+    b"/0//UQApQAAAAAAIAAAACAAAAAAAAAAAAAAACAAAAAgAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAIEBEAB/1wACiCI"
+    b"kJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAE0AAf+TwAArAP9/Wdyt/gfbAoG0AMAAE0AAFQAk0gECdACS"
+    b"UTL+AONUAMAAKiAAFWAIgiCqcIJ1AM533nnnwFKB7LYA/9k="
+)
+"""HTJ2K, 8 x 8 pixels of 16 bits, as OpenJPH encodes it: nothing that fedveil installs does."""
+
+
+def dicom(syntax=ExplicitVRLittleEndian, frame=None, colour=False, bits=None, shape=(48, 40)):
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = "1.2.3.4"
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
     file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     file.SOPClassUID, file.SOPInstanceUID, file.PatientID = SecondaryCaptureImageStorage, "1.2.3.4", "P1"
-    bits = 8 if colour or frame is not None else 12
-    stored = pixels(3, (48, 40, 3) if colour else (48, 40), 2**bits, np.uint8 if bits == 8 else np.uint16)
-    file.Rows, file.Columns, file.SamplesPerPixel = 48, 40, 3 if colour else 1
+    bits = bits or (8 if colour or frame is not None else 12)
+    stored = pixels(3, (*shape, 3) if colour else shape, 2**bits, np.uint8 if bits == 8 else np.uint16)
+    file.Rows, file.Columns, file.SamplesPerPixel = *shape, 3 if colour else 1
     file.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
     file.BitsAllocated, file.BitsStored, file.HighBit = 8 * stored.dtype.itemsize, bits, bits - 1
     file.PixelRepresentation, file.WindowCenter, file.WindowWidth = 0, 2**bits // 2, 2**bits
@@ -87,12 +97,13 @@ def dicom(syntax=ExplicitVRLittleEndian, frame=None, colour=False):
 
 
 def compressed():
-    """JPEG and JPEG 2000 as Pillow writes them, RLE as pydicom does, JPEG-LS if its encoder is installed."""
+    """JPEG and JPEG 2000 as Pillow writes them, RLE as pydicom does, HTJ2K, and JPEG-LS if its encoder is installed."""
     grey = pixels(4)
     found = [
         dicom(JPEGBaseline8Bit, picture("JPEG", grey)),
         dicom(JPEG2000Lossless, picture("JPEG2000", grey)),
         dicom(RLELossless),
+        dicom(HTJ2KLossless, HT, bits=16, shape=(8, 8)),
     ]
     return [*found, *gdcm_lossless()]
 

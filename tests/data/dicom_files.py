@@ -1,11 +1,19 @@
 """DICOM files whose header leads anywhere but to numbers in [0, 1]."""
 
+import base64
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+HTJ2K = base64.b64decode(
+    b"/0//UQApQAAAAAAIAAAACAAAAAAAAAAAAAAACAAAAAgAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAIEBEAB/1wACiCI"
+    b"kJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAE0AAf+TwAArAP9/Wdyt/gfbAoG0AMAAE0AAFQAk0gECdACS"
+    b"UTL+AONUAMAAKiAAFWAIgiCqcIJ1AM533nnnwFKB7LYA/9k="
+)
+"""A High-Throughput JPEG 2000 codestream of 8 x 8 pixels of 16 bits, lossless: ``1000 row + 37 column``, as OpenJPH
+encodes it (imagecodecs' ``htj2k_encode``). No package that fedveil installs encodes HTJ2K."""
 HOLDERS = ("7654321", "1234567")
 
 

@@ -9,12 +9,15 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixels import apply_voi_lut, get_decoder
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    HTJ2K,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     JPEGBaseline8Bit,
     JPEGLosslessSV1,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
+from tests.data.dicom_files import HTJ2K as HTJ2K_GREY
 
 from fedveil.data import check, load
 from fedveil.data.formats.image_files import probe, read_image
@@ -211,6 +214,19 @@ def test_other_codecs_are_decoded(tmp_path):
         writer.SetFileName(str(tmp_path / f"{kind}.dcm"))
         assert writer.Write()
         np.testing.assert_allclose(read_image(tmp_path / f"{kind}.dcm")[0], pixels / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2K])
+def test_high_throughput_jpeg_2000_is_decoded(tmp_path, syntax):
+    pytest.importorskip("openjpeg", reason="fedveil[dicom] is not installed")
+    rows, columns = np.mgrid[:8, :8]
+    path = write(tmp_path / "ht.dcm", np.zeros((8, 8), np.uint16), bits=16)
+    encapsulated(path, HTJ2K_GREY, syntax)
+    assert probe(path).width == 8
+    np.testing.assert_allclose(read_image(path)[0], (1000 * rows + 37 * columns) / 65535, atol=1e-6)
+    larger = write(tmp_path / "larger.dcm", np.zeros((8, 9), np.uint16), bits=16)
+    with pytest.raises(DataError, match="its pixels are 8 x 8, by its header 9 x 8"):
+        read_image(encapsulated(larger, HTJ2K_GREY, syntax))
 
 
 def build(folder: Path, identifiers) -> Path:

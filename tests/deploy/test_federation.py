@@ -12,6 +12,7 @@ from tests.deploy.cohorts import LUNGS, deal_lungs, join
 from tests.deploy.hospital import IMAGES, NETWORK, OWN_MODELS, SITES, edit
 from tests.deploy.town import Town, open_town, same_model, wait_until
 
+from fedveil.deploy.coordinator.progress import progress
 from fedveil.deploy.provisioning.certificates import Authority, node_keys
 from fedveil.deploy.receipts import Receipts
 from fedveil.privacy import Head, verify_ledger
@@ -44,6 +45,9 @@ def test_three_hospitals_train_and_strangers_stay_outside(town):
     assert result["sites"][0]["patients"] is None, "the coordinator cannot know"
     page = (town.folder / "first" / "report.html").read_text()
     assert all(name in page for name in SITES)
+    followed = {one.name: one for one in progress(town.coordinator)}["first"]
+    assert (followed.state, followed.rounds, followed.planned) == ("finished", 4, 4)
+    assert followed.hospitals == dict.fromkeys(SITES, "ready")
     receipts = Receipts(town.coordinator / "receipts")
     for name in SITES:
         charged = Counter(town.charges(name, "first"))

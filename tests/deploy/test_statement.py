@@ -1,15 +1,20 @@
 """A signed statement: true to the ledger, checked by anybody, void with one byte changed."""
 
 import hashlib
+import io
 import json
 
+import pypdf
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from tests.deploy.hospital import WHO, Hospital
 from typer.testing import CliRunner
 
 from fedveil.cli.main import app
 from fedveil.deploy.identity import Identity, fingerprint
 from fedveil.deploy.records.inventory import bill_of_materials
+from fedveil.deploy.records.printed import printed
 from fedveil.deploy.records.statement import verify_statement
 from fedveil.errors import InvalidValue, Refused
 from fedveil.federation import Reply
@@ -113,6 +118,58 @@ def test_a_statement_is_never_overwritten(stated):
     assert code == 2
     assert "never overwritten" in text
     assert page.read_bytes() == before
+
+
+def test_a_printout_shows_the_same_and_names_the_signed_page(hospital, tmp_path):
+    """Its text is extracted by another library than wrote it."""
+    assert isinstance(hospital.round(1, 1), Reply)
+    words = ("site", "statement", "toy", str(hospital.folder), "--out", str(tmp_path), "--pdf")
+    code, text = run(*words)
+    assert code == 0, text
+    (page,), (paper,) = tmp_path.glob("*.html"), tmp_path.glob("*.pdf")
+    found = "".join("".join(one.extract_text() for one in pypdf.PdfReader(paper).pages).split())
+    state = hospital.ledger
+    for words in (
+        f"approved by {WHO['by']} ({WHO['role']}",
+        f"Signed original is {page.name}, SHA-256 {hashlib.sha256(page.read_bytes()).hexdigest()}"[7:],
+        f"epsilon {state.spent():.4g}",
+        state.head.hash,
+        code_hash(),
+        hospital.agreement.digest,
+        'name = "toy"',
+    ):
+        assert "".join(words.split()) in found, words
+    assert paper.stat().st_mode & 0o777 == 0o600
+    page.unlink()
+    assert run(*words)[0] == 2
+
+
+def test_a_printout_of_any_text_has_only_its_own_lines():
+    """Names of studies come from elsewhere."""
+    values = {
+        **dict.fromkeys(("site", "fingerprint", "trust"), "x"),
+        "name": "a\u202eb\x1b[2J\n\u4e2d",
+        "made": "2026-01-01T00:00:00+00:00",
+        "digest": "ab" * 32,
+        "rows": [("purpose", "w" * 3000), ("", "")],
+        **{key: [] for key in ("decisions", "curve", "charged")},
+        "budget": [("ledger", "x")],
+        "software": [("code", "y" * 64)],
+        "study": "k = 1\n\n" * 200,
+    }
+    found = "".join(
+        one.extract_text() for one in pypdf.PdfReader(io.BytesIO(printed(values, "p", "h"))).pages
+    )
+    assert "\u202e" not in found
+    assert "\x1b" not in found
+    assert found.count("w") >= 3000
+
+
+def test_the_bill_of_materials_is_valid_by_the_schema_of_cyclonedx():
+    found = JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill_of_materials()))
+    assert found is None, found
+    broken = json.dumps({**bill_of_materials(), "components": [{"type": "library"}]})
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(broken) is not None
 
 
 def test_the_bill_of_materials_names_every_package_once():

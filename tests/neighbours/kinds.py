@@ -79,7 +79,12 @@ def _network(name: str, network: str, **changes: Any) -> Kind:
 
 LINEAR = (
     _linear("pixels", privacy=CALIBRATED),
-    _linear("pixels, 3 classes", classes=THREE, privacy=CALIBRATED),
+    _linear(
+        "pixels, 3 classes",
+        classes=THREE,
+        data='subgroup = "sex"',
+        privacy=f"{CALIBRATED}\nsubgroup_share = 0.1",
+    ),
     _linear("pixels, images", unit="image", classes=FOUR),
     _linear("pixels, site", unit="site"),
     _linear("pixels, sampled", training="sampling_rate = 0.3"),

@@ -142,3 +142,29 @@ def test_grades(open_both):
             study, manifest("patient", "split"), images, without(images, "patient", gone)
         )
         check_neighbours(whole, less, agreement.releases, masked(study))
+
+
+def with_sex(folder, images):
+    """A manifest with a sex for each image, which may differ between the images of a patient."""
+    source = manifest("patient", "split")(folder, images)
+    lines = (folder / source).read_text().splitlines()
+    sexes = ["sex", *("FM?"[sum(image.name.encode()) % 3] for image in images)]
+    (folder / source).write_text("\n".join(f"{line},{sex}" for line, sex in zip(lines, sexes, strict=True)))
+    return source
+
+
+@pytest.mark.parametrize("unit", ["patient", "image"])
+def test_subgroups_of_held_out_patients(open_both, unit):
+    shares = f"{SHARES}\nsubgroup_share = 0.1"
+    study = make_study(FOUR, unit, data='subgroup = "sex"', privacy=shares)
+    images = cohort(FOUR)
+    for gone in ("many", "tested"):
+        whole, less, agreement = open_both(
+            study,
+            with_sex,
+            images,
+            without(images, unit, gone),
+            columns='{ attributes = { sex = "sex" } }',
+        )
+        assert len(set(whole.held_out._strata)) > 1
+        check_neighbours(whole, less, agreement.releases, masked(study))

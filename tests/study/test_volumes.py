@@ -1,6 +1,7 @@
 """Studies of volumes: from a table to a report and a model that predicts."""
 
 import csv
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,7 +13,19 @@ from fedveil.errors import InvalidValue, StudyError
 from fedveil.learning.encoders import feature_extractor
 from fedveil.report import write_report
 from fedveil.study import Study
+from fedveil.study.pipeline import model_of, sizes_of
 from fedveil.study.results.trained_model import TrainedModel, predict
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Volumes in memory."""
+
+    volumes: np.ndarray
+
+    def read(self, indices):
+        return self.volumes[indices]
+
 
 SETTINGS = {"features": "pixels@8", "slices": 8, "image_size": 32, "sites": 3, "rounds": 8}
 
@@ -81,6 +94,15 @@ def test_a_network_trains_on_volumes_privately(tmp_path):
     with (tmp_path / "run" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     np.testing.assert_allclose(told[:, 1], [float(row["prob:nodule"]) for row in rows], atol=1e-4)
+
+
+def test_a_coordinator_without_volumes_has_the_same_network():
+    study = Study(network="cnn3d", slices=8, image_size=16)
+    network = model_of(study, Dataset.empty(("clear", "nodule"), channels=1, image_size=16))
+    sizes = sizes_of(study, 2, 1)
+    assert (network.trained, network.parameters) == (sizes.trained, sizes.parameters)
+    volumes = ArraySource(np.zeros((1, 8, 16, 16), np.float32))
+    assert network.probabilities(network.join(None, network.initial()), volumes, 1).shape == (1, 2)
 
 
 def test_a_network_of_volumes_needs_volumes():

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedveil.cli.federation.serve import federation_serve
+from fedveil.cli.federation.status import federation_status
 from fedveil.cli.flower import need_flower
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.logs import LogFormat, log_to_stderr
@@ -52,6 +53,7 @@ def federation_init(
 
 
 federation.command("serve")(federation_serve)
+federation.command("status")(federation_status)
 
 
 @federation.command("renew")

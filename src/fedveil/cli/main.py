@@ -32,6 +32,11 @@ COMMANDS = (
     ),
     LazyCommand("report", "fedveil.cli.studies:report", "Write the report of a finished run again."),
     LazyCommand(
+        "export",
+        "fedveil.cli.export:export",
+        "Write a run's model as an ONNX graph or a MONAI bundle, or its model card.",
+    ),
+    LazyCommand(
         "sweep",
         "fedveil.cli.sweep:sweep_command",
         "Measure what each privacy setting costs in accuracy; on real data only within a declared budget.",

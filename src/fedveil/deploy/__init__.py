@@ -4,8 +4,8 @@ Each hospital runs two programs under two users. The *site service* (`service`) 
 and the identity key, and answers sealed requests on a local socket. The *node* (`flower.node`) carries
 opaque bytes between that socket and the coordinator's SuperLink; nothing that the coordinator sends is ever
 executed. The coordinator runs the same `fedveil.study.run` as a study on one machine, through
-`flower.transport`. `kits` writes what each party needs to start. This module imports nothing, so the node has few
-imports.
+`coordinator.transport` over a `carrier`. `kits` writes what each party needs to start. This module imports nothing, so
+the node has few imports.
 """
 
 __all__: list[str] = []

@@ -34,7 +34,7 @@ def locked_alone(path: Path) -> int | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds a lock alone."""
+    """Whether somebody holds a lock alone. Looking takes it for a moment, so who wants it must wait, as `turn` does."""
     if not path.exists():
         return False
     file = _open(path)

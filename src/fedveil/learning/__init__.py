@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         evaluate,
         expected_calibration_error,
     )
+    from fedveil.learning.evaluation.released_subgroups import ReleasedSubgroups
     from fedveil.learning.evaluation.score_histogram import Histogram, ScoreHistogram
     from fedveil.learning.evaluation.subgroups import Subgroup, subgroups
     from fedveil.learning.models.findings import FindingsHead, FindingsLearner
@@ -72,6 +73,7 @@ __all__ = [
     "OptimizerState",
     "PublicStart",
     "Pulled",
+    "ReleasedSubgroups",
     "ScoreHistogram",
     "ScoreStatistics",
     "Sgd",

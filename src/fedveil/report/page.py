@@ -90,6 +90,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "accuracy": tables.accuracy_table(record),
         "by_class": tables.class_table(record),
         "by_subgroup": tables.subgroup_table(record),
+        "by_released_subgroup": tables.released_subgroup_table(record),
         "confusion": tables.confusion_table(record),
         "charts": _test_charts(record),
         "calibration": calibration_chart(record.result.calibrated),

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.data import ArrayImages, Dataset, Embeddings
+from fedveil.data.annotations.groups import declared, groups_of
 from fedveil.data.cache import StoredRows
 from fedveil.errors import DataError, InvalidValue
 from fedveil.learning import (
@@ -80,15 +81,18 @@ class Task(ABC):
 
     def held_out(self, rows: Indices) -> HeldOut | None:
         """The images that one site tests on; None if there are none, or the study releases nothing about them."""
-        if not len(rows) or self.study.privacy.evaluation_share == 0:
+        if not len(rows) or not self.study.privacy.about_held_out:
             return None
-        cohort = self.dataset.cohort("held-out", rows)
+        cohort, attribute = self.dataset.cohort("held-out", rows), self.study.data.subgroup
+        column = cohort.attributes.get(attribute)
+        groups = groups_of(attribute, self.study.data.subgroup_values)
         return HeldOut(
             lambda parameters: self.scores(parameters, rows),
             cohort.labels,
             cohort.patients,
             classes=len(self.dataset.classes),
             unit=self.study.privacy.unit,
+            strata=None if column is None else declared(attribute, column, groups),
         )
 
     def scores(self, parameters: Vector, rows: Indices) -> Vector:
@@ -250,7 +254,7 @@ def _network(study: Study, dataset: Dataset) -> "NetworkModel":
     return NetworkModel(
         study.model.network,
         classes=len(dataset.classes),
-        channels=dataset.images.planes,
+        channels=study.data.slices or dataset.images.channels,
         image_size=study.data.image_size,
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,

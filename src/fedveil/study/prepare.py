@@ -225,7 +225,7 @@ def prepare(study: Study, dataset: Dataset | None = None) -> Prepared:
         sites = {f"site-{number}": rows for number, rows in enumerate(dealt, 1)}
     else:
         sites = named_hospitals(dataset)
-    released = study.privacy.evaluation_share > 0
+    released = study.privacy.about_held_out
     held_out = held_out_patients(dataset, tuple(sites), study.study.seed) if released else {}
     study = pinned(study, dataset)
     prepared = Prepared(study=study, dataset=dataset, sites=sites, simulated=simulated, held_out=held_out)

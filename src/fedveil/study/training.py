@@ -40,6 +40,7 @@ from fedveil.learning import (
     Model,
     NetworkModel,
     OptimizerState,
+    ReleasedSubgroups,
     Statistics,
 )
 from fedveil.study.progress import Progress
@@ -65,6 +66,7 @@ class Trained:
         parameters: the released model, whole.
         statistics: what was released before training.
         histogram: the release about the hospitals' held-out units; None without one.
+        subgroups: the release about their subgroups; None without one.
         certainty: how sure the decision rule is; None if no threshold was released.
         skipped: releases that were not asked for, because noise was known to drown them; nothing was charged.
         rounds: number of finished rounds; fewer than planned if interrupted ones used up budget.
@@ -82,6 +84,7 @@ class Trained:
     agreement: Agreement
     coordinator: Coordinator
     forecast: Forecast | None = None
+    subgroups: ReleasedSubgroups | None = None
 
     @property
     def priors(self) -> Vector | None:
@@ -175,6 +178,7 @@ class _Loop:
             parameters=state.parameters,
             statistics=state.statistics,
             histogram=state.histogram,
+            subgroups=state.subgroups,
             certainty=state.certainty,
             skipped=tuple(skipped),
             rounds=finished,

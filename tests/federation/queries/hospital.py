@@ -17,9 +17,13 @@ CLASSES = ("a", "b", "c")
 HEAD = CentredHead((5, 3), len(CLASSES))
 FINDINGS = FindingsHead((5, 3), len(CLASSES))
 SHARES = """
+[data]
+subgroup = "scanner"
+subgroup_values = ["A", "B"]
 [privacy]
 unit = "{unit}"
 evaluation_share = 0.1
+subgroup_share = 0.1
 {own}
 [training]
 units = 40
@@ -88,6 +92,7 @@ def hospital(unit: str, gone: int | None = None, head=HEAD) -> tuple[HospitalUni
         patients,
         classes=len(CLASSES),
         unit=unit,
+        strata=np.random.default_rng(2).integers(0, 3, len(whole.labels))[kept],
     )
     names = list(Counter(map(str, owners[kept])))
     return HospitalUnits(learner=learner, held_out=held_out, records=cohort), {

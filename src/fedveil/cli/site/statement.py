@@ -14,7 +14,8 @@ __all__ = ["site_statement"]
 def site_statement(
     study: Annotated[str, typer.Argument(help="A study: its digest, the digest's beginning, or its name.")],
     folder: Folder = Path("site"),
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the two files.")] = Path(),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.")] = Path(),
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also write a printout as PDF.")] = False,
 ) -> None:
     """Write a signed statement on a study: decisions, guarantee, charges, software.
 
@@ -28,5 +29,5 @@ def site_statement(
         config = load_site(folder)
         identity = Identity.load(folder / "identity.key")
         digest = Studies(folder / "studies").find(study).digest
-        for path in write_statement(config, identity, digest, out):
+        for path in write_statement(config, identity, digest, out, pdf=pdf):
             console.print(f"wrote {path}", soft_wrap=True)

@@ -1,12 +1,12 @@
 """Public groups of an attribute's values: age bands, sexes, or the values as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from fedveil.data.annotations.columns import Codes, Column
 
-__all__ = ["GROUPS", "grouped"]
+__all__ = ["GROUPS", "declared", "grouped", "groups_of"]
 
 BANDS = ("0-17", "18-39", "40-64", "65-79", "80+")
 STARTS = (18, 40, 65, 80)
@@ -35,6 +35,28 @@ def grouped(name: str, column: Column) -> tuple[Codes, tuple[str, ...]]:
     places = np.full(len(column.names) + 1, len(most), dtype=np.int64)
     places[most] = np.arange(len(most))
     return places[column.codes], (*column.names.take(most), OTHER)
+
+
+def groups_of(name: str, values: Sequence[str] = ()) -> tuple[str, ...]:
+    """The groups of a private release: those of `GROUPS`, or declared values; the last is everybody else.
+
+    >>> groups_of("sex"), groups_of("scanner", ("A", "B"))
+    (('female', 'male', 'other or unknown'), ('A', 'B', 'other or unknown'))
+    """
+    return GROUPS.get(name, (*values, OTHER))
+
+
+def declared(name: str, column: Column, groups: Sequence[str]) -> Codes:
+    """Each image's group (n,) among those of `groups_of`: a function of its own value alone.
+
+    >>> declared("scanner", Column.of(["B", None, "C"]), ("A", "B", OTHER)).tolist()
+    [1, 2, 2]
+    """
+    if name in GROUPS:
+        return grouped(name, column)[0]
+    known = {group: place for place, group in enumerate(groups[:-1])}
+    places = column.map(lambda value: known.get(value.strip(), len(known)), len(known))
+    return np.array(places, dtype=np.int64)[column.codes]
 
 
 def _band(value: str) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from fedveil import __version__
 from fedveil.data import TEST, Dataset, Settings, load
 from fedveil.deploy.coordinator.hospitals import Federation
+from fedveil.deploy.coordinator.progress import noted
 from fedveil.deploy.coordinator.transport import SealedTransport
 from fedveil.deploy.flower.carrier import FlowerCarrier
 from fedveil.deploy.offer import Offer
@@ -63,8 +64,7 @@ class RealHospitals(Hospitals):
         Raises:
             FederationError: there is no connection, or too few hospitals are ready in time.
         """
-        del directory
-        table = self.federation.table
+        table, settings = self.federation.table, prepared.study
         offer = Offer.make(prepared.study, table.sites, prepared.dataset)
         agreement = offer.agreement()
 
@@ -72,8 +72,21 @@ class RealHospitals(Hospitals):
             model = task.trained(trained.parameters, trained.statistics)
             return HandedOver(missing=deliver(transport, agreement.sites, agreement.digest, model))
 
-        with reach(self.federation) as transport:
-            wait_for_sites(transport, offer, agreement, patience=table.wait_for_approval, say=self.say)
+        started = noted(
+            self.federation.folder,
+            name=settings.study.name,
+            digest=agreement.digest,
+            run=directory.path,
+            planned=settings.training.rounds,
+        )
+        with started as note, reach(self.federation) as transport:
+
+            def say(states: Mapping[str, str]) -> None:
+                note(states)
+                self.say(states)
+
+            note(dict.fromkeys(agreement.sites, "absent"))
+            wait_for_sites(transport, offer, agreement, patience=table.wait_for_approval, say=say)
             yield Joined(
                 agreement=agreement,
                 transport=transport,

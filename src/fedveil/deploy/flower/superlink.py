@@ -21,7 +21,7 @@ from fedveil.deploy.flower import STANDING, USERS
 from fedveil.deploy.flower.gate import Gate, NodeKeys, proof_of
 from fedveil.deploy.flower.private.superlink import extensions, flower_superlink
 from fedveil.deploy.listener import GuardedListener
-from fedveil.deploy.locks import locked_alone
+from fedveil.deploy.locks import locked_alone, turn
 
 __all__ = ["main"]
 
@@ -87,7 +87,8 @@ def main() -> None:
     folder = Path(sys.argv.pop(1))
     logging.getLogger("fedveil").setLevel(logging.INFO)
     if standing := os.environ.get(STANDING):
-        held = locked_alone(Path(standing))
+        with turn(folder / "superlink.turn"):  # as coordinators do when they look whether it is locked
+            held = locked_alone(Path(standing))
         if held is None:
             sys.exit(f"error: another SuperLink serves {folder}: stop it first")
     elif users := os.environ.get(USERS):

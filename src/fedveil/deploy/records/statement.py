@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -17,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from fedveil.deploy.identity import Identity, check_public_key, fingerprint, signing_key
 from fedveil.deploy.records.facts import Fact
 from fedveil.deploy.records.inventory import bill_of_materials, document, versions
+from fedveil.deploy.records.printed import need_pdf, printed
 from fedveil.deploy.site.approvals import Listed, Studies
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.models import Models
@@ -54,43 +56,59 @@ class Signed:
     title: str
 
 
-def write_statement(config: SiteConfig, identity: Identity, digest: str, out: Path) -> tuple[Path, Path]:
-    """Write the statement of a study and the bill of materials that it quotes; return both paths.
+def write_statement(
+    config: SiteConfig, identity: Identity, digest: str, out: Path, *, pdf: bool = False
+) -> tuple[Path, ...]:
+    """Write the statement of a study, the bill of materials that it quotes, and a printout as PDF; return the paths.
 
     Raises:
         Refused: nothing was decided about the study, or a file is there already.
+        InvalidValue: a PDF is asked for, and the package that writes it is not installed.
         LedgerError: the ledger is damaged.
     """
+    if pdf:
+        need_pdf()
     listed = Studies(config.folder / "studies").read(digest)
     found = review(config, listed)
     name = f"statement-{config.site.name}-{digest[:12]}"
-    page, materials = out / f"{name}.html", out / f"{name}.sbom.json"
-    for path in (page, materials):
+    page, materials, paper = (out / f"{name}{end}" for end in (".html", ".sbom.json", ".pdf"))
+    paths = (page, materials, paper) if pdf else (page, materials)
+    for path in paths:
         if path.exists():
             raise Refused(
                 f"{path} exists", "a statement is never overwritten", "choose another folder with --out"
             )
     bill = document(bill_of_materials())
-    values = {
+    values = _values(config, identity, listed, found, bill)
+    body = _template().render(**values).encode()
+    out.mkdir(parents=True, exist_ok=True)
+    write_private(materials, bill)
+    signed = body + _signature(body, identity)
+    write_private(page, signed)
+    if pdf:
+        write_private(paper, printed(values, page.name, hashlib.sha256(signed).hexdigest()))
+    return paths
+
+
+def _values(
+    config: SiteConfig, identity: Identity, listed: Listed, found: Review, bill: bytes
+) -> dict[str, Any]:
+    """What page and printout show."""
+    return {
         "site": config.site.name,
         "fingerprint": fingerprint(identity.public),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "name": listed.agreement.name,
-        "digest": digest,
+        "digest": listed.digest,
         "rows": found.rows,
         "trust": TRUST[listed.agreement.trust],
         "decisions": _decisions(config, listed),
         "curve": _curve(found),
         "charged": _charged(found.state, listed),
         "budget": _budget(found.state),
-        "software": [*versions().items(), *_hashes(config, digest, bill)],
+        "software": [*versions().items(), *_hashes(config, listed.digest, bill)],
         "study": listed.offer.study.to_toml(),
     }
-    body = _template().render(**values).encode()
-    out.mkdir(parents=True, exist_ok=True)
-    write_private(materials, bill)
-    write_private(page, body + _signature(body, identity))
-    return page, materials
 
 
 def _template() -> Template:

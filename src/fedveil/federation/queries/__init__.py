@@ -19,6 +19,7 @@ from fedveil.federation.queries.query import (
     Rounds,
 )
 from fedveil.federation.queries.statistics import StatisticsQuery
+from fedveil.federation.queries.subgroups import SubgroupsQuery
 
 __all__ = [
     "QUERIES",
@@ -40,6 +41,7 @@ __all__ = [
     "Query",
     "Rounds",
     "StatisticsQuery",
+    "SubgroupsQuery",
     "asked_by",
     "title_of",
 ]
@@ -51,6 +53,7 @@ QUERIES: tuple[type[Query], ...] = (
     LocalStepsQuery,
     CalibrationQuery,
     EvaluationQuery,
+    SubgroupsQuery,
     OwnModelQuery,
     OwnThresholdQuery,
     CohortCountsQuery,

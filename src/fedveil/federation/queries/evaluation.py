@@ -70,7 +70,7 @@ class EvaluationQuery(OneSum):
 
     def sent(self, state: ModelState) -> Vector:
         """Frequencies (equal if none were released) and the model."""
-        return np.concatenate([state.common, state.parameters])
+        return state.judged
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
         """The model with the histogram added; its parameters are unchanged."""

@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from fedveil.data import Cohort
 from fedveil.errors import FederationError, InvalidValue
-from fedveil.learning import Certainty, HeldOut, Histogram, Learner, Model, Sizes, Statistics
+from fedveil.learning import (
+    Certainty,
+    HeldOut,
+    Histogram,
+    Learner,
+    Model,
+    ReleasedSubgroups,
+    Sizes,
+    Statistics,
+)
 from fedveil.privacy import Mechanism, Unit
 
 __all__ = [
@@ -153,6 +162,7 @@ class ModelState:
         statistics: what was released before training.
         histogram: the release about held-out units.
         certainty: how sure the decision rule is; None if no threshold was released.
+        subgroups: the release about subgroups of held-out units.
     """
 
     model: Model
@@ -161,6 +171,7 @@ class ModelState:
     statistics: Statistics | None = None
     histogram: Histogram | None = None
     certainty: Certainty | None = None
+    subgroups: ReleasedSubgroups | None = None
 
     @property
     def trained(self) -> Vector:
@@ -173,6 +184,11 @@ class ModelState:
         if self.frequencies is not None:
             return self.frequencies
         return np.full(self.model.classes, 0.5 if self.model.findings else 1 / self.model.classes)
+
+    @property
+    def judged(self) -> Vector:
+        """What an evaluation sends: the frequencies, then the parameters."""
+        return np.concatenate([self.common, self.parameters])
 
     def at(self, trained: Vector, shift: Vector | None = None) -> "ModelState":
         """The same with another trained part and another shift of the logits."""

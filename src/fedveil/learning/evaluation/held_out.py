@@ -26,6 +26,7 @@ class HeldOut:
         patients: (n,) patient codes 0 .. P-1.
         classes: number of classes.
         unit: whom one contribution belongs to.
+        strata: (n,) codes of the images' subgroups; None if no release is about them.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class HeldOut:
         *,
         classes: int,
         unit: Unit = "patient",
+        strata: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        self._scores, self._classes, self._unit = scores, classes, unit
+        self._scores, self._classes, self._unit, self._strata = scores, classes, unit, strata
         self._labels = np.asarray(labels, dtype=np.int64)
         groups = np.arange(len(self._labels)) if unit == "image" else np.asarray(patients)
         self._kind: type[Histogram] = FindingHistogram if self._labels.ndim == 2 else ScoreHistogram
@@ -58,9 +60,28 @@ class HeldOut:
         Raises:
             InvalidValue: frequencies or parameters that are impossible for the model.
         """
+        return self.histograms(parameters, 1, units)
+
+    def histograms(self, parameters: Vector, strata: int, units: Indices | None = None) -> Vector:
+        """The same for each of so many subgroups, one after the other, together of norm at most 1.
+
+        An image is in one subgroup: with one, or none known, in the last. So a unit's vector is an average over its
+        images of vectors of norm 1 or 0, as in one histogram.
+
+        Raises:
+            InvalidValue: as `histogram` does.
+        """
         priors, whole = np.split(parameters, [self._classes])
         weights = image_shares(self._groups, None if self._unit == "site" else units)
-        total = self._kind.contribution(self._scores(whole), self._labels, weights, priors)
+        last = np.full(len(self._labels), strata - 1)
+        places = last if strata == 1 or self._strata is None else np.minimum(self._strata, last)
+        probabilities = self._scores(whole)
+        total = np.concatenate(
+            [
+                self._kind.contribution(probabilities, self._labels, weights * (places == place), priors)
+                for place in range(strata)
+            ]
+        )
         if self._unit == "site":
             total = bounded(total, 1.0)
             total *= units is None or len(units) > 0

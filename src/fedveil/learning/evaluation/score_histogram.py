@@ -167,8 +167,7 @@ class ScoreHistogram(Histogram):
             priors: class frequencies of training, as in `contribution`; for the Brier score and calibration, which
                 are those of probabilities under them.
         """
-        matrix = self._confusion()
-        recalls = [matrix.row_share(code, code) for code in range(len(classes))]
+        matrix, recalls = self._confusion(), self._recalls()
         accuracy = matrix.share(np.eye(len(classes)))
         aurocs = [self.table(k).auroc() for k in range(len(self.counts))]
         units = matrix.total()
@@ -194,6 +193,33 @@ class ScoreHistogram(Histogram):
                 for k in range(len(self.counts))
             ],
         }
+
+    def auroc(self) -> Estimate:
+        """Mean over the classes, as in `metrics`."""
+        return mean_of([self.table(k).auroc() for k in range(len(self.counts))])
+
+    def balanced_accuracy(self) -> Estimate:
+        """As in `metrics`."""
+        return mean_of(self._recalls(), independent=True)
+
+    def units(self) -> Estimate:
+        """The number of units."""
+        return self._confusion().total()
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Self]) -> Self:
+        """That of several disjoint groups together, whose noise is independent."""
+        matrices = [part.confusion for part in parts if part.confusion is not None]
+        return cls(
+            counts=np.sum([part.counts for part in parts], axis=0),
+            confusion=np.sum(matrices, axis=0) if matrices else None,
+            noise_variance=float(np.sum([part.noise_variance for part in parts])),
+            sampling_rate=parts[0].sampling_rate,
+        )
+
+    def _recalls(self) -> list[Estimate]:
+        matrix = self._confusion()
+        return [matrix.row_share(code, code) for code in range(len(matrix.values))]
 
     def _confusion(self) -> NoisyCounts:
         if self.confusion is not None:

@@ -60,6 +60,13 @@ class GradesHead(ClassHead):
         result: Vector = np.sort(self.scale(parameters) * usual_means(self.classes) + shift)
         return result
 
+    def slopes(self, parameters: Vector) -> Vector:
+        """``m / v``, (K,): the log odds of each grade per logit."""
+        means = self.means(parameters)
+        apart = max(means[-1] - means[0], NARROWEST * self.scale(parameters)) / (self.classes - 1)
+        result: Vector = means * STEEP / apart
+        return result
+
     def calibrated(
         self,
         parameters: Vector,
@@ -90,8 +97,7 @@ class GradesHead(ClassHead):
     def probabilities(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
         """Probabilities of the grades (n, K) for raw features (n, d)."""
         weights, means = self.split(parameters)[1], self.means(parameters)
-        apart = max(means[-1] - means[0], NARROWEST * self.scale(parameters)) / (self.classes - 1)
         logits = self.logits(parameters, features)
-        probabilities = softmax((logits - means / 2) * (means * STEEP / apart)) / weights
+        probabilities = softmax((logits - means / 2) * self.slopes(parameters)) / weights
         result: Vector = (probabilities.T / first_sums(probabilities.T.copy())).T
         return result

@@ -18,8 +18,9 @@ from fedveil.learning.encoders import Concatenation, FeatureExtractor, Precomput
 from fedveil.learning.encoders.efficientnet import EfficientNetLite, folded_network
 from fedveil.learning.encoders.pixels import Pixels
 from fedveil.learning.models.findings import FindingsHead
+from fedveil.learning.models.grades import GradesHead
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.linear_head import CentredHead
+from fedveil.learning.models.linear_head import ClassHead
 from fedveil.learning.models.network import NetworkModel
 from fedveil.learning.released.class_statistics import SMALLEST_NORM
 
@@ -27,7 +28,7 @@ __all__ = ["whole_head", "whole_network"]
 
 
 def whole_head(
-    extractor: FeatureExtractor, head: CentredHead | FindingsHead, parameters: Vector, image_size: int
+    extractor: FeatureExtractor, head: ClassHead | FindingsHead, parameters: Vector, image_size: int
 ) -> nn.Module:
     """Encoder and linear head: images (k, channels, size, size) in [0, 1], or embeddings (k, d), to probabilities.
 
@@ -38,9 +39,9 @@ def whole_head(
 
 
 def whole_network(model: NetworkModel, parameters: Vector) -> nn.Module:
-    """A trained network: images (k, channels, size, size) in [0, 1] to probabilities (k, classes)."""
+    """A trained network: images (k, channels, size, size) in [0, 1] to probabilities of classes or findings, (k, K)."""
     with model.loaded(parameters):
-        return _Network(copy.deepcopy(model.module), parameters[: model.classes]).eval()
+        return _Network(copy.deepcopy(model.module), parameters[: model.classes], model.findings).eval()
 
 
 def _encoder(extractor: FeatureExtractor, image_size: int) -> nn.Module:
@@ -64,6 +65,8 @@ def _encoder(extractor: FeatureExtractor, image_size: int) -> nn.Module:
 class _Resampled(nn.Module):
     """Bilinear resampling with antialiasing, as a product with a fixed matrix along each side."""
 
+    rows: Tensor
+
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         ends = torch.eye(before).reshape(before, 1, before, 1).expand(-1, -1, -1, 2)
@@ -74,8 +77,7 @@ class _Resampled(nn.Module):
         self.register_buffer("rows", scaled[:, 0, :, 0].T.contiguous())
 
     def forward(self, images: Tensor) -> Tensor:
-        rows: Tensor = self.rows
-        return images if self.same else rows @ images @ rows.T
+        return images if self.same else self.rows @ images @ self.rows.T
 
 
 class _Shifted(nn.Module):
@@ -127,6 +129,9 @@ class _Units(nn.Module):
 class _Whitened(nn.Module):
     """The encoder's features, whitened with its constants; see `Whitened`."""
 
+    mean: Tensor
+    change: Tensor
+
     def __init__(self, inner: nn.Module, extractor: Whitened) -> None:
         super().__init__()
         mean, axes, shrinkage = extractor.constants
@@ -135,24 +140,29 @@ class _Whitened(nn.Module):
         self.register_buffer("change", torch.from_numpy(np.eye(len(mean)) - (axes.T * shrinkage) @ axes))
 
     def forward(self, images: Tensor) -> Tensor:
-        change: Tensor = self.change
-        return ((self.units(self.inner(images)).double() - self.mean) @ change).float()
+        units: Tensor = self.units(self.inner(images)).double()
+        return ((units - self.mean) @ self.change).float()
 
 
 class _Head(nn.Module):
     """Class probabilities of a linear head, from raw features."""
 
-    def __init__(self, head: CentredHead | FindingsHead, parameters: Vector) -> None:
+    centre: Tensor
+    weights: Tensor
+    offset: Tensor
+    numbers: Tensor
+
+    def __init__(self, head: ClassHead | FindingsHead, parameters: Vector) -> None:
         super().__init__()
         centre, numbers, shift, trained = head.split(parameters)
         self.findings, self.units = isinstance(head, FindingsHead), _Units(head.blocks)
-        offset = np.log(numbers / (1 - numbers)) - shift if self.findings else -shift
-        held = {
-            "centre": centre,
-            "weights": head.head.weights(trained).T,
-            "offset": offset,
-            "numbers": numbers,
-        }
+        weights, offset = head.head.weights(trained).T, -shift
+        if self.findings:
+            offset = offset + np.log(numbers / (1 - numbers))
+        elif isinstance(head, GradesHead):
+            slopes = head.slopes(parameters)
+            weights, offset = weights * slopes, -head.means(parameters) * slopes / 2
+        held = {"centre": centre, "weights": weights, "offset": offset, "numbers": numbers}
         for name, values in held.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)))
 
@@ -170,10 +180,13 @@ class _Head(nn.Module):
 class _Network(nn.Module):
     """Class probabilities of a network with its offsets of the logits."""
 
-    def __init__(self, module: nn.Module, offset: Vector) -> None:
+    offset: Tensor
+
+    def __init__(self, module: nn.Module, offset: Vector, findings: bool) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.findings = module, findings
         self.register_buffer("offset", torch.from_numpy(offset.copy()))
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.softmax(self.module(images).double() + self.offset, dim=1).float()
+        logits = self.module(images).double() + self.offset
+        return (torch.sigmoid(logits) if self.findings else torch.softmax(logits, dim=1)).float()

@@ -19,7 +19,7 @@ from fedveil.study import TrainedModel
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["INPUT", "OUTPUT", "TOLERANCE", "as_module", "example", "write_onnx"]
+__all__ = ["INPUT", "OUTPUT", "TOLERANCE", "as_module", "example", "facts", "quiet", "write_onnx"]
 
 INPUT, OUTPUT = "images", "probabilities"
 OPSET = 18
@@ -33,7 +33,7 @@ def as_module(model: TrainedModel) -> "nn.Module":
     Raises:
         InvalidValue: its encoder cannot be exported.
     """
-    from fedveil.learning import CentredHead, FindingsHead
+    from fedveil.learning import ClassHead, FindingsHead
     from fedveil.learning.networks.whole import whole_head, whole_network
 
     if model.slices is not None:
@@ -43,14 +43,14 @@ def as_module(model: TrainedModel) -> "nn.Module":
             "use `fedveil predict`, which every model works with",
         )
     head = model.model
-    if isinstance(head, CentredHead | FindingsHead):
+    if isinstance(head, ClassHead | FindingsHead):
         return whole_head(model.extractor, head, model.parameters, model.image_size)
     return whole_network(head, model.parameters)
 
 
 def example(model: TrainedModel, count: int = 2) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Inputs of the right shape, (count, channels, size, size) in [0, 1], or (count, d) for embeddings."""
-    shape = (model.channels, model.image_size, model.image_size)
+    shape: tuple[int, ...] = (model.channels, model.image_size, model.image_size)
     if model.features == PRECOMPUTED and model.network == "linear":
         shape = (model.extractor.dimension,)
     return np.random.default_rng(0).random((count, *shape), dtype=np.float32)
@@ -107,7 +107,7 @@ def _graph(model: TrainedModel) -> bytes:
 
     written = io.BytesIO()
     images = torch.from_numpy(example(model))
-    with _quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode():
         program = torch.onnx.export(
             as_module(model),
             (images,),
@@ -152,7 +152,7 @@ def facts(model: TrainedModel) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter's warnings concern its own code."""
     log = logging.getLogger("torch.onnx")
     level = log.level

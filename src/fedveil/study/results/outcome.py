@@ -105,6 +105,8 @@ class Outcome:
             metrics["test"] = self._judged(directory, test)
         if self.trained.histogram is not None:
             metrics["released"] = self.trained.histogram.metrics(model.classes, model.frequencies)
+        if self.trained.subgroups is not None:
+            metrics["released"]["subgroups"] = self.trained.subgroups.metrics()
         directory.write_json("provenance.json", self._provenance().model_dump())
         own = {
             name: test.point(one.parameters, one.frequencies)

@@ -154,12 +154,16 @@ class Majority(Record):
 
 
 class SubgroupResult(Record):
-    """One group of an attribute on the test images, and its gap to all others; NaN if undefined."""
+    """One group of an attribute, and its gap to all others; NaN if undefined.
+
+    On test images it has their number and that of patients, in a noisy release an estimated number of units.
+    """
 
     attribute: str
     group: str
     n: Count = 0
     patients: Count = 0
+    units: Number = math.nan
     auroc: Number = math.nan
     auroc_interval: Interval = UNKNOWN
     auroc_gap: Number = math.nan

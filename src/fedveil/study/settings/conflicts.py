@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fedveil.data.annotations.groups import GROUPS
+
 if TYPE_CHECKING:
     from fedveil.study.settings.schema import Study
 
@@ -15,6 +17,7 @@ def conflicts(study: "Study") -> Iterator[str]:
     yield from _precomputed(study)
     yield from _volumes(study)
     yield from _encoder(study)
+    yield from _subgroups(study)
     if study.model.start is not None or study.model.start_sha256:
         yield from _start(study)
     if study.training.method == "one-shot":
@@ -34,6 +37,8 @@ def _findings(study: "Study") -> Iterator[str]:
         yield 'privacy.epsilon "calibrated" is for classes that exclude each other: give a number'
     if study.training.method == "one-shot":
         yield 'data.task "findings" is trained in rounds: remove training.method = "one-shot"'
+    if privacy.subgroup_share > 0:
+        yield 'privacy.subgroup_share is for classes that exclude each other: set it to 0 for data.task "findings"'
 
 
 def _grades(study: "Study") -> Iterator[str]:
@@ -42,7 +47,7 @@ def _grades(study: "Study") -> Iterator[str]:
         yield f'privacy.epsilon "calibrated" is for classes without an order: give a number, {without}'
     if study.training.method == "one-shot":
         yield f'data.task "grades" is trained in rounds: remove training.method = "one-shot", {without}'
-    for key in ("evaluation_share", "personal_calibration_share"):
+    for key in ("evaluation_share", "subgroup_share", "personal_calibration_share"):
         if getattr(privacy, key) > 0:
             yield f'privacy.{key} is for classes without an order: set it to 0 for data.task "grades", {without}'
     if study.model.start is not None or study.model.start_sha256:
@@ -88,6 +93,21 @@ def _volumes(study: "Study") -> Iterator[str]:
         yield f'data.slices reads volumes, which "{network}" does not take: set model.network to "cnn3d" or "linear"'
     if study.model.features == "precomputed":
         yield "data.slices reads volumes, and precomputed features have no slices: remove data.slices"
+
+
+def _subgroups(study: "Study") -> Iterator[str]:
+    data, named = study.data, bool(study.data.subgroup)
+    if named != (study.privacy.subgroup_share > 0):
+        yield "data.subgroup and privacy.subgroup_share belong together: set both, or neither"
+    values = data.subgroup_values
+    if named and data.subgroup in GROUPS and values:
+        yield f"the groups of {data.subgroup} are fixed: remove data.subgroup_values"
+    if named and data.subgroup not in GROUPS and not values:
+        yield f"the values of {data.subgroup} must not follow from patients: list them in data.subgroup_values"
+    if not named and values:
+        yield "data.subgroup_values are those of data.subgroup: set it, or remove them"
+    if len({value.strip() for value in values if value.strip()}) != len(values):
+        yield "data.subgroup_values must be different names: remove the repeated or empty ones"
 
 
 def _encoder(study: "Study") -> Iterator[str]:

@@ -153,6 +153,17 @@ class DataSettings(Table):
     allow_patient_overlap: bool = Field(
         default=False, description="accept a patient in two sites, or in training and test"
     )
+    subgroup: str = Field(
+        default="",
+        pattern=NAME.replace("$", "$|^$"),
+        description="attribute whose groups are evaluated on held-out patients, with privacy.subgroup_share",
+    )
+    subgroup_values: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        max_length=12,
+        description="its values, declared beforehand; those of age and sex are fixed",
+    )
     columns: ColumnSettings = ColumnSettings()
     sites: SiteSettings = SiteSettings()
 

@@ -217,6 +217,12 @@ class PrivacySettings(Table):
         lt=1,
         description="share of the budget for a noisy histogram of scores on held-out patients",
     )
+    subgroup_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the budget for such histograms of subgroups, see data.subgroup",
+    )
     personal_share: float = Field(
         default=0.0,
         ge=0,
@@ -234,6 +240,11 @@ class PrivacySettings(Table):
     def largest_epsilon(self) -> float:
         """Epsilon, or the most that a calibrated one may be: what the guarantee states beforehand."""
         return (self.max_epsilon or math.inf) if self.epsilon == "calibrated" else self.epsilon
+
+    @property
+    def about_held_out(self) -> bool:
+        """Whether anything is released about held-out patients."""
+        return max(self.evaluation_share, self.subgroup_share) > 0
 
     @model_validator(mode="after")
     def _leaves_something_for_training(self) -> Self:
