@@ -19,12 +19,14 @@ Each image is computed by itself, by elementwise operations, as `fedveil.learnin
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
+from fedveil.lazy import later
 from fedveil.learning.exact import first_sums
 from fedveil.learning.models.learner import Vector
 
 __all__ = ["cut_points", "grade_probabilities", "grade_residuals", "neighbours"]
+
+special = later("scipy.special")
 
 
 def cut_points(grades: int) -> Vector:
