@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from fedveil.errors import InvalidValue
-from fedveil.learning import FindingHistogram, HeldOut
+from fedveil.federation import ModelState
+from fedveil.federation.queries.evaluation import EvaluationQuery
+from fedveil.learning import FindingHistogram, FindingsHead, HeldOut
 
 K = 3
 NAMES = ("a", "b", "c")
@@ -113,6 +115,13 @@ def test_a_rare_finding_that_noise_hides_has_no_metric():
     found = FindingHistogram.from_released(vector, K, 1e6).metrics(NAMES, FREQUENCIES)
     assert np.isnan([one["auroc_std"] for one in found["per_class"]]).any()
     assert found["noise_std"] == pytest.approx(1e3 * np.sqrt(K))
+
+
+@pytest.mark.parametrize("findings", [1, 4])
+def test_without_released_frequencies_a_finding_is_as_likely_as_its_absence(findings):
+    head = FindingsHead((5,), findings)
+    state = ModelState(model=head, parameters=head.join(None, head.initial()))
+    assert (EvaluationQuery().sent(state)[:findings] == 0.5).all()
 
 
 @pytest.mark.parametrize("frequencies", [[0.5, 0.5, 0.0], [0.5, 0.5, 1.0], [0.5, 0.5, np.nan]])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from fedveil.errors import InvalidValue
@@ -64,6 +64,7 @@ def test_one_unit_more_adds_its_own_bounded_part_and_moves_nobody(seed, noise, u
 
 
 def test_the_gradient_is_that_of_the_weighted_binary_losses():
+    """Where nothing is clipped, offsets are log-odds."""
     features, labels, owners = cohort(5, images=15)
     head = FindingsHead((D,), K)
     generator = np.random.default_rng(1)
@@ -74,10 +75,27 @@ def test_the_gradient_is_that_of_the_weighted_binary_losses():
         point = x / np.linalg.norm(x)
         for k in range(K):
             if y[k] >= 0:
-                rarity = frequencies[k] if y[k] else 1 - frequencies[k]
-                expected[k] += (expit(trained[k] @ point) - y[k]) / (2 * rarity) * point
+                weight = (4 * frequencies[k] * (1 - frequencies[k])) ** -0.75
+                expected[k] += weight * (expit(trained[k] @ point + logit(frequencies[k])) - y[k]) * point
     found = FindingsLearner(head, features, labels, owners).contribution(parameters, clip_norm=1e6)
     np.testing.assert_allclose(found, expected.ravel(), rtol=1e-5, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("clip_norm", [0.2, 1.0])
+def test_clipped_gradients_of_a_rare_finding_do_not_add_up_along_the_mean(clip_norm):
+    """All features are one vector, which tells nothing apart: it must not be learned, however much is clipped."""
+    frequencies = np.array([0.4, 0.1, 0.02])
+    labels = (np.random.default_rng(0).random((20000, K)) < frequencies).astype(int)
+    features = np.tile(np.eye(D, dtype=np.float32)[0], (len(labels), 1))
+    learner = FindingsLearner(FindingsHead((D,), K), features, labels, np.arange(len(labels)))
+    parameters = np.concatenate([np.zeros(D), frequencies, np.zeros(K + K * D)])
+    sums = learner.contribution(parameters, clip_norm=clip_norm).reshape(K, D)[:, 0]
+    present = [labels[:, k] == 1 for k in range(K)]
+    alone = [
+        learner.contribution(parameters, clip_norm=clip_norm, units=np.flatnonzero(one)) for one in present
+    ]
+    longest = [np.abs(one.reshape(K, D)[k, 0]) for k, one in enumerate(alone)]
+    assert (np.abs(sums) < 0.15 * np.array(longest)).all()
 
 
 def test_one_finding_is_a_task_of_two_classes():
@@ -163,6 +181,57 @@ def test_thresholds_lie_between_a_findings_absence_and_presence_as_far_as_noise_
     np.testing.assert_allclose(np.mean(away, axis=0)[[0, 2]], np.array(middles)[[0, 2]], atol=0.05)
     rare = np.abs(np.array(away)[:, 1])
     assert rare.max() < 0.1, "forty units under noise of a hundred: no shift"
+
+
+def test_a_rare_findings_threshold_without_a_release_is_where_its_middle_is_expected():
+    """Features are centred at their mean, so that images without a rare finding score 0 on average, not less."""
+    generator = np.random.default_rng(9)
+    labels = (generator.random((4000, K)) < [0.5, 0.2, 0.02]).astype(int)
+    features = generator.normal(size=(4000, D)).astype(np.float32)
+    features[:, :K] += labels
+    head = FindingsHead((D,), K)
+    learner = FindingsLearner(head, features, labels, np.arange(4000))
+    statistics = head.read_statistics(learner.statistics(np.empty(0)), 0.0)
+    parameters = head.join(statistics, 5 * np.eye(K, D).ravel())
+    shift = head.split(parameters)[2] / head.scale(parameters)
+    np.testing.assert_allclose(shift, 0.25 * (0.5 - statistics.priors), rtol=1e-6)
+    noise = 1e6 * generator.normal(size=head.calibration_size)
+    drowned, _ = head.calibrated(head.unshifted(parameters), noise, 1e12, statistics)
+    np.testing.assert_allclose(head.split(drowned)[2] / head.scale(parameters), shift, atol=0.01)
+    plain, moved = (
+        decide_findings(head.probabilities(one, features), statistics.priors)[labels[:, 2] == 0, 2].mean()
+        for one in (head.unshifted(parameters), parameters)
+    )
+    assert 0.45 < plain < 0.55, "half of the images without it would be called"
+    assert moved < 0.45
+
+
+def test_a_hospitals_own_thresholds_and_frequencies_are_those_of_its_own_images():
+    """Without noise; with much of it the common ones remain."""
+    generator = np.random.default_rng(8)
+    features = generator.normal(size=(4000, D)).astype(np.float32)
+    labels = (features[:, :K] > np.array([0.0, 0.5, 1.0])).astype(int)
+    labels[:100, 2] = -1
+    head = FindingsHead((D,), K)
+    learner = FindingsLearner(head, features, labels, np.arange(4000), degraded=-features)
+    common = head.join(None, np.ones(K * D), np.full(K, 0.1))
+    frequencies = np.full(K, 0.6)
+    released = learner.statistics(head.unshifted(common), plain=True)
+    parameters, own = head.recalibrated(common, frequencies, released, 0.0)
+    known = [labels[:, k] >= 0 for k in range(K)]
+    expected = [labels[known[k], k].mean() for k in range(K)]
+    np.testing.assert_allclose(own, expected, rtol=1e-6)
+    scores = head.scores(common, features)
+    middles = [np.mean([scores[labels[:, k] == v, k].mean() for v in (0, 1)]) for k in range(K)]
+    _, told, shift, trained = head.split(parameters)
+    np.testing.assert_allclose(shift / head.scale(common), middles, rtol=1e-4)
+    np.testing.assert_array_equal(told, own)
+    np.testing.assert_array_equal(trained, head.split(common)[3])
+    learner.check_parameters(np.concatenate([own, parameters]), judged=True)
+    noisy = 1e6 * generator.normal(size=len(released))
+    kept, same = head.recalibrated(common, frequencies, noisy, 1e12)
+    np.testing.assert_allclose(same, frequencies, atol=0.01)
+    np.testing.assert_allclose(head.split(kept)[2], 0.1, atol=0.05)
 
 
 def test_metrics_are_those_of_each_finding_and_their_means():

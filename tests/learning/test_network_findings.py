@@ -77,10 +77,22 @@ def test_a_contribution_is_the_sum_of_clipped_gradients_over_all_findings(unit, 
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_what_is_unknown_adds_nothing_and_views_keep_their_labels():
+def test_views_are_averaged_with_the_labels_of_their_images():
+    model, (images, labels), views = make_model(), cohort(), Views(3)
+    mine, parameters = PATIENTS == 2, whole(model)
+    each = [
+        gradient(model, parameters, Views.of(torch.from_numpy(images[mine]), view).numpy(), labels[mine])
+        for view in views.draw(parameters, SIZE)
+    ]
+    learner = learner_of(model, images, labels, views=views, clipping="flat")
+    found = learner.contribution(parameters, clip_norm=1e6, units=np.array([2]))
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_unknown_adds_nothing():
     model, (images, labels) = make_model(), cohort()
     labels[:, 1] = -1
-    learner = learner_of(model, images, labels, views=Views(3, flip=False))
+    learner = learner_of(model, images, labels)
     head = learner.contribution(whole(model), clip_norm=1e6)[-(K * 4 * (SIZE // 2) ** 2 + K) :]
     weights, intercepts = head[:-K].reshape(K, -1), head[-K:]
     assert not weights[1].any()

@@ -105,7 +105,7 @@ def test_hospitals_release_an_evaluation_of_every_finding(dataset, tmp_path, tru
 @pytest.mark.parametrize("method", ["one-shot", "calibrated"])
 def test_what_findings_are_not_trained_with_is_refused_before_anything_runs(method):
     changes = {"method": method} if method == "one-shot" else {"epsilon": method, "max_epsilon": 8.0}
-    with pytest.raises(StudyError, match=r"exclude each other|findings"):
+    with pytest.raises(StudyError, match="findings"):
         fv.Study(name="findings", source="phantom:findings", task="findings", **changes)
 
 

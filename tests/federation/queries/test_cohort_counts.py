@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.federation.queries.hospital import CLASSES, records
+from tests.federation.queries.hospital import CLASSES, FINDINGS, records
 
 from fedveil.data.annotations.columns import Column
-from fedveil.errors import BudgetExceeded
+from fedveil.errors import BudgetExceeded, InvalidValue
 from fedveil.federation import HospitalUnits, NoisySum
 from fedveil.federation.alone import release_alone
 from fedveil.federation.queries import CohortCountsQuery
@@ -94,3 +94,9 @@ def test_counts_are_charged_first_and_have_all_of_the_noise(tmp_path):
             )
         assert len(ledger.state.charges) == 8
     assert 0.5 * std < np.sqrt(np.mean(np.square(found))) < 1.6 * std  # 24 numbers: wrong once in 10,000 runs
+
+
+def test_several_findings_per_image_are_refused_before_anything_is_charged():
+    """Their sum would fail at the site, which then pays for nothing but noise."""
+    with pytest.raises(InvalidValue, match="several findings"):
+        CohortCountsQuery.over(records(head=FINDINGS), "patient")

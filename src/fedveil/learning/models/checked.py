@@ -87,6 +87,6 @@ def checked_weights(weights: npt.ArrayLike, shape: tuple[int, ...]) -> Vector:
         raise InvalidValue(
             f"class_weights are {result}",
             f"there must be {math.prod(shape)} numbers in [0, {LARGEST_WEIGHT:g}]",
-            "give one weight per class, or two per finding",
+            "give one weight per class or finding",
         )
     return result

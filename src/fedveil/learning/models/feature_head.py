@@ -177,6 +177,11 @@ class FeatureLearner(ABC, Generic[M]):
     def _class_weights(self, numbers: Vector) -> Vector:
         """Weights of the loss, from the released numbers of the classes."""
 
+    def _offsets(self, numbers: Vector, clip_norm: float) -> Vector | float:
+        """What is added to the logits in the loss."""
+        del numbers, clip_norm
+        return 0.0
+
     @abstractmethod
     def _statistics(self, parameters: Vector, shares: Vector, plain: bool) -> Vector:
         """The exact sum of the images' releases before training, or after it if there is a trained model."""
@@ -187,7 +192,8 @@ class FeatureLearner(ABC, Generic[M]):
         if not (np.array_equal(centre, self._centre) and np.array_equal(numbers, self._numbers)):
             self._centre, self._numbers = centre, numbers
             self._learner = self._centred()
-        return self._learner.contribution(trained, clip_norm=clip_norm, units=units)
+        offsets = self._offsets(numbers, clip_norm)
+        return self._learner.contribution(trained, clip_norm=clip_norm, units=units, offsets=offsets)
 
     def statistics(self, parameters: Vector, units: Indices | None = None, *, plain: bool = False) -> Vector:
         """Sum the units' releases before training, or after it if there is a trained model."""

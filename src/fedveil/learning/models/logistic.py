@@ -36,8 +36,8 @@ from fedveil.learning.models.checked import (
     checked_patients,
     checked_weights,
 )
-from fedveil.learning.models.cumulative import cut_points, grade_probabilities, grade_residuals, neighbours
 from fedveil.learning.models.learner import Indices, Vector
+from fedveil.learning.models.losses.grades import cut_points, grade_probabilities, grade_residuals, neighbours
 
 special = later("scipy.special")
 
@@ -181,7 +181,7 @@ class _Part:
     weights: Vector
     buckets: tuple[tuple[int, int], ...]
 
-    def gradients(self, head: LinearHead, weights: Vector) -> Vector:
+    def gradients(self, head: LinearHead, weights: Vector, offsets: Vector | float) -> Vector:
         """Each unit's gradient, (logits * d, units), as a function of this unit's images alone.
 
         A unit that is too large for one piece is cut where the number of features says.
@@ -192,7 +192,8 @@ class _Part:
         for start in range(0, self.features.shape[1], step):
             images = slice(start, start + step)
             features = self.features[:, images]
-            residuals = head.residuals(logits_by_image(weights, features), self.targets[:, images])
+            logits = logits_by_image(weights, features) + np.reshape(offsets, (-1, 1))
+            residuals = head.residuals(logits, self.targets[:, images])
             residuals *= self.weights[:, images]
             buckets = self.buckets if units > 1 else ((features.shape[1], 1),)
             for logit, residual in enumerate(residuals):
@@ -219,8 +220,7 @@ class LinearLearner:
         labels: (n,) class codes; for findings (n, classes) of 1, 0, and -1 for unknown, which adds nothing.
         patients: (n,) patient codes 0 .. P-1, each in use.
         unit: whom one contribution belongs to. ``"site"`` adds the mean gradients of all patients and clips the whole.
-        class_weights: public, or privately released, weights of the loss, (classes,), or for findings (classes, 2) of
-            images without and with it; None for all 1.
+        class_weights: public, or privately released, weights of the loss, (classes,); None for all 1.
 
     Raises:
         InvalidValue: columns of different length, codes out of range, features that are not finite or
@@ -239,7 +239,7 @@ class LinearLearner:
     ) -> None:
         checked = checked_features(features, head.features)
         groups = np.arange(len(checked)) if unit == "image" else checked_patients(patients, len(checked))
-        shape = (head.classes, 2) if head.findings else (head.classes,)
+        shape = (head.classes,)
         weights = np.ones(shape) if class_weights is None else checked_weights(class_weights, shape)
         self._head, self._unit, self._groups = head, unit, int(groups.max()) + 1
         self._features = checked
@@ -258,26 +258,34 @@ class LinearLearner:
         return 1 if self._unit == "site" else self._groups
 
     def contribution(
-        self, parameters: npt.ArrayLike, *, clip_norm: float, units: Indices | None = None
+        self,
+        parameters: npt.ArrayLike,
+        *,
+        clip_norm: float,
+        units: Indices | None = None,
+        offsets: Vector | float = 0.0,
     ) -> Vector:
-        """Sum the units' clipped gradients; see `Learner.contribution`. The sum is exact; see the module's text."""
+        """Sum the units' clipped gradients; see `Learner.contribution`. The sum is exact; see the module's text.
+
+        ``offsets`` (logits,) are added to the logits in the loss; public.
+        """
         if not CLIP_NORMS[0] <= clip_norm <= CLIP_NORMS[1]:
             raise InvalidValue(
                 f"clip_norm is {clip_norm}", "it must be positive, from 1e-100 to 1e100", "1.0 is usual"
             )
         weights, chosen = self._head.weights(parameters), self._chosen(units)
         if self._unit == "site":
-            return self._of_site(weights, clip_norm, drawn=chosen is None or chosen.size > 0)
+            return self._of_site(weights, offsets, clip_norm, drawn=chosen is None or chosen.size > 0)
         total = np.zeros(self.dimension)
         for part in self._everyone if chosen is None else self._parts(chosen):
-            total += _clipped(part.gradients(self._head, weights), clip_norm).sum(axis=1)
+            total += _clipped(part.gradients(self._head, weights, offsets), clip_norm).sum(axis=1)
         return total * grid(clip_norm)
 
-    def _of_site(self, weights: Vector, clip_norm: float, *, drawn: bool) -> Vector:
+    def _of_site(self, weights: Vector, offsets: Vector | float, clip_norm: float, *, drawn: bool) -> Vector:
         """The sum of all patients' gradients as one unit's: nobody else is in it, so its order does not matter."""
         total = np.zeros((self.dimension, 1))
         for part in self._everyone if drawn else ():
-            total += part.gradients(self._head, weights).sum(axis=1, keepdims=True)
+            total += part.gradients(self._head, weights, offsets).sum(axis=1, keepdims=True)
         return _clipped(total, clip_norm)[:, 0] * grid(clip_norm)
 
     def _chosen(self, units: Indices | None) -> Indices | None:
@@ -330,9 +338,7 @@ def _loss(
             return np.stack(neighbours(codes, cut_points(head.classes))), weights[codes][None, :]
         return np.eye(head.classes, dtype=bool)[-head.logits :, codes], weights[codes][None, :]
     checked_findings(labels, length, head.classes)
-    present = labels.T == 1
-    known = np.where(present, weights[:, 1:], weights[:, :1])
-    return present, np.where(labels.T >= 0, known, 0.0)
+    return labels.T == 1, np.where(labels.T >= 0, weights[:, None], 0.0)
 
 
 def _clipped(gradients: Vector, clip_norm: float) -> Vector:

@@ -85,9 +85,14 @@ class FindingScores:
             counts=counts if earlier is None else combined(counts, earlier),
         )
 
-    def middles(self) -> tuple[Vector, Certainty]:
-        """(K,) the middle between a finding's mean scores without and with it, and how sure the least sure one is."""
-        found = [one.means() for one in self._each()]
+    def middles(self, around: Vector | None = None) -> tuple[Vector, Certainty]:
+        """(K,) the middle between a finding's mean scores without and with it, and how sure the least sure one is.
+
+        Args:
+            around: (K,) what is expected without the release; 0 if None.
+        """
+        expected = np.zeros(len(self.sums.values)) if around is None else around
+        found = [one.means(middle[None]) for one, middle in zip(self._each(), expected, strict=True)]
         return _cut([float(one.middle[0]) for one in found]), Certainty.of_all(
             [Certainty.of(one) for one in found]
         )

@@ -58,11 +58,6 @@ class FindingStatistics:
         result: Vector = np.clip(shares, RAREST, 1 - RAREST)
         return result
 
-    @property
-    def weights(self) -> Vector:
-        """(K, 2) loss weights under which absence and presence of a finding count equally."""
-        return 1 / (2 * np.stack([1 - self.priors, self.priors], axis=1))
-
     def centre(self, blocks: Sequence[int], towards: Vector | None = None) -> Vector:
         """(d,) the posterior mean, block by block as in `ClassStatistics.centre`."""
         variance = self.noise_variance / ((1 - COUNT_WEIGHT**2) * self.units**2)

@@ -34,9 +34,15 @@ def conflicts(study: "Study") -> Iterator[str]:
 def _findings(study: "Study") -> Iterator[str]:
     privacy = study.privacy
     if privacy.epsilon == "calibrated":
-        yield 'privacy.epsilon "calibrated" is for classes that exclude each other: give a number'
+        yield (
+            'privacy.epsilon "calibrated" predicts accuracy for classes that exclude each other, not for data.task '
+            '"findings": give a number'
+        )
     if study.training.method == "one-shot":
-        yield 'data.task "findings" is trained in rounds: remove training.method = "one-shot"'
+        yield (
+            'training.method "one-shot" needs a mean of features per class, which noise hides for data.task '
+            '"findings": remove it, to train in rounds'
+        )
     if privacy.subgroup_share > 0:
         yield 'privacy.subgroup_share is for classes that exclude each other: set it to 0 for data.task "findings"'
 
