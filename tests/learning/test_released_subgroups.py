@@ -70,3 +70,15 @@ def test_a_group_that_noise_hides_has_no_value():
     told = released(3, 60, 500.0).metrics()
     assert np.isnan([one["auroc_gap"] for one in told]).all()
     assert np.isnan([one["auroc_gap_interval"][0] for one in told]).all()
+
+
+def test_a_gap_beyond_what_is_possible_stays_within_its_interval():
+    """Noise takes an estimate out of [0, 1]; the gap and both ends are cut alike."""
+    counts = [np.array([[-9.0, *[0.0] * 8, 100.0], [100.0, *[0.0] * 8, -9.0]]) for _ in range(2)]
+    counts[0] = counts[0][:, ::-1]
+    parts = [ScoreHistogram(counts=one[None], confusion=None, noise_variance=1e-4) for one in counts]
+    found = ReleasedSubgroups("sex", ("a", "b"), tuple(parts)).metrics()
+    for one in found:
+        low, high = one["auroc_gap_interval"]
+        assert -1 <= low <= one["auroc_gap"] <= high <= 1
+    assert found[0]["auroc_gap"] == 1

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from fedveil.learning.evaluation.intervals import NO_INTERVAL
 from fedveil.learning.evaluation.noisy_ratios import NORMAL, Estimate
 from fedveil.learning.evaluation.score_histogram import ScoreHistogram
 
@@ -53,10 +52,10 @@ class ReleasedSubgroups:
 def _compared(name: str, own: Estimate, rest: Estimate) -> dict[str, Any]:
     """A group's value and its gap to the others, NaN where noise hides either."""
     gap, reach = own.value - rest.value, NORMAL * math.hypot(own.std, rest.std)
-    bounds = NO_INTERVAL if math.isnan(gap) else (max(-1.0, gap - reach), min(1.0, gap + reach))
+    low, high = np.clip([gap - reach, gap + reach], -1.0, 1.0).tolist()
     return {
         name: own.clipped,
         f"{name}_interval": own.interval(),
         f"{name}_gap": float(np.clip(gap, -1.0, 1.0)),
-        f"{name}_gap_interval": bounds,
+        f"{name}_gap_interval": (low, high),
     }
