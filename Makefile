@@ -24,7 +24,7 @@ test-all:  ## every test under every Python version of this machine, each in an 
 
 test-newest:  ## every test with the newest versions that pyproject.toml allows, in an environment of its own
 	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev,dicom,flower]"
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev,desk,dicom,flower,lite,onnx,tables,volumes]"
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-flower-next:  ## the tests of deployments with the newest Flower that pyproject.toml allows, in an environment of its own

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,6 +168,64 @@ def noise() -> None:
         figure(f"noise_over_gaussian_{name}", ratio, "ratio", bits=made.bits)
 
 
+def files(folder: Path, count: int, seed: int) -> None:
+    """The first blocks of EfficientNet-Lite0 at 224 px as an ONNX file and as an exported program, against torch.
+
+    torch runs in this process, one image at a time, as the files do in theirs. Elapsed times hold on an idle machine
+    only. Writing ONNX needs onnxscript.
+    """
+    import torch
+
+    from fedveil.learning.encoders.efficientnet import folded_network
+    from fedveil.learning.encoders.external import EncoderSpec, External, Store, examine
+
+    os.environ["FEDVEIL_ENCODERS"] = str(folder / "encoders")
+    torch.set_num_threads(1)
+    module = folded_network(0, 10, SIZE, 3, torch.device("cpu")).to(memory_format=torch.contiguous_format)
+    example = torch.zeros(1, 3, SIZE, SIZE)
+    program = torch.export.export(module, (example,)).run_decompositions({})
+    written = {"onnx": io.BytesIO(), "exported": io.BytesIO()}
+    torch.export.save(program, written["exported"])
+    torch.onnx.export(module, (example,), folder / "it.onnx", dynamo=True, external_data=False, verbose=False)
+    written["onnx"].write((folder / "it.onnx").read_bytes())
+    images = np.random.default_rng(seed).random((count, 3, SIZE, SIZE), np.float32)
+    encoders = {}
+    for kind, file in written.items():
+        spec = EncoderSpec(kind=kind, name="it", sha256=Store().add(file.getvalue()), mean=(0.0,), std=(1.0,))
+        encoders[kind] = External(examine(file.getvalue(), spec)[0], 3)
+
+    def by_torch(image: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            deviations, means = torch.std_mean(module(torch.from_numpy(image)), dim=(2, 3), correction=0)
+        return torch.cat([means, deviations], 1).numpy()
+
+    ways = {"torch": by_torch} | encoders
+    expected, cpu, elapsed = by_torch(images), {}, {}
+    for name, way in ways.items():
+        way(images[:1])
+        before, start = cpu_of_all(), time.perf_counter()
+        features = np.concatenate([way(image[None]) for image in images])
+        cpu[name], elapsed[name] = cpu_of_all() - before, time.perf_counter() - start
+        more = {
+            "elapsed": elapsed[name] / elapsed["torch"],
+            "difference": float(np.abs(features - expected).max()),
+        }
+        if name != "torch":
+            figure(f"cpu_{name}_over_torch", cpu[name] / cpu["torch"], "ratio", images=count, **more)
+
+
+def cpu_of_all() -> float:
+    """CPU seconds of this process and of all that it started and their children; Linux only."""
+    waiting, total = [os.getpid()], 0.0
+    while waiting:
+        place = Path(f"/proc/{waiting.pop()}")
+        times = (place / "stat").read_text().rpartition(")")[2].split()[11:13]
+        total += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+        for task in (place / "task").iterdir():
+            waiting += map(int, (task / "children").read_text().split())
+    return total
+
+
 @contextmanager
 def scratch(parent: Path | None) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=parent))
@@ -182,6 +241,7 @@ def main() -> None:
     )
     parser.add_argument("--features", type=int, default=30_000)
     parser.add_argument("--study", type=int, default=100_000)
+    parser.add_argument("--files", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--folder", type=Path, help="for the images, about 10 kB each; default: temporary files"
@@ -189,6 +249,8 @@ def main() -> None:
     chosen = parser.parse_args()
     noise()
     with scratch(chosen.folder) as folder:
+        if chosen.files:
+            files(folder, chosen.files, chosen.seed)
         if chosen.features:
             features(folder, chosen.features, chosen.seed)
         if chosen.study:

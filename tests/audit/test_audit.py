@@ -86,6 +86,22 @@ def test_the_protocol_and_the_draws_have_the_same_law(trust):
     assert known[True] - known[False] == pytest.approx(1, abs=5 * error / np.sqrt(2000))
 
 
+def test_a_canary_adds_to_a_hospital_of_many_what_it_adds_alone():
+    """So the contribution of each is computed alone, in a time that does not depend on how many there are."""
+    made = study()
+    prepared = prepare(made, dataset())
+    task = make_task(prepared.study, prepared.dataset, Silent())
+    ring = plant(prepared, task, ("h0",) * 5, np.random.default_rng(1))
+    everybody = ring.hospital(np.concatenate(ring.canaries))
+    for release in ring.agreement.releases:
+        attack = aim(arena(made), release)
+        norm = release.mechanism.clip_norm
+        for number, rows in enumerate(ring.canaries):
+            alone = release.query.contribution(ring.hospital(rows), attack.parameters, norm, None)
+            among = release.query.contribution(everybody, attack.parameters, norm, np.array([number]))
+            np.testing.assert_array_equal(alone, among)
+
+
 def test_colluding_sites_are_those_that_the_guarantee_allows():
     ring = arena(study())
     assert colluders_of(ring.agreement, "h0") == {"h2"}

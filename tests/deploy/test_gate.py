@@ -181,6 +181,9 @@ def test_requests_of_any_size_cost_next_to_nothing(federation):
             silent.append(socket.create_connection(("127.0.0.1", federation.table.port), timeout=60))
     for line in silent:
         line.close()
+    wait_until(
+        lambda: send(federation, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", 0) == "403", "their places to be free"
+    )
     node = "".join(f"{name}: {value}\r\n" for name, value in norths(federation).items())
     head = (
         f"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\n{node}content-length: {LARGEST_BODY + 1}\r\n\r\n"

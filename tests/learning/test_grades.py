@@ -9,7 +9,7 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from fedveil.errors import InvalidValue
 from fedveil.learning import CentredHead, CentredLearner, GradesHead, Spread, decide, evaluate
-from fedveil.learning.models.cumulative import cut_points, grade_probabilities, grade_residuals, neighbours
+from fedveil.learning.models.losses.grades import cut_points, grade_probabilities, grade_residuals, neighbours
 from fedveil.learning.released.grade_means import grade_means, usual_means
 from fedveil.learning.released.posterior import Noisy
 

@@ -124,6 +124,8 @@ def test_only_a_number_pays(named, tmp_path, pay):
 def test_several_processes_cannot_charge_one_ledger(named, tmp_path):
     with pytest.raises(StudyError, match="drop --workers"):
         sweep(tmp_path / "out", named, grid(), pay=100, workers=2)
+    with pytest.raises(StudyError, match="drop --workers and --backend"):
+        sweep(tmp_path / "out", named, grid(), pay=100, backend="loky")
 
 
 def test_a_sweep_that_grows_pays_for_what_it_has_released_too(named, tmp_path):

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.audit.statistics import Vector
+from fedveil.data import Embeddings
+from fedveil.errors import StudyError
 from fedveil.federation import (
     Agreement,
     Coordinator,
@@ -31,12 +33,13 @@ from fedveil.federation import (
     Site,
 )
 from fedveil.federation.messages import Words32, Words64
-from fedveil.learning import ClassHead, ImageSource
-from fedveil.study import Prepared, RunDirectory, Silent, Trained, make_agreement, train
+from fedveil.learning import CentredHead, ClassHead, ImageSource
+from fedveil.learning.encoders import PRECOMPUTED
+from fedveil.study import Hospitals, Prepared, RunDirectory, Silent, Trained, make_agreement, train
 from fedveil.study.pipeline import LinearTask, NetworkTask, Task
 from fedveil.study.simulation import Simulated
 
-__all__ = ["Arena", "Included", "Indices", "colluders_of", "plant", "small"]
+__all__ = ["Arena", "Included", "Indices", "colluders_of", "embedded", "plant", "small"]
 
 Indices = npt.NDArray[np.int64]
 Included = npt.NDArray[np.bool_]
@@ -69,6 +72,7 @@ class Arena:
         agreement: the study's, equal in all worlds.
         canaries: rows of each canary patient.
         homes: the hospital of each.
+        hospitals: who trains; simulated ones by default. Real services have no sites that collude with the attacker.
     """
 
     prepared: Prepared
@@ -76,6 +80,7 @@ class Arena:
     agreement: Agreement
     canaries: tuple[Indices, ...]
     homes: tuple[str, ...]
+    hospitals: Hospitals | None = None
 
     def world(self, included: Included) -> Prepared:
         """The hospitals with these canaries among their patients, training and held-out alike."""
@@ -118,7 +123,7 @@ class Arena:
         """Run the whole study in the world with these canaries."""
         with tempfile.TemporaryDirectory(prefix="fedveil-audit-") as folder:
             directory = RunDirectory.create(Path(folder) / "world", self.prepared.study)
-            hospitals = Simulated(made=dict.fromkeys(colluders, Colluder))
+            hospitals = self.hospitals or Simulated(made=dict.fromkeys(colluders, Colluder))
             with directory, hospitals.join(self.world(included), self.task, directory) as joined:
                 return train(
                     self.prepared.study,
@@ -137,6 +142,31 @@ class Arena:
         total = np.asarray(seen.answers[home], np.float64) if trust == "site" else seen.total
         query = seen.release.query
         return query.direction(NoisySum(total, 1.0), 1.0).total if isinstance(query, Rounds) else total
+
+
+def embedded(prepared: Prepared, task: Task) -> Prepared:
+    """The study with the features that its encoder computed in place of images, which any hospital can be given.
+
+    Raises:
+        StudyError: the study trains a network, has findings or grades, or releases an evaluation.
+    """
+    if not isinstance(task, LinearTask) or not isinstance(task.head, CentredHead):
+        raise StudyError(
+            "the study trains a network, or its labels are findings or grades",
+            "an audit gives running services features in directions of the attacker's choice",
+            "leave out --services",
+        )
+    if prepared.study.privacy.evaluation_share > 0:
+        raise StudyError(
+            f"privacy.evaluation_share is {prepared.study.privacy.evaluation_share:g}",
+            "each running service would hold out patients of its own, whom the attacker does not know",
+            "leave out --services, or set it to 0",
+        )
+    vectors = task.features[np.arange(len(prepared.dataset))]
+    pinned = {"features": PRECOMPUTED, "dimension": vectors.shape[1], "whitened": False}
+    model = prepared.study.model.model_copy(update=pinned)
+    study = prepared.study.model_copy(update={"model": model})
+    return replace(prepared, study=study, dataset=replace(prepared.dataset, images=Embeddings(vectors)))
 
 
 def colluders_of(agreement: Agreement, home: str, *, inside: bool = False) -> frozenset[str]:

@@ -18,7 +18,7 @@ from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import Agreement
 from fedveil.io import write_atomic, write_json
 from fedveil.privacy import Mechanism
-from fedveil.study import Prepared, Progress
+from fedveil.study import Hospitals, Prepared, Progress
 from fedveil.study.pipeline import Task
 
 __all__ = ["STUDY", "Attacker", "Attempt", "Setup", "Trials", "claim_of", "roc"]
@@ -80,6 +80,7 @@ class Setup:
         references: models that the black-box attacker trains.
         store: of finished trials.
         progress: told of finished pieces of work.
+        hospitals: who trains; simulated ones by default.
     """
 
     prepared: Prepared
@@ -93,6 +94,7 @@ class Setup:
     references: int
     store: Trials
     progress: Progress
+    hospitals: Hospitals | None = None
 
     @property
     def significance(self) -> float:

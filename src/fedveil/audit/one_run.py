@@ -7,6 +7,7 @@ sampled the log-likelihood ratio of each canary is added up over rounds. A first
 many guesses are made; the second is judged.
 """
 
+from dataclasses import replace
 from typing import ClassVar, final
 
 import numpy as np
@@ -64,6 +65,7 @@ class ManyCanaries(Attacker):
         honest = _honest(setup)
         homes = tuple(honest[number % len(honest)] for number in range(count))
         arena = plant(setup.prepared, setup.task, homes, secure_generator())
+        arena = replace(arena, hospitals=setup.hospitals)
         included = coins(count)
         colluders = frozenset(setup.agreement.sites) - frozenset(honest)
         if setup.agreement.trust != "secure-aggregation":
@@ -82,6 +84,8 @@ def coins(count: int) -> Included:
 def _honest(setup: Setup) -> tuple[str, ...]:
     """The hospitals of canaries: all, or under secure aggregation those that do not collude with the attacker."""
     agreement = setup.agreement
+    if setup.hospitals is not None:  # real services: no site colludes
+        return agreement.sites
     if any(one.noise_inside for one in agreement.releases if not one.query.at_site):
         return agreement.sites[:1]
     return agreement.sites[: agreement.honest] if agreement.trust == "secure-aggregation" else agreement.sites

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedveil.audit.arena import embedded
 from fedveil.audit.attacker import STUDY, Attacker, Attempt, Setup, Trials, claim_of
 from fedveil.audit.black_box import ReleasedModel
 from fedveil.audit.one_run import ManyCanaries
@@ -20,7 +21,7 @@ from fedveil.data import Dataset
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.federation import Agreement
 from fedveil.installed import code_hash
-from fedveil.study import Prepared, Progress, Silent, Study, make_agreement
+from fedveil.study import Hospitals, Prepared, Progress, Silent, Study, make_agreement
 from fedveil.study.pipeline import make_task
 from fedveil.study.prepare import prepare
 
@@ -32,6 +33,10 @@ ATTACKERS: dict[str, Attacker] = {
 TRIALS = "audit-trials"
 PUBLIC = ("phantom", "medmnist:")
 """Sources whose images show nobody, or were published."""
+SERVICES = (
+    "The rounds ran over the network between {count} site services and a coordinator on this machine, each with the "
+    "features that the encoder computed in place of images. No site colluded with the attacker."
+)
 RATES = tuple(float(rate) for rate in np.concatenate([np.geomspace(1e-4, 0.1, 30), np.linspace(0.12, 1, 45)]))
 
 
@@ -85,6 +90,7 @@ def audit(
     own_images: bool = False,
     effort: Effort | None = None,
     progress: Progress | None = None,
+    hospitals: Hospitals | None = None,
 ) -> AuditResult:
     """Attack a study's own code on synthetic or public patients; write ``audit.json`` into the folder.
 
@@ -97,6 +103,8 @@ def audit(
         own_images: attack on the study's own images, in this process. The result is then as confidential as they are.
         effort: how much to attack.
         progress: told of finished pieces of work.
+        hospitals: who trains in the one run, such as running services; simulated ones by default. Only that attacker
+            can attack others.
 
     Raises:
         InvalidValue: there are too few trials or canaries for the confidence; the message says how many it takes.
@@ -109,7 +117,8 @@ def audit(
             "choose another --out, or delete its audit.json",
         )
     started, effort, progress = time.perf_counter(), effort or Effort(), progress or Silent()
-    setup, notes = _setup(study, folder, dataset, own_images, effort, progress)
+    _check_attackers(hospitals, effort)
+    setup, notes = _setup(study, folder, dataset, own_images, effort, progress, hospitals)
     attempts = []
     for name in effort.attackers:
         progress.stage(name, _pieces(name, setup.agreement, effort))
@@ -122,6 +131,15 @@ def audit(
     return result
 
 
+def _check_attackers(hospitals: Hospitals | None, effort: Effort) -> None:
+    if hospitals is not None and effort.attackers != (ManyCanaries.name,):
+        raise InvalidValue(
+            f"attackers are {', '.join(effort.attackers)}",
+            f"only the attacker {ManyCanaries.name!r} attacks running services: the others repeat single rounds",
+            f'give --only "{ManyCanaries.name}", or leave out --services',
+        )
+
+
 def _setup(
     study: Study,
     folder: Path,
@@ -129,11 +147,16 @@ def _setup(
     own_images: bool,
     effort: Effort,
     progress: Progress,
+    hospitals: Hospitals | None,
 ) -> tuple[Setup, list[str]]:
     """The study under attack, and notes on its patients."""
     used, dataset, notes = _patients(study, dataset, own_images)
     prepared = prepare(used, dataset)
     task = make_task(prepared.study, prepared.dataset, progress)
+    if hospitals is not None:
+        prepared = embedded(prepared, task)
+        task = make_task(prepared.study, prepared.dataset, progress)
+        notes.append(SERVICES.format(count=len(prepared.sites)))
     agreement = make_agreement(prepared.study, sites=tuple(prepared.sites), model=task.model)
     setup = Setup(
         prepared=prepared,
@@ -145,8 +168,11 @@ def _setup(
         sessions=effort.sessions,
         canaries=effort.canaries,
         references=effort.references,
-        store=Trials(folder / TRIALS, _about(agreement, prepared, effort)),
+        store=Trials(
+            folder / TRIALS, _about(agreement, prepared, effort) | {"services": hospitals is not None}
+        ),
         progress=progress,
+        hospitals=hospitals,
     )
     return setup, notes
 
@@ -156,7 +182,7 @@ def _patients(
 ) -> tuple[Study, Dataset | None, list[str]]:
     """The study on patients that may be attacked without a charge, and notes on them."""
     confidential = (
-        "The attacks were made on the study's own images, in one process; nothing left it. This result was computed "
+        "The attacks were made on the study's own images, on this machine; nothing left it. This result was computed "
         "from them without noise: it is as confidential as the images."
     )
     public = dataset.synthetic if dataset is not None else study.data.source.startswith(PUBLIC)

@@ -69,6 +69,10 @@ def sweep_command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a sweep; its lists may grow.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; default one per core.")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help='Of joblib, such as "dask:ADDRESS"; default processes of this machine.'),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Measure what each privacy setting costs in accuracy; on real data only within a declared budget.
@@ -93,7 +97,16 @@ def sweep_command(
         )
         folder = out or Path("sweeps") / resolved.study.name.replace(" ", "-")
         with _TimedBars(quiet=as_json) as bars:
-            results = sweep(folder, resolved, grid, resume=resume, workers=workers, pay=pay, progress=bars)
+            results = sweep(
+                folder,
+                resolved,
+                grid,
+                resume=resume,
+                workers=workers,
+                backend=backend,
+                pay=pay,
+                progress=bars,
+            )
         _tell(folder, results, as_json)
 
 

@@ -168,6 +168,7 @@ def sweep(
     directory: AnyPath | None = None,
     pay: float | None = None,
     workers: int | None = None,
+    backend: str | None = None,
     progress: Progress | None = None,
 ) -> list[Measurement]:
     """Measure what privacy costs in accuracy: one training for every combination of settings.
@@ -185,6 +186,7 @@ def sweep(
         directory: a new directory to keep the results in; by default they are only returned.
         pay: the epsilon that all models together may cost the patients of real hospitals.
         workers: processes; default one for each core, and one where data is in memory.
+        backend: of joblib, such as "dask:ADDRESS"; by default processes of this machine.
         progress: told of every finished setting.
     """
     resolved, dataset = resolved_study(study, data)
@@ -201,7 +203,14 @@ def sweep(
 
     def into(path: Path) -> list[Measurement]:
         return sweep_directory(
-            path, resolved, grid, workers=workers, pay=pay, progress=progress, dataset=dataset
+            path,
+            resolved,
+            grid,
+            workers=workers,
+            backend=backend,
+            pay=pay,
+            progress=progress,
+            dataset=dataset,
         )
 
     if directory is not None:

@@ -12,16 +12,12 @@ import hashlib
 import io
 import json
 import math
-import multiprocessing
 import os
-import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +27,7 @@ import numpy.typing as npt
 from fedveil.data import Dataset, hospitals
 from fedveil.errors import StudyError
 from fedveil.io import json_line, write_atomic
+from fedveil.parallel import cores
 from fedveil.privacy import Ledger, operational_risk
 from fedveil.study.arrangement import arranged
 from fedveil.study.evaluation import TestSet
@@ -42,6 +39,7 @@ from fedveil.study.runner import Hospitals
 from fedveil.study.settings.schema import Study
 from fedveil.study.simulation import Simulated, train_here
 from fedveil.study.steps import signal_to_noise
+from fedveil.sweeps.backends import in_processes, memory, on_backend
 from fedveil.sweeps.budget import Work, plan_payment
 from fedveil.sweeps.grid import Grid, Measurement, Setting
 
@@ -50,7 +48,6 @@ __all__ = ["measure", "read_measurements", "sweep"]
 RESULTS = "results.jsonl"
 SAMPLE_STREAM = 0x5ACE
 """Distinct from the streams that split patients into hospitals and test sets."""
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def sweep(
@@ -60,6 +57,7 @@ def sweep(
     *,
     resume: bool = False,
     workers: int | None = None,
+    backend: str | None = None,
     pay: float | None = None,
     progress: Progress | None = None,
     dataset: Dataset | None = None,
@@ -71,21 +69,25 @@ def sweep(
         study: the resolved study; the grid overrides what it sweeps.
         grid: the settings. resume: continue the sweep in ``directory``.
         workers: processes; default one per core. 1 works in this process. A sweep with ``pay`` has one.
+        backend: of joblib, see `on_backend`; by default processes of this machine.
         pay: where the data names real hospitals, the epsilon that all models together may cost each one's patients;
             by default, on resuming, the earlier value.
         progress: told of every finished setting.
         dataset: data in memory, for which the sweep uses one process; by default the study's source is read.
 
     Raises:
-        StudyError: the directory is in use, or the data names real hospitals and ``pay`` is missing or too small.
+        StudyError: the directory is in use, the data names real hospitals and ``pay`` is missing or too small, or a
+            backend is named for data in memory.
     """
     listener = progress or Silent()
     data = prepare(study, dataset)
-    workers = 1 if dataset is not None else workers
+    if dataset is not None:
+        _check_backend(backend)
+        workers = 1
     payment = plan_payment(data, grid, pay, directory)
     settings = list(payment.settings) if payment else grid.settings()
     if payment:
-        _check_workers(workers)
+        _check_workers(workers, backend)
     if payment and not resume:
         payment.check(directory, settings)
     _open(directory, study, resume)
@@ -96,7 +98,7 @@ def sweep(
             payment.check(directory, left)
         task = make_task(data.study, data.dataset, listener)
         listener.stage("settings", len(settings), len(settings) - len(left))
-        found = measure(task, left, workers=workers)
+        found = measure(task, left, workers=workers, backend=backend)
         if payment:
             found = payment.measure(directory, left, _paid_work(_Tasks(task)))
         for measurement in _kept(found, directory / RESULTS):
@@ -118,7 +120,9 @@ def _kept(found: Iterable[Measurement], path: Path) -> Iterator[Measurement]:
             yield measurement
 
 
-def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = None) -> Iterator[Measurement]:
+def measure(
+    task: Task, settings: Sequence[Setting], *, workers: int | None = None, backend: str | None = None
+) -> Iterator[Measurement]:
     """Train and evaluate each setting, in a reproducible shuffled order, so that the remaining time can be estimated
     early.
 
@@ -126,30 +130,24 @@ def measure(task: Task, settings: Sequence[Setting], *, workers: int | None = No
         task: the study's pipeline with its features, which other processes take from the feature cache.
         settings: what to measure.
         workers: processes; default one per core. 1 works in this process.
+        backend: of joblib, see `on_backend`. Its workers read the data, and the feature cache if they share it.
     """
     mixed = sorted(settings, key=lambda s: hashlib.sha256(repr(s).encode()).digest())
-    count = min(workers or _cores(), len(mixed))
+    count = min(workers or cores(), len(mixed))
     tasks = _Tasks(task)
     for setting in mixed:
         tasks.at(setting)  # the features that each method needs are in the cache before workers read them
-    with tempfile.TemporaryDirectory(prefix="fedveil-sweep-", dir=_memory()) as folder:
+    if backend is not None:
+        yield from on_backend(partial(_measure_anywhere, task.study.to_toml()), mixed, backend, workers)
+        return
+    with tempfile.TemporaryDirectory(prefix="fedveil-sweep-", dir=memory()) as folder:
         scratch = Path(folder)
         if count <= 1:
             for setting in mixed:
                 yield _measure(tasks.at(setting), setting, scratch)
             return
-        with _one_thread_each():
-            pool = ProcessPoolExecutor(
-                count, multiprocessing.get_context("spawn"), _begin, (task.study.to_toml(), scratch)
-            )
-            with pool:
-                waiting = [pool.submit(_work, setting) for setting in mixed]
-                try:
-                    for future in as_completed(waiting):
-                        yield future.result()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        work = partial(_measure_anywhere, task.study.to_toml(), scratch=scratch)
+        yield from in_processes(work, mixed, count, scratch)
 
 
 def read_measurements(path: Path) -> list[Measurement]:
@@ -189,12 +187,21 @@ def table(results: Iterable[Measurement]) -> str:
     return text.getvalue()
 
 
-def _check_workers(workers: int | None) -> None:
-    if workers is not None and workers > 1:
+def _check_backend(backend: str | None) -> None:
+    if backend is not None:
         raise StudyError(
-            f"{workers} processes are asked for, and --pay is given",
+            f"the sweep's backend is {backend[:80]!r}, and its images are in memory",
+            "workers elsewhere read the study's data themselves",
+            "name a source that they can read in the study, or leave out the backend",
+        )
+
+
+def _check_workers(workers: int | None, backend: str | None) -> None:
+    if (workers is not None and workers > 1) or backend is not None:
+        raise StudyError(
+            f"{backend or workers} processes are asked for, and --pay is given",
             "one process charges a hospital's ledger at a time",
-            "drop --workers",
+            "drop --workers and --backend",
         )
 
 
@@ -340,56 +347,14 @@ def _note(measurement: Measurement) -> str:
     return f"AUROC {measurement.auroc:.3f}"
 
 
-_worker: dict[str, Any] = {}
-"""In a worker process: its tasks and its scratch folder."""
-
-
-def _begin(study: str, scratch: Path) -> None:
-    """Prepare a worker, and make it end whenever the process that started it ends."""
-    threading.Thread(target=_end_with_parent, args=(scratch,), daemon=True).start()
+@lru_cache(maxsize=1)
+def _tasks_of(study: str) -> _Tasks:
+    """In a worker: the pipeline of a resolved study, prepared once."""
     resolved = Study.parse(study)
-    _worker["tasks"] = _Tasks(make_task(resolved, prepare(resolved).dataset, Silent()))
-    _worker["scratch"] = scratch
+    return _Tasks(make_task(resolved, prepare(resolved).dataset, Silent()))
 
 
-def _end_with_parent(scratch: Path) -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        # Other workers, and this one's own training, may still be writing: retry until the folder is gone, for at
-        # most a second.
-        for _ in range(100):
-            shutil.rmtree(scratch, ignore_errors=True)
-            if not scratch.exists():
-                break
-            time.sleep(0.01)
-        os._exit(1)
-
-
-def _work(setting: Setting) -> Measurement:
-    return _measure(_worker["tasks"].at(setting), setting, _worker["scratch"])
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Worker processes use one thread each: together they use the whole machine."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory() -> str | None:
-    """A file system in memory, if there is one: ledgers are synced at every charge, and are deleted afterwards."""
-    folder = Path("/dev/shm")
-    return str(folder) if folder.is_dir() and os.access(folder, os.W_OK) else None
+def _measure_anywhere(study: str, setting: Setting, scratch: Path | None = None) -> Measurement:
+    """`_measure` in a worker, which has the study's text and reads its data."""
+    with tempfile.TemporaryDirectory(prefix="fedveil-sweep-", dir=scratch or memory()) as folder:
+        return _measure(_tasks_of(study).at(setting), setting, Path(folder))

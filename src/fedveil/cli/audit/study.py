@@ -7,14 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedveil.cli.flower import need_flower
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.progress import Bars
 from fedveil.cli.study_file import AsJson, Data, Epsilon, Trust, read_study
 
 if TYPE_CHECKING:
     from fedveil.audit import AuditResult
+    from fedveil.study import Hospitals
 
 __all__ = ["audit_command"]
+
+
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Attackers: white box, protocol, one run, black box. Repeat for several; default all."),
+]
+Services = Annotated[
+    bool,
+    typer.Option("--services", help="Attack running site services over this machine's network, in one run."),
+]
 
 
 def audit_command(
@@ -26,12 +38,7 @@ def audit_command(
         typer.Option("--out", "-o", help="Folder for audit.json; default the run, or audits/NAME."),
     ] = None,
     confidence: Annotated[float, typer.Option(help="With which all lower bounds hold together.")] = 0.95,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Attackers: white box, protocol, one run, black box. Repeat for several; default all."
-        ),
-    ] = None,
+    only: Only = None,
     trials: Annotated[
         int | None, typer.Option(help="White-box executions of each world; default what takes some seconds.")
     ] = None,
@@ -44,6 +51,7 @@ def audit_command(
         bool,
         typer.Option("--own-images", help="Attack on the study's own images; nothing leaves this process."),
     ] = False,
+    services: Services = False,
     data: Data = None,
     epsilon: Epsilon = None,
     trust: Trust = None,
@@ -60,9 +68,10 @@ def audit_command(
         "sessions": sessions,
         "canaries": canaries,
     }
-    effort |= {"references": references} | ({"attackers": tuple(only)} if only else {})
+    wanted = only or (["one run"] if services else None)
+    effort |= {"references": references} | ({"attackers": tuple(wanted)} if wanted else {})
     with speak_plainly():
-        contradicted = _attack(target, out, (data, epsilon, trust), effort, own_images, as_json)
+        contradicted = _attack(target, out, (data, epsilon, trust), effort, own_images, services, as_json)
     if contradicted:
         raise SystemExit(1)
 
@@ -73,6 +82,7 @@ def _attack(
     changes: tuple[str | None, float | None, str | None],
     effort: dict[str, Any],
     own_images: bool,
+    services: bool,
     as_json: bool,
 ) -> bool:
     """Run the audit and print it; whether the guarantee is contradicted."""
@@ -83,8 +93,16 @@ def _attack(
     finished = (target / "result.json").exists()
     study = RunDirectory(target).study() if target.is_dir() else read_study(target, *changes)
     folder = out or (target if target.is_dir() else Path("audits") / study.study.name.replace(" ", "-"))
+    hospitals = _services() if services else None
     with Bars(quiet=as_json) as bars:
-        result = audit(study, folder, own_images=own_images, effort=Effort(**effort), progress=bars)
+        result = audit(
+            study,
+            folder,
+            own_images=own_images,
+            effort=Effort(**effort),
+            progress=bars,
+            hospitals=hospitals,
+        )
     if as_json:
         print(json.dumps(json.loads((folder / "audit.json").read_text()), indent=2))
     else:
@@ -92,6 +110,14 @@ def _attack(
     if finished and folder == target and not as_json:
         errors.print(f"report: {write_report(folder)}")
     return bool(result.contradicted)
+
+
+def _services() -> "Hospitals":
+    """Real programs on this machine; refused without Flower."""
+    need_flower()
+    from fedveil.deploy.rehearsal import Rehearsal
+
+    return Rehearsal()
 
 
 def _print(result: "AuditResult", folder: Path) -> None:

@@ -52,8 +52,8 @@ class SubgroupsQuery(OneSum):
 
     @classmethod
     def of(cls, asked: Asked) -> Self | None:
-        """The query, if the study gives it a share of the budget."""
-        if asked.privacy[cls.setting] == 0:
+        """The query, if the study gives it a share of the budget; studies of findings are refused one."""
+        if asked.privacy[cls.setting] == 0 or asked.model.findings:
             return None
         data = asked.settings["data"]
         return cls(data["subgroup"], groups_of(data["subgroup"], data["subgroup_values"]))

@@ -29,9 +29,9 @@ from fedveil.learning.models.feature_head import (
     FeatureHead,
     FeatureLearner,
 )
-from fedveil.learning.models.finding_loss import loss_offsets, loss_weights
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.logistic import LinearHead
+from fedveil.learning.models.losses.findings import loss_offsets, loss_weights
 from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.ranges import check_centre, check_length
 from fedveil.learning.released.finding_scores import FindingScores
@@ -50,7 +50,7 @@ class FindingsHead(FeatureHead):
     """The model: parameters are the released centre, the findings' frequencies, shifts of the logits, and the heads.
 
     Training adds an offset to each finding's logit z_j, so that z_j is what the image says beside the finding's
-    frequency p_j, see `.finding_loss`. Probabilities are ``logit(P_j) = z_j - shift_j + log(p_j / (1 - p_j))``.
+    frequency p_j, see `.losses.findings`. Probabilities are ``logit(P_j) = z_j - shift_j + log(p_j / (1 - p_j))``.
 
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.

@@ -36,8 +36,8 @@ from fedveil.learning.models.checked import (
     checked_patients,
     checked_weights,
 )
-from fedveil.learning.models.cumulative import cut_points, grade_probabilities, grade_residuals, neighbours
 from fedveil.learning.models.learner import Indices, Vector
+from fedveil.learning.models.losses.grades import cut_points, grade_probabilities, grade_residuals, neighbours
 
 special = later("scipy.special")
 

@@ -13,13 +13,15 @@ and covariance ``Sigma - Sigma N G^-1 N Sigma``, with ``G = N Sigma N + v I``.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
+from fedveil.lazy import later
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.released.posterior import MIDDLE, Noisy, drawn_counts
 from fedveil.learning.released.score_statistics import NEAREST, Certainty
 
 __all__ = ["GradeMeans", "grade_means", "usual_means"]
+
+special = later("scipy.special")
 
 SLOPE = 0.15
 """Half of the distance between the mean scores of the first and the last grade, in units of the longest score. It was

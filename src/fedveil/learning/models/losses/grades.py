@@ -12,19 +12,21 @@ equally likely at z = 0. The negative log-likelihood of grade y has the derivati
 
 in z, which lies in [-1, 1] for any z: since sigma' = sigma (1 - sigma), the derivative of ``log(sigma(a) - sigma(b))``
 by a common shift of a and b is ``1 - sigma(a) - sigma(b)``. It is convex in z. For two grades it is logistic
-regression. What a trained model decides is released after training, see `.grades`.
+regression. What a trained model decides is released after training, see `fedveil.learning.models.grades`.
 
 Each image is computed by itself, by elementwise operations, as `fedveil.learning.exact` requires.
 """
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
+from fedveil.lazy import later
 from fedveil.learning.exact import first_sums
 from fedveil.learning.models.learner import Vector
 
 __all__ = ["cut_points", "grade_probabilities", "grade_residuals", "neighbours"]
+
+special = later("scipy.special")
 
 
 def cut_points(grades: int) -> Vector:
