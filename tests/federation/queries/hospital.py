@@ -9,7 +9,7 @@ import numpy as np
 
 from fedveil.data import Cohort, Dataset
 from fedveil.federation import HospitalUnits, Query
-from fedveil.federation.queries import Asked, CohortCountsQuery, PilotQuery
+from fedveil.federation.queries import Asked, CohortCountsQuery, PilotQuery, SubgroupsQuery
 from fedveil.learning import CentredHead, CentredLearner, FindingsHead, FindingsLearner, HeldOut
 from fedveil.study import Study
 
@@ -59,7 +59,7 @@ def records(seed: int = 0, head=HEAD) -> Cohort:
 
 def instance(query: type[Query], unit: str, head=HEAD) -> Query | None:
     """The query as some study asks for it; None where none does for this unit."""
-    if head.findings and query in (CohortCountsQuery, PilotQuery):  # these are refused
+    if head.findings and query in (CohortCountsQuery, PilotQuery, SubgroupsQuery):  # these are refused
         return None
     if query is CohortCountsQuery:
         return CohortCountsQuery.over(records(), unit)
