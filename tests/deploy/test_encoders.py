@@ -15,7 +15,7 @@ from fedveil.deploy.offer import Offer
 from fedveil.errors import FedveilError
 from fedveil.federation import Reply
 from fedveil.learning.encoders.external import Store
-from fedveil.learning.encoders.external.extractor import _stored
+from fedveil.learning.encoders.external.extractor import _computing
 from fedveil.study import TrainedModel
 
 
@@ -116,7 +116,7 @@ def test_a_model_on_an_encoder_predicts_where_the_encoder_is(
     monkeypatch.setenv("FEDVEIL_ENCODERS", str(tmp_path / "coordinator-encoders"))
     assert TrainedModel.load(tmp_path).predict_proba(pixels).shape == (3, 2)
     monkeypatch.setenv("FEDVEIL_ENCODERS", str(tmp_path / "nowhere"))
-    _stored.cache_clear()  # as in a new process
+    _computing.cache_clear()  # as in a new process
     assert not Store().has(offer.study.model.encoder.sha256)
     with pytest.raises(FedveilError, match="is not registered here"):
         TrainedModel.load(tmp_path).predict_proba(np.full((1, 8, 8), 7, np.uint8))

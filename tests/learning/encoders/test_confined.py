@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from torch import nn
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.encoders import EncoderSpec, failures
-from fedveil.learning.encoders.external import External, Store, examine, processes, register
+from fedveil.learning.encoders.external import External, Store, examine, processes
+from fedveil.learning.encoders.external.register import register
 from fedveil.learning.encoders.external.runner import load_runner, vectors
 from fedveil.learning.encoders.extractor import in_batches
 
@@ -172,6 +174,20 @@ def test_an_image_counts_as_failed_only_if_a_fresh_process_fails_on_it(
         np.testing.assert_array_equal(encoder(stack), before)
     assert not failed
     assert len(numbers) >= 2
+
+
+def test_an_encoder_that_was_removed_while_its_process_was_idle_is_an_error_not_zeros(store: Store) -> None:
+    content = onnx_file()
+    spec = examine(content, EncoderSpec(kind="onnx", name="idle", sha256=store.add(content)))[0]
+    encoder = External(spec, 3)
+    encoder(images())
+    for process in encoder._processes()._free:
+        process._process.kill()
+    (store.folder / spec.sha256).unlink()
+    while not all(process.has_ended for process in encoder._processes()._free):
+        time.sleep(0.01)
+    with pytest.raises(InvalidValue, match="is not registered here"):
+        encoder(images())
 
 
 def test_an_encoder_can_be_used_after_the_process_that_starts_others_ended(store: Store) -> None:

@@ -67,8 +67,11 @@ class Processes:
             InvalidValue: the encoder is not registered here, was altered, or cannot be loaded.
         """
         with self._room:
-            process = self._taken() or self._started()
-            self._free.append(process)
+            process = self._taken()
+            if process is not None and process.has_ended:
+                process.end()
+                process = None
+            self._free.append(process or self._started())
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Map an image (1, channels, h, w) in [0, 1] to features (1, dimension).
@@ -137,6 +140,11 @@ class _Process:
         if said:
             self.end()
             raise InvalidValue(*map(str, said))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended while nothing was asked, as it does when idle."""
+        return self._line.poll()
 
     def features(self, image: Images) -> Features:
         """Features (1, dimension) of an image (1, channels, h, w)."""
