@@ -29,7 +29,8 @@ def test_the_fault_can_be_planted_in_the_product_as_it_is(name: str) -> None:
         FAULTS[name].plant(stack)
         look = FAULTS[name].look(stack)
         for one in (look.neighbours.first, look.neighbours.second):
-            assert np.count_nonzero(look.mechanism(one))
+            # Noise on a coarse grid is often 0; an answer that was declined always is.
+            assert any(np.any(look.mechanism(one)) for _ in range(50))
 
 
 @pytest.mark.parametrize("name", QUICK)
