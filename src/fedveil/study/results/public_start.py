@@ -8,7 +8,7 @@ import numpy as np
 
 from fedveil.data import Dataset
 from fedveil.errors import StudyError
-from fedveil.learning import NetworkModel, PublicStart
+from fedveil.learning import ClassHead, FindingsHead, PublicStart
 from fedveil.study.results.trained_model import TrainedModel
 from fedveil.study.settings.schema import Study
 
@@ -74,11 +74,11 @@ def load_start(study: Study, dataset: Dataset) -> PublicStart | None:
     _same("the number of classes", len(model.classes), len(wanted.classes))
     found_model = model.model
     found_model.check_parameters(model.parameters)
-    if isinstance(found_model, NetworkModel):
-        _, centre, trained = found_model.split(model.parameters)
-        return PublicStart(centre, trained)
-    centre, _, _, trained = found_model.split(model.parameters)
-    return PublicStart(centre, found_model.head.weights(trained))
+    if isinstance(found_model, ClassHead | FindingsHead):  # linear heads do without torch
+        centre, _, _, trained = found_model.split(model.parameters)
+        return PublicStart(centre, found_model.head.weights(trained))
+    _, centre, trained = found_model.split(model.parameters)
+    return PublicStart(centre, trained)
 
 
 def _same(what: str, found: object, wanted: object) -> None:

@@ -21,12 +21,14 @@ with log-odds as offsets. Exponents of 1/2 to 1 differ by 0.001.
 import functools
 
 import numpy as np
-from scipy import special
 
+from fedveil.lazy import later
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.released.finding_statistics import RAREST
 
 __all__ = ["loss_offsets", "loss_weights"]
+
+special = later("scipy.special")
 
 RARITY = 0.75
 DRAWS, STEPS = 512, 40
