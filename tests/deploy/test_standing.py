@@ -87,7 +87,9 @@ def test_the_first_study_to_end_does_not_stop_the_second(federation):
     assert all(one.connected() for one in both)
     started_by = Path(f"/proc/{process_of(federation)}/status").read_text()
     first, second = sorted(both, key=lambda one: f"PPid:\t{one.process.pid}\n" not in started_by)
+    number = process_of(federation)
     first.finish()
+    assert process_of(federation) == number, "it is not stopped, and not started again either"
     assert second.looks()
     os.kill(process_of(federation), signal.SIGKILL)
     assert second.looks(), "who is left starts it again"
