@@ -10,12 +10,15 @@ from tests.learning.test_network_learner import CLIP, SIZE, Stack, tiny
 from torch import nn
 from torch.nn import functional
 
+from fedveil.data import Dataset
 from fedveil.errors import InvalidValue
 from fedveil.learning import FindingStatistics, NetworkLearner, NetworkModel, NetworkSizes, Views
 from fedveil.learning.models.network import ROUNDING
 from fedveil.learning.models.network_labels import LONGEST_LOGITS
 from fedveil.learning.networks import Centred, registry
 from fedveil.learning.released.finding_statistics import RAREST
+from fedveil.study import Study
+from fedveil.study.pipeline import model_of, sizes_of
 
 K = 3
 PATIENTS = np.array([0, 0, 1, 2, 2, 2, 3, 4, 5, 5])
@@ -253,3 +256,19 @@ def test_a_network_has_the_sizes_that_are_worked_out_without_it(monkeypatch, nam
     for one in ("classes", "trained", "parameters", "statistics_size", "calibration_size", "thresholds"):
         assert getattr(model, one) == getattr(sizes, one)
     assert model.score_share == sizes.score_share
+
+
+def test_a_study_of_findings_has_the_sizes_of_its_model():
+    names = ("a", "b", "c")
+    study = Study.model_validate(
+        {
+            "data": {"task": "findings", "classes": names, "channels": 1, "image_size": SIZE},
+            "model": {"network": "cnn", "features": "none"},
+        }
+    )
+    sizes = sizes_of(study, K, 1)
+    model = model_of(study, Dataset.empty(names, channels=1, image_size=SIZE, task="findings"))
+    assert sizes.findings
+    assert model.findings
+    assert sizes.statistics_size == model.statistics_size == 2 * K + 1
+    assert sizes.calibration_size == model.calibration_size == 4 * K
