@@ -81,7 +81,7 @@ def test_the_protocol_and_the_draws_have_the_same_law(trust):
         alone = draws(ring, attack, within=within, count=4000)
         error = release.mechanism.noise_multiplier
         assert abs(alone.std() / error - 1) < 0.1
-        assert 0.5 < full.std() / error < 1.6
+        assert 0.35 < full.std() / error < 2.0  # of some 20 rounds; wrong once in 100,000 runs
         known[within] = alone.mean()
     assert known[True] - known[False] == pytest.approx(1, abs=5 * error / np.sqrt(2000))
 

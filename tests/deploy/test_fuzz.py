@@ -13,7 +13,7 @@ from tests.deploy.test_transport import COST, REQUEST, make  # noqa: F401
 from tests.federation.conftest import federate  # noqa: F401
 from tests.federation.toy import DIMENSION, make_agreement
 
-from fedveil import __version__
+from fedveil.deploy.protocol import stated
 from fedveil.errors import FederationError, FedveilError
 from fedveil.federation import Coordinator, Declined, InProcess, Reply, Request
 from fedveil.federation.messages import SecureReply, SecureRequest
@@ -109,7 +109,7 @@ def within():
 
 def real_messages(hospital) -> list[bytes]:
     offer = {**hospital.offer.to_dict(), "nonce": "n"}
-    greeting = {"study": hospital.agreement.digest, "nonce": "n", "receipt": None, "version": __version__}
+    greeting = {"study": hospital.agreement.digest, "nonce": "n", "receipt": None, **stated()}
     receipt = dict.fromkeys(("study", "answer", "hash"), "ab" * 32)
     receipt |= {"site": "north", "release": "training", "round": 1, "attempt": 1, "seq": 2, "cost": COST}
     model = {"parameters": np.ones(10), "frequencies": np.full(2, 0.5)}
@@ -134,7 +134,16 @@ def test_a_hospital_survives_what_a_coordinator_may_send(hospital, within, caplo
         body = changed(generator, messages[number % len(messages)])
         answer = within(hospital.ask, body)
         assert answer.kind in ("refused", "answer", "hello", "offered", "kept")
-        assert set(answer.head) <= {"site", "receipt", "signature", "study", "status", "nonce", "version"}
+        assert set(answer.head) <= {
+            "site",
+            "receipt",
+            "signature",
+            "study",
+            "status",
+            "nonce",
+            "version",
+            "protocols",
+        }
     assert all(record.exc_info is None for record in caplog.records)
     forged = [record.getMessage() for record in caplog.records if not record.getMessage().isprintable()]
     assert not forged
@@ -187,7 +196,7 @@ def answers(make):  # noqa: F811
     declined = Declined(
         site="west", study=reply.study, release="training", round=1, attempt=1, code="refused"
     )
-    states = {"site": "west", "study": "ab" * 32, "status": "ready", "version": __version__, "nonce": "n"}
+    states = {"site": "west", "study": "ab" * 32, "status": "ready", "nonce": "n", **stated()}
     return {
         "round": [
             head,
