@@ -194,13 +194,6 @@ def test_settings_that_contradict_each_other_are_refused():
         Study.parse('[data]\npositive = ["a"]\ntask = "findings"')
 
 
-def test_a_study_refuses_what_no_model_is_trained_for(listed):
-    text = f'[data]\nsource = "{listed()}"\nimage_size = 8\nseparator = "|"\ntask = "findings"\n'
-    text += 'classes = ["Mass", "Effusion"]\nunknown_labels = "unknown"\n'
-    with pytest.raises(StudyError, match="trains linear heads so far"):
-        Study.parse(text + '[model]\nfeatures = "none"\nnetwork = "cnn"')
-
-
 def test_findings_in_one_label_are_never_negative_without_a_word(listed):
     with pytest.raises(
         DataError, match=r"Mass\|Effusion; it contains Mass of classes, and would count as negative"

@@ -13,6 +13,7 @@ from tests.deploy.test_transport import COST, REQUEST, make  # noqa: F401
 from tests.federation.conftest import federate  # noqa: F401
 from tests.federation.toy import DIMENSION, make_agreement
 
+from fedveil import __version__
 from fedveil.deploy.protocol import stated
 from fedveil.errors import FederationError, FedveilError
 from fedveil.federation import Coordinator, Declined, InProcess, Reply, Request
@@ -244,7 +245,14 @@ def test_statuses_of_every_kind_become_one_of_few_words(make, answers, within, c
             west=lambda sealed, body=body: make.sealed_by("west", body, make.opened("west", sealed).id),
         )
         seen.add(within(town.transport.greet, ("west",), "ab" * 32, {})["west"])
-    words = {"ready", "refused", "invalid", "unknown", "on fedveil of an unreadable version"}
+    words = {
+        "ready",
+        "refused",
+        "invalid",
+        "unknown",
+        f"on fedveil {__version__}",
+        "on fedveil of an unreadable version",
+    }
     assert seen - words <= {f"on fedveil {one}" for one in VALUES if isinstance(one, str)}
     assert {"ready", "invalid"} <= seen
     check_log(caplog)

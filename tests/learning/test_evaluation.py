@@ -73,7 +73,8 @@ def test_influences_are_derivatives_by_an_images_weight(seed, classes, decimals)
         )
         return np.array([np.mean(areas), recalls.mean()])
 
-    ours = np.stack([auroc_influences(labels, scores), recall_influences(labels, predicted)], axis=1)
+    sides = [(labels == code, scores[:, code]) for code in columns]
+    ours = np.stack([auroc_influences(sides, 30), recall_influences(labels, predicted)], axis=1)
     for image in (0, 1, 17, 29):
         weights = np.ones(30)
         weights[image] += step

@@ -11,6 +11,7 @@ import pytest
 from tests.study.stopping import Stop, StopAfter
 
 from fedveil.errors import BudgetExceeded, InvalidValue, StudyError
+from fedveil.io import json_line
 from fedveil.privacy import Ledger, Mechanism, epsilon, verify_ledger
 from fedveil.study import RunDirectory, Study, run
 from fedveil.study.prepare import prepare
@@ -32,9 +33,8 @@ FILES = {
 def test_a_run_leaves_a_complete_directory(study, tmp_path):
     result = run(RunDirectory.create(tmp_path / "out", study()))
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["metrics"] == json.loads(
-        json.dumps(result["metrics"])
-    )
+    written = json.loads((tmp_path / "out" / "result.json").read_text())["metrics"]
+    assert written == json.loads(json_line(result["metrics"]))
     assert result["metrics"]["test"]["auroc"] > 0.9
     rounds = [json.loads(line) for line in (tmp_path / "out" / "rounds.jsonl").read_text().splitlines()]
     assert [record["round"] for record in rounds] == [1, 2, 3, 4, 5, 6]
