@@ -62,7 +62,7 @@ def test_canaries_of_running_services_are_attacked_and_the_sound_code_is_not_con
     ("change", "effort", "error", "words"),
     [
         ("", Effort(), InvalidValue, "only the attacker 'one run'"),
-        ("\nevaluation_share = 0.1", SURE, StudyError, "evaluation_share is 0.1"),
+        ("\nevaluation_share = 0.1", SURE, StudyError, "subgroup_share is above 0"),
     ],
 )
 def test_what_services_cannot_be_attacked_by_is_refused(tmp_path, change, effort, error, words):

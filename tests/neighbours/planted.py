@@ -37,6 +37,7 @@ from fedveil.learning.models import logistic as linear
 from fedveil.learning.models import network as network_learner
 from fedveil.learning.models.findings import FindingsLearner
 from fedveil.learning.models.logistic import LinearHead, LinearLearner
+from fedveil.learning.models.losses.findings import loss_weights
 from fedveil.study import isolation
 
 __all__ = ["PLANTED", "Fault", "look_for"]
@@ -106,17 +107,17 @@ def largest_patient_of_the_cohort(stack: contextlib.ExitStack) -> None:
         seen["most"] = self._sizes.max()
         return contribution(self, *args, **kwargs)
 
-    def with_masses(self: Any, head: LinearHead, weights: Any) -> Any:
+    def with_masses(self: Any, head: LinearHead, weights: Any, offsets: Any) -> Any:
         """Beside the gradients, sum_i |r_i| |x_i| of each unit."""
-        logits = linear.logits_by_image(weights, self.features)
-        residuals = head.probabilities_of(logits.T).T[-head.logits :] - self.targets
+        logits = linear.logits_by_image(weights, self.features) + np.reshape(offsets, (-1, 1))
+        residuals = head.residuals(logits, self.targets)
         of_image = np.linalg.norm(residuals * self.weights, axis=0) * np.linalg.norm(self.features, axis=0)
         masses, first = [], 0
         for size, units in self.buckets:
             masses.append(of_image[first : first + size * units].reshape(size, units).sum(axis=0))
             first += size * units
         seen["masses"] = np.concatenate(masses)
-        return gradients(self, head, weights)
+        return gradients(self, head, weights, offsets)
 
     def clipped(found: Any, clip_norm: float) -> Any:
         slack = 4 * eps * (len(found) + seen["most"])
@@ -203,11 +204,10 @@ def gradients_of_all_rows_at_once(stack: contextlib.ExitStack) -> None:
 
 
 def findings_weighed_by_the_cohort(stack: contextlib.ExitStack) -> None:
-    """Presence and absence of a finding are weighed by how many have it here, not by what was released."""
+    """A finding is weighed by how many have it here, not by what was released."""
 
     def class_weights(self: FindingsLearner, numbers: Any) -> Any:
-        share = np.clip((self._labels == 1).mean(axis=0), 0.01, 0.99)
-        return 1 / (2 * np.stack([1 - share, share], axis=1))
+        return loss_weights(np.clip((self._labels == 1).mean(axis=0), 0.01, 0.99))
 
     _patch(stack, FindingsLearner, "_class_weights", class_weights)
 

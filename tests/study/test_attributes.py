@@ -96,6 +96,12 @@ def test_groups_of_held_out_patients_are_released_under_the_budget(with_sex, tmp
         ({"subgroup": "scanner"}, {"subgroup_share": 0.1}, "list them"),
         ({"subgroup_values": ["A"]}, {}, "set it, or remove"),
         ({"subgroup": "scanner", "subgroup_values": ["A", "A "]}, {"subgroup_share": 0.1}, "different names"),
+        ({"subgroup": "scanner", "subgroup_values": ["A ", "B"]}, {"subgroup_share": 0.1}, "outer spaces"),
+        (
+            {"subgroup": "scanner", "subgroup_values": ["other or unknown"]},
+            {"subgroup_share": 0.1},
+            "everybody",
+        ),
     ],
 )
 def test_groups_that_are_not_declared_beforehand_are_refused(data, privacy, said):

@@ -148,7 +148,7 @@ def embedded(prepared: Prepared, task: Task) -> Prepared:
     """The study with the features that its encoder computed in place of images, which any hospital can be given.
 
     Raises:
-        StudyError: the study trains a network, has findings or grades, or releases an evaluation.
+        StudyError: the study trains a network, has findings or grades, or releases what is known of held-out patients.
     """
     if not isinstance(task, LinearTask) or not isinstance(task.head, CentredHead):
         raise StudyError(
@@ -156,11 +156,11 @@ def embedded(prepared: Prepared, task: Task) -> Prepared:
             "an audit gives running services features in directions of the attacker's choice",
             "leave out --services",
         )
-    if prepared.study.privacy.evaluation_share > 0:
+    if prepared.study.privacy.about_held_out:
         raise StudyError(
-            f"privacy.evaluation_share is {prepared.study.privacy.evaluation_share:g}",
+            "privacy.evaluation_share or privacy.subgroup_share is above 0",
             "each running service would hold out patients of its own, whom the attacker does not know",
-            "leave out --services, or set it to 0",
+            "leave out --services, or set both to 0",
         )
     vectors = task.features[np.arange(len(prepared.dataset))]
     pinned = {"features": PRECOMPUTED, "dimension": vectors.shape[1], "whitened": False}

@@ -14,7 +14,7 @@ from tests.federation.queries.hospital import FINDINGS, HEAD, asked, hospital, i
 from fedveil.errors import InvalidValue
 from fedveil.federation import ModelState, NoisySum, OneSum, Release, Rounds
 from fedveil.federation.contributions import Contributions
-from fedveil.federation.queries import QUERIES, Asking, CohortCountsQuery, asked_by, title_of
+from fedveil.federation.queries import QUERIES, Asking, CohortCountsQuery, HospitalUnits, asked_by, title_of
 from fedveil.privacy import Mechanism
 
 UNITS = ("patient", "image", "site")
@@ -105,6 +105,37 @@ def test_a_site_answers_with_the_sum_over_the_units_that_are_drawn(query, unit, 
     if unit != "site":
         sampled = asking(one, here, Mechanism(0.0, 1.0, steps, 0.5, unit), head)
         assert np.abs(one.sum(sampled)).sum() != pytest.approx(np.abs(answer).sum())
+
+
+@pytest.mark.parametrize(("query", "unit", "head"), EACH)
+@pytest.mark.parametrize("change", [1.0, -1.0, 1e30, np.nan])
+def test_a_site_without_a_usable_image_refuses_what_others_refuse_and_nothing_else(query, unit, head, change):
+    """Or one patient decides whether a hospital declines: an answer about this patient, without noise."""
+    one, (here, _) = instance(query, unit, head), hospital(unit, head=head)
+    release = Release(
+        query=one,
+        mechanism=Mechanism(1.0, 1.0, one.steps_per_round(unit), unit=unit),
+        dimension=length_of(one, head),
+        parameters=one.sent_length(head),
+    )
+
+    def refused(place: HospitalUnits, parameters: np.ndarray) -> bool:
+        try:
+            Contributions("north", place, np.random.default_rng(0), head).check(release, parameters)
+        except InvalidValue:
+            return True
+        return False
+
+    even = np.full(head.classes, 0.5 if head.findings else 1 / head.classes)
+    honest = np.concatenate([even, head.join(None, head.initial())])[-one.sent_length(head) :]
+    honest = honest if one.sent_length(head) else honest[:0]
+    empty = dataclasses.replace(here, learner=None)
+    assert not refused(here, honest)
+    assert not refused(empty, honest)
+    for place in {0, len(honest) // 2, len(honest) - 1} if len(honest) else ():
+        changed = honest.copy()
+        changed[place] = change * (1 + abs(changed[place]))
+        assert refused(here, changed) == refused(empty, changed)
 
 
 @pytest.mark.parametrize(("query", "unit", "head"), EACH)

@@ -32,6 +32,7 @@ from fedveil.learning.models.feature_head import (
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.logistic import LinearHead
 from fedveil.learning.models.losses.findings import loss_offsets, loss_weights
+from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.ranges import check_centre, check_length
 from fedveil.learning.released.finding_scores import FindingScores
@@ -101,9 +102,13 @@ class FindingsHead(FeatureHead):
         """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`."""
         centre, frequencies, shift, _ = self.split(parameters)
         check_centre(centre, self.blocks)
-        check_finding_frequencies(frequencies)
+        self.check_frequencies(frequencies)
         for one, scale in zip(shift, self.scale(parameters), strict=True):
             check_length("the shift", np.array([one]), LONGEST_SHIFT * float(scale))
+
+    def check_frequencies(self, frequencies: Vector) -> None:
+        """Refuse frequencies of findings outside (0, 1); see `fedveil.learning.Model.check_frequencies`."""
+        check_finding_frequencies(frequencies)
 
     def scale(self, parameters: Vector) -> Vector:
         """(K,) half the norm of each finding's weights; public."""
@@ -169,10 +174,7 @@ class FindingsLearner(FeatureLearner[FindingsHead]):
 
     def check_parameters(self, parameters: Vector, *, judged: bool = False) -> None:
         """Refuse parameters that the model cannot have; see `Learner.check_parameters`."""
-        if judged:
-            frequencies, parameters = np.split(parameters, [self._model.classes])
-            check_finding_frequencies(frequencies)
-        self._model.check_parameters(parameters)
+        check_sent(self._model, parameters, judged=judged)
 
     def _class_weights(self, numbers: Vector) -> Vector:
         return loss_weights(numbers)

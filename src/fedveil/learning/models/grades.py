@@ -1,6 +1,6 @@
 """Ordered grades: one linear head for all of them, with one mean score per grade.
 
-**Training** is the proportional-odds model of `.cumulative`: one patient's gradient has as many numbers as there are
+**Training** is the proportional-odds model of `.losses.grades`: one patient's gradient has as many numbers as there are
 features, and is clipped as one vector. **Afterwards** the grades' mean scores are released, `..released.grade_means`,
 and an image belongs to each grade as much as its score is near that grade's mean: the stereotype model (Anderson,
 "Regression and ordered categorical variables", 1984), whose grades share one direction too.

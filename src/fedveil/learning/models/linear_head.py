@@ -113,6 +113,10 @@ class ClassHead(FeatureHead):
             check_frequencies(1 / (self.classes * weights))
         self._check_shift(shift, LONGEST_SHIFT * self.scale(parameters))
 
+    def check_frequencies(self, frequencies: Vector) -> None:
+        """Refuse frequencies of classes that do not sum to 1; see `fedveil.learning.Model.check_frequencies`."""
+        check_frequencies(frequencies)
+
     def _check_shift(self, shift: Vector, longest: float) -> None:
         """Refuse a shift that is longer than any."""
         check_length("the shift", shift, longest)

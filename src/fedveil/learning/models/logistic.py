@@ -57,7 +57,7 @@ class LinearHead:
     Two classes share one logit, that of class 1: parameters are w, ``features`` numbers. More classes have one each:
     (w_0, w_1, ...), ``classes * features`` numbers. With ``findings``, classes do not exclude each other: each has a
     logit and a binary logistic regression of its own. With ``grades``, classes are ordered and share one logit, see
-    `.cumulative`.
+    `.losses.grades`.
     """
 
     features: int

@@ -30,6 +30,7 @@ from fedveil.learning.gradients import (
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
 from fedveil.learning.models.network_labels import LONGEST_LOGITS, NetworkLabels
+from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.networks import Centred, layers_of, split_frozen
 from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
@@ -169,6 +170,10 @@ class NetworkModel:
         """The model with an offset of the logits; see `.network_labels`."""
         offset, certainty = self.labels.calibrated(released, noise_variance, statistics)
         return np.concatenate([offset, parameters[self.classes :]]), certainty
+
+    def check_frequencies(self, frequencies: Vector) -> None:
+        """Refuse frequencies that the labels cannot have; see `fedveil.learning.Model.check_frequencies`."""
+        self.labels.check_frequencies(frequencies)
 
     def check_parameters(self, parameters: Vector) -> None:
         """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`.
@@ -322,10 +327,7 @@ class NetworkLearner:
 
     def check_parameters(self, parameters: Vector, *, judged: bool = False) -> None:
         """Refuse parameters that the model cannot have; see `Learner.check_parameters`."""
-        if judged:
-            frequencies, parameters = np.split(parameters, [self._model.classes])
-            self._model.labels.check_frequencies(frequencies)
-        self._model.check_parameters(parameters)
+        check_sent(self._model, parameters, judged=judged)
 
     def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
         """Sum the units' clipped gradients; see `Learner.contribution`.

@@ -5,7 +5,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.ranges import check_frequencies
 from fedveil.learning.released.score_statistics import Certainty
 
 __all__ = ["Model", "Sizes", "Statistics", "check_sent"]
@@ -129,6 +128,10 @@ class Model(Sizes, Protocol):
         """
         ...
 
+    def check_frequencies(self, frequencies: Vector) -> None:
+        """Refuse (classes,) frequencies that no release of this model's kind gives, or InvalidValue."""
+        ...
+
     def unshifted(self, parameters: Vector) -> Vector:
         """The same parameter vector without the shift of the logits."""
         ...
@@ -151,8 +154,11 @@ class Model(Sizes, Protocol):
 
 
 def check_sent(model: Model, parameters: Vector, *, judged: bool) -> None:
-    """Refuse what no honest coordinator sends to a learner; see `Learner.check_parameters`."""
+    """Refuse what no honest coordinator sends to a learner; see `Learner.check_parameters`.
+
+    A site without a usable image asks the model alone, so that its answer is that of a site with images.
+    """
     if judged:
         frequencies, parameters = np.split(parameters, [model.classes])
-        check_frequencies(frequencies)
+        model.check_frequencies(frequencies)
     model.check_parameters(parameters)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fedveil.data.annotations.groups import GROUPS
+from fedveil.data.annotations.groups import GROUPS, OTHER
 
 if TYPE_CHECKING:
     from fedveil.study.settings.schema import Study
@@ -114,6 +114,8 @@ def _subgroups(study: "Study") -> Iterator[str]:
         yield "data.subgroup_values are those of data.subgroup: set it, or remove them"
     if len({value.strip() for value in values if value.strip()}) != len(values):
         yield "data.subgroup_values must be different names: remove the repeated or empty ones"
+    if any(value != value.strip() or value == OTHER for value in values):
+        yield f'data.subgroup_values are compared without outer spaces, and "{OTHER}" is everybody else: change them'
 
 
 def _encoder(study: "Study") -> Iterator[str]:
