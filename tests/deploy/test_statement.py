@@ -144,18 +144,37 @@ def test_a_printout_shows_the_same_and_names_the_signed_page(hospital, tmp_path)
     assert run(*words)[0] == 2
 
 
+def test_a_statement_whose_printout_fails_is_not_written(hospital, tmp_path, monkeypatch):
+    def failing(*_):
+        raise OSError(28, "no space left on device")
+
+    assert isinstance(hospital.round(1, 1), Reply)
+    monkeypatch.setattr("fedveil.deploy.records.statement.printed", failing)
+    out = tmp_path / "out"
+    assert run("site", "statement", "toy", str(hospital.folder), "--out", str(out), "--pdf")[0] == 2
+    assert not out.exists()
+
+
+def test_a_folder_with_brackets_is_printed_as_it_is(hospital, tmp_path):
+    assert isinstance(hospital.round(1, 1), Reply)
+    out = tmp_path / "[" / "b]"
+    code, text = run("site", "statement", "toy", str(hospital.folder), "--out", str(out))
+    assert code == 0, text
+    assert f"wrote {out}" in text
+
+
 def test_a_printout_of_any_text_has_only_its_own_lines():
     """Names of studies come from elsewhere."""
     values = {
         **dict.fromkeys(("site", "fingerprint", "trust"), "x"),
-        "name": "a\u202eb\x1b[2J\n\u4e2d",
+        "name": "a\u202eb\x1b[2J\n\u4e2d\U00020000",
         "made": "2026-01-01T00:00:00+00:00",
         "digest": "ab" * 32,
         "rows": [("purpose", "w" * 3000), ("", "")],
         **{key: [] for key in ("decisions", "curve", "charged")},
         "budget": [("ledger", "x")],
         "software": [("code", "y" * 64)],
-        "study": "k = 1\n\n" * 200,
+        "study": "k = 1\n\n" * 200 + "of {nb} total",
     }
     found = "".join(
         one.extract_text() for one in pypdf.PdfReader(io.BytesIO(printed(values, "p", "h"))).pages
@@ -163,6 +182,10 @@ def test_a_printout_of_any_text_has_only_its_own_lines():
     assert "\u202e" not in found
     assert "\x1b" not in found
     assert found.count("w") >= 3000
+    assert "of {nb} total" in found, "only the page's own number is filled in"
+    pages = len(pypdf.PdfReader(io.BytesIO(printed(values, "p", "h"))).pages)
+    assert f"page 1 of {pages}" in found
+    assert r"\u4e2d\U00020000" in found, "what the fonts lack is shown by number"
 
 
 def test_the_bill_of_materials_is_valid_by_the_schema_of_cyclonedx():

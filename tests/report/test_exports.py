@@ -2,8 +2,12 @@
 
 import io
 import json
+import resource
 import warnings
+import zipfile
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,6 +138,66 @@ def test_a_bundle_has_the_required_files_and_its_program_computes_the_same(finis
     assert UNKNOWN in metadata["copyright"]
     with pytest.raises(StudyError, match="never overwrites"):
         write_bundle(model, record, folder)
+
+
+@contextmanager
+def short_files(most):
+    """Writing a file beyond this number of bytes fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_bundle_that_cannot_be_written_whole_is_not_there(finished, tmp_path):
+    with short_files(4096):
+        said = CliRunner().invoke(app, ["export", str(finished), "--monai", str(tmp_path / "bundle")])
+    assert said.exit_code == 2, said.output
+    assert "repeat the command" in said.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_holds_no_path_of_the_machine_that_wrote_it(finished, tmp_path):
+    folder = write_bundle(TrainedModel.load(finished), load_record(finished), tmp_path / "bundle")
+    own = [str(Path(one.__file__).parent).encode() for one in (torch, graph)]
+    for name in ("model.ts", "model.pt"):
+        with zipfile.ZipFile(folder / "models" / name) as file:
+            for entry in file.namelist():
+                assert not any(path in file.read(entry) for path in own), entry
+
+
+def test_nothing_is_written_if_one_target_exists_or_is_named_twice(finished, tmp_path):
+    there, new = tmp_path / "there.md", tmp_path / "new"
+    there.write_text("mine")
+    for words in (["--card", str(there)], ["--card", str(new)]):
+        said = CliRunner().invoke(app, ["export", str(finished), "--monai", str(new), *words])
+        assert said.exit_code == 2, said.output
+        assert list(tmp_path.iterdir()) == [there]
+
+
+def test_a_name_with_brackets_is_printed_as_it_is(finished, tmp_path):
+    path = tmp_path / "[" / "b].md"
+    said = CliRunner().invoke(app, ["export", str(finished), "--card", str(path)])
+    assert said.exit_code == 0, said.output
+    assert f"wrote {path}" in said.output
+
+
+@pytest.mark.parametrize("task", ["classes", "findings"])
+def test_a_card_says_whether_frequencies_were_released(finished, task):
+    model, record = TrainedModel.load(finished), load_record(finished)
+    equal = 0.5 if task == "findings" else 1 / len(model.classes)
+    model = replace(model, task=task, frequencies=np.full(len(model.classes), equal))
+    assert "as released" in model_card(record, model)
+    trained = tuple(one for one in record.result.releases if one.what == "training")
+    assert trained
+    record = replace(record, result=record.result.model_copy(update={"releases": trained}))
+    text = model_card(record, model)
+    assert "taken as equal; none were released" in text
+    assert "as released" not in text
+    assert "its frequency in training" not in text
+    assert "as released" in model_card(record, replace(model, frequencies=model.frequencies * 0.9))
 
 
 def test_a_program_that_computes_something_else_is_not_written(finished, tmp_path, monkeypatch):

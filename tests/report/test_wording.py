@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,18 @@ def test_what_is_not_protected_names_staff_tests_groups_and_poisoning(make_run: 
     titles = [statement.title for statement in not_protected(record)]
     assert titles[:3] == ["The hospital’s own staff and systems", "The test images", "Groups"]
     assert "A manipulated model" in titles
+
+
+def test_exact_sizes_are_said_to_be_outside_the_guarantee_where_they_are_shown(make_run: MakeRun) -> None:
+    record = load(make_run(images=624, rounds=2))
+    title = "The number of training images and patients"
+    assert title in [statement.title for statement in not_protected(record)]
+    assert record.data is not None
+    hidden = record.data.model_copy(update={"images_train": None, "patients_train": None})
+    sites = [one.model_copy(update={"patients": None, "images": None}) for one in record.sites]
+    for update, said in (({"data": hidden}, True), ({"data": hidden, "sites": tuple(sites)}, False)):
+        changed = replace(record, result=record.result.model_copy(update=update))
+        assert (title in [statement.title for statement in not_protected(changed)]) is said
     assert any("624 test images" in statement.text for statement in not_protected(record))
 
 

@@ -11,7 +11,7 @@ import pytest
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.study.prepare import prepare
 from fedveil.sweeps import NO_PRIVACY, Grid, read_measurements, sweep
-from fedveil.sweeps.backends import on_backend
+from fedveil.sweeps.backends import reach
 
 SWEEP = """
 import json, sys
@@ -56,7 +56,31 @@ def test_a_cluster_measures_what_this_process_does(study, tmp_path, backend):
 
 def test_a_backend_that_joblib_does_not_know_is_named():
     with pytest.raises(InvalidValue, match=r"'nowhere'.*registered with joblib"):
-        list(on_backend(abs, [1], "nowhere"))
+        reach("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"backend": "nowhere"}, "registered with joblib"),
+        ({"backend": "loky:x"}, "only dask has an address"),
+        ({"backend": "dask:"}, "only dask has an address"),
+        ({"workers": -5}, "at least 1"),
+        ({"workers": 0}, "at least 1"),
+    ],
+)
+def test_a_sweep_that_cannot_run_begins_nothing(study, tmp_path, chosen, said):
+    with pytest.raises(InvalidValue, match=said):
+        sweep(tmp_path / "out", study(), Grid(**LISTS | {"epsilon": (5.0,)}), **chosen)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_joblib_says_is_one_line():
+    """Without an address and a client, Dask's backend is explained on several lines."""
+    with pytest.raises(InvalidValue, match="joblib cannot use it") as caught:
+        reach("dask")
+    assert "\n" not in str(caught.value)
+    assert "  " not in str(caught.value)
 
 
 def test_images_in_memory_are_not_sent_to_a_backend(study, tmp_path):

@@ -84,7 +84,7 @@ def fetch_command(
     from fedveil.data import fetch
 
     with speak_plainly():
-        console.print(f"{fetch(name, size)}", soft_wrap=True)
+        console.print(f"{fetch(name, size)}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -107,7 +107,7 @@ def split(
         dataset = load(source, positive=positive or None, seed=seed)
         written = write_split(dataset, folder, count, _scheme(scheme), alpha, seed)
         for path in written:
-            console.print(f"wrote {path}", soft_wrap=True)
+            console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
 def _scheme(name: str) -> "Scheme":

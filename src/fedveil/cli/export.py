@@ -24,6 +24,7 @@ def export(
     """
     from fedveil.errors import InvalidValue
     from fedveil.report import load
+    from fedveil.report.exports import check_targets
     from fedveil.study import TrainedModel
 
     with speak_plainly():
@@ -31,16 +32,17 @@ def export(
             raise InvalidValue(
                 "nothing to write was named", "an export has a kind", "give --onnx, --monai or --card"
             )
+        check_targets(onnx, monai, card)
         record, model = load(directory), TrainedModel.load(directory)
         if onnx is not None:
             from fedveil.report.exports.graph import write_onnx
 
-            console.print(f"wrote {write_onnx(model, onnx)}", soft_wrap=True)
+            console.print(f"wrote {write_onnx(model, onnx)}", soft_wrap=True, markup=False)
         if monai is not None:
             from fedveil.report.exports.bundle import write_bundle
 
-            console.print(f"wrote {write_bundle(model, record, monai)}", soft_wrap=True)
+            console.print(f"wrote {write_bundle(model, record, monai)}", soft_wrap=True, markup=False)
         if card is not None:
             from fedveil.report.exports.card import write_card
 
-            console.print(f"wrote {write_card(record, model, card)}", soft_wrap=True)
+            console.print(f"wrote {write_card(record, model, card)}", soft_wrap=True, markup=False)

@@ -102,7 +102,7 @@ def _amend(path: Path, epsilon: float, delta: float | None, reason: str, *, by: 
         budget = Budget(epsilon, old.delta if delta is None else delta, old.unit)
         decision = Decision(act="amended", subject=str(budget), by=by, role=role, reason=reason)
         ledger.amend_budget(budget, reason, decision.dated())
-        console.print(f"the budget of {path} is now {budget} (it was {old})", soft_wrap=True)
+        console.print(f"the budget of {path} is now {budget} (it was {old})", soft_wrap=True, markup=False)
 
 
 def _short(study: str) -> str:

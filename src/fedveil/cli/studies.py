@@ -42,7 +42,7 @@ def init(
             )
         text = study_template({"study.name": path.stem, "data.source": data})
         write_atomic(path, lambda file: file.write(text.encode()))
-        console.print(f"wrote {path}; see what it would cost with: fedveil plan {path}")
+        console.print(f"wrote {path}; see what it would cost with: fedveil plan {path}", markup=False)
 
 
 def run_command(
@@ -108,7 +108,7 @@ def predict_command(
             print(found.csv, end="")
         else:
             write_atomic(out, lambda file: file.write(found.csv.encode()))
-            console.print(f"wrote {out}")
+            console.print(f"wrote {out}", markup=False)
         for problem in found.problems:
             errors.print(f"not classified: {problem}", soft_wrap=True, markup=False)
         if found.problems:
@@ -125,7 +125,7 @@ def report(
     from fedveil.report import write_report
 
     with speak_plainly():
-        console.print(f"wrote {write_report(directory)}")
+        console.print(f"wrote {write_report(directory)}", markup=False)
 
 
 def _fresh(path: Path) -> Path:

@@ -135,6 +135,7 @@ def not_protected(record: RunRecord) -> tuple[Statement, ...]:
         ),
         _test_images(record),
         _groups(record.guarantee),
+        *_sizes(record),
         Statement(
             "What is true of everyone",
             "The model is intended to learn the appearance of a disease. Conclusions from that about a "
@@ -174,6 +175,21 @@ def _test_images(record: RunRecord) -> Statement:
         "The test images",
         f"Accuracy is measured without noise on the {formatting.count(record.test.n)} test images. Their patients are "
         f"outside the guarantee, though {shown} on this page come from them.{noisy}",
+    )
+
+
+def _sizes(record: RunRecord) -> tuple[Statement, ...]:
+    """Nothing if the run states no size: those of real hospitals are private."""
+    data = record.data
+    total = data is not None and (data.images_train is not None or data.patients_train is not None)
+    if not total and all(one.patients is None and one.images is None for one in record.sites):
+        return ()
+    return (
+        Statement(
+            "The number of training images and patients",
+            "They are shown exactly, without noise, and are outside the guarantee: whoever knows of all other "
+            "patients learns from them whether one more took part.",
+        ),
     )
 
 

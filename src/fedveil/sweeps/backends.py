@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import joblib
 
 from fedveil.errors import InvalidValue
 
-__all__ = ["in_processes", "memory", "on_backend"]
+__all__ = ["Backend", "in_processes", "memory", "on_backend", "reach"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,14 +25,23 @@ PER_WORKER = 4
 """Items per worker that a backend gets together, if it returns results only together."""
 
 
-def on_backend(
-    work: Callable[[T], R], items: Sequence[T], backend: str, workers: int | None = None
-) -> Iterator[R]:
-    """Results of `work`, which has to be picklable, as they finish, in any order.
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A backend of joblib that was reached.
+
+    Attributes:
+        pool: what runs the items.
+        together: how many items it gets together; None if it returns results one by one.
+    """
+
+    pool: Any
+    together: int | None
+
+
+def reach(backend: str, workers: int | None = None) -> Backend:
+    """A backend, before anything is written or computed.
 
     Args:
-        work: what is done with each item.
-        items: what it is done with.
         backend: its name in joblib, such as "loky" or "dask"; "dask:ADDRESS" names the scheduler. Others, such as
             Ray's, have to be registered with joblib before.
         workers: at a time; by default as many as the backend has.
@@ -39,7 +49,13 @@ def on_backend(
     Raises:
         InvalidValue: joblib knows no such backend, or it cannot be reached.
     """
-    name, _, address = backend.partition(":")
+    name, colon, address = backend.partition(":")
+    if colon and (name != "dask" or not address):
+        raise InvalidValue(
+            f"the sweep's backend is {backend[:80]!r}",
+            "only dask has an address, that of its scheduler",
+            "name loky, dask:ADDRESS, or a backend that was registered with joblib",
+        )
     where = {"scheduler_host": address} if address else {}
     try:
         with joblib.parallel_config(backend=name, **where):
@@ -51,12 +67,17 @@ def on_backend(
     except (ValueError, KeyError, OSError, TypeError, ImportError) as error:
         raise InvalidValue(
             f"the sweep's backend is {backend[:80]!r}",
-            f"joblib cannot use it ({error!s:.300})",
+            f"joblib cannot use it ({' '.join(str(error).split()):.300})",
             "name loky, dask:ADDRESS, or a backend that was registered with joblib",
         ) from None
-    size = len(items) if streams else PER_WORKER * count
-    for start in range(0, len(items), max(1, size)):
-        yield from pool(joblib.delayed(work)(item) for item in items[start : start + size])
+    return Backend(pool, None if streams else PER_WORKER * count)
+
+
+def on_backend(work: Callable[[T], R], items: Sequence[T], backend: Backend) -> Iterator[R]:
+    """Results of `work`, which has to be picklable, as they finish, in any order."""
+    size = backend.together or max(1, len(items))
+    for start in range(0, len(items), size):
+        yield from backend.pool(joblib.delayed(work)(item) for item in items[start : start + size])
 
 
 def in_processes(work: Callable[[T], R], items: Sequence[T], count: int, scratch: Path) -> Iterator[R]:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.data import Dataset, hospitals
-from fedveil.errors import StudyError
+from fedveil.errors import InvalidValue, StudyError
 from fedveil.io import json_line, write_atomic
 from fedveil.parallel import cores
 from fedveil.privacy import Ledger, operational_risk
@@ -39,7 +39,7 @@ from fedveil.study.runner import Hospitals
 from fedveil.study.settings.schema import Study
 from fedveil.study.simulation import Simulated, train_here
 from fedveil.study.steps import signal_to_noise
-from fedveil.sweeps.backends import in_processes, memory, on_backend
+from fedveil.sweeps.backends import Backend, in_processes, memory, on_backend, reach
 from fedveil.sweeps.budget import Work, plan_payment
 from fedveil.sweeps.grid import Grid, Measurement, Setting
 
@@ -69,17 +69,22 @@ def sweep(
         study: the resolved study; the grid overrides what it sweeps.
         grid: the settings. resume: continue the sweep in ``directory``.
         workers: processes; default one per core. 1 works in this process. A sweep with ``pay`` has one.
-        backend: of joblib, see `on_backend`; by default processes of this machine.
+        backend: of joblib, see `reach`; by default processes of this machine.
         pay: where the data names real hospitals, the epsilon that all models together may cost each one's patients;
             by default, on resuming, the earlier value.
         progress: told of every finished setting.
         dataset: data in memory, for which the sweep uses one process; by default the study's source is read.
 
     Raises:
+        InvalidValue: `workers` is below 1, or the backend cannot be used; nothing was written.
         StudyError: the directory is in use, the data names real hospitals and ``pay`` is missing or too small, or a
             backend is named for data in memory.
     """
     listener = progress or Silent()
+    if workers is not None and workers < 1:
+        raise InvalidValue(
+            f"the number of workers is {workers}", "a sweep needs at least 1", "leave it out for one per core"
+        )
     data = prepare(study, dataset)
     if dataset is not None:
         _check_backend(backend)
@@ -90,6 +95,7 @@ def sweep(
         _check_workers(workers, backend)
     if payment and not resume:
         payment.check(directory, settings)
+    reached = None if backend is None else reach(backend, workers)
     _open(directory, study, resume)
     with RunDirectory(directory):
         done = {one.setting: one for one in _cut(directory / RESULTS)}
@@ -98,7 +104,7 @@ def sweep(
             payment.check(directory, left)
         task = make_task(data.study, data.dataset, listener)
         listener.stage("settings", len(settings), len(settings) - len(left))
-        found = measure(task, left, workers=workers, backend=backend)
+        found = _measured(task, left, workers, reached)
         if payment:
             found = payment.measure(directory, left, _paid_work(_Tasks(task)))
         for measurement in _kept(found, directory / RESULTS):
@@ -130,15 +136,21 @@ def measure(
         task: the study's pipeline with its features, which other processes take from the feature cache.
         settings: what to measure.
         workers: processes; default one per core. 1 works in this process.
-        backend: of joblib, see `on_backend`. Its workers read the data, and the feature cache if they share it.
+        backend: of joblib, see `reach`. Its workers read the data, and the feature cache if they share it.
     """
+    yield from _measured(task, settings, workers, None if backend is None else reach(backend, workers))
+
+
+def _measured(
+    task: Task, settings: Sequence[Setting], workers: int | None, backend: Backend | None
+) -> Iterator[Measurement]:
     mixed = sorted(settings, key=lambda s: hashlib.sha256(repr(s).encode()).digest())
     count = min(workers or cores(), len(mixed))
     tasks = _Tasks(task)
     for setting in mixed:
         tasks.at(setting)  # the features that each method needs are in the cache before workers read them
     if backend is not None:
-        yield from on_backend(partial(_measure_anywhere, task.study.to_toml()), mixed, backend, workers)
+        yield from on_backend(partial(_measure_anywhere, task.study.to_toml()), mixed, backend)
         return
     with tempfile.TemporaryDirectory(prefix="fedveil-sweep-", dir=memory()) as folder:
         scratch = Path(folder)

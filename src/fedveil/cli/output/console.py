@@ -53,7 +53,10 @@ def _operating_system(error: OSError) -> str:
     where = error.filename or "a file"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return f"no space is left for {where}; a run needs space for its files: free some, then use --resume."
+            return (
+                f"no space is left for {where}; its files need space: free some, then "
+                "repeat the command, with --resume if it has that option."
+            )
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"{where} cannot be written or read; the program needs permission: choose another place."
         case _:

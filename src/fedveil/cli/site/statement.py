@@ -30,4 +30,4 @@ def site_statement(
         identity = Identity.load(folder / "identity.key")
         digest = Studies(folder / "studies").find(study).digest
         for path in write_statement(config, identity, digest, out, pdf=pdf):
-            console.print(f"wrote {path}", soft_wrap=True)
+            console.print(f"wrote {path}", soft_wrap=True, markup=False)

@@ -39,5 +39,5 @@ def site_studies(folder: Folder = Path("site"), as_json: AsJson = False) -> None
             console.print(f"decision     {one.approved or one.decision or 'none yet'}", markup=False)
             kept = models.of(digest)
             if kept.exists():
-                console.print(f"own copy     {kept.folder}", soft_wrap=True)
+                console.print(f"own copy     {kept.folder}", soft_wrap=True, markup=False)
             console.print()

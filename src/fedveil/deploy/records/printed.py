@@ -16,6 +16,8 @@ __all__ = ["need_pdf", "printed"]
 
 _WIDTHS = {2: (30, 70), 4: (28, 14, 29, 29)}
 """Widths of columns in per cent, by their number."""
+_PAGES = "\ue000"
+"""Stands for the number of pages. It is not printable, so that `_line` leaves it in no text."""
 
 
 def need_pdf() -> None:
@@ -77,10 +79,11 @@ def _document(title: str, values: Mapping[str, Any]) -> "FPDF":
         def footer(self) -> None:
             self.set_y(-12)
             self.set_font("sans", size=7.5)
-            self.cell(0, 5, _line(f"{title}, page {self.page_no()} of {{nb}}"), align="C")
+            self.cell(0, 5, _shown(self, f"{title}, page {self.page_no()} of ") + _PAGES, align="C")
 
     logging.getLogger("fontTools").setLevel(logging.ERROR)
     pdf = Pages(format="A4")
+    pdf.alias_nb_pages(_PAGES)
     fonts = Path(str(getattr(find_spec("matplotlib"), "origin", ""))).parent / "mpl-data" / "fonts" / "ttf"
     pdf.add_font("sans", "", fonts / "DejaVuSans.ttf")
     pdf.add_font("sans", "B", fonts / "DejaVuSans-Bold.ttf")
@@ -114,7 +117,7 @@ def _words(
     pdf.set_font(family, style, size)
     wrap = WrapMode.CHAR if family == "mono" else WrapMode.WORD
     pdf.multi_cell(
-        0, height or size * 0.52, _line(text), align="L", new_x="LMARGIN", new_y="NEXT", wrapmode=wrap
+        0, height or size * 0.52, _shown(pdf, text), align="L", new_x="LMARGIN", new_y="NEXT", wrapmode=wrap
     )
 
 
@@ -143,10 +146,27 @@ def _table(pdf: "FPDF", head: Sequence[str], rows: Iterable[Sequence[object]]) -
         for cells in (head, *rows):
             line = table.row()
             for cell in cells:
-                line.cell(_line(str(cell)))
+                line.cell(_shown(pdf, str(cell)))
     pdf.ln(2)
 
 
 def _line(text: str) -> str:
     """Text on one line; what steers the direction or the display of others is left out."""
     return "".join(one if one.isprintable() else " " for one in text)
+
+
+def _shown(pdf: "FPDF", text: str) -> str:
+    """Text on one line, with the number of each character that one of the fonts lacks in its place."""
+    from fpdf.fonts import TTFFont
+
+    tables = [font.cmap for font in pdf.fonts.values() if isinstance(font, TTFFont)]
+    return "".join(one if all(ord(one) in table for table in tables) else _number(one) for one in _line(text))
+
+
+def _number(one: str) -> str:
+    r"""The number of a character, as Python writes it.
+
+    >>> print(_number("\u4e2d"))
+    \u4e2d
+    """
+    return f"\\u{ord(one):04x}" if ord(one) <= 0xFFFF else f"\\U{ord(one):08x}"

@@ -81,12 +81,14 @@ def write_statement(
     bill = document(bill_of_materials())
     values = _values(config, identity, listed, found, bill)
     body = _template().render(**values).encode()
-    out.mkdir(parents=True, exist_ok=True)
-    write_private(materials, bill)
     signed = body + _signature(body, identity)
-    write_private(page, signed)
+    contents = [signed, bill]
     if pdf:
-        write_private(paper, printed(values, page.name, hashlib.sha256(signed).hexdigest()))
+        contents.append(printed(values, page.name, hashlib.sha256(signed).hexdigest()))
+    # Every file is complete before the first is written: a statement is never half there.
+    out.mkdir(parents=True, exist_ok=True)
+    for path, content in zip(paths, contents, strict=True):
+        write_private(path, content)
     return paths
 
 

@@ -6,6 +6,8 @@ encoder and head together and needs no code of fedveil. MONAI itself is not need
 
 import io
 import json
+import tempfile
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 from fedveil.errors import StudyError
 from fedveil.io import write_atomic
 from fedveil.learning.encoders import PRECOMPUTED
+from fedveil.report.exports import check_targets
 from fedveil.report.exports.card import UNKNOWN, model_card
 from fedveil.report.exports.graph import OUTPUT, TOLERANCE, as_module, example, facts, quiet
 from fedveil.report.records import RunRecord
@@ -33,13 +36,8 @@ def write_bundle(model: TrainedModel, record: RunRecord, folder: Path) -> Path:
         InvalidValue: the encoder cannot be exported.
         StudyError: the folder exists, or the program computes something else.
     """
-    if folder.exists():
-        raise StudyError(
-            f"{folder} exists", "an export never overwrites", "choose another name, or delete it"
-        )
+    check_targets(folder)
     weights, program = _models(model)
-    for name in ("configs", "models", "docs"):
-        (folder / name).mkdir(parents=True)
     written = {
         "configs/metadata.json": _json(_metadata(model, record)),
         "configs/inference.json": _json(_inference(model)),
@@ -47,8 +45,13 @@ def write_bundle(model: TrainedModel, record: RunRecord, folder: Path) -> Path:
         "models/model.ts": program,
         "docs/README.md": model_card(record, model).encode(),
     }
-    for name, content in written.items():
-        write_atomic(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        whole = Path(beside) / "bundle"
+        for name, content in written.items():
+            (whole / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(whole / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        whole.rename(folder)
     return folder
 
 
@@ -75,7 +78,17 @@ def _models(model: TrainedModel) -> tuple[bytes, bytes]:
             f"probabilities must agree to {TOLERANCE:g}",
             "use `fedveil predict`, and report this as a fault",
         )
-    return weights.getvalue(), program.getvalue()
+    return weights.getvalue(), _without_sources(program)
+
+
+def _without_sources(program: io.BytesIO) -> bytes:
+    """A TorchScript program without the names of source files, which hold paths of this machine."""
+    kept = io.BytesIO()
+    with zipfile.ZipFile(program) as given, zipfile.ZipFile(kept, "w", zipfile.ZIP_STORED) as made:
+        for entry in given.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                made.writestr(entry, given.read(entry))
+    return kept.getvalue()
 
 
 def _metadata(model: TrainedModel, record: RunRecord) -> dict[str, Any]:

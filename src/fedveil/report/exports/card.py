@@ -14,9 +14,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from fedveil.errors import StudyError
+from fedveil.federation.queries import StatisticsQuery
 from fedveil.io import write_atomic
 from fedveil.report import formatting, tables, wording
+from fedveil.report.exports import check_targets
 from fedveil.report.records import RunRecord
 from fedveil.study import TrainedModel
 from fedveil.study.results.schema import ModelMetrics
@@ -29,10 +30,7 @@ _MARKUP = str.maketrans({one: f"\\{one}" for one in "\\`*_{}[]#|~"})
 
 def write_card(record: RunRecord, model: TrainedModel, path: Path) -> Path:
     """Write the card as Markdown; `StudyError` if the file exists."""
-    if path.exists():
-        raise StudyError(
-            f"{path} exists", "an export never overwrites a file", "choose another name, or delete it"
-        )
+    check_targets(path)
     text = model_card(record, model)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: file.write(text.encode()))
@@ -60,6 +58,7 @@ def model_card(record: RunRecord, model: TrainedModel) -> str:
         else (),
         cohort=_cohort(record),
         metrics=_measured(record),
+        released=_released(record, model),
         by_class=_table(tables.class_table(record)),
         by_group=_table(tables.subgroup_table(record)),
         window=model.window
@@ -119,6 +118,13 @@ def _cohort(record: RunRecord) -> list[tuple[str, str]]:
     }
     known = [(words, formatting.count(count)) for words, count in counts.items() if count is not None]
     return [("data", plain(data.name)), *known]
+
+
+def _released(record: RunRecord, model: TrainedModel) -> bool:
+    """Whether the model's frequencies were released; results of version 1 list only the release of training."""
+    equal = 0.5 if model.findings else 1 / len(model.classes)
+    named = any(one.what == StatisticsQuery.name for one in record.result.releases)
+    return named or bool((model.frequencies != equal).any())
 
 
 def _measured(record: RunRecord) -> list[tuple[str, str]]:

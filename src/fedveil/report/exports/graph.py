@@ -14,6 +14,7 @@ import numpy as np
 from fedveil.errors import InvalidValue, StudyError
 from fedveil.io import write_atomic
 from fedveil.learning.encoders import PRECOMPUTED
+from fedveil.report.exports import check_targets
 from fedveil.study import TrainedModel
 
 if TYPE_CHECKING:
@@ -67,10 +68,7 @@ def write_onnx(model: TrainedModel, path: Path) -> Path:
         InvalidValue: the encoder cannot be exported, or what is needed is not installed.
         StudyError: the file exists, or the graph computes something else.
     """
-    if path.exists():
-        raise StudyError(
-            f"{path} exists", "an export never overwrites a file", "choose another name, or delete it"
-        )
+    check_targets(path)
     content = _graph(model)
     found = probabilities_of(content, example(model))
     worst = float(np.abs(found - model.probabilities(example(model))).max())
