@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_an_answer_that_was_not_asked_for_is_not_the_next_images(
 
 
 @pytest.mark.parametrize(
-    "said", [json.dumps(["one", "two"]), json.dumps(5), json.dumps([1, 2, 3]), "[" * 9000, "signal 40"]
+    "said", [json.dumps(["one", "two"]), json.dumps(5), json.dumps([1, 2, 3]), "[" * 9000]
 )
 def test_whatever_a_process_says_at_its_start_is_a_clear_error(
     said: str, store: Store, hostile_processes: pytest.MonkeyPatch
@@ -124,3 +125,12 @@ def test_whatever_a_process_says_at_its_start_is_a_clear_error(
     hostile_processes.setenv("HOSTILE", said)
     with pytest.raises(InvalidValue, match="cannot be loaded"):
         unexamined(exported_file(), store, name=said[:20]).check()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no signal 40")
+def test_a_process_that_ends_by_a_signal_without_a_name_has_failed(
+    store: Store, hostile_processes: pytest.MonkeyPatch
+) -> None:
+    hostile_processes.setenv("HOSTILE", "signal")
+    with pytest.raises(processes.Failed, match="the code -40"):
+        unexamined(exported_file(), store, name="signal")._processes()(torch.from_numpy(images(1)))
