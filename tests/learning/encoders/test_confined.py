@@ -1,8 +1,6 @@
 """Encoders from files compute in processes with limits: whatever a graph does, only its image has no features."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -38,10 +36,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def unexamined(content: bytes, store: Store, length: int = 24, **settings: object) -> External:
     """As a coordinator would state it that knows what the file does."""
     kind = "onnx" if "output" in settings else "exported"
-    known = {"input_size": 32, "input_channels": 3, "prefix": 1, "mean": (0.0,), "std": (1.0,)}
-    spec = EncoderSpec(
-        kind=kind, name="it", sha256=store.add(content), lengths=(length // 2,) * 2, **known | settings
-    )
+    known = {"name": "it", "input_size": 32, "input_channels": 3, "prefix": 1, "mean": (0.0,), "std": (1.0,)}
+    spec = EncoderSpec(kind=kind, sha256=store.add(content), lengths=(length // 2,) * 2, **known | settings)
     return External(spec, 3)
 
 
@@ -152,28 +148,19 @@ def test_a_graph_that_ends_its_process_on_one_image_leaves_the_others(
         assert "SIGFPE" in caplog.text
 
 
-def test_an_image_counts_as_failed_only_if_a_fresh_process_fails_on_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_counts_as_failed_only_if_a_fresh_process_fails_on_it(store: Store) -> None:
     """What an image before it left behind, or did to the process, decides nothing."""
-    numbers = []
-    forked = processes._Nursery.forked
-
-    def noting(nursery: processes._Nursery, descriptor: int) -> processes._Forked:
-        made = forked(nursery, descriptor)
-        numbers.append(made._number)
-        return made
-
-    monkeypatch.setattr(processes._Nursery, "forked", noting)
     content = onnx_file()
     spec = examine(content, EncoderSpec(kind="onnx", name="fresh", sha256=store.add(content)))[0]
     encoder, stack = External(spec, 3), images(4)
     before = encoder(stack)
-    os.kill(numbers[-1], signal.SIGABRT)
+    before_ended = list(encoder._processes()._free)
+    for process in before_ended:
+        process._process.kill()
     with failures() as failed:
         np.testing.assert_array_equal(encoder(stack), before)
     assert not failed
-    assert len(numbers) >= 2
+    assert not set(before_ended) & set(encoder._processes()._free)
 
 
 def test_an_encoder_that_was_removed_while_its_process_was_idle_is_an_error_not_zeros(store: Store) -> None:

@@ -5,6 +5,7 @@ it does, it ends this process and no other.
 """
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -24,11 +25,13 @@ from fedveil.learning.encoders.device import Device, use
 from fedveil.learning.encoders.external.runner import load_runner, vectors
 from fedveil.learning.encoders.external.spec import EncoderSpec
 
-__all__ = ["FAILED", "FOUND", "NUMBER", "close_files", "limit", "serve", "start_processes"]
+__all__ = ["FAILED", "FOUND", "NUMBER", "TOKEN", "close_files", "limit", "serve", "start_processes"]
 
 FOUND, FAILED = b"\x00", b"\x01"
 """First byte of an answer: features follow, or an explanation."""
 NUMBER = struct.Struct(">q")
+TOKEN = 16
+"""Bytes with which a question begins, and with which its answer must begin: no other question has the same."""
 IDLE = 60
 """Seconds after which a process that is asked nothing ends and frees its memory."""
 
@@ -39,13 +42,14 @@ def start_processes(descriptor: int) -> None:
     "+" comes with a socket: a new process will `serve` it, and its number is sent back. "-" and a number ask to wait
     for the end of that process and for its exit code.
     """
-    line = socket.socket(fileno=descriptor)
+    line, own = socket.socket(fileno=descriptor), os.getpid()
     while True:
         asked, descriptors, _, _ = socket.recv_fds(line, 9, 1)
         if asked[:1] == b"+":
             number = os.fork()
             if not number:
                 line.close()
+                _end_with(own)
                 serve(descriptors[0])
                 os._exit(0)
             os.close(descriptors[0])
@@ -55,6 +59,14 @@ def start_processes(descriptor: int) -> None:
             line.sendall(NUMBER.pack(os.waitstatus_to_exitcode(status)))
         else:
             return
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one ends that forked it and alone can end it safely, by its number."""
+    with contextlib.suppress(AttributeError):  # there on Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def limit(memory: int) -> None:
@@ -115,7 +127,7 @@ def serve(descriptor: int) -> None:
             return
         signal.alarm(0)
         _allow(asked["seconds"])
-        line.send_bytes(_answer(function, image))
+        line.send_bytes(image[:TOKEN] + _answer(function, image[TOKEN:]))
 
 
 def _answer(function: Any, asked: bytes) -> bytes:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import weakref
 from multiprocessing import Pipe
 
+import joblib
 import numpy as np
 import torch
 
@@ -26,10 +28,14 @@ __all__ = ["Failed", "Processes"]
 MEMORY = 12 * 2**30
 """Bytes of address space of one process, beside six times the file."""
 SECONDS = 120
-"""Processor time that one image may take; five times as long may pass."""
+"""Processor time that one image may take. This alone decides that it takes too long."""
+WALL_SECONDS = 3600
+"""Time that may pass meanwhile: more is a failure of this machine, which says nothing about the image."""
 START_SECONDS = 600
 MOST = 8
-"""Processes at a time: each holds the weights."""
+"""Processes at a time, and no more than there are processors for: each holds the weights."""
+FROM_OUTSIDE = {-getattr(signal, f"SIG{name}") for name in ("KILL", "TERM", "INT", "HUP", "QUIT", "ALRM")}
+"""Exit codes of processes that the machine ended, as its kernel does when memory is short, or that were idle."""
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
@@ -42,11 +48,16 @@ class Failed(Exception):
     """An encoder has no features for an image."""
 
 
+class _Ended(Failed):
+    """The machine ended the process, or was too slow for it: nothing is known about the image."""
+
+
 class Processes:
     """Features of one image after another, computed by as many processes as threads ask at a time.
 
-    **An image counts as failed only when a process that has seen no other image failed on it.** So what becomes of an
-    image does not depend on what images before it left behind.
+    **An image counts as failed only when a process that was started for it failed on it.** So what becomes of an image
+    depends neither on what images before it left behind nor on how long a process was idle. Where such a process is
+    ended by the machine, there are no features of any image.
 
     Args:
         spec: pinned; its file is read from the store whenever a process starts.
@@ -56,7 +67,8 @@ class Processes:
 
     def __init__(self, spec: EncoderSpec, precision: Precision, device: Device) -> None:
         self._spec, self._precision, self._device = spec, precision, device
-        self._room = threading.BoundedSemaphore(MOST if device.torch.type == "cpu" else 1)
+        places = min(MOST, joblib.cpu_count()) if device.torch.type == "cpu" else 1
+        self._room = threading.BoundedSemaphore(places)
         self._free: list[_Process] = []
         weakref.finalize(self, _end, self._free)
 
@@ -78,21 +90,21 @@ class Processes:
 
         Raises:
             Failed: there are none; the message says why.
+            InvalidValue: no process can be started, or this machine ended it.
         """
         with self._room:
             process = self._taken()
             if process is not None:
-                is_fresh = process.is_fresh
-                try:
+                with contextlib.suppress(Failed):
                     return self._asked(process, image)
-                except Failed:
-                    if is_fresh:
-                        raise
             try:
-                process = self._started()
-            except InvalidValue as error:
-                raise Failed(str(error)) from None
-            return self._asked(process, image)
+                return self._asked(self._started(), image)
+            except _Ended as error:
+                raise InvalidValue(
+                    f"the encoder {self._spec.features} did not finish on this machine ({error})",
+                    "an image's features must not depend on what else the machine does",
+                    "see whether it has memory and processors left, then compute again",
+                ) from None
 
     def _asked(self, process: "_Process", image: torch.Tensor) -> torch.Tensor:
         try:
@@ -119,15 +131,15 @@ class _Process:
 
     def __init__(self, spec: EncoderSpec, precision: Precision, device: Device, content: bytes) -> None:
         self._name, self._length = spec.features, spec.dimension
-        self._late, self.is_fresh = False, True
+        self._late = False
         self._line, theirs = Pipe()
         with theirs:
             self._process = _nursery().forked(theirs.fileno())
         asked = {"spec": spec.to_dict(), "precision": precision, "device": str(device.torch)}
         hello = json.dumps(asked | {"memory": MEMORY, "seconds": SECONDS}).encode()
         try:
-            said = json.loads(self._exchanged((hello, content), 10_000, START_SECONDS))
-        except (Failed, ValueError) as error:
+            said = _message(self._exchanged((hello, content), 10_000, START_SECONDS))
+        except (Failed, ValueError, RecursionError) as error:
             self.end()
             raise InvalidValue(
                 f"the encoder {self._name} cannot be loaded ({error})",
@@ -139,7 +151,7 @@ class _Process:
             raise
         if said:
             self.end()
-            raise InvalidValue(*map(str, said))
+            raise InvalidValue(*said)
 
     @property
     def has_ended(self) -> bool:
@@ -148,10 +160,13 @@ class _Process:
 
     def features(self, image: Images) -> Features:
         """Features (1, dimension) of an image (1, channels, h, w)."""
-        self.is_fresh = False
+        token = secrets.token_bytes(confined.TOKEN)
         shape = np.array(image.shape[1:], np.uint32).tobytes()
-        longest = max(4 * self._length, 4000) + 1
-        answer = self._exchanged((shape + image.tobytes(),), longest, 5 * SECONDS)
+        longest = len(token) + max(4 * self._length, 4000) + 1
+        answer = self._exchanged((token + shape + image.tobytes(),), longest, WALL_SECONDS)
+        if answer[: len(token)] != token:
+            raise Failed("it answered something else than it was asked")
+        answer = answer[len(token) :]
         if answer[:1] != confined.FOUND:
             raise Failed(answer[1:].decode(errors="replace"))
         if len(answer) != 1 + 4 * self._length:
@@ -168,7 +183,7 @@ class _Process:
                 self._line.send_bytes(part)
             return self._line.recv_bytes(longest)
         except (OSError, EOFError):
-            raise Failed(self._why(seconds)) from None
+            raise self._failure(seconds, longest) from None
         finally:
             timer.cancel()
 
@@ -176,20 +191,35 @@ class _Process:
         self._late = True
         self._process.kill()
 
-    def _why(self, seconds: float) -> str:
+    def _failure(self, seconds: float, longest: int) -> Failed:
+        is_long = not self._line.readable  # so a connection notes a message longer than was asked for
         self.end()
         code = self._process.code()
         if self._late:
-            return f"it took more than {seconds:g} s"
+            return _Ended(f"it took more than {seconds:g} s")
+        if is_long:
+            return Failed(f"it answered with more than {longest:,} bytes")
         if code == -signal.SIGXCPU:
-            return f"it took more than {SECONDS} s of processor time"
-        return f"it ended its process with {signal.Signals(-code).name if code < 0 else f'the code {code}'}"
+            return Failed(f"it took more than {SECONDS} s of processor time")
+        names = {-one: one.name for one in signal.Signals}
+        name = names.get(code, f"the code {code}")
+        return (_Ended if code in FROM_OUTSIDE else Failed)(f"its process ended with {name}")
 
     def end(self) -> None:
         """End the process: it has nothing to save."""
         self._line.close()
         self._process.kill()
         self._process.code()
+
+
+def _message(said: bytes) -> list[str]:
+    """Nothing, or the three parts of an error."""
+    match json.loads(said):
+        case []:
+            return []
+        case [str(found), str(rule), str(remedy)]:
+            return [found, rule, remedy]
+    raise ValueError("its process answered nothing that can be read")
 
 
 class _Nursery:
