@@ -6,7 +6,7 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -46,8 +46,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def found(folder: Path) -> Federation:
-    make_kits(folder / "kits", name="town", hospitals=["north"], hosts=["127.0.0.1"], port=free_port())
+def found(folder: Path, hospitals: Sequence[str] = ("north",)) -> Federation:
+    make_kits(folder / "kits", name="town", hospitals=hospitals, hosts=["127.0.0.1"], port=free_port())
     return Federation.load(folder / "kits" / "coordinator")
 
 
