@@ -90,8 +90,6 @@ def first(carrier: FlowerCarrier, names: list[str]) -> list:
     ("answer", "parts"),
     [
         (Hostile.answer, 0),
-        (b"rubbish", 0),
-        (b"Message 7 \0rubbish", 0),
         (Hostile.answer, 2000),
     ],
 )
