@@ -60,12 +60,13 @@ def test_nothing_else_imports_what_flower_does_not_document():
 
 
 def test_the_attributes_that_fedveil_sets_are_still_read(run_identity):  # noqa: F811
-    """A grid calls through its client and polls through a name of its module; a message's id is where it was."""
+    """A grid calls through its client and knows its run and node; a message's id is where it was."""
     grid = coordinator.HttpGrid("127.0.0.1:1", False, None, token="token")
     assert grid._client is None
     grid._client = calls = object()
     assert grid._runtime_client is calls
-    assert "pull_objects(" in inspect.getsource(coordinator.HttpGrid.pull_messages)
+    assert "self._run" in inspect.getsource(coordinator.HttpGrid.pull_messages)
+    assert hasattr(grid, "node")
     assert "retry_invoker" in inspect.signature(coordinator.RuntimeHttpClient.from_server_address).parameters
     message = Message(content_of(b"x"), dst_node_id=1, message_type="query")
     message.metadata.__dict__["_message_id"] = "name"

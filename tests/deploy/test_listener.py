@@ -111,3 +111,14 @@ def test_addresses_are_forgotten(door):
 )
 def test_a_host_that_may_choose_its_address_is_one(one, other, same):
     assert (_place(one) == _place(other)) is same
+
+
+def test_two_keys_that_take_turns_on_a_connection_earn_nothing(door):
+    """A connection is paid back once, however often its owner changes."""
+    for _ in range(3):
+        door.come()[0].close()
+    _line, peer = door.come()
+    before = door.listener._table.buckets["127.0.0.1"].left
+    for number in range(10):
+        assert door.listener.admit(peer, f"key {number % 2}")
+    assert door.listener._table.buckets["127.0.0.1"].left == before + 1

@@ -1,6 +1,7 @@
 """What `fedveil federation status` says, from real run directories and what `coordinate` notes."""
 
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -8,7 +9,9 @@ from typer.testing import CliRunner
 from fedveil.cli import deploy as verbs
 from fedveil.deploy.coordinator.progress import REMEDIES, noted, progress
 from fedveil.deploy.coordinator.transport import SITE_STATES
+from fedveil.deploy.locks import is_locked, turn
 from fedveil.deploy.provisioning.kits import make_kits
+from fedveil.errors import InvalidValue
 
 LINES = [
     {
@@ -82,3 +85,46 @@ def test_every_state_of_a_hospital_has_a_remedy():
 def test_the_status_of_another_folder_is_refused(home, tmp_path):
     refused = say(tmp_path / "run")
     assert refused.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("note", "rounds"),
+    [
+        ('{"name": "lu', None),
+        ("[]", None),
+        ('{"name": "lungs"}', None),
+        (None, "{damaged\n"),
+        (None, "3\n"),
+        (None, '{"dropped": [{}]}\n'),
+    ],
+)
+def test_a_damaged_file_is_named(home, tmp_path, note, rounds):
+    with noted(home, name="lungs", digest="ab" * 32, run=tmp_path / "run", planned=1) as say_so:
+        say_so({"north": "ready"})
+    (path,) = (home / "studies").glob("*.json")
+    if note is not None:
+        path.write_text(note)
+    if rounds is not None:
+        (tmp_path / "run" / "rounds.jsonl").write_text(rounds)
+    with pytest.raises(InvalidValue, match=f"{path.name}.*cannot be read"):
+        progress(home)
+
+
+def test_a_studys_name_is_printed_as_it_is(home, tmp_path):
+    with noted(home, name="lungs [/b]", digest="ab" * 32, run=tmp_path / "run", planned=1) as say_so:
+        say_so({"north": "ready"})
+    assert say(home).stdout.startswith("lungs [/b]: interrupted")
+
+
+def test_looking_for_a_lock_needs_no_permission_to_write(tmp_path, monkeypatch):
+    """Also where the permissions of a file do not bind the user who runs the tests."""
+    path, flags, opened = tmp_path / "lock", [], os.open
+    assert not is_locked(path)
+    assert not path.exists()
+    with turn(path):
+        monkeypatch.setattr(
+            os, "open", lambda name, how, *mode: flags.append(how) or opened(name, how, *mode)
+        )
+        assert is_locked(path)
+    assert not is_locked(path)
+    assert all(how & (os.O_RDWR | os.O_WRONLY | os.O_CREAT) == 0 for how in flags)

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from tests.deploy.town import _CLI, wait_until
 
 from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.flower.carrier import FlowerCarrier
-from fedveil.deploy.flower.process import SuperLink, _answers
+from fedveil.deploy.flower.process import SuperLink, _answers, serve
+from fedveil.errors import InvalidValue
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc"),
@@ -120,3 +123,25 @@ def test_a_standing_superlink_outlives_studies(federation):
     finally:
         standing.kill()
         standing.wait()
+
+
+@pytest.mark.parametrize("listen", ["10.99.99.99", "nonsense", "::zz"])
+def test_serve_names_an_address_that_it_cannot_use(federation, listen):
+    with pytest.raises(InvalidValue, match=f"nothing can listen at {listen}"):
+        serve(replace(federation.link, host=listen))
+
+
+def test_serve_names_a_port_that_is_taken_at_another_address(federation):
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", federation.link.port))
+        other.listen()
+        with pytest.raises(InvalidValue, match=r"nothing can listen at 0\.0\.0\.0 port"):
+            serve(replace(federation.link, host="0.0.0.0"))
+
+
+@pytest.mark.parametrize("name", ["superlink.pem", "superlink.key"])
+def test_serve_names_a_damaged_certificate(federation, name):
+    path = federation.folder / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InvalidValue, match=r"superlink.pem with superlink.key cannot be used"):
+        serve(federation.link)

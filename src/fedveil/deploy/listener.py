@@ -129,9 +129,9 @@ class GuardedListener(socket.socket):
             if seen.owner != owner:
                 if sum(one.owner == owner for one in self._table.seen.values()) >= self._limits.admitted:
                     return False
-                seen.owner = owner
                 bucket = self._table.buckets.get(_place(peer[0]))
-                if bucket is not None:
+                first, seen.owner = seen.owner is None, owner
+                if first and bucket is not None:
                     bucket.left = min(bucket.left + 1.0, self._limits.burst)
         return True
 

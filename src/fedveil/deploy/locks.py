@@ -35,9 +35,10 @@ def locked_alone(path: Path) -> int | None:
 
 def is_locked(path: Path) -> bool:
     """Whether somebody holds a lock alone. Looking takes it for a moment, so who wants it must wait, as `turn` does."""
-    if not path.exists():
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # whoever may only read may look
+    except FileNotFoundError:
         return False
-    file = _open(path)
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -38,7 +38,9 @@ def federation_status(
         for one in () if as_json else found:
             left = "" if one.seconds_left is None else f", about {one.seconds_left / 60:.1f} minutes left"
             console.print(
-                f"{one.name}: {one.state}, {one.rounds} of {one.planned} rounds{left}", soft_wrap=True
+                f"{one.name}: {one.state}, {one.rounds} of {one.planned} rounds{left}",
+                soft_wrap=True,
+                markup=False,
             )
             said = (
                 f"{site} {state}" + (f" (missed {one.missed[site]})" if site in one.missed else "")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedveil.deploy.locks import is_locked, turn
+from fedveil.errors import InvalidValue
 from fedveil.io import write_json
 
 __all__ = ["REMEDIES", "StudyProgress", "noted", "progress"]
@@ -82,10 +83,25 @@ def noted(
 
 
 def progress(folder: Path) -> tuple[StudyProgress, ...]:
-    """The studies of a coordinator's folder whose run directories exist; the one that was noted last is last."""
+    """The studies of a coordinator's folder whose run directories exist; the one that was noted last is last.
+
+    Raises:
+        InvalidValue: a note of a study, or its round log, is damaged.
+    """
     notes = sorted((folder / "studies").glob("*.json"), key=lambda path: path.stat().st_ctime_ns)
-    found = (_read(path) for path in notes)
+    found = (_readable(path) for path in notes)
     return tuple(one for one in found if one is not None)
+
+
+def _readable(path: Path) -> StudyProgress | None:
+    try:
+        return _read(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidValue(
+            f"{path}, or the rounds.jsonl of the run directory that it names, cannot be read ({error!r})",
+            "both hold JSON that the coordinator wrote",
+            "restore the damaged file from a copy, or resume the study, which writes the first one again",
+        ) from None
 
 
 def _read(path: Path) -> StudyProgress | None:

@@ -6,9 +6,10 @@ from typing import Any, Self
 from flwr.app import Message
 
 from fedveil.deploy.carrier import Parcel
+from fedveil.deploy.flower.arriving import Arriving
 from fedveil.deploy.flower.link import Link
 from fedveil.deploy.flower.process import LinkSettings
-from fedveil.deploy.flower.records import MESSAGE_TYPE, bytes_of, content_of
+from fedveil.deploy.flower.records import MESSAGE_TYPE, content_of
 
 __all__ = ["FlowerCarrier"]
 
@@ -24,6 +25,7 @@ class FlowerCarrier:
     def __init__(self, settings: LinkSettings, nodes: Mapping[str, bytes]) -> None:
         self._link = Link(settings, nodes)
         self._numbers: dict[str, int] = {}
+        self._arriving = Arriving()
 
     def __enter__(self) -> Self:
         self._link.__enter__()
@@ -55,12 +57,5 @@ class FlowerCarrier:
 
     def pull(self, names: Iterable[str]) -> Sequence[Parcel]:
         """What has arrived for these messages."""
-        arrived = self._link.call(lambda grid: list(grid.pull_messages(list(names))))
-        return [
-            Parcel(
-                message.metadata.reply_to_message_id,
-                bytes_of(message),
-                str(message.error.reason) if message.has_error() else None,
-            )
-            for message in arrived
-        ]
+        wanted = list(names)
+        return self._link.call(lambda grid: self._arriving.pull(grid, wanted))

@@ -15,6 +15,7 @@ Flower's own checks follow.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -57,7 +58,7 @@ LARGEST_BODY = 8 * 2**20
 
 _SMALL_BODY = 2**16
 _LARGE_AT_ONCE, _LARGE_OF_ONE = 6, 2
-_BODY_SECONDS = 120.0
+_BODY_SECONDS, _STILL_SECONDS = 120.0, 15.0
 _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 2.0
 _LONGEST_KEY = 2048
@@ -120,6 +121,7 @@ class Gate:
         self._app, self._proof, self._keys, self._listener = app, proof, keys, listener
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._large_of: dict[str, asyncio.Semaphore] = {}
+        self._own = asyncio.Semaphore(_LARGE_AT_ONCE)  # the secret's holders: no node may keep them waiting
         self._refused, self._logged = 0, -math.inf
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -136,8 +138,8 @@ class Gate:
             await self._app(scope, _Body(receive, length), send)
         else:
             owner = self._listener.owner(tuple(scope["client"])) or ""
-            turn = self._large_of.setdefault(owner, asyncio.Semaphore(_LARGE_OF_ONE))
-            async with turn, self._large:
+            turn = self._large_of.setdefault(owner, asyncio.Semaphore(_LARGE_OF_ONE)) if owner else self._own
+            async with turn, self._large if owner else contextlib.nullcontext():
                 await self._app(scope, _Body(receive, length), send)
 
     def _objection(self, scope: Any, headers: dict[str, str]) -> tuple[int, str] | None:
@@ -184,7 +186,7 @@ class Gate:
 
 
 class _Body:
-    """Receives a body of at most the stated length, within a limited time."""
+    """Receives a body of at most the stated length, within a limited time, and without long pauses."""
 
     def __init__(self, receive: Receive, length: int) -> None:
         self._receive, self._left, self._until = receive, length, time.monotonic() + _BODY_SECONDS
@@ -194,7 +196,8 @@ class _Body:
         if self._whole:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), self._until - time.monotonic())
+            left = min(self._until - time.monotonic(), _STILL_SECONDS)
+            message = await asyncio.wait_for(self._receive(), left)
         except TimeoutError:
             self._whole = True
             return {"type": "http.disconnect"}

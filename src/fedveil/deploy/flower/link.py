@@ -5,7 +5,6 @@ starts a run, acquires the run's task with the secret that it shares with the Su
 So progress, Ctrl-C and ``--resume`` work as in a study on one machine."""
 
 import contextlib
-import functools
 import hashlib
 import logging
 import threading
@@ -15,7 +14,6 @@ from typing import Any, TypeVar
 
 import httpx
 
-from fedveil.deploy.flower import SOON
 from fedveil.deploy.flower.app import app_files
 from fedveil.deploy.flower.gate import PROOF_HEADER
 from fedveil.deploy.flower.private.coordinator import (
@@ -39,8 +37,6 @@ from fedveil.deploy.flower.private.coordinator import (
     TaskType,
     build_fab_from_files,
     exponential,
-    http_grid,
-    pull_objects,
     run_from_proto,
 )
 from fedveil.deploy.flower.process import LinkSettings, SuperLink
@@ -52,10 +48,6 @@ __all__ = ["Link"]
 
 log = logging.getLogger("fedveil.coordinator")
 logging.getLogger("flwr").setLevel(logging.WARNING)  # the import of flwr sets it to another value
-# Flower would wait for a second before it polls again for a part of an answer that is still being sent.
-http_grid.pull_objects = functools.partial(  # type: ignore[attr-defined]
-    pull_objects, initial_backoff=SOON, backoff_cap=1.0
-)
 
 T = TypeVar("T")
 _HEARTBEAT = 8.0

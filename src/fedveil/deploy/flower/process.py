@@ -184,8 +184,10 @@ def serve(settings: LinkSettings) -> None:
 
     Raises:
         FederationError: a SuperLink, or something else, has the port.
+        InvalidValue: its certificate or its address cannot be used.
     """
     command = settings.command()
+    _check_certificate(settings)
     with turn(settings.turn):
         if is_locked(settings.standing):
             raise FederationError(
@@ -199,7 +201,35 @@ def serve(settings: LinkSettings) -> None:
                 "a study that began without a standing SuperLink keeps its own until it ends",
                 "wait for that study, or choose another port in federation.toml and in every node.toml",
             )
+        _check_address(settings)
     os.execve(command[0], command, {**settings.environment(), STANDING: str(settings.standing)})
+
+
+def _check_certificate(settings: LinkSettings) -> None:
+    certificate, key = settings.file("superlink.pem"), settings.file("superlink.key")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise InvalidValue(
+            f"{certificate} with {key.name} cannot be used ({error})",
+            "a SuperLink needs its certificate and the private key of it",
+            "restore both files from a copy of the folder",
+        ) from None
+
+
+def _check_address(settings: LinkSettings) -> None:
+    """Listen at the address for a moment, as the SuperLink will."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((settings.host, settings.port))
+            probe.listen()
+    except (OSError, ValueError) as error:
+        raise InvalidValue(
+            f"nothing can listen at {settings.host} port {settings.port} ({error})",
+            "the address must be one of this machine's, and the port free",
+            "correct listen or the port in federation.toml, or stop the program that uses the port",
+        ) from None
 
 
 def _check_closed(settings: LinkSettings) -> None:
