@@ -45,17 +45,21 @@ def test_findings_share_what_is_released_so_more_of_them_drown():
 
 def test_a_release_that_released_counts_show_to_drown_is_not_charged(study, tmp_path):
     directory = RunDirectory.create(
-        tmp_path / "run", study(privacy={"epsilon": 0.1, "delta": 1e-5}, data={"sites": {"count": 3}})
+        tmp_path / "run",
+        study(
+            privacy={"epsilon": 0.3, "delta": 1e-5, "statistics_share": 0.4, "calibration_share": 0.002},
+            data={"sites": {"count": 3}},
+        ),
     )
     result = run(directory)
     ledgers = "".join(path.read_text() for path in (tmp_path / "run" / "ledgers").glob("*.jsonl"))
     assert "statistics" in ledgers
     assert "calibration" not in ledgers
-    assert result["guarantee"]["epsilon"] < 0.1
+    assert result["guarantee"]["epsilon"] < 0.3
     notes = " ".join(result["notes"])
     assert "The calibration release was not made" in notes
     assert "it learns mostly noise" in notes
-    assert result["decision"]["signal_to_noise"] < 40
+    assert result["decision"]["signal_to_noise"] < 1000
 
 
 def test_a_result_says_how_sure_its_decisions_are_and_how_noise_widens_intervals(study, tmp_path):
