@@ -14,7 +14,6 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from fedveil.federation.queries import StatisticsQuery
 from fedveil.io import write_atomic
 from fedveil.report import formatting, tables, wording
 from fedveil.report.exports import check_targets
@@ -58,7 +57,7 @@ def model_card(record: RunRecord, model: TrainedModel) -> str:
         else (),
         cohort=_cohort(record),
         metrics=_measured(record),
-        released=_released(record, model),
+        released=_released(model),
         by_class=_table(tables.class_table(record)),
         by_group=_table(tables.subgroup_table(record)),
         window=model.window
@@ -120,11 +119,10 @@ def _cohort(record: RunRecord) -> list[tuple[str, str]]:
     return [("data", plain(data.name)), *known]
 
 
-def _released(record: RunRecord, model: TrainedModel) -> bool:
-    """Whether the model's frequencies were released; results of version 1 list only the release of training."""
+def _released(model: TrainedModel) -> bool:
+    """Whether the model's frequencies were released: those that are only assumed are exactly equal."""
     equal = 0.5 if model.findings else 1 / len(model.classes)
-    named = any(one.what == StatisticsQuery.name for one in record.result.releases)
-    return named or bool((model.frequencies != equal).any())
+    return bool((model.frequencies != equal).any())
 
 
 def _measured(record: RunRecord) -> list[tuple[str, str]]:
