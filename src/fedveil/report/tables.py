@@ -11,7 +11,7 @@ from fedveil.report import formatting
 from fedveil.report.figures.drawing import SERIES
 from fedveil.report.formatting import UNDEFINED
 from fedveil.report.records import LedgerHead, RunRecord
-from fedveil.study.results.schema import ModelMetrics, OwnMetrics
+from fedveil.study.results.schema import ModelMetrics, OwnMetrics, SubgroupResult
 
 __all__ = [
     "Confusion",
@@ -39,6 +39,7 @@ BASELINES = {
 }
 
 
+OF_GROUP = ("AUROC", "AUROC minus all others", "Balanced accuracy")
 ACCURACY = ("Model", "AUROC", "Balanced accuracy", "Accuracy", "Brier score", "Calibration error")
 
 
@@ -177,24 +178,11 @@ def subgroup_table(record: RunRecord) -> Table | None:
             entry.group,
             formatting.count(entry.n),
             formatting.count(entry.patients),
-            _with_interval(formatting.score(entry.auroc), formatting.interval(entry.auroc_interval)),
-            _gap(entry.auroc_gap, entry.auroc_gap_interval),
-            _with_interval(
-                formatting.percent(entry.balanced_accuracy),
-                formatting.interval(entry.balanced_accuracy_interval, as_percent=True),
-            ),
+            *_of_group(entry),
         )
         for entry in record.test.subgroups
     )
-    head = (
-        "Attribute",
-        "Group",
-        "Images",
-        "Patients",
-        "AUROC",
-        "AUROC minus all others",
-        "Balanced accuracy",
-    )
+    head = ("Attribute", "Group", "Images", "Patients", *OF_GROUP)
     caption = f"By subgroup; 95{formatting.PERCENT} intervals over patients in brackets"
     return Table(caption, head, rows, text=2)
 
@@ -208,27 +196,27 @@ def released_subgroup_table(record: RunRecord) -> Table | None:
             entry.attribute,
             entry.group,
             formatting.count(max(round(entry.units), 0)),
-            _with_interval(formatting.score(entry.auroc), formatting.interval(entry.auroc_interval)),
-            _gap(entry.auroc_gap, entry.auroc_gap_interval),
-            _with_interval(
-                formatting.percent(entry.balanced_accuracy),
-                formatting.interval(entry.balanced_accuracy_interval, as_percent=True),
-            ),
+            *_of_group(entry),
         )
         for entry in record.released.subgroups
     )
-    head = (
-        "Attribute",
-        "Group",
-        "Units, estimated",
-        "AUROC",
-        "AUROC minus all others",
-        "Balanced accuracy",
-    )
+    head = ("Attribute", "Group", "Units, estimated", *OF_GROUP)
     caption = (
         f"By subgroup of held-out patients, released with noise; 95{formatting.PERCENT} intervals include it"
     )
     return Table(caption, head, rows, text=2)
+
+
+def _of_group(entry: SubgroupResult) -> tuple[str, str, str]:
+    """What a subgroup's accuracy is, with intervals, under `OF_GROUP`."""
+    return (
+        _with_interval(formatting.score(entry.auroc), formatting.interval(entry.auroc_interval)),
+        _gap(entry.auroc_gap, entry.auroc_gap_interval),
+        _with_interval(
+            formatting.percent(entry.balanced_accuracy),
+            formatting.interval(entry.balanced_accuracy_interval, as_percent=True),
+        ),
+    )
 
 
 def _gap(value: float, bounds: tuple[float, float]) -> str:

@@ -140,7 +140,27 @@ RestrictSUIDSGID=yes
 WantedBy=multi-user.target
 """
 
-STUDY_UNIT = """[Unit]
+_COORDINATORS_LIMITS = """UMask=0077
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+ReadWritePaths=/etc/fedveil/coordinator
+PrivateTmp=yes
+PrivateDevices=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+CapabilityBoundingSet=
+LockPersonality=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictNamespaces=yes
+RestrictSUIDSGID=yes
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+STUDY_UNIT = (
+    """[Unit]
 Description=fedveil study %i of the federation {name}
 After=network-online.target fedveil-superlink.service
 Wants=network-online.target
@@ -153,26 +173,12 @@ ExecStart=/bin/sh -c 'cd /var/lib/fedveil && exec /opt/fedveil/bin/fedveil coord
     --federation /etc/fedveil/coordinator --out runs/%i $$([ -e runs/%i ] && echo --resume)'
 Restart=on-failure
 RestartSec=60
-UMask=0077
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=yes
-ReadWritePaths=/etc/fedveil/coordinator
-PrivateTmp=yes
-PrivateDevices=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-CapabilityBoundingSet=
-LockPersonality=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-RestrictNamespaces=yes
-RestrictSUIDSGID=yes
-
-[Install]
-WantedBy=multi-user.target
 """
+    + _COORDINATORS_LIMITS
+)
 
-SUPERLINK_UNIT = """[Unit]
+SUPERLINK_UNIT = (
+    """[Unit]
 Description=fedveil SuperLink of the federation {name}: carries sealed messages for all studies
 After=network-online.target
 Wants=network-online.target
@@ -183,24 +189,9 @@ Group=fedveil-coordinator
 ExecStart=/opt/fedveil/bin/fedveil federation serve /etc/fedveil/coordinator
 Restart=always
 RestartSec=5
-UMask=0077
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=yes
-ReadWritePaths=/etc/fedveil/coordinator
-PrivateTmp=yes
-PrivateDevices=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-CapabilityBoundingSet=
-LockPersonality=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-RestrictNamespaces=yes
-RestrictSUIDSGID=yes
-
-[Install]
-WantedBy=multi-user.target
 """
+    + _COORDINATORS_LIMITS
+)
 
 SITE_GUIDE = """# Start-up kit of {name} in the federation "{federation}"
 

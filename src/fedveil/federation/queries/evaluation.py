@@ -3,36 +3,24 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-import numpy as np
-
-from fedveil.errors import FederationError
-from fedveil.federation.queries.query import (
-    Asking,
-    HospitalUnits,
-    Indices,
-    ModelState,
-    NoisySum,
-    OneSum,
-    Part,
-    Vector,
-)
-from fedveil.learning import FindingHistogram, Histogram, ScoreHistogram, Sizes
+from fedveil.federation.queries.held_out import HeldOutSum
+from fedveil.federation.queries.query import Indices, ModelState, NoisySum, Vector
+from fedveil.learning import FindingHistogram, HeldOut, Histogram, ScoreHistogram, Sizes
 
 __all__ = ["EvaluationQuery"]
 
 
 @final
 @dataclass(frozen=True)
-class EvaluationQuery(OneSum):
+class EvaluationQuery(HeldOutSum):
     """Test metrics of the hospitals' own patients, from one noisy histogram; see `fedveil.learning.ScoreHistogram`.
 
     **Bound: 1.** With two classes an image adds one onehot vector of true class and score bin; with K > 2 it adds K + 1
     onehot vectors, divided by sqrt(K + 1). In both cases its norm is exactly 1 (or 0, if a number overflowed), and a
     unit adds the average over its images: norm at most 1, by convexity. With K findings per image it adds one such
     vector for each finding that is known, divided by sqrt(K): norm ``sqrt(known / K)``, at most 1, over all findings
-    together; see `fedveil.learning.FindingHistogram`. Each image is scored independently, so it
-    does not affect other images' bins. If the unit is the site, the sum over all its patients is scaled down to norm
-    1.
+    together; see `fedveil.learning.FindingHistogram`. Each image is scored independently, so it does not affect other
+    images' bins. If the unit is the site, the sum over all its patients is scaled down to norm 1.
     """
 
     name: ClassVar[str] = "evaluation"
@@ -40,37 +28,14 @@ class EvaluationQuery(OneSum):
     setting: ClassVar[str] = "evaluation_share"
     adds: ClassVar[str] = "its true class and score bin, if it is held out, norm 1"
     purpose: ClassVar[str] = "test metrics of the hospitals' own patients"
-    part: ClassVar[Part] = "held-out"
-    optional: ClassVar[bool] = True
 
     def length(self, model: Sizes) -> int:
         """Bins by true class."""
         return _kind(model).size(model.classes)
 
-    def sent_length(self, model: Sizes) -> int:
-        """Class frequencies, then the model."""
-        return model.classes + model.parameters
-
-    def contribution(
-        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
-    ) -> Vector:
-        """Sum the held-out units' histograms."""
-        del clip_norm
-        if hospital.held_out is None:
-            raise FederationError(
-                "no patient is held out", "the histogram needs held-out units", "hold out some patients"
-            )
-        return hospital.held_out.histogram(parameters, units)
-
-    def sum(self, asking: Asking) -> Vector:
-        """The sum over the drawn held-out units; zero if the hospital holds out none."""
-        if asking.hospital.held_out is None:
-            return np.zeros(asking.length)
-        return super().sum(asking)
-
-    def sent(self, state: ModelState) -> Vector:
-        """Frequencies (equal if none were released) and the model."""
-        return state.judged
+    def summed(self, held_out: HeldOut, parameters: Vector, units: Indices | None) -> Vector:
+        """The histogram."""
+        return held_out.histogram(parameters, units)
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
         """The model with the histogram added; its parameters are unchanged."""

@@ -6,26 +6,16 @@ from typing import ClassVar, Self, final
 import numpy as np
 
 from fedveil.data.annotations.groups import groups_of
-from fedveil.errors import FederationError
-from fedveil.federation.queries.query import (
-    Asked,
-    Asking,
-    HospitalUnits,
-    Indices,
-    ModelState,
-    NoisySum,
-    OneSum,
-    Part,
-    Vector,
-)
-from fedveil.learning import ReleasedSubgroups, ScoreHistogram, Sizes
+from fedveil.federation.queries.held_out import HeldOutSum
+from fedveil.federation.queries.query import Asked, Indices, ModelState, NoisySum, Vector
+from fedveil.learning import HeldOut, ReleasedSubgroups, ScoreHistogram, Sizes
 
 __all__ = ["SubgroupsQuery"]
 
 
 @final
 @dataclass(frozen=True)
-class SubgroupsQuery(OneSum):
+class SubgroupsQuery(HeldOutSum):
     """Test metrics of subgroups of the hospitals' own patients, such as age bands.
 
     **Bound: 1.** An image is in exactly one of the groups, which are fixed and public; a value that is not among them,
@@ -47,8 +37,6 @@ class SubgroupsQuery(OneSum):
     setting: ClassVar[str] = "subgroup_share"
     adds: ClassVar[str] = "its subgroup, true class and score bin, if it is held out, norm 1"
     purpose: ClassVar[str] = "test metrics of subgroups of the hospitals' own patients"
-    part: ClassVar[Part] = "held-out"
-    optional: ClassVar[bool] = True
 
     @classmethod
     def of(cls, asked: Asked) -> Self | None:
@@ -62,30 +50,9 @@ class SubgroupsQuery(OneSum):
         """One histogram for each group."""
         return len(self.groups) * ScoreHistogram.size(model.classes)
 
-    def sent_length(self, model: Sizes) -> int:
-        """Class frequencies, then the model."""
-        return model.classes + model.parameters
-
-    def contribution(
-        self, hospital: HospitalUnits, parameters: Vector, clip_norm: float, units: Indices | None
-    ) -> Vector:
-        """Sum the held-out units' histograms, group by group."""
-        del clip_norm
-        if hospital.held_out is None:
-            raise FederationError(
-                "no patient is held out", "the histograms need held-out units", "hold out some patients"
-            )
-        return hospital.held_out.histograms(parameters, len(self.groups), units)
-
-    def sum(self, asking: Asking) -> Vector:
-        """The sum over the drawn held-out units; zero if the hospital holds out none."""
-        if asking.hospital.held_out is None:
-            return np.zeros(asking.length)
-        return super().sum(asking)
-
-    def sent(self, state: ModelState) -> Vector:
-        """Class frequencies (equal if none were released) and the model."""
-        return state.judged
+    def summed(self, held_out: HeldOut, parameters: Vector, units: Indices | None) -> Vector:
+        """The histograms of all groups, one after the other."""
+        return held_out.histograms(parameters, len(self.groups), units)
 
     def decode(self, released: NoisySum, state: ModelState) -> ModelState:
         """The model with the histograms added; together they replace that of an evaluation, if there is none."""

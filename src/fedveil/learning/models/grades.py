@@ -17,7 +17,6 @@ from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.linear_head import ClassHead
 from fedveil.learning.models.logistic import LinearHead
 from fedveil.learning.ranges import check_length
-from fedveil.learning.released.class_statistics import ClassStatistics
 from fedveil.learning.released.grade_means import grade_means, usual_means
 from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics
 
@@ -67,20 +66,10 @@ class GradesHead(ClassHead):
         result: Vector = means * STEEP / apart
         return result
 
-    def calibrated(
-        self,
-        parameters: Vector,
-        released: Vector,
-        noise_variance: float,
-        statistics: ClassStatistics | None,
-    ) -> tuple[Vector, Certainty]:
-        """The model with the released mean scores of the grades."""
-        earlier = None if statistics is None else statistics.released_counts
-        read = ScoreStatistics.from_released(released, self.classes, noise_variance, earlier)
-        found = grade_means(read.sums, read.counts)
-        centre, weights, _, trained = self.split(parameters)
-        shift = (np.clip(found.values, -1.0, 1.0) - usual_means(self.classes)) * self.scale(parameters)
-        return np.concatenate([centre, weights, shift, trained]), found.certainty
+    def _shift(self, scores: ScoreStatistics) -> tuple[Vector, Certainty]:
+        """The mean score of each grade, less the usual one."""
+        found = grade_means(scores.sums, scores.counts)
+        return np.clip(found.values, -1.0, 1.0) - usual_means(self.classes), found.certainty
 
     def _check_shift(self, shift: Vector, longest: float) -> None:
         """Each has the bound."""

@@ -42,14 +42,8 @@ class ClassHead(FeatureHead):
     """Whether features are centred; a head from one round of statistics uses them uncentred."""
 
     @abstractmethod
-    def calibrated(
-        self,
-        parameters: Vector,
-        released: Vector,
-        noise_variance: float,
-        statistics: ClassStatistics | None,
-    ) -> tuple[Vector, Certainty]:
-        """See `fedveil.learning.Model.calibrated`."""
+    def _shift(self, scores: ScoreStatistics) -> tuple[Vector, Certainty]:
+        """The shift, in units of `scale`, that released scores give; and how sure it is."""
 
     @abstractmethod
     def recalibrated(
@@ -91,6 +85,20 @@ class ClassHead(FeatureHead):
         public = None if self.start is None else self.start.centre
         centre = statistics.centre(self.blocks, public) if self.centred else None
         return self.joined(centre, statistics.weights, trained, shift)
+
+    def calibrated(
+        self,
+        parameters: Vector,
+        released: Vector,
+        noise_variance: float,
+        statistics: ClassStatistics | None,
+    ) -> tuple[Vector, Certainty]:
+        """The model with the shift of its logits that released scores give."""
+        earlier = None if statistics is None else statistics.released_counts
+        read = ScoreStatistics.from_released(released, self.classes, noise_variance, earlier)
+        centre, weights, _, trained = self.split(parameters)
+        shift, certainty = self._shift(read)
+        return np.concatenate([centre, weights, shift * self.scale(parameters), trained]), certainty
 
     def scores(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
         """Logits (n, logits) before any shift, divided by `scale`."""
@@ -143,19 +151,10 @@ class CentredHead(ClassHead):
         super().__init__(LinearHead(sum(blocks), classes), blocks, start)
         self.centred = centred
 
-    def calibrated(
-        self,
-        parameters: Vector,
-        released: Vector,
-        noise_variance: float,
-        statistics: ClassStatistics | None,
-    ) -> tuple[Vector, Certainty]:
-        """The model with a shift of the logits: the middle between the classes' mean logits."""
-        earlier = None if statistics is None else statistics.released_counts
-        found = ScoreStatistics.from_released(released, self.classes, noise_variance, earlier).means()
-        centre, weights, _, trained = self.split(parameters)
-        shift = bounded(found.middle, 1.0) * self.scale(parameters)
-        return np.concatenate([centre, weights, shift, trained]), Certainty.of(found)
+    def _shift(self, scores: ScoreStatistics) -> tuple[Vector, Certainty]:
+        """The middle between the classes' mean scores."""
+        found = scores.means()
+        return bounded(found.middle, 1.0), Certainty.of(found)
 
     def recalibrated(
         self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
