@@ -6,13 +6,13 @@ on PyTorch's meta device, where parameters have shapes and no storage; a linear 
 
 from dataclasses import dataclass
 
-from fedveil.learning.models.network_labels import NetworkLabels
+from fedveil.learning.models.network_labels import NetworkLabels, OfLabels
 
 __all__ = ["NetworkSizes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkSizes:
+class NetworkSizes(OfLabels):
     """The sizes of a network; implements `fedveil.learning.Sizes`, as `NetworkModel` does.
 
     Attributes:
@@ -62,21 +62,6 @@ class NetworkSizes:
         return self.labels.classes
 
     @property
-    def findings(self) -> bool:
-        """Whether an image may have any number of the classes."""
-        return self.labels.findings
-
-    @property
-    def thresholds(self) -> tuple[int, int]:
-        """As labels have them."""
-        return self.labels.thresholds
-
-    @property
-    def score_share(self) -> float:
-        """As labels have it."""
-        return self.labels.score_share
-
-    @property
     def parameters(self) -> int:
         """One offset of the logits per class, the centre, and the trained part."""
         return self.classes + self.centre + self.trained
@@ -85,8 +70,3 @@ class NetworkSizes:
     def statistics_size(self) -> int:
         """Counts, and what is released of the features that are centred."""
         return self.labels.statistics_size(self.centre)
-
-    @property
-    def calibration_size(self) -> int:
-        """Scores and counts."""
-        return self.labels.calibration_size

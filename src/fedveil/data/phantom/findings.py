@@ -10,10 +10,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.data.annotations.columns import Column, Names
 from fedveil.data.annotations.records import Records
-from fedveil.data.dataset import TEST, TRAIN
-from fedveil.data.image_store import ArrayImages, check_size
+from fedveil.data.image_store import check_size
 from fedveil.data.phantom.anatomy import OPACITIES, Anatomy, Lesions
 from fedveil.data.phantom.patients import (
     IMAGES_OF_PATIENT,
@@ -21,8 +19,9 @@ from fedveil.data.phantom.patients import (
     SHARE,
     draw_lesions,
     radiographs,
+    synthetic_records,
 )
-from fedveil.data.split import HOLDOUT_STREAM, PHANTOM_STREAM
+from fedveil.data.split import PHANTOM_STREAM
 
 __all__ = ["FINDINGS", "phantom_findings"]
 
@@ -49,18 +48,14 @@ def phantom_findings(image_size: int = 64, patients: int = 2500, seed: int = 0) 
         generator, draw_lesions(generator, owner, ill[owner, 0].astype(np.int64)), ill, owner
     )
     pixels = radiographs(generator, image_size, owner, anatomy, lesions, list(scanner[owner]))
-    held_out = np.random.default_rng([seed, HOLDOUT_STREAM]).random(patients) < 0.2
-    return Records(
-        name="phantom:findings",
-        images=ArrayImages(pixels, image_size),
-        labels=ill[owner].astype(np.int8),
-        classes=tuple(FINDINGS),
-        image_names=Names([f"synthetic-{row + 1:05d}" for row in range(len(owner))]),
-        place=lambda row: f"phantom:findings, image {row + 1}",
-        patients=Column.of(f"synthetic-patient-{code + 1:05d}" for code in owner),
-        splits=np.where(held_out[owner], TEST, TRAIN).astype(np.int8),
-        synthetic=True,
-        description="Synthetic chest radiographs with several findings, drawn by formulas; they show nobody.",
+    return synthetic_records(
+        "findings",
+        pixels,
+        ill[owner].astype(np.int8),
+        tuple(FINDINGS),
+        owner,
+        seed=seed,
+        what="several findings",
     )
 
 

@@ -9,10 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedveil.data.annotations.columns import Column, Names
 from fedveil.data.annotations.records import Records
-from fedveil.data.dataset import TEST, TRAIN
-from fedveil.data.image_store import ArrayImages, check_size
+from fedveil.data.image_store import check_size
 from fedveil.data.phantom.anatomy import Anatomy
 from fedveil.data.phantom.patients import (
     IMAGES_OF_PATIENT,
@@ -20,8 +18,9 @@ from fedveil.data.phantom.patients import (
     SHARE,
     draw_lesions,
     radiographs,
+    synthetic_records,
 )
-from fedveil.data.split import HOLDOUT_STREAM, PHANTOM_STREAM
+from fedveil.data.split import PHANTOM_STREAM
 
 __all__ = ["GRADES", "phantom_grades"]
 
@@ -51,16 +50,12 @@ def phantom_grades(image_size: int = 64, patients: int = PATIENTS, seed: int = 0
     )
     lesions = draw_lesions(generator, owner, np.zeros(len(owner), np.int64))
     pixels = radiographs(generator, image_size, owner, anatomy, lesions, list(scanner[owner]))
-    held_out = np.random.default_rng([seed, HOLDOUT_STREAM]).random(patients) < 0.2
-    return Records(
-        name="phantom:grades",
-        images=ArrayImages(pixels, image_size),
-        labels=grade[owner].astype(np.int64),
-        classes=tuple(GRADES),
-        image_names=Names([f"synthetic-{row + 1:05d}" for row in range(len(owner))]),
-        place=lambda row: f"phantom:grades, image {row + 1}",
-        patients=Column.of(f"synthetic-patient-{code + 1:05d}" for code in owner),
-        splits=np.where(held_out[owner], TEST, TRAIN).astype(np.int8),
-        synthetic=True,
-        description="Synthetic chest radiographs with grades of congestion, drawn by formulas; they show nobody.",
+    return synthetic_records(
+        "grades",
+        pixels,
+        grade[owner].astype(np.int64),
+        tuple(GRADES),
+        owner,
+        seed=seed,
+        what="grades of congestion",
     )

@@ -6,6 +6,7 @@ anatomy and differ in posture and in changes over time. Images come from scanner
 contrast, blur, noise, collimation and burnt-in marker.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,42 @@ def phantom(
         splits=np.where(held_out, TEST, TRAIN).astype(np.int8),
         synthetic=True,
         description="Synthetic chest radiographs drawn by formulas; they show nobody.",
+    )
+
+
+def synthetic_records(
+    kind: str,
+    pixels: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.integer[Any]],
+    classes: Sequence[str],
+    owner: Codes,
+    *,
+    seed: int,
+    what: str,
+) -> Records:
+    """Radiographs of patients as a data set, a fifth of the patients held out for testing.
+
+    Args:
+        kind: as in "phantom:KIND".
+        pixels: (n, size, size).
+        labels: of the images, (n,) or (n, K).
+        classes: their names.
+        owner: (n,) patient codes, non-decreasing.
+        seed: of the set.
+        what: what is drawn, for the description.
+    """
+    held_out = np.random.default_rng([seed, HOLDOUT_STREAM]).random(int(owner[-1]) + 1) < 0.2
+    return Records(
+        name=f"phantom:{kind}",
+        images=ArrayImages(pixels, pixels.shape[-1]),
+        labels=labels,
+        classes=tuple(classes),
+        image_names=Names([f"synthetic-{row + 1:05d}" for row in range(len(owner))]),
+        place=lambda row: f"phantom:{kind}, image {row + 1}",
+        patients=Column.of(f"synthetic-patient-{code + 1:05d}" for code in owner),
+        splits=np.where(held_out[owner], TEST, TRAIN).astype(np.int8),
+        synthetic=True,
+        description=f"Synthetic chest radiographs with {what}, drawn by formulas; they show nobody.",
     )
 
 

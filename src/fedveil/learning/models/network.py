@@ -29,7 +29,7 @@ from fedveil.learning.gradients import (
 )
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
-from fedveil.learning.models.network_labels import LONGEST_LOGITS, NetworkLabels
+from fedveil.learning.models.network_labels import LONGEST_LOGITS, NetworkLabels, OfLabels
 from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.networks import Centred, layers_of, split_frozen
@@ -46,7 +46,7 @@ BATCH = 256
 """Images whose gradients are taken at once."""
 
 
-class NetworkModel:
+class NetworkModel(OfLabels):
     """A network by name; implements `fedveil.learning.Model`.
 
     Parameters are one offset of the logits per class or finding, see `.network_labels`, the centre of the features if
@@ -112,21 +112,6 @@ class NetworkModel:
         return dimension(self.body)
 
     @property
-    def findings(self) -> bool:
-        """Whether an image may have any number of the classes."""
-        return self.labels.findings
-
-    @property
-    def thresholds(self) -> tuple[int, int]:
-        """As labels have them."""
-        return self.labels.thresholds
-
-    @property
-    def score_share(self) -> float:
-        """As labels have it."""
-        return self.labels.score_share
-
-    @property
     def parameters(self) -> int:
         """Length of the whole parameter vector."""
         return self.classes + self._centre + self.trained
@@ -140,11 +125,6 @@ class NetworkModel:
     def statistics_size(self) -> int:
         """Counts, and what is released of the features that are centred."""
         return self.labels.statistics_size(self._centre)
-
-    @property
-    def calibration_size(self) -> int:
-        """Scores and counts."""
-        return self.labels.calibration_size
 
     def initial(self) -> Vector:
         """Those of the start, of the seed, or of a pretrained network."""

@@ -56,7 +56,7 @@ else:
 
 special = later("scipy.special")
 
-__all__ = ["LONGEST_LOGITS", "NetworkLabels"]
+__all__ = ["LONGEST_LOGITS", "NetworkLabels", "OfLabels"]
 
 LONGEST_LOGITS = 10.0
 """Length of an image's logits, less their mean, or of a finding's logit, beyond which thresholds count them as no
@@ -333,6 +333,33 @@ class FindingLabels(NetworkLabels):
     def scored(self, logits: Vector, labels: Labels, shares: Vector) -> Vector:
         """See `FindingScores`."""
         return FindingScores.contribution(logits / LONGEST_LOGITS, labels, shares)
+
+
+class OfLabels:
+    """What a network's sizes have from its labels, of the network itself or without it."""
+
+    __slots__ = ()
+    labels: NetworkLabels
+
+    @property
+    def findings(self) -> bool:
+        """Whether an image may have any number of the classes."""
+        return self.labels.findings
+
+    @property
+    def thresholds(self) -> tuple[int, int]:
+        """As `NetworkLabels.thresholds`."""
+        return self.labels.thresholds
+
+    @property
+    def score_share(self) -> float:
+        """As `NetworkLabels.score_share`."""
+        return self.labels.score_share
+
+    @property
+    def calibration_size(self) -> int:
+        """Scores and counts."""
+        return self.labels.calibration_size
 
 
 def _cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
