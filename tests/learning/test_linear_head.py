@@ -171,3 +171,20 @@ def test_parameters_of_another_model_are_refused():
         CentredLearner(model, *cohort()).contribution(np.zeros(model.parameters + 1), clip_norm=1.0)
     with pytest.raises(InvalidValue, match="blocks"):
         unit_blocks(np.ones((2, 8), dtype=np.float32), BLOCKS)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_calibration_shifts_logits_by_the_middle_between_the_classes_mean_scores(classes):
+    """Without noise, and with features that are far from centred: afterwards the middle is 0."""
+    features, labels, patients = cohort(4, images=600, patients=600, classes=classes)
+    model = CentredHead(BLOCKS, classes)
+    learner = CentredLearner(model, features, labels, patients)
+    trained = np.random.default_rng(5).normal(size=model.trained)
+    plain = model.join(None, trained)
+    found, sure = model.calibrated(plain, learner.statistics(plain), 0.0, None)
+    scores = model.scores(plain, features)
+    cut = scores / np.maximum(np.linalg.norm(scores, axis=1), 1)[:, None]
+    middle = np.mean([cut[labels == code].mean(axis=0) for code in range(classes)], axis=0)
+    assert np.linalg.norm(middle) > 0.05, "else its sign says nothing"
+    np.testing.assert_allclose(model.split(found)[2], middle * model.scale(plain), rtol=1e-3, atol=1e-3)
+    assert sure.weight == pytest.approx(1, abs=1e-3)

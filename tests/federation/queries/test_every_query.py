@@ -156,6 +156,20 @@ def test_what_fails_at_a_site_is_noise_and_nothing_else(query, unit, head):
     assert one.carried(unit) is not None or not answer.any()
 
 
+@pytest.mark.parametrize(("query", "unit", "head"), [one for one in EACH if one.values[0].part == "held-out"])
+def test_a_hospital_that_holds_out_nobody_adds_nothing_also_where_no_noise_covers_a_failure(
+    query, unit, head
+):
+    one, (here, _) = instance(query, unit, head), hospital(unit, head=head)
+    nobody = asking(
+        one,
+        dataclasses.replace(here, held_out=None),
+        Mechanism(0.0, 1.0, one.steps_per_round(unit), unit=unit),
+        head,
+    )
+    assert not one.sum(nobody).any()
+
+
 @pytest.mark.parametrize(("query", "unit", "head"), EACH)
 def test_what_comes_back_leads_to_a_finite_model(query, unit, head):
     one, (here, _) = instance(query, unit, head), hospital(unit, head=head)
