@@ -123,7 +123,7 @@ def test_a_start_for_other_inputs_is_refused(
     assert not list((tmp_path / "out" / "ledgers").glob("*"))
 
 
-def test_a_start_with_other_classes_channels_or_a_network_is_refused(
+def test_a_start_with_other_classes_channels_slices_or_a_network_is_refused(
     study: Make, public: Path, tmp_path: Path
 ) -> None:
     model = TrainedModel.load(public)
@@ -134,7 +134,13 @@ def test_a_start_with_other_classes_channels_or_a_network_is_refused(
     colour = replace(colour, parameters=np.zeros(colour.model.parameters))
     network = replace(model, network="cnn", features="none")
     network = replace(network, parameters=np.zeros(network.model.parameters))
-    for changed, said in ((more, "number of classes"), (colour, "channels"), (network, "model.network")):
+    cut = replace(model, slices=4), replace(model, axis="coronal"), replace(model, spacing=(1.0, 1.0))
+    for changed, said in (
+        (more, "number of classes"),
+        (colour, "channels"),
+        (network, "model.network"),
+        *zip(cut, ("data.slices", "data.axis", "data.spacing"), strict=True),
+    ):
         changed.save(public)
         with pytest.raises(StudyError, match=said):
             make_plan(settings)
