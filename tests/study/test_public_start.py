@@ -134,7 +134,9 @@ def test_a_start_with_other_classes_channels_slices_or_a_network_is_refused(
     colour = replace(colour, parameters=np.zeros(colour.model.parameters))
     network = replace(model, network="cnn", features="none")
     network = replace(network, parameters=np.zeros(network.model.parameters))
-    cut = replace(model, slices=4), replace(model, axis="coronal"), replace(model, spacing=(1.0, 1.0))
+    sliced = replace(model, slices=4)
+    sliced = replace(sliced, parameters=np.zeros(sliced.model.parameters))
+    cut = sliced, replace(model, axis="coronal"), replace(model, spacing=(1.0, 1.0))
     for changed, said in (
         (more, "number of classes"),
         (colour, "channels"),
