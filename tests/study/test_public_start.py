@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from fedveil.learning import ClassStatistics
 from fedveil.planning import make_plan
 from fedveil.study import RunDirectory, Study, TrainedModel, run
 from fedveil.study.prepare import resolve
-from fedveil.study.results.public_start import start_hash
+from fedveil.study.results.public_start import load_start, start_hash
 from fedveil.study.steps import _certain
 
 Make = Callable[..., Study]
@@ -123,7 +125,7 @@ def test_a_start_for_other_inputs_is_refused(
     assert not list((tmp_path / "out" / "ledgers").glob("*"))
 
 
-def test_a_start_with_other_classes_channels_slices_or_a_network_is_refused(
+def test_a_start_with_other_classes_channels_or_a_network_is_refused(
     study: Make, public: Path, tmp_path: Path
 ) -> None:
     model = TrainedModel.load(public)
@@ -134,18 +136,33 @@ def test_a_start_with_other_classes_channels_slices_or_a_network_is_refused(
     colour = replace(colour, parameters=np.zeros(colour.model.parameters))
     network = replace(model, network="cnn", features="none")
     network = replace(network, parameters=np.zeros(network.model.parameters))
-    sliced = replace(model, slices=4)
-    sliced = replace(sliced, parameters=np.zeros(sliced.model.parameters))
-    cut = sliced, replace(model, axis="coronal"), replace(model, spacing=(1.0, 1.0))
-    for changed, said in (
-        (more, "number of classes"),
-        (colour, "channels"),
-        (network, "model.network"),
-        *zip(cut, ("data.slices", "data.axis", "data.spacing"), strict=True),
-    ):
+    for changed, said in ((more, "number of classes"), (colour, "channels"), (network, "model.network")):
         changed.save(public)
         with pytest.raises(StudyError, match=said):
             make_plan(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"slices": 4}, "data.slices"),
+        ({"axis": "coronal"}, "data.axis"),
+        ({"spacing": (2.0, 1.0)}, "data.spacing"),
+    ],
+)
+def test_a_start_from_volumes_that_were_cut_otherwise_is_refused(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    """A network for volumes has as many weights for any number of slices."""
+    text = '[data]\nsource = "phantom:volumes"\nslices = 8\nimage_size = 16\n'
+    text += f'[model]\nfeatures = "none"\nnetwork = "cnn3d"\nstart = "{tmp_path}"'
+    settings, data = Study.parse(text), SimpleNamespace(images=SimpleNamespace(channels=1))
+    data.classes, data.task = ("clear", "nodule"), "classes"
+    model = TrainedModel.of(settings, classes=data.classes, channels=1, parameters=np.zeros(0))
+    whole = replace(model, **changes)
+    replace(whole, parameters=np.zeros(whole.model.parameters)).save(tmp_path)
+    with pytest.raises(StudyError, match=said):
+        load_start(settings, data)
 
 
 def test_a_folder_without_a_whole_model_is_refused(study: Make, public: Path, tmp_path: Path) -> None:
