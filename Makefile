@@ -5,13 +5,20 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-all test-newest test-flower-next coverage hunt install check bench bench-gpu format clean
+.PHONY: demo test test-again test-all test-newest test-flower-next coverage hunt install check bench bench-gpu format clean
 
 demo: install  ## install, then train on the built-in synthetic images and write a report
 	$(BIN)/fedveil demo
 
 test: install  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+MOST := 3
+
+test-again: install  ## the tests that failed last, alone and by name; refused where more than MOST did
+	test "$$(grep -c '": true' .pytest_cache/v/cache/lastfailed)" -le $(MOST)
+	@echo "these failed, and run once more:"; grep '": true' .pytest_cache/v/cache/lastfailed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -v
 
 PYTHONS := python3.11 python3.12 python3.13 python3.14
 

@@ -88,7 +88,8 @@ def ask(address: Address, data: bytes, *, timeout: float, limit: int) -> bytes:
 def send(line: socket.socket, data: bytes) -> None:
     """Send a length and the bytes."""
     line.sendall(_LENGTH.pack(len(data)))
-    line.sendall(data)
+    if data:  # the peer has the whole of an empty message, and may have answered and closed
+        line.sendall(data)
 
 
 def receive(line: socket.socket, limit: int, *, until: float | None = None) -> bytes:
