@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedveil.deploy.site import listening
-from fedveil.deploy.site.ipc import Address, LineError, ask
+from fedveil.deploy.site.ipc import Address, LineError, ask, send
 from fedveil.deploy.site.listening import Listener
 from fedveil.errors import InvalidValue
 
@@ -46,6 +46,20 @@ def test_bytes_go_there_and_back(serve, tmp_path):
     address = Address(str(tmp_path / "s"))
     assert ask(address, b"abc", timeout=5, limit=100) == b"cba"
     assert ask(address, b"", timeout=5, limit=100) == b""
+
+
+def test_an_empty_message_is_whole_once_its_length_is_sent():
+    line, peer = socket.socketpair()
+
+    class Answered:
+        """A line whose peer closes as soon as it has the length."""
+
+        def sendall(self, data: bytes) -> None:
+            line.sendall(data)
+            peer.close()
+
+    with line:
+        send(Answered(), b"")
 
 
 def test_garbage_on_the_socket_leaves_the_service_up(serve, tmp_path):
