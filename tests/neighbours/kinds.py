@@ -113,7 +113,12 @@ LINEAR = (
         ),
         **{"listed": True, **FEW},
     ),
-    _linear("grades", classes=FOUR, data='task = "grades"', privacy=CALIBRATION),
+    _linear(
+        "grades",
+        classes=FOUR,
+        data='task = "grades"\nsubgroup = "sex"',
+        privacy=f"{CALIBRATED}\nsubgroup_share = 0.1",
+    ),
     replace(
         _linear(
             "pilot", classes=THREE, epsilon='"calibrated"', privacy="max_epsilon = 8.0\npilot_epsilon = 2.0"

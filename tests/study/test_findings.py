@@ -102,6 +102,31 @@ def test_hospitals_release_an_evaluation_of_every_finding(dataset, tmp_path, tru
         assert found.balanced_accuracy == pytest.approx(exact.balanced_accuracy, abs=0.03)
 
 
+@pytest.mark.parametrize("trust", ["secure-aggregation", "none"])
+def test_hospitals_release_findings_by_subgroup(pixels, tmp_path, trust):
+    images, labels = pixels
+    sexes = np.array(["F", "M"])[np.arange(200) // 4 % 2].repeat(2)
+    dataset = fv.Dataset.from_arrays(
+        images,
+        labels,
+        patients=np.arange(200).repeat(2),
+        classes=FINDINGS,
+        task="findings",
+        split=np.where(np.arange(200) % 4 == 0, "test", "train").repeat(2),
+        attributes={"sex": sexes},
+    )
+    changes = {"trust": trust, "subgroup": "sex", "subgroup_share": 0.3, "epsilon": 200.0}
+    run = fv.run(study(**changes), dataset, directory=tmp_path / "run")
+    found = {one.group: one for one in run.record.released.subgroups}
+    assert list(found) == ["female", "male", "other or unknown"]
+    assert "By subgroup of held-out patients" in write_report(tmp_path / "run").read_text()
+    if trust == "none":
+        assert [one.units for one in found.values()] == pytest.approx([25, 25, 0], abs=1e-6)
+        assert run.record.released.units == pytest.approx(50)
+        shares = [found["female"].balanced_accuracy, found["male"].balanced_accuracy]
+        assert min(shares) <= run.record.released.balanced_accuracy <= max(shares)
+
+
 @pytest.mark.parametrize("method", ["one-shot", "calibrated"])
 def test_what_findings_are_not_trained_with_is_refused_before_anything_runs(method):
     changes = {"method": method} if method == "one-shot" else {"epsilon": method, "max_epsilon": 8.0}

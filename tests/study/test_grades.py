@@ -74,6 +74,22 @@ def test_from_arrays_to_a_report_and_predictions(dataset, drawn, tmp_path, trust
     assert isinstance(TrainedModel.load(tmp_path / "run").model, GradesHead)
 
 
+@pytest.mark.parametrize("trust", ["secure-aggregation", "none"])
+def test_hospitals_release_an_evaluation_of_grades(dataset, tmp_path, trust):
+    changes = {"trust": trust, "evaluation_share": 0.3, "epsilon": 200.0}
+    run = fv.run(study(**changes), dataset, directory=tmp_path / "run")
+    found, exact = run.record.released, run.metrics
+    assert [one.name for one in found.per_class] == list(GRADES)
+    low, high = found.quadratic_kappa_interval
+    assert low <= found.quadratic_kappa <= high
+    page = write_report(tmp_path / "run").read_text()
+    assert f"{found.quadratic_kappa:.3f}" in page
+    if trust == "none":  # each patient counts once, and has two images
+        assert found.quadratic_kappa == pytest.approx(exact.quadratic_kappa, abs=1e-6)
+        assert found.balanced_accuracy == pytest.approx(exact.balanced_accuracy, abs=1e-6)
+        assert found.auroc == pytest.approx(exact.auroc, abs=0.03)
+
+
 def test_averaging_and_own_models_train_grades(dataset, tmp_path):
     own = fv.run(study(personal_share=0.2, trust="site", units=180), dataset, directory=tmp_path / "own")
     assert own.metrics.quadratic_kappa > 0.6
@@ -85,7 +101,6 @@ def test_averaging_and_own_models_train_grades(dataset, tmp_path):
     "changes",
     [
         {"method": "one-shot"},
-        {"evaluation_share": 0.1},
         {"personal_calibration_share": 0.1},
         {"start": "elsewhere"},
         {"epsilon": "calibrated", "max_epsilon": 4.0},
@@ -97,8 +112,8 @@ def test_what_grades_are_not_trained_with_is_refused_before_anything_runs(change
 
 
 def test_what_data_in_memory_hold_is_refused_like_a_study_files_task(dataset, tmp_path):
-    with pytest.raises(StudyError, match=r'holds the task "grades".*evaluation_share'):
-        fv.run(study(evaluation_share=0.1), dataset, directory=tmp_path / "run")
+    with pytest.raises(StudyError, match=r'holds the task "grades".*personal_calibration_share'):
+        fv.run(study(personal_calibration_share=0.1), dataset, directory=tmp_path / "run")
 
 
 def test_the_phantom_has_five_grades_of_stated_frequency():

@@ -92,6 +92,7 @@ class Task(ABC):
             cohort.patients,
             classes=len(self.dataset.classes),
             unit=self.study.privacy.unit,
+            grades=self.dataset.task == "grades",
             strata=None if column is None else declared(attribute, column, groups),
         )
 
@@ -231,6 +232,7 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         image_size=study.data.image_size,
         trained_blocks=study.model.trained_blocks,
         findings=study.data.meaning == "findings",
+        grades=study.data.meaning == "grades",
     )
 
 
@@ -259,6 +261,7 @@ def _network(study: Study, dataset: Dataset) -> "NetworkModel":
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
         findings=dataset.task == "findings",
+        grades=dataset.task == "grades",
         start=load_start(study, dataset),
     )
 
