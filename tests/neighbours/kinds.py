@@ -113,6 +113,16 @@ LINEAR = (
         ),
         **{"listed": True, **FEW},
     ),
+    replace(
+        _linear(
+            "findings, one shot",
+            classes=FOUR,
+            data=FINDINGS,
+            training='method = "one-shot"',
+            privacy=CALIBRATED,
+        ),
+        **{"listed": True, **FEW},
+    ),
     _linear(
         "grades",
         classes=FOUR,

@@ -127,11 +127,33 @@ def test_hospitals_release_findings_by_subgroup(pixels, tmp_path, trust):
         assert min(shares) <= run.record.released.balanced_accuracy <= max(shares)
 
 
-@pytest.mark.parametrize("method", ["one-shot", "calibrated"])
-def test_what_findings_are_not_trained_with_is_refused_before_anything_runs(method):
-    changes = {"method": method} if method == "one-shot" else {"epsilon": method, "max_epsilon": 8.0}
+@pytest.mark.parametrize("trust", ["secure-aggregation", "none"])
+def test_one_round_is_one_charge_and_a_model(dataset, pixels, tmp_path, trust):
+    run = fv.run(study(method="one-shot", trust=trust, epsilon=60.0), dataset, directory=tmp_path / "run")
+    private = trust != "none"
+    assert [one.what for one in run.record.releases] == ["statistics"] * private
+    assert run.metrics.auroc > 0.8
+    assert run.metrics.balanced_accuracy > 0.65
+    told = run.model.predict_proba(pixels[0][dataset.test])
+    stored = TrainedModel.load(tmp_path / "run")
+    np.testing.assert_array_equal(stored.predict_proba(pixels[0][dataset.test]), told)
+    assert all(name in write_report(tmp_path / "run").read_text() for name in FINDINGS)
+    shares = {"calibration_share": 0.1, "evaluation_share": 0.2}
+    more = fv.run(study(method="one-shot", trust=trust, **shares), dataset, directory=tmp_path / "more")
+    found = [one.what for one in more.record.releases]
+    assert found == ["statistics", "calibration", "evaluation"] * private
+    assert more.record.result.decision.weight > 0
+
+
+def test_what_findings_are_not_trained_with_is_refused_before_anything_runs():
     with pytest.raises(StudyError, match="findings"):
-        fv.Study(name="findings", source="phantom:findings", task="findings", **changes)
+        fv.Study(
+            name="findings",
+            source="phantom:findings",
+            task="findings",
+            epsilon="calibrated",
+            max_epsilon=8.0,
+        )
 
 
 def test_the_phantom_has_five_findings_of_stated_frequency():

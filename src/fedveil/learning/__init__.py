@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Pulled, Sgd, Shrunk
     from fedveil.learning.padded_batches import ImageSource
     from fedveil.learning.released.class_statistics import ClassStatistics, unit_blocks
+    from fedveil.learning.released.finding_means import FindingMeans
     from fedveil.learning.released.finding_statistics import FindingStatistics
     from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics, drowned
     from fedveil.learning.sizes import NetworkSizes
@@ -55,6 +56,7 @@ __all__ = [
     "ClassStatistics",
     "FeatureExtractor",
     "FindingHistogram",
+    "FindingMeans",
     "FindingStatistics",
     "FindingsHead",
     "FindingsLearner",

@@ -242,11 +242,11 @@ def _head(study: Study, dataset: Dataset) -> ClassHead | FindingsHead:
         len(dataset.classes),
         load_start(study, dataset),
     )
+    centred = study.training.method != "one-shot"
     if dataset.task == "findings":
-        return FindingsHead(blocks, classes, start=start)
+        return FindingsHead(blocks, classes, centred=centred, start=start)
     if dataset.task == "grades":
         return GradesHead(blocks, classes)
-    centred = study.training.method != "one-shot"
     return CentredHead(blocks, classes, centred=centred, start=start)
 
 

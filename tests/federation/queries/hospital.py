@@ -9,7 +9,7 @@ import numpy as np
 
 from fedveil.data import Cohort, Dataset
 from fedveil.federation import HospitalUnits, Query
-from fedveil.federation.queries import Asked, CohortCountsQuery, PilotQuery
+from fedveil.federation.queries import Asked, CohortCountsQuery, PilotQuery, StatisticsQuery
 from fedveil.learning import (
     CentredHead,
     CentredLearner,
@@ -23,6 +23,8 @@ from fedveil.study import Study
 CLASSES = ("a", "b", "c")
 HEAD = CentredHead((5, 3), len(CLASSES))
 FINDINGS = FindingsHead((5, 3), len(CLASSES))
+ONCE = FindingsHead((5, 3), len(CLASSES), centred=False)
+"""What one round of statistics makes."""
 GRADES = GradesHead((5, 3), len(CLASSES))
 SHARES = """
 [data]
@@ -75,6 +77,8 @@ def instance(query: type[Query], unit: str, head=HEAD) -> Query | None:
     if head.findings and query in (CohortCountsQuery, PilotQuery):  # these are refused
         return None
     if head.grades and query is PilotQuery:
+        return None
+    if head is ONCE and query is not StatisticsQuery:  # the others are those of `FINDINGS`
         return None
     if query is CohortCountsQuery:
         return CohortCountsQuery.over(records(), unit)

@@ -38,11 +38,6 @@ def _findings(study: "Study") -> Iterator[str]:
             'privacy.epsilon "calibrated" predicts accuracy for classes that exclude each other, not for data.task '
             '"findings": give a number'
         )
-    if study.training.method == "one-shot":
-        yield (
-            'training.method "one-shot" needs a mean of features per class, which noise hides for data.task '
-            '"findings": remove it, to train in rounds'
-        )
 
 
 def _grades(study: "Study") -> Iterator[str]:
