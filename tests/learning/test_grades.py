@@ -10,6 +10,7 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from fedveil.errors import InvalidValue
 from fedveil.learning import CentredHead, CentredLearner, GradesHead, Spread, decide, evaluate
 from fedveil.learning.models.losses.grades import cut_points, grade_probabilities, grade_residuals, neighbours
+from fedveil.learning.released.class_statistics import COUNT_WEIGHT
 from fedveil.learning.released.grade_means import grade_means, usual_means
 from fedveil.learning.released.posterior import Noisy
 
@@ -157,6 +158,34 @@ def test_noise_takes_the_means_back_to_what_is_known_without_it_and_a_rare_grade
     noisy = grade_means(Noisy((rare * line)[:, None], 100.0), Noisy(rare, 1.0))
     np.testing.assert_allclose(noisy.values, line, atol=0.06)  # the prior mean of the last is 0.15
     assert noisy.certainty.error > exact.certainty.error
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e9])
+def test_a_hospitals_own_means_are_moved_by_what_its_scores_are(noise):
+    """All of its scores are higher by 0.1: so are its means; noise leaves the common ones."""
+    sizes, frequencies = np.array([500.0, 100.0, 50.0, 350.0]), np.full(K, 0.25)
+    head = GradesHead((D,), K)
+    whole = head.join(None, np.eye(D)[0] * 4)
+    common = head.means(whole) / head.scale(whole)
+    sums = np.stack([np.sqrt(1 - COUNT_WEIGHT**2) * sizes * (common + 0.1), COUNT_WEIGHT * sizes], axis=1)
+    found, own = head.recalibrated(whole, frequencies, sums.ravel(), noise**2)
+    head.check_parameters(found)
+    moved = 0.1 if noise == 0 else 0.0
+    np.testing.assert_allclose(head.means(found) / head.scale(whole), common + moved, atol=2e-3)
+    np.testing.assert_allclose(own, sizes / 1000 if noise == 0 else frequencies, atol=2e-3)
+    np.testing.assert_allclose(head.split(found)[1], 1 / (K * own))
+
+
+@given(seed=seeds, noise=st.sampled_from([0.0, 1.0, 1e3, 1e6]))
+@settings(max_examples=40, deadline=None)
+def test_a_hospitals_own_model_is_one_that_sites_accept(seed, noise):
+    head, generator = GradesHead((D // 2, D // 2), K), np.random.default_rng(seed)
+    parameters = released(head, generator, noise)
+    frequencies = generator.dirichlet(np.ones(K)) * 0.9 + 0.1 / K
+    sums = noise * generator.normal(size=head.calibration_size)
+    found, own = head.recalibrated(parameters, frequencies, sums, noise**2)
+    head.check_parameters(found)
+    assert own.sum() == pytest.approx(1)
 
 
 def predictions(seed: int = 0):

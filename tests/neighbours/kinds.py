@@ -127,7 +127,8 @@ LINEAR = (
         "grades",
         classes=FOUR,
         data='task = "grades"\nsubgroup = "sex"',
-        privacy=f"{CALIBRATED}\nsubgroup_share = 0.1",
+        training="units = 20",
+        privacy=f"{CALIBRATED}\nsubgroup_share = 0.1{OWN}",
     ),
     replace(
         _linear(

@@ -55,6 +55,7 @@ def study(**changes):
 @pytest.mark.parametrize("trust", ["site", "secure-aggregation", "server", "none"])
 def test_from_arrays_to_a_report_and_predictions(dataset, pixels, tmp_path, trust):
     run = fv.run(study(trust=trust), dataset, directory=tmp_path / "run")
+    assert run.study.privacy.statistics_share == 0.05
     assert run.metrics.auroc > 0.85
     assert [one.name for one in run.metrics.per_class] == list(FINDINGS)
     assert run.metrics.auroc_interval[0] < run.metrics.auroc <= run.metrics.auroc_interval[1]

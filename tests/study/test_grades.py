@@ -43,7 +43,7 @@ def dataset(drawn):
 
 def study(**changes):
     return fv.Study(
-        name="grades", features="pixels", image_size=16, delta=1e-3, **({"epsilon": 20.0} | changes)
+        name="grades", features="pixels", image_size=16, **({"epsilon": 20.0, "delta": 1e-3} | changes)
     )
 
 
@@ -74,6 +74,21 @@ def test_from_arrays_to_a_report_and_predictions(dataset, drawn, tmp_path, trust
     assert isinstance(TrainedModel.load(tmp_path / "run").model, GradesHead)
 
 
+def test_grades_start_from_a_public_model(dataset, tmp_path):
+    """At hardly any budget the weights have the start's direction."""
+    public = fv.run(study(trust="none"), dataset, directory=tmp_path / "public")
+    start = {"model": {"start": str(tmp_path / "public")}}
+    scarce = study(epsilon=1e-5, delta=1e-7, trust="server", units=180, rounds=6, **start)
+    run = fv.run(scarce, dataset, directory=tmp_path / "run")
+    own, found = (one.model.model.split(one.model.parameters)[3] for one in (public, run))
+    assert own @ found / np.linalg.norm(own) / np.linalg.norm(found) > 0.99
+    classes = fv.Dataset.from_arrays(
+        np.zeros((8, 16, 16), np.uint8), np.arange(8) % 4, patients=np.arange(8), classes=GRADES
+    )
+    with pytest.raises(StudyError, match="'grades' as the task"):
+        fv.run(study(**start), classes, directory=tmp_path / "other")
+
+
 @pytest.mark.parametrize("trust", ["secure-aggregation", "none"])
 def test_hospitals_release_an_evaluation_of_grades(dataset, tmp_path, trust):
     changes = {"trust": trust, "evaluation_share": 0.3, "epsilon": 200.0}
@@ -93,6 +108,10 @@ def test_hospitals_release_an_evaluation_of_grades(dataset, tmp_path, trust):
 def test_averaging_and_own_models_train_grades(dataset, tmp_path):
     own = fv.run(study(personal_share=0.2, trust="site", units=180), dataset, directory=tmp_path / "own")
     assert own.metrics.quadratic_kappa > 0.6
+    shares = {"personal_calibration_share": 0.1, "sites": 3}
+    placed = fv.run(study(**shares), dataset, directory=tmp_path / "placed")
+    assert placed.metrics.quadratic_kappa > 0.5
+    assert all(one.personal.balanced_accuracy > 0.3 for one in placed.record.result.sites)
     averaged = fv.run(study(method="averaging", units=180), dataset, directory=tmp_path / "averaging")
     assert averaged.metrics.quadratic_kappa > 0.3
 
@@ -101,8 +120,6 @@ def test_averaging_and_own_models_train_grades(dataset, tmp_path):
     "changes",
     [
         {"method": "one-shot"},
-        {"personal_calibration_share": 0.1},
-        {"start": "elsewhere"},
         {"epsilon": "calibrated", "max_epsilon": 4.0},
     ],
 )
@@ -112,8 +129,8 @@ def test_what_grades_are_not_trained_with_is_refused_before_anything_runs(change
 
 
 def test_what_data_in_memory_hold_is_refused_like_a_study_files_task(dataset, tmp_path):
-    with pytest.raises(StudyError, match=r'holds the task "grades".*personal_calibration_share'):
-        fv.run(study(personal_calibration_share=0.1), dataset, directory=tmp_path / "run")
+    with pytest.raises(StudyError, match=r'holds the task "grades".*one-shot'):
+        fv.run(study(method="one-shot"), dataset, directory=tmp_path / "run")
 
 
 def test_the_phantom_has_five_grades_of_stated_frequency():

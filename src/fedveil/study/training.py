@@ -34,6 +34,7 @@ from fedveil.federation.levels.rule import Forecast
 from fedveil.learning import (
     CentredHead,
     Certainty,
+    ClassHead,
     ClassStatistics,
     FindingMeans,
     FindingsHead,
@@ -273,9 +274,7 @@ class _Loop:
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
         """Run the remaining rounds that the budget covers; return the model and the number of finished rounds."""
-        start = (
-            self.model.start if isinstance(self.model, CentredHead | FindingsHead | NetworkModel) else None
-        )
+        start = self.model.start if isinstance(self.model, ClassHead | FindingsHead | NetworkModel) else None
         steps = Steps.plan(self.study, self.agreement, query, state.statistics, start)
         at, planned = self._start(steps), self.study.training.rounds
         self.progress.stage(self.label, planned, at.round)

@@ -13,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.learning.exact import first_sums, softmax
+from fedveil.learning.models.feature_head import LONGEST_SHIFT
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.linear_head import ClassHead
 from fedveil.learning.models.logistic import LinearHead
+from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.ranges import check_length
 from fedveil.learning.released.grade_means import grade_means, usual_means
 from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics
+from fedveil.learning.released.site_threshold import own_numbers
 
 __all__ = ["GradesHead"]
 
@@ -43,10 +46,11 @@ class GradesHead(ClassHead):
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of grades K.
+        start: the public model that training is pulled towards; None for none.
     """
 
-    def __init__(self, blocks: Sequence[int], classes: int) -> None:
-        super().__init__(LinearHead(sum(blocks), classes, grades=True), blocks, None)
+    def __init__(self, blocks: Sequence[int], classes: int, *, start: PublicStart | None = None) -> None:
+        super().__init__(LinearHead(sum(blocks), classes, grades=True), blocks, start)
 
     @property
     def shifts(self) -> int:
@@ -79,9 +83,15 @@ class GradesHead(ClassHead):
     def recalibrated(
         self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
     ) -> tuple[Vector, Vector]:
-        """Means of one hospital's own are not made: the common ones stay."""
-        del released, noise_variance
-        return parameters, frequencies
+        """The model with one hospital's frequencies, and all means moved by as much as their middle moves there."""
+        centre, _, shift, trained = self.split(parameters)
+        scale = self.scale(parameters)
+        common = np.clip(shift / scale, -LONGEST_SHIFT, LONGEST_SHIFT)
+        middle = np.mean(usual_means(self.classes) + common, keepdims=True)
+        found = ScoreStatistics.from_released(released, self.classes, noise_variance, None)
+        moved, own = own_numbers(middle, frequencies, found)
+        shifts = np.clip(common + moved - middle, -LONGEST_SHIFT, LONGEST_SHIFT)
+        return np.concatenate([centre, 1 / (self.classes * own), shifts * scale, trained]), own
 
     def probabilities(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
         """Probabilities of the grades (n, K) for raw features (n, d)."""
