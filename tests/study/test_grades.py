@@ -116,21 +116,26 @@ def test_averaging_and_own_models_train_grades(dataset, tmp_path):
     assert averaged.metrics.quadratic_kappa > 0.3
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"method": "one-shot"},
-        {"epsilon": "calibrated", "max_epsilon": 4.0},
-    ],
-)
-def test_what_grades_are_not_trained_with_is_refused_before_anything_runs(changes):
+@pytest.mark.parametrize("trust", ["secure-aggregation", "none"])
+def test_one_round_is_one_charge_and_a_model(dataset, drawn, tmp_path, trust):
+    run = fv.run(study(method="one-shot", trust=trust, epsilon=60.0), dataset, directory=tmp_path / "run")
+    assert [one.what for one in run.record.releases] == ["statistics"] * (trust != "none")
+    assert run.metrics.quadratic_kappa > 0.6
+    told = run.model.predict_proba(drawn[0][dataset.test])
+    np.testing.assert_array_equal(
+        TrainedModel.load(tmp_path / "run").predict_proba(drawn[0][dataset.test]), told
+    )
+    assert f"{run.metrics.quadratic_kappa:.3f}" in write_report(tmp_path / "run").read_text()
+
+
+def test_what_grades_are_not_trained_with_is_refused_before_anything_runs():
     with pytest.raises(StudyError, match=r'data\.task = "classes"'):
-        fv.Study(name="grades", source="phantom:grades", task="grades", **changes)
+        fv.Study(name="grades", source="phantom:grades", task="grades", epsilon="calibrated", max_epsilon=4.0)
 
 
 def test_what_data_in_memory_hold_is_refused_like_a_study_files_task(dataset, tmp_path):
-    with pytest.raises(StudyError, match=r'holds the task "grades".*one-shot'):
-        fv.run(study(method="one-shot"), dataset, directory=tmp_path / "run")
+    with pytest.raises(StudyError, match=r'holds the task "grades".*calibrated'):
+        fv.run(study(epsilon="calibrated", max_epsilon=4.0), dataset, directory=tmp_path / "run")
 
 
 def test_the_phantom_has_five_grades_of_stated_frequency():

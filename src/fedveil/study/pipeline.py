@@ -246,7 +246,7 @@ def _head(study: Study, dataset: Dataset) -> ClassHead | FindingsHead:
     if dataset.task == "findings":
         return FindingsHead(blocks, classes, centred=centred, start=start)
     if dataset.task == "grades":
-        return GradesHead(blocks, classes, start=start)
+        return GradesHead(blocks, classes, centred=centred, start=start)
     return CentredHead(blocks, classes, centred=centred, start=start)
 
 

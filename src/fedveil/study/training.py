@@ -38,6 +38,7 @@ from fedveil.learning import (
     ClassStatistics,
     FindingMeans,
     FindingsHead,
+    GradesHead,
     Histogram,
     Model,
     NetworkModel,
@@ -200,7 +201,7 @@ class _Loop:
     def _at_once(self, state: ModelState) -> ModelState:
         """The head made from statistics alone; its threshold may be released later."""
         self.progress.stage(self.label, 1, 1)
-        if isinstance(state.statistics, ClassStatistics) and isinstance(self.model, CentredHead):
+        if isinstance(state.statistics, ClassStatistics) and isinstance(self.model, CentredHead | GradesHead):
             return state.at(*self.model.one_shot(state.statistics))
         if isinstance(state.statistics, FindingMeans) and isinstance(self.model, FindingsHead):
             return state.at(*self.model.one_shot(state.statistics))

@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.learning.exact import first_sums, softmax
-from fedveil.learning.models.feature_head import LONGEST_SHIFT
+from fedveil.learning.models.feature_head import LONGEST_SHIFT, SMALLEST_SCALE
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.linear_head import ClassHead
+from fedveil.learning.models.linear_head import SCALE, ClassHead
 from fedveil.learning.models.logistic import LinearHead
 from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.ranges import check_length
+from fedveil.learning.released.class_statistics import ClassStatistics
+from fedveil.learning.released.grade_direction import direction_of, means_along
 from fedveil.learning.released.grade_means import grade_means, usual_means
 from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics
 from fedveil.learning.released.site_threshold import own_numbers
@@ -46,11 +48,15 @@ class GradesHead(ClassHead):
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of grades K.
+        centred: whether features are centred; a head from one round of statistics uses them uncentred.
         start: the public model that training is pulled towards; None for none.
     """
 
-    def __init__(self, blocks: Sequence[int], classes: int, *, start: PublicStart | None = None) -> None:
+    def __init__(
+        self, blocks: Sequence[int], classes: int, *, centred: bool = True, start: PublicStart | None = None
+    ) -> None:
         super().__init__(LinearHead(sum(blocks), classes, grades=True), blocks, start)
+        self.centred = centred
 
     @property
     def shifts(self) -> int:
@@ -74,6 +80,13 @@ class GradesHead(ClassHead):
         """The mean score of each grade, less the usual one."""
         found = grade_means(scores.sums, scores.counts)
         return np.clip(found.values, -1.0, 1.0) - usual_means(self.classes), found.certainty
+
+    def one_shot(self, statistics: ClassStatistics) -> tuple[Vector, Vector]:
+        """The trained part and the shifts from statistics alone; see `..released.grade_direction`."""
+        trained = direction_of(statistics) / STEEP
+        unit = max(float(np.linalg.norm(trained)) * SCALE, SMALLEST_SCALE)
+        means = np.clip(means_along(statistics, trained, unit), -1.0, 1.0)
+        return trained, (means - usual_means(self.classes)) * unit
 
     def _check_shift(self, shift: Vector, longest: float) -> None:
         """Each has the bound."""

@@ -43,8 +43,6 @@ def _grades(study: "Study") -> Iterator[str]:
     without = 'or set data.task = "classes"'
     if study.privacy.epsilon == "calibrated":
         yield f'privacy.epsilon "calibrated" is for classes without an order: give a number, {without}'
-    if study.training.method == "one-shot":
-        yield f'data.task "grades" is trained in rounds: remove training.method = "one-shot", {without}'
 
 
 def _network(study: "Study") -> Iterator[str]:
