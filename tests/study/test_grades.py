@@ -105,6 +105,15 @@ def test_hospitals_release_an_evaluation_of_grades(dataset, tmp_path, trust):
         assert found.auroc == pytest.approx(exact.auroc, abs=0.03)
 
 
+def test_an_evaluation_of_a_network_knows_the_order_of_its_classes(dataset, tmp_path):
+    network = {"network": "cnn", "rounds": 2, "sampling_rate": 1.0, "trust": "none", "evaluation_share": 0.3}
+    run = fv.run(
+        fv.Study(name="network", image_size=16, delta=1e-3, **network), dataset, directory=tmp_path / "run"
+    )
+    assert len(run.record.released.model_extra["roc"]) == len(GRADES) - 1, "one curve per cut point"
+    assert run.record.released.quadratic_kappa == pytest.approx(run.metrics.quadratic_kappa, abs=1e-6)
+
+
 def test_averaging_and_own_models_train_grades(dataset, tmp_path):
     own = fv.run(study(personal_share=0.2, trust="site", units=180), dataset, directory=tmp_path / "own")
     assert own.metrics.quadratic_kappa > 0.6
