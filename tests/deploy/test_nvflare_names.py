@@ -60,13 +60,15 @@ def test_the_checks_are_where_nvflare_looks_for_them():
     assert "receiver=self" in inspect.getsource(core_cell.CoreCell.__init__)
 
 
-def test_the_settings_are_where_nvflare_looks_for_them(monkeypatch):
+def test_the_settings_are_where_nvflare_looks_for_them():
     assert "wait > MAX_WAIT" in inspect.getsource(conn_manager.ConnManager.start_connector_task)
     driver = inspect.getsource(grpc_driver.GrpcDriver.__init__)
     assert all(f'"{name}"' in driver for name in ("grpc", "max_workers", "options"))
-    monkeypatch.setattr(private.CommConfigurator, "_configuration", {"heartbeat_interval": 7})
-    monkeypatch.setattr(private.CommConfigurator, "_config_loaded", True)
-    assert heartbeat_monitor.HeartbeatMonitor({}).interval == 7
+    code = "from fedveil.deploy.nvflare.private import CommConfigurator as configurator; "
+    code += "configurator._configuration, configurator._config_loaded = {'heartbeat_interval': 7}, True; "
+    code += "from nvflare.fuel.f3.sfm.heartbeat_monitor import HeartbeatMonitor; print(HeartbeatMonitor({}).interval)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "7"
     assert heartbeat_monitor.HEARTBEAT_TICK <= private._HEARTBEAT
 
 
