@@ -107,6 +107,14 @@ class Receipt:
             ) from None
         return raw.hex()
 
+    def is_signed(self, signature: object, signer: str) -> bool:
+        """Whether the owner of this public key made the signature for this receipt."""
+        try:
+            self.check(signature, signer)
+        except FederationError:
+            return False
+        return True
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -168,8 +176,13 @@ class Receipts:
                 known.read_on(file)
         return known.last
 
-    def verify(self, site: str, signer: str) -> tuple[int, int]:
+    def verify(self, site: str, *signers: str) -> tuple[int, int]:
         """Check every stored receipt of a site; return how many it signed, and how many version 0.1 left unsigned.
+
+        Args:
+            site: its name.
+            signers: its public keys, the current one first. A receipt that lies behind one of a later key cannot be of
+                an earlier key: who stole that one can add nothing.
 
         Raises:
             FederationError: a signature is not the site's.
@@ -178,8 +191,11 @@ class Receipts:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         found = [stored for line in lines if (stored := _stored(line)) is not None]
         signed = [(receipt, signature) for receipt, signature in found if signature is not None]
+        left = list(signers)
         for receipt, signature in signed:
-            receipt.check(signature, signer)
+            while len(left) > 1 and not receipt.is_signed(signature, left[-1]):
+                left.pop()
+            receipt.check(signature, left[-1])
         return len(signed), len(found) - len(signed)
 
     def keep(self, receipt: Receipt, signature: str, *, after: Receipt | None) -> None:

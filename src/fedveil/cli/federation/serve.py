@@ -1,5 +1,6 @@
 """``fedveil federation serve``."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from fedveil.cli.output.console import speak_plainly
 from fedveil.cli.output.logs import log_to_stderr
 
 __all__ = ["federation_serve"]
+
+log = logging.getLogger("fedveil.coordinator")
 
 
 def federation_serve(
@@ -26,5 +29,9 @@ def federation_serve(
         need_flower()
         from fedveil.deploy.coordinator.hospitals import Federation
         from fedveil.deploy.flower.process import serve
+        from fedveil.deploy.provisioning.expiry import expiring
 
-        serve(Federation.load(folder).link)
+        home = Federation.load(folder)
+        for text in expiring(folder):
+            log.warning("%s", text)
+        serve(home.link)

@@ -54,6 +54,7 @@ from fedveil.deploy.flower.private.node import (
 )
 from fedveil.deploy.flower.records import bytes_of, content_of
 from fedveil.deploy.flower.refusals import is_certificate, line_trouble, refusal, wrong_certificate
+from fedveil.deploy.provisioning.expiry import expiring
 from fedveil.deploy.site.ipc import Address, LineError, ask
 from fedveil.errors import FederationError, FedveilError, InvalidValue
 
@@ -359,6 +360,8 @@ def run_node(folder: Path) -> None:
         NodeSettings.load(folder, settings.superlink),
         lambda data: ask(address, data, timeout=_ONE_HOUR, limit=_LONGEST_ANSWER),
     )
+    for text in expiring(folder):
+        log.warning("%s", text)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: node.stop())
     node.run()

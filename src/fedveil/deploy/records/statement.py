@@ -6,6 +6,7 @@ received. The last line holds the hospital's public key and its signature (Ed255
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from fedveil.deploy.identity import Identity, check_public_key, fingerprint, signing_key
 from fedveil.deploy.records.facts import Fact
+from fedveil.deploy.records.handover import HandOver
 from fedveil.deploy.records.inventory import bill_of_materials, document, versions
 from fedveil.deploy.records.printed import need_pdf, printed
 from fedveil.deploy.site.approvals import Listed, Studies
@@ -189,12 +191,13 @@ def _signed(body: bytes, signer: str) -> bytes:
     return _PURPOSE + bytes.fromhex(signer) + hashlib.sha256(body).digest()
 
 
-def verify_statement(path: Path, expected: str | None = None) -> Signed:
+def verify_statement(path: Path, expected: str | None = None, handed: Sequence[HandOver] = ()) -> Signed:
     """Check a statement's signature.
 
     Args:
         path: the HTML file.
         expected: the hospital's fingerprint, as it read it, or its public key; None leaves that to a person.
+        handed: hand-overs of the hospital's keys, oldest first: a statement may be signed with an earlier key.
 
     Raises:
         InvalidValue: the file is no statement.
@@ -225,7 +228,11 @@ def verify_statement(path: Path, expected: str | None = None) -> Signed:
             "a statement is valid as a whole or not at all",
             "ask the hospital for the original",
         ) from None
-    if expected is not None and not _is_of(signer, expected):
+    keys = [signer]
+    for one in handed:
+        if one.old == keys[-1]:
+            keys.append(one.new)
+    if expected is not None and not any(_is_of(key, expected) for key in keys):
         raise Refused(
             f"{path} is signed by {fingerprint(signer)}",
             f"{expected[:100]} was expected",
