@@ -10,6 +10,7 @@ import typer
 
 from fedveil.cli.federation.renew import federation_certificates, federation_confirm, federation_renew
 from fedveil.cli.federation.serve import federation_serve
+from fedveil.cli.federation.statements import federation_statements
 from fedveil.cli.federation.status import federation_status
 from fedveil.cli.flower import need_flower
 from fedveil.cli.output.console import console, errors, speak_plainly
@@ -52,6 +53,7 @@ def federation_init(
 
 federation.command("serve")(federation_serve)
 federation.command("status")(federation_status)
+federation.command("statements")(federation_statements)
 federation.command("renew")(federation_renew)
 federation.command("confirm")(federation_confirm)
 federation.command("certificates")(federation_certificates)

@@ -169,12 +169,19 @@ class Receipts:
 
     def last(self, site: str) -> Receipt | None:
         """The receipt of a site's newest ledger line that any coordinator of this folder has."""
+        return self._read(site).last
+
+    def line(self, site: str, seq: int) -> str | None:
+        """The hash of a line of a site's ledger, if a receipt quotes that line."""
+        return self._read(site).lines.get(seq)
+
+    def _read(self, site: str) -> "_Known":
         path = self._folder / f"{site}.jsonl"
         known = self._known.setdefault(site, _Known())
         if path.exists():
             with path.open("rb") as file:
                 known.read_on(file)
-        return known.last
+        return known
 
     def verify(self, site: str, *signers: str) -> tuple[int, int]:
         """Check every stored receipt of a site; return how many it signed, and how many version 0.1 left unsigned.

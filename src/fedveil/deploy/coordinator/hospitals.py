@@ -13,7 +13,13 @@ from fedveil.deploy.coordinator.progress import progress
 from fedveil.deploy.flower.process import LinkSettings
 from fedveil.deploy.identity import Identity, check_private, check_public_key
 from fedveil.deploy.receipts import Receipts
-from fedveil.deploy.records.handover import HandOver, check_follows, former_keys, keep_hand_over
+from fedveil.deploy.records.handover import (
+    HandOver,
+    check_follows,
+    former_keys,
+    keep_hand_over,
+    kept_hand_overs,
+)
 from fedveil.errors import InvalidValue, Refused
 from fedveil.io import write_atomic
 from fedveil.names import SITE_NAME
@@ -113,6 +119,10 @@ class Federation:
         """The public keys that a hospital had before its current one, the newest first."""
         key = self.keys().get(site)
         return () if key is None else former_keys(self._handed(site), key)
+
+    def handed(self, site: str) -> tuple[HandOver, ...]:
+        """The hand-overs of a hospital's keys, oldest first."""
+        return kept_hand_overs(self._handed(site))
 
     def check(self, one: HandOver) -> None:
         """Refuse a hand-over that does not follow from the pinned key, or while a study needs that key.
