@@ -53,9 +53,6 @@ def site_renew(
 
 
 def _renew_node(folder: Path) -> None:
-    from fedveil.cli.flower import need_flower
-
-    need_flower()
     from fedveil.deploy.provisioning.renewal import renew_node
 
     path = renew_node(folder)

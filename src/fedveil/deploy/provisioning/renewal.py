@@ -6,8 +6,8 @@ otherwise have to change at the same moment.
 
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedveil.deploy.flower.process import LinkSettings
 from fedveil.deploy.identity import Identity, check_private, private_files
 from fedveil.deploy.locks import is_locked, locked_alone, release, turn
 from fedveil.deploy.provisioning.certificates import Authority, names_of, node_keys
@@ -19,6 +19,9 @@ from fedveil.deploy.site.models import Models
 from fedveil.errors import InvalidValue, LedgerError, Refused
 from fedveil.io import write_atomic, write_json, write_private
 from fedveil.privacy import Decision, Ledger
+
+if TYPE_CHECKING:  # a hospital that renews its key needs no Flower
+    from fedveil.deploy.flower.process import LinkSettings
 
 __all__ = [
     "finish_authority",
@@ -66,7 +69,7 @@ def prepare_authority(home: Path, name: str) -> Path:
     return home / "ca.pem"
 
 
-def finish_authority(home: Path, link: LinkSettings) -> list[str]:
+def finish_authority(home: Path, link: "LinkSettings") -> list[str]:
     """Put the new authority in force: the SuperLink gets a certificate of it, and the old one is trusted no more.
 
     Raises:
@@ -87,7 +90,7 @@ def finish_authority(home: Path, link: LinkSettings) -> list[str]:
     return hosts
 
 
-def renew_secret(home: Path, link: LinkSettings) -> None:
+def renew_secret(home: Path, link: "LinkSettings") -> None:
     """Give the SuperLink a new secret; hospitals never had it.
 
     Raises:
@@ -167,7 +170,7 @@ def _check_finished(folder: Path) -> None:
             )
 
 
-def _check_unused(link: LinkSettings) -> None:
+def _check_unused(link: "LinkSettings") -> None:
     """Refuse while a SuperLink runs, or a coordinator uses one."""
     with turn(link.turn):
         alone = locked_alone(link.users)
