@@ -21,6 +21,7 @@ from fedveil.deploy.offer import Offer
 from fedveil.deploy.records.forgotten import Forgotten
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.keys import Peers, patients_identity
+from fedveil.deploy.site.offline import offline
 from fedveil.errors import DataError, FedveilError
 from fedveil.federation import Agreement, Site
 from fedveil.federation.secure_rounds import Identity as Signer
@@ -152,7 +153,7 @@ class Cohorts:
         key = _seen(offer)
         task = self.tasks.get(key)
         if task is None:
-            task = self.tasks[key] = make_task(offer.study, self._seen_by(offer), Silent())
+            task = self.tasks[key] = make_task(offer.study, self._seen_by(offer), Silent(), apart=offline)
         return replace(task, study=offer.study)
 
     def keep(self, offers: Iterable[Offer]) -> None:
