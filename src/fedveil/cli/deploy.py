@@ -126,7 +126,6 @@ def coordinate(
         from fedveil.deploy.coordinator.hospitals import Federation
         from fedveil.deploy.coordinator.runner import RealHospitals
         from fedveil.deploy.provisioning.expiry import expiring
-        from fedveil.report import write_report
         from fedveil.study import RunDirectory, Study, resolve, run
 
         found = resolve(Study.load(study), study.parent)
@@ -146,6 +145,8 @@ def coordinate(
             if not resume:
                 directory.discard_unstarted()
             raise
+        from fedveil.report import write_report  # here, since a coordinator waits for days without its charts
+
         _print_result(result, write_report(directory.path), as_json)
 
 
