@@ -6,6 +6,7 @@ are the same, and so is what happens where one image cannot be used.
 """
 
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -23,6 +24,7 @@ from fedveil.study.settings.schema import Study
 
 __all__ = ["Inside", "compute", "stored_apart"]
 
+log = logging.getLogger("fedveil.site")
 Inside = Callable[[], AbstractContextManager[object]]
 """A context that the process computes in, a function that can be imported by its name."""
 
@@ -58,7 +60,10 @@ def stored_apart(study: Study, dataset: Dataset, progress: Progress, inside: Ins
             assert process.stdin is not None
             with suppress(BrokenPipeError), process.stdin as sink:
                 pickle.dump((study, dataset, inside), sink, protocol=5)
-            return _lengths(line, progress)
+            found = _lengths(line, progress)
+            if found is None:
+                log.warning("the process for features ended early: they are computed here")
+            return found
         finally:
             process.kill()  # it has ended, or this process is about to
             process.wait()

@@ -252,7 +252,7 @@ For a trial without systemd, one user runs both programs, in two terminals, from
 ## Back up
 
 `site/ledger.jsonl` and `site/decisions.jsonl`, each with its `.head` file, after every study; `site/identity.key` once,
-separately. Never replace a newer ledger by an older one: it would lack charges, and the coordinator's receipts reveal
+separately, and again after `fedveil site renew`, then with `patients.key` and `handovers.jsonl` beside it. Never replace a newer ledger by an older one: it would lack charges, and the coordinator's receipts reveal
 it.
 """
 
