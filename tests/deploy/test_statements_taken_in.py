@@ -60,6 +60,11 @@ def test_a_valid_statement_is_shown_with_what_it_says(town):
     assert (town.run / "statements" / "north.html").read_bytes() == town.page.read_bytes()
     assert fingerprint(town.hospital.service.identity.public) in shown
     assert re.search(r"south\s+none that is valid", shown)
+    before = (town.run / "statements.json").read_bytes()
+    (town.run / "result.json").unlink()
+    code, text = town.take(town.page)
+    assert (code, (town.run / "statements.json").read_bytes()) == (2, before)
+    assert "holds no finished run" in text
 
 
 def changed(town: Town, tmp_path: Path) -> Path:
@@ -107,30 +112,34 @@ def missing(town: Town, tmp_path: Path) -> Path:
     return tmp_path / "missing.html"
 
 
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (changed, "was changed after"),
-        (stranger, "was expected"),
-        (another_study, "is about study abababababab at north"),
-        (another_site, "the key of south is not known"),
-        (without_facts, "no part that programs read"),
-        (no_statement, "is not a signed statement"),
-        (missing, "cannot be read"),
-    ],
-)
-def test_what_cannot_be_verified_is_named_and_replaces_nothing(town, tmp_path, make, words):
+WRONG = {
+    changed: "was changed after",
+    stranger: "was expected",
+    another_study: "is about study abababababab at north",
+    another_site: "the key of south is not known",
+    without_facts: "no part that programs read",
+    no_statement: "is not a signed statement",
+    missing: "cannot be read",
+}
+
+
+def test_what_cannot_be_verified_is_named_and_replaces_nothing(town, tmp_path):
     assert town.take(town.page)[0] == 0
-    path = make(town, tmp_path)
-    code, text = town.take(path)
+    files = {make(town, tmp_path): words for make, words in WRONG.items()}
+    code, text = town.take(*files)
     assert code == 1
-    assert f"{path.name} is not valid" in text
-    assert words in text
-    (mine,) = json.loads((town.run / "statements.json").read_text())["valid"]
+    stored = json.loads((town.run / "statements.json").read_text())
+    (mine,) = stored["valid"]
     assert mine["site"] == "north"
-    shown = town.shown()
-    assert f"Not valid, and not shown above: {path.name}" in re.sub(" +", " ", shown)
-    assert words in re.sub(" +", " ", shown)
+    reasons = {one["file"]: one["reason"] for one in stored["unverified"]}
+    assert set(reasons) == {path.name for path in files}
+    _, _, named = town.shown().partition("Not valid, and not shown above:")
+    for path, words in files.items():
+        assert words in reasons[path.name]
+        assert f"{path.name} is not valid: {reasons[path.name]}" in text
+        assert path.name in named
+        assert words in named
+    assert str(tmp_path) not in named, "a report names no folders"
     assert (town.run / "statements" / "north.html").read_bytes() == town.page.read_bytes()
 
 
@@ -168,11 +177,3 @@ def test_a_statement_with_a_key_that_was_renewed_since_stays_valid(town, tmp_pat
     code, text = town.take(town.page)
     assert code == 0, text
     assert f"{fingerprint(old)} (renewed since)" in town.shown()
-
-
-def test_statements_belong_to_a_finished_run(town, tmp_path):
-    (town.run / "result.json").unlink()
-    code, text = town.take(town.page)
-    assert code == 2
-    assert "holds no finished run" in text
-    assert not (town.run / "statements.json").exists()

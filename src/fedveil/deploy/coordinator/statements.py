@@ -39,7 +39,7 @@ def take_in(federation: Federation, run: Path, files: Sequence[Path]) -> tuple[l
         try:
             values, content = _verified(federation, path, digest, sites)
         except FedveilError as error:
-            refused[name] = str(error)
+            refused[name] = str(error).replace(str(path), name)  # a report names no folders
             continue
         known = valid.get(values["site"])
         if known is None or known["made"] <= values["made"]:
