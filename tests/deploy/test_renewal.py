@@ -21,6 +21,8 @@ from fedveil.deploy.coordinator.progress import noted
 from fedveil.deploy.flower.carrier import FlowerCarrier
 from fedveil.deploy.identity import Identity, fingerprint
 from fedveil.deploy.provisioning import renewal
+from fedveil.deploy.provisioning.expiry import expiring
+from fedveil.deploy.provisioning.kits import make_kits
 from fedveil.deploy.receipts import Receipt, Receipts
 from fedveil.deploy.records.handover import HandOver, former_keys, read_hand_over
 from fedveil.deploy.records.statement import verify_statement
@@ -297,6 +299,25 @@ def test_a_node_gets_a_new_key_that_the_coordinator_has_to_be_given(tmp_path):
     assert code == 0, text
     assert "as nodes/NAME.pub of its folder" in text
     assert (node / "node.pub").read_bytes() != before == (home.folder / "nodes" / "north.pub").read_bytes()
+
+
+def test_what_has_no_command_over_nvflare_is_refused(tmp_path):
+    """Its nodes have certificates of the authority: another authority would shut them out."""
+    make_kits(
+        tmp_path / "kits", name="town", hospitals=["north"], hosts=["127.0.0.1"], port=9443, engine="nvflare"
+    )
+    home, node = tmp_path / "kits" / "coordinator", tmp_path / "kits" / "north" / "node"
+    before = {path: path.read_bytes() for path in (*home.glob("*"), *node.glob("*")) if path.is_file()}
+    for words in ((home, "--authority"), (home, "--authority", "--finish"), (home, "--secret")):
+        code, text = run("federation", "renew", *words)
+        assert code == 2
+        assert "the engine of this federation is nvflare" in text
+    code, text = run("site", "renew", node)
+    assert code == 2
+    assert "holds a certificate, node.pem" in text
+    assert {path: path.read_bytes() for path in before} == before
+    assert expiring(node) == []
+    assert run("federation", "renew", home)[0] == 0
 
 
 def test_ages_are_metrics_and_an_end_that_is_near_is_something_to_do(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedveil.cli.flower import need_flower
+from fedveil.cli.engines import need_flower
 from fedveil.cli.output.console import console, speak_plainly
 from fedveil.cli.site.options import AsJson
 from fedveil.cli.site.renew import File, Keys, Yes
@@ -42,10 +42,17 @@ def federation_renew(
                 "one thing is renewed at a time, and --finish belongs to --authority",
                 "give one of: nothing, --authority, --authority --finish, --secret",
             )
-        need_flower()
         from fedveil.deploy.coordinator.hospitals import Federation
         from fedveil.deploy.provisioning import renewal
 
+        if authority or secret:
+            if (engine := Federation.load(folder).table.engine) != "flower":
+                raise InvalidValue(
+                    f"the engine of this federation is {engine}",
+                    "its nodes have certificates of the authority, and it has no SuperLink",
+                    "make new kits with `fedveil federation init`, and give each hospital its node/ folder",
+                )
+            need_flower()
         if secret:
             renewal.renew_secret(folder, Federation.load(folder).link)
             console.print(f"renewed {folder / 'superlink.secret'}", soft_wrap=True)
@@ -73,7 +80,6 @@ def federation_confirm(handover: File, folder: Home = _DEFAULT, key: Keys = None
     Example: fedveil federation confirm handover-south-163b4f2cd210.json lungs/coordinator
     """
     with speak_plainly():
-        need_flower()
         from fedveil.cli.site.decide import compare_keys
         from fedveil.deploy.approval import match_keys
         from fedveil.deploy.coordinator.hospitals import Federation

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from fedveil.cli.flower import need_flower
 from fedveil.cli.output.console import console, speak_plainly
 
 __all__ = ["federation_statements"]
@@ -25,7 +24,6 @@ def federation_statements(
     Example: fedveil federation statements runs/pneumonia statement-*.html --federation lungs/coordinator
     """
     with speak_plainly():
-        need_flower()
         from fedveil.deploy.coordinator.hospitals import Federation
         from fedveil.deploy.coordinator.statements import take_in
         from fedveil.report import write_report

@@ -10,17 +10,18 @@ __all__ = ["SOON", "certificate_days", "expiring", "prometheus", "remedy"]
 SOON = 30
 """Days before the end of a certificate from which on a person is warned."""
 
-_CERTIFICATES = ("superlink.pem", "ca.pem")
+_CERTIFICATES = ("superlink.pem", "ca.pem", "node.pem")
 _KEYS = ("identity.key", "superlink.key", "superlink.secret", "ca.key", "node.key")
 _REMEDIES = {
     "superlink.pem": "run `fedveil federation renew`",
-    "ca.pem": "the coordinator runs `fedveil federation renew --authority`",
+    "ca.pem": "the coordinator runs `fedveil federation renew --authority`, or makes new kits for NVFlare",
+    "node.pem": "ask the coordinator for a new node/ folder",
 }
 
 
 def certificate_days(folder: Path) -> dict[str, int]:
     """Days until each certificate of a coordinator's or a node's folder expires; negative if it has."""
-    found = [name for name in _CERTIFICATES if (folder / name).exists()] or list(_CERTIFICATES)
+    found = [name for name in _CERTIFICATES if (folder / name).exists()] or ["superlink.pem", "ca.pem"]
     return {name: days_left((folder / name).read_bytes()) for name in found}
 
 

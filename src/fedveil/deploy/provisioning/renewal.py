@@ -102,8 +102,18 @@ def renew_secret(home: Path, link: "LinkSettings") -> None:
 
 
 def renew_node(folder: Path) -> Path:
-    """Give a node a new key; return its public key's file, which the coordinator needs."""
+    """Give a node of Flower a new key; return its public key's file, which the coordinator needs.
+
+    Raises:
+        Refused: the node has a certificate, which only the federation's authority can renew.
+    """
     check_private(folder / "node.key")
+    if (folder / "node.pem").exists():
+        raise Refused(
+            f"{folder} holds a certificate, node.pem",
+            "the coordinator's authority signs it",
+            "ask the coordinator for a new node/ folder",
+        )
     private, public = node_keys()
     write_private(folder / "node.key", private)
     _write(folder / "node.pub", public)
