@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 from tests.deploy.hospital import SITES, STUDY, WHO, edit, record_approval, study_text, write_images
+from tests.deploy.ports import free_port
 
 from fedveil.deploy.identity import fingerprint
 from fedveil.deploy.provisioning.kits import init_site, make_kits
@@ -58,9 +58,7 @@ class Town:
     ) -> None:
         self.folder, self.enrolled, self.engine = folder, tuple(names[:3]), engine
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.kits = folder / "kits"
         make_kits(self.kits, name="town", hospitals=names, hosts=["127.0.0.1"], port=self.port, engine=engine)
         self.coordinator = self.kits / "coordinator"

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fedveil.cli.engines import need_engine
+from fedveil.cli.federation.renew import federation_certificates, federation_confirm, federation_renew
 from fedveil.cli.federation.serve import federation_serve
+from fedveil.cli.federation.statements import federation_statements
 from fedveil.cli.federation.status import federation_status
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.logs import LogFormat, log_to_stderr
@@ -18,9 +20,6 @@ from fedveil.cli.site.options import AsJson
 from fedveil.errors import FedveilError
 
 __all__ = ["coordinate", "federation", "site"]
-
-SOON_EXPIRED = 30
-"""Days before the end of a certificate from which on a person is warned."""
 
 federation = typer.Typer(help="Set up a federation.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -57,21 +56,10 @@ def federation_init(
 
 federation.command("serve")(federation_serve)
 federation.command("status")(federation_status)
-
-
-@federation.command("renew")
-def federation_renew(
-    folder: Annotated[Path, typer.Argument(help="The coordinator's folder.")] = Path("coordinator"),
-) -> None:
-    """Renew the SuperLink's certificate, which is valid for 825 days; hospitals need not do anything.
-
-    Example: fedveil federation renew lungs/coordinator
-    """
-    from fedveil.deploy.provisioning.kits import renew
-
-    with speak_plainly():
-        hosts = renew(folder)
-        console.print(f"renewed {folder / 'superlink.pem'} for {', '.join(hosts)}", soft_wrap=True)
+federation.command("statements")(federation_statements)
+federation.command("renew")(federation_renew)
+federation.command("confirm")(federation_confirm)
+federation.command("certificates")(federation_certificates)
 
 
 @federation.command("send")
@@ -99,33 +87,6 @@ def federation_send(
             raise typer.Exit(1)
 
 
-@federation.command("certificates")
-def federation_certificates(
-    folder: Annotated[Path, typer.Argument(help="The coordinator's folder.")] = Path("coordinator"),
-    as_json: AsJson = False,
-) -> None:
-    """Print how many days the certificates are still valid; exit code 1 within 30 days of the end, 2 after it.
-
-    Example: fedveil federation certificates lungs/coordinator
-    """
-    from fedveil.deploy.provisioning.certificates import days_left
-
-    with speak_plainly():
-        left = {name: days_left((folder / name).read_bytes()) for name in ("superlink.pem", "ca.pem")}
-        if as_json:
-            print(json.dumps(left))
-        else:
-            remedies = {
-                "superlink.pem": "fedveil federation renew",
-                "ca.pem": "make new kits for every hospital",
-            }
-            for name, days in left.items():
-                remedy = f": {remedies[name]}" if days < SOON_EXPIRED else ""
-                console.print(f"{name} is valid for {days} more days{remedy}", soft_wrap=True)
-    least = min(left.values())
-    raise typer.Exit(2 if least < 0 else 1 if least < SOON_EXPIRED else 0)
-
-
 @federation.command("receipts")
 def federation_receipts(
     folder: Annotated[Path, typer.Argument(help="The coordinator's folder.")] = Path("coordinator"),
@@ -139,7 +100,7 @@ def federation_receipts(
 
         home = Federation.load(folder)
         for hospital, key in home.keys().items():
-            signed, unsigned = home.receipts().verify(hospital, key)
+            signed, unsigned = home.receipts().verify(hospital, key, *home.former(hospital))
             earlier = f", {unsigned} of version 0.1 without a signature" if unsigned else ""
             console.print(f"{hospital} signed {signed} receipts{earlier}", soft_wrap=True)
 
@@ -166,13 +127,15 @@ def coordinate(
         from fedveil.cli.output.progress import Bars
         from fedveil.deploy.coordinator.hospitals import Federation
         from fedveil.deploy.coordinator.runner import RealHospitals
-        from fedveil.report import write_report
+        from fedveil.deploy.provisioning.expiry import expiring
         from fedveil.study import RunDirectory, Study, resolve, run
 
         found = resolve(Study.load(study), study.parent)
         chosen = out or Path("runs") / found.study.name
         home = Federation.load(folder)
         need_engine(home.table.engine)
+        for text in expiring(folder):
+            errors.print(f"warning: {text}", soft_wrap=True, markup=False)
         directory = (
             RunDirectory.reopen(chosen, found)
             if resume
@@ -185,6 +148,8 @@ def coordinate(
             if not resume:
                 directory.discard_unstarted()
             raise
+        from fedveil.report import write_report  # here, since a coordinator waits for days without its charts
+
         _print_result(result, write_report(directory.path), as_json)
 
 

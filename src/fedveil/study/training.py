@@ -34,15 +34,14 @@ from fedveil.federation.levels.rule import Forecast
 from fedveil.learning import (
     CentredHead,
     Certainty,
-    ClassHead,
     ClassStatistics,
     FindingMeans,
     FindingsHead,
     GradesHead,
     Histogram,
     Model,
-    NetworkModel,
     OptimizerState,
+    PublicStart,
     ReleasedSubgroups,
     Statistics,
 )
@@ -275,7 +274,7 @@ class _Loop:
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
         """Run the remaining rounds that the budget covers; return the model and the number of finished rounds."""
-        start = self.model.start if isinstance(self.model, ClassHead | FindingsHead | NetworkModel) else None
+        start: PublicStart | None = getattr(self.model, "start", None)  # some models have none
         steps = Steps.plan(self.study, self.agreement, query, state.statistics, start)
         at, planned = self._start(steps), self.study.training.rounds
         self.progress.stage(self.label, planned, at.round)

@@ -1,5 +1,6 @@
 """``fedveil federation serve``."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from fedveil.cli.output.logs import log_to_stderr
 from fedveil.errors import InvalidValue
 
 __all__ = ["federation_serve"]
+
+log = logging.getLogger("fedveil.coordinator")
 
 
 def federation_serve(
@@ -35,5 +38,8 @@ def federation_serve(
             )
         need_flower()
         from fedveil.deploy.flower.process import serve
+        from fedveil.deploy.provisioning.expiry import expiring
 
+        for text in expiring(folder):
+            log.warning("%s", text)
         serve(home.link)

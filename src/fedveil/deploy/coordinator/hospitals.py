@@ -10,9 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedveil.deploy.carrier import Carrier, Engine
 from fedveil.deploy.coordinator.asking import Patience
+from fedveil.deploy.coordinator.progress import progress
 from fedveil.deploy.identity import Identity, check_private, check_public_key
 from fedveil.deploy.receipts import Receipts
-from fedveil.errors import InvalidValue
+from fedveil.deploy.records.handover import (
+    HandOver,
+    check_follows,
+    former_keys,
+    keep_hand_over,
+    kept_hand_overs,
+)
+from fedveil.errors import InvalidValue, Refused
+from fedveil.io import write_atomic
 from fedveil.names import SITE_NAME
 from fedveil.schema import explain
 
@@ -122,6 +131,48 @@ class Federation:
         path = self.folder / "sites" / f"{site}.pub"
         path.parent.mkdir(exist_ok=True)
         path.write_text(key + "\n")
+
+    def former(self, site: str) -> tuple[str, ...]:
+        """The public keys that a hospital had before its current one, the newest first."""
+        key = self.keys().get(site)
+        return () if key is None else former_keys(self._handed(site), key)
+
+    def handed(self, site: str) -> tuple[HandOver, ...]:
+        """The hand-overs of a hospital's keys, oldest first."""
+        return kept_hand_overs(self._handed(site))
+
+    def check(self, one: HandOver) -> None:
+        """Refuse a hand-over that does not follow from the pinned key, or while a study needs that key.
+
+        Raises:
+            Refused: with what to do.
+        """
+        path = self.folder / "sites" / f"{one.site}.pub"
+        known = self.keys().get(one.site)
+        if known is None:
+            raise Refused(
+                f"{one.site} was never contacted",
+                "a new key must follow from a known one",
+                "nothing has to be done: its current key is learned at first contact",
+            )
+        check_follows(one, known, path)
+        for study in progress(self.folder):
+            if study.state != "finished" and one.site in study.hospitals:
+                raise Refused(
+                    f"study {study.name} of {one.site} is {study.state}",
+                    "a hospital's key is not replaced in the middle of a study",
+                    f"finish it first (--resume), or delete its run directory {study.run}",
+                )
+
+    def accept(self, one: HandOver) -> None:
+        """Replace a hospital's key by its new one, which was compared with its owner."""
+        self.check(one)
+        keep_hand_over(self._handed(one.site), one)
+        path = self.folder / "sites" / f"{one.site}.pub"
+        write_atomic(path, lambda file: file.write(f"{one.new}\n".encode()))
+
+    def _handed(self, site: str) -> Path:
+        return self.folder / "sites" / f"{site}.handovers.jsonl"
 
     def receipts(self) -> Receipts:
         """The receipts received from the hospitals so far."""

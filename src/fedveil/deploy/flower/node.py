@@ -61,6 +61,7 @@ from fedveil.deploy.node import (
     stop_on_signals,
     wrong_certificate,
 )
+from fedveil.deploy.provisioning.expiry import expiring
 from fedveil.errors import FedveilError, InvalidValue
 
 __all__ = ["Node", "NodeSettings", "run_node"]
@@ -314,6 +315,8 @@ def run_node(folder: Path) -> None:
     """Run the node of a start-up kit's folder until SIGTERM or SIGINT."""
     settings, address = read_node_file(folder, _NodeFile)
     node = Node(NodeSettings.load(folder, settings.superlink), forward_to(address))
+    for text in expiring(folder):
+        log.warning("%s", text)
     stop_on_signals(node.stop)
     node.run()
 

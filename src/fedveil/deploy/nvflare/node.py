@@ -30,6 +30,7 @@ from fedveil.deploy.node import (
 )
 from fedveil.deploy.nvflare import ANSWER, ASK, FAILED, LONGEST
 from fedveil.deploy.nvflare.cell import Cell, CellSettings
+from fedveil.deploy.provisioning.expiry import expiring
 from fedveil.errors import InvalidValue
 
 __all__ = ["Node", "NodeSettings", "run_node"]
@@ -215,6 +216,8 @@ def run_node(folder: Path) -> None:
     settings, address = read_node_file(folder, _NodeFile)
     stop = threading.Event()
     node = Node(NodeSettings.load(folder, settings.coordinator), SiteLine(forward_to(address), stop), stop)
+    for text in expiring(folder):
+        log.warning("%s", text)
     stop_on_signals(stop.set)
     node.run()
 

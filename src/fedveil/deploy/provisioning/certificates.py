@@ -127,9 +127,9 @@ def names_of(certificate: bytes) -> list[str]:
 
 
 def days_left(certificate: bytes) -> int:
-    """Days until a certificate (PEM) expires; negative if it has."""
+    """Days until the last of some certificates (PEM) expires; negative if it has."""
     try:
-        until = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+        until = max(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(certificate))
     except ValueError as error:
         raise InvalidValue(
             f"the certificate cannot be read ({error})", "it must be a PEM file", "restore it from a backup"

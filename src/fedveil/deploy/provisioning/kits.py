@@ -6,16 +6,16 @@ from pathlib import Path
 
 from fedveil import __version__
 from fedveil.deploy.carrier import Engine, check_cell_names
-from fedveil.deploy.identity import Identity, check_private, fingerprint, private_files, write_private
+from fedveil.deploy.identity import Identity, fingerprint, private_files, write_private
 from fedveil.deploy.provisioning import templates
-from fedveil.deploy.provisioning.certificates import Authority, names_of, node_keys
+from fedveil.deploy.provisioning.certificates import Authority, node_keys
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.errors import InvalidValue
 from fedveil.names import check_site_name, check_site_names
 from fedveil.privacy import Budget, Ledger
 from fedveil.study.settings.toml import toml_value
 
-__all__ = ["init_site", "make_kits", "renew", "write_site_settings"]
+__all__ = ["init_site", "make_kits", "write_site_settings"]
 
 
 def make_kits(
@@ -64,26 +64,6 @@ def make_kits(
             public = (folder / hospital / "node" / "node.pub").read_bytes()
             (home / "nodes" / f"{hospital}.pub").write_bytes(public)
     return identity.public
-
-
-def renew(home: Path) -> list[str]:
-    """Give the SuperLink a new key and certificate, for the addresses in the old one; return the addresses.
-
-    Nothing changes for the hospitals: they trust the authority, which is unchanged.
-
-    Raises:
-        InvalidValue: the folder is not a coordinator's, or its files are damaged.
-    """
-    check_private(home / "ca.key")
-    authority = Authority.load((home / "ca.key").read_bytes(), (home / "ca.pem").read_bytes())
-    hosts = names_of((home / "superlink.pem").read_bytes())
-    key, certificate = authority.certify(hosts)
-    fresh = home / "superlink.key.new"
-    fresh.unlink(missing_ok=True)
-    write_private(fresh, key)
-    fresh.replace(home / "superlink.key")
-    (home / "superlink.pem").write_bytes(certificate)
-    return hosts
 
 
 def _write_coordinator(

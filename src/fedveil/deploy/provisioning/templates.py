@@ -260,8 +260,8 @@ For a trial without systemd, one user runs both programs, in two terminals, from
 ## Back up
 
 `site/ledger.jsonl` and `site/decisions.jsonl`, each with its `.head` file, after every study; `site/identity.key` once,
-separately. Never replace a newer ledger by an older one: it would lack charges, and the coordinator's receipts reveal
-it.
+separately; after `fedveil site renew` again, with `patients.key` and `handovers.jsonl`. Never replace
+a newer ledger by an older one: it would lack charges, and the coordinator's receipts reveal it.
 """
 
 _COORDINATOR_GUIDE = """# The coordinator of the federation "{federation}"
