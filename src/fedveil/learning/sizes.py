@@ -35,6 +35,7 @@ class NetworkSizes(OfLabels):
         image_size: int,
         trained_blocks: int = 1,
         findings: bool = False,
+        grades: bool = False,
     ) -> "NetworkSizes":
         """The sizes of a network that a study file names; see `fedveil.learning.NetworkModel`.
 
@@ -51,7 +52,7 @@ class NetworkSizes(OfLabels):
         _, body = split_frozen(layers)
         centred = next((layer for layer in body if isinstance(layer, Centred)), None)
         return cls(
-            labels=NetworkLabels.of(classes, findings=findings),
+            labels=NetworkLabels.of(classes, findings=findings, grades=grades),
             centre=sum(centred.blocks) if centred else 0,
             trained=dimension(body),
         )

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedveil.audit.result import AuditResult, Finding
@@ -100,7 +101,7 @@ def accuracy_table(record: RunRecord) -> Table | None:
         caption = (
             f"Accuracy from released histograms; 95{formatting.PERCENT} intervals in brackets, noise included"
         )
-        return Table(caption, ACCURACY, tuple(released)) if released else None
+        return _accuracy(caption, released, record) if released else None
     rows = [_metric_row("This study", record.test), *released]
     rows += [
         _metric_row(BASELINES.get(name, name.replace("_", " ")), metrics)
@@ -119,7 +120,12 @@ def accuracy_table(record: RunRecord) -> Table | None:
             )
         )
     caption = f"Accuracy on {_test_size(record.test, record)}; 95{formatting.PERCENT} intervals in brackets"
-    if math.isnan(record.test.quadratic_kappa):
+    return _accuracy(caption, rows, record)
+
+
+def _accuracy(caption: str, rows: Sequence[tuple[str, ...]], record: RunRecord) -> Table:
+    """The table of these rows, with one more column if classes are grades."""
+    if record.data is None or record.data.task != "grades":
         return Table(caption, ACCURACY, tuple(rows))
     cells = _kappas(record, len(rows))
     head = (*ACCURACY, "Quadratic weighted kappa")

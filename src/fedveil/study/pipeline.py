@@ -93,6 +93,7 @@ class Task(ABC):
             cohort.patients,
             classes=len(self.dataset.classes),
             unit=self.study.privacy.unit,
+            grades=self.dataset.task == "grades",
             strata=None if column is None else declared(attribute, column, groups),
         )
 
@@ -232,6 +233,7 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         image_size=study.data.image_size,
         trained_blocks=study.model.trained_blocks,
         findings=study.data.meaning == "findings",
+        grades=study.data.meaning == "grades",
     )
 
 
@@ -241,11 +243,11 @@ def _head(study: Study, dataset: Dataset) -> ClassHead | FindingsHead:
         len(dataset.classes),
         load_start(study, dataset),
     )
-    if dataset.task == "findings":
-        return FindingsHead(blocks, classes, start=start)
-    if dataset.task == "grades":
-        return GradesHead(blocks, classes)
     centred = study.training.method != "one-shot"
+    if dataset.task == "findings":
+        return FindingsHead(blocks, classes, centred=centred, start=start)
+    if dataset.task == "grades":
+        return GradesHead(blocks, classes, centred=centred, start=start)
     return CentredHead(blocks, classes, centred=centred, start=start)
 
 
@@ -260,6 +262,7 @@ def _network(study: Study, dataset: Dataset) -> "NetworkModel":
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
         findings=dataset.task == "findings",
+        grades=dataset.task == "grades",
         start=load_start(study, dataset),
     )
 

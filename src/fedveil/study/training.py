@@ -35,6 +35,9 @@ from fedveil.learning import (
     CentredHead,
     Certainty,
     ClassStatistics,
+    FindingMeans,
+    FindingsHead,
+    GradesHead,
     Histogram,
     Model,
     OptimizerState,
@@ -196,14 +199,16 @@ class _Loop:
 
     def _at_once(self, state: ModelState) -> ModelState:
         """The head made from statistics alone; its threshold may be released later."""
-        if not isinstance(state.statistics, ClassStatistics) or not isinstance(self.model, CentredHead):
-            raise StudyError(
-                "there are no class statistics",
-                "a one-shot model is made from them",
-                "train a linear head on features",
-            )
         self.progress.stage(self.label, 1, 1)
-        return state.at(*self.model.one_shot(state.statistics))
+        if isinstance(state.statistics, ClassStatistics) and isinstance(self.model, CentredHead | GradesHead):
+            return state.at(*self.model.one_shot(state.statistics))
+        if isinstance(state.statistics, FindingMeans) and isinstance(self.model, FindingsHead):
+            return state.at(*self.model.one_shot(state.statistics))
+        raise StudyError(
+            "there are no class statistics",
+            "a one-shot model is made from them",
+            "train a linear head on features",
+        )
 
     def _affordable(self, wanted: Release) -> bool:
         """Whether the target covers one more of a release, in addition to past requests and what is still planned.

@@ -63,6 +63,7 @@ class NetworkModel(OfLabels):
         seed: public; of the initial parameters only.
         trained_blocks: number of trained blocks of EfficientNet-Lite0, counted from the last.
         findings: whether an image may have any number of them.
+        grades: whether they are ordered.
         start: the public model that training begins from; None for none.
 
     Raises:
@@ -79,10 +80,11 @@ class NetworkModel(OfLabels):
         seed: int = 0,
         trained_blocks: int = 1,
         findings: bool = False,
+        grades: bool = False,
         start: PublicStart | None = None,
     ) -> None:
         self.name, self.classes, self.image_size, self.start = name, classes, image_size, start
-        self.labels = NetworkLabels.of(classes, findings=findings)
+        self.labels = NetworkLabels.of(classes, findings=findings, grades=grades)
         self._image_shape = (channels, image_size, image_size)
         self.module = layers_of(name, classes, channels, image_size, seed, trained_blocks).eval()
         self.notices = check_private(self.module)
