@@ -240,9 +240,11 @@ def _content(prepared: Prepared) -> str:
 
 
 def _pieces(name: str, agreement: Agreement, effort: Effort) -> int:
-    """Pieces of work of an attacker."""
-    requested = sum(not one.query.at_site for one in agreement.releases)
-    return {ManyCanaries.name: 2, ReleasedModel.name: 1 + max(2, effort.references)}.get(name, requested)
+    """Pieces of work of an attacker; of a calibrated study's levels only one is run."""
+    released = [one for one in agreement.releases if not one.query.at_site]
+    rounds = sum(one.rounds for one in released if one.level in (None, 1))
+    runs = {ManyCanaries.name: 4 * rounds, ReleasedModel.name: 1 + max(2, effort.references)}
+    return runs.get(name, len(released))
 
 
 def _left_out(agreement: Agreement, effort: Effort) -> list[str]:
