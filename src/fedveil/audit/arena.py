@@ -43,8 +43,8 @@ __all__ = ["Arena", "Included", "Indices", "Remembering", "colluders_of", "embed
 
 Indices = npt.NDArray[np.int64]
 Included = npt.NDArray[np.bool_]
-IMAGES = 3
-"""Images of a canary patient: several, so that a bound per image rather than per patient shows."""
+IMAGES = {"patient": 3, "image": 1}
+"""Images of a canary by the unit; of a patient several, so that a bound per image rather than per patient shows."""
 SAMPLE = 64
 
 
@@ -246,13 +246,12 @@ def plant(
     task: Task,
     homes: tuple[str, ...],
     generator: np.random.Generator,
-    images: int = IMAGES,
 ) -> Arena:
-    """Add one canary patient per home, whose images have features that are as orthogonal as there is room for.
+    """Add one canary per home, a patient or an image, with features that are as orthogonal as there is room for.
 
     For a network its images are black and white at random. Labels are random.
     """
-    dataset, count = prepared.dataset, len(homes)
+    dataset, count, images = prepared.dataset, len(homes), IMAGES[prepared.study.privacy.unit]
     first, patients = len(dataset), len(dataset.patient_names)
     filler = np.zeros(count * images, dtype=np.int64)
     rows = first + np.arange(count * images).reshape(count, images)

@@ -68,7 +68,7 @@ class ManyCanaries(Attacker):
                 curve=curve,
                 area=area,
                 executions=2,
-                what=f"guesses about {count} canary patients in one run of the study",
+                what=f"guesses about {count} canaries in one run of the study",
             )
         ]
 
@@ -234,8 +234,7 @@ class _Decoder:
     def _rows(self, one: _Exchange, home: str, members: Indices) -> Numbers:
         """(members, dimension): what each canary adds. Gradients of a network are computed in full batches."""
         release, arena = one.release, self._arena
-        gradients = isinstance(arena.task, NetworkTask) and isinstance(release.query, ClippedGradients)
-        if not gradients or arena.agreement.target.unit != "patient":
+        if not (isinstance(arena.task, NetworkTask) and isinstance(release.query, ClippedGradients)):
             return np.array([self._sum(one, int(canary)) for canary in members])
         if home not in self._together:
             rows = np.concatenate([arena.canaries[canary] for canary in members])

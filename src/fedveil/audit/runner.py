@@ -116,6 +116,12 @@ def audit(
             "an audit never overwrites one",
             "choose another --out, or delete its audit.json",
         )
+    if study.privacy.unit == "site":
+        raise StudyError(
+            "privacy.unit is site",
+            "attacks add one patient or one image, and what a whole hospital may change is more than that",
+            'audit the study with unit "patient" or "image"',
+        )
     started, effort, progress = time.perf_counter(), effort or Effort(), progress or Silent()
     _check_attackers(hospitals, effort)
     setup, notes = _setup(study, folder, dataset, own_images, effort, progress, hospitals)
