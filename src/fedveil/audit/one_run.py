@@ -232,12 +232,15 @@ class _Decoder:
         return rows * steps if steps > 1 else rows, view * scale - rate * steps * known, float(deviation)
 
     def _rows(self, one: _Exchange, home: str, members: Indices) -> Numbers:
-        """(members, dimension): what each canary adds. Gradients of a network are computed in full batches."""
+        """(members, dimension): what each canary adds.
+
+        Gradients of a network are computed in full batches, of one image per canary: all of its images are equal.
+        """
         release, arena = one.release, self._arena
         if not (isinstance(arena.task, NetworkTask) and isinstance(release.query, ClippedGradients)):
             return np.array([self._sum(one, int(canary)) for canary in members])
         if home not in self._together:
-            rows = np.concatenate([arena.canaries[canary] for canary in members])
+            rows = np.array([arena.canaries[canary][0] for canary in members])
             self._together[home] = cast("NetworkLearner", arena.task.learner(rows))
         return self._together[home].each(one.parameters, clip_norm=release.mechanism.clip_norm)
 
