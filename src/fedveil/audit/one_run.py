@@ -163,12 +163,13 @@ class _Decoder:
         self._sites = {name: [name] for name in names} if by_site else {names[0]: sorted(set(arena.homes))}
         self._hospitals: dict[tuple[str | int, bool], HospitalUnits | None] = {}
         self._together: dict[str, NetworkLearner] = {}
+        self._asked = arena.agreement.possible
         released = [one for one in arena.agreement.releases if not one.query.at_site]
         self._sampled = any(one.mechanism.sampling_rate < 1 for one in released)
 
     def flat(self, seen: Seen) -> Vector:
         """What is stored of a round, as one vector."""
-        number = [one.name for one in self._arena.agreement.releases].index(seen.release.name)
+        number = [one.name for one in self._asked].index(seen.release.name)
         parameters = seen.release.own_parameters(seen.parameters)  # without the evidence for a level
         views = [self._arena.view(seen, home) for home, _ in self._groups]
         return np.concatenate([[number, len(parameters)], parameters, *views])
@@ -177,7 +178,7 @@ class _Decoder:
         """The rounds in a sequence of such vectors."""
         found = []
         while len(flat):
-            release, sent = self._arena.agreement.releases[int(flat[0])], int(flat[1])
+            release, sent = self._asked[int(flat[0])], int(flat[1])
             end = 2 + sent + len(self._groups) * release.dimension
             views = tuple(np.split(flat[2 + sent : end], len(self._groups)))
             found.append(_Exchange(release, flat[2 : 2 + sent], views))

@@ -246,9 +246,9 @@ def _content(prepared: Prepared) -> str:
 
 
 def _pieces(name: str, agreement: Agreement, effort: Effort) -> int:
-    """Pieces of work of an attacker; of a calibrated study's levels only one is run."""
+    """Pieces of work of an attacker, of a calibrated study at its dearest level."""
     released = [one for one in agreement.releases if not one.query.at_site]
-    rounds = sum(one.rounds for one in released if one.level in (None, 1))
+    rounds = sum(one.rounds for one in released)
     runs = {ManyCanaries.name: 4 * rounds, ReleasedModel.name: 1 + max(2, effort.references)}
     return runs.get(name, len(released))
 

@@ -33,8 +33,8 @@ CHUNK = 1 << 21
 """Numbers drawn at once."""
 NUMBERS, SLOW = 8 * 10**7, 2 * 10**4
 """Numbers of noise, or sums of samples, that are drawn for one release in one world by default."""
-HELD, FEW = 0.7, 0.25
-"""Entries that hold so much of a direction's squared length are looked at alone, if they are at most so many of all."""
+LONG, HELD, FEW = 1 << 13, 0.7, 0.25
+"""Of longer directions, entries that hold so much of the squared length are looked at alone, if so few of all do."""
 FEWEST, MOST_TRIALS = 400, 20_000
 """Executions of one world by default."""
 
@@ -65,7 +65,7 @@ class Aim:
         order = np.argsort(-np.square(self.direction), kind="stable")
         held = np.cumsum(np.square(self.direction)[order])
         count = int(np.searchsorted(held, HELD * held[-1])) + 1
-        if count > len(order) * FEW:
+        if len(order) <= LONG or count > len(order) * FEW:
             return self
         entries = np.sort(order[:count])
         return replace(self, direction=self.direction[entries], entries=entries)
