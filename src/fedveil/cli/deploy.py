@@ -4,13 +4,13 @@ import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from fedveil.cli.engines import need_engine
 from fedveil.cli.federation.serve import federation_serve
 from fedveil.cli.federation.status import federation_status
-from fedveil.cli.flower import need_flower
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.logs import LogFormat, log_to_stderr
 from fedveil.cli.site import site
@@ -35,6 +35,9 @@ def federation_init(
     ],
     name: Annotated[str, typer.Option(help="The federation's name.")] = "federation",
     port: Annotated[int, typer.Option(help="Port that hospitals connect to.")] = 9443,
+    engine: Annotated[
+        Literal["flower", "nvflare"], typer.Option(help="What carries messages; the kits are for it.")
+    ] = "flower",
 ) -> None:
     """Write one start-up kit for each hospital, and the coordinator's folder.
 
@@ -44,7 +47,7 @@ def federation_init(
     from fedveil.deploy.provisioning.kits import make_kits
 
     with speak_plainly():
-        public = make_kits(folder, name=name, hospitals=hospital, hosts=address, port=port)
+        public = make_kits(folder, name=name, hospitals=hospital, hosts=address, port=port, engine=engine)
         console.print(
             f"wrote {folder}/coordinator and {len(hospital)} kits: {', '.join(hospital)}", soft_wrap=True
         )
@@ -84,11 +87,12 @@ def federation_send(
     """
     with speak_plainly():
         log_to_stderr()
-        need_flower()
         from fedveil.deploy.coordinator.hospitals import Federation
         from fedveil.deploy.coordinator.runner import send_again
 
-        found = send_again(Federation.load(folder), run_directory)
+        home = Federation.load(folder)
+        need_engine(home.table.engine)
+        found = send_again(home, run_directory)
         for hospital, received in found.items():
             console.print(f"{hospital} {'has the model' if received else 'was not reached, or refused it'}")
         if not all(found.values()):
@@ -131,7 +135,6 @@ def federation_receipts(
     Example: fedveil federation receipts lungs/coordinator
     """
     with speak_plainly():
-        need_flower()
         from fedveil.deploy.coordinator.hospitals import Federation
 
         home = Federation.load(folder)
@@ -159,7 +162,6 @@ def coordinate(
     """
     with speak_plainly():
         log_to_stderr(log_format)
-        need_flower()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         from fedveil.cli.output.progress import Bars
         from fedveil.deploy.coordinator.hospitals import Federation
@@ -170,6 +172,7 @@ def coordinate(
         found = resolve(Study.load(study), study.parent)
         chosen = out or Path("runs") / found.study.name
         home = Federation.load(folder)
+        need_engine(home.table.engine)
         directory = (
             RunDirectory.reopen(chosen, found)
             if resume

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from fedveil.cli.flower import need_flower
+from fedveil.cli.engines import need_flower
 from fedveil.cli.output.console import speak_plainly
 from fedveil.cli.output.logs import log_to_stderr
+from fedveil.errors import InvalidValue
 
 __all__ = ["federation_serve"]
 
@@ -23,8 +24,16 @@ def federation_serve(
     """
     with speak_plainly():
         log_to_stderr()
-        need_flower()
         from fedveil.deploy.coordinator.hospitals import Federation
+
+        home = Federation.load(folder)
+        if home.table.engine != "flower":
+            raise InvalidValue(
+                f"the engine of this federation is {home.table.engine}",
+                "only over Flower is there a program that stays while studies come and go",
+                "run `fedveil coordinate`; it listens while its study runs",
+            )
+        need_flower()
         from fedveil.deploy.flower.process import serve
 
-        serve(Federation.load(folder).link)
+        serve(home.link)

@@ -4,17 +4,20 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedveil.deploy.carrier import Carrier, Engine
 from fedveil.deploy.coordinator.asking import Patience
-from fedveil.deploy.flower.process import LinkSettings
 from fedveil.deploy.identity import Identity, check_private, check_public_key
 from fedveil.deploy.receipts import Receipts
 from fedveil.errors import InvalidValue
 from fedveil.names import SITE_NAME
 from fedveil.schema import explain
+
+if TYPE_CHECKING:
+    from fedveil.deploy.flower.process import LinkSettings
 
 __all__ = ["Federation", "FederationTable"]
 
@@ -24,8 +27,9 @@ Number = Annotated[float, Field(strict=False)]
 class FederationTable(BaseModel):
     """``[federation]`` of federation.toml.
 
-    ``port`` is the port that hospitals connect to; ``listen`` the local address to listen at; ``sites`` the
-    hospitals in the order of the studies' agreements; the rest are waiting times for hospitals in seconds.
+    ``port`` is the port that hospitals connect to; ``listen`` the local address to listen at; ``engine`` what carries
+    messages; ``sites`` the hospitals in the order of the studies' agreements; the rest are waiting times for hospitals
+    in seconds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -33,6 +37,7 @@ class FederationTable(BaseModel):
     name: str = Field(min_length=1, max_length=80)
     port: int = Field(ge=1, le=65535)
     listen: str = "0.0.0.0"
+    engine: Engine = "flower"
     sites: tuple[Annotated[str, Field(pattern=f"^{SITE_NAME}$")], ...] = Field(strict=False, min_length=1)
     wait_for_approval: Number = Field(default=86400.0, ge=0)
     wait_for_absent: Number = Field(default=8.0, ge=1)
@@ -65,14 +70,26 @@ class Federation:
             raise explain(error, str(path), InvalidValue, "correct it", FederationTable) from None
         except (OSError, ValueError) as error:
             raise InvalidValue(f"{path} cannot be read ({error})", "it must be TOML", "correct it") from None
-        for name in ("superlink.key", "superlink.secret"):
+        for name in ("superlink.key", "superlink.secret")[: 2 if table.engine == "flower" else 1]:
             check_private(folder / name)
         return cls(folder, table, Identity.load(folder / "identity.key"))
 
     @property
-    def link(self) -> LinkSettings:
+    def link(self) -> "LinkSettings":
         """The SuperLink's address and files."""
+        from fedveil.deploy.flower.process import LinkSettings
+
         return LinkSettings(folder=self.folder, host=self.table.listen, port=self.table.port)
+
+    def carrier(self) -> Carrier:
+        """What carries messages, not yet started."""
+        if self.table.engine == "nvflare":
+            from fedveil.deploy.nvflare.carrier import NVFlareCarrier
+
+            return NVFlareCarrier(self.folder, self.table.listen, self.table.port, self.table.sites)
+        from fedveil.deploy.flower.carrier import FlowerCarrier
+
+        return FlowerCarrier(self.link, self.nodes())
 
     @property
     def patience(self) -> Patience:
