@@ -1,7 +1,7 @@
 """What attacks prove about fedveil's own code, and how often they are wrong about it. Two cores, a few minutes a row.
 
 python benchmarks/audit.py                    # every row
-python benchmarks/audit.py white one:10 black demo alarms:20
+python benchmarks/audit.py white one:10 black demo network alarms:20
 """
 
 import json
@@ -30,6 +30,17 @@ ONE_SUM = '[training]\nmethod = "one-shot"\n[privacy]\ncalibration_share = 0\n'
 
 
 WIDE = '[data]\nimage_size = 32\n[model]\nfeatures = "pixels@32"\n[privacy]\n'
+CNN = """
+[data]
+image_size = 28
+[data.sites]
+count = 3
+[model]
+network = "cnn"
+[privacy]
+epsilon = 8
+[training]
+"""
 FOLDER = tempfile.TemporaryDirectory(prefix="fedveil-audit-")
 TINY = """
 [data]
@@ -150,9 +161,27 @@ def black() -> None:
 
 def demo() -> None:
     """A whole audit of the demo study."""
+    _whole("audit_of_the_demo_study", '[study]\nname = "demo"\n')
+
+
+def network() -> None:
+    """Whole audits of a network on the phantom, of few rounds and of as many as by default."""
+    for rounds in (6, 60):
+        _whole(f"audit_of_a_cnn_of_{rounds}_rounds", CNN + f"rounds = {rounds}\n")
+
+
+def _whole(name: str, text: str) -> None:
+    started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        result = audit(Study.parse('[study]\nname = "demo"\n'), Path(folder) / "audit")
-    show("audit_of_the_demo_study", seconds=round(result.seconds), lower=round(result.lower, 3))
+        result = audit(Study.parse(text), Path(folder) / "audit")
+    show(
+        name,
+        seconds=round(result.seconds),
+        processor_seconds=round(time.process_time() - started),
+        stated=round(result.epsilon, 3),
+        lower=round(result.lower, 3),
+        contradicted=result.contradicted,
+    )
 
 
 def alarms(count: int) -> None:
@@ -187,13 +216,13 @@ def _since(started: float) -> float:
 
 
 def main() -> None:
-    for wanted in sys.argv[1:] or ["white", "one:10", "black", "demo", "alarms:100"]:
+    for wanted in sys.argv[1:] or ["white", "one:10", "black", "demo", "network", "alarms:100"]:
         name, _, count = wanted.partition(":")
         counted = {"one": one, "alarms": alarms}
         if name in counted:
             counted[name](int(count or 10))
         else:
-            {"white": white, "black": black, "demo": demo}[name]()
+            {"white": white, "black": black, "demo": demo, "network": network}[name]()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     python benchmarks/calibration.py --runs 2 --only breast-ultrasound
     python benchmarks/calibration.py --save runs.jsonl    # continues where an interrupted call stopped
     python benchmarks/calibration.py --held-out       # new patients of the same hospitals instead of the test images
+    python benchmarks/calibration.py --shift          # whether test images can be told from training images
     python benchmarks/calibration.py --medmnist FOLDER    # also every MedMNIST file NAME.npz in FOLDER
 
 Each run trains at every epsilon of the grid, without privacy, and with a calibrated epsilon (maximum 8, tolerance 0.01,
@@ -213,6 +214,31 @@ def report(asked: dict[str, str], runs: Sequence[Run]) -> None:
     figure("pilot_interval_covers", statistics.mean(p[1] <= run.auroc <= p[2] for run, p in told), **where)
 
 
+def shift(task: Task, split: np.ndarray, seed: int) -> float:
+    """AUROC at which features tell test images from training images of the same class, on patients not fitted on.
+
+    A ridge discriminant within each class, fitted on half of the patients and judged on the others; the mean over
+    classes. One half: the images are alike.
+    """
+    data, found = task.dataset, []
+    features = np.asarray(task.features[np.arange(len(data))], np.float64)  # type: ignore[attr-defined]
+    fitted = np.random.default_rng(seed).random(int(data.patients.max()) + 1) < 0.5
+    for label in range(len(data.classes)):
+        parts = [
+            [
+                features[(data.labels == label) & (split == side) & (fitted[data.patients] == half)]
+                for side in (TRAIN, TEST)
+            ]
+            for half in (True, False)
+        ]
+        (train, test), (judged_train, judged_test) = parts
+        spread = sum(np.cov(part.T) for part in (train, test)) / 2
+        ridge = 0.1 * np.trace(spread) / features.shape[1] * np.eye(features.shape[1])
+        line = np.linalg.solve(spread + ridge, test.mean(axis=0) - train.mean(axis=0))
+        found.append(np.mean((judged_test @ line)[:, None] > judged_train @ line))
+    return float(np.mean(found))
+
+
 HEAD = (
     "| set | unit | trust | N | classes | "
     + " | ".join("no privacy" if math.isinf(one) else f"epsilon {one:g}" for one in SHOWN)
@@ -259,6 +285,7 @@ def main() -> None:
         "--save", type=Path, help="append every run to this file, and do not repeat those in it"
     )
     parser.add_argument("--held-out", action="store_true", help="test on held-out training patients")
+    parser.add_argument("--shift", action="store_true", help="only compare training and test images")
     parser.add_argument("--table", action="store_true", help="print the Markdown table at the end")
     asked = parser.parse_args()
     sets = dict(SETS)
@@ -275,7 +302,12 @@ def main() -> None:
         digest = digest_of(str(sets[name]["source"]))
         figure("source", len(prepared.dataset), set=name, sha256=digest)
         sources.append(f"SHA-256 of {name}: {digest}")
-        for unit in asked.unit:
+        if asked.shift:
+            splits = [task.dataset.split, *(held_out(task.dataset, seed).split for seed in range(asked.runs))]
+            told = [shift(task, split, seed) for seed, split in enumerate(splits)]
+            figure("test_images_told_from_training_images", told[0], set=name)
+            figure("held_out_images_told_from_training_images", statistics.mean(told[1:]), set=name)
+        for unit in () if asked.shift else asked.unit:
             for trust in asked.trust:
                 tested = "held-out patients" if asked.held_out else "test images"
                 where = {"set": name, "trust": trust, "unit": unit, "tested": tested}

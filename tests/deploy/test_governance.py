@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from fedveil import report
 from fedveil.cli.main import app
 from fedveil.deploy.offer import Offer
+from fedveil.deploy.records.facts import facts
 from fedveil.deploy.site.approvals import Studies
 from fedveil.study import RunDirectory, Study, run
 
@@ -31,6 +32,29 @@ def test_governance_is_in_the_digest_and_shown_before_approving(make_hospital):
     for text in ("North Hospital, 1 Hill Road; South Hospital", "triage of chest X-rays", "10 years", digest):
         assert text in shown
     assert "not stated" in shown, "of the other study"
+
+
+def test_who_approves_reads_the_task_and_the_subgroups(make_hospital):
+    """What labels mean, and whose accuracy is released, are settings like others: they were not shown."""
+    hospital: Hospital = make_hospital(approve=False)
+
+    def shown(**changes: object) -> dict[str, str]:
+        offer = replace(hospital.offer, study=hospital.offer.study.with_changes(changes))
+        listed = replace(Studies(hospital.folder / "studies").read(hospital.agreement.digest), offer=offer)
+        return dict(facts(hospital.service.config, listed))
+
+    plain = shown()
+    assert plain["task"] == "classes: an image has exactly one"
+    assert plain["classes"] == "normal, ill"
+    assert "subgroups" not in plain
+    by_sex = shown(data={"subgroup": "sex"}, privacy={"subgroup_share": 0.1})
+    assert by_sex["subgroups"] == "held-out patients by sex: female, male, other or unknown"
+    by_scanner = {"subgroup": "scanner", "subgroup_values": ["A", "B"]}
+    scanners = shown(data=by_scanner, privacy={"subgroup_share": 0.1})
+    assert scanners["subgroups"] == "held-out patients by scanner: A, B, other or unknown"
+    found = shown(data={"task": "findings"})
+    assert (found["task"][:9], found["findings"]) == ("findings:", "normal, ill")
+    assert shown(data={"task": "grades"})["grades"] == "normal, ill"
 
 
 def test_governance_stands_in_the_report(tmp_path):

@@ -110,6 +110,14 @@ def no_frequency(arrays):
     return {**arrays, "frequencies": np.array([0.0, 1.0])}
 
 
+def too_much(arrays):
+    return {**arrays, "frequencies": np.array([0.5, 0.6])}
+
+
+def too_rare(arrays):
+    return {**arrays, "frequencies": np.array([1e-12, 1 - 1e-12])}
+
+
 def three_classes(arrays):
     return {**arrays, "frequencies": np.full(3, 1 / 3)}
 
@@ -118,7 +126,9 @@ def unnamed(arrays):
     return {"parameters": arrays["parameters"]}
 
 
-@pytest.mark.parametrize("spoil", [short, not_finite, single, no_frequency, three_classes, unnamed])
+@pytest.mark.parametrize(
+    "spoil", [short, not_finite, single, no_frequency, too_much, too_rare, three_classes, unnamed]
+)
 def test_what_is_no_model_of_the_study_is_refused(hospital, spoil, caplog):
     assert send(hospital, spoil(model_for(hospital))).kind == "refused"
     assert not kept(hospital).exists()

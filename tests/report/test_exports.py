@@ -196,6 +196,21 @@ def test_a_card_says_whether_frequencies_were_released(finished, task):
     assert "as released" in model_card(record, replace(model, frequencies=model.frequencies * 0.9))
 
 
+@pytest.mark.parametrize("task", ["classes", "findings"])
+def test_the_facts_of_a_graph_say_whether_frequencies_were_released_and_how_its_task_decides(finished, task):
+    model = TrainedModel.load(finished)
+    equal = 0.5 if task == "findings" else 1 / len(model.classes)
+    assumed = replace(model, task=task, frequencies=np.full(len(model.classes), equal))
+    assert graph.facts(assumed)["frequencies_are"] == "assumed equal: none were released"
+    released = graph.facts(replace(assumed, frequencies=assumed.frequencies * 0.9))
+    assert released["frequencies_are"] == "released with noise"
+    decided = {
+        "classes": "the class with the largest",
+        "findings": "each finding whose probability is larger",
+    }
+    assert released["decision"].startswith(decided[task])
+
+
 def test_a_program_that_computes_something_else_is_not_written(finished, tmp_path, monkeypatch):
     model, record = TrainedModel.load(finished), load_record(finished)
     other = replace(model, parameters=-model.parameters)

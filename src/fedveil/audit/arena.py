@@ -33,18 +33,18 @@ from fedveil.federation import (
     Site,
 )
 from fedveil.federation.messages import Words32, Words64
-from fedveil.learning import CentredHead, ClassHead, ImageSource
+from fedveil.learning import CentredHead, ClassHead, ImageSource, Learner
 from fedveil.learning.encoders import PRECOMPUTED
 from fedveil.study import Hospitals, Prepared, RunDirectory, Silent, Trained, make_agreement, train
 from fedveil.study.pipeline import LinearTask, NetworkTask, Task
 from fedveil.study.simulation import Simulated
 
-__all__ = ["Arena", "Included", "Indices", "colluders_of", "embedded", "plant", "small"]
+__all__ = ["Arena", "Included", "Indices", "Remembering", "colluders_of", "embedded", "plant", "small"]
 
 Indices = npt.NDArray[np.int64]
 Included = npt.NDArray[np.bool_]
-IMAGES = 3
-"""Images of a canary patient: several, so that a bound per image rather than per patient shows."""
+IMAGES = {"patient": 3, "image": 1}
+"""Images of a canary by the unit; of a patient several, so that a bound per image rather than per patient shows."""
 SAMPLE = 64
 
 
@@ -60,6 +60,54 @@ class Colluder(Site):
         words = np.zeros(release.dimension, dtype=release.integer.word)
         masked = self._secure[agreement.digest].mask(request.attempt, words, release.name)
         return cast(Words32 | Words64, masked)
+
+
+@final
+class Remembering:
+    """A learner that computes the sum of each sample of units once: contributions do not depend on chance."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._known: dict[tuple[bytes, ...], Vector] = {}
+
+    @property
+    def dimension(self) -> int:
+        """Of the learner."""
+        return self._learner.dimension
+
+    @property
+    def units(self) -> int:
+        """Of the learner."""
+        return self._learner.units
+
+    def check_parameters(self, parameters: Vector, *, judged: bool = False) -> None:
+        """As the learner does."""
+        self._learner.check_parameters(parameters, judged=judged)
+
+    def contribution(self, parameters: Vector, *, clip_norm: float, units: Indices | None = None) -> Vector:
+        """The learner's sum of contributions."""
+
+        def made() -> Vector:
+            return self._learner.contribution(parameters, clip_norm=clip_norm, units=units)
+
+        return self._once(made, "contribution", parameters, units, clip_norm)
+
+    def statistics(self, parameters: Vector, units: Indices | None = None, *, plain: bool = False) -> Vector:
+        """The learner's statistics."""
+
+        def made() -> Vector:
+            return self._learner.statistics(parameters, units, plain=plain)
+
+        return self._once(made, "statistics", parameters, units, plain)
+
+    def _once(
+        self, make: Callable[[], Vector], what: str, parameters: Vector, units: Indices | None, more: float
+    ) -> Vector:
+        drawn = b"all" if units is None else np.asarray(units).tobytes()
+        key = what.encode(), parameters.tobytes(), drawn, repr(more).encode()
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key].copy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -198,13 +246,12 @@ def plant(
     task: Task,
     homes: tuple[str, ...],
     generator: np.random.Generator,
-    images: int = IMAGES,
 ) -> Arena:
-    """Add one canary patient per home, whose images have features that are as orthogonal as there is room for.
+    """Add one canary per home, a patient or an image, with features that are as orthogonal as there is room for.
 
     For a network its images are black and white at random. Labels are random.
     """
-    dataset, count = prepared.dataset, len(homes)
+    dataset, count, images = prepared.dataset, len(homes), IMAGES[prepared.study.privacy.unit]
     first, patients = len(dataset), len(dataset.patient_names)
     filler = np.zeros(count * images, dtype=np.int64)
     rows = first + np.arange(count * images).reshape(count, images)

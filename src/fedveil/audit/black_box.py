@@ -62,7 +62,8 @@ class ReleasedModel(Attacker):
                 curve=curve,
                 area=area,
                 executions=len(models),
-                what=f"membership of {len(scores)} patients from the released model, against {len(models) - 1} others",
+                what=f"membership of {len(scores)} {agreement.target.unit}s from the released model, "
+                f"against {len(models) - 1} others",
             )
         ]
 
@@ -79,9 +80,10 @@ class ReleasedModel(Attacker):
 
 
 def _candidates(setup: Setup) -> Arena:
-    """Every other patient of each hospital is a candidate; the others are always in."""
+    """Every other patient of each hospital is a candidate, or every other image; the others are always in."""
     prepared = setup.prepared
-    owners = prepared.dataset.patients
+    patients = prepared.dataset.patients
+    owners = patients if prepared.study.privacy.unit == "patient" else np.arange(len(patients))
     sites, canaries, homes = {}, [], []
     for name, rows in prepared.sites.items():
         chosen = np.unique(owners[rows])[1::2]

@@ -116,6 +116,12 @@ def audit(
             "an audit never overwrites one",
             "choose another --out, or delete its audit.json",
         )
+    if study.privacy.unit == "site":
+        raise StudyError(
+            "privacy.unit is site",
+            "attacks add one patient or one image, and what a whole hospital may change is more than that",
+            'audit the study with unit "patient" or "image"',
+        )
     started, effort, progress = time.perf_counter(), effort or Effort(), progress or Silent()
     _check_attackers(hospitals, effort)
     setup, notes = _setup(study, folder, dataset, own_images, effort, progress, hospitals)
@@ -240,9 +246,11 @@ def _content(prepared: Prepared) -> str:
 
 
 def _pieces(name: str, agreement: Agreement, effort: Effort) -> int:
-    """Pieces of work of an attacker."""
-    requested = sum(not one.query.at_site for one in agreement.releases)
-    return {ManyCanaries.name: 2, ReleasedModel.name: 1 + max(2, effort.references)}.get(name, requested)
+    """Pieces of work of an attacker, of a calibrated study at its dearest level."""
+    released = [one for one in agreement.releases if not one.query.at_site]
+    rounds = sum(one.rounds for one in released)
+    runs = {ManyCanaries.name: 4 * rounds, ReleasedModel.name: 1 + max(2, effort.references)}
+    return runs.get(name, len(released))
 
 
 def _left_out(agreement: Agreement, effort: Effort) -> list[str]:

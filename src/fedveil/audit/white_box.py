@@ -12,7 +12,7 @@ from typing import ClassVar, final
 import numpy as np
 import numpy.typing as npt
 
-from fedveil.audit.arena import Arena, colluders_of, plant, small
+from fedveil.audit.arena import Arena, Remembering, colluders_of, plant, small
 from fedveil.audit.attacker import STUDY, Attacker, Attempt, Setup, check_enough, claim_of, roc
 from fedveil.audit.evidence import TwoWorlds, judge
 from fedveil.audit.statistics import Vector
@@ -33,6 +33,8 @@ CHUNK = 1 << 21
 """Numbers drawn at once."""
 NUMBERS, SLOW = 8 * 10**7, 2 * 10**4
 """Numbers of noise, or sums of samples, that are drawn for one release in one world by default."""
+LONG, HELD, FEW = 1 << 13, 0.7, 0.25
+"""Of longer directions, entries that hold so much of the squared length are looked at alone, if so few of all do."""
 FEWEST, MOST_TRIALS = 400, 20_000
 """Executions of one world by default."""
 
@@ -44,12 +46,29 @@ class Aim:
     Attributes:
         release: which.
         parameters: as the attacker sends them.
-        direction: what the canary adds, exactly.
+        direction: what the canary adds, exactly, in the entries that the attacker looks at.
+        entries: which these are; all by default.
     """
 
     release: Release
     parameters: Vector
     direction: Vector
+    entries: Indices | None = None
+
+    def looked_at(self, total: Vector) -> Vector:
+        """The entries of a sum that the attacker looks at."""
+        return total if self.entries is None else total[self.entries]
+
+    def narrowed(self) -> "Aim":
+        """The same attack on few of many entries, where these hold most of the direction, as in networks: it is
+        post-processing, since the noise is independent in each entry, and an execution takes less time."""
+        order = np.argsort(-np.square(self.direction), kind="stable")
+        held = np.cumsum(np.square(self.direction)[order])
+        count = int(np.searchsorted(held, HELD * held[-1])) + 1
+        if len(order) <= LONG or count > len(order) * FEW:
+            return self
+        entries = np.sort(order[:count])
+        return replace(self, direction=self.direction[entries], entries=entries)
 
     def score(self, total: Vector) -> Vector:
         """Noisy sums (..., dimension) along the direction, in units of the clip norm."""
@@ -117,19 +136,23 @@ def draws(arena: Arena, attack: Aim, *, within: bool, count: int, rounds: int = 
     run. The score of an execution is the log-likelihood ratio of its rounds, up to a constant.
     """
     release, home = attack.release, arena.homes[0]
-    contributions = Contributions(home, arena.hospital(_rows(arena, release, within)), secure_generator())
+    hospital = arena.hospital(_rows(arena, release, within))
+    if release.mechanism.sampling_rate < 1 and not release.noise_inside and hospital.learner is not None:
+        hospital = replace(hospital, learner=Remembering(hospital.learner))
+    contributions = Contributions(home, hospital, secure_generator())
 
     def exact() -> Vector:
         return contributions.of(release, attack.parameters, private=True)
 
     varies = release.noise_inside or release.mechanism.sampling_rate < 1
     fixed = None if varies else exact()
-    size = max(1, CHUNK // (release.dimension * rounds))
+    size = max(1, CHUNK // (len(attack.direction) * rounds))
     scores = []
     for start in range(0, count, size):
         number = min(size, count - start) * rounds
-        sums = np.array([exact() for _ in range(number)]) if fixed is None else np.tile(fixed, (number, 1))
-        seen = _direct(release, sums) if release.noise_inside else _protected(arena, release, sums)
+        found = [exact() if fixed is None else fixed for _ in range(number)]
+        sums = np.array([attack.looked_at(_direct(release, one)) for one in found])
+        seen = sums if release.noise_inside else _protected(arena, release, sums)
         scores.append(attack.evidence(attack.score(seen)).reshape(-1, rounds).sum(axis=1))
     return np.concatenate(scores)
 
@@ -223,14 +246,14 @@ class NoisySums(Attacker):
         for release in _requested(setup.agreement):
             found = aim(arena, release)
             if found is not None:
-                worlds.append(self._scores(setup, arena, found))
+                worlds.append(self._scores(setup, arena, found.narrowed()))
             setup.progress.advance()
         attempts = [self._attempt(setup, [one]) for one in worlds]
         return attempts if len(worlds) < 2 else [*attempts, self._attempt(setup, worlds)]
 
     def _scores(self, setup: Setup, arena: Arena, attack: Aim) -> "_Worlds":
         release = attack.release
-        rounds, count = _effort(release, arena.agreement, setup.trials)
+        rounds, count = _effort(attack, arena.agreement, setup.trials)
 
         def scores(within: bool) -> Vector:
             return draws(arena, attack, within=within, count=count, rounds=rounds)
@@ -277,14 +300,15 @@ class _Worlds:
         return f"{self.rounds} of {release.rounds} rounds of {release.query.title}"
 
 
-def _effort(release: Release, agreement: Agreement, trials: int | None) -> tuple[int, int]:
+def _effort(attack: Aim, agreement: Agreement, trials: int | None) -> tuple[int, int]:
     """Rounds of one execution, and the number of executions of each world."""
+    release = attack.release
+    length = release.dimension if release.noise_inside else len(attack.direction)
+    most = NUMBERS // (length * (1 if release.integer is None else agreement.honest))
     if release.noise_inside or release.mechanism.sampling_rate < 1:
-        most, each = SLOW, 1
-    else:
-        most, each = NUMBERS, release.dimension * (1 if release.integer is None else agreement.honest)
-    rounds = min(release.rounds, max(1, most // (FEWEST * each)))
-    return rounds, trials or min(MOST_TRIALS, max(FEWEST, most // (each * rounds)))
+        most = min(most // release.steps_per_round, SLOW)
+    rounds = min(release.rounds, max(1, most // FEWEST))
+    return rounds, trials or min(MOST_TRIALS, max(FEWEST, most // rounds))
 
 
 @final

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedveil.data.annotations.groups import groups_of
 from fedveil.deploy.identity import fingerprint
 from fedveil.deploy.site.approvals import Listed
 from fedveil.deploy.site.config import SiteConfig
@@ -20,6 +21,12 @@ Fact = tuple[str, str]
 """A label and a text on one line."""
 
 _UNSTATED = "not stated"
+_TASKS = {
+    "classes": "classes: an image has exactly one",
+    "findings": "findings: an image may have any number of them",
+    "grades": "grades: an image has one of them, and they are ordered",
+}
+_NAMES = {"findings": "findings", "grades": "grades"}
 
 
 def facts(config: SiteConfig, listed: Listed) -> list[Fact]:
@@ -35,12 +42,23 @@ def facts(config: SiteConfig, listed: Listed) -> list[Fact]:
         ("retention", governed.retention or _UNSTATED),
         ("contact", governed.contact or _UNSTATED),
         ("coordinator", f"fingerprint {fingerprint(coordinator)}" if coordinator else "not set"),
-        ("classes", ", ".join(offer.classes)),
+        ("task", _TASKS[study.data.meaning]),
+        (_NAMES.get(study.data.meaning, "classes"), ", ".join(offer.classes)),
+        *_subgroups(study),
         ("model", _model(study)),
         ("method", _method(study)),
         ("encoder", encoder(study)),
         ("recipients", f"the coordinator and {', '.join(offer.sites)} receive the finished model"),
     ]
+
+
+def _subgroups(study: Study) -> list[Fact]:
+    """The attribute of held-out patients whose groups are evaluated, and its groups; nothing without one."""
+    attribute = study.data.subgroup
+    if not attribute:
+        return []
+    groups = ", ".join(groups_of(attribute, study.data.subgroup_values))
+    return [("subgroups", f"held-out patients by {attribute}: {groups}")]
 
 
 def _model(study: Study) -> str:

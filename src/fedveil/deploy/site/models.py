@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedveil.deploy.offer import Offer
-from fedveil.errors import Refused
+from fedveil.errors import InvalidValue, Refused
 from fedveil.federation.wire import Array
 from fedveil.io import write_atomic, write_json
 from fedveil.study import TrainedModel
@@ -124,10 +124,19 @@ def _model(offer: Offer, arrays: Mapping[str, Array]) -> TrainedModel:
             frequencies=frequencies,
         )
         finite = np.isfinite(parameters).all() and np.isfinite(frequencies).all()
-        if finite and (frequencies > 0).all() and model.fits:
+        if finite and model.fits and _possible(model):
             return model
     raise Refused(
         "a finished model arrived that is impossible for its study",
-        "it must have as many finite numbers as the study's model, and a positive frequency per class",
+        "it must have as many finite numbers as the study's model, and frequencies that its classes may have",
         "send the model of the run that this site took part in",
     )
+
+
+def _possible(model: TrainedModel) -> bool:
+    """Whether the frequencies are some that the model's labels can have, by the rule for all that sites are sent."""
+    try:
+        model.model.check_frequencies(model.frequencies)
+    except InvalidValue:
+        return False
+    return True

@@ -18,7 +18,8 @@ from fedveil.errors import InvalidValue
 from fedveil.learning.gradients.backward import unit_contributions
 from fedveil.learning.gradients.check import check_layers, state_guard
 from fedveil.learning.gradients.clipping import Clipping, check_clipping, clip_factors
-from fedveil.learning.gradients.parameters import Layout, Target, trainable_parameters
+from fedveil.learning.gradients.contributions import Contribution, Kept
+from fedveil.learning.gradients.parameters import Layout, trainable_parameters
 from fedveil.learning.gradients.rules import Plan
 from fedveil.learning.gradients.rules.arithmetic import exact_products
 from fedveil.learning.gradients.trial.calls import Calls
@@ -144,19 +145,33 @@ class PrivateGradients:
         are averaged before clipping (augmentation multiplicity: De et al., arXiv 2204.13650). `weights` `(n,)`
         multiplies each image's loss on top; it must be public. An empty batch gives a zero vector.
         """
-        plan = check_layers(self._model)
         batch = _Batch.of(images, labels, units, weights, self._reduction)
         total = _Total(Layout(self._model), batch.units)
+        self._add(total, batch)
+        return GradientSum(total.vector, batch.units, total.norms, total.losses)
+
+    def each(self, images: Tensor, labels: Tensor, units: Tensor) -> Tensor:
+        """The clipped gradient of each unit in a batch, `(units, dimension)`, in ascending order of unit.
+
+        For attacks and tests: these are exact and private. Their sum is `sum(...).vector`, to rounding.
+        """
+        batch = _Batch.of(images, labels, units, None, self._reduction)
+        total = _Each(Layout(self._model), batch.units)
+        self._add(total, batch)
+        return total.rows
+
+    def _add(self, total: "_Total", batch: "_Batch") -> None:
+        """Add all units of a batch."""
+        plan = check_layers(self._model)
         if not batch.units:
-            return GradientSum(total.vector, batch.units, total.norms, total.losses)
-        calls = self._tried_out(images, labels)
+            return
+        calls = self._tried_out(batch.images, batch.labels)
         with state_guard(self._model), exact_products(total.vector.device):
             for part in micro_batches(batch.member, self._micro_batch):
                 if self._micro_batch is not None and len(part) > self._micro_batch:
                     self._add_large_unit(total, calls, batch, torch.split(part, self._micro_batch))
                 else:
                     self._add_units(total, plan, calls, batch, part)
-        return GradientSum(total.vector, batch.units, total.norms, total.losses)
 
     def _tried_out(self, images: Tensor, labels: Tensor) -> Calls:
         """How the model calls its layers: from the trial that was given, or one that is made before it is needed.
@@ -195,7 +210,7 @@ class PrivateGradients:
             return
         factors = self._factors(total, members, squared, ordered.sum(losses))
         for c in contributions:
-            total.add(c.target, c.weighted_sum(factors[c.target.layer, c.first_unit : c.last_unit]))
+            total.add(c, factors[c.target.layer, c.first_unit : c.last_unit], members)
 
     def _add_large_unit(
         self, total: "_Total", calls: Calls, batch: "_Batch", pieces: tuple[Tensor, ...]
@@ -219,7 +234,8 @@ class PrivateGradients:
             return
         factors = self._factors(total, member, squared, loss)
         for target in total.layout.targets():
-            total.add(target, factors[target.layer] * gradient[target.start : target.stop])
+            part = Kept(target, 0, 0, gradient[None, target.start : target.stop])
+            total.add(part, factors[target.layer], member)
 
     def _weighted_losses(self, calls: Calls, batch: "_Batch", part: Tensor, device: torch.device) -> Tensor:
         """Run the model on some images: each image's loss times its weight, `(images,)`."""
@@ -287,10 +303,25 @@ class _Total:
         self.norms = torch.zeros(units, dtype=torch.float64)
         self.losses = torch.zeros(units, dtype=torch.float64)
 
-    def add(self, target: Target, gradient: Tensor) -> None:
-        """Add a flat gradient to its place."""
-        self.vector[target.start : target.stop] += gradient
+    def add(self, found: Contribution, factors: Tensor, members: Tensor) -> None:  # noqa: ARG002
+        """Add the weighted sum of a contribution, whose units are some of ``members``, to its place."""
+        self.vector[found.target.start : found.target.stop] += found.weighted_sum(factors)
 
     def squared_norms(self, units: int) -> Tensor:
         """Zeros to add squared norms to, `(layers, units)`."""
         return self.vector.new_zeros(self.layout.layers, units, dtype=torch.float64)
+
+
+class _Each(_Total):
+    """The same, unit by unit."""
+
+    def __init__(self, layout: Layout, units: int) -> None:
+        super().__init__(layout, units)
+        self.rows = self.vector.new_zeros(units, layout.dimension)
+
+    def add(self, found: Contribution, factors: Tensor, members: Tensor) -> None:
+        """Add each unit's weighted gradient to its row."""
+        columns = slice(found.target.start, found.target.stop)
+        self.rows[members[found.first_unit : found.last_unit], columns] += (
+            factors[:, None] * found.gradients()
+        )

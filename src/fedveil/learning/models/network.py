@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.gradients import (
@@ -319,14 +319,25 @@ class NetworkLearner:
         engine = self._engine(clip_norm / (1 + ROUNDING), parameters[: self._model.classes])
         total = np.zeros(self.dimension)
         with self._model.loaded(parameters):
-            views = self._views.draw(parameters, self._model.image_size)
-            for rows in rows_by_units(self._groups, self._first, BATCH // self._views.count, units):
-                images = torch.from_numpy(self._images.read(rows))
-                seen = torch.cat([Views.of(images, view) for view in views])
-                labels = torch.cat([torch.from_numpy(self._labels[rows])] * len(views))
-                members = torch.from_numpy(self._groups[rows]).repeat(len(views))
-                total += engine.sum(*filled_up(seen, labels, members)).vector.double().numpy()
+            for batch in self._batches(parameters, units):
+                total += engine.sum(*filled_up(*batch)).vector.double().numpy()
         return total
+
+    def each(self, parameters: Vector, *, clip_norm: float) -> Images:
+        """What each unit adds to `contribution`, up to rounding: float32 (units, dimension), for attacks."""
+        engine = self._engine(clip_norm / (1 + ROUNDING), parameters[: self._model.classes])
+        with self._model.loaded(parameters):
+            parts = [engine.each(*batch).numpy() for batch in self._batches(parameters, None)]
+        return np.concatenate(parts)
+
+    def _batches(self, parameters: Vector, units: Indices | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Views of images, their labels and units, by batches of whole units."""
+        views = self._views.draw(parameters, self._model.image_size)
+        for rows in rows_by_units(self._groups, self._first, BATCH // self._views.count, units):
+            images = torch.from_numpy(self._images.read(rows))
+            labels = torch.cat([torch.from_numpy(self._labels[rows])] * len(views))
+            members = torch.from_numpy(self._groups[rows]).repeat(len(views))
+            yield torch.cat([Views.of(images, view) for view in views]), labels, members
 
     def _engine(self, bound: float, offset: Vector) -> PrivateGradients:
         """The sums of gradients at a bound and an offset, made once: what a trial shows holds for all rounds."""

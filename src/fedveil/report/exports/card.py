@@ -57,7 +57,7 @@ def model_card(record: RunRecord, model: TrainedModel) -> str:
         else (),
         cohort=_cohort(record),
         metrics=_measured(record),
-        released=_released(model),
+        released=model.frequencies_released,
         by_class=_table(tables.class_table(record)),
         by_group=_table(tables.subgroup_table(record)),
         window=model.window
@@ -117,12 +117,6 @@ def _cohort(record: RunRecord) -> list[tuple[str, str]]:
     }
     known = [(words, formatting.count(count)) for words, count in counts.items() if count is not None]
     return [("data", plain(data.name)), *known]
-
-
-def _released(model: TrainedModel) -> bool:
-    """Whether the model's frequencies were released: those that are only assumed are exactly equal."""
-    equal = 0.5 if model.findings else 1 / len(model.classes)
-    return bool((model.frequencies != equal).any())
 
 
 def _measured(record: RunRecord) -> list[tuple[str, str]]:

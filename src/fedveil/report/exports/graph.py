@@ -24,6 +24,10 @@ __all__ = ["INPUT", "OUTPUT", "TOLERANCE", "as_module", "example", "facts", "qui
 
 INPUT, OUTPUT = "images", "probabilities"
 OPSET = 18
+_DECISIONS = {
+    "classes": "the class with the largest probability divided by its frequency",
+    "findings": "each finding whose probability is larger than its frequency",
+}
 TOLERANCE = 1e-5
 """By how much a probability of the exported model may differ from fedveil's."""
 
@@ -139,13 +143,16 @@ def facts(model: TrainedModel) -> dict[str, Any]:
         "classes": list(model.classes),
         "task": model.task,
         "frequencies": [float(one) for one in model.frequencies],
+        "frequencies_are": "released with noise"
+        if model.frequencies_released
+        else "assumed equal: none were released",
         "features": model.features,
         "network": model.network,
         "channels": model.channels,
         "image_size": model.image_size,
         "window": list(reading.window) if isinstance(reading.window, tuple) else reading.window,
         "input": "float32 in [0, 1], (n, channels, size, size): grey values by window or range, then resampled",
-        "decision": "the class with the largest probability divided by its frequency",
+        "decision": _DECISIONS.get(model.task, _DECISIONS["classes"]),
     }
 
 

@@ -144,6 +144,12 @@ class TrainedModel:
         shapes = self.parameters.shape, self.frequencies.shape
         return shapes == ((self.model.parameters,), (len(self.classes),))
 
+    @property
+    def frequencies_released(self) -> bool:
+        """Whether the frequencies were released: those that are only assumed are exactly equal."""
+        equal = 0.5 if self.findings else 1 / len(self.classes)
+        return bool((self.frequencies != equal).any())
+
     def save(self, folder: Path) -> None:
         """Write both files, each atomically."""
         arrays = {"parameters": self.parameters, "frequencies": self.frequencies}
