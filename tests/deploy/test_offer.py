@@ -1,11 +1,13 @@
 """What a coordinator offers: the same terms whether it has test images or none."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.deploy.hospital import (
     IMAGES,
+    NETWORK,
     OWN_MODELS,
     SITES,
     STUDY,
@@ -111,3 +113,17 @@ def test_a_public_start_is_offered_by_its_hash_and_no_path_is_ever_opened(tmp_pa
     assert (code, made.study.model.start_sha256 in said) == (0, True)
     record_approval(hospital.service, hospital.agreement.digest)
     assert isinstance(hospital.round(), Reply)
+
+
+def test_an_offer_that_names_a_function_is_refused_before_anything_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plain = offer(study_text(template=NETWORK.replace(*IMAGES)))
+    text = plain.study.to_toml().replace('network = "cnn"', 'network = "module:evil.build"')
+    with pytest.raises(
+        Refused, match=r"names the function module:evil\.build.*run no code that a coordinator names"
+    ):
+        Offer.from_dict({**plain.to_dict(), "study": text})
+    with pytest.raises(Refused, match="names the function"):
+        replace(plain, study=Study.parse(text))
+    assert "evil" not in sys.modules

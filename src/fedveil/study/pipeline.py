@@ -230,6 +230,7 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         channels=study.data.slices or channels,
         image_size=study.data.image_size,
         trained_blocks=study.model.trained_blocks,
+        trained=study.model.trained,
         findings=study.data.meaning == "findings",
     )
 
@@ -258,6 +259,7 @@ def _network(study: Study, dataset: Dataset) -> "NetworkModel":
         image_size=study.data.image_size,
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
+        trained=study.model.trained,
         findings=dataset.task == "findings",
         start=load_start(study, dataset),
     )
