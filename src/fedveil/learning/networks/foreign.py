@@ -69,6 +69,14 @@ _TABLES = {"cpb_mlp", "meta_mlp"}
 """Names of children that do."""
 
 
+_BIASES_OUTSIDE = {
+    ("timm.models.beit", "Attention"),
+    ("timm.models.eva", "EvaAttention"),
+    ("timm.models.swin_transformer_v2", "WindowAttention"),
+}
+"""Attention that reads the weight of its layer of queries, keys and values instead of calling it."""
+
+
 def _fix_outside(model: nn.Module, *, draw: bool) -> None:
     """Freeze what modules hold beside layers of their own; `draw` it, the same for every seed, where it is random.
 
@@ -135,7 +143,7 @@ def _plain(module: nn.Module) -> nn.Module:
             return ScaleShift(_flat(known.alpha), _flat(known.beta), -1)
         case "GlobalResponseNorm", _:
             return _ResponseNorm(known)
-        case "EvaAttention", _:
+        case _ if (type(module).__module__, type(module).__name__) in _BIASES_OUTSIDE:
             _join_biases(known)
     return module
 
@@ -193,7 +201,7 @@ class _ResponseNorm(nn.Module):
 def _join_biases(attention: Any) -> None:
     """Give the layer of queries, keys and values its bias, which timm puts together outside of it.
 
-    The bias of keys, which timm fixes at 0, adds one number to all of a query's scores: its gradient is 0.
+    The bias of keys, which timm fixes at 0, is trained with the others.
     """
     if attention.qkv is None or attention.q_bias is None:
         return
