@@ -130,7 +130,7 @@ def node_says(town: Town, *words: str, ends: bool) -> None:
     town.connect("north")
     wait_until(lambda: all(word in town.log("north.node") for word in words), f"{words} in the node's log")
     if ends:
-        assert town.processes["north.node"].wait(20) == 1
+        assert town.processes["north.node"].wait(120) == 1
     else:
         assert town.processes["north.node"].poll() is None
     assert "Traceback" not in town.log("north.node")

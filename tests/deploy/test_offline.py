@@ -86,7 +86,7 @@ class Service:
         self.wait()
 
     def wait(self) -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while not (self.folder / "site.sock").exists():
             assert self.process.poll() is None, self.log
             assert time.monotonic() < until, "the service does not listen"
@@ -125,7 +125,7 @@ def service(tmp_path: Path, hub: tuple[int, list[object]]) -> Iterator[Service]:
     started = Service(tmp_path, hub[0])
     yield started
     started.process.terminate()
-    started.process.wait(30)
+    started.process.wait(120)
 
 
 def of(network: str, base: Path) -> Offer:
@@ -168,7 +168,7 @@ def test_an_approved_study_does_not_make_a_service_dial_out_either(service, tmp_
     """Approved by hand, where the command refuses: the service answers without the weights, and stays at home."""
     digest = service.offer(of("timm:far", tmp_path)).head["study"]
     (service.folder / "studies" / f"{digest}.approved").write_text('{"by": "me", "at": "now"}')
-    until, status = time.monotonic() + 60, ""
+    until, status = time.monotonic() + 180, ""
     while status not in ("ready", "refused"):
         assert time.monotonic() < until, service.log
         head = {"study": digest, "nonce": "n", "receipt": None, "version": "x"}
