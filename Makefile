@@ -31,7 +31,7 @@ test-all:  ## every test under every Python version of this machine, each in an 
 
 test-newest:  ## every test with the newest versions that pyproject.toml allows, in an environment of its own
 	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev,desk,dicom,flower,lite,onnx,tables,volumes]"
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev,desk,dicom,flower,lite,nvflare,onnx,tables,volumes]"
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-flower-next:  ## the tests of deployments with the newest Flower that pyproject.toml allows, in an environment of its own
@@ -57,7 +57,7 @@ install: $(STAMP)  ## a virtual environment with the pinned versions
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) "torch==2.13.0+cpu" || $(PIP) "torch==2.13.0"  # the CPU build, where the index has it
-	$(PIP) --constraint constraints.txt --editable ".[dev,desk,dicom,flower,lite,onnx,tables,volumes]"
+	$(PIP) --constraint constraints.txt --editable ".[dev,desk,dicom,flower,lite,nvflare,onnx,tables,volumes]"
 	$(PIP) --constraint constraints.txt --no-deps timm  # torchvision, which it names, has no CPU build on some indexes
 	touch $(STAMP)
 

@@ -60,15 +60,17 @@ def on_the_wire(town: Town, trust: str, name: str = "", **study: Any) -> tuple[f
     return statistics.median(seconds), result["metrics"]["test"]["auroc"]
 
 
-def toy() -> None:
+def toy(engine: str = "flower") -> None:
+    over = "" if engine == "flower" else f"_{engine}"
     with tempfile.TemporaryDirectory() as folder:
-        town = Town(Path(folder))
+        town = Town(Path(folder), engine=engine)
         try:
             town.open()
             started = time.perf_counter()
-            tell("seconds_per_round_3_sites", on_the_wire(town, "site")[0], "s")
-            tell("seconds_first_study", time.perf_counter() - started, "s")
-            tell("seconds_per_round_3_sites_secagg", on_the_wire(town, "secure-aggregation")[0], "s")
+            tell(f"seconds_per_round_3_sites{over}", on_the_wire(town, "site")[0], "s")
+            tell(f"seconds_first_study{over}", time.perf_counter() - started, "s")
+            tell(f"seconds_per_round_3_sites_secagg{over}", on_the_wire(town, "secure-aggregation")[0], "s")
+            tell(f"mebibytes_node_toy{over}", mebibytes(town.processes["north.node"].pid), "MiB")
         finally:
             town.close()
 
@@ -242,11 +244,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "--only",
-        choices=["toy", "absent", "hostile", "memory", "lungs"],
+        choices=["toy", "nvflare", "absent", "hostile", "memory", "lungs"],
         help="one part; the last two need data",
     )
     only = parser.parse_args().only
-    parts = {"toy": toy, "absent": absent, "hostile": hostile, "memory": memory, "lungs": lungs}
+    parts = {
+        "toy": toy,
+        "nvflare": functools.partial(toy, "nvflare"),
+        "absent": absent,
+        "hostile": hostile,
+        "memory": memory,
+        "lungs": lungs,
+    }
     for name, part in parts.items():
         if only in (None, name):
             part()

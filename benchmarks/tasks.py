@@ -7,9 +7,9 @@
 chest X-rays with two and three classes, on the test split, which was used for no choice here. "coverage": how often
 the printed 95 % interval of a test set of 200 patients holds the AUROC on a test set of 20,000 images: the mean over
 runs, and that of the run's own model. "grades": five ordered grades of the phantom at epsilon 1, with the ordinal
-head and with one logit per class; patients are split into five parts, each of which is tested on once. "findings":
-the phantom of five findings per image, against training without privacy. Every run is a whole study as `fedveil run`
-makes it, without files.
+head, also in one round, and with one logit per class; patients are split into five parts, each of which is tested on
+once. "findings": the phantom of five findings per image, in rounds and in one, against training without privacy. Every
+run is a whole study as `fedveil run` makes it, without files.
 """
 
 import argparse
@@ -209,27 +209,29 @@ def coverage(runs: int) -> None:
 
 
 def findings(runs: int) -> None:
-    task, data = prepared(load("phantom:findings", image_size=64, task="findings"), epsilon=1.0)
-    for trust in ("none", "secure-aggregation"):
-        study = data.study.with_changes({"privacy": {"trust": trust}})
-        at, its = replace(task, study=study), replace(data, study=study)
-        table = []
-        for _ in range(1 if trust == "none" else runs):
-            one = trained(at, its)
-            test = TestSet(at)
-            found = test.metrics(test.probabilities(one.parameters), one.priors)
-            each = [entry["auroc"] for entry in found["per_class"]]
-            table.append([found["auroc"], found["balanced_accuracy"], *each])
-        means = np.mean(table, axis=0)
-        figure(
-            f"findings_{'without_privacy' if trust == 'none' else 'eps1'}",
-            means[0],
-            "macro AUROC",
-            sd=np.std(table, axis=0)[0].round(4),
-            balanced_accuracy=means[1].round(4),
-            each=means[2:].round(3).tolist(),
-            runs=len(table),
-        )
+    drawn = load("phantom:findings", image_size=64, task="findings")
+    for method, name in (("gradient", "findings"), ("one-shot", "findings_in_one_round")):
+        task, data = prepared(drawn, epsilon=1.0, method=method)
+        test = TestSet(task)
+        for trust in ("none", "secure-aggregation"):
+            study = data.study.with_changes({"privacy": {"trust": trust}})
+            at, its = replace(task, study=study), replace(data, study=study)
+            table = []
+            for _ in range(1 if trust == "none" else runs):
+                one = trained(at, its)
+                found = test.metrics(test.probabilities(one.parameters), one.priors)
+                each = [entry["auroc"] for entry in found["per_class"]]
+                table.append([found["auroc"], found["balanced_accuracy"], *each])
+            means = np.mean(table, axis=0)
+            figure(
+                f"{name}_{'without_privacy' if trust == 'none' else 'eps1'}",
+                means[0],
+                "macro AUROC",
+                sd=np.std(table, axis=0)[0].round(4),
+                balanced_accuracy=means[1].round(4),
+                each=means[2:].round(3).tolist(),
+                runs=len(table),
+            )
 
 
 def grades(runs: int) -> None:
@@ -237,19 +239,20 @@ def grades(runs: int) -> None:
     pixels = np.rint(np.asarray(found.images.read(np.arange(len(found.labels))))[:, 0] * 255).astype(np.uint8)
     owner = np.unique(np.array(found.patients), return_inverse=True)[1]
     for trust in ("secure-aggregation", "none"):
-        for task in ("grades", "classes"):
+        for task, method in (("grades", "gradient"), ("classes", "gradient"), ("grades", "one-shot")):
             kappas = []
             for fold in range(FOLDS):
                 split = np.where(owner % FOLDS == fold, "test", "train")
                 dataset = Dataset.from_arrays(pixels, found.labels, patients=owner, split=split, task=task)
-                made, data = prepared(dataset, epsilon=1.0, trust=trust)
+                made, data = prepared(dataset, epsilon=1.0, trust=trust, method=method)
                 test = TestSet(made)
                 for _ in range(1 if trust == "none" else runs):
                     one = trained(made, data)
                     called = decide(test.probabilities(one.parameters), one.priors)
                     kappas.append(quadratic_kappa(test.labels, called, len(found.classes)))
+            rounds = "_in_one_round" * (method == "one-shot")
             figure(
-                f"grades_as_{task}_{'without_privacy' if trust == 'none' else 'eps1'}",
+                f"grades_as_{task}{rounds}_{'without_privacy' if trust == 'none' else 'eps1'}",
                 np.mean(kappas),
                 "quadratic weighted kappa",
                 sd=np.std(kappas).round(4),

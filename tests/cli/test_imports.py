@@ -63,3 +63,13 @@ def test_commands_that_state_an_epsilon_load_what_computes_it_and_no_more(site):
     assert loaded(PRICED, "site", "studies", folder) == []
     assert loaded(PRICED, *approve) == []
     assert loaded(PRICED, "site", "statement", "toy", folder, "--out", f"{folder}/signed") == []
+
+
+def test_what_waits_for_hospitals_holds_neither_torch_nor_charts():
+    program = (
+        "import sys, fedveil.deploy.site.service, fedveil.deploy.coordinator.runner; "
+        "import fedveil.deploy.flower.carrier; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
+    assert not {"torch", "matplotlib", "sklearn"} & set(done.stdout.split()), done.stderr
+    assert "flwr" in done.stdout.split()

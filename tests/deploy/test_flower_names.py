@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Message
 from tests.deploy.test_records import run_identity  # noqa: F401
 
-from fedveil.cli import flower as check
+from fedveil.cli import engines as check
 from fedveil.deploy.flower import VERSIONS, private
 from fedveil.deploy.flower.private import coordinator, node, superlink
 from fedveil.deploy.flower.records import content_of

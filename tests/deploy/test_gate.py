@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from tests.deploy.ports import free_port
 from tests.deploy.town import wait_until
 
 from fedveil.deploy.coordinator.hospitals import Federation
@@ -39,12 +40,6 @@ CONTROL = (
     "/openapi.json",
 )
 FORM = {"content-type": "application/x-protobuf"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def found(folder: Path, hospitals: Sequence[str] = ("north",)) -> Federation:

@@ -15,7 +15,8 @@ from tests.deploy.hospital import edit
 
 from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.identity import Identity, check_private
-from fedveil.deploy.provisioning.kits import init_site, make_kits, renew
+from fedveil.deploy.provisioning.kits import init_site, make_kits
+from fedveil.deploy.provisioning.renewal import renew_certificate
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.keys import Peers
 from fedveil.errors import InvalidValue, Refused
@@ -152,7 +153,7 @@ def test_the_certificate_names_every_address(kits):
 def test_a_renewed_certificate_is_trusted_as_the_old_one_was(kits):
     home = kits[0] / "coordinator"
     before = x509.load_pem_x509_certificate((home / "superlink.pem").read_bytes())
-    assert renew(home)[:2] == ["fl.example.org", "10.0.0.7"]
+    assert renew_certificate(home)[:2] == ["fl.example.org", "10.0.0.7"]
     after = x509.load_pem_x509_certificate((home / "superlink.pem").read_bytes())
     assert after.public_key() != before.public_key()
     assert after.not_valid_after_utc >= before.not_valid_after_utc
@@ -163,7 +164,7 @@ def test_a_renewed_certificate_is_trusted_as_the_old_one_was(kits):
     assert stat.S_IMODE((home / "superlink.key").stat().st_mode) == 0o600
     (home / "ca.key").unlink()
     with pytest.raises(InvalidValue, match=r"ca\.key"):
-        renew(home)
+        renew_certificate(home)
 
 
 def names(certificate: x509.Certificate) -> list[str]:

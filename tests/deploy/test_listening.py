@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.deploy.ports import free_port
 
 from fedveil.deploy.site import listening
 from fedveil.deploy.site.ipc import Address, LineError, ask, send
@@ -33,12 +34,6 @@ def serve(tmp_path: Path) -> Iterator:
     for listener, thread in started:
         listener.stop()
         thread.join()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_bytes_go_there_and_back(serve, tmp_path):

@@ -18,7 +18,7 @@ from tests.deploy.hospital import edit
 from tests.deploy.town import Town, wait_until
 from typer.testing import CliRunner
 
-from fedveil.cli import flower
+from fedveil.cli import engines
 from fedveil.cli.site import site
 from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.flower.carrier import FlowerCarrier
@@ -234,16 +234,31 @@ def test_a_site_whose_port_is_taken(town):
 
 
 @pytest.mark.parametrize("found", [None, "1.30.0"])
-def test_without_the_right_flower(monkeypatch, found):
-    """A site can be served without Flower; the programs that speak it say what to install."""
+@pytest.mark.parametrize(("engine", "name"), [("flower", "Flower"), ("nvflare", "NVFlare")])
+def test_without_the_right_engine(monkeypatch, tmp_path, found, engine, name):
+    """A site can be served without Flower or NVFlare; the programs that speak it say what to install."""
+    (tmp_path / "node.toml").write_text(f'engine = "{engine}"\n')
 
     def version(_: str) -> str:
         if found is None:
             raise PackageNotFoundError
         return found
 
-    monkeypatch.setattr(flower, "version", version)
-    result = CliRunner().invoke(site, ["connect", "node"])
+    monkeypatch.setattr(engines, "version", version)
+    result = CliRunner().invoke(site, ["connect", str(tmp_path)])
     assert result.exit_code == 2
-    assert f"Flower is {found or 'not installed'}" in result.output
-    assert 'pip install "fedveil[flower]"' in result.output
+    assert f"{name} is {found or 'not installed'}" in result.output
+    assert f'pip install "fedveil[{engine}]"' in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "No such file"), ("engine = 3", "engine is 3"), ('engine = "other"', "neither")],
+)
+def test_a_node_file_that_cannot_be_used(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "node.toml").write_text(text)
+    result = CliRunner().invoke(site, ["connect", str(tmp_path)])
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "use the kit's node.toml" in result.output

@@ -13,6 +13,7 @@ from flwr.proto.message_pb2 import Metadata, ObjectTree
 from tests.deploy.test_records import run_identity  # noqa: F401
 from tests.deploy.test_transport import Clock
 
+from fedveil.deploy import node as shared
 from fedveil.deploy.flower import node as module
 from fedveil.deploy.flower.node import _HEARTBEAT, Node, NodeSettings
 from fedveil.deploy.flower.records import content_of
@@ -77,9 +78,9 @@ def test_a_site_service_that_is_down_is_waited_for_once(tmp_path, monkeypatch, c
             raise LineError("nobody listens")
         return data
 
-    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(shared, "time", clock)
     one = make_node(tmp_path, monkeypatch, forward)
-    one._stop = SimpleNamespace(is_set=lambda: False, wait=clock.sleep)
+    one._line._stop = SimpleNamespace(is_set=lambda: False, wait=clock.sleep)
     used = []
     for _ in range(3):
         before = clock.now

@@ -16,7 +16,8 @@ from tests.deploy.town import _CLI, wait_until
 from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.flower.carrier import FlowerCarrier
 from fedveil.deploy.flower.process import SuperLink, _answers, serve
-from fedveil.errors import InvalidValue
+from fedveil.deploy.locks import locked_alone, release
+from fedveil.errors import FederationError, InvalidValue
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc"),
@@ -34,6 +35,19 @@ with FlowerCarrier(federation.link, federation.nodes()) as carrier:
     for line in sys.stdin:
         print(dict(carrier.present()), flush=True)
 """
+
+
+LOADING = """
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from fedveil.deploy.coordinator.hospitals import Federation
+from fedveil.deploy.flower import process
+
+process.LinkSettings.command = lambda self: [sys.executable, "-c", "print('loads', flush=True); input()"]
+process.serve(Federation.load(Path(sys.argv[1])).link)
+"""
+"""`federation serve` whose SuperLink never gets past its imports."""
 
 
 class Coordinator:
@@ -123,6 +137,31 @@ def test_a_standing_superlink_outlives_studies(federation):
     finally:
         standing.kill()
         standing.wait()
+
+
+def test_a_coordinator_starts_no_superlink_beside_one_that_is_being_loaded(federation):
+    command = [sys.executable, "-W", "ignore", "-c", LOADING, str(federation.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as standing:
+        try:
+            assert standing.stdout.readline() == "loads\n"
+            use = SuperLink(replace(federation.link, patience=0.2))
+            with pytest.raises(FederationError, match=r"the standing SuperLink at .* did not answer"):
+                use.open()
+            use.close()
+            assert not runs(federation)
+        finally:
+            standing.kill()
+    held = locked_alone(federation.link.standing)
+    assert held is not None, "the lock ends with its process"
+    release(held)
+
+
+def test_a_reserved_port_is_for_a_server_that_reuses_addresses_only(federation):
+    """Whoever binds a port without looking, as another test or program does, gets another one."""
+    with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+        stranger.bind(("127.0.0.1", federation.link.port))
+    with socket.create_server(("127.0.0.1", federation.link.port)):
+        assert _answers(federation.link.port)
 
 
 @pytest.mark.parametrize("listen", ["10.99.99.99", "nonsense", "::zz"])

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 from tests.deploy.hospital import SITES, STUDY, WHO, edit, record_approval, study_text, write_images
+from tests.deploy.ports import free_port
 
 from fedveil.deploy.identity import fingerprint
 from fedveil.deploy.provisioning.kits import init_site, make_kits
@@ -44,6 +44,7 @@ class Town:
         folder: where everything lies.
         names: the hospitals that have kits; the first three take part in studies unless `enrol` says otherwise.
         cohorts: a folder with an image file NAME.npz for each hospital and a test.npz; small drawn ones by default.
+        engine: what carries messages.
         settings: lines of every site.toml.
     """
 
@@ -52,15 +53,14 @@ class Town:
         folder: Path,
         names: Sequence[str] = SITES,
         cohorts: Path | None = None,
+        engine: str = "flower",
         **settings: object,
     ) -> None:
-        self.folder, self.enrolled = folder, tuple(names[:3])
+        self.folder, self.enrolled, self.engine = folder, tuple(names[:3]), engine
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.kits = folder / "kits"
-        make_kits(self.kits, name="town", hospitals=names, hosts=["127.0.0.1"], port=self.port)
+        make_kits(self.kits, name="town", hospitals=names, hosts=["127.0.0.1"], port=self.port, engine=engine)
         self.coordinator = self.kits / "coordinator"
         edit(self.coordinator / "federation.toml", wait_for_absent=6, ask_again=3, wait_for_approval=400)
         self.enrol(self.enrolled)
@@ -110,7 +110,8 @@ class Town:
 
     def connect(self, name: str, node: Path | None = None, key: str | None = None) -> None:
         folder = node or self.kits / name / "node"
-        self.start(key or f"{name}.node", [sys.executable, "-m", "fedveil.deploy.flower.node", str(folder)])
+        command = [sys.executable, "-m", f"fedveil.deploy.{self.engine}.node", str(folder)]
+        self.start(key or f"{name}.node", command)
 
     def open(self, names: Sequence[str] | None = None) -> None:
         """Start both programs of these hospitals, or of those that take part in studies."""
@@ -261,13 +262,14 @@ def same_model(one: Path, other: Path) -> None:
 
 
 @contextmanager
-def open_town() -> Iterator[Town]:
+def open_town(engine: str = "flower") -> Iterator[Town]:
     """A federation in a folder that every user of the machine may enter, so that only its own modes protect it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
         # An infinite budget: studies without privacy fit into no other.
-        town = Town(folder, names=(*SITES, "east"), methods='["gradient", "averaging"]', epsilon=math.inf)
+        methods = '["gradient", "averaging"]'
+        town = Town(folder, names=(*SITES, "east"), engine=engine, methods=methods, epsilon=math.inf)
         try:
             town.open()
             yield town

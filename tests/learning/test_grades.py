@@ -8,8 +8,19 @@ from scipy.special import expit
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from fedveil.errors import InvalidValue
-from fedveil.learning import CentredHead, CentredLearner, GradesHead, Spread, decide, evaluate
+from fedveil.learning import (
+    CentredHead,
+    CentredLearner,
+    ClassStatistics,
+    GradesHead,
+    Spread,
+    decide,
+    evaluate,
+)
 from fedveil.learning.models.losses.grades import cut_points, grade_probabilities, grade_residuals, neighbours
+from fedveil.learning.released.class_statistics import COUNT_WEIGHT
+from fedveil.learning.released.discriminant import discriminant
+from fedveil.learning.released.grade_direction import direction_of, means_along
 from fedveil.learning.released.grade_means import grade_means, usual_means
 from fedveil.learning.released.posterior import Noisy
 
@@ -157,6 +168,87 @@ def test_noise_takes_the_means_back_to_what_is_known_without_it_and_a_rare_grade
     noisy = grade_means(Noisy((rare * line)[:, None], 100.0), Noisy(rare, 1.0))
     np.testing.assert_allclose(noisy.values, line, atol=0.06)  # the prior mean of the last is 0.15
     assert noisy.certainty.error > exact.certainty.error
+
+
+def of_line(sizes, variance=0.0, seed=6):
+    """Class statistics of grades whose means are steps along one direction, with noise; that, and the exact means."""
+    generator, sizes = np.random.default_rng(seed), np.asarray(sizes, float)
+    direction = generator.normal(size=200)
+    direction *= 0.1 / np.linalg.norm(direction)
+    means = 0.05 + np.arange(len(sizes))[:, None] * direction
+    vector = np.concatenate(
+        [np.sqrt(1 - COUNT_WEIGHT**2) * sizes[:, None] * means, COUNT_WEIGHT * sizes[:, None]], axis=1
+    ).ravel()
+    vector += np.sqrt(variance) * generator.normal(size=vector.shape)
+    return ClassStatistics.from_released(vector, len(sizes), variance), direction, means
+
+
+def test_one_round_finds_the_direction_of_the_grades_and_their_means():
+    found, direction, means = of_line([500, 100, 50, 350])
+    head = GradesHead((200,), K, centred=False)
+    trained, shift = head.one_shot(found)
+    assert trained @ direction == pytest.approx(np.linalg.norm(trained) * np.linalg.norm(direction))
+    whole = head.join(found, trained, shift)
+    head.check_parameters(whole)
+    assert not head.split(whole)[0].any(), "features are not centred"
+    np.testing.assert_allclose(head.means(whole), means @ trained, atol=1e-3 * head.scale(whole))
+
+
+def test_of_two_grades_the_head_is_the_discriminant():
+    found, _, _ = of_line([300, 100])
+    weights, _ = discriminant(found)
+    np.testing.assert_allclose(direction_of(found), weights[1] - weights[0], rtol=1e-9)
+
+
+def test_noise_in_a_mean_is_not_taken_for_a_distance_along_the_direction_that_it_is_in():
+    """Seeded: twenty draws, in which noise alone would add 0.5 to the distance between the first and the last grade."""
+    gaps = []
+    for seed in range(20):
+        found, _, means = of_line([5000.0] * K, 1e4, seed)
+        trained = direction_of(found)
+        unit = float(np.linalg.norm(trained)) / 2
+        read, exact = means_along(found, trained, unit), means @ trained / unit
+        gaps.append((read[-1] - read[0]) - (exact[-1] - exact[0]))
+    assert abs(np.mean(gaps)) < 0.1
+
+
+@given(seed=seeds, noise=st.floats(0, 1e9))
+@settings(max_examples=40, deadline=None)
+def test_a_site_accepts_what_one_round_makes(seed, noise):
+    head, generator = GradesHead((D // 2, D // 2), K, centred=False), np.random.default_rng(seed)
+    found = head.read_statistics(noise * generator.normal(size=head.statistics_size), noise**2)
+    parameters = head.join(found, *head.one_shot(found))
+    head.check_parameters(parameters)
+    told = head.probabilities(parameters, generator.normal(size=(9, D)).astype(np.float32))
+    np.testing.assert_allclose(told.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e9])
+def test_a_hospitals_own_means_are_moved_by_what_its_scores_are(noise):
+    """All of its scores are higher by 0.1: so are its means; noise leaves the common ones."""
+    sizes, frequencies = np.array([500.0, 100.0, 50.0, 350.0]), np.full(K, 0.25)
+    head = GradesHead((D,), K)
+    whole = head.join(None, np.eye(D)[0] * 4)
+    common = head.means(whole) / head.scale(whole)
+    sums = np.stack([np.sqrt(1 - COUNT_WEIGHT**2) * sizes * (common + 0.1), COUNT_WEIGHT * sizes], axis=1)
+    found, own = head.recalibrated(whole, frequencies, sums.ravel(), noise**2)
+    head.check_parameters(found)
+    moved = 0.1 if noise == 0 else 0.0
+    np.testing.assert_allclose(head.means(found) / head.scale(whole), common + moved, atol=2e-3)
+    np.testing.assert_allclose(own, sizes / 1000 if noise == 0 else frequencies, atol=2e-3)
+    np.testing.assert_allclose(head.split(found)[1], 1 / (K * own))
+
+
+@given(seed=seeds, noise=st.sampled_from([0.0, 1.0, 1e3, 1e6]))
+@settings(max_examples=40, deadline=None)
+def test_a_hospitals_own_model_is_one_that_sites_accept(seed, noise):
+    head, generator = GradesHead((D // 2, D // 2), K), np.random.default_rng(seed)
+    parameters = released(head, generator, noise)
+    frequencies = generator.dirichlet(np.ones(K)) * 0.9 + 0.1 / K
+    sums = noise * generator.normal(size=head.calibration_size)
+    found, own = head.recalibrated(parameters, frequencies, sums, noise**2)
+    head.check_parameters(found)
+    assert own.sum() == pytest.approx(1)
 
 
 def predictions(seed: int = 0):

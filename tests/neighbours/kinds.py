@@ -113,7 +113,23 @@ LINEAR = (
         ),
         **{"listed": True, **FEW},
     ),
-    _linear("grades", classes=FOUR, data='task = "grades"', privacy=CALIBRATION),
+    replace(
+        _linear(
+            "findings, one shot",
+            classes=FOUR,
+            data=FINDINGS,
+            training='method = "one-shot"',
+            privacy=CALIBRATED,
+        ),
+        **{"listed": True, **FEW},
+    ),
+    _linear(
+        "grades",
+        classes=FOUR,
+        data='task = "grades"\nsubgroup = "sex"',
+        training="units = 20",
+        privacy=f"{CALIBRATED}\nsubgroup_share = 0.1{OWN}",
+    ),
     replace(
         _linear(
             "pilot", classes=THREE, epsilon='"calibrated"', privacy="max_epsilon = 8.0\npilot_epsilon = 2.0"

@@ -130,15 +130,9 @@ def test_a_whole_hospital_is_one_unit(open_both, model, training):
 
 
 def test_grades(open_both):
-    grades = {"data": 'task = "grades"', "privacy": "calibration_share = 0.1"}
-    study, images = make_study(FOUR, "patient", **grades), cohort(FOUR)
-    for gone in (
-        "many",
-        "mixed",
-        "twin-1",
-        "rare",
-        "black",
-    ):  # no release of grades is about held-out patients
+    shares = f"{SHARES}\ncalibration_share = 0.1"
+    study, images = make_study(FOUR, "patient", data='task = "grades"', privacy=shares), cohort(FOUR)
+    for gone in ("many", "mixed", "twin-1", "rare", "black", "tested"):
         whole, less, agreement = open_both(
             study, manifest("patient", "split"), images, without(images, "patient", gone)
         )

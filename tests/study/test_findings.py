@@ -55,6 +55,7 @@ def study(**changes):
 @pytest.mark.parametrize("trust", ["site", "secure-aggregation", "server", "none"])
 def test_from_arrays_to_a_report_and_predictions(dataset, pixels, tmp_path, trust):
     run = fv.run(study(trust=trust), dataset, directory=tmp_path / "run")
+    assert run.study.privacy.statistics_share == 0.05
     assert run.metrics.auroc > 0.85
     assert [one.name for one in run.metrics.per_class] == list(FINDINGS)
     assert run.metrics.auroc_interval[0] < run.metrics.auroc <= run.metrics.auroc_interval[1]
@@ -102,11 +103,58 @@ def test_hospitals_release_an_evaluation_of_every_finding(dataset, tmp_path, tru
         assert found.balanced_accuracy == pytest.approx(exact.balanced_accuracy, abs=0.03)
 
 
-@pytest.mark.parametrize("method", ["one-shot", "calibrated"])
-def test_what_findings_are_not_trained_with_is_refused_before_anything_runs(method):
-    changes = {"method": method} if method == "one-shot" else {"epsilon": method, "max_epsilon": 8.0}
+@pytest.mark.parametrize("trust", ["secure-aggregation", "none"])
+def test_hospitals_release_findings_by_subgroup(pixels, tmp_path, trust):
+    images, labels = pixels
+    sexes = np.array(["F", "M"])[np.arange(200) // 4 % 2].repeat(2)
+    dataset = fv.Dataset.from_arrays(
+        images,
+        labels,
+        patients=np.arange(200).repeat(2),
+        classes=FINDINGS,
+        task="findings",
+        split=np.where(np.arange(200) % 4 == 0, "test", "train").repeat(2),
+        attributes={"sex": sexes},
+    )
+    changes = {"trust": trust, "subgroup": "sex", "subgroup_share": 0.3, "epsilon": 200.0}
+    run = fv.run(study(**changes), dataset, directory=tmp_path / "run")
+    found = {one.group: one for one in run.record.released.subgroups}
+    assert list(found) == ["female", "male", "other or unknown"]
+    assert "By subgroup of held-out patients" in write_report(tmp_path / "run").read_text()
+    if trust == "none":
+        assert [one.units for one in found.values()] == pytest.approx([25, 25, 0], abs=1e-6)
+        assert run.record.released.units == pytest.approx(50)
+        shares = [found["female"].balanced_accuracy, found["male"].balanced_accuracy]
+        assert min(shares) <= run.record.released.balanced_accuracy <= max(shares)
+
+
+@pytest.mark.parametrize("trust", ["secure-aggregation", "none"])
+def test_one_round_is_one_charge_and_a_model(dataset, pixels, tmp_path, trust):
+    run = fv.run(study(method="one-shot", trust=trust, epsilon=60.0), dataset, directory=tmp_path / "run")
+    private = trust != "none"
+    assert [one.what for one in run.record.releases] == ["statistics"] * private
+    assert run.metrics.auroc > 0.8
+    assert run.metrics.balanced_accuracy > 0.65
+    told = run.model.predict_proba(pixels[0][dataset.test])
+    stored = TrainedModel.load(tmp_path / "run")
+    np.testing.assert_array_equal(stored.predict_proba(pixels[0][dataset.test]), told)
+    assert all(name in write_report(tmp_path / "run").read_text() for name in FINDINGS)
+    shares = {"calibration_share": 0.1, "evaluation_share": 0.2}
+    more = fv.run(study(method="one-shot", trust=trust, **shares), dataset, directory=tmp_path / "more")
+    found = [one.what for one in more.record.releases]
+    assert found == ["statistics", "calibration", "evaluation"] * private
+    assert more.record.result.decision.weight > 0
+
+
+def test_what_findings_are_not_trained_with_is_refused_before_anything_runs():
     with pytest.raises(StudyError, match="findings"):
-        fv.Study(name="findings", source="phantom:findings", task="findings", **changes)
+        fv.Study(
+            name="findings",
+            source="phantom:findings",
+            task="findings",
+            epsilon="calibrated",
+            max_epsilon=8.0,
+        )
 
 
 def test_the_phantom_has_five_findings_of_stated_frequency():

@@ -95,6 +95,22 @@ def test_views_of_frozen_features_were_removed():
     assert Study.parse('training.views = 2\nmodel.network = "cnn"').training.views == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ('data.task = "findings"', 0.05),
+        ('data.preset = "nih-cxr14"', 0.05),
+        ('data.task = "findings"\nprivacy.statistics_share = 0.2', 0.2),
+        ('data.task = "findings"\nmodel.network = "cnn"', 0.02),
+        ('data.preset = "nih-cxr14"\ndata.positive = ["Pneumonia"]', 0.15),
+        ('data.task = "grades"', 0.15),
+        ("", 0.15),
+    ],
+)
+def test_heads_of_findings_spend_less_before_training(text, share):
+    assert Study.parse(text).privacy.statistics_share == share
+
+
 def test_changes_are_checked_like_a_file():
     assert Study().with_changes({"privacy": {"epsilon": 2.0}}).privacy.epsilon == 2
     with pytest.raises(StudyError, match="epsilon is -1"):

@@ -4,13 +4,15 @@ import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from fedveil.cli.engines import need_engine
+from fedveil.cli.federation.renew import federation_certificates, federation_confirm, federation_renew
 from fedveil.cli.federation.serve import federation_serve
+from fedveil.cli.federation.statements import federation_statements
 from fedveil.cli.federation.status import federation_status
-from fedveil.cli.flower import need_flower
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.logs import LogFormat, log_to_stderr
 from fedveil.cli.site import site
@@ -18,9 +20,6 @@ from fedveil.cli.site.options import AsJson
 from fedveil.errors import FedveilError
 
 __all__ = ["coordinate", "federation", "site"]
-
-SOON_EXPIRED = 30
-"""Days before the end of a certificate from which on a person is warned."""
 
 federation = typer.Typer(help="Set up a federation.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -35,6 +34,9 @@ def federation_init(
     ],
     name: Annotated[str, typer.Option(help="The federation's name.")] = "federation",
     port: Annotated[int, typer.Option(help="Port that hospitals connect to.")] = 9443,
+    engine: Annotated[
+        Literal["flower", "nvflare"], typer.Option(help="What carries messages; the kits are for it.")
+    ] = "flower",
 ) -> None:
     """Write one start-up kit for each hospital, and the coordinator's folder.
 
@@ -44,7 +46,7 @@ def federation_init(
     from fedveil.deploy.provisioning.kits import make_kits
 
     with speak_plainly():
-        public = make_kits(folder, name=name, hospitals=hospital, hosts=address, port=port)
+        public = make_kits(folder, name=name, hospitals=hospital, hosts=address, port=port, engine=engine)
         console.print(
             f"wrote {folder}/coordinator and {len(hospital)} kits: {', '.join(hospital)}", soft_wrap=True
         )
@@ -54,21 +56,10 @@ def federation_init(
 
 federation.command("serve")(federation_serve)
 federation.command("status")(federation_status)
-
-
-@federation.command("renew")
-def federation_renew(
-    folder: Annotated[Path, typer.Argument(help="The coordinator's folder.")] = Path("coordinator"),
-) -> None:
-    """Renew the SuperLink's certificate, which is valid for 825 days; hospitals need not do anything.
-
-    Example: fedveil federation renew lungs/coordinator
-    """
-    from fedveil.deploy.provisioning.kits import renew
-
-    with speak_plainly():
-        hosts = renew(folder)
-        console.print(f"renewed {folder / 'superlink.pem'} for {', '.join(hosts)}", soft_wrap=True)
+federation.command("statements")(federation_statements)
+federation.command("renew")(federation_renew)
+federation.command("confirm")(federation_confirm)
+federation.command("certificates")(federation_certificates)
 
 
 @federation.command("send")
@@ -84,42 +75,16 @@ def federation_send(
     """
     with speak_plainly():
         log_to_stderr()
-        need_flower()
         from fedveil.deploy.coordinator.hospitals import Federation
         from fedveil.deploy.coordinator.runner import send_again
 
-        found = send_again(Federation.load(folder), run_directory)
+        home = Federation.load(folder)
+        need_engine(home.table.engine)
+        found = send_again(home, run_directory)
         for hospital, received in found.items():
             console.print(f"{hospital} {'has the model' if received else 'was not reached, or refused it'}")
         if not all(found.values()):
             raise typer.Exit(1)
-
-
-@federation.command("certificates")
-def federation_certificates(
-    folder: Annotated[Path, typer.Argument(help="The coordinator's folder.")] = Path("coordinator"),
-    as_json: AsJson = False,
-) -> None:
-    """Print how many days the certificates are still valid; exit code 1 within 30 days of the end, 2 after it.
-
-    Example: fedveil federation certificates lungs/coordinator
-    """
-    from fedveil.deploy.provisioning.certificates import days_left
-
-    with speak_plainly():
-        left = {name: days_left((folder / name).read_bytes()) for name in ("superlink.pem", "ca.pem")}
-        if as_json:
-            print(json.dumps(left))
-        else:
-            remedies = {
-                "superlink.pem": "fedveil federation renew",
-                "ca.pem": "make new kits for every hospital",
-            }
-            for name, days in left.items():
-                remedy = f": {remedies[name]}" if days < SOON_EXPIRED else ""
-                console.print(f"{name} is valid for {days} more days{remedy}", soft_wrap=True)
-    least = min(left.values())
-    raise typer.Exit(2 if least < 0 else 1 if least < SOON_EXPIRED else 0)
 
 
 @federation.command("receipts")
@@ -131,12 +96,11 @@ def federation_receipts(
     Example: fedveil federation receipts lungs/coordinator
     """
     with speak_plainly():
-        need_flower()
         from fedveil.deploy.coordinator.hospitals import Federation
 
         home = Federation.load(folder)
         for hospital, key in home.keys().items():
-            signed, unsigned = home.receipts().verify(hospital, key)
+            signed, unsigned = home.receipts().verify(hospital, key, *home.former(hospital))
             earlier = f", {unsigned} of version 0.1 without a signature" if unsigned else ""
             console.print(f"{hospital} signed {signed} receipts{earlier}", soft_wrap=True)
 
@@ -159,17 +123,19 @@ def coordinate(
     """
     with speak_plainly():
         log_to_stderr(log_format)
-        need_flower()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         from fedveil.cli.output.progress import Bars
         from fedveil.deploy.coordinator.hospitals import Federation
         from fedveil.deploy.coordinator.runner import RealHospitals
-        from fedveil.report import write_report
+        from fedveil.deploy.provisioning.expiry import expiring
         from fedveil.study import RunDirectory, Study, resolve, run
 
         found = resolve(Study.load(study), study.parent)
         chosen = out or Path("runs") / found.study.name
         home = Federation.load(folder)
+        need_engine(home.table.engine)
+        for text in expiring(folder):
+            errors.print(f"warning: {text}", soft_wrap=True, markup=False)
         directory = (
             RunDirectory.reopen(chosen, found)
             if resume
@@ -182,6 +148,8 @@ def coordinate(
             if not resume:
                 directory.discard_unstarted()
             raise
+        from fedveil.report import write_report  # here, since a coordinator waits for days without its charts
+
         _print_result(result, write_report(directory.path), as_json)
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from fedveil.data import check
 from fedveil.deploy.identity import Identity, fingerprint, private_files
+from fedveil.deploy.records.handover import HandOver
 from fedveil.deploy.site.approvals import Listed, Studies
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.keys import Peers
+from fedveil.deploy.site.models import Models
 from fedveil.deploy.site.review import Review
 from fedveil.deploy.site.runtime import Cohorts
 from fedveil.errors import DataError, InvalidValue, Refused
@@ -19,6 +21,8 @@ __all__ = [
     "Checked",
     "approve",
     "check_approval",
+    "check_hand_over",
+    "confirm_key",
     "decline",
     "image_problems",
     "match_keys",
@@ -152,12 +156,55 @@ def image_problems(cohorts: Cohorts, listed: Listed) -> list[str]:
     return found
 
 
-def match_keys(new: Mapping[str, str], said: Sequence[str]) -> dict[str, str]:
+def confirm_key(config: SiteConfig, one: HandOver) -> None:
+    """Use a hospital's new key, which was compared with its owner.
+
+    Undecided offers that name the old one are deleted: the coordinator offers them again.
+    """
+    check_hand_over(config, one)
+    with private_files():
+        Peers(config.folder / "peers").accept(one)
+    _studies(config.folder).drop_undecided(lambda offer: offer.keys.get(one.site) == one.old)
+
+
+def check_hand_over(config: SiteConfig, one: HandOver) -> None:
+    """Everything that has to hold before a person compares a hospital's new key.
+
+    Raises:
+        Refused: it does not follow from the confirmed key, or a study under secure aggregation still needs that one.
+    """
+    if one.site == config.site.name:
+        raise Refused(
+            "the hand-over is this site's own",
+            "the coordinator and the other hospitals need it",
+            "send them the file",
+        )
+    Peers(config.folder / "peers").check(one)
+    models = Models(config.folder / "models")
+    for listed in _studies(config.folder).all():
+        agreement = listed.agreement
+        if (
+            listed.state == "approved"
+            and agreement.trust == "secure-aggregation"
+            and one.site in agreement.sites
+            and not models.of(listed.digest).exists()
+        ):
+            raise Refused(
+                f"study {agreement.name} ({listed.digest[:12]}) with {one.site} is approved and not finished",
+                "its sums are masked with the keys that it began with",
+                "wait for its end, or end it here with `fedveil site withdraw`",
+            )
+
+
+def match_keys(
+    new: Mapping[str, str], said: Sequence[str], given: str = "the one that the coordinator gives"
+) -> dict[str, str]:
     """The unconfirmed keys, without those whose fingerprint a person supplies as read by the owner.
 
     Args:
         new: unconfirmed public keys by hospital.
         said: complete ``NAME=FINGERPRINT`` pairs; separators between the digits are ignored.
+        given: where the unconfirmed keys come from, in words.
 
     Raises:
         InvalidValue: the text has another form, or names a hospital that needs no confirmation.
@@ -175,7 +222,7 @@ def match_keys(new: Mapping[str, str], said: Sequence[str]) -> dict[str, str]:
             )
         if digits != fingerprint(new[hospital]).replace("-", ""):
             raise Refused(  # without the expected digits: whoever sees them can type them
-                f"the fingerprint of {hospital} is not the one that the coordinator gives",
+                f"the fingerprint of {hospital} is not {given}",
                 "all 32 digits must match what the hospital reads out",
                 "ask both again; if the keys differ, somebody intercepts the messages",
             )

@@ -2,14 +2,26 @@
 
 A carrier sees who sends, when and how much, and nothing else. It may drop, delay and repeat messages: whoever uses it
 (`fedveil.deploy.coordinator.asking`) asks again, and messages are sealed before they reach it
-(`fedveil.deploy.sealing`). Flower is one carrier (`fedveil.deploy.flower.carrier`).
+(`fedveil.deploy.sealing`). Flower is one carrier (`fedveil.deploy.flower.carrier`),
+NVFlare another (`fedveil.deploy.nvflare.carrier`).
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
-__all__ = ["Carrier", "Parcel"]
+from fedveil.errors import InvalidValue
+
+__all__ = ["CELL", "Carrier", "Engine", "Parcel", "check_cell_names"]
+
+Engine = Literal["flower", "nvflare"]
+"""What carries messages, as settings name it."""
+
+CELL = "server"
+"""The name of the coordinator's cell over NVFlare, which demands this one."""
+
+_CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +67,18 @@ class Carrier(Protocol):
 
     def pull(self, names: Iterable[str]) -> Sequence[Parcel]:
         """What has arrived for these messages, each once; does not wait."""
+
+
+def check_cell_names(sites: Sequence[str]) -> None:
+    """Refuse names of hospitals that NVFlare's cells cannot have; a dot would make one a part of another.
+
+    Raises:
+        InvalidValue: for the first such name.
+    """
+    for site in sites:
+        if not _CELL_NAME.fullmatch(site) or site == CELL:
+            raise InvalidValue(
+                f"a hospital is called {site!r}",
+                f"over NVFlare a name has 1 to 64 letters, digits, dashes and underscores, and is not {CELL!r}",
+                "choose another name, or carry messages over Flower",
+            )

@@ -107,6 +107,14 @@ class Receipt:
             ) from None
         return raw.hex()
 
+    def is_signed(self, signature: object, signer: str) -> bool:
+        """Whether the owner of this public key made the signature for this receipt."""
+        try:
+            self.check(signature, signer)
+        except FederationError:
+            return False
+        return True
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -161,15 +169,27 @@ class Receipts:
 
     def last(self, site: str) -> Receipt | None:
         """The receipt of a site's newest ledger line that any coordinator of this folder has."""
+        return self._read(site).last
+
+    def line(self, site: str, seq: int) -> str | None:
+        """The hash of a line of a site's ledger, if a receipt quotes that line."""
+        return self._read(site).lines.get(seq)
+
+    def _read(self, site: str) -> "_Known":
         path = self._folder / f"{site}.jsonl"
         known = self._known.setdefault(site, _Known())
         if path.exists():
             with path.open("rb") as file:
                 known.read_on(file)
-        return known.last
+        return known
 
-    def verify(self, site: str, signer: str) -> tuple[int, int]:
+    def verify(self, site: str, *signers: str) -> tuple[int, int]:
         """Check every stored receipt of a site; return how many it signed, and how many version 0.1 left unsigned.
+
+        Args:
+            site: its name.
+            signers: its public keys, the current one first. A receipt that lies behind one of a later key cannot be of
+                an earlier key: who stole that one can add nothing.
 
         Raises:
             FederationError: a signature is not the site's.
@@ -178,8 +198,11 @@ class Receipts:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         found = [stored for line in lines if (stored := _stored(line)) is not None]
         signed = [(receipt, signature) for receipt, signature in found if signature is not None]
+        left = list(signers)
         for receipt, signature in signed:
-            receipt.check(signature, signer)
+            while len(left) > 1 and not receipt.is_signed(signature, left[-1]):
+                left.pop()
+            receipt.check(signature, left[-1])
         return len(signed), len(found) - len(signed)
 
     def keep(self, receipt: Receipt, signature: str, *, after: Receipt | None) -> None:

@@ -32,7 +32,7 @@ from fedveil.study import Hospitals, Joined, Prepared, RunDirectory, Study
 from fedveil.study.pipeline import LinearTask, Task
 from fedveil.study.prepare import prepare
 
-__all__ = ["Rehearsal"]
+__all__ = ["Rehearsal", "held_port"]
 
 _END = 20.0
 """Seconds that a program may take to end."""
@@ -74,7 +74,7 @@ class Rehearsal(Hospitals):
         assert isinstance(task, LinearTask)  # see `fedveil.audit.arena.embedded`
         with tempfile.TemporaryDirectory(prefix="fedveil-") as name, contextlib.ExitStack() as stack:
             kits = Path(name) / "kits"
-            port = _free_port()
+            port = stack.enter_context(held_port())
             public = make_kits(
                 kits, name="audit", hospitals=tuple(prepared.sites), hosts=["127.0.0.1"], port=port
             )
@@ -172,7 +172,17 @@ def _approve(kits: Path, status: Mapping[str, str]) -> None:
             )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A free port of this machine, which no other program is given while the context is open.
+
+    A socket stays bound to it. On Linux a program that reuses addresses, as servers do, may listen there all the same;
+    elsewhere the socket is closed first, and another program may come in between.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port = int(holder.getsockname()[1])
+        if sys.platform != "linux":
+            holder.close()
+        yield port

@@ -136,7 +136,8 @@ def unseal(data: bytes, own: Identity, *, sender: str | None, purpose: bytes) ->
         raise FederationError(
             f"a message signed by {fingerprint(claimed.hex())} arrived",
             f"only {fingerprint(sender)} is trusted here",
-            "compare the fingerprints by telephone, and replace the key only if its owner confirms",
+            "compare the fingerprints by telephone, and replace the key only if its owner confirms: `fedveil "
+            "federation confirm` takes the hand-over of a hospital that has renewed its key",
         )
     if receiver != known:
         raise FederationError(

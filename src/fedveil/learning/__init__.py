@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from fedveil.learning.encoders import FeatureExtractor, feature_extractor
     from fedveil.learning.evaluation.finding_histogram import FindingHistogram
     from fedveil.learning.evaluation.findings import decide_findings, evaluate_findings, findings_point
+    from fedveil.learning.evaluation.grade_histogram import GradeHistogram
     from fedveil.learning.evaluation.grades import quadratic_kappa
-    from fedveil.learning.evaluation.held_out import HeldOut
+    from fedveil.learning.evaluation.held_out import HeldOut, histogram_of
     from fedveil.learning.evaluation.intervals import Spread
     from fedveil.learning.evaluation.metrics import (
         ClassMetrics,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from fedveil.learning.optimizers import Adam, Averaged, Optimizer, OptimizerState, Pulled, Sgd, Shrunk
     from fedveil.learning.padded_batches import ImageSource
     from fedveil.learning.released.class_statistics import ClassStatistics, unit_blocks
+    from fedveil.learning.released.finding_means import FindingMeans
     from fedveil.learning.released.finding_statistics import FindingStatistics
     from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics, drowned
     from fedveil.learning.sizes import NetworkSizes
@@ -54,9 +56,11 @@ __all__ = [
     "ClassStatistics",
     "FeatureExtractor",
     "FindingHistogram",
+    "FindingMeans",
     "FindingStatistics",
     "FindingsHead",
     "FindingsLearner",
+    "GradeHistogram",
     "GradesHead",
     "HeldOut",
     "Histogram",
@@ -92,6 +96,7 @@ __all__ = [
     "expected_calibration_error",
     "feature_extractor",
     "findings_point",
+    "histogram_of",
     "quadratic_kappa",
     "subgroups",
     "unit_blocks",

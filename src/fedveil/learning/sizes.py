@@ -37,6 +37,7 @@ class NetworkSizes(OfLabels):
         trained_blocks: int = 1,
         trained: str = "all",
         findings: bool = False,
+        grades: bool = False,
     ) -> "NetworkSizes":
         """The sizes of a network that a study file names; see `fedveil.learning.NetworkModel`.
 
@@ -56,7 +57,7 @@ class NetworkSizes(OfLabels):
         _, body = split_frozen(layers)
         centred = next((layer for layer in body if isinstance(layer, Centred)), None)
         return cls(
-            labels=NetworkLabels.of(classes, findings=findings),
+            labels=NetworkLabels.of(classes, findings=findings, grades=grades),
             centre=sum(centred.blocks) if centred else 0,
             trained=dimension(body),
         )

@@ -21,6 +21,7 @@ from fedveil.report import load as load_record
 from fedveil.study import Method, Progress, RunDirectory, Study, TrainedModel, resolve
 from fedveil.study import run as run_directory
 from fedveil.study.results.schema import ModelMetrics
+from fedveil.study.settings.defaults import FINDINGS_DEFAULTS
 from fedveil.study.simulation import Simulated
 from fedveil.sweeps import EVEN, Grid, Measurement
 from fedveil.sweeps import sweep as sweep_directory
@@ -238,6 +239,8 @@ def resolved_study(study: Study | AnyPath | None, data: Source) -> tuple[Study, 
     own = {name: getattr(read, name) for name in ("window", "max_megapixels", "slices", "axis")}
     left = {key: value for key, value in own.items() if key not in found.data.model_fields_set}
     changes: dict[str, dict[str, object]] = {"data": {"source": MEMORY, **left}}
+    if data.task == "findings" and "statistics_share" not in found.privacy.model_fields_set:
+        changes["privacy"] = FINDINGS_DEFAULTS
     if isinstance(data.images, Embeddings) and "features" not in found.model.model_fields_set:
         changes["model"] = {"features": "precomputed"}
     return found.with_changes(changes), data

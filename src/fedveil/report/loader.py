@@ -14,6 +14,7 @@ from fedveil.errors import StudyError
 from fedveil.privacy import epsilon, operational_risk
 from fedveil.report.reading import REMEDY, read_json, read_json_lines, read_text
 from fedveil.report.records import Examples, LedgerHead, Predictions, RunRecord
+from fedveil.report.statements import read_statements
 from fedveil.schema import Record
 from fedveil.study import Study
 from fedveil.study.results.schema import ModelMetrics, Provenance, Result, RoundLine, SiteResult
@@ -56,6 +57,7 @@ def load(path: Path) -> RunRecord:
         examples=_examples(path / "examples.npz"),
         audit=read_audit(path),
         governance=_governance(path / "study.toml"),
+        statements=read_statements(path),
     )
 
 

@@ -96,6 +96,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "calibration": calibration_chart(record.result.calibrated),
         "learning": learning.learning_chart(record.rounds),
         "drops": tables.drop_table(record),
+        "statements": tables.statement_table(record.statements, tuple(site.name for site in record.sites)),
         "sites": tables.site_table(record),
         "class_shares": tables.class_shares(record),
         "ledgers": tables.ledger_table(record.ledgers),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fedveil.audit.result import AuditResult
 from fedveil.privacy import Guarantee, Mechanism, Risk
 from fedveil.report.figures.curves import confusion
+from fedveil.report.statements import Statements
 from fedveil.study.results.schema import (
     DataFacts,
     ModelMetrics,
@@ -76,6 +77,7 @@ class RunRecord:
         examples: test images to show; None without any.
         audit: what attacks found; None without one.
         governance: who is responsible for the study, as its file states it: label and text.
+        statements: the hospitals' signed statements; None if none was taken in.
     """
 
     path: Path
@@ -90,6 +92,7 @@ class RunRecord:
     examples: Examples | None
     audit: AuditResult | None = None
     governance: tuple[tuple[str, str], ...] = ()
+    statements: Statements | None = None
 
     @property
     def study(self) -> str:

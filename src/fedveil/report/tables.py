@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedveil.audit.result import AuditResult, Finding
@@ -11,6 +12,7 @@ from fedveil.report import formatting
 from fedveil.report.figures.drawing import SERIES
 from fedveil.report.formatting import UNDEFINED
 from fedveil.report.records import LedgerHead, RunRecord
+from fedveil.report.statements import StatementRecord, Statements
 from fedveil.study.results.schema import ModelMetrics, OwnMetrics, SubgroupResult
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "release_table",
     "released_subgroup_table",
     "site_table",
+    "statement_table",
     "subgroup_table",
 ]
 
@@ -98,7 +101,7 @@ def accuracy_table(record: RunRecord) -> Table | None:
         caption = (
             f"Accuracy from released histograms; 95{formatting.PERCENT} intervals in brackets, noise included"
         )
-        return Table(caption, ACCURACY, tuple(released)) if released else None
+        return _accuracy(caption, released, record) if released else None
     rows = [_metric_row("This study", record.test), *released]
     rows += [
         _metric_row(BASELINES.get(name, name.replace("_", " ")), metrics)
@@ -117,7 +120,12 @@ def accuracy_table(record: RunRecord) -> Table | None:
             )
         )
     caption = f"Accuracy on {_test_size(record.test, record)}; 95{formatting.PERCENT} intervals in brackets"
-    if math.isnan(record.test.quadratic_kappa):
+    return _accuracy(caption, rows, record)
+
+
+def _accuracy(caption: str, rows: Sequence[tuple[str, ...]], record: RunRecord) -> Table:
+    """The table of these rows, with one more column if classes are grades."""
+    if record.data is None or record.data.task != "grades":
         return Table(caption, ACCURACY, tuple(rows))
     cells = _kappas(record, len(rows))
     head = (*ACCURACY, "Quadratic weighted kappa")
@@ -347,4 +355,39 @@ def _finding_row(one: Finding) -> tuple[str, ...]:
         UNDEFINED if math.isinf(one.epsilon) else formatting.at_most(one.epsilon),
         *one.proved,
         "yes" if one.contradicted else "no",
+    )
+
+
+def statement_table(found: Statements | None, sites: tuple[str, ...]) -> Table | None:
+    """One row for each hospital of the study, in the study's order; one without a valid statement says so."""
+    if found is None:
+        return None
+    by_site = {one.site: one for one in found.valid}
+    none = ("none that is valid", *[UNDEFINED] * 6)
+    return Table(
+        "What each hospital states, signed with its own key",
+        (
+            "Hospital",
+            "Statement",
+            "Decision",
+            "Charges",
+            "ε of this study",
+            "ε of all studies",
+            "Made",
+            "Signed by",
+        ),
+        tuple((site, *(_statement_row(by_site[site]) if site in by_site else none)) for site in sites),
+        text=3,
+    )
+
+
+def _statement_row(one: StatementRecord) -> tuple[str, ...]:
+    return (
+        "valid; answers came later" if one.early else "valid",
+        one.decision,
+        formatting.count(one.charges),
+        formatting.at_most(one.epsilon),
+        f"{formatting.at_most(one.spent)} of {formatting.plain(one.budget)}",
+        formatting.moment(one.made),
+        one.signer + (" (renewed since)" if one.former else ""),
     )

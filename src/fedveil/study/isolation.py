@@ -88,7 +88,11 @@ class Stored:
 
 
 def computed(
-    views: Mapping[str, Change], dataset: Dataset, progress: Progress, row_bytes: int = 4096
+    views: Mapping[str, Change],
+    dataset: Dataset,
+    progress: Progress,
+    row_bytes: int = 4096,
+    lengths: Sequence[int] | None = None,
 ) -> list[StoredRows]:
     """For each view, by its key, one row per image, from the cache or from its pixels.
 
@@ -96,6 +100,8 @@ def computed(
     rather than processes: Pillow and numpy release the interpreter's lock, and no pixels are copied between processes.
 
     An image that a view fails on gets a row of zeros, which is not stored, nor are the rows of unreadable images.
+
+    ``lengths`` of the rows are known where the views have just seen a black image without failing.
 
     Raises:
         FedveilError: a view fails on a black image too, or images that are not `OddImages` cannot be read.
@@ -106,7 +112,7 @@ def computed(
         return FeatureCache().views(list(views), [], lambda *_: [])
     black = np.zeros((1, images.planes, images.size, images.size), np.float32)
     # What concerns no image, such as missing weights, raises here, however much is in the cache.
-    lengths = [change(black).shape[1] for change in changes]
+    known = [change(black).shape[1] for change in changes] if lengths is None else lengths
     count = max(8, min(BATCH, BATCH_BYTES // (4 * images.planes * images.size**2)))
     failed = np.zeros(len(images), bool)
 
@@ -116,7 +122,7 @@ def computed(
         for batch, decoded in zip(batches, ahead(images.read, batches), strict=True):
             failed[batch] = images.replaced(batch)
             for part, view in zip(parts, which, strict=True):
-                found, wrong = _each(changes[view], decoded, lengths[view])
+                found, wrong = _each(changes[view], decoded, known[view])
                 failed[batch] |= wrong
                 part.append(found)
             progress.advance(len(batch))

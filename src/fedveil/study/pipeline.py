@@ -32,6 +32,7 @@ from fedveil.learning import (
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
 from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
+from fedveil.study.apart import Inside, stored_apart
 from fedveil.study.isolation import Change, Readable, Rows, Stored, computed
 from fedveil.study.progress import Progress
 from fedveil.study.results.public_start import load_start
@@ -41,7 +42,7 @@ from fedveil.study.settings.schema import Study
 if TYPE_CHECKING:
     from fedveil.learning import NetworkModel
 
-__all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of"]
+__all__ = ["LinearTask", "NetworkTask", "Task", "make_task", "model_of", "sizes_of", "views_of"]
 
 PIXELS = "pixels 1"
 """The key of decoded images in the cache; their digests name everything else that pixels depend on."""
@@ -92,6 +93,7 @@ class Task(ABC):
             cohort.patients,
             classes=len(self.dataset.classes),
             unit=self.study.privacy.unit,
+            grades=self.dataset.task == "grades",
             strata=None if column is None else declared(attribute, column, groups),
         )
 
@@ -232,6 +234,7 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         trained_blocks=study.model.trained_blocks,
         trained=study.model.trained,
         findings=study.data.meaning == "findings",
+        grades=study.data.meaning == "grades",
     )
 
 
@@ -241,11 +244,11 @@ def _head(study: Study, dataset: Dataset) -> ClassHead | FindingsHead:
         len(dataset.classes),
         load_start(study, dataset),
     )
-    if dataset.task == "findings":
-        return FindingsHead(blocks, classes, start=start)
-    if dataset.task == "grades":
-        return GradesHead(blocks, classes)
     centred = study.training.method != "one-shot"
+    if dataset.task == "findings":
+        return FindingsHead(blocks, classes, centred=centred, start=start)
+    if dataset.task == "grades":
+        return GradesHead(blocks, classes, centred=centred, start=start)
     return CentredHead(blocks, classes, centred=centred, start=start)
 
 
@@ -261,14 +264,19 @@ def _network(study: Study, dataset: Dataset) -> "NetworkModel":
         trained_blocks=study.model.trained_blocks,
         trained=study.model.trained,
         findings=dataset.task == "findings",
+        grades=dataset.task == "grades",
         start=load_start(study, dataset),
     )
 
 
-def make_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
-    """Build the study's model, and compute or read from the cache whatever does not change in training."""
-    make = _network_task if study.model.network != "linear" else _linear_task
-    return make(study, dataset, progress)
+def make_task(study: Study, dataset: Dataset, progress: Progress, apart: Inside | None = None) -> Task:
+    """Build the study's model, and compute or read from the cache whatever does not change in training.
+
+    With ``apart``, a linear head's features are computed by another process, in this context.
+    """
+    if study.model.network != "linear":
+        return _network_task(study, dataset, progress)
+    return _linear_task(study, dataset, progress, apart)
 
 
 def _network_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
@@ -306,17 +314,24 @@ def _decoded(dataset: Dataset, progress: Progress) -> ImageSource:
     return Stored(kept, shape)
 
 
-def _linear_task(study: Study, dataset: Dataset, progress: Progress) -> Task:
+def views_of(study: Study, dataset: Dataset) -> dict[str, Change]:
+    """What a linear head needs of each image, by its key in the cache: features, and those of the degraded view."""
+    extractor = _extractor(study, dataset)
+    views: dict[str, Change] = {extractor.key: extractor}
+    if study.privacy.calibration_share > 0:
+        views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
+    return views
+
+
+def _linear_task(study: Study, dataset: Dataset, progress: Progress, apart: Inside | None) -> Task:
     extractor, head = _extractor(study, dataset), _head(study, dataset)
     found: Sequence[Features]
     if study.model.features == PRECOMPUTED:
         found = [_vectors(dataset, extractor.dimension)]
     else:
         progress.stage("features", len(dataset))
-        views: dict[str, Change] = {extractor.key: extractor}
-        if study.privacy.calibration_share > 0:
-            views[f"{extractor.key} {DEGRADED}"] = lambda images: extractor(degraded(images))
-        found = computed(views, dataset, progress)
+        lengths = None if apart is None else stored_apart(study, dataset, progress, apart)
+        found = computed(views_of(study, dataset), dataset, progress, lengths=lengths)
     seen = found[1] if len(found) > 1 else None
     return LinearTask(
         study=study, dataset=dataset, extractor=extractor, head=head, features=found[0], degraded=seen

@@ -7,7 +7,7 @@ network (`fedveil.deploy.coordinator.runner`).
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -93,7 +93,8 @@ def carry_out(directory: RunDirectory, hospitals: Hospitals, progress: Progress)
         prepared = hospitals.prepare(directory.study())
         study = directory.pin(prepared.study)
         watch.begin("features")
-        task = make_task(study, prepared.dataset, progress)
+        apart = None if prepared.sites else nullcontext  # a coordinator of real hospitals waits for long
+        task = make_task(study, prepared.dataset, progress, apart)
         watch.begin("joining")
         with hospitals.join(prepared, task, directory) as joined:
             watch.begin("training")

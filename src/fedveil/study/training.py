@@ -35,11 +35,13 @@ from fedveil.learning import (
     CentredHead,
     Certainty,
     ClassStatistics,
+    FindingMeans,
     FindingsHead,
+    GradesHead,
     Histogram,
     Model,
-    NetworkModel,
     OptimizerState,
+    PublicStart,
     ReleasedSubgroups,
     Statistics,
 )
@@ -197,14 +199,16 @@ class _Loop:
 
     def _at_once(self, state: ModelState) -> ModelState:
         """The head made from statistics alone; its threshold may be released later."""
-        if not isinstance(state.statistics, ClassStatistics) or not isinstance(self.model, CentredHead):
-            raise StudyError(
-                "there are no class statistics",
-                "a one-shot model is made from them",
-                "train a linear head on features",
-            )
         self.progress.stage(self.label, 1, 1)
-        return state.at(*self.model.one_shot(state.statistics))
+        if isinstance(state.statistics, ClassStatistics) and isinstance(self.model, CentredHead | GradesHead):
+            return state.at(*self.model.one_shot(state.statistics))
+        if isinstance(state.statistics, FindingMeans) and isinstance(self.model, FindingsHead):
+            return state.at(*self.model.one_shot(state.statistics))
+        raise StudyError(
+            "there are no class statistics",
+            "a one-shot model is made from them",
+            "train a linear head on features",
+        )
 
     def _affordable(self, wanted: Release) -> bool:
         """Whether the target covers one more of a release, in addition to past requests and what is still planned.
@@ -270,9 +274,7 @@ class _Loop:
 
     def _train(self, release: Release, query: Rounds, state: ModelState) -> tuple[ModelState, int]:
         """Run the remaining rounds that the budget covers; return the model and the number of finished rounds."""
-        start = (
-            self.model.start if isinstance(self.model, CentredHead | FindingsHead | NetworkModel) else None
-        )
+        start: PublicStart | None = getattr(self.model, "start", None)  # some models have none
         steps = Steps.plan(self.study, self.agreement, query, state.statistics, start)
         at, planned = self._start(steps), self.study.training.rounds
         self.progress.stage(self.label, planned, at.round)

@@ -1,6 +1,6 @@
 """A small real hospital for queries: a linear head over features, patients with several images, held-out ones too.
 
-Its labels are classes or, with the head for them, findings.
+Its labels are classes or, with the heads for them, findings or grades.
 """
 
 from collections import Counter
@@ -9,13 +9,23 @@ import numpy as np
 
 from fedveil.data import Cohort, Dataset
 from fedveil.federation import HospitalUnits, Query
-from fedveil.federation.queries import Asked, CohortCountsQuery, PilotQuery, SubgroupsQuery
-from fedveil.learning import CentredHead, CentredLearner, FindingsHead, FindingsLearner, HeldOut
+from fedveil.federation.queries import Asked, CohortCountsQuery, PilotQuery, StatisticsQuery
+from fedveil.learning import (
+    CentredHead,
+    CentredLearner,
+    FindingsHead,
+    FindingsLearner,
+    GradesHead,
+    HeldOut,
+)
 from fedveil.study import Study
 
 CLASSES = ("a", "b", "c")
 HEAD = CentredHead((5, 3), len(CLASSES))
 FINDINGS = FindingsHead((5, 3), len(CLASSES))
+ONCE = FindingsHead((5, 3), len(CLASSES), centred=False)
+"""What one round of statistics makes."""
+GRADES = GradesHead((5, 3), len(CLASSES))
 SHARES = """
 [data]
 subgroup = "scanner"
@@ -30,6 +40,11 @@ units = 40
 method = "{method}"
 """
 OWN = "personal_share = 0.1\npersonal_calibration_share = 0.1"
+
+
+def task_of(head) -> str:
+    """What labels are."""
+    return "findings" if head.findings else "grades" if head.grades else "classes"
 
 
 def asked(method: str, unit: str, head=HEAD) -> Asked:
@@ -53,13 +68,17 @@ def records(seed: int = 0, head=HEAD) -> Cohort:
         labels=labels,
         patients=patients,
         classes=CLASSES,
-        task="findings" if head.findings else "classes",
+        task=task_of(head),
     )
 
 
 def instance(query: type[Query], unit: str, head=HEAD) -> Query | None:
     """The query as some study asks for it; None where none does for this unit."""
-    if head.findings and query in (CohortCountsQuery, PilotQuery, SubgroupsQuery):  # these are refused
+    if head.findings and query in (CohortCountsQuery, PilotQuery):  # these are refused
+        return None
+    if head.grades and query is PilotQuery:
+        return None
+    if head is ONCE and query is not StatisticsQuery:  # the others are those of `FINDINGS`
         return None
     if query is CohortCountsQuery:
         return CohortCountsQuery.over(records(), unit)
@@ -82,7 +101,7 @@ def hospital(unit: str, gone: int | None = None, head=HEAD) -> tuple[HospitalUni
         labels=whole.labels[kept],
         patients=patients,
         classes=CLASSES,
-        task="findings" if head.findings else "classes",
+        task=task_of(head),
     )
     kind = FindingsLearner if head.findings else CentredLearner
     learner = kind(head, features[kept], cohort.labels, patients, unit=unit)
@@ -92,6 +111,7 @@ def hospital(unit: str, gone: int | None = None, head=HEAD) -> tuple[HospitalUni
         patients,
         classes=len(CLASSES),
         unit=unit,
+        grades=head.grades,
         strata=np.random.default_rng(2).integers(0, 3, len(whole.labels))[kept],
     )
     names = list(Counter(map(str, owners[kept])))

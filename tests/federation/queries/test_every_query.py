@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.federation.queries.hospital import FINDINGS, HEAD, asked, hospital, instance, sent
+from tests.federation.queries.hospital import (
+    FINDINGS,
+    GRADES,
+    HEAD,
+    ONCE,
+    asked,
+    hospital,
+    instance,
+    sent,
+    task_of,
+)
 
 from fedveil.errors import InvalidValue
 from fedveil.federation import ModelState, NoisySum, OneSum, Release, Rounds
@@ -19,10 +29,10 @@ from fedveil.privacy import Mechanism
 
 UNITS = ("patient", "image", "site")
 EACH = [
-    pytest.param(query, unit, head, id=f"{query.name}-{unit}{'-findings' * head.findings}")
+    pytest.param(query, unit, head, id=f"{query.name}-{unit}-{task_of(head)}{'-once' * (head is ONCE)}")
     for query in QUERIES
     for unit in UNITS
-    for head in (HEAD, FINDINGS)
+    for head in (HEAD, FINDINGS, ONCE, GRADES)
     if instance(query, unit, head) is not None
 ]
 SOURCE = Path(__file__).resolve().parents[3]

@@ -143,7 +143,8 @@ def test_folded_network_agrees_with_the_package(variant, block, channels, size):
     """Folding batch norm changes rounding only, against the package's own network as it comes."""
     from efficientnet_lite_pytorch import EfficientNet
 
-    from fedveil.learning.encoders.efficientnet import LAST_BLOCK, weights_file
+    from fedveil.learning.encoders.efficientnet import weights_file
+    from fedveil.learning.encoders.efficientnet_lite import LAST_BLOCK
 
     with redirect_stdout(io.StringIO()):
         network = EfficientNet.from_pretrained(
@@ -161,6 +162,17 @@ def test_folded_network_agrees_with_the_package(variant, block, channels, size):
         rtol=1e-3,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("variant", [0, 1, 2])
+def test_the_stated_widths_are_those_of_the_networks(variant):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    from fedveil.learning.encoders.efficientnet_lite import WIDTHS
+
+    with torch.device("meta"):
+        network = EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=64)
+    assert WIDTHS[variant] == tuple(block._project_conv.out_channels for block in network._blocks)
 
 
 @pytest.mark.parametrize("name", ["scattering", "efficientnet-lite0"])

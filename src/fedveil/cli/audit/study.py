@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedveil.cli.flower import need_flower
+from fedveil.cli.engines import need_flower
 from fedveil.cli.output.console import console, errors, speak_plainly
 from fedveil.cli.output.progress import Bars
 from fedveil.cli.study_file import AsJson, Data, Epsilon, Trust, read_study

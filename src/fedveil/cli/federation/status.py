@@ -19,11 +19,13 @@ def federation_status(
 ) -> None:
     """Report each study's hospitals, rounds and time left, and who has to do what.
 
-    The exit code is 0 if nobody has to do anything, otherwise 1.
+    The exit code is 0 if nobody has to do anything, otherwise 1. A certificate that expires within 30 days is something
+    to do.
 
     Example: fedveil federation status lungs/coordinator
     """
     from fedveil.deploy.coordinator.progress import progress
+    from fedveil.deploy.provisioning.expiry import expiring
 
     with speak_plainly():
         if not (folder / "federation.toml").exists():
@@ -32,7 +34,7 @@ def federation_status(
                 "the status is that of a coordinator's folder",
                 "give the folder that `fedveil federation init` wrote",
             )
-        found = progress(folder)
+        found, ends = progress(folder), expiring(folder)
         if as_json:
             print(json.dumps([one.to_dict() for one in found], indent=2))
         for one in () if as_json else found:
@@ -49,6 +51,8 @@ def federation_status(
             console.print(f"  hospitals  {', '.join(said)}", soft_wrap=True, markup=False)
             for text in one.todo:
                 console.print(f"  to do      {text}", soft_wrap=True, markup=False)
+        for text in () if as_json else ends:
+            console.print(f"to do: {text}", soft_wrap=True, markup=False)
         if not found and not as_json:
             console.print("no study has begun here")
-    raise typer.Exit(1 if any(one.todo for one in found) else 0)
+    raise typer.Exit(1 if ends or any(one.todo for one in found) else 0)

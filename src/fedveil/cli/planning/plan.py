@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from fedveil.cli.flower import need_flower
 from fedveil.cli.output.console import speak_plainly
 from fedveil.cli.output.tables import print_plan
 from fedveil.cli.planning import options
@@ -88,7 +87,6 @@ def _price(study: Study, federation: Path | None, explain: bool, as_json: bool) 
 
 
 def _in_federation(study: Study, folder: Path) -> Plan:
-    need_flower()
     from fedveil.deploy.coordinator.hospitals import Federation
     from fedveil.deploy.coordinator.planning import plan_federation
 

@@ -56,6 +56,16 @@ SITE_COMMANDS = (
         "Leave out a patient who withdraws, delete what was computed, and say what they took part in.",
     ),
     LazyCommand(
+        "renew",
+        f"{_HERE}.renew:site_renew",
+        "Replace the identity key of a site, or the key of a node if its folder is given.",
+    ),
+    LazyCommand(
+        "confirm",
+        f"{_HERE}.renew:confirm_peer",
+        "Use another hospital's new identity key, once its fingerprint was compared by telephone.",
+    ),
+    LazyCommand(
         "statement",
         f"{_HERE}.statement:site_statement",
         "Write a signed statement on a study: decisions, guarantee, charges, software.",

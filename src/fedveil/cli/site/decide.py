@@ -14,7 +14,7 @@ from fedveil.errors import Refused
 if TYPE_CHECKING:
     from fedveil.deploy.site.review import Review
 
-__all__ = ["approve_study", "decline_study", "show", "withdraw_study"]
+__all__ = ["approve_study", "compare_keys", "decline_study", "show", "withdraw_study"]
 
 Named = Annotated[
     str, typer.Argument(help="An offered study: its digest, the digest's beginning, or its name.")
@@ -55,7 +55,7 @@ def approve_study(
         checked = check_approval(config, found, leave_out=leave_out)
         for problem in checked.problems:
             console.print(f"left out     {problem}", soft_wrap=True, markup=False)
-        _compare_keys(match_keys(checked.new, key or []), ask=not yes)
+        compare_keys(match_keys(checked.new, key or []), ask=not yes)
         name = asked(by, "Your name", ask=not yes)
         place = asked(role, "Your role", ask=not yes)
         if not yes:
@@ -138,7 +138,7 @@ def _who(by: str | None, role: str | None, reason: str | None, *, ask: bool) -> 
     )
 
 
-def _compare_keys(new: Mapping[str, str], *, ask: bool) -> None:
+def compare_keys(new: Mapping[str, str], *, ask: bool) -> None:
     """Ask a person to confirm that each new key's owner read the same fingerprint; refuse if nobody can be asked."""
     from fedveil.deploy.identity import fingerprint
 

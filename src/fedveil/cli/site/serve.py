@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedveil.cli.encoders.device import DeviceName, on_device, with_encoders_of
-from fedveil.cli.flower import need_flower
+from fedveil.cli.engines import need_engine
 from fedveil.cli.output.console import speak_plainly
 from fedveil.cli.output.logs import LogFormat, log_to_stderr
 from fedveil.cli.site.options import Folder, load_site
@@ -58,6 +58,9 @@ def site_connect(
 
     Example: fedveil site connect node
     """
+    from fedveil.deploy.node import engine_of
+
     with speak_plainly():
-        need_flower()
-    os.execv(sys.executable, [sys.executable, "-m", "fedveil.deploy.flower.node", str(folder)])
+        engine = engine_of(folder)
+        need_engine(engine)
+    os.execv(sys.executable, [sys.executable, "-m", f"fedveil.deploy.{engine}.node", str(folder)])

@@ -20,7 +20,6 @@ from fedveil.data import TEST, Dataset, Settings, load
 from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.coordinator.progress import noted
 from fedveil.deploy.coordinator.transport import SealedTransport
-from fedveil.deploy.flower.carrier import FlowerCarrier
 from fedveil.deploy.offer import Offer
 from fedveil.errors import FederationError, StudyError
 from fedveil.federation import Agreement
@@ -42,7 +41,7 @@ Say = Callable[[Mapping[str, str]], None]
 @final
 @dataclass(frozen=True, slots=True)
 class RealHospitals(Hospitals):
-    """The hospitals of a federation, reached through its SuperLink.
+    """The hospitals of a federation, reached through its carrier.
 
     Attributes:
         federation: the coordinator's folder.
@@ -59,7 +58,7 @@ class RealHospitals(Hospitals):
 
     @contextmanager
     def join(self, prepared: Prepared, task: Task, directory: RunDirectory) -> Iterator[Joined]:
-        """Start or join the SuperLink, offer the study, and wait until enough hospitals have approved it.
+        """Start or join the carrier, offer the study, and wait until enough hospitals have approved it.
 
         Raises:
             FederationError: there is no connection, or too few hospitals are ready in time.
@@ -97,8 +96,8 @@ class RealHospitals(Hospitals):
 
 @contextmanager
 def reach(federation: Federation) -> Iterator[SealedTransport]:
-    """Start or join the SuperLink; a connection to the hospitals while the context is open."""
-    with FlowerCarrier(federation.link, federation.nodes()) as carrier:
+    """Start or join the carrier; a connection to the hospitals while the context is open."""
+    with federation.carrier() as carrier:
         yield SealedTransport(
             carrier,
             federation.identity,

@@ -17,7 +17,7 @@ USERS = "FEDVEIL_USERS"
 """Environment variable: the file that coordinators lock while they run. A SuperLink ends once nobody does."""
 
 STANDING = "FEDVEIL_STANDING"
-"""Environment variable: the file that a standing SuperLink locks. It has no end of its own."""
+"""Environment variable: the open file by which a standing SuperLink holds its lock. It has no end of its own."""
 
 VERSIONS = ((1, 41), (1, 42))
 """The first and the last version of Flower that the tests ran with."""

@@ -5,13 +5,9 @@ the same fleet protocol, through Flower's own client with TLS and node authentic
 message to the site service itself. That leaves no foreign code at the hospital, and no process to start: a
 round costs a fraction of a second instead of several."""
 
-import fcntl
 import logging
-import signal
-import sys
 import threading
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +17,6 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Error, Message
-from pydantic import BaseModel, ConfigDict
 
 from fedveil.deploy.flower import SOON
 from fedveil.deploy.flower.private.node import (
@@ -53,9 +48,21 @@ from fedveil.deploy.flower.private.node import (
     remove_content_from_message,
 )
 from fedveil.deploy.flower.records import bytes_of, content_of
-from fedveil.deploy.flower.refusals import is_certificate, line_trouble, refusal, wrong_certificate
-from fedveil.deploy.site.ipc import Address, LineError, ask
-from fedveil.errors import FederationError, FedveilError, InvalidValue
+from fedveil.deploy.flower.refusals import is_certificate, line_trouble, refusal
+from fedveil.deploy.node import (
+    SERVICE_AWAY,
+    Complaints,
+    NodeFile,
+    SiteLine,
+    forward_to,
+    only_one,
+    read_node_file,
+    run_program,
+    stop_on_signals,
+    wrong_certificate,
+)
+from fedveil.deploy.provisioning.expiry import expiring
+from fedveil.errors import FedveilError, InvalidValue
 
 __all__ = ["Node", "NodeSettings", "run_node"]
 
@@ -65,10 +72,7 @@ _HEARTBEAT = 10.0  # Flower admits no shorter one; a node counts as gone after t
 _EAGER, _IDLE = 0.2, 2.0
 _EAGER_SECONDS = 60.0
 _LONGEST_PAUSE = 2.0
-_COMPLAIN_SECONDS = 60.0
 _UPLOAD_SECONDS = 20.0  # a killed sender never finishes; a running one asks again
-_ONE_HOUR = 3600.0
-_LONGEST_ANSWER = 2**31
 T = TypeVar("T")
 
 
@@ -124,13 +128,12 @@ class Node:
     """
 
     def __init__(self, settings: NodeSettings, forward: Callable[[bytes], bytes]) -> None:
-        self._settings, self._forward = settings, forward
-        self._stop = threading.Event()
+        self._settings, self._stop = settings, threading.Event()
+        self._line = SiteLine(forward, self._stop, patience=settings.patience, again=settings.again)
         self._node = NodeProto()
         self._client = self._connect()
         self._spoken = time.monotonic()
-        self._complained = -_COMPLAIN_SECONDS
-        self._down = False
+        self._complain = Complaints()
 
     def _connect(self) -> FleetHttpClient:
         return FleetHttpClient.from_server_address(
@@ -153,7 +156,7 @@ class Node:
         Raises:
             FederationError: the SuperLink refuses this node, or its certificate is wrong.
         """
-        with self._only_one():
+        with only_one(self._settings.state):
             try:
                 self._activate()
             except _Stopped:
@@ -176,19 +179,6 @@ class Node:
         """Short while a study is running; longer the longer there was no message."""
         quiet = time.monotonic() - self._spoken
         return _EAGER if quiet < _EAGER_SECONDS else _IDLE
-
-    def _only_one(self) -> Any:
-        file = self._settings.state.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise FederationError(
-                f"another node uses {self._settings.state}",
-                "only one node may connect for a hospital",
-                "stop the other node",
-            ) from None
-        return file
 
     def _activate(self) -> None:
         """Register; an open session of an earlier, killed node is closed first."""
@@ -249,12 +239,6 @@ class Node:
             log.warning("refused: a message arrived incomplete (%.200r)", str(error))
         return True
 
-    def _complain(self, text: str, *words: object) -> None:
-        """Log a repeated failure once per minute."""
-        if time.monotonic() > self._complained + _COMPLAIN_SECONDS:
-            self._complained = time.monotonic()
-            log.warning(text + "; trying again", *words)
-
     def _fetch(self, message: Message, tree: ObjectTree) -> Message:
         run, name = message.metadata.run_id, message.metadata.message_id
         pull = make_pull_object_fn_protobuf(
@@ -274,22 +258,10 @@ class Node:
         data = bytes_of(message)
         if data is None:
             raise ValueError("it carries no bytes")
-        until = time.monotonic() + (self._settings.again if self._down else self._settings.patience)
-        while True:
-            try:
-                answer = Message(content_of(self._forward(data)), reply_to=message)
-                if self._down:
-                    log.info("the site service answers again")
-                self._down = False
-                return answer
-            except LineError as error:
-                if time.monotonic() > until or self._stop.is_set():
-                    self._down = True
-                    log.error("the site service does not answer: %s", error)
-                    reason = "the site service does not answer"
-                    return Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)
-                self._complain("the site service does not answer (%s): start it, or correct node.toml", error)
-                self._stop.wait(0.5)
+        answer = self._line.answer(data)
+        if answer is None:
+            return Message(Error(ErrorCode.CLIENT_APP_CRASHED, SERVICE_AWAY), reply_to=message)
+        return Message(content_of(answer), reply_to=message)
 
     def _send(self, reply: Message) -> None:
         run = reply.metadata.run_id
@@ -321,7 +293,7 @@ class Node:
                     raise
             except httpx.TransportError as error:
                 if is_certificate(error):
-                    raise wrong_certificate(self._settings.superlink, error) from None
+                    raise wrong_certificate(self._settings.superlink, str(error)) from None
                 if self._stop.is_set():
                     raise _Stopped from None
                 self._complain("%s", line_trouble(self._settings.superlink, error))
@@ -333,45 +305,25 @@ def _without_content(message: Message) -> Message:
     return message if message.has_error() else remove_content_from_message(message)
 
 
-class _NodeFile(BaseModel):
+class _NodeFile(NodeFile):
     """``node.toml``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
     superlink: str
-    site: str
-    token: str | None = None
 
 
 def run_node(folder: Path) -> None:
     """Run the node of a start-up kit's folder until SIGTERM or SIGINT."""
-    path = folder / "node.toml"
-    try:
-        settings = _NodeFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        kind, _, rest = settings.site.partition(":")
-        where = f"unix:{(folder / rest).resolve()}" if kind == "unix" else settings.site
-        address = Address.parse(where, folder / settings.token if settings.token else None)
-    except (OSError, ValueError) as error:
-        raise InvalidValue(
-            f"{path} cannot be used ({error})", "a node needs superlink and site", "use the kit's node.toml"
-        ) from None
-    node = Node(
-        NodeSettings.load(folder, settings.superlink),
-        lambda data: ask(address, data, timeout=_ONE_HOUR, limit=_LONGEST_ANSWER),
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: node.stop())
+    settings, address = read_node_file(folder, _NodeFile)
+    node = Node(NodeSettings.load(folder, settings.superlink), forward_to(address))
+    for text in expiring(folder):
+        log.warning("%s", text)
+    stop_on_signals(node.stop)
     node.run()
 
 
 def main() -> None:
     """``python -m fedveil.deploy.flower.node FOLDER``: a node as a small separate program."""
-    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("fedveil").setLevel(logging.INFO)
-    try:
-        run_node(Path(sys.argv[1] if len(sys.argv) > 1 else "node"))
-    except FedveilError as error:
-        sys.exit(f"error: {error}")
+    run_program(run_node)
 
 
 if __name__ == "__main__":

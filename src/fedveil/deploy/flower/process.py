@@ -123,7 +123,21 @@ class SuperLink:
         """
         self._using = shared(self._settings.users)
         self.ensure()
+        self._wait_for_standing()
         _check_closed(self._settings)
+
+    def _wait_for_standing(self) -> None:
+        """A standing SuperLink holds its lock from its first moment, and answers some seconds later."""
+        settings, until = self._settings, time.monotonic() + self._settings.patience
+        while not _answers(settings.port):
+            if time.monotonic() > until:
+                raise FederationError(
+                    f"the standing SuperLink at {settings.local} did not answer for {settings.patience:.0f} s",
+                    "a study uses the standing SuperLink and starts no other beside it",
+                    "see the log of `fedveil federation serve`, or stop it",
+                )
+            time.sleep(0.1)
+            self.ensure()
 
     def ensure(self) -> None:
         """Start it if nothing answers at its port. A standing one is left to the program that keeps it running."""
@@ -189,20 +203,22 @@ def serve(settings: LinkSettings) -> None:
     command = settings.command()
     _check_certificate(settings)
     with turn(settings.turn):
-        if is_locked(settings.standing):
+        held = locked_alone(settings.standing)
+        if held is None:
             raise FederationError(
                 f"a standing SuperLink serves {settings.folder} already",
                 "one serves all studies of a federation",
                 "use it, or stop it first",
             )
-        if _answers(settings.port):
-            raise FederationError(
-                f"port {settings.port} is in use",
-                "a study that began without a standing SuperLink keeps its own until it ends",
-                "wait for that study, or choose another port in federation.toml and in every node.toml",
-            )
-        _check_address(settings)
-    os.execve(command[0], command, {**settings.environment(), STANDING: str(settings.standing)})
+        try:
+            _check_free(settings)
+        except BaseException:
+            release(held)
+            raise
+    # The lock is held from here on, also while the program that follows is still being loaded: a coordinator that
+    # starts in between waits for it.
+    os.set_inheritable(held, True)
+    os.execve(command[0], command, {**settings.environment(), STANDING: str(held)})
 
 
 def _check_certificate(settings: LinkSettings) -> None:
@@ -217,8 +233,14 @@ def _check_certificate(settings: LinkSettings) -> None:
         ) from None
 
 
-def _check_address(settings: LinkSettings) -> None:
+def _check_free(settings: LinkSettings) -> None:
     """Listen at the address for a moment, as the SuperLink will."""
+    if _answers(settings.port):
+        raise FederationError(
+            f"port {settings.port} is in use",
+            "a study that began without a standing SuperLink keeps its own until it ends",
+            "wait for that study, or choose another port in federation.toml and in every node.toml",
+        )
     try:
         with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -7,32 +7,12 @@ import httpx
 
 from fedveil.errors import FederationError
 
-__all__ = ["is_certificate", "line_trouble", "refusal", "wrong_certificate"]
+__all__ = ["is_certificate", "line_trouble", "refusal"]
 
 
 def is_certificate(error: Exception) -> bool:
     """Whether a connection failed because the other end was not authenticated: a retry will not help."""
     return "CERTIFICATE" in str(error).upper()
-
-
-def wrong_certificate(superlink: str, error: Exception) -> FederationError:
-    """The SuperLink's certificate is not valid now, is not from the kit's authority, or names another address."""
-    reason, now = str(error), time.strftime("%Y-%m-%d %H:%M", time.gmtime())
-    if "not yet valid" in reason or "has expired" in reason:
-        expired = "has expired" in reason
-        return FederationError(
-            f"by this machine's clock ({now} UTC) the certificate of {superlink} "
-            + ("has expired" if expired else "is not valid yet"),
-            "a certificate is valid between two dates",
-            "synchronise the clock by NTP"
-            + ("; if it is right, have the coordinator run `fedveil federation renew`" if expired else ""),
-        )
-    return FederationError(
-        f"the certificate of {superlink} is not trusted ({reason})",
-        "it must be signed by the kit's ca.pem and name this address",
-        "check the address in node.toml; if it is right, ask the coordinator for the current ca.pem, or for a "
-        "certificate that names this address",
-    )
 
 
 def line_trouble(superlink: str, error: Exception) -> str:

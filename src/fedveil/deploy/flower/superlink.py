@@ -2,7 +2,7 @@
 
 It ends when nobody uses it any more: each coordinator holds a shared lock on a file while it runs, and a SuperLink that
 a coordinator started ends itself once it can lock that file alone. A standing one (`fedveil federation serve`) does not
-wait for users; it holds a lock of its own, by which coordinators recognise it.
+wait for users; it inherits a lock, by which coordinators recognise it and which ends with it.
 """
 
 import logging
@@ -21,7 +21,7 @@ from fedveil.deploy.flower import STANDING, USERS
 from fedveil.deploy.flower.gate import Gate, NodeKeys, proof_of
 from fedveil.deploy.flower.private.superlink import extensions, flower_superlink
 from fedveil.deploy.listener import GuardedListener
-from fedveil.deploy.locks import locked_alone, turn
+from fedveil.deploy.locks import locked_alone
 
 __all__ = ["main"]
 
@@ -86,11 +86,8 @@ def main() -> None:
     """``python -m fedveil.deploy.flower.superlink FOLDER ...``, then the arguments of ``flower-superlink``."""
     folder = Path(sys.argv.pop(1))
     logging.getLogger("fedveil").setLevel(logging.INFO)
-    if standing := os.environ.get(STANDING):
-        with turn(folder / "superlink.turn"):  # as coordinators do when they look whether it is locked
-            held = locked_alone(Path(standing))
-        if held is None:
-            sys.exit(f"error: another SuperLink serves {folder}: stop it first")
+    if standing := os.environ.pop(STANDING, None):
+        os.set_inheritable(int(standing), False)  # held by this process alone, until it ends
     elif users := os.environ.get(USERS):
         threading.Thread(target=_end_without_users, args=[Path(users)], daemon=True).start()
     _serve(folder)

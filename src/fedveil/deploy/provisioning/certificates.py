@@ -21,6 +21,7 @@ from fedveil.errors import InvalidValue
 __all__ = ["Authority", "days_left", "names_of", "node_keys"]
 
 _AUTHORITY_DAYS, _SERVER_DAYS, _BEFORE_DAYS = 3650, 825, 1
+_LONGEST_COMMON_NAME = 64
 
 
 class Authority:
@@ -38,7 +39,7 @@ class Authority:
     def create(cls, name: str) -> "Authority":
         """A new authority."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = _name(f"fedveil {name} authority"[:64])
+        subject = _name(f"fedveil {name} authority"[:_LONGEST_COMMON_NAME])
         builder = _builder(subject, subject, key.public_key(), _AUTHORITY_DAYS)
         usage = x509.KeyUsage(
             digital_signature=False,
@@ -88,13 +89,24 @@ class Authority:
 
     def certify(self, hosts: Sequence[str]) -> tuple[bytes, bytes]:
         """A server's key and certificate (PEM) for these host names and addresses, and for localhost."""
-        key = ec.generate_private_key(ec.SECP256R1())
         names = [_alternative(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"])]
-        builder = _builder(_name(hosts[0][:64]), self._certificate.subject, key.public_key(), _SERVER_DAYS)
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return self._certify(hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, _SERVER_DAYS, names)
+
+    def certify_node(self, hospital: str) -> tuple[bytes, bytes]:
+        """A node's key and certificate (PEM), by which NVFlare knows it; valid as long as a new authority's is."""
+        return self._certify(hospital, ExtendedKeyUsageOID.CLIENT_AUTH, _AUTHORITY_DAYS)
+
+    def _certify(
+        self, common: str, purpose: x509.ObjectIdentifier, days: int, names: Sequence[x509.GeneralName] = ()
+    ) -> tuple[bytes, bytes]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(
+            _name(common[:_LONGEST_COMMON_NAME]), self._certificate.subject, key.public_key(), days
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-        builder = builder.add_extension(purpose, critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = builder.add_extension(issuer, critical=False).sign(self._key, hashes.SHA256())
         return _private(key, PrivateFormat.PKCS8), certificate.public_bytes(Encoding.PEM)
@@ -115,9 +127,9 @@ def names_of(certificate: bytes) -> list[str]:
 
 
 def days_left(certificate: bytes) -> int:
-    """Days until a certificate (PEM) expires; negative if it has."""
+    """Days until the last of some certificates (PEM) expires; negative if it has."""
     try:
-        until = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+        until = max(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(certificate))
     except ValueError as error:
         raise InvalidValue(
             f"the certificate cannot be read ({error})", "it must be a PEM file", "restore it from a backup"

@@ -5,19 +5,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedveil import __version__
-from fedveil.deploy.identity import Identity, check_private, fingerprint, private_files, write_private
+from fedveil.deploy.carrier import Engine, check_cell_names
+from fedveil.deploy.identity import Identity, fingerprint, private_files, write_private
 from fedveil.deploy.provisioning import templates
-from fedveil.deploy.provisioning.certificates import Authority, names_of, node_keys
+from fedveil.deploy.provisioning.certificates import Authority, node_keys
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.errors import InvalidValue
 from fedveil.names import check_site_name, check_site_names
 from fedveil.privacy import Budget, Ledger
 from fedveil.study.settings.toml import toml_value
 
-__all__ = ["init_site", "make_kits", "renew", "write_site_settings"]
+__all__ = ["init_site", "make_kits", "write_site_settings"]
 
 
-def make_kits(folder: Path, *, name: str, hospitals: Sequence[str], hosts: Sequence[str], port: int) -> str:
+def make_kits(
+    folder: Path,
+    *,
+    name: str,
+    hospitals: Sequence[str],
+    hosts: Sequence[str],
+    port: int,
+    engine: Engine = "flower",
+) -> str:
     """Write a coordinator's folder and one folder for each hospital; return the coordinator's public key.
 
     Args:
@@ -26,11 +35,14 @@ def make_kits(folder: Path, *, name: str, hospitals: Sequence[str], hosts: Seque
         hospitals: names of the hospitals, as studies will name them.
         hosts: names and addresses by which hospitals reach the coordinator; its certificate contains them.
         port: the port that hospitals connect to.
+        engine: what carries messages.
 
     Raises:
         InvalidValue: the folder exists, or a name cannot be used.
     """
     _check_names(hospitals)
+    if engine == "nvflare":
+        check_cell_names(hospitals)
     if not hosts:
         raise InvalidValue(
             "no address is given", "hospitals must be able to reach the coordinator", "give its host name"
@@ -41,36 +53,17 @@ def make_kits(folder: Path, *, name: str, hospitals: Sequence[str], hosts: Seque
         )
     home = folder / "coordinator"
     home.mkdir(mode=0o700, parents=True)
-    (home / "nodes").mkdir()
     authority = Authority.create(name)
     identity = Identity.create(home / "identity.key")
-    _write_coordinator(home, authority, identity, name, hospitals, hosts, port)
+    _write_coordinator(home, authority, identity, name, hospitals, hosts, port, engine)
     superlink = f"[{hosts[0]}]:{port}" if ":" in hosts[0] else f"{hosts[0]}:{port}"
     for hospital in hospitals:
-        private, public = node_keys()
-        (home / "nodes" / f"{hospital}.pub").write_bytes(public)
-        _write_kit(folder / hospital, hospital, name, authority, identity.public, superlink, private, public)
+        _write_kit(folder / hospital, hospital, name, authority, identity.public, superlink, engine)
+        if engine == "flower":
+            (home / "nodes").mkdir(exist_ok=True)
+            public = (folder / hospital / "node" / "node.pub").read_bytes()
+            (home / "nodes" / f"{hospital}.pub").write_bytes(public)
     return identity.public
-
-
-def renew(home: Path) -> list[str]:
-    """Give the SuperLink a new key and certificate, for the addresses in the old one; return the addresses.
-
-    Nothing changes for the hospitals: they trust the authority, which is unchanged.
-
-    Raises:
-        InvalidValue: the folder is not a coordinator's, or its files are damaged.
-    """
-    check_private(home / "ca.key")
-    authority = Authority.load((home / "ca.key").read_bytes(), (home / "ca.pem").read_bytes())
-    hosts = names_of((home / "superlink.pem").read_bytes())
-    key, certificate = authority.certify(hosts)
-    fresh = home / "superlink.key.new"
-    fresh.unlink(missing_ok=True)
-    write_private(fresh, key)
-    fresh.replace(home / "superlink.key")
-    (home / "superlink.pem").write_bytes(certificate)
-    return hosts
 
 
 def _write_coordinator(
@@ -81,18 +74,21 @@ def _write_coordinator(
     hospitals: Sequence[str],
     hosts: Sequence[str],
     port: int,
+    engine: Engine,
 ) -> None:
     key, certificate = authority.certify(hosts)
     write_private(home / "ca.key", authority.key)
     write_private(home / "superlink.key", key)
-    write_private(home / "superlink.secret", secrets.token_bytes(32))
+    if engine == "flower":
+        write_private(home / "superlink.secret", secrets.token_bytes(32))
     (home / "ca.pem").write_bytes(authority.certificate)
     (home / "superlink.pem").write_bytes(certificate)
     sites = ", ".join(toml_value(hospital) for hospital in hospitals)
     listen = "127.0.0.1" if hosts[0] in ("127.0.0.1", "localhost") else "0.0.0.0"
-    settings = templates.FEDERATION.format(name=name, port=port, listen=listen, sites=sites)
+    settings = templates.FEDERATION.format(name=name, port=port, listen=listen, sites=sites, engine=engine)
     (home / "federation.toml").write_text(settings, encoding="utf-8")
-    guide = templates.COORDINATOR_GUIDE.format(
+    guide = templates.coordinator_guide(
+        engine,
         federation=name,
         kits=", ".join(f"../{hospital}" for hospital in hospitals),
         port=port,
@@ -100,7 +96,10 @@ def _write_coordinator(
         fingerprint=fingerprint(identity.public),
         version=__version__,
     )
-    for unit, text in (("study@", templates.STUDY_UNIT), ("superlink", templates.SUPERLINK_UNIT)):
+    units = {"study@": templates.STUDY_UNIT, "superlink": templates.SUPERLINK_UNIT}
+    if engine == "nvflare":
+        del units["superlink"]
+    for unit, text in units.items():
         (home / f"fedveil-{unit}.service").write_text(text.format(name=name), encoding="utf-8")
     (home / "README.md").write_text(guide, encoding="utf-8")
 
@@ -112,22 +111,26 @@ def _write_kit(
     authority: Authority,
     coordinator: str,
     superlink: str,
-    node_private: bytes,
-    node_public: bytes,
+    engine: Engine,
 ) -> None:
     for part in ("site", "node", "systemd"):
         (kit / part).mkdir(mode=0o700, parents=True)
     write_site_settings(kit / "site", name=hospital, coordinator=coordinator)
-    write_private(kit / "node" / "node.key", node_private)
-    (kit / "node" / "node.pub").write_bytes(node_public)
+    private, public = node_keys() if engine == "flower" else authority.certify_node(hospital)
+    write_private(kit / "node" / "node.key", private)
+    (kit / "node" / ("node.pub" if engine == "flower" else "node.pem")).write_bytes(public)
     (kit / "node" / "ca.pem").write_bytes(authority.certificate)
-    node = templates.NODE.format(superlink=superlink, listen="unix:../site/site.sock")
+    node = templates.NODES[engine].format(superlink=superlink, listen="unix:../site/site.sock")
     (kit / "node" / "node.toml").write_text(node, encoding="utf-8")
     words = {"name": hospital, "superlink": superlink}
     (kit / "systemd" / "fedveil-site.service").write_text(templates.SITE_UNIT.format(**words))
     (kit / "systemd" / "fedveil-node.service").write_text(templates.NODE_UNIT.format(**words))
     guide = templates.SITE_GUIDE.format(
-        federation=federation, version=__version__, fingerprint=fingerprint(coordinator), **words
+        federation=federation,
+        version=__version__,
+        fingerprint=fingerprint(coordinator),
+        engine=engine,
+        **words,
     )
     (kit / "README.md").write_text(guide, encoding="utf-8")
 

@@ -1,15 +1,15 @@
 """The text files of start-up kits: settings with comments, instructions, systemd units."""
 
 __all__ = [
-    "COORDINATOR_GUIDE",
     "FEDERATION",
-    "NODE",
+    "NODES",
     "NODE_UNIT",
     "SITE",
     "SITE_GUIDE",
     "SITE_UNIT",
     "STUDY_UNIT",
     "SUPERLINK_UNIT",
+    "coordinator_guide",
 ]
 
 SITE = """# This hospital's settings. The service reads them when it starts; paths are relative to this folder.
@@ -46,17 +46,25 @@ own_models = true               # make and charge this hospital's own model if a
 #max_message_age = 600          # seconds after which a delayed message is refused; also allows for clock differences
 """
 
-NODE = """# The node carries sealed messages between the coordinator and the site service. It reads no images.
+_NODE = """# The node carries sealed messages between the coordinator and the site service. It reads no images.
 
-superlink = "{superlink}"       # the coordinator's address; the only one that this hospital connects to
-site = "{listen}"               # where the site service listens; paths are relative to this folder
+{address}
+site = "{{listen}}"               # where the site service listens; paths are relative to this folder
 #token = "token"                # file with the service's token, if it listens at tcp:127.0.0.1:PORT
 """
+_ADDRESS = "# the coordinator's address; the only one that this hospital connects to"
+
+NODES = {
+    "flower": _NODE.format(address=f'superlink = "{{superlink}}"       {_ADDRESS}'),
+    "nvflare": _NODE.format(address=f'engine = "nvflare"\ncoordinator = "{{superlink}}"     {_ADDRESS}'),
+}
+"""``node.toml`` by engine."""
 
 FEDERATION = """[federation]
 name = "{name}"
 port = {port}                   # hospitals connect here; open it in the firewall, and no other
 listen = "{listen}"             # local address to listen at
+engine = "{engine}"             # what carries messages: "flower" or "nvflare"; each has kits of its own
 sites = [{sites}]
 #wait_for_approval = 86400      # seconds that `coordinate` waits for hospitals to approve a study
 #wait_for_absent = 8            # seconds that a round waits for a hospital once it is gone; later rounds wait 1 s
@@ -202,7 +210,7 @@ between the two; this hospital needs no open port.
 ## Install (once, as root)
 
     python3 -m venv /opt/fedveil
-    /opt/fedveil/bin/pip install "fedveil[flower,desk]=={version}"
+    /opt/fedveil/bin/pip install "fedveil[{engine},desk]=={version}"
     groupadd fedveil-line
     useradd --system --groups fedveil-line fedveil-site
     useradd --system --groups fedveil-line fedveil-node
@@ -252,11 +260,11 @@ For a trial without systemd, one user runs both programs, in two terminals, from
 ## Back up
 
 `site/ledger.jsonl` and `site/decisions.jsonl`, each with its `.head` file, after every study; `site/identity.key` once,
-separately. Never replace a newer ledger by an older one: it would lack charges, and the coordinator's receipts reveal
-it.
+separately; after `fedveil site renew` again, with `patients.key` and `handovers.jsonl`. Never replace
+a newer ledger by an older one: it would lack charges, and the coordinator's receipts reveal it.
 """
 
-COORDINATOR_GUIDE = """# The coordinator of the federation "{federation}"
+_COORDINATOR_GUIDE = """# The coordinator of the federation "{federation}"
 
 1. Give each hospital its folder ({kits}) over a channel that only they can read, then delete it here.
 2. Open TCP port {port} of {hosts} in the firewall. Only the hospitals need to connect.
@@ -266,7 +274,7 @@ COORDINATOR_GUIDE = """# The coordinator of the federation "{federation}"
        fedveil plan study.toml --federation .
        fedveil coordinate study.toml --federation .
 
-   The second command starts the SuperLink, offers the study, waits until the hospitals have approved it, trains, writes
+   The second command {start}, offers the study, waits until the hospitals have approved it, trains, writes
    a run directory and sends every hospital the model. After an interruption: the same command with `--resume`. A
    hospital that was absent at the end receives the model with `fedveil federation send RUN --federation .`
 
@@ -274,20 +282,41 @@ As a service (once, as root), with the study in `/etc/fedveil/studies/NAME.toml`
 `/var/lib/fedveil/runs/NAME`. After an interruption it resumes:
 
     python3 -m venv /opt/fedveil
-    /opt/fedveil/bin/pip install "fedveil[flower]=={version}"
+    /opt/fedveil/bin/pip install "fedveil[{engine}]=={version}"
     useradd --system fedveil-coordinator
     mkdir -p /etc/fedveil/studies
     cp -r . /etc/fedveil/coordinator
     chown -R fedveil-coordinator: /etc/fedveil/coordinator
     chmod 700 /etc/fedveil/coordinator
-    cp fedveil-superlink.service fedveil-study@.service /etc/systemd/system/
-    systemctl enable --now fedveil-superlink
+{units}
     systemctl start fedveil-study@NAME
 
-`fedveil-superlink` stays while studies come and go. Without it, the first study starts a SuperLink, and the last one
-to end stops it. `fedveil federation status .` says what goes on and who has to do what.
+{standing} `fedveil federation status .` says what goes on and who has to do what.
 
 Your fingerprint, to read to the hospitals by telephone: {fingerprint}
-`ca.key`, `identity.key` and `superlink.secret` stay on this machine. `receipts/` holds each hospital's signed receipts:
+{secrets} stay on this machine. `receipts/` holds each hospital's signed receipts:
 proof for the hospitals and for you. `fedveil federation receipts .` checks them.
 """
+
+
+_OF_ENGINE = {
+    "flower": {
+        "start": "starts the SuperLink",
+        "units": """    cp fedveil-superlink.service fedveil-study@.service /etc/systemd/system/
+    systemctl enable --now fedveil-superlink""",
+        "standing": """`fedveil-superlink` stays while studies come and go. Without it, the first study starts a
+SuperLink, and the last one to end stops it.""",
+        "secrets": "`ca.key`, `identity.key` and `superlink.secret`",
+    },
+    "nvflare": {
+        "start": "opens the port",
+        "units": "    cp fedveil-study@.service /etc/systemd/system/",
+        "standing": "One study runs at a time, and the port is open only while it does.",
+        "secrets": "`ca.key`, `identity.key` and `superlink.key`",
+    },
+}
+
+
+def coordinator_guide(engine: str, **words: object) -> str:
+    """The coordinator's README.md."""
+    return _COORDINATOR_GUIDE.format(**_OF_ENGINE[engine], engine=engine, **words)

@@ -26,6 +26,7 @@ def versions() -> dict[str, str]:
         "randomgen",
         "cryptography",
         "flwr",
+        "nvflare",
         "pillow",
         "pydicom",
     )

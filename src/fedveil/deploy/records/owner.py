@@ -15,6 +15,8 @@ __all__ = ["check_user"]
 _OWN = (
     "site.toml",
     "identity.key",
+    "patients.key",
+    "handovers.jsonl",
     "ledger.jsonl",
     "ledger.jsonl.head",
     "decisions.jsonl",

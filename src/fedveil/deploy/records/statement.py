@@ -5,7 +5,10 @@ received. The last line holds the hospital's public key and its signature (Ed255
 """
 
 import hashlib
+import html
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +17,11 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedveil.deploy.identity import Identity, check_public_key, fingerprint, signing_key
 from fedveil.deploy.records.facts import Fact
+from fedveil.deploy.records.handover import HandOver
 from fedveil.deploy.records.inventory import bill_of_materials, document, versions
 from fedveil.deploy.records.printed import need_pdf, printed
 from fedveil.deploy.site.approvals import Listed, Studies
@@ -27,13 +32,15 @@ from fedveil.errors import FedveilError, InvalidValue, Refused
 from fedveil.federation import release_of
 from fedveil.installed import code_hash
 from fedveil.io import write_private
+from fedveil.names import SITE_NAME
 from fedveil.privacy import Decision, LedgerState, delta_at, is_mixture
 
-__all__ = ["Signed", "verify_statement", "write_statement"]
+__all__ = ["Signed", "Stated", "verify_statement", "write_statement"]
 
 _PURPOSE = b"fedveil statement 1\0"
 _LAST = re.compile(rb"<!-- fedveil signature key=([0-9a-f]{128}) signature=([0-9a-f]{128}) -->\n")
 _TITLE = re.compile(rb"<title>([^<]*)</title>")
+_STATED = re.compile(rb'<meta name="fedveil-statement" content="([^"]*)">')
 _CURVE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 TRUST = {
     "site": "each hospital adds all of the noise itself: nobody else has to be trusted",
@@ -43,6 +50,28 @@ TRUST = {
 }
 
 
+class Stated(BaseModel):
+    """What a statement says of the hospital's ledger, for programs; a person reads the same on the page.
+
+    ``line`` and ``hash`` are those of the ledger's last line, ``charges`` and ``epsilon`` those of the study, ``spent``
+    epsilon of all studies, ``decision`` the last act on the study; an unlimited budget is null.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    site: str = Field(pattern=f"^{SITE_NAME}$")
+    study: str = Field(pattern="^[0-9a-f]{64}$")
+    made: str = Field(max_length=40, pattern=r"^[0-9T:.+-]+$")
+    decision: str = Field(max_length=20, pattern="^[a-z]+$")
+    charges: int = Field(ge=0)
+    epsilon: float | None
+    spent: float | None
+    budget: float | None
+    delta: float
+    line: int = Field(ge=0)
+    hash: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 @dataclass(frozen=True, slots=True)
 class Signed:
     """A statement whose signature is valid.
@@ -50,10 +79,28 @@ class Signed:
     Attributes:
         signer: the public key of whoever signed it.
         title: of the document.
+        content: the part of the page that programs read, still as text.
     """
 
     signer: str
     title: str
+    content: str
+
+    @property
+    def stated(self) -> Stated:
+        """What the statement says, for programs.
+
+        Raises:
+            InvalidValue: an earlier version wrote it, without that part.
+        """
+        try:
+            return Stated.model_validate_json(html.unescape(self.content))
+        except ValidationError:
+            raise InvalidValue(
+                f"{self.title} has no part that programs read, or one of another version",
+                "a statement is taken in by what it states to programs",
+                "have the hospital make it again with this version: fedveil site statement",
+            ) from None
 
 
 def write_statement(
@@ -110,7 +157,28 @@ def _values(
         "budget": _budget(found.state),
         "software": [*versions().items(), *_hashes(config, listed.digest, bill)],
         "study": listed.offer.study.to_toml(),
+        "stated": _stated(config, listed, found.state).model_dump_json(),
     }
+
+
+def _stated(config: SiteConfig, listed: Listed, state: LedgerState) -> Stated:
+    charges = [charge for charge in state.charges if listed.agreement.charged_to(charge)]
+    study = state.spent(*{charge.study for charge in charges}) if charges else 0.0
+    epsilons = (study, state.spent(), state.budget.epsilon)
+    limited = [None if math.isinf(one) else one for one in epsilons]
+    return Stated(
+        site=config.site.name,
+        study=listed.digest,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        decision=listed.state,
+        charges=len(charges),
+        epsilon=limited[0],
+        spent=limited[1],
+        budget=limited[2],
+        delta=state.delta,
+        line=state.head.seq,
+        hash=state.head.hash,
+    )
 
 
 def _template() -> Template:
@@ -189,12 +257,13 @@ def _signed(body: bytes, signer: str) -> bytes:
     return _PURPOSE + bytes.fromhex(signer) + hashlib.sha256(body).digest()
 
 
-def verify_statement(path: Path, expected: str | None = None) -> Signed:
+def verify_statement(path: Path, expected: str | None = None, handed: Sequence[HandOver] = ()) -> Signed:
     """Check a statement's signature.
 
     Args:
         path: the HTML file.
         expected: the hospital's fingerprint, as it read it, or its public key; None leaves that to a person.
+        handed: hand-overs of the hospital's keys, oldest first: a statement may be signed with an earlier key.
 
     Raises:
         InvalidValue: the file is no statement.
@@ -225,13 +294,20 @@ def verify_statement(path: Path, expected: str | None = None) -> Signed:
             "a statement is valid as a whole or not at all",
             "ask the hospital for the original",
         ) from None
-    if expected is not None and not _is_of(signer, expected):
+    keys = [signer]
+    for one in handed:
+        if one.old == keys[-1]:
+            keys.append(one.new)
+    if expected is not None and not any(_is_of(key, expected) for key in keys):
         raise Refused(
             f"{path} is signed by {fingerprint(signer)}",
             f"{expected[:100]} was expected",
             "compare the fingerprint by telephone",
         )
-    return Signed(signer, title[1].decode("utf-8", "replace"))
+    stated = _STATED.search(content[:start])
+    return Signed(
+        signer, title[1].decode("utf-8", "replace"), stated[1].decode("utf-8", "replace") if stated else ""
+    )
 
 
 def _is_of(signer: str, expected: str) -> bool:

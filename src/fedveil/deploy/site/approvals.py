@@ -8,7 +8,7 @@ newest line about a study is in force. A changed study has another digest, so it
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -93,6 +93,12 @@ class Studies:
                     "approve or decline them",
                 )
             write_json(path, offer.to_dict())
+
+    def drop_undecided(self, fits: Callable[[Offer], bool]) -> None:
+        """Delete offers that nobody has decided about: the coordinator offers them again."""
+        for listed in self.all():
+            if listed.state == "pending" and fits(listed.offer):
+                (self._folder / f"{listed.digest}.json").unlink(missing_ok=True)
 
     def decide(self, decision: Decision) -> Decision:
         """Record a decision about an offered study."""

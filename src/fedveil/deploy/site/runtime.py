@@ -20,7 +20,8 @@ from fedveil.deploy.identity import Identity, signing_key
 from fedveil.deploy.offer import Offer
 from fedveil.deploy.records.forgotten import Forgotten
 from fedveil.deploy.site.config import SiteConfig
-from fedveil.deploy.site.keys import Peers
+from fedveil.deploy.site.keys import Peers, patients_identity
+from fedveil.deploy.site.offline import offline
 from fedveil.errors import DataError, FedveilError
 from fedveil.federation import Agreement, Site
 from fedveil.federation.secure_rounds import Identity as Signer
@@ -60,7 +61,11 @@ class Cohorts:
     @property
     def forgotten(self) -> Forgotten:
         """The patients who withdrew."""
-        return Forgotten(self.config.folder, self.identity)
+        return Forgotten(self.config.folder, self._patients)
+
+    @property
+    def _patients(self) -> Identity:
+        return patients_identity(self.config.folder, self.identity)
 
     def agree(self, agreement: Agreement, ledger: Ledger) -> None:
         """Refuse an agreement by public facts and this site's settings: policy, bounds, budget. Independent of the
@@ -148,7 +153,7 @@ class Cohorts:
         key = _seen(offer)
         task = self.tasks.get(key)
         if task is None:
-            task = self.tasks[key] = make_task(offer.study, self._seen_by(offer), Silent())
+            task = self.tasks[key] = make_task(offer.study, self._seen_by(offer), Silent(), apart=offline)
         return replace(task, study=offer.study)
 
     def keep(self, offers: Iterable[Offer]) -> None:
@@ -211,7 +216,7 @@ class Cohorts:
 
     def settings(self, offer: Offer | None, classes: tuple[str, ...] | None = None) -> Settings:
         """The settings for reading images: the hospital's own, and the study's public ones."""
-        own: Settings = {**self.config.data.settings, "secret": self.identity.secret(HELD_OUT)}
+        own: Settings = {**self.config.data.settings, "secret": self._patients.secret(HELD_OUT)}
         if offer is None:
             return {**own, "classes": classes} if classes else own
         return {

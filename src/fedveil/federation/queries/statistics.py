@@ -27,8 +27,10 @@ class StatisticsQuery(OneSum):
     **Bound: 1.** A unit adds the average over its images i of ``onehot(y_i) (x) (sqrt(1 - b^2) x_i, b)``, where
     ``||x_i|| <= 1`` is enforced per image. Each term has norm at most ``sqrt(1 - b^2 + b^2) = 1``, and an average
     of vectors of norm at most 1 has norm at most 1 (the norm is convex), for any number of images. A network without
-    centring adds the average of ``onehot(y_i)`` instead. If the unit is the site, the sum over all its patients is
-    scaled down to norm 1.
+    centring adds the average of ``onehot(y_i)`` instead. With several findings per image it adds counts per finding and
+    its features, or with "one-shot" its features shared among its findings, of norm at most 1 per image as well: see
+    `fedveil.learning.FindingStatistics` and `fedveil.learning.FindingMeans`. If the unit is the site, the sum over all
+    its patients is scaled down to norm 1.
 
     With the method "one-shot" the model is made from this sum alone, which then uses the rest of the budget.
     """

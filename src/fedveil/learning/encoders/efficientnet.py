@@ -1,4 +1,4 @@
-"""EfficientNet-Lite as a frozen feature extractor.
+"""The networks behind `fedveil.learning.encoders.efficientnet_lite`.
 
 Tan & Le, "EfficientNet: rethinking model scaling for convolutional neural networks" (ICML 2019); the Lite
 variants have no squeeze-and-excitation and ReLU6 for swish. Their public ImageNet weights come as Python packages, so
@@ -16,84 +16,30 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.encoders.device import Precision, current, halving, narrowed
+from fedveil.learning.encoders.device import Precision, current, halving
+from fedveil.learning.encoders.efficientnet_lite import WIDTHS
 from fedveil.learning.encoders.extractor import Features, Images, checked, in_batches, resized
 
-LAST_BLOCK = {0: 10, 1: 14, 2: 14}
-"""Block of each variant, counted from 0, whose output is pooled unless another is asked for: the last at stride 16."""
-SMALLEST = 16
+__all__ = ["features_of", "folded_network", "pretrained", "weights_file"]
 
 
-class EfficientNetLite:
-    """Pooled activations from the middle of the network: mean and deviation of each channel, in two blocks.
+def features_of(
+    images: Images, *, variant: int, block: int, size: int, channels: int, precision: Precision
+) -> Features:
+    """Map images (k, channels, h, w) in [0, 1] to features (k, 2 c) of a block: means, then deviations."""
+    place = variant, block, size, channels, current().torch
 
-    The spatial mean and standard deviation of each output channel of one block. These describe texture rather than
-    objects, and separate medical images better than the last layer, which was trained on everyday objects; the rest
-    of the network is removed.
+    def maps(pixels: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = folded_network(*place)(pixels)
+        return found
 
-    A grey image is fed as three equal channels. Batch norm uses the published ImageNet statistics (evaluation
-    mode) and is folded into the convolutions, which halves the time and changes features only by rounding.
+    def pooled(batch: torch.Tensor) -> torch.Tensor:
+        pixels = resized(batch, size) * (255 / 128) - 127 / 128
+        found = halving(maps, pixels.contiguous(memory_format=torch.channels_last), precision)
+        deviations, means = torch.std_mean(found, dim=(2, 3), correction=0)
+        return torch.cat([means, deviations], dim=1).cpu()
 
-    Args:
-        name: as in a study file.
-        channels: of the images, 1 or 3.
-        size: pixels per side that images are resampled to.
-        variant: 0, 1 or 2.
-        block: whose output is pooled, counted from 0; `LAST_BLOCK` if None.
-        precision: of the network; features are float32.
-
-    Raises:
-        InvalidValue: the network has no such block.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        channels: int,
-        size: int,
-        variant: int = 0,
-        block: int | None = None,
-        precision: Precision = "float32",
-    ) -> None:
-        self.precision = precision
-        self.name, self.channels, self.size, self.variant = name, channels, size, variant
-        arguments = _structure(variant)
-        self.block = LAST_BLOCK[variant] if block is None else block
-        if not 0 <= self.block < len(arguments):
-            raise InvalidValue(
-                f"features are {name!r}",
-                f"EfficientNet-Lite{variant} has the blocks 0 to {len(arguments) - 1}",
-                f"write for example efficientnet-lite{variant}/{LAST_BLOCK[variant]}",
-            )
-        width = arguments[self.block]
-        self.blocks: tuple[int, ...] = (width, width)
-        self.dimension = sum(self.blocks)
-        place = "" if self.block == LAST_BLOCK[variant] else f"/{self.block}"
-        self.key = narrowed(f"efficientnet-lite{variant}-5{place}@{self.size}x{channels}", precision)
-
-    def __call__(self, images: Images) -> Features:
-        """Map images (k, channels, h, w) in [0, 1] to features (k, 2 c): means, then deviations."""
-        place = self.variant, self.block, self.size, self.channels, current().torch
-
-        def maps(pixels: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = folded_network(*place)(pixels)
-            return found
-
-        def pooled(batch: torch.Tensor) -> torch.Tensor:
-            pixels = resized(batch, self.size) * (255 / 128) - 127 / 128
-            found = halving(maps, pixels.contiguous(memory_format=torch.channels_last), self.precision)
-            deviations, means = torch.std_mean(found, dim=(2, 3), correction=0)
-            return torch.cat([means, deviations], dim=1).cpu()
-
-        return in_batches(pooled, checked(images, self.channels), self.dimension)
-
-
-@lru_cache(maxsize=3)
-def _structure(variant: int) -> tuple[int, ...]:
-    """Number of output channels of each block."""
-    with torch.device("meta"):
-        network = EfficientNet.from_name(f"efficientnet-lite{variant}", image_size=64)
-    return tuple(block._project_conv.out_channels for block in network._blocks)
+    return in_batches(pooled, checked(images, channels), 2 * WIDTHS[variant][block])
 
 
 def pretrained(size: int, *, weights: bool = True, variant: int = 0) -> Any:

@@ -20,7 +20,7 @@ SMALLEST_OF_THREE_OCTAVES = 48
 def _efficientnet(
     name: str, channels: int, image_size: int, size: int | None, block: int | None, precision: Precision
 ) -> FeatureExtractor:
-    from fedveil.learning.encoders.efficientnet import SMALLEST, EfficientNetLite
+    from fedveil.learning.encoders.efficientnet_lite import SMALLEST, EfficientNetLite
 
     variant = int(re.split("[@/]", name)[0][-1])
     return EfficientNetLite(

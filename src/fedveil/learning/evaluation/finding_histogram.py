@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.errors import InvalidValue
-from fedveil.learning.evaluation.noisy_ratios import NoisyCounts, mean_of
+from fedveil.learning.evaluation.noisy_ratios import Estimate, NoisyCounts, mean_of
 from fedveil.learning.evaluation.score_histogram import BINS, Histogram, at_middles, entry
 from fedveil.learning.exact import on_grid
 from fedveil.learning.models.learner import Vector
@@ -89,19 +89,17 @@ class FindingHistogram(Histogram):
                 are those of probabilities under them.
         """
         each, frequencies = range(len(classes)), np.asarray(priors, dtype=np.float64)
-        said = [at_middles(np.array([1 - one, one]), 1) for one in frequencies]
+        said = [at_middles(float(one), 0.5) for one in frequencies]
         called = [self._called(k) for k in each]
-        sensitivity, specificity = ([one.row_share(row, row) for one in called] for row in (1, 0))
-        balanced = [mean_of(both, independent=True) for both in zip(sensitivity, specificity, strict=True)]
-        aurocs = [self.table(k).auroc() for k in each]
-        units = mean_of([self.table(k).total() for k in each])
+        sensitivity, specificity = self._recalls(1), self._recalls(0)
+        aurocs, units = [self.table(k).auroc() for k in each], self.units()
         return {
             "what": "held-out units of the hospitals, from one noisy histogram per finding",
             "units": units.value,
             "units_interval": units.interval(upper=np.inf),
             "noise_std": float(np.sqrt(self.noise_variance)),
-            **entry("auroc", mean_of(aurocs)),
-            **entry("balanced_accuracy", mean_of(balanced)),
+            **entry("auroc", self.auroc()),
+            **entry("balanced_accuracy", self.balanced_accuracy()),
             **entry("accuracy", mean_of([one.share(np.eye(2)) for one in called])),
             **entry("brier", mean_of([self.brier(k, said[k]) for k in each])),
             "per_class": [
@@ -114,6 +112,28 @@ class FindingHistogram(Histogram):
             "roc": [self.roc(k) for k in each],
             "reliability": [self.reliability(k, said[k]) for k in each],
         }
+
+    def balanced_accuracy(self) -> Estimate:
+        """Mean over the findings of the mean of sensitivity and specificity."""
+        both = zip(self._recalls(1), self._recalls(0), strict=True)
+        return mean_of([mean_of(one, independent=True) for one in both])
+
+    def units(self) -> Estimate:
+        """The number of units of the average finding, where it is known."""
+        return mean_of([self.table(k).total() for k in range(len(self.counts))])
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Self]) -> Self:
+        """That of several disjoint groups together, whose noise is independent."""
+        return cls(
+            counts=np.sum([part.counts for part in parts], axis=0),
+            noise_variance=float(np.sum([part.noise_variance for part in parts])),
+            sampling_rate=parts[0].sampling_rate,
+        )
+
+    def _recalls(self, row: int) -> list[Estimate]:
+        """Of each finding, the share of one row that is called so."""
+        return [self._called(k).row_share(row, row) for k in range(len(self.counts))]
 
     def _called(self, k: int) -> NoisyCounts:
         """Units (2, 2) by label and decision: one half is an edge of bins."""

@@ -7,13 +7,21 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.learning.evaluation.finding_histogram import FindingHistogram
+from fedveil.learning.evaluation.grade_histogram import GradeHistogram
 from fedveil.learning.evaluation.score_histogram import Histogram, ScoreHistogram
 from fedveil.learning.exact import bounded
 from fedveil.learning.models.learner import Indices, Vector
 from fedveil.learning.models.logistic import Unit
 from fedveil.learning.unit_weights import image_shares
 
-__all__ = ["HeldOut"]
+__all__ = ["HeldOut", "histogram_of"]
+
+
+def histogram_of(*, findings: bool, grades: bool) -> type[Histogram]:
+    """The histogram of several findings per image, of ordered grades, or of classes without an order."""
+    if findings:
+        return FindingHistogram
+    return GradeHistogram if grades else ScoreHistogram
 
 
 @final
@@ -26,6 +34,7 @@ class HeldOut:
         patients: (n,) patient codes 0 .. P-1.
         classes: number of classes.
         unit: whom one contribution belongs to.
+        grades: whether the classes are ordered.
         strata: (n,) codes of the images' subgroups; None if no release is about them.
     """
 
@@ -37,12 +46,13 @@ class HeldOut:
         *,
         classes: int,
         unit: Unit = "patient",
+        grades: bool = False,
         strata: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self._scores, self._classes, self._unit, self._strata = scores, classes, unit, strata
         self._labels = np.asarray(labels, dtype=np.int64)
         groups = np.arange(len(self._labels)) if unit == "image" else np.asarray(patients)
-        self._kind: type[Histogram] = FindingHistogram if self._labels.ndim == 2 else ScoreHistogram
+        self._kind = histogram_of(findings=self._labels.ndim == 2, grades=grades)
         self._groups: Indices = np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
     @property
@@ -51,7 +61,7 @@ class HeldOut:
         return 1 if self._unit == "site" else int(self._groups.max()) + 1
 
     def histogram(self, parameters: Vector, units: Indices | None = None) -> Vector:
-        """Sum the units' contributions, each of norm at most 1; see `ScoreHistogram` and `FindingHistogram`.
+        """Sum the units' contributions, each of norm at most 1; see `histogram_of`.
 
         Args:
             parameters: class frequencies (classes,), then the model's whole parameter vector.

@@ -102,6 +102,28 @@ class NoisyCounts:
         both = variance**2 * float(np.square(below - plain).sum()) / (sums[0] * sums[1]) ** 2
         return Estimate(plain - bias, math.sqrt(self._spread(slopes, self.values) + both))
 
+    def quadratic_kappa(self) -> Estimate:
+        """Quadratic weighted kappa (`.grades`) of a square table by true (row) and predicted grade.
+
+        With ``d_ij = (i - j)^2``, the total n, ``S = sum d_ij x_ij`` and the marginals r and c, it is ``1 - n S / T``
+        for ``T = sum d_ij r_i c_j``.
+        """
+        x, steps = self.values, np.arange(len(self.values), dtype=np.float64)
+        apart, variance = np.square(steps[:, None] - steps), self.noise_variance
+        total, rows, columns = float(x.sum()), x.sum(axis=1), x.sum(axis=0)
+        found, expected = float((apart * x).sum()), float(rows @ apart @ columns)
+        by = (apart @ columns)[:, None] + rows @ apart  # the derivatives of T
+        noise = math.sqrt(variance * float(np.square(by).sum()))
+        if total <= LEAST * math.sqrt(x.size * variance) or expected <= LEAST * noise:
+            return UNDEFINED
+        upper, top = total * found, found + total * apart  # n S and its derivatives
+        slopes = -top / expected + upper * by / expected**2
+        # Half of the trace of the Hessian; the second derivatives of both n S and T are 2 d_ij.
+        curved = -apart / expected + top * by / expected**2
+        curved += upper * apart / expected**2 - upper * np.square(by) / expected**3
+        bias = variance * float(curved.sum())
+        return Estimate(1 - upper / expected - bias, math.sqrt(self._spread(slopes, x)))
+
     def _ratio(self, part: Vector, whole: Vector, values: Vector) -> Estimate:
         """part . x / whole . x."""
         variance, bottom = self.noise_variance, float(whole @ values)

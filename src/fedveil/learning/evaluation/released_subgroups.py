@@ -1,6 +1,6 @@
 """Accuracy by subgroup of private patients, and each group's gap to everybody else, from one noisy release.
 
-The release holds one `ScoreHistogram` per subgroup, with independent noise. A group is compared with the sum of the
+The release holds one `Histogram` per subgroup, with independent noise. A group is compared with the sum of the
 others: with values A and B and standard deviations a and b, which include the noise and the choice of units, the gap is
 ``A - B`` with the interval ``A - B -+ 1.96 sqrt(a^2 + b^2)``. A group that noise hides has no value.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedveil.learning.evaluation.noisy_ratios import NORMAL, Estimate
-from fedveil.learning.evaluation.score_histogram import ScoreHistogram
+from fedveil.learning.evaluation.score_histogram import Histogram
 
 __all__ = ["ReleasedSubgroups"]
 
@@ -29,18 +29,18 @@ class ReleasedSubgroups:
 
     attribute: str
     groups: tuple[str, ...]
-    histograms: tuple[ScoreHistogram, ...]
+    histograms: tuple[Histogram, ...]
 
     @property
-    def everyone(self) -> ScoreHistogram:
+    def everyone(self) -> Histogram:
         """All groups together."""
-        return ScoreHistogram.of_all(self.histograms)
+        return self.histograms[0].of_all(self.histograms)
 
     def metrics(self) -> list[dict[str, Any]]:
         """One entry per group, as `result.json` holds them; plain values."""
         found = []
         for place, (group, own) in enumerate(zip(self.groups, self.histograms, strict=True)):
-            rest = ScoreHistogram.of_all(self.histograms[:place] + self.histograms[place + 1 :])
+            rest = own.of_all(self.histograms[:place] + self.histograms[place + 1 :])
             found.append(
                 {"attribute": self.attribute, "group": group, "units": own.units().value}
                 | _compared("auroc", own.auroc(), rest.auroc())

@@ -1,6 +1,7 @@
 """Evaluation of a model on patients that hospitals hold out, from one noisy sum of histograms.
 
-This is the histogram of classes that exclude each other; `.finding_histogram` is that of several findings per image.
+This is the histogram of classes that exclude each other; `.grade_histogram` is that of ordered ones, and
+`.finding_histogram` that of several findings per image.
 
 An exact AUROC of private images is not private. Instead, a hospital releases a histogram of scores by true class,
 summed over its held-out units, with noise like every sum. AUROC, ROC curve, confusion, calibration and Brier score
@@ -29,7 +30,7 @@ from fedveil.learning.evaluation.noisy_ratios import Estimate, NoisyCounts, isot
 from fedveil.learning.exact import first_sums, on_grid
 from fedveil.learning.models.learner import Vector
 
-__all__ = ["BINS", "Histogram", "ScoreHistogram", "at_middles", "entry"]
+__all__ = ["BINS", "ClassHistogram", "Histogram", "ScoreHistogram", "at_middles", "entry"]
 
 BINS = 10
 """More bins mean more noise (AUROC's standard deviation grows with their square root), fewer mean more ties."""
@@ -73,6 +74,23 @@ class Histogram(ABC):
     def metrics(self, classes: Sequence[str], priors: npt.ArrayLike) -> dict[str, Any]:
         """The metrics with 95 % intervals that include the noise and the choice of patients; plain values for JSON."""
 
+    @abstractmethod
+    def balanced_accuracy(self) -> Estimate:
+        """As in `metrics`."""
+
+    @abstractmethod
+    def units(self) -> Estimate:
+        """The number of units."""
+
+    @classmethod
+    @abstractmethod
+    def of_all(cls, parts: Sequence[Self]) -> Self:
+        """That of several disjoint groups together, whose noise is independent."""
+
+    def auroc(self) -> Estimate:
+        """Mean over the tables, as in `metrics`."""
+        return mean_of([self.table(k).auroc() for k in range(len(self.counts))])
+
     def table(self, k: int) -> NoisyCounts:
         """Counts (2, BINS) by label and score."""
         return NoisyCounts(self.counts[k], self.noise_variance, self.sampling_rate)
@@ -99,10 +117,9 @@ class Histogram(ABC):
         return rows
 
 
-@final
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class ScoreHistogram(Histogram):
-    """The histogram of classes that exclude each other; see the module's text.
+class ClassHistogram(Histogram):
+    """What histograms of classes that exclude each other share, ordered or not; see the module's text.
 
     Attributes:
         confusion: (classes, classes) units by true (row) and predicted class; None for two classes, whose confusion
@@ -112,13 +129,27 @@ class ScoreHistogram(Histogram):
     confusion: Vector | None
 
     @staticmethod
-    def size(classes: int) -> int:
-        """Length of the released vector."""
-        return 2 * BINS if classes == 2 else classes * 2 * BINS + classes**2
+    @abstractmethod
+    def tables(classes: int) -> int:
+        """Number of tables, each of two sides."""
 
     @staticmethod
+    @abstractmethod
+    def sides(labels: npt.NDArray[np.int64], balanced: Vector) -> list[tuple[npt.NDArray[np.bool_], Vector]]:
+        """For each table which images are on its second side, and their scores in [0, 1]; each image by itself."""
+
+    @abstractmethod
+    def _said(self, k: int, priors: Vector) -> Vector:
+        """(BINS,) the probability that each bin of a table stands for, under the frequencies of training."""
+
+    @classmethod
+    def size(cls, classes: int) -> int:
+        """Length of the released vector."""
+        return cls.tables(classes) * 2 * BINS + (classes**2 if classes > 2 else 0)
+
+    @classmethod
     def contribution(
-        probabilities: Vector, labels: npt.NDArray[np.int64], weights: Vector, priors: Vector
+        cls, probabilities: Vector, labels: npt.NDArray[np.int64], weights: Vector, priors: Vector
     ) -> Vector:
         """Sum the units' contributions; exact, so it stays in the hospital.
 
@@ -134,11 +165,11 @@ class ScoreHistogram(Histogram):
         """
         balanced, proper = _balanced(probabilities, priors)
         classes = balanced.shape[1]
-        weights = on_grid(weights * proper / (1.0 if classes == 2 else np.sqrt(classes + 1)))
-        bins = np.minimum((balanced * BINS).astype(np.int64), BINS - 1)
-        told = range(1, 2) if classes == 2 else range(classes)
-        cells = [(labels == code) * BINS + bins[:, code] for code in told]
-        blocks = [np.bincount(cell, weights, 2 * BINS) for cell in cells]
+        weights = on_grid(weights * proper / np.sqrt(cls._blocks(classes)))
+        blocks = []
+        for second, scores in cls.sides(labels, balanced):
+            bins = np.clip((scores * BINS).astype(np.int64), 0, BINS - 1)
+            blocks.append(np.bincount(second * BINS + bins, weights, 2 * BINS))
         if classes > 2:
             hits = labels * classes + balanced.argmax(axis=1)
             blocks.append(np.bincount(hits, weights, classes**2))
@@ -149,62 +180,14 @@ class ScoreHistogram(Histogram):
         cls, vector: Vector, classes: int, noise_variance: float, sampling_rate: float = 1.0
     ) -> Self:
         """Read the noisy sum over all sites, divided by the sampling rate, and its noise variance."""
-        told = 1 if classes == 2 else classes
-        blocks = told + (classes > 2)
-        whole, tables = vector * np.sqrt(blocks), told * 2 * BINS
+        blocks = cls._blocks(classes)
+        whole, tables = vector * np.sqrt(blocks), cls.tables(classes) * 2 * BINS
         return cls(
-            counts=whole[:tables].reshape(told, 2, BINS),
+            counts=whole[:tables].reshape(-1, 2, BINS),
             confusion=whole[tables:].reshape(classes, classes) if classes > 2 else None,
             noise_variance=noise_variance * blocks,
             sampling_rate=sampling_rate,
         )
-
-    def metrics(self, classes: Sequence[str], priors: npt.ArrayLike) -> dict[str, Any]:
-        """The metrics with 95 % intervals that include the noise and the choice of patients; plain values for JSON.
-
-        Args:
-            classes: their names.
-            priors: class frequencies of training, as in `contribution`; for the Brier score and calibration, which
-                are those of probabilities under them.
-        """
-        matrix, recalls = self._confusion(), self._recalls()
-        accuracy = matrix.share(np.eye(len(classes)))
-        aurocs = [self.table(k).auroc() for k in range(len(self.counts))]
-        units = matrix.total()
-        return {
-            "what": "held-out units of the hospitals, from one noisy histogram",
-            "units": units.value,
-            "units_interval": units.interval(upper=np.inf),
-            "noise_std": float(np.sqrt(self.noise_variance)),
-            **entry("auroc", mean_of(aurocs)),
-            **entry("balanced_accuracy", mean_of(recalls, independent=True)),
-            **entry("accuracy", accuracy),
-            **entry("brier", self._all_brier(np.asarray(priors, dtype=np.float64))),
-            "confusion_estimate": matrix.values.tolist(),
-            "per_class": [
-                {"name": name, "units": float(matrix.values[code].sum())}
-                | entry("sensitivity", recalls[code])
-                | (entry("auroc", aurocs[code]) if len(classes) > 2 else {})
-                for code, name in enumerate(classes)
-            ],
-            "roc": [self.roc(k) for k in range(len(self.counts))],
-            "reliability": [
-                self.reliability(k, self._said(k, np.asarray(priors, np.float64)))
-                for k in range(len(self.counts))
-            ],
-        }
-
-    def auroc(self) -> Estimate:
-        """Mean over the classes, as in `metrics`."""
-        return mean_of([self.table(k).auroc() for k in range(len(self.counts))])
-
-    def balanced_accuracy(self) -> Estimate:
-        """As in `metrics`."""
-        return mean_of(self._recalls(), independent=True)
-
-    def units(self) -> Estimate:
-        """The number of units."""
-        return self._confusion().total()
 
     @classmethod
     def of_all(cls, parts: Sequence[Self]) -> Self:
@@ -217,15 +200,83 @@ class ScoreHistogram(Histogram):
             sampling_rate=parts[0].sampling_rate,
         )
 
-    def _recalls(self) -> list[Estimate]:
-        matrix = self._confusion()
-        return [matrix.row_share(code, code) for code in range(len(matrix.values))]
+    @classmethod
+    def _blocks(cls, classes: int) -> int:
+        """Onehot vectors that an image adds."""
+        return cls.tables(classes) + (classes > 2)
 
-    def _confusion(self) -> NoisyCounts:
+    def _plain(self, classes: Sequence[str], priors: npt.ArrayLike) -> dict[str, Any]:
+        """The metrics that all such histograms have."""
+        matrix, recalls = self.matrix(), self._recalls()
+        units, frequencies = matrix.total(), np.asarray(priors, dtype=np.float64)
+        return {
+            "what": "held-out units of the hospitals, from one noisy histogram",
+            "units": units.value,
+            "units_interval": units.interval(upper=np.inf),
+            "noise_std": float(np.sqrt(self.noise_variance)),
+            **entry("auroc", self.auroc()),
+            **entry("balanced_accuracy", self.balanced_accuracy()),
+            **entry("accuracy", matrix.share(np.eye(len(classes)))),
+            "confusion_estimate": matrix.values.tolist(),
+            "per_class": [
+                {"name": name, "units": float(matrix.values[code].sum())}
+                | entry("sensitivity", recalls[code])
+                for code, name in enumerate(classes)
+            ],
+            "roc": [self.roc(k) for k in range(len(self.counts))],
+            "reliability": [self.reliability(k, self._said(k, frequencies)) for k in range(len(self.counts))],
+        }
+
+    def balanced_accuracy(self) -> Estimate:
+        """As in `metrics`."""
+        return mean_of(self._recalls(), independent=True)
+
+    def units(self) -> Estimate:
+        """The number of units."""
+        return self.matrix().total()
+
+    def matrix(self) -> NoisyCounts:
+        """Units by true (row) and predicted class."""
         if self.confusion is not None:
             return NoisyCounts(self.confusion, self.noise_variance, self.sampling_rate)
         halves = self.counts[0].reshape(2, 2, BINS // 2).sum(axis=2)
         return NoisyCounts(halves, self.noise_variance * (BINS // 2), self.sampling_rate)
+
+    def _recalls(self) -> list[Estimate]:
+        matrix = self.matrix()
+        return [matrix.row_share(code, code) for code in range(len(matrix.values))]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ScoreHistogram(ClassHistogram):
+    """The histogram of classes without an order: each against the rest; see the module's text."""
+
+    @staticmethod
+    def tables(classes: int) -> int:
+        """One for two classes, otherwise one for each."""
+        return 1 if classes == 2 else classes
+
+    @staticmethod
+    def sides(labels: npt.NDArray[np.int64], balanced: Vector) -> list[tuple[npt.NDArray[np.bool_], Vector]]:
+        """The images of a class, and its probability."""
+        classes = balanced.shape[1]
+        told = range(1, 2) if classes == 2 else range(classes)
+        return [(labels == code, balanced[:, code]) for code in told]
+
+    def metrics(self, classes: Sequence[str], priors: npt.ArrayLike) -> dict[str, Any]:
+        """The metrics with 95 % intervals that include the noise and the choice of patients; plain values for JSON.
+
+        Args:
+            classes: their names.
+            priors: class frequencies of training, as in `contribution`; for the Brier score and calibration, which
+                are those of probabilities under them.
+        """
+        found = self._plain(classes, priors)
+        if len(classes) > 2:
+            for k, one in enumerate(found["per_class"]):
+                one.update(entry("auroc", self.table(k).auroc()))
+        return found | entry("brier", self._all_brier(np.asarray(priors, dtype=np.float64)))
 
     def _all_brier(self, priors: Vector) -> Estimate:
         """Mean squared error of a probability that is known up to a bin; summed over more than two classes."""
@@ -234,7 +285,8 @@ class ScoreHistogram(Histogram):
         return Estimate(value, float(np.sum([part.std for part in parts])))
 
     def _said(self, k: int, priors: Vector) -> Vector:
-        return at_middles(priors, k if len(self.counts) > 1 else 1)
+        share = (priors / priors.sum())[k if len(self.counts) > 1 else 1]
+        return at_middles(float(share), 1 / len(priors))
 
 
 def entry(name: str, estimate: Estimate) -> dict[str, Any]:
@@ -258,14 +310,17 @@ def _balanced(probabilities: Vector, priors: Vector) -> tuple[Vector, npt.NDArra
     return result, proper
 
 
-def at_middles(priors: Vector, code: int) -> Vector:
-    """The probability of a class, under the frequencies of training, at the middle of each bin.
+def at_middles(share: float, even: float) -> Vector:
+    """(BINS,) a probability under the frequencies of training, where that under equal ones is the middle of each bin.
 
-    With more than two classes the rest counts as one class with the remaining frequency.
+    Args:
+        share: of one side under the frequencies of training; what is on either side keeps its mixture.
+        even: of that side under equal frequencies.
+
+    >>> at_middles(0.5, 0.5)[:2].round(2).tolist(), at_middles(0.9, 0.5)[:2].round(2).tolist()
+    ([0.05, 0.15], [0.32, 0.61])
     """
     middles = (np.arange(BINS) + 0.5) / BINS
-    frequencies = priors / priors.sum()
-    share = frequencies[code]
-    rest = (1 - share) / (len(frequencies) - 1)
-    result: Vector = middles * share / (middles * share + (1 - middles) * rest)
+    present, absent = middles * share / even, (1 - middles) * (1 - share) / (1 - even)
+    result: Vector = present / (present + absent)
     return result

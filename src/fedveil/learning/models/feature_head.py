@@ -56,6 +56,11 @@ class FeatureHead(ABC):
         return self.head.findings
 
     @property
+    def grades(self) -> bool:
+        """Whether the classes are ordered."""
+        return self.head.grades
+
+    @property
     def trained(self) -> int:
         """Length of the trained part, and so of a gradient."""
         return self.head.dimension

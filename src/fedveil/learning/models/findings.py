@@ -12,6 +12,8 @@ where x is the image's features, ``||x|| <= 1``, and ``onehot(y_j)`` counts abse
 if it is unknown. The norm is at most ``sqrt(1 - b^2 + b^2 (K + 1) / (K + 1)) = 1``, and an average of such vectors has
 norm at most 1. All images share one centre, their mean: a mean per finding and value would need 2 K times the numbers.
 
+With one round of statistics, the release is that of `..released.finding_means` instead, and the heads follow from it.
+
 **After training**, it adds scores and counts per finding, see `..released.finding_scores`.
 
 Terms are cut to the grid of `fedveil.learning.exact`, so that sums are exact and no unit changes another's part.
@@ -35,6 +37,7 @@ from fedveil.learning.models.losses.findings import loss_offsets, loss_weights
 from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.ranges import check_centre, check_length
+from fedveil.learning.released.finding_means import FindingMeans
 from fedveil.learning.released.finding_scores import FindingScores
 from fedveil.learning.released.finding_statistics import FindingStatistics, check_finding_frequencies
 from fedveil.learning.released.score_statistics import Certainty
@@ -56,11 +59,21 @@ class FindingsHead(FeatureHead):
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of findings K.
+        centred: whether features are centred; heads from one round of statistics use them uncentred, and the release
+            before training is then `..released.finding_means`.
         start: the public model that training is pulled towards; None for none.
     """
 
-    def __init__(self, blocks: Sequence[int], classes: int, *, start: PublicStart | None = None) -> None:
+    def __init__(
+        self, blocks: Sequence[int], classes: int, *, centred: bool = True, start: PublicStart | None = None
+    ) -> None:
         super().__init__(LinearHead(sum(blocks), classes, findings=True), blocks, start)
+        self.centred = centred
+
+    @property
+    def release(self) -> type[FindingStatistics | FindingMeans]:
+        """What is released before training."""
+        return FindingStatistics if self.centred else FindingMeans
 
     @property
     def thresholds(self) -> tuple[int, int]:
@@ -75,19 +88,28 @@ class FindingsHead(FeatureHead):
     @property
     def statistics_size(self) -> int:
         """Length of the release before training."""
-        return FindingStatistics.size(self.classes, self.features)
+        return self.release.size(self.classes, self.features)
 
     @property
     def calibration_size(self) -> int:
         """Length of the release after training."""
         return FindingScores.size(self.classes)
 
-    def read_statistics(self, released: Vector, noise_variance: float) -> FindingStatistics:
-        """Counts, and the mean of features."""
-        return FindingStatistics.from_released(released, self.classes, noise_variance)
+    def read_statistics(self, released: Vector, noise_variance: float) -> FindingStatistics | FindingMeans:
+        """Counts, and the mean of features or one per finding."""
+        return self.release.from_released(released, self.classes, noise_variance)
+
+    def one_shot(self, statistics: FindingMeans) -> tuple[Vector, Vector]:
+        """The trained part and the shifts of the logits from statistics alone, for a head that does not centre."""
+        weights, thresholds = statistics.heads()
+        longest = LONGEST_SHIFT * self._scale(weights)
+        return weights.ravel(), np.clip(thresholds, -longest, longest)
 
     def join(
-        self, statistics: FindingStatistics | None, trained: Vector, shift: Vector | None = None
+        self,
+        statistics: FindingStatistics | FindingMeans | None,
+        trained: Vector,
+        shift: Vector | None = None,
     ) -> Vector:
         """The whole parameter vector; without statistics the centre is that of the start, or the origin, and
         frequencies are one half. Without a shift it is the one that is expected."""
@@ -96,7 +118,8 @@ class FindingsHead(FeatureHead):
         public, frequencies = None if self.start is None else self.start.centre, statistics.priors
         if shift is None:
             shift = _expected(frequencies) * self._scale(trained)
-        return self.joined(statistics.centre(self.blocks, public), frequencies, trained, shift)
+        centre = None if isinstance(statistics, FindingMeans) else statistics.centre(self.blocks, public)
+        return self.joined(centre, frequencies, trained, shift)
 
     def check_parameters(self, parameters: Vector) -> None:
         """Refuse a vector that `join` cannot have made; see `fedveil.learning.Model.check_parameters`."""
@@ -135,13 +158,15 @@ class FindingsHead(FeatureHead):
         parameters: Vector,
         released: Vector,
         noise_variance: float,
-        statistics: FindingStatistics | None,
+        statistics: FindingStatistics | FindingMeans | None,
     ) -> tuple[Vector, Certainty]:
         """The model with a shift per finding: the middle between the mean logits without and with it."""
         centre, frequencies, _, trained = self.split(parameters)
-        earlier = None if statistics is None else statistics.measured
+        earlier, expected = None if statistics is None else statistics.measured, _expected(frequencies)
+        if isinstance(statistics, FindingMeans):
+            expected = self.one_shot(statistics)[1] / self._scale(trained)
         found = FindingScores.from_released(released, noise_variance, earlier)
-        middles, certainty = found.middles(_expected(frequencies))
+        middles, certainty = found.middles(expected)
         whole = np.concatenate([centre, frequencies, middles * self.scale(parameters), trained])
         return whole, certainty
 
@@ -183,8 +208,8 @@ class FindingsLearner(FeatureLearner[FindingsHead]):
         return loss_offsets(numbers, clip_norm)
 
     def _statistics(self, parameters: Vector, shares: Vector, plain: bool) -> Vector:
-        """The mean of features and counts; or the mean score of each image and its degraded view."""
+        """The model's release before training; or the mean score of each image and its degraded view."""
         if not parameters.size:
-            return FindingStatistics.contribution(self._features, self._labels, shares)
+            return self._model.release.contribution(self._features, self._labels, shares)
         scores = np.mean(self._scored(parameters, plain), axis=0)
         return FindingScores.contribution(scores, self._labels, shares)

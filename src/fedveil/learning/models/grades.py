@@ -13,12 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fedveil.learning.exact import first_sums, softmax
+from fedveil.learning.models.feature_head import LONGEST_SHIFT, SMALLEST_SCALE
 from fedveil.learning.models.learner import Vector
-from fedveil.learning.models.linear_head import ClassHead
+from fedveil.learning.models.linear_head import SCALE, ClassHead
 from fedveil.learning.models.logistic import LinearHead
+from fedveil.learning.models.public_start import PublicStart
 from fedveil.learning.ranges import check_length
+from fedveil.learning.released.class_statistics import ClassStatistics
+from fedveil.learning.released.grade_direction import direction_of, means_along
 from fedveil.learning.released.grade_means import grade_means, usual_means
 from fedveil.learning.released.score_statistics import Certainty, ScoreStatistics
+from fedveil.learning.released.site_threshold import own_numbers
 
 __all__ = ["GradesHead"]
 
@@ -43,10 +48,15 @@ class GradesHead(ClassHead):
     Args:
         blocks: lengths of the blocks of features, as the extractor makes them.
         classes: number of grades K.
+        centred: whether features are centred; a head from one round of statistics uses them uncentred.
+        start: the public model that training is pulled towards; None for none.
     """
 
-    def __init__(self, blocks: Sequence[int], classes: int) -> None:
-        super().__init__(LinearHead(sum(blocks), classes, grades=True), blocks, None)
+    def __init__(
+        self, blocks: Sequence[int], classes: int, *, centred: bool = True, start: PublicStart | None = None
+    ) -> None:
+        super().__init__(LinearHead(sum(blocks), classes, grades=True), blocks, start)
+        self.centred = centred
 
     @property
     def shifts(self) -> int:
@@ -71,6 +81,13 @@ class GradesHead(ClassHead):
         found = grade_means(scores.sums, scores.counts)
         return np.clip(found.values, -1.0, 1.0) - usual_means(self.classes), found.certainty
 
+    def one_shot(self, statistics: ClassStatistics) -> tuple[Vector, Vector]:
+        """The trained part and the shifts from statistics alone; see `..released.grade_direction`."""
+        trained = direction_of(statistics) / STEEP
+        unit = max(float(np.linalg.norm(trained)) * SCALE, SMALLEST_SCALE)
+        means = np.clip(means_along(statistics, trained, unit), -1.0, 1.0)
+        return trained, (means - usual_means(self.classes)) * unit
+
     def _check_shift(self, shift: Vector, longest: float) -> None:
         """Each has the bound."""
         for one in shift:
@@ -79,9 +96,15 @@ class GradesHead(ClassHead):
     def recalibrated(
         self, parameters: Vector, frequencies: Vector, released: Vector, noise_variance: float
     ) -> tuple[Vector, Vector]:
-        """Means of one hospital's own are not made: the common ones stay."""
-        del released, noise_variance
-        return parameters, frequencies
+        """The model with one hospital's frequencies, and all means moved by as much as their middle moves there."""
+        centre, _, shift, trained = self.split(parameters)
+        scale = self.scale(parameters)
+        common = np.clip(shift / scale, -LONGEST_SHIFT, LONGEST_SHIFT)
+        middle = np.mean(usual_means(self.classes) + common, keepdims=True)
+        found = ScoreStatistics.from_released(released, self.classes, noise_variance, None)
+        moved, own = own_numbers(middle, frequencies, found)
+        shifts = np.clip(common + moved - middle, -LONGEST_SHIFT, LONGEST_SHIFT)
+        return np.concatenate([centre, 1 / (self.classes * own), shifts * scale, trained]), own
 
     def probabilities(self, parameters: Vector, features: npt.NDArray[Any]) -> Vector:
         """Probabilities of the grades (n, K) for raw features (n, d)."""

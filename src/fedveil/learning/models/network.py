@@ -65,6 +65,7 @@ class NetworkModel(OfLabels):
         trained_blocks: number of trained blocks of EfficientNet-Lite0, counted from the last.
         trained: what is trained of "timm:NAME": "all", "last:N", "norms" or "lora:R".
         findings: whether an image may have any number of them.
+        grades: whether they are ordered.
         start: the public model that training begins from; None for none.
 
     Raises:
@@ -82,10 +83,11 @@ class NetworkModel(OfLabels):
         trained_blocks: int = 1,
         trained: str = "all",
         findings: bool = False,
+        grades: bool = False,
         start: PublicStart | None = None,
     ) -> None:
         self.name, self.classes, self.image_size, self.start = name, classes, image_size, start
-        self.labels = NetworkLabels.of(classes, findings=findings)
+        self.labels = NetworkLabels.of(classes, findings=findings, grades=grades)
         self._image_shape = (channels, image_size, image_size)
         module = layers_of(name, classes, channels, image_size, seed, trained_blocks, trained=trained)
         self.notices = check_private(module)  # in training mode, where batch norm would follow the batch

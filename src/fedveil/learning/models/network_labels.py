@@ -75,9 +75,9 @@ class NetworkLabels(ABC):
     classes: int
 
     @staticmethod
-    def of(classes: int, *, findings: bool) -> NetworkLabels:
+    def of(classes: int, *, findings: bool, grades: bool = False) -> NetworkLabels:
         """Those of a study."""
-        return FindingLabels(classes) if findings else ClassLabels(classes)
+        return FindingLabels(classes) if findings else ClassLabels(classes, grades)
 
     @property
     def findings(self) -> bool:
@@ -154,8 +154,15 @@ class NetworkLabels(ABC):
 
 
 @final
+@dataclass(frozen=True, slots=True)
 class ClassLabels(NetworkLabels):
-    """Classes that exclude each other; labels are (n,) class codes."""
+    """Classes that exclude each other; labels are (n,) class codes.
+
+    Attributes:
+        grades: whether they are ordered, which matters for their evaluation only.
+    """
+
+    grades: bool = False
 
     @property
     def thresholds(self) -> tuple[int, int]:
@@ -345,6 +352,11 @@ class OfLabels:
     def findings(self) -> bool:
         """Whether an image may have any number of the classes."""
         return self.labels.findings
+
+    @property
+    def grades(self) -> bool:
+        """Whether the classes are ordered."""
+        return isinstance(self.labels, ClassLabels) and self.labels.grades
 
     @property
     def thresholds(self) -> tuple[int, int]:

@@ -43,6 +43,11 @@ class Sizes(Protocol):
         ...
 
     @property
+    def grades(self) -> bool:
+        """Whether the classes are ordered."""
+        ...
+
+    @property
     def thresholds(self) -> tuple[int, int]:
         """Number of thresholds, and of classes that each separates: the shape of `Statistics.groups`."""
         ...

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.encoders import Concatenation, FeatureExtractor, Precomputed, Whitened
-from fedveil.learning.encoders.efficientnet import EfficientNetLite, folded_network
+from fedveil.learning.encoders.efficientnet import folded_network
+from fedveil.learning.encoders.efficientnet_lite import EfficientNetLite
 from fedveil.learning.encoders.pixels import Pixels
 from fedveil.learning.models.findings import FindingsHead
 from fedveil.learning.models.grades import GradesHead

@@ -1,4 +1,4 @@
-"""What people decided about a site: approvals, refusals, withdrawals, changes of the budget, withdrawals of patients.
+"""What people decided about a site: on studies, on its budget, on patients who withdraw, on its identity key.
 
 A decision names the person, their role and the reason. It is a line of the ledger, so every hash after it covers it,
 and it is never removed: a later decision on the same subject replaces its effect only.
@@ -16,7 +16,7 @@ from fedveil.privacy.ledger.chain import Entry
 
 __all__ = ["Act", "Decision", "account", "decided_in", "decision_line"]
 
-Act = Literal["approved", "declined", "withdrawn", "amended", "forgotten"]
+Act = Literal["approved", "declined", "withdrawn", "amended", "forgotten", "renewed"]
 LONGEST = 500
 
 
@@ -26,7 +26,8 @@ class Decision:
 
     Attributes:
         act: what was decided.
-        subject: what it is about: the digest of a study, the new budget, or the record of a patient's withdrawal.
+        subject: what it is about: the digest of a study, the new budget, the record of a patient's withdrawal, or the
+            hand-over of a key.
         by: the person's name, as they gave it.
         role: in which role, such as "privacy officer".
         reason: why; only an approval may have none.

@@ -15,11 +15,11 @@ from dataclasses import fields
 import numpy as np
 
 from fedveil.federation import Rounds
-from fedveil.learning import Adam, Averaged, NetworkModel, Optimizer, Spread
+from fedveil.learning import Adam, Averaged, Optimizer, Spread
 from fedveil.learning.models.learner import Vector
 from fedveil.learning.models.public_start import fraction_left
 from fedveil.study.evaluation import TestSet
-from fedveil.study.pipeline import Task
+from fedveil.study.pipeline import NetworkTask, Task
 from fedveil.study.steps import Steps
 from fedveil.study.training import Trained
 
@@ -68,9 +68,9 @@ def _std(task: Task, trained: Trained) -> float | None:
         return None
     divisor = steps.normalizer or len(agreement.sites)
     variance = agreement.noise_variance(release, len(agreement.sites)) / divisor**2 * float(found @ found)
-    model, left = task.model, 1.0
-    if isinstance(model, NetworkModel) and model.start is not None:
-        left = fraction_left(model.split(trained.parameters)[-1], model.start.trained, variance)
+    left = 1.0
+    if isinstance(task, NetworkTask) and (start := task.network.start) is not None:
+        left = fraction_left(task.network.split(trained.parameters)[-1], start.trained, variance)
     return left * math.sqrt(variance)
 
 

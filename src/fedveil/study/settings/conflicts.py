@@ -32,32 +32,17 @@ def conflicts(study: "Study") -> Iterator[str]:
 
 
 def _findings(study: "Study") -> Iterator[str]:
-    privacy = study.privacy
-    if privacy.epsilon == "calibrated":
+    if study.privacy.epsilon == "calibrated":
         yield (
             'privacy.epsilon "calibrated" predicts accuracy for classes that exclude each other, not for data.task '
             '"findings": give a number'
         )
-    if study.training.method == "one-shot":
-        yield (
-            'training.method "one-shot" needs a mean of features per class, which noise hides for data.task '
-            '"findings": remove it, to train in rounds'
-        )
-    if privacy.subgroup_share > 0:
-        yield 'privacy.subgroup_share is for classes that exclude each other: set it to 0 for data.task "findings"'
 
 
 def _grades(study: "Study") -> Iterator[str]:
-    privacy, without = study.privacy, 'or set data.task = "classes"'
-    if privacy.epsilon == "calibrated":
+    without = 'or set data.task = "classes"'
+    if study.privacy.epsilon == "calibrated":
         yield f'privacy.epsilon "calibrated" is for classes without an order: give a number, {without}'
-    if study.training.method == "one-shot":
-        yield f'data.task "grades" is trained in rounds: remove training.method = "one-shot", {without}'
-    for key in ("evaluation_share", "subgroup_share", "personal_calibration_share"):
-        if getattr(privacy, key) > 0:
-            yield f'privacy.{key} is for classes without an order: set it to 0 for data.task "grades", {without}'
-    if study.model.start is not None or study.model.start_sha256:
-        yield f'model.start does not know data.task "grades" so far: remove it, {without}'
 
 
 def _network(study: "Study") -> Iterator[str]:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["with_defaults"]
+from fedveil.data.annotations.presets import PRESETS
+
+__all__ = ["FINDINGS_DEFAULTS", "with_defaults"]
 
 NETWORK_DEFAULTS: dict[str, dict[str, object]] = {
     "model": {"features": "none"},
@@ -19,6 +21,9 @@ NETWORK_DEFAULTS: dict[str, dict[str, object]] = {
     "federation": {"max_units": 10_000},
 }
 """Defaults of a study that trains a network."""
+FINDINGS_DEFAULTS: dict[str, object] = {"statistics_share": 0.05}
+"""Of a linear head for findings, whose loss keeps the centre's noise out of training. On draws of `phantom:findings`
+other than the one that is tested on, 30 runs each with the same noise: macro AUROC higher by 0.003 than with 0.15."""
 TUNING_DEFAULTS: dict[str, dict[str, object]] = {
     key: NETWORK_DEFAULTS[key] for key in ("model", "federation")
 }
@@ -45,7 +50,7 @@ def with_defaults(values: Any) -> Any:
         isinstance(values.get(table, {}), Mapping) for table in ("model", "training", "privacy")
     ):
         return values
-    return _of_one_shot(_of_precomputed(_of_network(values)))
+    return _of_one_shot(_of_findings(_of_precomputed(_of_network(values))))
 
 
 def _of_network(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -73,6 +78,22 @@ def _of_precomputed(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if model.get("features") != "precomputed":
         return values
     return dict(values) | {"model": {"whitened": False} | dict(model)}
+
+
+def _of_findings(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Heads of findings need less of the centre: training gets what it does not."""
+    if values.get("model", {}).get("network", "linear") != "linear" or not _has_findings(values.get("data")):
+        return values
+    return dict(values) | {"privacy": FINDINGS_DEFAULTS | dict(values.get("privacy", {}))}
+
+
+def _has_findings(data: Any) -> bool:
+    """Whether a table says so itself or by its preset; what is wrong with it is reported later."""
+    if not isinstance(data, Mapping):
+        return False
+    preset = PRESETS.get(str(data.get("preset", "")))
+    known = None if preset is None or data.get("positive") else preset.task
+    return bool((data.get("task") or known) == "findings")
 
 
 def _of_one_shot(values: Mapping[str, Any]) -> Mapping[str, Any]:

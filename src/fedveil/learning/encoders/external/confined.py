@@ -25,7 +25,17 @@ from fedveil.learning.encoders.device import Device, use
 from fedveil.learning.encoders.external.runner import load_runner, vectors
 from fedveil.learning.encoders.external.spec import EncoderSpec
 
-__all__ = ["FAILED", "FOUND", "NUMBER", "TOKEN", "close_files", "limit", "serve", "start_processes"]
+__all__ = [
+    "FAILED",
+    "FOUND",
+    "NUMBER",
+    "TOKEN",
+    "close_files",
+    "end_with",
+    "limit",
+    "serve",
+    "start_processes",
+]
 
 FOUND, FAILED = b"\x00", b"\x01"
 """First byte of an answer: features follow, or an explanation."""
@@ -49,7 +59,7 @@ def start_processes(descriptor: int) -> None:
             number = os.fork()
             if not number:
                 line.close()
-                _end_with(own)
+                end_with(own)
                 serve(descriptors[0])
                 os._exit(0)
             os.close(descriptors[0])
@@ -61,7 +71,7 @@ def start_processes(descriptor: int) -> None:
             return
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process when the one ends that forked it and alone can end it safely, by its number."""
     with contextlib.suppress(AttributeError):  # there on Linux
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,0 +1,177 @@
+"""Three hospitals over NVFlare as real processes with mutual TLS: training, kills, strangers, the same model."""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nvflare", reason="fedveil[nvflare] is not installed")
+
+from tests.deploy.hospital import SITES, edit
+from tests.deploy.test_federation import in_one_process
+from tests.deploy.town import Town, open_town, same_model, wait_until
+from typer.testing import CliRunner
+
+from fedveil.cli.deploy import federation
+from fedveil.deploy.coordinator.hospitals import Federation
+from fedveil.deploy.nvflare.node import NodeSettings, trouble
+from fedveil.deploy.provisioning.certificates import Authority
+from fedveil.deploy.provisioning.kits import make_kits
+from fedveil.deploy.receipts import Receipts
+from fedveil.errors import FederationError, InvalidValue
+from fedveil.privacy import Head, verify_ledger
+
+
+@pytest.fixture(scope="module")
+def town() -> Iterator[Town]:
+    with open_town("nvflare") as made:
+        yield made
+
+
+def test_a_study_goes_on_through_kills(town):
+    """Under secure aggregation, where of three hospitals none can be spared, each program is killed in a round."""
+    rounds, run, trust = 16, "kills", "secure-aggregation"
+    edit(town.coordinator / "federation.toml", wait_for_absent=60)
+    town.coordinate(run, rounds=rounds, trust=trust)
+    town.approve(run)
+    town.in_round(run, 1)
+    town.kill("north.node")
+    town.connect("north")
+    town.in_round(run, 2, "south")
+    town.kill("south.service")
+    town.serve("south")
+    town.in_round(run, 3)
+    town.kill("coordinator")
+    town.coordinate(run, rounds=rounds, trust=trust, resume=True)
+    result = town.finish(run)
+    assert rounds - 3 <= result["rounds"] <= rounds, "what is charged twice is taken from the rounds"
+    assert result["guarantee"]["epsilon"] <= 2.0 + 1e-9
+    assert result["metrics"]["test"]["auroc"] > 0.7
+    receipts = Receipts(town.coordinator / "receipts")
+    for name in SITES:
+        charged = Counter(town.charges(name, run))
+        assert {("training", entry["round"]) for entry in town.rounds(run)} <= charged.keys()
+        assert sum(charged.values()) - len(charged) <= 3, "each kill may have one round charged again"
+        last = receipts.last(name)
+        verify_ledger(town.site(name) / "ledger.jsonl", Head(last.seq, last.hash))
+
+
+def test_strangers_stay_outside_and_studies_take_turns(town):
+    """Nodes of another federation, one with a foreign certificate, and a hospital without a study."""
+    other = Authority.create("other")
+    key, certificate = other.certify_node("west")
+    foreign = {"node.key": key, "node.pem": certificate}
+    write_node(town, "stranger", **foreign)
+    write_node(town, "misled", **foreign, **{"ca.pem": other.certificate})
+    with Federation.load(town.coordinator).carrier() as first:
+        for name in ("stranger", "misled"):
+            town.connect(name, town.folder / name, name)
+        town.connect("east")
+        wait_until(lambda: town.processes["misled"].poll(), "the misled node to end")
+        assert "is not trusted" in town.log("misled")
+        wait_until(lambda: town.processes["stranger"].poll(), "the stranger to end")
+        assert "node.pem is not valid with ca.pem" in town.log("stranger")
+        said = trouble(NodeSettings.load(town.folder / "stranger", f"127.0.0.1:{town.port}"))
+        assert "node.pem must be signed by an authority that the coordinator trusts" in said
+        wait_until(lambda: "does not admit 'east'" in town.log("east.node"), "east to be told")
+        with pytest.raises(FederationError, match="another study of this federation runs"):
+            Federation.load(town.coordinator).carrier().__enter__()
+        assert first.present().keys() == set(SITES)
+    town.kill("east.node")
+    for name in ("misled", "stranger", "east.node", "north.node"):
+        assert "Traceback" not in town.log(name)
+
+
+def write_node(town: Town, name: str, **files: bytes) -> None:
+    """The folder of west's node with some other files."""
+    folder, kit = town.folder / name, town.kits / "west" / "node"
+    folder.mkdir()
+    for part in ("ca.pem", "node.key", "node.pem", "node.toml"):
+        (folder / part).write_bytes(files.get(part) or (kit / part).read_bytes())
+
+
+def test_the_wire_changes_nothing(town):
+    """Without noise a federation over NVFlare releases the very model of the same study in one process."""
+    town.coordinate("plain", trust="none")
+    town.approve("plain")
+    town.finish("plain")
+    _, folder = in_one_process(town, "plain", trust="none")
+    same_model(town.folder / "plain", folder)
+
+
+PROJECT = """
+api_version: 3
+name: consortium
+participants:
+  - {name: fl.example.org, type: server, org: coordinator, fed_learn_port: 1, admin_port: 1, host_names: [127.0.0.1]}
+  - {name: north, type: client, org: north}
+  - {name: admin@example.org, type: admin, org: coordinator, role: project_admin}
+builders:
+  - {path: nvflare.lighter.impl.workspace.WorkspaceBuilder}
+  - {path: nvflare.lighter.impl.cert.CertBuilder}
+"""
+
+
+def test_certificates_of_nvflares_own_provisioning_are_accepted(tmp_path):
+    (tmp_path / "project.yml").write_text(PROJECT)
+    command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", "-w", "work"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    made = tmp_path / "work" / "consortium" / "prod_00"
+    town = Town(tmp_path / "town", engine="nvflare")
+    copies = {
+        town.coordinator / "ca.pem": made / "fl.example.org" / "startup" / "rootCA.pem",
+        town.coordinator / "superlink.pem": made / "fl.example.org" / "startup" / "server.crt",
+        town.coordinator / "superlink.key": made / "fl.example.org" / "startup" / "server.key",
+        town.kits / "north" / "node" / "ca.pem": made / "north" / "startup" / "rootCA.pem",
+        town.kits / "north" / "node" / "node.pem": made / "north" / "startup" / "client.crt",
+        town.kits / "north" / "node" / "node.key": made / "north" / "startup" / "client.key",
+    }
+    for path, source in copies.items():
+        path.write_bytes(Path(source).read_bytes())
+    try:
+        town.connect("north")
+        with Federation.load(town.coordinator).carrier() as carrier:
+            wait_until(lambda: list(carrier.present()) == ["north"], "the node")
+    finally:
+        town.close()
+
+
+def test_kits_for_nvflare(tmp_path):
+    """Certificates in place of Flower's keys, and instructions without a SuperLink."""
+    kits = tmp_path / "kits"
+    invoked = CliRunner().invoke(
+        federation,
+        ["init", str(kits), "--hospital", "north", "--address", "fl.example.org", "--engine", "nvflare"],
+    )
+    assert invoked.exit_code == 0, invoked.output
+    node = kits / "north" / "node"
+    assert {path.name for path in node.iterdir()} == {"ca.pem", "node.key", "node.pem", "node.toml"}
+    assert (node / "node.key").stat().st_mode & 0o077 == 0
+    settings = NodeSettings.load(node, "fl.example.org:9443")
+    assert settings.name == "north"
+    settings.cell().check()
+    assert not list((kits / "coordinator").glob("*superlink.service"))
+    guides = [(kits / part / "README.md").read_text() for part in ("coordinator", "north")]
+    assert all("fedveil[nvflare" in guide and "SuperLink" not in guide for guide in guides)
+    refused = CliRunner().invoke(federation, ["serve", str(kits / "coordinator")])
+    assert refused.exit_code == 2
+    assert "the engine of this federation is nvflare" in refused.output
+
+
+@pytest.mark.parametrize("name", ["server", "a.b"])
+def test_kits_with_names_that_cells_cannot_have_are_refused(tmp_path, name):
+    with pytest.raises(InvalidValue, match="over NVFlare a name has"):
+        make_kits(tmp_path / "kits", name="f", hospitals=[name], hosts=["h"], port=1, engine="nvflare")
+    assert not (tmp_path / "kits").exists()
+
+
+@pytest.mark.parametrize("name", ["superlink.pem", "superlink.key", "ca.pem"])
+def test_a_damaged_certificate_is_named(tmp_path, name):
+    town = Town(tmp_path, engine="nvflare")
+    path = town.coordinator / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InvalidValue, match=r"superlink\.pem with superlink\.key and ca\.pem cannot be used"):
+        Federation.load(town.coordinator).carrier().__enter__()
