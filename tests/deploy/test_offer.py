@@ -1,11 +1,13 @@
 """What a coordinator offers: the same terms whether it has test images or none."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.deploy.hospital import (
     IMAGES,
+    NETWORK,
     OWN_MODELS,
     SITES,
     STUDY,
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from fedveil.cli.main import app
 from fedveil.deploy.coordinator.runner import load_test_set
 from fedveil.deploy.offer import Offer
+from fedveil.deploy.records.facts import _model as described
 from fedveil.errors import Refused
 from fedveil.federation import Reply
 from fedveil.federation.queries import OwnModelQuery
@@ -111,3 +114,33 @@ def test_a_public_start_is_offered_by_its_hash_and_no_path_is_ever_opened(tmp_pa
     assert (code, made.study.model.start_sha256 in said) == (0, True)
     record_approval(hospital.service, hospital.agreement.digest)
     assert isinstance(hospital.round(), Reply)
+
+
+def test_an_offer_that_names_a_function_is_refused_before_anything_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plain = offer(study_text(template=NETWORK.replace(*IMAGES)))
+    text = plain.study.to_toml().replace('network = "cnn"', 'network = "module:evil.build"')
+    with pytest.raises(
+        Refused, match=r"names the function module:evil\.build.*run no code that a coordinator names"
+    ):
+        Offer.from_dict({**plain.to_dict(), "study": text})
+    with pytest.raises(Refused, match="names the function"):
+        replace(plain, study=Study.parse(text))
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_trained_part_of_a_network_is_agreed_on_and_shown():
+    """Another part is another study: fewer numbers are released, and the digest differs."""
+    plain = offer(study_text(template=NETWORK.replace(*IMAGES)))
+    made = {}
+    for part in ("last:0", "norms"):
+        changes = {"network": "timm:convnext_atto@scratch", "trained": part}
+        study = plain.study.with_changes({"model": changes})
+        made[part] = replace(plain, study=study)
+        assert f"of which {part} and the classifier are trained" in described(study)
+    sizes = {part: one.agreement().main.dimension for part, one in made.items()}
+    assert sizes["last:0"] == 320 * 2 + 2
+    assert sizes["norms"] > sizes["last:0"]
+    assert made["last:0"].agreement().digest != made["norms"].agreement().digest

@@ -199,3 +199,17 @@ def test_a_service_still_answers_at_a_port_of_its_own_machine(tmp_path):
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_service_refuses_an_offered_function_and_imports_nothing(service, tmp_path):
+    """The module is there and importable: its import alone would leave a file."""
+    marker = tmp_path / "imported"
+    (tmp_path / "packages" / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    made = make_offer(tmp_path, template=NETWORK)
+    text = made.study.to_toml().replace('network = "cnn"', 'network = "module:evil.build"')
+    assert "evil" in text
+    answer = service.ask(Frame("offer", {**made.to_dict(), "study": text, "nonce": "n"}))
+    assert "run no code that a coordinator names" in service.log
+    assert answer.kind != "offered"
+    assert not list((service.folder / "studies").glob("*.json"))
+    assert not marker.exists()

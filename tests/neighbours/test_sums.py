@@ -90,6 +90,7 @@ NETWORKS = {
     "sampled": ('network = "cnn"', "sampling_rate = 0.5"),
     "resnet18": ('network = "resnet18"', ""),
     "tuned": ('network = "efficientnet-lite0"', ""),
+    "adapters": ('network = "timm:mobilevit_xxs@scratch"\ntrained = "lora:2"', ""),
 }
 
 

@@ -41,6 +41,19 @@ class Offer:
     channels: int
     keys: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse a study that would have code of a coordinator's choice imported and run.
+
+        Raises:
+            Refused: the study names a function as its network. Nothing has been imported.
+        """
+        if self.study.model.network.startswith("module:"):
+            raise Refused(
+                f"an offered study names the function {self.study.model.network} as its network",
+                "hospitals run no code that a coordinator names, not even code that they have",
+                "train it with `fedveil run` on one machine, or offer a built-in network or timm:NAME",
+            )
+
     @classmethod
     def make(cls, study: Study, sites: tuple[str, ...], dataset: Dataset) -> "Offer":
         """Offer a study with the classes and channels of the coordinator's data set, which may be empty.

@@ -4,6 +4,7 @@ A hospital derives the agreement of every offered study before anybody there has
 on PyTorch's meta device, where parameters have shapes and no storage; a linear head's sizes are arithmetic.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from fedveil.learning.models.network_labels import NetworkLabels, OfLabels
@@ -34,6 +35,7 @@ class NetworkSizes(OfLabels):
         channels: int,
         image_size: int,
         trained_blocks: int = 1,
+        trained: str = "all",
         findings: bool = False,
         grades: bool = False,
     ) -> "NetworkSizes":
@@ -45,10 +47,13 @@ class NetworkSizes(OfLabels):
         import torch  # here, since only offers of networks need it
 
         from fedveil.learning.gradients import dimension
-        from fedveil.learning.networks import Centred, layers_of, split_frozen
+        from fedveil.learning.networks import Centred, is_own, layers_of, split_frozen
 
-        with torch.device("meta"):
-            layers = layers_of(name, classes, channels, image_size, 0, trained_blocks, weights=False)
+        # One's own network is built as it is: its code need not know PyTorch's meta device, and no offer names it.
+        with nullcontext() if is_own(name) else torch.device("meta"):
+            layers = layers_of(
+                name, classes, channels, image_size, 0, trained_blocks, trained=trained, weights=False
+            )
         _, body = split_frozen(layers)
         centred = next((layer for layer in body if isinstance(layer, Centred)), None)
         return cls(

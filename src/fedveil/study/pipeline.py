@@ -232,6 +232,7 @@ def sizes_of(study: Study, classes: int, channels: int) -> Sizes:
         channels=study.data.slices or channels,
         image_size=study.data.image_size,
         trained_blocks=study.model.trained_blocks,
+        trained=study.model.trained,
         findings=study.data.meaning == "findings",
         grades=study.data.meaning == "grades",
     )
@@ -261,6 +262,7 @@ def _network(study: Study, dataset: Dataset) -> "NetworkModel":
         image_size=study.data.image_size,
         seed=study.study.seed,
         trained_blocks=study.model.trained_blocks,
+        trained=study.model.trained,
         findings=dataset.task == "findings",
         grades=dataset.task == "grades",
         start=load_start(study, dataset),

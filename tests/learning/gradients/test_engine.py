@@ -321,3 +321,36 @@ def test_lengths_that_differ_are_refused(oracle: Any) -> None:
         engine.sum(images, labels[1:], units)
     with pytest.raises(InvalidValue, match="one integer unit"):
         engine.sum(images, labels, units.double())
+
+
+@pytest.mark.parametrize("gone", [0, 3, 7])
+def test_a_patient_who_is_not_finite_leaves_the_others_in_a_batch_of_the_same_size(
+    gone: int, oracle: Any
+) -> None:
+    """In a smaller batch the others would be rounded otherwise. Black images are not finite here either."""
+    torch.manual_seed(0)
+    sizes: list[int] = []
+
+    class Logarithms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return self.layer(x.log())
+
+    model, labels, units = Logarithms(), torch.arange(8) % 3, torch.tensor([0, 1, 1, 2, 3, 4, 5, 6])
+    images = torch.rand(8, 6) + 0.1
+    engine = PrivateGradients(model, oracle.cross_entropy, 1.0, clipping="automatic")
+    engine.check(images, labels)
+    sizes.clear()
+    images[gone] = 0
+    found = engine.sum(images, labels, units)
+    assert sizes == [8, 8]
+    lost = int(units[gone])
+    assert found.norms.isnan().nonzero().flatten().tolist() == [lost]
+    rest = units != lost
+    expected = engine.sum(images[rest], labels[rest], units[rest])
+    assert torch.allclose(found.vector, expected.vector, atol=1e-6)
+    assert torch.allclose(found.norms[found.norms.isfinite()], expected.norms)

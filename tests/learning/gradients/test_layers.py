@@ -326,6 +326,12 @@ def test_layer_agrees_with_a_loop_on_a_gpu(layer: str, oracle: Any) -> None:
     assert oracle.error(found.vector.cpu(), expected) < 3e-3
 
 
+@pytest.mark.parametrize("layer", ["attention", "attention-cross", "attention-twice", "transformer"])
+def test_attention_does_not_run_once_per_patient(layer: str) -> None:
+    """PyTorch keeps biases of keys that are absent as attributes, beside the parameters."""
+    assert check_private(LAYERS[layer]()) == ()
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_trial_accepts_every_layer(layer: str) -> None:
     torch.manual_seed(4)

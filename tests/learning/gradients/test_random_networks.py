@@ -93,6 +93,15 @@ class Block(nn.Module):
     def _linear_folded(self, x: Tensor) -> Tensor:
         return self.linear(x.reshape(-1, self.w)).view_as(x)
 
+    def _linear_folded_tokens_first(self, x: Tensor) -> Tensor:
+        return self.linear(x.transpose(0, 1).reshape(-1, self.w)).view(self.t, -1, self.w).transpose(0, 1)
+
+    def _normalised_folded(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(0, 1)).view_as(x)
+
+    def _normalised_folded_tokens_first(self, x: Tensor) -> Tensor:
+        return self.norm(x.transpose(0, 1).flatten(0, 1)).view(self.t, -1, self.w).transpose(0, 1)
+
     def _linear_folding(self, x: Tensor) -> Tensor:
         return self.folding(x)
 
@@ -193,7 +202,9 @@ RIGHT = [
     "embedded_for_each",
     "positions_for_each",
     "linear_of_line_for_each",
+    "linear_folded",
     "linear_folding",
+    "normalised_folded",
     "recurrent",
     "recurrent_with_state",
     "recurrent_tokens_first",

@@ -15,7 +15,7 @@ class Number(float):
     """Whatever equals it, it may be something else."""
 
 
-class FoldingConvolution(nn.Conv1d):
+class FoldingConvolution(nn.ConvTranspose1d):
     """Folds tokens into the images, and unfolds them again."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,13 +107,19 @@ REMEDIES: dict[str, tuple[Any, Any, tuple[int, ...], str]] = {
         "give it a row for each image, as in layer(x.expand(len(images), *x.shape))",
     ),
     "tokens folded into images": (
-        lambda: Called(lambda net, x: net.a(x.flatten(0, 1)).view_as(x), a=nn.Linear(8, 8)),
-        lambda: Called(lambda net, x: net.a(x.flatten(0, 1).unflatten(0, (-1, 4))), a=nn.Linear(8, 8)),
+        lambda: Called(
+            lambda net, x: net.a((9 * x).long().flatten(0, 1)).unflatten(0, (-1, 4)), a=nn.Embedding(9, 2)
+        ),
+        lambda: Called(
+            lambda net, x: net.a((9 * x).long().flatten(0, 1).unflatten(0, (-1, 4))), a=nn.Embedding(9, 2)
+        ),
         (4, 8),
         "keep other axes behind the images (x.unflatten(0, (-1, 4)))",
     ),
     "tokens folded into images of a convolution": (
-        lambda: Called(lambda net, x: net.a(x.flatten(0, 1)).unflatten(0, (-1, 4)), a=nn.Conv1d(2, 2, 3)),
+        lambda: Called(
+            lambda net, x: net.a(x.flatten(0, 1)).unflatten(0, (-1, 4)), a=nn.ConvTranspose1d(2, 2, 3)
+        ),
         lambda: Called(lambda net, x: net.a(x), a=FoldingConvolution(2, 2, 3)),
         (4, 2, 8),
         "fold them in the forward of a class that derives from this layer's, which then runs once per patient",

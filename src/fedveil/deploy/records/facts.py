@@ -64,7 +64,12 @@ def _subgroups(study: Study) -> list[Fact]:
 def _model(study: Study) -> str:
     if study.model.network == "linear":
         return f"a linear head on the features {study.model.features}"
-    return f"the network {study.model.network}"
+    part = (
+        ""
+        if study.model.trained == "all"
+        else f", of which {study.model.trained} and the classifier are trained"
+    )
+    return f"the network {study.model.network}{part}"
 
 
 def _method(study: Study) -> str:

@@ -7,7 +7,7 @@ per layer, and one weighted product per layer makes the sum (book-keeping: Bu et
 
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -187,8 +187,20 @@ class PrivateGradients:
             self._calls[key] = calls
         return self._calls[key]
 
-    def _add_units(self, total: "_Total", plan: Plan, calls: Calls, batch: "_Batch", part: Tensor) -> None:
-        """Add the units whose images are `part`; one whose gradient is not finite adds nothing."""
+    def _add_units(
+        self,
+        total: "_Total",
+        plan: Plan,
+        calls: Calls,
+        batch: "_Batch",
+        part: Tensor,
+        silent: Tensor | None = None,
+    ) -> None:
+        """Add the units whose images are `part`; one whose gradient is not finite adds nothing.
+
+        In its place, images of another unit are run again with weight 0 (`silent`), so that the others are rounded in
+        a batch of the same size as before.
+        """
         if not len(part):
             return
         ordered = UnitBatch(batch.member[part])
@@ -206,9 +218,16 @@ class PrivateGradients:
         if not finite.all():
             # One infinite gradient in a product would make the whole sum infinite, and so reveal its unit.
             total.norms[members[~finite]] = float("nan")
-            self._add_units(total, plan, calls, batch, part[ordered.repeat(finite)])
+            rest = part[ordered.repeat(finite)]
+            if silent is None and len(rest):
+                worse = part[ordered.repeat(~finite)]
+                self._add_units(total, plan, calls, batch.silenced(worse, rest[0]), part, worse)
+            else:
+                self._add_units(total, plan, calls, batch, rest, silent)
             return
         factors = self._factors(total, members, squared, ordered.sum(losses))
+        if silent is not None:
+            total.norms[batch.member[silent]] = float("nan")
         for c in contributions:
             total.add(c, factors[c.target.layer, c.first_unit : c.last_unit], members)
 
@@ -289,6 +308,13 @@ class _Batch:
         _, member, count = torch.unique(units.cpu(), return_inverse=True, return_counts=True)
         shares = 1 / count[member].double() if reduction == "mean" else torch.ones_like(member).double()
         return cls(images, labels, member, shares if weights is None else shares * weights.cpu(), len(count))
+
+    def silenced(self, rows: Tensor, row: Tensor) -> "_Batch":
+        """The same batch with another of its images in the place of some, and these of weight 0."""
+        images, weights = self.images.clone(), self.weights.clone()
+        images[rows.to(images.device)] = self.images[row.to(images.device)]
+        weights[rows] = 0
+        return replace(self, images=images, weights=weights)
 
 
 class _Total:

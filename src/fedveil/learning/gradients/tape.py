@@ -92,11 +92,16 @@ class Tape:
                     "give each call that may be left out a layer of its own",
                 )
 
-    def check_batch(self, module: nn.Module, tensor: Tensor) -> None:
-        """Refuse an argument of the current call that is not known to have one row for each image."""
+    def check_batch(self, module: nn.Module, tensor: Tensor, *, folded: bool = False) -> int:
+        """Refuse an argument of the current call that is not known to have the images first; return rows per image.
+
+        There must be one row for each image, or with `folded` a constant number, such as windows or tokens. The rule
+        then takes each image's rows for neighbours, image after image. No shape says that they are. If they are not,
+        what is attributed to a patient is not the gradient of this patient's images alone, and the trial refuses.
+        """
         leaf = next((leaf for leaf, value in self._arguments if value is tensor), None)
-        if leaf is not None and leaf.axis == 0 and leaf.rows == 1:
-            return
+        if leaf is not None and leaf.axis == 0 and (leaf.rows == 1 or (folded and leaf.rows > 1)):
+            return leaf.rows
         name = leaf.name if leaf is not None else f"a tensor in a {type(module).__name__} layer"
         if leaf is None or leaf.axis is None:
             found = f"{name} has shape {tuple(tensor.shape)} for any number of images"

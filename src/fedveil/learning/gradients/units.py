@@ -32,10 +32,10 @@ class Bucket:
         """One past the bucket's last image."""
         return self.first_image + self.units * self.images_each
 
-    def rows(self, tensor: Tensor) -> Tensor:
-        """This bucket's part of a tensor with one row an image, as `(units, images_each, ...)`."""
-        part = tensor[self.first_image : self.last_image]
-        return part.view(self.units, self.images_each, *tensor.shape[1:])
+    def rows(self, tensor: Tensor, each: int = 1) -> Tensor:
+        """This bucket's part of a tensor with `each` rows an image, as `(units, images_each * each, ...)`."""
+        part = tensor[self.first_image * each : self.last_image * each]
+        return part.view(self.units, self.images_each * each, *tensor.shape[1:])
 
 
 class UnitBatch:
@@ -63,7 +63,9 @@ class UnitBatch:
             unit, image = unit + units, image + units * images_each
 
     def sum(self, per_image: Tensor) -> Tensor:
-        """Sum rows `(images, ...)` over each unit's images: `(units, ...)`."""
+        """Sum rows `(images, ...)` over each unit's images: `(units, ...)`; also of several rows an image."""
+        if len(per_image) != self.images:
+            per_image = per_image.reshape(self.images, -1, *per_image.shape[1:]).sum(1)
         if self.units == self.images:
             return per_image
         return torch.cat([bucket.rows(per_image).sum(1) for bucket in self.buckets])

@@ -32,7 +32,7 @@ from fedveil.learning.models.logistic import Unit
 from fedveil.learning.models.network_labels import LONGEST_LOGITS, NetworkLabels, OfLabels
 from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.public_start import PublicStart
-from fedveil.learning.networks import Centred, layers_of, split_frozen
+from fedveil.learning.networks import Centred, fixed_key, layers_of, split_frozen
 from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
 from fedveil.learning.ranges import check_centre
 from fedveil.learning.released.score_statistics import Certainty
@@ -56,12 +56,14 @@ class NetworkModel(OfLabels):
     computed once, not in every round. The *body* is the rest.
 
     Args:
-        name: as in the study file: "cnn", "cnn3d", "resnet18", "densenet121", "efficientnet-lite0", "timm:NAME".
+        name: as in the study file: "cnn", "cnn3d", "resnet18", "densenet121", "efficientnet-lite0", "timm:NAME",
+            "module:package.function".
         classes: number of classes or findings.
         channels: of the images; of volumes their slices.
         image_size: pixels along each side.
         seed: public; of the initial parameters only.
         trained_blocks: number of trained blocks of EfficientNet-Lite0, counted from the last.
+        trained: what is trained of "timm:NAME": "all", "last:N", "norms" or "lora:R".
         findings: whether an image may have any number of them.
         grades: whether they are ordered.
         start: the public model that training begins from; None for none.
@@ -79,6 +81,7 @@ class NetworkModel(OfLabels):
         image_size: int,
         seed: int = 0,
         trained_blocks: int = 1,
+        trained: str = "all",
         findings: bool = False,
         grades: bool = False,
         start: PublicStart | None = None,
@@ -86,8 +89,9 @@ class NetworkModel(OfLabels):
         self.name, self.classes, self.image_size, self.start = name, classes, image_size, start
         self.labels = NetworkLabels.of(classes, findings=findings, grades=grades)
         self._image_shape = (channels, image_size, image_size)
-        self.module = layers_of(name, classes, channels, image_size, seed, trained_blocks).eval()
-        self.notices = check_private(self.module)
+        module = layers_of(name, classes, channels, image_size, seed, trained_blocks, trained=trained)
+        self.notices = check_private(module)  # in training mode, where batch norm would follow the batch
+        self.module = module.eval()
         frozen, self.body = split_frozen(self.module)
         self.frozen = frozen if len(frozen) else None
         self.key = f"{name} before its last {trained_blocks} blocks, {image_size}x{channels}, version 2"
@@ -106,7 +110,20 @@ class NetworkModel(OfLabels):
             InvalidValue: no patient's contribution to its gradient can be bounded.
         """
         with self._lock:
-            return try_out(self.module, self._image_shape)
+            trial = try_out(self.module, self._image_shape)
+        shapes = [leaf.shape for leaf in trial.calls.results.leaves]
+        if shapes != [(1, self.classes)]:
+            raise InvalidValue(
+                f"the network {self.name} returns {shapes} for one image",
+                f"it must return one tensor of logits, {(1, self.classes)}",
+                "let it return (k, classes) for k images",
+            )
+        return trial
+
+    @functools.cached_property
+    def fixed(self) -> str | None:
+        """Identifies what is not trained, where the network's name does not; None for built-in networks."""
+        return fixed_key(self.module) if ":" in self.name else None
 
     @property
     def trained(self) -> int:

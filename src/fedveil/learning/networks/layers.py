@@ -16,6 +16,7 @@ __all__ = [
     "MeanAndDeviation",
     "Residual",
     "Scale",
+    "ScaleShift",
     "WeightStandardizedConv2d",
 ]
 
@@ -103,6 +104,31 @@ class Centred(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale, centre, and scale again."""
         return self.length * self.unit(self.unit(x) - self.centre)
+
+
+class ScaleShift(nn.Module):
+    """Each channel times a trained number, plus another one unless ``bias`` is None: y_c = weight_c x_c + bias_c.
+
+    Attributes:
+        axis: of the channels, 1 or -1.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, axis: int) -> None:
+        super().__init__()
+        self.weight, self.axis = weight, axis
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift `(images, ...)`."""
+        return self.applied(x, self.weight, self.bias)
+
+    def applied(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The forward pass with other numbers."""
+        shape = (-1, *(1,) * (x.ndim - 2)) if self.axis == 1 else (-1,)
+        y = x * weight.view(shape)
+        return y if bias is None else y + bias.view(shape)
 
 
 class Residual(nn.Module):

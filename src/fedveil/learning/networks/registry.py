@@ -1,18 +1,22 @@
 """Networks by the name that a study file gives them."""
 
+import hashlib
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.networks.convolutional import cnn, cnn3d, densenet121, resnet18
 from fedveil.learning.networks.foreign import SCRATCH, timm_network
+from fedveil.learning.networks.own import is_own, own_network
+from fedveil.learning.networks.partial import ALL, train_part
 from fedveil.learning.networks.pretrained import efficientnet_lite0
 
-__all__ = ["NETWORKS", "layers_of", "network"]
+__all__ = ["NETWORKS", "fixed_key", "layers_of", "network"]
 
 NETWORKS = ("cnn", "cnn3d", "resnet18", "densenet121", "efficientnet-lite0")
 """Names that always work. `efficientnet-lite0@96` sets the resolution that the network sees; by default that
-of the images. `timm:NAME` works where timm is installed."""
+of the images. `timm:NAME` works where timm is installed, `module:package.function` where it can be imported."""
 
 
 def network(
@@ -36,6 +40,10 @@ def network(
             raise InvalidValue(
                 f"{key} is {value}", f"it must be at least {least}", "give what the images have"
             )
+    if is_own(name):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return own_network(name, classes, channels, image_size)
     base, _, setting = name.partition("@")
     foreign = base.startswith("timm:") and setting in {"", SCRATCH}
     if (
@@ -66,7 +74,7 @@ def network(
                 return efficientnet_lite0(classes, int(setting or max(32, image_size)), weights=weights)
     raise InvalidValue(
         f"network is {name!r}",
-        f"it must be one of {', '.join(NETWORKS)}, or timm:NAME",
+        f"it must be one of {', '.join(NETWORKS)}, module:package.function, or timm:NAME",
         "choose one of them",
     )
 
@@ -79,16 +87,89 @@ def layers_of(
     seed: int,
     trained_blocks: int,
     *,
+    trained: str = ALL,
     weights: bool = True,
 ) -> nn.Sequential:
-    """The network that a study file names, as a sequence; without ``weights`` only its shapes count."""
+    """The network that a study file names, as a sequence; without ``weights`` only its shapes count.
+
+    What is not trained does not depend on the seed: a saved model holds the network's name and what was trained.
+
+    Raises:
+        InvalidValue: there is no such network, or its untrained part is another one each time it is built.
+    """
+
+    def built(seed: int) -> nn.Module:
+        module = network(
+            name, classes=classes, channels=channels, image_size=image_size, seed=seed, weights=weights
+        )
+        if trained != ALL:
+            _train_part(module, name, trained, seed)
+        return module
+
     base, _, resolution = name.partition("@")
-    module = network(
-        name, classes=classes, channels=channels, image_size=image_size, seed=seed, weights=weights
-    )
-    if not isinstance(module, nn.Sequential):
-        return nn.Sequential(module)
+    module = built(seed)
+    if weights and (is_own(name) or trained != ALL):
+        _fix(module, built(0), built(0), name)
+    if is_own(name) or not isinstance(module, nn.Sequential):
+        return nn.Sequential(module)  # no part of one's own is run once and stored: its code may change
     if base == "efficientnet-lite0":
         size = int(resolution) if resolution else max(32, image_size)
         module = efficientnet_lite0(classes, size, trained_blocks=trained_blocks, weights=weights)
     return module
+
+
+def _train_part(module: nn.Module, name: str, trained: str, seed: int) -> None:
+    """Freeze all of a timm network but a part."""
+    if not name.startswith("timm:") or not isinstance(module, nn.Sequential):
+        raise InvalidValue(
+            f"model.trained is {trained!r} for the network {name}",
+            "it is for timm:NAME",
+            "remove it; efficientnet-lite0 has model.trained_blocks, and in a network of your own set requires_grad",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        train_part(module[-1], trained, name)
+
+
+def _fix(module: nn.Module, fixed: nn.Module, again: nn.Module, name: str) -> None:
+    """Give a network the untrained part that seed 0 makes, in place."""
+    mine, state, same = (_untrained(one) for one in (module, fixed, again))
+    if not (_alike(state, same) and all(torch.equal(state[key], same[key]) for key in state)):
+        raise InvalidValue(
+            f"network is {name}",
+            "two calls with one seed build networks whose untrained parameters or buffers differ",
+            "let it draw from torch's global generator alone, or load what is not trained from a file",
+        )
+    if not _alike(state, mine):
+        raise InvalidValue(
+            f"network is {name}",
+            "the structure of what is not trained depends on the seed",
+            "build the same layers for every seed",
+        )
+    with torch.no_grad():
+        for key, value in mine.items():
+            value.copy_(state[key])
+
+
+def _untrained(module: nn.Module) -> dict[str, Tensor]:
+    frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    return {**dict(module.named_buffers()), **frozen}
+
+
+def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return {k: (v.shape, v.dtype) for k, v in one.items()} == {
+        k: (v.shape, v.dtype) for k, v in other.items()
+    }
+
+
+def fixed_key(module: nn.Module) -> str:
+    """Identifies a network's layers and what training does not change: SHA-256 of names, shapes and norms.
+
+    Norms have three digits, since drawn or resampled weights differ in their last bits from machine to machine.
+    """
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        norm = "trained" if name in trained else f"{float(value.double().norm()):.3g}"
+        digest.update(f"{name} {tuple(value.shape)} {norm}\n".encode())
+    return digest.hexdigest()

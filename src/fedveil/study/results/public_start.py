@@ -17,6 +17,7 @@ __all__ = ["load_start", "note_on_start", "start_hash", "start_matches"]
 FIELDS = {
     "network": "model.network",
     "trained_blocks": "model.trained_blocks",
+    "trained": "model.trained",
     "features": "model.features",
     "whitened": "model.whitened",
     "encoder": "model.encoder",

@@ -54,6 +54,7 @@ class TrainedModel:
         whitened: whether its features are whitened with synthetic images.
         network: name of the network; "linear" for a head on features.
         trained_blocks: number of trained blocks of a pretrained network; the others are as published.
+        trained: what was trained of a network of timm, see `fedveil.learning.NetworkModel`.
         image_size: pixels along each side.
         channels: 1 or 3.
         window: the stored values that map to black and white.
@@ -74,6 +75,7 @@ class TrainedModel:
     whitened: bool = False
     network: str = "linear"
     trained_blocks: int = 0
+    trained: str = "all"
     image_size: int
     channels: int
     classes: tuple[str, ...]
@@ -109,6 +111,7 @@ class TrainedModel:
             whitened=study.model.whitened,
             network=study.model.network,
             trained_blocks=study.model.trained_blocks,
+            trained=study.model.trained,
             image_size=study.data.image_size,
             channels=channels,
             classes=classes,
@@ -186,13 +189,19 @@ class TrainedModel:
             model = cls(**fields)
             model.reading.check()
             fits = model.fits
-            same = key == model._key
+            same = key == model._key or (key is None and model.network.startswith("timm:"))  # of version 0.1
         except (KeyError, TypeError, AttributeError, FedveilError) as error:
-            if str(described.get("network")).startswith("timm:") and isinstance(error, FedveilError):
-                raise  # the package or its weights are missing here; the files are intact
+            if ":" in str(described.get("network")) and isinstance(error, FedveilError):
+                raise  # the package, its weights or the function are missing here; the files are intact
             raise _damaged(folder, str(error)) from None
         if not fits:
             raise _damaged(folder, "its sizes disagree")
+        if not same and model.network != "linear":
+            raise StudyError(
+                f"the network {model.network} in {folder} was trained with other layers or weights than are built here",
+                "what is not trained is not in its files, and must be the same",
+                "use the same version of the function or package, and the same public weights",
+            )
         if not same:
             raise StudyError(
                 f"the model in {folder} was trained on features {key!r}",
@@ -203,8 +212,10 @@ class TrainedModel:
 
     @property
     def _key(self) -> str | None:
-        """Identifies the version of the features; None for a network."""
-        return self.extractor.key if self.network == "linear" else None
+        """Identifies the version of the features, or of what is not trained of a network that is not built in."""
+        if self.network == "linear" or isinstance(self.model, ClassHead | FindingsHead):
+            return self.extractor.key
+        return self.model.fixed
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
@@ -237,6 +248,7 @@ class TrainedModel:
             channels=self.slices or self.channels,
             image_size=self.image_size,
             trained_blocks=self.trained_blocks,
+            trained=self.trained,
             findings=self.findings,
         )
 

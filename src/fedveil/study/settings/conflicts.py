@@ -60,6 +60,11 @@ def _network(study: "Study") -> Iterator[str]:
             "training.views is for networks: views of frozen features were removed because they gained nothing; remove "
             "it"
         )
+    if study.model.trained != "all" and not network.startswith("timm:"):
+        yield (
+            "model.trained is for timm:NAME: remove it; efficientnet-lite0 has model.trained_blocks, and a network of "
+            "your own sets requires_grad"
+        )
     if network.startswith("efficientnet-lite0") and training.views > 1:
         yield "training.views must be 1 for efficientnet-lite0, whose frozen part runs only once"
 
@@ -80,7 +85,7 @@ def _volumes(study: "Study") -> Iterator[str]:
         if network == "cnn3d":
             yield 'model.network "cnn3d" is trained on volumes: set data.slices, or model.network = "cnn"'
         return
-    if network not in ("linear", "cnn3d"):
+    if network not in ("linear", "cnn3d") and not network.startswith("module:"):
         yield f'data.slices reads volumes, which "{network}" does not take: set model.network to "cnn3d" or "linear"'
     if study.model.features == "precomputed":
         yield "data.slices reads volumes, and precomputed features have no slices: remove data.slices"

@@ -70,15 +70,21 @@ class ModelSettings(Table):
     )
     network: str = Field(
         default="linear",
-        pattern=r"^(linear|cnn|cnn3d|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?|timm:[\w./-]{1,80}(@scratch)?)$",
-        description='"linear"; on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:..."; '
-        'on volumes "cnn3d"',
+        pattern=r"^(linear|cnn|cnn3d|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?"
+        r"|timm:[\w./-]{1,80}(@scratch)?|module:[A-Za-z_][A-Za-z0-9_.]{0,120}\.[A-Za-z_][A-Za-z0-9_]{0,60})$",
+        description='"linear"; on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:...", '
+        '"module:package.function", one of your own; on volumes "cnn3d"',
     )
     trained_blocks: int = Field(
         default=1,
         ge=0,
         le=11,
         description="number of blocks of efficientnet-lite0 that are tuned, counted from the last",
+    )
+    trained: str = Field(
+        default="all",
+        pattern=r"^(all|norms|last:[0-9]{1,3}|lora:[1-9][0-9]{0,2})$",
+        description='part of timm:NAME that is trained beside its classifier: "all", "last:N", "norms" or "lora:R"',
     )
     start: str | None = Field(
         default=None,

@@ -16,8 +16,8 @@ __all__ = ["embedding_rule", "linear", "linear_rule"]
 
 
 def linear_rule(module: nn.Linear, tape: Tape, x: Tensor) -> Tensor:
-    """`nn.Linear` on `(images, ..., features)`."""
-    tape.check_batch(module, x)
+    """`nn.Linear` on `(images, ..., features)`, or with several rows for each image."""
+    tape.check_batch(module, x, folded=True)
     return linear(
         module, tape, x, module.weight, module.bias, tape.target(module.weight), tape.target(module.bias)
     )
@@ -34,7 +34,7 @@ def linear(
 ) -> Tensor:
     """y = x W^T + b on the tape, for a layer `module` that may hold several such products.
 
-    `x` is `(images, ..., features)`: the caller has seen to that.
+    `x` is `(images, ..., features)`, or has several rows for each image: the caller has seen to that.
     """
     captured, use, images = Unchanged(module, x), tape.use(), tape.batch.images
 

@@ -120,8 +120,8 @@ class PlainWeight:
 
 
 def convolution_rule(module: _Convolution, tape: Tape, x: Tensor) -> Tensor:
-    """`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`."""
-    tape.check_batch(module, x)
+    """`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`, also on several rows for each image."""
+    each = tape.check_batch(module, x, folded=True)
     weight = module.weight.detach()
     bias = None if module.bias is None else module.bias.detach()
     captured, use = Unchanged(module, x), tape.use()
@@ -131,7 +131,7 @@ def convolution_rule(module: _Convolution, tape: Tape, x: Tensor) -> Tensor:
         target = tape.target(module.weight)
         if target is not None:
             a, geometry = padded(module, exact(captured.get()), exact(weight))
-            record_convolution(tape, target, use, geometry, a, exact(gradient), PlainWeight())
+            record_convolution(tape, target, use, geometry, a, exact(gradient), PlainWeight(), each)
 
     return tape.watch(module._conv_forward(x, weight, bias), received)
 
@@ -180,33 +180,44 @@ def padded(module: _Convolution, x: Tensor, weight: Tensor) -> tuple[Tensor, Geo
 
 
 def record_convolution(
-    tape: Tape, target: Target, use: int, geometry: Geometry, a: Tensor, g: Tensor, chain: PlainWeight
+    tape: Tape,
+    target: Target,
+    use: int,
+    geometry: Geometry,
+    a: Tensor,
+    g: Tensor,
+    chain: PlainWeight,
+    each: int = 1,
 ) -> None:
-    """Record the weight of a convolution with inputs `a` and output gradients `g`, `(images, channels, *spatial)`."""
+    """Record the weight of a convolution with inputs `a` and output gradients `g`, `(rows, channels, *spatial)`.
+
+    There are `each` rows for each image, which are more positions of the same sum.
+    """
     # A transposed convolution's weight gradient is a convolution's with the two sides exchanged.
     wide, narrow = (g, a) if geometry.transposed else (a, g)
     axes, groups = geometry.axes(wide, narrow), geometry.groups
 
     def norms(bucket: Bucket) -> Tensor:
-        x, y = bucket.rows(wide), chain.scale_outputs(bucket.rows(narrow))
+        x, y = bucket.rows(wide, each), chain.scale_outputs(bucket.rows(narrow, each))
         more = chain.additions(bucket.images_each)
         by_group = patch_norms(_by_group(x, groups), _by_group(y, groups), axes, more)
         total = by_group.view(bucket.units, groups).sum(1)
         return total - chain.excess(bucket.first_unit, bucket.last_unit)
 
     def gradients(bucket: Bucket) -> Tensor:
-        return chain.pull_back(geometry.unit_gradients(bucket.rows(a), bucket.rows(g)))
+        return chain.pull_back(geometry.unit_gradients(bucket.rows(a, each), bucket.rows(g, each)))
 
     def product(factors: Tensor, first: int) -> Tensor:
-        scaled = g[:first] * factors.view(-1, *(1,) * (g.ndim - 1))
-        return chain.pull_back(geometry.weight_gradient(a[:first], scaled))
+        rows = factors if each == 1 else factors.repeat_interleave(each)
+        scaled = g[: first * each] * rows.view(-1, *(1,) * (g.ndim - 1))
+        return chain.pull_back(geometry.weight_gradient(a[: first * each], scaled))
 
     entries = geometry.weight.numel()
     cost = Cost(
-        positions=math.prod(axis.pitch() for axis in axes),
+        positions=each * math.prod(axis.pitch() for axis in axes),
         channels=math.prod(len(axis.phases()) for axis in axes) * wide.shape[1] + narrow.shape[1],
         matrices=groups,
-        product=narrow[0, 0].numel() * entries,
+        product=each * narrow[0, 0].numel() * entries,
         entries=entries,
     )
     record_weight(tape, target, use, cost, norms=norms, gradients=gradients, product=product)

@@ -1,4 +1,4 @@
-"""Normalisations that look at one image at a time: group, instance, layer, RMS, and batch norm held fixed.
+"""Normalisations that look at one image at a time: group, instance, layer, RMS, batch norm held fixed, and mere scales.
 
 Each ends in y = weight * z + bias with z the normalised input, so a unit's gradients are sums of g * z and of g
 over the positions that share an entry: as small as the parameters, and kept.
@@ -13,6 +13,7 @@ from torch.nn import functional
 from fedveil.learning.gradients.contributions import Kept
 from fedveil.learning.gradients.rules.arithmetic import exact
 from fedveil.learning.gradients.tape import Tape, Unchanged
+from fedveil.learning.networks.layers import ScaleShift
 
 __all__ = [
     "fixed_batch_norm_rule",
@@ -20,6 +21,7 @@ __all__ = [
     "instance_norm_rule",
     "layer_norm_rule",
     "rms_norm_rule",
+    "scale_shift_rule",
 ]
 
 
@@ -36,7 +38,7 @@ def instance_norm_rule(module: nn.InstanceNorm2d, tape: Tape, x: Tensor) -> Tens
 def _grouped(
     module: nn.GroupNorm | nn.InstanceNorm2d, tape: Tape, x: Tensor, groups: int, eps: float
 ) -> Tensor:
-    tape.check_batch(module, x)
+    tape.check_batch(module, x, folded=True)
     use = tape.use()
     weight = None if module.weight is None else module.weight.detach()
     bias = None if module.bias is None else module.bias.detach()
@@ -127,7 +129,7 @@ def rms_norm_rule(module: nn.RMSNorm, tape: Tape, x: Tensor) -> Tensor:
 
 def _trailing(module: nn.LayerNorm | nn.RMSNorm, tape: Tape, x: Tensor, y: Tensor, normalised: Any) -> Tensor:
     """Record an affine normalisation over trailing axes: every axis between them and the images is summed."""
-    tape.check_batch(module, x)
+    tape.check_batch(module, x, folded=True)
     captured, use = Unchanged(module, x), tape.use()
     shape = tuple(module.normalized_shape)
 
@@ -145,7 +147,7 @@ def _trailing(module: nn.LayerNorm | nn.RMSNorm, tape: Tape, x: Tensor, y: Tenso
 
 def fixed_batch_norm_rule(module: nn.BatchNorm2d, tape: Tape, x: Tensor) -> Tensor:
     """`nn.BatchNorm*` in evaluation mode: fixed public statistics, so images do not affect each other."""
-    tape.check_batch(module, x)
+    tape.check_batch(module, x, folded=True)
     captured, use = Unchanged(module, x), tape.use()
     weight = None if module.weight is None else module.weight.detach()
     bias = None if module.bias is None else module.bias.detach()
@@ -165,3 +167,22 @@ def fixed_batch_norm_rule(module: nn.BatchNorm2d, tape: Tape, x: Tensor) -> Tens
                 tape.add(Kept(target, use, 0, tape.batch.sum(term.flatten(2).sum(2) if g.ndim > 2 else term)))
 
     return tape.watch(functional.batch_norm(x, mean, variance, weight, bias, eps=module.eps), received)
+
+
+def scale_shift_rule(module: ScaleShift, tape: Tape, x: Tensor) -> Tensor:
+    """`ScaleShift`: z is the input itself."""
+    tape.check_batch(module, x, folded=True)
+    captured, use = Unchanged(module, x), tape.use()
+    bias = None if module.bias is None else module.bias.detach()
+
+    def received(gradient: Tensor) -> None:
+        g = exact(gradient)
+        for parameter, scale in ((module.weight, True), (module.bias, False)):
+            target = tape.target(parameter)
+            if target is not None:
+                term = (g * exact(captured.get()) if scale else g).movedim(module.axis, 1)
+                tape.add(
+                    Kept(target, use, 0, tape.batch.sum(term.flatten(2).sum(2) if term.ndim > 2 else term))
+                )
+
+    return tape.watch(module.applied(x, module.weight.detach(), bias), received)

@@ -9,7 +9,7 @@ from torch import nn
 from fedveil.learning.gradients.rules import affine, attention, convolution, normalisation, standardised
 from fedveil.learning.gradients.rules.fallback import registered_rule, unit_by_unit_rule
 from fedveil.learning.gradients.tape import Rule
-from fedveil.learning.networks.layers import WeightStandardizedConv2d
+from fedveil.learning.networks.layers import ScaleShift, WeightStandardizedConv2d
 
 __all__ = ["Plan", "plan_rules"]
 
@@ -31,7 +31,8 @@ class _Known:
             and not hasattr(module, "parametrizations")
             and not module._forward_pre_hooks
             and {name for name, p in module._parameters.items() if p is not None} <= self.parameters
-            and self.parameters.isdisjoint(vars(module))
+            # A parametrised weight lies beside the parameters; attention without biases of keys has them there as None.
+            and all(vars(module).get(name) is None for name in self.parameters)
             and "forward" not in vars(module)
         )
 
@@ -66,6 +67,7 @@ _KNOWN = (
         _Known(kind, normalisation.fixed_batch_norm_rule)
         for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     ),
+    _Known(ScaleShift, normalisation.scale_shift_rule, ("applied",)),
     _Known(nn.MultiheadAttention, attention.attention_rule, ("merge_masks",), _ATTENTION),
 )
 

@@ -1,0 +1,138 @@
+"""Networks of one's own: what is called, what is refused, and what does not depend on the seed."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedveil.errors import InvalidValue
+from fedveil.learning import NetworkModel, NetworkSizes
+
+SETTINGS = {"classes": 3, "channels": 1, "image_size": 12}
+
+
+def small(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    assert (channels, image_size) == (1, 12)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(400, classes)
+    )
+
+
+def frozen(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    """Random features that are not trained, below a linear layer."""
+    body = nn.Sequential(nn.Flatten(), nn.Linear(144, 8)).requires_grad_(False)
+    return nn.Sequential(body, nn.Linear(8, classes))
+
+
+def drawn_elsewhere(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    net = frozen(classes=classes, channels=channels, image_size=image_size)
+    net[0][1].weight.copy_(torch.from_numpy(np.random.default_rng().random((8, 144), np.float32)))
+    return net
+
+
+def batch_norm(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(400, classes))
+
+
+class Mean(nn.Module):
+    """Subtracts the mean over the batch: it mixes patients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+def mixed(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), Mean(), nn.Linear(144, classes))
+
+
+def too_few(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(144, 1))
+
+
+def in_double(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(144, classes)).double()
+
+
+def breaks(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    raise RuntimeError("no luck")
+
+
+def no_module(*, classes: int, channels: int, image_size: int) -> Any:
+    return classes
+
+
+def other_arguments(size: int) -> nn.Module:
+    raise AssertionError("it must not be called")
+
+
+@pytest.fixture(autouse=True)
+def clinic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions of this file, as the module that a study names."""
+    package, module = ModuleType("clinic"), ModuleType("clinic.networks")
+    for one in (small, frozen, drawn_elsewhere, batch_norm, mixed, too_few, in_double, breaks, no_module):
+        setattr(module, one.__name__, one)
+    vars(module).update(other_arguments=other_arguments, number=3)
+    monkeypatch.setitem(sys.modules, "clinic", package)
+    monkeypatch.setitem(sys.modules, "clinic.networks", module)
+
+
+def build(name: str, seed: int = 0) -> NetworkModel:
+    return NetworkModel(f"module:clinic.networks.{name}", **SETTINGS, seed=seed)
+
+
+def test_the_function_is_called_and_its_network_tried_out() -> None:
+    model = build("small")
+    assert model.trial.notices == ()
+    assert model.trained == 4 * 9 + 4 + 8 + 400 * 3 + 3
+    assert not np.array_equal(model.initial(), build("small", 1).initial())
+    assert np.array_equal(model.initial(), build("small").initial())
+
+
+def test_its_sizes_are_known_without_a_model() -> None:
+    sizes, model = NetworkSizes.of("module:clinic.networks.frozen", **SETTINGS), build("frozen")
+    assert (sizes.trained, sizes.parameters) == (model.trained, model.parameters) == (27, 30)
+
+
+def test_what_is_not_trained_does_not_depend_on_the_seed() -> None:
+    one, other = build("frozen", 1), build("frozen", 2)
+    assert one.fixed == other.fixed == build("frozen").fixed
+    assert torch.equal(one.module[0][0][1].weight, other.module[0][0][1].weight)
+    assert not np.array_equal(one.initial(), other.initial())
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("clinic.networks.nothing", "has no function nothing: give the function's full name"),
+        ("clinic.networks.number", "has no function number"),
+        ("clinic.elsewhere.small", r"cannot be imported here \(ModuleNotFoundError.*: install the package"),
+        (
+            "clinic.networks.other_arguments",
+            "does not name the arguments classes, channels, image_size: define it",
+        ),
+        ("clinic.networks.breaks", r"raised RuntimeError for 3 classes.*no luck\): correct the function"),
+        ("clinic.networks.no_module", "returned a int, which is no torch.nn.Module"),
+        ("clinic.networks.in_double", "float64: return model.float"),
+        ("clinic.networks.batch_norm", r"normalises over the batch.*replace_batch_norm\(model\)"),
+        ("clinic.networks.drawn_elsewhere", "two calls with one seed .* differ: let it draw from torch's"),
+    ],
+)
+def test_what_is_no_suitable_function_is_refused(name: str, why: str) -> None:
+    with pytest.raises(InvalidValue, match=why):
+        NetworkModel(f"module:{name}", **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("mixed", "treat each patient's images independently"),
+        ("too_few", r"returns \[\(1, 1\)\] for one image"),
+    ],
+)
+def test_what_the_trial_finds_is_refused_before_anything_is_charged(name: str, why: str) -> None:
+    with pytest.raises(InvalidValue, match=why):
+        _ = build(name).trial

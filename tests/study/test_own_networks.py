@@ -1,0 +1,128 @@
+"""A network of one's own as a whole study: the example of the documentation, run as it stands."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import PROJECT
+from tests.study.conftest import write_images
+
+from fedveil.errors import FedveilError
+from fedveil.study import RunDirectory, Study, TrainedModel, predict, run
+
+CLI = "from fedveil.cli.main import app; app()"
+STUDY = """
+[data]
+source = "few.npz"
+image_size = 16
+sites.count = 2
+[training]
+rounds = 2
+[privacy]
+trust = "server"
+epsilon = 20.0
+delta = 1e-3
+[federation]
+max_units = 100
+"""
+
+
+def documented() -> tuple[str, str]:
+    """The function and the study's table in docs/networks.md."""
+    page = (PROJECT / "docs" / "networks.md").read_text(encoding="utf-8")
+    section = page.split("### A network of your own")[1]
+    code, table = (re.search(rf"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("python", "toml"))
+    assert code is not None
+    assert table is not None
+    return code[1], table[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The documented example with twenty patients."""
+    code, table = documented()
+    assert len(code.splitlines()) <= 12
+    write_images(tmp_path / "few.npz", patients=20)
+    (tmp_path / "clinic.py").write_text(code)
+    (tmp_path / "study.toml").write_text(table + STUDY)
+    return tmp_path
+
+
+def fedveil(folder: Path, *words: str, path: str = ".") -> tuple[int, str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", CLI, *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_documented_example_trains_and_reports_and_predicts_with_its_function_alone(folder):
+    # An empty first entry of sys.path is the working directory under -c: the function has to be found elsewhere.
+    (folder / "packages").mkdir()
+    (folder / "clinic.py").rename(folder / "packages" / "clinic.py")
+    path = str(folder / "packages")
+    code, said = fedveil(folder, "run", "study.toml", "--out", "out", path=path)
+    assert code == 0, said
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.rstrip().endswith("</html>")
+    images = folder / "image.png"
+    _image(images)
+    code, said = fedveil(folder, "predict", "out", str(images))
+    assert code == 2
+    assert "clinic cannot be imported here" in said
+    assert "PYTHONPATH" in said
+    assert "Traceback" not in said
+
+
+def _image(path: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (16, 16), 90).save(path)
+
+
+@pytest.fixture
+def trained(folder, monkeypatch):
+    """A run in this process, with the function importable."""
+    monkeypatch.syspath_prepend(str(folder))
+    study = Study.load(folder / "study.toml").with_changes({"data": {"source": str(folder / "few.npz")}})
+    result = run(RunDirectory.create(folder / "out", study))
+    yield folder, result
+    sys.modules.pop("clinic", None)
+
+
+def test_it_is_priced_evaluated_and_loaded_from_python(trained):
+    folder, result = trained
+    assert 0 < result["guarantee"]["epsilon"] <= 20
+    with (folder / "out" / "predictions.csv").open() as file:
+        said = [float(row["prob:right"]) for row in csv.DictReader(file)]
+    _image(folder / "image.png")
+    model = TrainedModel.load(folder / "out")
+    assert model.network == "module:clinic.small"
+    assert predict(folder / "out", str(folder / "image.png")).csv.count("\n") == 2
+    assert len(said) == 10
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("Linear(128, classes)", "Linear(128, classes, bias=False)", "its sizes disagree"),
+        ("nn.ReLU()", "nn.Linear(8, 8).requires_grad_(False)", "was trained with other layers or weights"),
+        ("def small", "def smaller", "has no function small"),
+        ("from torch", "from nowhere", "cannot be imported here"),
+    ],
+)
+def test_a_model_is_loaded_with_its_own_function_alone(trained, old, new, why):
+    folder, _ = trained
+    (folder / "clinic.py").write_text((folder / "clinic.py").read_text().replace(old, new))
+    sys.modules.pop("clinic")
+    with pytest.raises(FedveilError, match=why):
+        TrainedModel.load(folder / "out")
