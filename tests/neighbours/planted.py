@@ -38,7 +38,7 @@ from fedveil.learning.models import network as network_learner
 from fedveil.learning.models.findings import FindingsLearner
 from fedveil.learning.models.logistic import LinearHead, LinearLearner
 from fedveil.learning.models.losses.findings import loss_weights
-from fedveil.study import isolation
+from fedveil.study.features import isolation
 
 __all__ = ["PLANTED", "Fault", "look_for"]
 

@@ -11,8 +11,9 @@ import pytest
 from tests.deploy.hospital import study_text, write_images
 
 from fedveil.data import load
-from fedveil.study import Study, apart
-from fedveil.study.apart import stored_apart
+from fedveil.study import Study
+from fedveil.study.features import apart
+from fedveil.study.features.apart import stored_apart
 from fedveil.study.pipeline import make_task
 from fedveil.study.progress import Silent
 

@@ -16,7 +16,7 @@ import fedveil.data.formats.image_files as files
 from fedveil.data import FeatureCache, Options, load_usable
 from fedveil.data.image_store import OddImages, _Around
 from fedveil.study import Study
-from fedveil.study.isolation import computed
+from fedveil.study.features.isolation import computed
 from fedveil.study.pipeline import make_task
 from fedveil.study.progress import Silent
 

@@ -9,8 +9,8 @@ from PIL import Image
 from fedveil.data.formats import image_files, stamps
 from fedveil.parallel import ahead
 from fedveil.study import Silent, Study
-from fedveil.study import isolation as pipeline_module
 from fedveil.study import pipeline as task_module
+from fedveil.study.features import isolation as pipeline_module
 from fedveil.study.pipeline import make_task
 from fedveil.study.prepare import prepare
 

@@ -32,8 +32,8 @@ from fedveil.learning import (
 from fedveil.learning.degrade import VERSION as DEGRADED
 from fedveil.learning.degrade import degraded
 from fedveil.learning.encoders import PRECOMPUTED, FeatureExtractor, feature_extractor
-from fedveil.study.apart import Inside, stored_apart
-from fedveil.study.isolation import Change, Readable, Rows, Stored, computed
+from fedveil.study.features.apart import Inside, stored_apart
+from fedveil.study.features.isolation import Change, Readable, Rows, Stored, computed
 from fedveil.study.progress import Progress
 from fedveil.study.results.public_start import load_start
 from fedveil.study.results.trained_model import TrainedModel

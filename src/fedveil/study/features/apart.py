@@ -28,7 +28,7 @@ log = logging.getLogger("fedveil.site")
 Inside = Callable[[], AbstractContextManager[object]]
 """A context that the process computes in, a function that can be imported by its name."""
 
-_PROGRAM = "from fedveil.study.apart import compute; compute(int({}), int({}))"
+_PROGRAM = "from fedveil.study.features.apart import compute; compute(int({}), int({}))"
 
 
 def stored_apart(study: Study, dataset: Dataset, progress: Progress, inside: Inside) -> list[int] | None:
@@ -96,7 +96,7 @@ class _Told:
 def compute(descriptor: int, parent: int) -> None:
     """The process: read what to compute, store the features, and tell their lengths."""
     from fedveil.learning.encoders.external.confined import end_with
-    from fedveil.study.isolation import computed
+    from fedveil.study.features.isolation import computed
     from fedveil.study.pipeline import views_of
 
     end_with(parent)
