@@ -32,10 +32,7 @@ class ModelSettings(Table):
         '"module:package.function", one of your own; on volumes "cnn3d"',
     )
     trained_blocks: int = Field(
-        default=1,
-        ge=0,
-        le=11,
-        description="number of blocks of efficientnet-lite0 that are tuned, counted from the last",
+        default=1, ge=0, le=11, description="number of tuned blocks of efficientnet-lite0, from the last"
     )
     trained: str = Field(
         default="all",

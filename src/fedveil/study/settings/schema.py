@@ -155,9 +155,7 @@ class PrivacySettings(Table):
         description="loss of AUROC against no privacy that a calibrated epsilon may cost",
     )
     pilot_epsilon: float = Field(
-        default=0.2,
-        gt=0,
-        description="the part of a calibrated epsilon that is spent to find it",
+        default=0.2, gt=0, description="the part of a calibrated epsilon that is spent to find it"
     )
     delta: float = Field(
         default=1e-5, gt=0, lt=1, description="must be below 1 / (number of units of a site)"
