@@ -159,6 +159,8 @@ class Box:
         ]
         words += ["--unshare-net"] if one.get("network_mode") == "none" else []
         words += ["--tmpfs", "/", "--proc", "/proc", "--dev", "/dev"]
+        for text in one["tmpfs"]:  # first, for this Python may lie below one of them
+            words += ["--perms", "1777", "--tmpfs", text.partition(":")[0]]
         for place in dict.fromkeys(there):
             for above in reversed(Path(place).parents[:-1]):  # bubblewrap makes them for root only
                 words += ["--dir", str(above)]
@@ -170,8 +172,6 @@ class Box:
             for above in reversed(Path(there_).parents[:-1]):
                 words += ["--dir", str(above)]
             words += ["--ro-bind" if mode == ["ro"] else "--bind", str(self.folders[here]), there_]
-        for text in one["tmpfs"]:
-            words += ["--perms", "1777", "--tmpfs", text.partition(":")[0]]
         words += [
             "--remount-ro",
             "/",
