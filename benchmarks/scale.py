@@ -71,15 +71,17 @@ def study_of(source: Path, **tables: dict[str, object]) -> dict[str, object]:
 
 PARTS = """
 import json, sys, time, resource
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import numpy as np
-from fedveil.study import Silent, Study, run
+from fedveil.study import Silent, Study
 from fedveil.study.prepare import prepare
+from fedveil.study.results.run_directory import RunDirectory
+from fedveil.study.simulation import run
 what, where, text = sys.argv[1:4]
 study = Study(**json.loads(text))
 before, cpu = time.perf_counter(), time.process_time()
 if what == "run":
-    run(study, where)
+    run(RunDirectory.create(Path(where), study))
 else:
     prepared = prepare(study)
     from fedveil.learning.degrade import degraded
@@ -142,10 +144,14 @@ def whole(folder: Path, count: int, seed: int) -> None:
         found[some] = part("run", study, place / "run", cache)
         again = part("run", study, place / "again", cache)
         cnn = (
-            part("run", study | {"model": {"network": "cnn"}}, place / "cnn", cache) if some < count else None
+            part(
+                "run", study | {"model": {"network": "cnn"}, "training": {"rounds": 1}}, place / "cnn", cache
+            )
+            if some < count
+            else None
         )
         if cnn:
-            figure("seconds_cnn", cnn["seconds"], "s", images=some, gib=round(cnn["gib"], 2))
+            figure("seconds_cnn_of_one_round", cnn["seconds"], "s", images=some, gib=round(cnn["gib"], 2))
         figure("seconds_rerun_cached", again["seconds"], "s", images=some, cpu=round(again["cpu"], 2))
         figure("peak_rss_gib", found[some]["gib"], "GiB", images=some, rerun=round(again["gib"], 2))
     few, many = found[count // 20], found[count]
