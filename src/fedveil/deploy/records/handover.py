@@ -21,7 +21,15 @@ from fedveil.deploy.identity import Identity, check_public_key, fingerprint, sig
 from fedveil.errors import FedveilError, InvalidValue, Refused
 from fedveil.names import SITE_NAME
 
-__all__ = ["HandOver", "check_follows", "former_keys", "keep_hand_over", "kept_hand_overs", "read_hand_over"]
+__all__ = [
+    "HandOver",
+    "check_follows",
+    "former_keys",
+    "in_utc",
+    "keep_hand_over",
+    "kept_hand_overs",
+    "read_hand_over",
+]
 
 _PURPOSE = b"fedveil key hand-over 1\0"
 _LONGEST = 4096
@@ -92,6 +100,7 @@ class HandOver:
         ):
             raise ValueError("it has another form")
         made = cls(**values)
+        in_utc(made.time)
         try:
             for key, signature in ((made.old, made.by_old), (made.new, made.by_new)):
                 verify = Ed25519PublicKey.from_public_bytes(signing_key(check_public_key(key))).verify
@@ -99,6 +108,21 @@ class HandOver:
         except (InvalidSignature, FedveilError):
             raise ValueError("a signature in it is wrong") from None
         return made
+
+
+def in_utc(text: str) -> datetime:
+    """An ISO 8601 time that names its distance from UTC, as UTC.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        when = datetime.fromisoformat(text)
+        if when.tzinfo is None:
+            raise ValueError("no distance from UTC")
+        return when.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text[:40]!r} is no date and time with its distance from UTC") from None
 
 
 def read_hand_over(path: Path) -> HandOver:
