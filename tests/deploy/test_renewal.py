@@ -110,6 +110,26 @@ def test_without_the_first_key_no_image_is_read(hospital):
         held_out(hospital.folder)
 
 
+@pytest.mark.parametrize("left", ["patients.key", "decisions.jsonl"])
+def test_without_its_hand_overs_a_renewed_site_reads_no_image(hospital, left):
+    record_withdrawal(hospital.service, hospital.agreement.digest)
+    stop(hospital)
+    folder = hospital.folder
+    renewed(folder)
+    lost = {"patients.key", "decisions.jsonl"} - {left}
+    for name in (*lost, *(f"{one}.head" for one in lost)):
+        (folder / name).unlink(missing_ok=True)
+    for lose in (lambda path: path.write_text(""), Path.unlink):
+        lose(folder / "handovers.jsonl")
+        with pytest.raises(
+            InvalidValue, match=r"handovers\.jsonl is missing or empty, and this site's key was"
+        ):
+            held_out(folder)
+        with pytest.raises(InvalidValue, match=r"handovers\.jsonl is missing or empty"):
+            renewed(folder)
+    assert not (folder / "identity.next.key").exists()
+
+
 def test_a_renewal_that_was_interrupted_is_completed_with_the_same_key(hospital, monkeypatch):
     record_withdrawal(hospital.service, hospital.agreement.digest)
     stop(hospital)

@@ -14,7 +14,7 @@ from fedveil.deploy.provisioning.certificates import Authority, names_of, node_k
 from fedveil.deploy.records.handover import HandOver, keep_hand_over, kept_hand_overs
 from fedveil.deploy.site.approvals import Studies
 from fedveil.deploy.site.config import SiteConfig
-from fedveil.deploy.site.keys import HAND_OVERS, PATIENTS
+from fedveil.deploy.site.keys import HAND_OVERS, PATIENTS, patients_identity
 from fedveil.deploy.site.models import Models
 from fedveil.errors import InvalidValue, LedgerError, Refused
 from fedveil.io import write_atomic, write_json, write_private
@@ -129,7 +129,7 @@ def renew_identity(folder: Path, *, by: str, role: str, reason: str) -> tuple[Ha
     Raises:
         Refused: an approved study is not finished.
         LedgerError: the site service runs.
-        InvalidValue: name, role or reason is missing.
+        InvalidValue: name, role or reason is missing; or the key was renewed before, and what proves the first one is lost.
     """
     config = SiteConfig.load(folder)
     old = Identity.load(folder / "identity.key")
@@ -137,6 +137,7 @@ def renew_identity(folder: Path, *, by: str, role: str, reason: str) -> tuple[Ha
         act="renewed", subject="identity key", by=by, role=role, reason=reason
     )  # refused before anything is made
     _check_finished(folder)
+    patients_identity(folder, old)  # refused before a later key is taken for the first one
     with private_files(), _own_ledger(folder) as ledger:
         handed = kept_hand_overs(folder / HAND_OVERS)
         fresh = folder / "identity.next.key"
