@@ -24,7 +24,7 @@ from fedveil.deploy.provisioning import renewal
 from fedveil.deploy.provisioning.expiry import expiring
 from fedveil.deploy.provisioning.kits import make_kits
 from fedveil.deploy.receipts import Receipt, Receipts
-from fedveil.deploy.records.handover import HandOver, former_keys, read_hand_over
+from fedveil.deploy.records.handover import HandOver, former_keys, keep_hand_over, read_hand_over
 from fedveil.deploy.records.statement import verify_statement
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.keys import Peers
@@ -152,6 +152,40 @@ def test_a_renewal_that_was_interrupted_is_completed_with_the_same_key(hospital,
     decisions = verify_ledger(folder / "ledger.jsonl").decisions
     assert [one.act for one in decisions].count("renewed") == 1
     assert former_keys(folder / "handovers.jsonl", fresh) == (old,)
+
+
+@pytest.mark.parametrize("text", ["", "0123", "\x00"])
+def test_an_unusable_next_key_that_no_hand_over_names_is_made_anew(hospital, text):
+    record_withdrawal(hospital.service, hospital.agreement.digest)
+    stop(hospital)
+    folder, fresh = hospital.folder, hospital.folder / "identity.next.key"
+    fresh.write_text(text)
+    fresh.chmod(0o600)
+    one, _ = renewed(folder)
+    second = Identity.create(fresh)
+    keep_hand_over(
+        folder / "handovers.jsonl", HandOver.make("north", Identity.load(folder / "identity.key"), second)
+    )
+    fresh.write_text(text)
+    with pytest.raises(InvalidValue, match="a hand-over names the key in this file"):
+        renewed(folder)
+    assert (fresh.read_text(), Identity.load(folder / "identity.key").public) == (text, one.new)
+
+
+def test_a_disk_that_fails_leaves_no_key_and_no_hand_over_half_written(keys, tmp_path, monkeypatch):
+    path, old, new = tmp_path / "handovers.jsonl", *keys
+    keep_hand_over(path, HandOver.make("south", old, new))
+    before = {one: one.read_bytes() for one in tmp_path.iterdir()}
+
+    def full(_: int) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="full"):
+        keep_hand_over(path, HandOver.make("south", new, old))
+    with pytest.raises(OSError, match="full"):
+        Identity.create(tmp_path / "third.key")
+    assert {one: one.read_bytes() for one in tmp_path.iterdir()} == before
 
 
 @pytest.fixture

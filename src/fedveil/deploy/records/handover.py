@@ -7,7 +7,6 @@ been stolen. So a new key is used only once its fingerprint was compared by tele
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedveil.deploy.identity import Identity, check_public_key, fingerprint, signing_key
 from fedveil.errors import FedveilError, InvalidValue, Refused
+from fedveil.io import write_atomic
 from fedveil.names import SITE_NAME
 
 __all__ = [
@@ -161,13 +161,12 @@ def kept_hand_overs(path: Path) -> tuple[HandOver, ...]:
 
 
 def keep_hand_over(path: Path, one: HandOver) -> None:
-    """Add a hand-over to a file of lines, once."""
-    if one in kept_hand_overs(path):
+    """Add a hand-over to a file of lines, once; the file is replaced as a whole."""
+    kept = kept_hand_overs(path)
+    if one in kept:
         return
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(one.to_dict(), sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    text = "".join(json.dumps(each.to_dict(), sort_keys=True) + "\n" for each in (*kept, one))
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def former_keys(path: Path, current: str) -> tuple[str, ...]:
