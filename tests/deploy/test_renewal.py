@@ -24,7 +24,7 @@ from fedveil.deploy.provisioning import renewal
 from fedveil.deploy.provisioning.expiry import expiring
 from fedveil.deploy.provisioning.kits import make_kits
 from fedveil.deploy.receipts import Receipt, Receipts
-from fedveil.deploy.records.handover import HandOver, former_keys, keep_hand_over, read_hand_over
+from fedveil.deploy.records.handover import HandOver, read_hand_over
 from fedveil.deploy.records.statement import verify_statement
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.keys import Peers
@@ -110,84 +110,6 @@ def test_without_the_first_key_no_image_is_read(hospital):
         held_out(hospital.folder)
 
 
-@pytest.mark.parametrize("left", ["patients.key", "decisions.jsonl"])
-def test_without_its_hand_overs_a_renewed_site_reads_no_image(hospital, left):
-    record_withdrawal(hospital.service, hospital.agreement.digest)
-    stop(hospital)
-    folder = hospital.folder
-    renewed(folder)
-    lost = {"patients.key", "decisions.jsonl"} - {left}
-    for name in (*lost, *(f"{one}.head" for one in lost)):
-        (folder / name).unlink(missing_ok=True)
-    for lose in (lambda path: path.write_text(""), Path.unlink):
-        lose(folder / "handovers.jsonl")
-        with pytest.raises(
-            InvalidValue, match=r"handovers\.jsonl is missing or empty, and this site's key was"
-        ):
-            held_out(folder)
-        with pytest.raises(InvalidValue, match=r"handovers\.jsonl is missing or empty"):
-            renewed(folder)
-    assert not (folder / "identity.next.key").exists()
-
-
-def test_a_renewal_that_was_interrupted_is_completed_with_the_same_key(hospital, monkeypatch):
-    record_withdrawal(hospital.service, hospital.agreement.digest)
-    stop(hospital)
-    folder, old = hospital.folder, hospital.service.identity.public
-    for name in ("keep_hand_over", "write_private", "write_json"):
-
-        def broken(*_: object) -> None:
-            raise OSError("the disk is full")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(renewal, name, broken)
-            with pytest.raises(OSError, match="full"):
-                renewed(folder)
-        assert Identity.load(folder / "identity.key").public == old
-        held_out(folder)
-    fresh = Identity.load(folder / "identity.next.key").public
-    one, _ = renewed(folder)
-    assert (one.old, one.new) == (old, fresh)
-    assert Identity.load(folder / "identity.key").public == fresh
-    decisions = verify_ledger(folder / "ledger.jsonl").decisions
-    assert [one.act for one in decisions].count("renewed") == 1
-    assert former_keys(folder / "handovers.jsonl", fresh) == (old,)
-
-
-@pytest.mark.parametrize("text", ["", "0123", "\x00"])
-def test_an_unusable_next_key_that_no_hand_over_names_is_made_anew(hospital, text):
-    record_withdrawal(hospital.service, hospital.agreement.digest)
-    stop(hospital)
-    folder, fresh = hospital.folder, hospital.folder / "identity.next.key"
-    fresh.write_text(text)
-    fresh.chmod(0o600)
-    one, _ = renewed(folder)
-    second = Identity.create(fresh)
-    keep_hand_over(
-        folder / "handovers.jsonl", HandOver.make("north", Identity.load(folder / "identity.key"), second)
-    )
-    fresh.write_text(text)
-    with pytest.raises(InvalidValue, match="a hand-over names the key in this file"):
-        renewed(folder)
-    assert (fresh.read_text(), Identity.load(folder / "identity.key").public) == (text, one.new)
-
-
-def test_a_disk_that_fails_leaves_no_key_and_no_hand_over_half_written(keys, tmp_path, monkeypatch):
-    path, old, new = tmp_path / "handovers.jsonl", *keys
-    keep_hand_over(path, HandOver.make("south", old, new))
-    before = {one: one.read_bytes() for one in tmp_path.iterdir()}
-
-    def full(_: int) -> None:
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="full"):
-        keep_hand_over(path, HandOver.make("south", new, old))
-    with pytest.raises(OSError, match="full"):
-        Identity.create(tmp_path / "third.key")
-    assert {one: one.read_bytes() for one in tmp_path.iterdir()} == before
-
-
 @pytest.fixture
 def keys(tmp_path) -> tuple[Identity, Identity]:
     return Identity.create(tmp_path / "old.key"), Identity.create(tmp_path / "new.key")
@@ -238,6 +160,12 @@ def test_another_hospital_compares_the_new_key_and_has_the_study_offered_again(m
     assert peers.known() == {"south": new.public}
     assert peers.former("south") == (old.public,)
     assert not offered.exists()
+    offered.write_text(
+        json.dumps({**values, "keys": {"south": old.public}})
+    )  # as if killed before it was deleted
+    code, text = run("site", "confirm", path, folder, "--yes")
+    assert (code, offered.exists()) == (0, False), text
+    assert "the new key of south is used already" in text
     assert peers.unconfirmed(("north", "south"), {"south": new.public}, "north") == {}
     with pytest.raises(Refused, match="site confirm"):
         peers.unconfirmed(("north", "south"), {"south": Identity.create(tmp_path / "x.key").public}, "north")
@@ -288,6 +216,9 @@ def test_the_coordinator_takes_the_new_key_and_checks_receipts_of_both(keys, tmp
     stored.keep(receipt(1), receipt(1).signed(old), after=None)
     code, text = run(*command)
     assert code == 0, text
+    code, text = run(*command)
+    assert code == 0, text
+    assert "the new key of north is used already" in text
     assert (home.keys(), home.former("north")) == ({"north": new.public}, (old.public,))
     stored.keep(receipt(2), receipt(2).signed(new), after=None)
     assert "north signed 2 receipts" in run("federation", "receipts", home.folder)[1]
