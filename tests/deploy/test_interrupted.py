@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from tests.deploy.hospital import record_withdrawal
-from tests.deploy.test_renewal import held_out, renewed, stop
+from tests.deploy.test_renewal import held_out, renewed, run, stop
 
 from fedveil.deploy.identity import Identity
 from fedveil.deploy.provisioning import renewal
@@ -55,6 +55,16 @@ def test_a_renewal_that_was_interrupted_is_completed_with_the_same_key(hospital,
     decisions = verify_ledger(folder / "ledger.jsonl").decisions
     assert [one.act for one in decisions].count("renewed") == 1
     assert former_keys(folder / "handovers.jsonl", fresh) == (old,)
+
+
+def test_the_second_renewal_names_the_first_hand_over_which_may_not_have_been_sent(hospital):
+    record_withdrawal(hospital.service, hospital.agreement.digest)
+    stop(hospital)
+    _, first = renewed(hospital.folder)  # interrupted before it was printed
+    said = ("--yes", "--by", "A", "--role", "B", "--reason", "C")
+    code, text = run("site", "renew", hospital.folder, *said)
+    assert code == 0, text
+    assert f"who has not confirmed {first} needs it first" in text
 
 
 @pytest.mark.parametrize("text", ["", "0123", "\x00"])

@@ -43,6 +43,8 @@ def site_renew(
         one, path = renew_identity(folder, by=name, role=place, reason=why)
         console.print(f"new fingerprint of this site: {fingerprint(one.new)}")
         console.print(f"wrote {path}", soft_wrap=True, markup=False)
+        for earlier in sorted(set(folder.glob("handover-*.json")) - {path}):
+            console.print(f"who has not confirmed {earlier} needs it first", soft_wrap=True, markup=False)
         console.print(
             "next: start the site service; send that file to the coordinator and to every hospital,"
         )
