@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -168,6 +169,22 @@ def test_a_ledger_that_a_receipt_contradicts_is_not_taken_in(town):
     code, text = town.take(town.page)
     assert code == 1
     assert "its receipt for that line says abababababab" in text
+
+
+def test_fewer_charges_than_receipts_show_are_not_taken_in(town, tmp_path):
+    identity, digest, head = (
+        town.hospital.service.identity,
+        town.hospital.agreement.digest,
+        town.hospital.ledger.head,
+    )
+    later = [replace(receipt(head.seq + more), study=digest, hash=head.hash) for more in (0, 1)]
+    free, other = replace(receipt(0), study=digest, cost=None), receipt(head.seq - 1)
+    for one in (free, other, *later):
+        town.home.receipts().keep(one, one.signed(identity), after=None)
+    code, text = town.take(stating(town, tmp_path / "none.html", charges=0))
+    assert code == 1
+    assert f"counts 0 charges up to line {head.seq} of its ledger; its receipts show 1 or more" in text
+    assert town.take(town.page)[0] == 0, "charges after its line are not missing"
 
 
 def test_a_copy_that_was_changed_later_is_shown_as_valid_no_more(town):

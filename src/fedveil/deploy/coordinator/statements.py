@@ -171,7 +171,7 @@ def _check_ledger(federation: Federation, stated: Stated) -> bool:
     """Whether the hospital answered for the study after the statement.
 
     Raises:
-        Refused: a receipt names another line in the place of the ledger's last one.
+        Refused: a receipt names another line in the place of the ledger's last one, or receipts show more charges.
     """
     receipts = federation.receipts()
     known = receipts.line(stated.site, stated.line)
@@ -179,6 +179,13 @@ def _check_ledger(federation: Federation, stated: Stated) -> bool:
         raise Refused(
             f"the statement of {stated.site} quotes line {stated.line} of its ledger as {stated.hash[:12]}",
             f"its receipt for that line says {known[:12]}",
+            "ask the hospital which ledger it made the statement from",
+        )
+    least = receipts.charged(stated.site, stated.study, stated.line)
+    if stated.charges < least:
+        raise Refused(
+            f"the statement of {stated.site} counts {stated.charges} charges up to line {stated.line} of its ledger",
+            f"its receipts show {least} or more, one for each charged answer",
             "ask the hospital which ledger it made the statement from",
         )
     last = receipts.last(stated.site)
