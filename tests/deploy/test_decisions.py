@@ -63,6 +63,21 @@ def test_a_withdrawal_deletes_nothing(hospital):
     assert [act for act, *_ in acts(hospital)] == ["approved", "withdrawn", "approved"]
 
 
+def test_a_site_whose_very_first_decision_was_killed_starts_with_none(make_hospital):
+    """The head's file is made before the decisions'; a kill between the two leaves it empty."""
+    hospital = make_hospital(approve=False)
+    head = hospital.folder / "decisions.jsonl.head"
+    head.touch()
+    assert hospital.hello().head["status"] == "pending"
+    code, text = site("approve", hospital.agreement.digest, str(hospital.folder), "--yes", *SAID)
+    assert code == 0, text
+    assert isinstance(hospital.round(1, 1), Reply)
+    (hospital.folder / "decisions.jsonl").unlink()
+    head.write_bytes(b"")
+    with pytest.raises(Refused, match="lacks 1 decisions that the ledger holds"):
+        Decisions(hospital.folder / "decisions.jsonl").copy_to(hospital.service.ledger)
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_coordinator_learns_that_a_study_is_declined_and_nothing_more(make_hospital, quiet):
     hospital = make_hospital(approve=False)

@@ -24,7 +24,7 @@ from fedveil.deploy.provisioning import renewal
 from fedveil.deploy.provisioning.expiry import expiring
 from fedveil.deploy.provisioning.kits import make_kits
 from fedveil.deploy.receipts import Receipt, Receipts
-from fedveil.deploy.records.handover import HandOver, former_keys, read_hand_over
+from fedveil.deploy.records.handover import HandOver, read_hand_over
 from fedveil.deploy.records.statement import verify_statement
 from fedveil.deploy.site.config import SiteConfig
 from fedveil.deploy.site.keys import Peers
@@ -110,30 +110,6 @@ def test_without_the_first_key_no_image_is_read(hospital):
         held_out(hospital.folder)
 
 
-def test_a_renewal_that_was_interrupted_is_completed_with_the_same_key(hospital, monkeypatch):
-    record_withdrawal(hospital.service, hospital.agreement.digest)
-    stop(hospital)
-    folder, old = hospital.folder, hospital.service.identity.public
-    for name in ("keep_hand_over", "write_private", "write_json"):
-
-        def broken(*_: object) -> None:
-            raise OSError("the disk is full")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(renewal, name, broken)
-            with pytest.raises(OSError, match="full"):
-                renewed(folder)
-        assert Identity.load(folder / "identity.key").public == old
-        held_out(folder)
-    fresh = Identity.load(folder / "identity.next.key").public
-    one, _ = renewed(folder)
-    assert (one.old, one.new) == (old, fresh)
-    assert Identity.load(folder / "identity.key").public == fresh
-    decisions = verify_ledger(folder / "ledger.jsonl").decisions
-    assert [one.act for one in decisions].count("renewed") == 1
-    assert former_keys(folder / "handovers.jsonl", fresh) == (old,)
-
-
 @pytest.fixture
 def keys(tmp_path) -> tuple[Identity, Identity]:
     return Identity.create(tmp_path / "old.key"), Identity.create(tmp_path / "new.key")
@@ -184,6 +160,12 @@ def test_another_hospital_compares_the_new_key_and_has_the_study_offered_again(m
     assert peers.known() == {"south": new.public}
     assert peers.former("south") == (old.public,)
     assert not offered.exists()
+    offered.write_text(
+        json.dumps({**values, "keys": {"south": old.public}})
+    )  # as if killed before it was deleted
+    code, text = run("site", "confirm", path, folder, "--yes")
+    assert (code, offered.exists()) == (0, False), text
+    assert "the new key of south is used already" in text
     assert peers.unconfirmed(("north", "south"), {"south": new.public}, "north") == {}
     with pytest.raises(Refused, match="site confirm"):
         peers.unconfirmed(("north", "south"), {"south": Identity.create(tmp_path / "x.key").public}, "north")
@@ -234,6 +216,9 @@ def test_the_coordinator_takes_the_new_key_and_checks_receipts_of_both(keys, tmp
     stored.keep(receipt(1), receipt(1).signed(old), after=None)
     code, text = run(*command)
     assert code == 0, text
+    code, text = run(*command)
+    assert code == 0, text
+    assert "the new key of north is used already" in text
     assert (home.keys(), home.former("north")) == ({"north": new.public}, (old.public,))
     stored.keep(receipt(2), receipt(2).signed(new), after=None)
     assert "north signed 2 receipts" in run("federation", "receipts", home.folder)[1]

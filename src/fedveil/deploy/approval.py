@@ -25,6 +25,7 @@ __all__ = [
     "confirm_key",
     "decline",
     "image_problems",
+    "is_confirmed",
     "match_keys",
     "record",
     "withdraw",
@@ -164,7 +165,15 @@ def confirm_key(config: SiteConfig, one: HandOver) -> None:
     check_hand_over(config, one)
     with private_files():
         Peers(config.folder / "peers").accept(one)
+    is_confirmed(config, one)
+
+
+def is_confirmed(config: SiteConfig, one: HandOver) -> bool:
+    """Whether a hospital's new key is used; what an interrupted confirmation left of the old one is deleted then."""
+    if Peers(config.folder / "peers").known().get(one.site) != one.new:
+        return False
     _studies(config.folder).drop_undecided(lambda offer: offer.keys.get(one.site) == one.old)
+    return True
 
 
 def check_hand_over(config: SiteConfig, one: HandOver) -> None:

@@ -6,6 +6,7 @@ all of them."""
 
 import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fedveil import io
 from fedveil.errors import InvalidValue
 
 __all__ = [
@@ -136,17 +138,17 @@ def check_public_key(text: str) -> str:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can ever read; refuses to replace an existing one."""
+    """Write a file that only its owner can ever read, whole or not at all; refuses to replace an existing one."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    io.write_private(unfinished, content)
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.link(unfinished, path)  # unlike a rename, it replaces nothing
     except FileExistsError:
         raise InvalidValue(
             f"{path} exists", "a key is never replaced", "delete it yourself if it is no longer needed"
         ) from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    finally:
+        unfinished.unlink()
 
 
 @contextmanager

@@ -175,6 +175,10 @@ class Receipts:
         """The hash of a line of a site's ledger, if a receipt quotes that line."""
         return self._read(site).lines.get(seq)
 
+    def charged(self, site: str, study: str, line: int) -> int:
+        """How many lines of a site's ledger, up to this one, receipts for charged answers of a study quote."""
+        return sum(seq <= line for seq in self._read(site).charged.get(study, ()))
+
     def _read(self, site: str) -> "_Known":
         path = self._folder / f"{site}.jsonl"
         known = self._known.setdefault(site, _Known())
@@ -250,6 +254,7 @@ class _Known:
     last: Receipt | None = None
     receipts: set[bytes] = field(default_factory=set)
     lines: dict[int, str] = field(default_factory=dict)
+    charged: dict[str, set[int]] = field(default_factory=dict)
 
     def read_on(self, file: BinaryIO) -> bool:
         """Read what was added to the file; True if it ends in an incomplete line."""
@@ -263,6 +268,8 @@ class _Known:
             receipt = stored[0]
             self.receipts.add(receipt.signed_bytes)
             self.lines[receipt.seq] = receipt.hash
+            if receipt.cost is not None:
+                self.charged.setdefault(receipt.study, set()).add(receipt.seq)
             if self.last is None or receipt.seq >= self.last.seq:
                 self.last = receipt
         return whole < len(added)

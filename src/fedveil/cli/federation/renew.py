@@ -86,6 +86,9 @@ def federation_confirm(handover: File, folder: Home = _DEFAULT, key: Keys = None
         from fedveil.deploy.records.handover import read_hand_over
 
         one, home = read_hand_over(handover), Federation.load(folder)
+        if home.keys().get(one.site) == one.new:
+            console.print(f"the new key of {one.site} is used already", soft_wrap=True, markup=False)
+            return
         home.check(one)
         compare_keys(match_keys({one.site: one.new}, key or [], "the one in the file"), ask=not yes)
         home.accept(one)

@@ -43,6 +43,8 @@ def site_renew(
         one, path = renew_identity(folder, by=name, role=place, reason=why)
         console.print(f"new fingerprint of this site: {fingerprint(one.new)}")
         console.print(f"wrote {path}", soft_wrap=True, markup=False)
+        for earlier in sorted(set(folder.glob("handover-*.json")) - {path}):
+            console.print(f"who has not confirmed {earlier} needs it first", soft_wrap=True, markup=False)
         console.print(
             "next: start the site service; send that file to the coordinator and to every hospital,"
         )
@@ -69,11 +71,14 @@ def confirm_peer(handover: File, folder: Folder = Path("site"), key: Keys = None
     Example: fedveil site confirm handover-south-163b4f2cd210.json site
     """
     from fedveil.cli.site.decide import compare_keys
-    from fedveil.deploy.approval import check_hand_over, confirm_key, match_keys
+    from fedveil.deploy.approval import check_hand_over, confirm_key, is_confirmed, match_keys
     from fedveil.deploy.records.handover import read_hand_over
 
     with speak_plainly():
         config, one = load_site(folder), read_hand_over(handover)
+        if is_confirmed(config, one):
+            console.print(f"the new key of {one.site} is used already", soft_wrap=True, markup=False)
+            return
         check_hand_over(config, one)
         compare_keys(match_keys({one.site: one.new}, key or [], "the one in the file"), ask=not yes)
         confirm_key(config, one)

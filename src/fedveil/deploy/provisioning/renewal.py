@@ -14,7 +14,7 @@ from fedveil.deploy.provisioning.certificates import Authority, names_of, node_k
 from fedveil.deploy.records.handover import HandOver, keep_hand_over, kept_hand_overs
 from fedveil.deploy.site.approvals import Studies
 from fedveil.deploy.site.config import SiteConfig
-from fedveil.deploy.site.keys import HAND_OVERS, PATIENTS
+from fedveil.deploy.site.keys import HAND_OVERS, PATIENTS, patients_identity
 from fedveil.deploy.site.models import Models
 from fedveil.errors import InvalidValue, LedgerError, Refused
 from fedveil.io import write_atomic, write_json, write_private
@@ -129,7 +129,7 @@ def renew_identity(folder: Path, *, by: str, role: str, reason: str) -> tuple[Ha
     Raises:
         Refused: an approved study is not finished.
         LedgerError: the site service runs.
-        InvalidValue: name, role or reason is missing.
+        InvalidValue: name, role or reason is missing; or a file of an earlier renewal is lost or damaged.
     """
     config = SiteConfig.load(folder)
     old = Identity.load(folder / "identity.key")
@@ -137,10 +137,11 @@ def renew_identity(folder: Path, *, by: str, role: str, reason: str) -> tuple[Ha
         act="renewed", subject="identity key", by=by, role=role, reason=reason
     )  # refused before anything is made
     _check_finished(folder)
+    patients_identity(folder, old)  # refused before a later key is taken for the first one
     with private_files(), _own_ledger(folder) as ledger:
         handed = kept_hand_overs(folder / HAND_OVERS)
         fresh = folder / "identity.next.key"
-        new = Identity.load(fresh) if fresh.exists() else Identity.create(fresh)
+        new = _next_identity(fresh, named=any(one.old == old.public for one in handed))
         begun = [one for one in handed if (one.old, one.new) == (old.public, new.public)]
         one = begun[0] if begun else HandOver.make(config.site.name, old, new)
         keep_hand_over(folder / HAND_OVERS, one)
@@ -156,6 +157,24 @@ def renew_identity(folder: Path, *, by: str, role: str, reason: str) -> tuple[Ha
         fresh.with_suffix(".pub").unlink(missing_ok=True)
         _write(folder / "identity.pub", f"{new.public}\n".encode())
     return one, path
+
+
+def _next_identity(fresh: Path, *, named: bool) -> Identity:
+    """The key that an interrupted renewal made, or else a new one; an unusable one stays only if a hand-over names it.
+
+    Raises:
+        InvalidValue: a hand-over names the key, and it cannot be used.
+    """
+    if fresh.exists():
+        try:
+            return Identity.load(fresh)
+        except InvalidValue as error:
+            if named:
+                raise InvalidValue(
+                    error.found, "a hand-over names the key in this file", "restore it from a backup"
+                ) from None
+            fresh.unlink()
+    return Identity.create(fresh)
 
 
 def _own_ledger(folder: Path) -> Ledger:

@@ -66,7 +66,7 @@ class Decisions:
         try:
             status = self._path.stat()
         except FileNotFoundError:
-            if self._entries or self._path.with_name(self._path.name + ".head").exists():
+            if self._entries or self._is_begun():
                 raise self._gone() from None
             return ()
         seen = (status.st_ino, status.st_size, status.st_mtime_ns)
@@ -76,6 +76,13 @@ class Decisions:
             )
             self._seen = seen
         return self._entries
+
+    def _is_begun(self) -> bool:
+        """Whether the head names a line; a kill during the very first decision leaves an empty head and no file."""
+        try:
+            return self._path.with_name(self._path.name + ".head").stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     def _decision(self, entry: Entry) -> Decision:
         try:

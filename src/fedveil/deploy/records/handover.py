@@ -7,7 +7,6 @@ been stolen. So a new key is used only once its fingerprint was compared by tele
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -19,9 +18,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedveil.deploy.identity import Identity, check_public_key, fingerprint, signing_key
 from fedveil.errors import FedveilError, InvalidValue, Refused
+from fedveil.io import write_atomic
 from fedveil.names import SITE_NAME
 
-__all__ = ["HandOver", "check_follows", "former_keys", "keep_hand_over", "kept_hand_overs", "read_hand_over"]
+__all__ = [
+    "HandOver",
+    "check_follows",
+    "former_keys",
+    "in_utc",
+    "keep_hand_over",
+    "kept_hand_overs",
+    "read_hand_over",
+]
 
 _PURPOSE = b"fedveil key hand-over 1\0"
 _LONGEST = 4096
@@ -92,6 +100,7 @@ class HandOver:
         ):
             raise ValueError("it has another form")
         made = cls(**values)
+        in_utc(made.time)
         try:
             for key, signature in ((made.old, made.by_old), (made.new, made.by_new)):
                 verify = Ed25519PublicKey.from_public_bytes(signing_key(check_public_key(key))).verify
@@ -99,6 +108,21 @@ class HandOver:
         except (InvalidSignature, FedveilError):
             raise ValueError("a signature in it is wrong") from None
         return made
+
+
+def in_utc(text: str) -> datetime:
+    """An ISO 8601 time that names its distance from UTC, as UTC.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        when = datetime.fromisoformat(text)
+        if when.tzinfo is None:
+            raise ValueError("no distance from UTC")
+        return when.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text[:40]!r} is no date and time with its distance from UTC") from None
 
 
 def read_hand_over(path: Path) -> HandOver:
@@ -137,13 +161,12 @@ def kept_hand_overs(path: Path) -> tuple[HandOver, ...]:
 
 
 def keep_hand_over(path: Path, one: HandOver) -> None:
-    """Add a hand-over to a file of lines, once."""
-    if one in kept_hand_overs(path):
+    """Add a hand-over to a file of lines, once; the file is replaced as a whole."""
+    kept = kept_hand_overs(path)
+    if one in kept:
         return
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(one.to_dict(), sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    text = "".join(json.dumps(each.to_dict(), sort_keys=True) + "\n" for each in (*kept, one))
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def former_keys(path: Path, current: str) -> tuple[str, ...]:

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fedveil.deploy.identity import Identity, check_public_key, fingerprint, signing_key
 from fedveil.deploy.records.facts import Fact
-from fedveil.deploy.records.handover import HandOver
+from fedveil.deploy.records.handover import HandOver, in_utc
 from fedveil.deploy.records.inventory import bill_of_materials, document, versions
 from fedveil.deploy.records.printed import need_pdf, printed
 from fedveil.deploy.site.approvals import Listed, Studies
@@ -34,6 +34,7 @@ from fedveil.installed import code_hash
 from fedveil.io import write_private
 from fedveil.names import SITE_NAME
 from fedveil.privacy import Decision, LedgerState, delta_at, is_mixture
+from fedveil.schema import explain
 
 __all__ = ["Signed", "Stated", "verify_statement", "write_statement"]
 
@@ -48,27 +49,37 @@ TRUST = {
     "server": "the coordinator sees each hospital's exact sum and adds the noise: it has to be trusted",
     "none": "no noise is added: nothing bounds what is revealed",
 }
+_MOST = 2**53  # JSON numbers up to here are exact in every program
+
+
+def _utc(text: str) -> str:
+    return in_utc(text).isoformat(timespec="seconds")
+
+
+Total = Annotated[int, Field(ge=0, le=_MOST)]
+Epsilon = Annotated[float, Field(ge=0)]
 
 
 class Stated(BaseModel):
     """What a statement says of the hospital's ledger, for programs; a person reads the same on the page.
 
     ``line`` and ``hash`` are those of the ledger's last line, ``charges`` and ``epsilon`` those of the study, ``spent``
-    epsilon of all studies, ``decision`` the last act on the study; an unlimited budget is null.
+    epsilon of all studies, ``decision`` the last act on the study; an unlimited budget is null. Every other number is
+    finite, and ``made`` is in UTC.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     site: str = Field(pattern=f"^{SITE_NAME}$")
     study: str = Field(pattern="^[0-9a-f]{64}$")
-    made: str = Field(max_length=40, pattern=r"^[0-9T:.+-]+$")
-    decision: str = Field(max_length=20, pattern="^[a-z]+$")
-    charges: int = Field(ge=0)
-    epsilon: float | None
-    spent: float | None
-    budget: float | None
-    delta: float
-    line: int = Field(ge=0)
+    made: Annotated[str, Field(max_length=40), AfterValidator(_utc)]
+    decision: str = Field(pattern="^(approved|declined|withdrawn)$")
+    charges: Total
+    epsilon: Epsilon | None
+    spent: Epsilon | None
+    budget: Epsilon | None
+    delta: float = Field(ge=0, lt=1)
+    line: Total
     hash: str = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -91,15 +102,18 @@ class Signed:
         """What the statement says, for programs.
 
         Raises:
-            InvalidValue: an earlier version wrote it, without that part.
+            InvalidValue: an earlier version wrote it, without that part; or a value in that part cannot be.
         """
         try:
             return Stated.model_validate_json(html.unescape(self.content))
-        except ValidationError:
+        except ValidationError as error:
+            remedy = "have the hospital make it again with this version: fedveil site statement"
+            if self.content:
+                raise explain(error, self.title, InvalidValue, remedy, Stated) from None
             raise InvalidValue(
                 f"{self.title} has no part that programs read, or one of another version",
                 "a statement is taken in by what it states to programs",
-                "have the hospital make it again with this version: fedveil site statement",
+                remedy,
             ) from None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedveil.deploy.identity import Identity, check_public_key, fingerprint
+from fedveil.deploy.records.decisions import Decisions
 from fedveil.deploy.records.handover import (
     HandOver,
     check_follows,
@@ -32,9 +33,12 @@ def patients_identity(folder: Path, identity: Identity) -> Identity:
     """The key under which patients' names are hashed: it decides who is held out and who withdrew, so it never changes.
 
     Raises:
-        InvalidValue: the identity key was renewed, and the first one is missing or another one.
+        InvalidValue: the identity key was renewed, and the first one or the hand-overs are missing or others.
+        LedgerError: the decisions are damaged.
     """
     handed = kept_hand_overs(folder / HAND_OVERS)
+    if not handed:
+        _check_never_renewed(folder)
     if not handed or identity.public == handed[0].old:
         return identity
     kept = Identity.load(folder / PATIENTS)
@@ -45,6 +49,16 @@ def patients_identity(folder: Path, identity: Identity) -> Identity:
             "restore it from a backup",
         )
     return kept
+
+
+def _check_never_renewed(folder: Path) -> None:
+    decided = Decisions(folder / "decisions.jsonl").all()
+    if (folder / PATIENTS).exists() or any(one.act == "renewed" for one in decided):
+        raise InvalidValue(
+            f"{folder / HAND_OVERS} is missing or empty, and this site's key was renewed",
+            "with another key other patients would be held out, and those who withdrew would come back",
+            f"restore {HAND_OVERS} and {PATIENTS} from a backup",
+        )
 
 
 class Peers:
