@@ -26,15 +26,30 @@ from fedveil.privacy import Head, verify_ledger
 
 
 @pytest.fixture(scope="module")
-def town() -> Iterator[Town]:
+def opened() -> Iterator[Town]:
     with open_town("nvflare") as made:
         yield made
+
+
+@pytest.fixture
+def town(opened) -> Iterator[Town]:
+    """The module's federation; what a test has stopped or changed is as before for the next one."""
+    settings = opened.coordinator / "federation.toml"
+    before = settings.read_bytes()
+    yield opened
+    settings.write_bytes(before)
+    if "coordinator" in opened.processes:
+        opened.kill("coordinator")
+    for name in SITES:
+        for program, start in (("service", opened.serve), ("node", opened.connect)):
+            if opened.processes[f"{name}.{program}"].poll() is not None:
+                start(name)
 
 
 def test_a_study_goes_on_through_kills(town):
     """Under secure aggregation, where of three hospitals none can be spared, each program is killed in a round."""
     rounds, run, trust = 16, "kills", "secure-aggregation"
-    edit(town.coordinator / "federation.toml", wait_for_absent=60)
+    edit(town.coordinator / "federation.toml", wait_for_absent=140)
     town.coordinate(run, rounds=rounds, trust=trust)
     town.approve(run)
     town.in_round(run, 1)
@@ -74,12 +89,13 @@ def test_strangers_stay_outside_and_studies_take_turns(town):
         assert "is not trusted" in town.log("misled")
         wait_until(lambda: town.processes["stranger"].poll(), "the stranger to end")
         assert "node.pem is not valid with ca.pem" in town.log("stranger")
-        said = trouble(NodeSettings.load(town.folder / "stranger", f"127.0.0.1:{town.port}"))
-        assert "node.pem must be signed by an authority that the coordinator trusts" in said
+        settings = NodeSettings.load(town.folder / "stranger", f"127.0.0.1:{town.port}")
+        untrusted = "node.pem must be signed by an authority that the coordinator trusts"
+        wait_until(lambda: untrusted in trouble(settings), "the stranger's certificate to be named")
         wait_until(lambda: "does not admit 'east'" in town.log("east.node"), "east to be told")
         with pytest.raises(FederationError, match="another study of this federation runs"):
             Federation.load(town.coordinator).carrier().__enter__()
-        assert first.present().keys() == set(SITES)
+        wait_until(lambda: first.present().keys() == set(SITES), "the hospitals")
     town.kill("east.node")
     for name in ("misled", "stranger", "east.node", "north.node"):
         assert "Traceback" not in town.log(name)
@@ -118,7 +134,7 @@ builders:
 def test_certificates_of_nvflares_own_provisioning_are_accepted(tmp_path):
     (tmp_path / "project.yml").write_text(PROJECT)
     command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", "-w", "work"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
     made = tmp_path / "work" / "consortium" / "prod_00"
     town = Town(tmp_path / "town", engine="nvflare")
     copies = {
