@@ -15,7 +15,7 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey as Key
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.sfm.prefix import PREFIX_LEN, Prefix
 from nvflare.fuel.utils import fobs
-from tests.deploy.town import Town, wait_until
+from tests.deploy.town import DEADLINE, Town, wait_until
 
 from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.node import SERVICE_AWAY
@@ -252,8 +252,9 @@ def streams(town: Town, hospital: str, claims: str, count: int = 1) -> Iterator[
         end.wait()
 
     with grpc.secure_channel(f"127.0.0.1:{town.port}", grpc.ssl_channel_credentials(*files)) as channel:
+        made = [StreamerStub(channel).Stream(talk(), timeout=2 * DEADLINE) for _ in range(count)]
         try:
-            yield [StreamerStub(channel).Stream(talk(), wait_for_ready=True) for _ in range(count)]
+            yield made  # kept here too: a stream that nobody keeps is ended
         finally:
             end.set()
 
@@ -264,7 +265,11 @@ def test_a_refused_connection_is_closed_at_once_though_its_peer_is_silent(tmp_pa
     with Federation.load(town.coordinator).carrier():
         for claims in ("south", "nobody"):
             with streams(town, "north", claims) as (one,):
-                wait_until(lambda one=one: not one.is_active(), f"the connection of {claims} to be closed")
+                with pytest.raises(grpc.RpcError):
+                    list(one)
+                assert one.code() is grpc.StatusCode.CANCELLED, (
+                    "not DEADLINE_EXCEEDED, which is its peer's end"
+                )
 
 
 def test_many_connections_of_one_hospital_keep_no_other_out(tmp_path):
