@@ -74,6 +74,20 @@ def test_nothing_runs_as_root_or_may_write_its_root_file_system():
         assert one["image"] == container["image"] == f"fedveil-{name}:{fedveil.__version__}"
 
 
+def test_no_group_is_given_the_volumes_of_private_keys():
+    """A pod's fsGroup is a group that may read and write every file of its volumes; keys for a group are refused."""
+    limits = {name: pod["securityContext"] for name, pod in pods().items()}
+    assert all("fsGroup" not in one for one in limits.values())
+    groups = {name: one.get("supplementalGroups") for name, one in limits.items()}
+    assert groups == {"site": [LINE], "node": [LINE], "coordinator": None}
+
+
+def test_no_image_makes_the_folder_above_its_mounts_a_volume():
+    """It would be a volume without a name, which the program may write in spite of its read-only root."""
+    declared = {name: yaml.safe_load(image.get("VOLUME", "[]")) for name, image in images().items()}
+    assert {name: one for name, one in declared.items() if one} == {"site": ["/run/fedveil"]}
+
+
 def test_the_site_service_has_no_network_and_the_node_no_images():
     site, node = services()["site"], services()["node"]
     assert site["network_mode"] == "none"

@@ -170,6 +170,7 @@ def test_kits_for_nvflare(tmp_path):
     assert settings.name == "north"
     settings.cell().check()
     assert not list((kits / "coordinator").glob("*superlink.service"))
+    assert "superlink" not in (kits / "coordinator" / "fedveil-study@.service").read_text()
     guides = [(kits / part / "README.md").read_text() for part in ("coordinator", "north")]
     assert all("fedveil[nvflare" in guide and "SuperLink" not in guide for guide in guides)
     refused = CliRunner().invoke(federation, ["serve", str(kits / "coordinator")])
@@ -181,6 +182,15 @@ def test_kits_for_nvflare(tmp_path):
 def test_kits_with_names_that_cells_cannot_have_are_refused(tmp_path, name):
     with pytest.raises(InvalidValue, match="over NVFlare a name has"):
         make_kits(tmp_path / "kits", name="f", hospitals=[name], hosts=["h"], port=1, engine="nvflare")
+    assert not (tmp_path / "kits").exists()
+
+
+@pytest.mark.parametrize("host", ["::1", "fl.example.org:9443"])
+def test_kits_with_addresses_that_cells_cannot_connect_to_are_refused(tmp_path, host):
+    command = ["init", str(tmp_path / "kits"), "--hospital", "north", "--engine", "nvflare"]
+    refused = CliRunner().invoke(federation, [*command, "--address", "fl.example.org", "--address", host])
+    assert refused.exit_code == 2
+    assert "a host's name or an IPv4 address" in " ".join(refused.output.split())
     assert not (tmp_path / "kits").exists()
 
 
