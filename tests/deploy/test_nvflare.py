@@ -1,10 +1,12 @@
 """Three hospitals over NVFlare as real processes with mutual TLS: training, kills, strangers, the same model."""
 
+import math
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 
 from fedveil.cli.deploy import federation
 from fedveil.deploy.coordinator.hospitals import Federation
-from fedveil.deploy.nvflare.node import NodeSettings, trouble
+from fedveil.deploy.nvflare.node import Node, NodeSettings, trouble
 from fedveil.deploy.provisioning.certificates import Authority
 from fedveil.deploy.provisioning.kits import make_kits
 from fedveil.deploy.receipts import Receipts
@@ -91,7 +93,7 @@ def test_strangers_stay_outside_and_studies_take_turns(town):
         assert "node.pem is not valid with ca.pem" in town.log("stranger")
         settings = NodeSettings.load(town.folder / "stranger", f"127.0.0.1:{town.port}")
         untrusted = "node.pem must be signed by an authority that the coordinator trusts"
-        wait_until(lambda: untrusted in trouble(settings), "the stranger's certificate to be named")
+        wait_until(lambda: untrusted in str(trouble(settings)), "the stranger's certificate to be named")
         wait_until(lambda: "does not admit 'east'" in town.log("east.node"), "east to be told")
         with pytest.raises(FederationError, match="another study of this federation runs"):
             Federation.load(town.coordinator).carrier().__enter__()
@@ -176,6 +178,24 @@ def test_kits_for_nvflare(tmp_path):
     refused = CliRunner().invoke(federation, ["serve", str(kits / "coordinator")])
     assert refused.exit_code == 2
     assert "the engine of this federation is nvflare" in refused.output
+
+
+def test_a_node_says_once_that_no_study_runs(tmp_path, caplog):
+    """Until it has had a connection; that nothing listens is no warning, and trouble of another kind is one."""
+    town = Town(tmp_path, engine="nvflare")
+    settings = NodeSettings.load(town.kits / "north" / "node", f"127.0.0.1:{town.port}")
+    one, sessions = (
+        Node(settings, SimpleNamespace(), SimpleNamespace()),
+        iter([None, None, "one", None, None]),
+    )
+    one._cell = SimpleNamespace(session=lambda _: next(sessions))
+    with caplog.at_level("INFO", "fedveil.node"):
+        for _ in range(5):
+            one._away_since = -math.inf
+            one._watch()
+    said = [record for record in caplog.records if "nothing listens" in record.getMessage()]
+    assert [record.levelname for record in said] == ["INFO", "INFO"]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize("name", ["server", "a.b"])
