@@ -1,10 +1,12 @@
 """Three hospitals over NVFlare as real processes with mutual TLS: training, kills, strangers, the same model."""
 
+import math
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 
 from fedveil.cli.deploy import federation
 from fedveil.deploy.coordinator.hospitals import Federation
-from fedveil.deploy.nvflare.node import NodeSettings, trouble
+from fedveil.deploy.nvflare.node import Node, NodeSettings, trouble
 from fedveil.deploy.provisioning.certificates import Authority
 from fedveil.deploy.provisioning.kits import make_kits
 from fedveil.deploy.receipts import Receipts
@@ -26,15 +28,30 @@ from fedveil.privacy import Head, verify_ledger
 
 
 @pytest.fixture(scope="module")
-def town() -> Iterator[Town]:
+def opened() -> Iterator[Town]:
     with open_town("nvflare") as made:
         yield made
+
+
+@pytest.fixture
+def town(opened) -> Iterator[Town]:
+    """The module's federation; what a test has stopped or changed is as before for the next one."""
+    settings = opened.coordinator / "federation.toml"
+    before = settings.read_bytes()
+    yield opened
+    settings.write_bytes(before)
+    if "coordinator" in opened.processes:
+        opened.kill("coordinator")
+    for name in SITES:
+        for program, start in (("service", opened.serve), ("node", opened.connect)):
+            if opened.processes[f"{name}.{program}"].poll() is not None:
+                start(name)
 
 
 def test_a_study_goes_on_through_kills(town):
     """Under secure aggregation, where of three hospitals none can be spared, each program is killed in a round."""
     rounds, run, trust = 16, "kills", "secure-aggregation"
-    edit(town.coordinator / "federation.toml", wait_for_absent=60)
+    edit(town.coordinator / "federation.toml", wait_for_absent=140)
     town.coordinate(run, rounds=rounds, trust=trust)
     town.approve(run)
     town.in_round(run, 1)
@@ -74,12 +91,13 @@ def test_strangers_stay_outside_and_studies_take_turns(town):
         assert "is not trusted" in town.log("misled")
         wait_until(lambda: town.processes["stranger"].poll(), "the stranger to end")
         assert "node.pem is not valid with ca.pem" in town.log("stranger")
-        said = trouble(NodeSettings.load(town.folder / "stranger", f"127.0.0.1:{town.port}"))
-        assert "node.pem must be signed by an authority that the coordinator trusts" in said
+        settings = NodeSettings.load(town.folder / "stranger", f"127.0.0.1:{town.port}")
+        untrusted = "node.pem must be signed by an authority that the coordinator trusts"
+        wait_until(lambda: untrusted in str(trouble(settings)), "the stranger's certificate to be named")
         wait_until(lambda: "does not admit 'east'" in town.log("east.node"), "east to be told")
         with pytest.raises(FederationError, match="another study of this federation runs"):
             Federation.load(town.coordinator).carrier().__enter__()
-        assert first.present().keys() == set(SITES)
+        wait_until(lambda: first.present().keys() == set(SITES), "the hospitals")
     town.kill("east.node")
     for name in ("misled", "stranger", "east.node", "north.node"):
         assert "Traceback" not in town.log(name)
@@ -118,7 +136,7 @@ builders:
 def test_certificates_of_nvflares_own_provisioning_are_accepted(tmp_path):
     (tmp_path / "project.yml").write_text(PROJECT)
     command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", "-w", "work"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
     made = tmp_path / "work" / "consortium" / "prod_00"
     town = Town(tmp_path / "town", engine="nvflare")
     copies = {
@@ -154,6 +172,7 @@ def test_kits_for_nvflare(tmp_path):
     assert settings.name == "north"
     settings.cell().check()
     assert not list((kits / "coordinator").glob("*superlink.service"))
+    assert "superlink" not in (kits / "coordinator" / "fedveil-study@.service").read_text()
     guides = [(kits / part / "README.md").read_text() for part in ("coordinator", "north")]
     assert all("fedveil[nvflare" in guide and "SuperLink" not in guide for guide in guides)
     refused = CliRunner().invoke(federation, ["serve", str(kits / "coordinator")])
@@ -161,10 +180,37 @@ def test_kits_for_nvflare(tmp_path):
     assert "the engine of this federation is nvflare" in refused.output
 
 
+def test_a_node_says_once_that_no_study_runs(tmp_path, caplog):
+    """Until it has had a connection; that nothing listens is no warning, and trouble of another kind is one."""
+    town = Town(tmp_path, engine="nvflare")
+    settings = NodeSettings.load(town.kits / "north" / "node", f"127.0.0.1:{town.port}")
+    one, sessions = (
+        Node(settings, SimpleNamespace(), SimpleNamespace()),
+        iter([None, None, "one", None, None]),
+    )
+    one._cell = SimpleNamespace(session=lambda _: next(sessions))
+    with caplog.at_level("INFO", "fedveil.node"):
+        for _ in range(5):
+            one._away_since = -math.inf
+            one._watch()
+    said = [record for record in caplog.records if "nothing listens" in record.getMessage()]
+    assert [record.levelname for record in said] == ["INFO", "INFO"]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 @pytest.mark.parametrize("name", ["server", "a.b"])
 def test_kits_with_names_that_cells_cannot_have_are_refused(tmp_path, name):
     with pytest.raises(InvalidValue, match="over NVFlare a name has"):
         make_kits(tmp_path / "kits", name="f", hospitals=[name], hosts=["h"], port=1, engine="nvflare")
+    assert not (tmp_path / "kits").exists()
+
+
+@pytest.mark.parametrize("host", ["::1", "fl.example.org:9443"])
+def test_kits_with_addresses_that_cells_cannot_connect_to_are_refused(tmp_path, host):
+    command = ["init", str(tmp_path / "kits"), "--hospital", "north", "--engine", "nvflare"]
+    refused = CliRunner().invoke(federation, [*command, "--address", "fl.example.org", "--address", host])
+    assert refused.exit_code == 2
+    assert "a host's name or an IPv4 address" in " ".join(refused.output.split())
     assert not (tmp_path / "kits").exists()
 
 

@@ -1,6 +1,7 @@
 """What a cell takes of a peer: bytes of the agreed kind, from the peer that the certificate names, and nothing else."""
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -9,11 +10,12 @@ import pytest
 
 pytest.importorskip("nvflare", reason="fedveil[nvflare] is not installed")
 
+import grpc
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey as Key
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.sfm.prefix import PREFIX_LEN, Prefix
 from nvflare.fuel.utils import fobs
-from tests.deploy.town import Town, wait_until
+from tests.deploy.town import DEADLINE, Town, wait_until
 
 from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.node import SERVICE_AWAY
@@ -144,22 +146,41 @@ files = {"ca_cert": "ca.pem", "client_cert": "node.pem", "client_key": "node.key
 files = {key: f"{folder}/{file}" for key, file in files.items()}
 core = CoreCell(name, f"grpc://127.0.0.1:{port}", True, files)
 core.start()
-while not core.is_backbone_ready():
+while "server" not in core.agents:
     time.sleep(0.05)
 objects = {"an": "object"}
 def send(channel, topic, payload, **headers):
     core.fire_and_forget(channel, topic, "server", Message({"fedveil_name": "x", **headers}, payload))
-for _ in range(3):
+while True:  # until it is killed: a message may be lost with its connection
     send("fedveil", "answer", objects)
     send("cellnet", "bulk", [TargetMessage("server", "fedveil", "answer", Message({}, objects)).to_dict()])
     send("credential_manager", "key_exchange", {"cert_content": b"x"})
     send("cellnet", "bye", None)
     core.agents["south"] = core.agents["server"]
     core.fire_and_forget("fedveil", "answer", "south", Message({"fedveil_name": "x"}, b"for south"))
-send("fedveil", "answer", b"unasked")
-print("sent", flush=True)
-time.sleep(60)
+    send("fedveil", "answer", b"unasked")
+    time.sleep(0.5)
 """
+
+
+SENT = {
+    ("answer", "server", "fobs"),
+    ("bulk", "server", "fobs"),
+    ("key_exchange", "server", "fobs"),
+    ("bye", "server", "none"),
+    ("answer", "south", "bytes"),
+    ("answer", "server", "bytes"),
+}
+"""Topic, destination and encoding of what it sends."""
+
+
+def watch_readers(monkeypatch: pytest.MonkeyPatch, read: list[object]) -> None:
+    """Note each call of a function that reads objects, by whatever name a module of NVFlare's has imported it."""
+    readers = (fobs.loads, fobs.load, fobs.loadf, fobs.deserialize, fobs.deserialize_stream)
+    for name, module in list(sys.modules.items()):
+        for key, value in list(vars(module).items()) if name.startswith("nvflare") else []:
+            if any(value is reader for reader in readers):
+                monkeypatch.setattr(module, key, lambda *one, **more: read.append(one))
 
 
 @contextmanager
@@ -175,25 +196,27 @@ def hostile(town: Town, name: str, claims: str) -> Iterator[None]:
 
 def test_a_stock_cell_with_a_hospitals_certificate_reaches_nothing_of_nvflares(tmp_path, monkeypatch):
     """No object is deserialised, no handler runs, nothing is forwarded; the connection stays usable."""
-    town, read, seen = Town(tmp_path, engine="nvflare"), [], []
-    monkeypatch.setattr(fobs, "loads", lambda *one, **more: read.append(one))
+    town, read, seen = Town(tmp_path, engine="nvflare"), [], set()
+    watch_readers(monkeypatch, read)
     hear = Cell._hear
 
     def count(self: Cell, *one: object) -> None:
         hear(self, *one)
-        seen.append(one)
+        seen.add(
+            tuple(one[-1].headers.get(key) for key in (Key.TOPIC, Key.DESTINATION, Key.PAYLOAD_ENCODING))
+        )
 
     monkeypatch.setattr(Cell, "_hear", count)
     with Federation.load(town.coordinator).carrier() as open_carrier, hostile(town, "north", "north"):
-        wait_until(lambda: len(seen) >= 16, "all messages")
+        wait_until(lambda: seen >= SENT, "every kind of message")
         core = open_carrier._cell._core
         assert not core.req_reg.reg, "a handler that every cell has is left"
         assert not read
-        assert open_carrier.present().keys() == {"north"}
+        wait_until(lambda: open_carrier.present().keys() == {"north"}, "the connection, which stays usable")
         assert not open_carrier._arrived
 
 
-def test_a_hospital_cannot_pass_for_another(tmp_path):
+def test_a_hospital_cannot_pass_for_another(tmp_path, caplog):
     """A connection that claims another's name than its certificate's is closed."""
     town, refused = Town(tmp_path, engine="nvflare"), []
     with Federation.load(town.coordinator).carrier() as open_carrier:
@@ -212,6 +235,50 @@ def test_a_hospital_cannot_pass_for_another(tmp_path):
             wait_until(lambda: refused or open_carrier.present(), "it to be refused")
             assert not open_carrier.present()
     assert "authenticated as 'north' but claimed endpoint 'south'" in refused[0]
+    assert "another name than its certificate's" in caplog.text
+
+
+@contextmanager
+def streams(town: Town, hospital: str, claims: str, count: int = 1) -> Iterator[list[grpc.Call]]:
+    """Connections with a hospital's certificate, each of which sends one handshake and is silent from then on."""
+    from nvflare.fuel.f3.drivers.grpc.streamer_pb2 import Frame
+    from nvflare.fuel.f3.drivers.grpc.streamer_pb2_grpc import StreamerStub
+
+    folder, end = town.kits / hospital / "node", threading.Event()
+    files = [(folder / name).read_bytes() for name in ("ca.pem", "node.key", "node.pem")]
+
+    def talk() -> Iterator[Frame]:
+        yield Frame(seq=1, data=greeting(claims))
+        end.wait()
+
+    with grpc.secure_channel(f"127.0.0.1:{town.port}", grpc.ssl_channel_credentials(*files)) as channel:
+        made = [StreamerStub(channel).Stream(talk(), timeout=2 * DEADLINE) for _ in range(count)]
+        try:
+            yield made  # kept here too: a stream that nobody keeps is ended
+        finally:
+            end.set()
+
+
+def test_a_refused_connection_is_closed_at_once_though_its_peer_is_silent(tmp_path):
+    """Of a forged name, which NVFlare refuses, and of an unknown one, which fedveil does."""
+    town = Town(tmp_path, engine="nvflare")
+    with Federation.load(town.coordinator).carrier():
+        for claims in ("south", "nobody"):
+            with streams(town, "north", claims) as (one,):
+                with pytest.raises(grpc.RpcError):
+                    list(one)
+                assert one.code() is grpc.StatusCode.CANCELLED, (
+                    "not DEADLINE_EXCEEDED, which is its peer's end"
+                )
+
+
+def test_many_connections_of_one_hospital_keep_no_other_out(tmp_path):
+    """Each one that greets takes the place of the one before, which is closed and leaves its thread to others."""
+    town = Town(tmp_path, engine="nvflare")
+    with Federation.load(town.coordinator).carrier() as open_carrier, streams(town, "north", "north", 40):
+        wait_until(lambda: "north" in open_carrier.present(), "north")
+        with streams(town, "south", "south"):
+            wait_until(lambda: "south" in open_carrier.present(), "south")
 
 
 def test_an_answer_is_taken_once_from_the_site_that_was_asked(tmp_path):

@@ -57,6 +57,9 @@ def test_the_checks_are_where_nvflare_looks_for_them():
     assert "self.update_endpoint(sfm_conn, data)" in task
     assert "self.process_frame_task, sfm_conn, frame" in inspect.getsource(manager.process_frame)
     assert "require_match(endpoint_name, peer_cn" in inspect.getsource(manager.update_endpoint)
+    assert "self.identity_resolver.require_match(" in inspect.getsource(manager.update_endpoint)
+    assert "StreamConnection(oq, self.server" in inspect.getsource(grpc_driver.Servicer.Stream)
+    assert grpc_driver.StreamConnection is private._Connection
     assert "receiver=self" in inspect.getsource(core_cell.CoreCell.__init__)
 
 
@@ -117,8 +120,9 @@ def test_a_greeting_is_read_before_the_message_that_follows_it():
         process_frame=lambda *one: order.append("queued"),
         process_frame_task=lambda *one: order.append("read"),
     )
-    core = SimpleNamespace(communicator=SimpleNamespace(conn_manager=manager))
-    private.guard(core, admits=lambda connection, frame: connection.good, hear=None)
+    resolver = SimpleNamespace(require_match=None)
+    core = SimpleNamespace(communicator=SimpleNamespace(conn_manager=manager), identity_resolver=resolver)
+    private.guard(core, admits=lambda connection, frame: connection.good, hear=None, forged=None)
     closed = []
     line = SimpleNamespace(good=True, conn=SimpleNamespace(close=lambda: closed.append(1)))
     for kind in (Types.READY, Types.DATA, Types.PING):

@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from tests.deploy.hospital import WHO, Hospital, record_withdrawal
 from tests.deploy.test_gate import found
 from tests.deploy.test_transport import COST
+from tests.deploy.town import wait_until
 from typer.testing import CliRunner
 
 from fedveil.cli.main import app
@@ -265,7 +266,7 @@ def test_a_new_authority_is_given_to_every_hospital_before_it_is_in_force(tmp_pa
             assert "is in use" in text
         assert run(*renew)[0] == 0, "a certificate may be renewed at any time"
     assert (secret.read_bytes(), (folder / "ca.key").read_bytes()) == (before, key)
-    assert run(*renew, "--authority", "--finish")[0] == 0
+    wait_until(lambda: run(*renew, "--authority", "--finish")[0] == 0, "the SuperLink to end")
     assert (trusts(old, folder / "superlink.pem"), trusts(new, folder / "superlink.pem")) == (False, True)
     assert not list(folder.glob("ca.next.*"))
     assert run(*renew, "--secret")[0] == 0

@@ -1,6 +1,7 @@
 """One SuperLink for several studies, as real processes: who starts it, who it outlives, and when it ends."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.deploy.test_gate import found, process_of
-from tests.deploy.town import _CLI, wait_until
+from tests.deploy.town import _CLI, DEADLINE, wait_until
 
 from fedveil.deploy.coordinator.hospitals import Federation
 from fedveil.deploy.flower.carrier import FlowerCarrier
@@ -50,6 +51,12 @@ process.serve(Federation.load(Path(sys.argv[1])).link)
 """`federation serve` whose SuperLink never gets past its imports."""
 
 
+def line_of(process: "subprocess.Popen[str]") -> str:
+    """The next line of a program that writes one at a time."""
+    assert select.select([process.stdout], [], [], DEADLINE)[0], f"no line within {DEADLINE:.0f} s"
+    return process.stdout.readline()
+
+
 class Coordinator:
     """A coordinator between two studies: a process that is connected, and looks who is there when told to."""
 
@@ -62,13 +69,13 @@ class Coordinator:
         )
 
     def connected(self) -> bool:
-        return self.process.stdout.readline() == "uses it\n"
+        return line_of(self.process) == "uses it\n"
 
     def looks(self) -> bool:
         """A call through the SuperLink succeeds."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return self.process.stdout.readline() == "{}\n"
+        return line_of(self.process) == "{}\n"
 
     def finish(self) -> None:
         self.process.stdin.close()
@@ -143,7 +150,7 @@ def test_a_coordinator_starts_no_superlink_beside_one_that_is_being_loaded(feder
     command = [sys.executable, "-W", "ignore", "-c", LOADING, str(federation.folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as standing:
         try:
-            assert standing.stdout.readline() == "loads\n"
+            assert line_of(standing) == "loads\n"
             use = SuperLink(replace(federation.link, patience=0.2))
             with pytest.raises(FederationError, match=r"the standing SuperLink at .* did not answer"):
                 use.open()

@@ -126,7 +126,7 @@ class Cell:
                 "it must be signed by that authority, and valid now",
                 "synchronise the clock by NTP; if it is right, use the files of one kit, or renew them",
             ) from None
-        guard(self._core, admits=self._admits, hear=self._hear)
+        guard(self._core, admits=self._admits, hear=self._hear, forged=self._forged)
         self._core.start()
         return self
 
@@ -151,6 +151,9 @@ class Cell:
         if kind == GREETING and greeter(frame) not in self._settings.peers:
             return self._refuse("a cell of another name")
         return True
+
+    def _forged(self) -> None:
+        self._refuse("a cell of another name than its certificate's")
 
     def _hear(self, endpoint: Any, _connection: object, _number: int, message: Any) -> None:
         peer, headers = str(endpoint.name), message.headers

@@ -114,6 +114,7 @@ class Node:
         self._waiting: queue.Queue[tuple[str, bytes]] = queue.Queue(_MOST_WAITING)
         self._complain, self._away_since = Complaints(), time.monotonic()
         self._session: str | None = None
+        self._closed = False
         self._cell = Cell(settings.cell(), self._hear)
 
     def run(self) -> None:
@@ -157,14 +158,22 @@ class Node:
                 log.info("the connection to %s has ended", self._settings.address)
             else:
                 log.info("connected to %s as %s", self._settings.address, self._settings.name)
-            self._session, self._away_since = session, now
+            self._session, self._away_since, self._closed = session, now, False
         if session is None and now - self._away_since > _AWAY_SECONDS:
             self._away_since = now + _PROBE_SECONDS
-            self._complain("%s", trouble(self._settings))
+            found = trouble(self._settings)
+            if found is not None:
+                self._complain("%s", found)
+            elif not self._closed:
+                self._closed = True
+                log.info(
+                    "nothing listens at %s, as between studies; if one runs now, check the address in node.toml",
+                    self._settings.address,
+                )
 
 
-def trouble(settings: NodeSettings) -> str:
-    """Why there is no connection, found by a connection of its own.
+def trouble(settings: NodeSettings) -> str | None:
+    """Why there is no connection, found by a connection of its own; None if nothing listens, as between studies.
 
     Raises:
         FederationError: the coordinator's certificate is not trusted: a retry will not help.
@@ -189,6 +198,8 @@ def trouble(settings: NodeSettings) -> str:
                 "node.toml"
             )
         ended = True
+    except ConnectionRefusedError:
+        return None
     except OSError as error:
         return (
             f"no connection to {address} ({error}): the coordinator may not run a study now; otherwise check the "

@@ -15,8 +15,9 @@ from nvflare.fuel.f3.cellnet.core_cell import CoreCell
 from nvflare.fuel.f3.cellnet.defs import Encoding, MessageHeaderKey, MessageType
 from nvflare.fuel.f3.comm_config import CommConfigurator
 from nvflare.fuel.f3.comm_error import CommError
+from nvflare.fuel.f3.drivers import grpc_driver
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
-from nvflare.fuel.f3.drivers.grpc_driver import GrpcDriver
+from nvflare.fuel.f3.drivers.grpc_driver import GrpcDriver, StreamConnection
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.sfm import conn_manager
 from nvflare.fuel.f3.sfm.constants import HandshakeKeys, Types
@@ -44,6 +45,19 @@ logging.getLogger("nvflare").setLevel(logging.CRITICAL)  # it would write what p
 _LONGEST_PAUSE = 2
 _HEARTBEAT = 5
 _once = threading.Lock()
+
+
+class _Connection(StreamConnection):  # type: ignore[misc] # nvflare has no types
+    """A connection whose end does not wait for its peer's next frame, during which it would keep a thread."""
+
+    def close(self) -> None:
+        context = self.context
+        if context is not None:
+            context.cancel()
+        super().close()
+
+
+grpc_driver.StreamConnection = _Connection
 
 DATA, GREETING, HEARTBEAT, OTHER = "message", "greeting", "heartbeat", "other"
 _KINDS = {
@@ -110,16 +124,26 @@ def make_core(
     return core
 
 
-def guard(core: Any, *, admits: Callable[[Any, bytes], bool], hear: Any) -> None:
+def guard(
+    core: Any, *, admits: Callable[[Any, bytes], bool], hear: Any, forged: Callable[[], object]
+) -> None:
     """Put checks before NVFlare's own reading of frames and of messages.
 
     Args:
         core: a cell that has not been started.
         admits: whether a frame that came over a connection may be read; if not, the connection is closed.
         hear: is called with endpoint, connection, number and message instead of the cell.
+        forged: is called when a peer claims another name than its certificate's; the connection is closed.
     """
-    manager = core.communicator.conn_manager
-    read = manager.process_frame
+    manager, resolver = core.communicator.conn_manager, core.identity_resolver
+    read, match = manager.process_frame, resolver.require_match
+
+    def require_match(*names: str) -> None:
+        try:
+            match(*names)
+        except ValueError:
+            forged()
+            raise
 
     def process_frame(connection: Any, frame: bytes) -> None:
         if not admits(connection, frame):
@@ -130,6 +154,7 @@ def guard(core: Any, *, admits: Callable[[Any, bytes], bool], hear: Any) -> None
             manager.process_frame_task(connection, frame)  # at once: a message may follow, on another thread
 
     manager.process_frame, core.process_message = process_frame, hear
+    resolver.require_match = require_match
 
 
 def kind_of(frame: bytes) -> str:

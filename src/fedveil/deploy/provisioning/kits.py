@@ -43,6 +43,7 @@ def make_kits(
     _check_names(hospitals)
     if engine == "nvflare":
         check_cell_names(hospitals)
+        _check_cell_hosts(hosts)
     if not hosts:
         raise InvalidValue(
             "no address is given", "hospitals must be able to reach the coordinator", "give its host name"
@@ -97,10 +98,13 @@ def _write_coordinator(
         version=__version__,
     )
     units = {"study@": templates.STUDY_UNIT, "superlink": templates.SUPERLINK_UNIT}
+    after = " fedveil-superlink.service"
     if engine == "nvflare":
         del units["superlink"]
+        after = ""
     for unit, text in units.items():
-        (home / f"fedveil-{unit}.service").write_text(text.format(name=name), encoding="utf-8")
+        filled = text.format(name=name, after=after)
+        (home / f"fedveil-{unit}.service").write_text(filled, encoding="utf-8")
     (home / "README.md").write_text(guide, encoding="utf-8")
 
 
@@ -178,6 +182,16 @@ def init_site(folder: Path) -> Identity:
     with private_files(), Ledger(folder / "ledger.jsonl", budget):
         pass
     return identity
+
+
+def _check_cell_hosts(hosts: Sequence[str]) -> None:
+    for host in hosts:
+        if ":" in host:
+            raise InvalidValue(
+                f"an address of the coordinator is {host}",
+                "over NVFlare it is a host's name or an IPv4 address, without a port",
+                "give the host's name or its IPv4 address, or take Flower",
+            )
 
 
 def _check_names(hospitals: Sequence[str]) -> None:

@@ -170,7 +170,7 @@ WantedBy=multi-user.target
 STUDY_UNIT = (
     """[Unit]
 Description=fedveil study %i of the federation {name}
-After=network-online.target fedveil-superlink.service
+After=network-online.target{after}
 Wants=network-online.target
 
 [Service]
