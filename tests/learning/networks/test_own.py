@@ -1,6 +1,7 @@
 """Networks of one's own: what is called, what is refused, and what does not depend on the seed."""
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +50,41 @@ def mixed(*, classes: int, channels: int, image_size: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), Mean(), nn.Linear(144, classes))
 
 
+class AtSomeSizes(nn.Module):
+    """Wrong for some numbers of images: their mean is subtracted, or rows of windows are ordered by window."""
+
+    def __init__(self, classes: int, when: Callable[[int], bool], folded: bool) -> None:
+        super().__init__()
+        self.when, self.folded = when, folded
+        self.inner, self.head = nn.Linear(36, 4), nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(1).unflatten(1, (4, 36))
+        if not self.when(len(x)):
+            rows = self.inner(rows.flatten(0, 1)).unflatten(0, (len(x), 4))
+        elif self.folded:
+            rows = self.inner(rows.transpose(0, 1).flatten(0, 1)).unflatten(0, (4, len(x))).transpose(0, 1)
+        else:
+            rows = self.inner((rows - rows.mean(0)).flatten(0, 1)).unflatten(0, (len(x), 4))
+        return self.head(torch.tanh(rows.flatten(1)))
+
+
+def by_fours(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    return AtSomeSizes(classes, lambda n: n % 4 == 0, folded=False)
+
+
+def windows_by_eights(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    return AtSomeSizes(classes, lambda n: n % 8 == 0, folded=True)
+
+
+def by_threes(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    return AtSomeSizes(classes, lambda n: n % 3 == 0 and n > 32, folded=True)
+
+
+def many(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    return AtSomeSizes(classes, lambda n: n > 200, folded=False)
+
+
 def too_few(*, classes: int, channels: int, image_size: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(144, 1))
 
@@ -73,7 +109,9 @@ def other_arguments(size: int) -> nn.Module:
 def clinic(monkeypatch: pytest.MonkeyPatch) -> None:
     """The functions of this file, as the module that a study names."""
     package, module = ModuleType("clinic"), ModuleType("clinic.networks")
-    for one in (small, frozen, drawn_elsewhere, batch_norm, mixed, too_few, in_double, breaks, no_module):
+    sizes = (by_fours, windows_by_eights, by_threes, many)
+    others = (drawn_elsewhere, batch_norm, mixed, too_few, in_double, breaks, no_module)
+    for one in (small, frozen, *sizes, *others):
         setattr(module, one.__name__, one)
     vars(module).update(other_arguments=other_arguments, number=3)
     monkeypatch.setitem(sys.modules, "clinic", package)
@@ -130,6 +168,10 @@ def test_what_is_no_suitable_function_is_refused(name: str, why: str) -> None:
     ("name", "why"),
     [
         ("mixed", "treat each patient's images independently"),
+        ("by_fours", "treat each patient's images independently"),
+        ("windows_by_eights", "treat each patient's images independently"),
+        ("by_threes", "treat each patient's images independently"),
+        ("many", "treat each patient's images independently"),
         ("too_few", r"returns \[\(1, 1\)\] for one image"),
     ],
 )
