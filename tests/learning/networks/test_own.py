@@ -50,6 +50,26 @@ def mixed(*, classes: int, channels: int, image_size: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), Mean(), nn.Linear(144, classes))
 
 
+class Attribute(nn.Module):
+    """A random projection in a plain attribute, below a head of zeros."""
+
+    def __init__(self, classes: int, projection: Tensor) -> None:
+        super().__init__()
+        self.projection, self.head = projection, nn.Linear(8, classes)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(x.flatten(1) @ self.projection.to(x)))
+
+
+def attribute(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    return Attribute(classes, torch.randn(144, 8))
+
+
+def public_attribute(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    return Attribute(classes, torch.randn(144, 8, generator=torch.Generator().manual_seed(1)))
+
+
 class AtSomeSizes(nn.Module):
     """Wrong for some numbers of images: their mean is subtracted, or rows of windows are ordered by window."""
 
@@ -110,7 +130,17 @@ def clinic(monkeypatch: pytest.MonkeyPatch) -> None:
     """The functions of this file, as the module that a study names."""
     package, module = ModuleType("clinic"), ModuleType("clinic.networks")
     sizes = (by_fours, windows_by_eights, by_threes, many)
-    others = (drawn_elsewhere, batch_norm, mixed, too_few, in_double, breaks, no_module)
+    others = (
+        attribute,
+        public_attribute,
+        drawn_elsewhere,
+        batch_norm,
+        mixed,
+        too_few,
+        in_double,
+        breaks,
+        no_module,
+    )
     for one in (small, frozen, *sizes, *others):
         setattr(module, one.__name__, one)
     vars(module).update(other_arguments=other_arguments, number=3)
@@ -140,6 +170,18 @@ def test_what_is_not_trained_does_not_depend_on_the_seed() -> None:
     assert one.fixed == other.fixed == build("frozen").fixed
     assert torch.equal(one.module[0][0][1].weight, other.module[0][0][1].weight)
     assert not np.array_equal(one.initial(), other.initial())
+
+
+def test_a_constant_that_follows_from_the_seed_is_refused() -> None:
+    """A saved model is built with seed 0: a tensor that is no buffer would be another one there."""
+    with pytest.raises(
+        InvalidValue, match="depends on the seed other than through its parameters and buffers"
+    ):
+        build("attribute", 5)
+    one, other = build("public_attribute", 5), build("public_attribute")
+    assert torch.equal(one.module[0].projection, other.module[0].projection)
+    assert not np.array_equal(one.initial(), other.initial())
+    assert not one.module[0].head.weight.any(), "initial values are as they were built"
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ class PrivateGradients:
 
         Nothing of the images and labels is looked at but their shape and type; there may be none of them.
         `lengths` are the numbers of images that pass through the model at once, at which it is tried too; by default
-        that of these images, or the micro-batch. Raises InvalidValue where no bound on a unit's contribution would hold.
+        that of these images, or the micro-batch. Raises InvalidValue where no bound on a unit's contribution holds.
         """
         self._tried_out(images, labels, lengths)
 

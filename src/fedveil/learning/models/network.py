@@ -90,7 +90,7 @@ class NetworkModel(OfLabels):
     ) -> None:
         self.name, self.classes, self.image_size, self.start = name, classes, image_size, start
         self.labels = NetworkLabels.of(classes, findings=findings, grades=grades)
-        self._image_shape = (channels, image_size, image_size)
+        self.image_shape = (channels, image_size, image_size)
         module = layers_of(name, classes, channels, image_size, seed, trained_blocks, trained=trained)
         self.notices = check_private(module)  # in training mode, where batch norm would follow the batch
         self.module = module.eval()
@@ -112,7 +112,7 @@ class NetworkModel(OfLabels):
             InvalidValue: no patient's contribution to its gradient can be bounded.
         """
         with self._lock:
-            trial = try_out(self.module, self._image_shape, also=TRIED if is_own(self.name) else ())
+            trial = try_out(self.module, self.image_shape, also=TRIED if is_own(self.name) else ())
         shapes = [leaf.shape for leaf in trial.calls.results.leaves]
         if shapes != [(1, self.classes)]:
             raise InvalidValue(
