@@ -15,6 +15,8 @@ from tests.study.conftest import write_images
 
 from fedveil.errors import FedveilError
 from fedveil.study import RunDirectory, Study, TrainedModel, predict, run
+from fedveil.study.prepare import prepare
+from fedveil.study.results.public_start import load_start, start_matches
 
 CLI = "from fedveil.cli.main import app; app()"
 STUDY = """
@@ -182,6 +184,33 @@ def test_other_fixed_values_of_the_same_norms_are_refused(saved, old, new):
     sys.modules.pop("elsewhere")
     with pytest.raises(FedveilError, match="was trained with other layers or weights"):
         TrainedModel.load(saved)
+
+
+def test_no_module_is_imported_for_another_study_or_a_name_that_no_study_could_have(saved, tmp_path):
+    """A folder with model.json alone would otherwise choose what is imported."""
+    sys.modules.pop("elsewhere")
+    for text in ('network = "cnn"', 'network = "module:elsewhere.other"'):
+        settings = f'[data]\nsource = "phantom"\nimage_size = 16\n[model]\n{text}\nstart = "{saved}"\n'
+        study = Study.parse(settings + "[privacy]\nepsilon = 1\n")
+        for load in (
+            lambda one: load_start(one, prepare(one).dataset),
+            lambda one: start_matches(one, ("a", "b")),
+        ):
+            with pytest.raises(
+                FedveilError, match=r"was trained with 'module:elsewhere\.fixed' as model\.network"
+            ):
+                load(study)
+    described = json.loads((saved / "model.json").read_text())
+    for name in (
+        "module:elsewhere.fixed\n",
+        "module:else-where.fixed",
+        "module:" + "a" * 200 + ".b",
+        ["module:a.b"],
+    ):
+        (saved / "model.json").write_text(json.dumps(described | {"network": name}))
+        with pytest.raises(FedveilError, match=r"is damaged"):
+            TrainedModel.load(saved)
+    assert "elsewhere" not in sys.modules
 
 
 @pytest.mark.parametrize("outputs", [None, [], [[1.0, "x"]], {"a": 1}])

@@ -70,6 +70,21 @@ def public_attribute(*, classes: int, channels: int, image_size: int) -> nn.Modu
     return Attribute(classes, torch.randn(144, 8, generator=torch.Generator().manual_seed(1)))
 
 
+def shares_memory(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    """The frozen layer's weights are those of the trained one."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(144, 144), nn.Linear(144, classes))
+    net[1].requires_grad_(False)
+    net[2].weight = nn.Parameter(net[1].weight.detach()[:classes])
+    return net
+
+
+def tied(*, classes: int, channels: int, image_size: int) -> nn.Module:
+    """One parameter with two names is no other parameter."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(144, 144), nn.Linear(144, 144), nn.Linear(144, classes))
+    net[2].weight = net[1].weight
+    return net
+
+
 class AtSomeSizes(nn.Module):
     """Wrong for some numbers of images: their mean is subtracted, or rows of windows are ordered by window."""
 
@@ -131,6 +146,8 @@ def clinic(monkeypatch: pytest.MonkeyPatch) -> None:
     package, module = ModuleType("clinic"), ModuleType("clinic.networks")
     sizes = (by_fours, windows_by_eights, by_threes, many)
     others = (
+        shares_memory,
+        tied,
         attribute,
         public_attribute,
         drawn_elsewhere,
@@ -158,6 +175,10 @@ def test_the_function_is_called_and_its_network_tried_out() -> None:
     assert model.trained == 4 * 9 + 4 + 8 + 400 * 3 + 3
     assert not np.array_equal(model.initial(), build("small", 1).initial())
     assert np.array_equal(model.initial(), build("small").initial())
+
+
+def test_a_parameter_may_have_two_names() -> None:
+    assert build("tied").trained == 144 * 144 + 2 * 144 + 144 * 3 + 3
 
 
 def test_its_sizes_are_known_without_a_model() -> None:
@@ -196,6 +217,7 @@ def test_a_constant_that_follows_from_the_seed_is_refused() -> None:
         ),
         ("clinic.networks.breaks", r"raised RuntimeError for 3 classes.*no luck\): correct the function"),
         ("clinic.networks.no_module", "returned a int, which is no torch.nn.Module"),
+        ("clinic.networks.shares_memory", "shares memory with another parameter or buffer"),
         ("clinic.networks.in_double", "float64: return model.float"),
         ("clinic.networks.batch_norm", r"normalises over the batch.*replace_batch_norm\(model\)"),
         ("clinic.networks.drawn_elsewhere", "two calls with one seed .* differ: let it draw from torch's"),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from fedveil.learning.encoders import PRECOMPUTED, EncoderSpec, FeatureExtractor
 from fedveil.learning.encoders.device import Precision
 from fedveil.learning.padded_batches import InMemory
 from fedveil.study.results.own_outputs import as_saved, shown
+from fedveil.study.settings.model import NETWORK
 from fedveil.study.settings.schema import Study
 
 if TYPE_CHECKING:
@@ -191,9 +193,11 @@ class TrainedModel:
             fields["spacing"] = None if spacing is None else (float(spacing[0]), float(spacing[1]))
             model = cls(**fields)
             model.reading.check()
+            if not re.fullmatch(NETWORK, model.network):
+                raise ValueError(f"no network is called {model.network!r}")
             fits = model.fits
             same = key == model._key or (key is None and model.network.startswith("timm:"))  # of version 0.1
-        except (KeyError, TypeError, AttributeError, FedveilError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, FedveilError) as error:
             if ":" in str(described.get("network")) and isinstance(error, FedveilError):
                 raise  # the package, its weights or the function are missing here; the files are intact
             raise _damaged(folder, str(error)) from None
