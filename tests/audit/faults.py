@@ -140,12 +140,13 @@ def margin_by_the_largest_patient(stack: Stack) -> None:
     """All gradients are divided by the norm of the largest."""
     real = LinearLearner.contribution
 
-    def contribution(self: LinearLearner, parameters: Any, *, clip_norm: float, units: Any = None) -> Any:
-        weights = self._head.weights(parameters)
+    def contribution(self: LinearLearner, parameters: Any, *, clip_norm: float, **more: Any) -> Any:
+        weights, offsets = self._head.weights(parameters), more.get("offsets", 0.0)
         largest = max(
-            np.linalg.norm(part.gradients(self._head, weights), axis=0).max() for part in self._everyone
+            np.linalg.norm(part.gradients(self._head, weights, offsets), axis=0).max()
+            for part in self._everyone
         )
-        loose = real(self, parameters, clip_norm=1e6, units=units)
+        loose = real(self, parameters, clip_norm=1e6, **more)
         return loose * min(1.0, clip_norm / largest)
 
     _patch(stack, LinearLearner, "contribution", contribution)
@@ -181,10 +182,9 @@ def an_image_counted_twice(stack: Stack) -> None:
     """The images of a patient who has more than fifteen are read a second time."""
     real = LinearLearner.contribution
 
-    def contribution(self: LinearLearner, parameters: Any, *, clip_norm: float, units: Any = None) -> Any:
+    def contribution(self: LinearLearner, parameters: Any, **more: Any) -> Any:
         many = np.flatnonzero(self._sizes > 15)
-        again = real(self, parameters, clip_norm=clip_norm, units=many)
-        return real(self, parameters, clip_norm=clip_norm, units=units) + again
+        return real(self, parameters, **more) + real(self, parameters, **more | {"units": many})
 
     _patch(stack, LinearLearner, "contribution", contribution)
 
