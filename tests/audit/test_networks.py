@@ -1,5 +1,6 @@
 """Audits of networks and of sampled rounds: what makes them affordable changes neither sums nor noise."""
 
+import sys
 from dataclasses import replace
 from unittest import mock
 
@@ -235,4 +236,33 @@ def test_candidates_of_the_black_box_are_images_where_images_are_protected(tmp_p
 def test_a_study_that_protects_sites_is_refused(tmp_path):
     with pytest.raises(StudyError, match="unit is site"):
         audit(study(unit="site", sampling_rate=1.0), tmp_path / "audit", dataset=images())
+    assert not (tmp_path / "audit").exists()
+
+
+def test_an_interrupted_audit_of_ones_own_function_is_refused(tmp_path, monkeypatch):
+    """Its code may be another by now, and no digest of installed packages tells."""
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def flat(*, classes, channels, image_size):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, classes))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    own, effort = study(network="module:mine.flat"), Effort(attackers=("white box",), trials=600)
+    with pytest.raises(KeyboardInterrupt):
+        audit(own, tmp_path / "audit", dataset=images(), effort=effort, progress=Counts(stop=1))
+    kept = sorted(path.name for path in (tmp_path / "audit" / "audit-trials").iterdir())
+    with pytest.raises(StudyError, match=r"module:mine\.flat.*cannot be told"):
+        audit(own, tmp_path / "audit", dataset=images(), effort=effort)
+    assert sorted(path.name for path in (tmp_path / "audit" / "audit-trials").iterdir()) == kept
+
+
+@pytest.mark.parametrize("attacker", ["white box", "protocol", "one run", "black box"])
+def test_findings_are_refused_before_anything_is_attacked(tmp_path, attacker):
+    """Attacks add patients of one class. Phantom patients in place of a hospital's would not have its findings."""
+    effort = Effort(attackers=(attacker,), trials=600, references=2)
+    for source in ("phantom:findings", "/nowhere/else"):
+        wanted = Study(data={"source": source, "task": "findings", "sites": {"count": 3}})
+        with pytest.raises(StudyError, match="labels are findings"):
+            audit(wanted, tmp_path / "audit", effort=effort)
     assert not (tmp_path / "audit").exists()

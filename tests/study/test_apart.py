@@ -94,6 +94,30 @@ def test_a_process_that_fails_leaves_the_work_to_the_caller(images, without_torc
     assert stored_apart(*parts(images), Silent(), nullcontext) is None
 
 
+@pytest.mark.parametrize("said", ["null", "{{}}", "[null]", "[[1]]", "[]", "1e999"])
+def test_whatever_the_process_says_the_work_is_done(images, without_torch, monkeypatch, said):
+    say = f"from multiprocessing.connection import Connection as C; C({{}}).send_bytes(b'{said}'); 0 * {{}}"
+    monkeypatch.setattr(apart, "_PROGRAM", say)
+    assert stored_apart(*parts(images), Silent(), nullcontext) is None
+
+
+def test_data_that_cannot_be_sent_is_computed_by_the_caller(images, without_torch):
+    study, dataset = parts(images)
+    assert stored_apart(study, dataset, Silent(), lambda: nullcontext()) is None  # a context without a name
+
+
+def test_progress_that_stops_the_work_is_heard(images, without_torch):
+    class Stopped(Exception):
+        pass
+
+    class Stops(Silent):
+        def advance(self, count: int = 1, note: str = "") -> None:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        stored_apart(*parts(images), Stops(), nullcontext)
+
+
 def test_a_context_that_cannot_be_entered_leaves_the_work_to_the_caller(images, tmp_path, without_torch):
     inside = partial(open, tmp_path / "missing" / "file", "w")
     assert stored_apart(*parts(images), Silent(), inside) is None

@@ -108,7 +108,8 @@ def audit(
 
     Raises:
         InvalidValue: there are too few trials or canaries for the confidence; the message says how many it takes.
-        DataError, StudyError: the data or the settings cannot be used.
+        DataError, StudyError: the data or the settings cannot be used, labels are findings, or an interrupted audit
+            is of a `module:` network.
     """
     if (folder / FILE).exists():
         raise StudyError(
@@ -121,6 +122,18 @@ def audit(
             "privacy.unit is site",
             "attacks add one patient or one image, and what a whole hospital may change is more than that",
             'audit the study with unit "patient" or "image"',
+        )
+    if (study.data.meaning if dataset is None else dataset.task) == "findings":
+        raise StudyError(
+            "the study's labels are findings",
+            "attacks add patients of one class each",
+            "audit a study of the same settings with classes or grades",
+        )
+    if study.model.network.startswith("module:") and (folder / TRIALS).exists():
+        raise StudyError(
+            f"{folder} holds an interrupted audit of {study.model.network}",
+            "whether its function is still the same cannot be told, so that finished trials may be of another network",
+            f"choose another --out, or delete {folder / TRIALS}",
         )
     started, effort, progress = time.perf_counter(), effort or Effort(), progress or Silent()
     _check_attackers(hospitals, effort)

@@ -7,6 +7,7 @@ bit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 else:
     torch = later("torch")
 
-__all__ = ["ImageSource", "Images", "batches", "filled", "filled_up"]
+__all__ = ["SIZE", "ImageSource", "Images", "InMemory", "batches", "filled", "filled_up"]
 
 SIZE = 32
 """Images in a batch; smaller batches are padded with black ones."""
@@ -34,6 +35,17 @@ class ImageSource(Protocol):
     def read(self, indices: Indices) -> Images:
         """Images (k, channels, height, width) in [0, 1], or a frozen part's outputs for them."""
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InMemory:
+    """Images that have been read."""
+
+    images: Images
+
+    def read(self, indices: Indices) -> Images:
+        """The chosen ones."""
+        return self.images[indices]
 
 
 def batches(count: int) -> Iterator[Indices]:

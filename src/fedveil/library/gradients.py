@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from fedveil.errors import InvalidValue
 from fedveil.learning.gradients import PrivateGradients, dimension, poisson_sample, trainable_parameters
-from fedveil.learning.models.network import BATCH, ROUNDING
+from fedveil.learning.models.network import BATCH, ROUNDING, TRIED
 from fedveil.learning.padded_batches import filled_up
 from fedveil.learning.unit_batches import first_of_runs, rows_by_units
 from fedveil.privacy import Ledger, Mechanism, check_delta, release, secure_generator
@@ -233,4 +233,6 @@ def _check(sums: PrivateGradients, mechanism: Mechanism, rows: _Rows, units: int
     if not len(rows):
         raise InvalidValue("there are no images", "there must be some to train on", "check the data")
     images, labels = rows.read(np.zeros(1, dtype=np.int64))
-    sums.check(images[:0], labels[:0])  # their shape and type; all content is made up
+    most = sums.micro_batch or BATCH
+    # Their shape and type; all content is made up.
+    sums.check(images[:0], labels[:0], tuple(sorted({min(one, most) for one in TRIED})))

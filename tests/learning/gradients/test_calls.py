@@ -1,5 +1,6 @@
 """What a trial learns of a network's calls, and what it refuses."""
 
+import functools
 import subprocess
 import sys
 from typing import Any
@@ -244,6 +245,27 @@ def test_sizes_of_a_trial_have_no_common_divisor() -> None:
     for sizes in ((6, 9), (1, 7), (5, 5)):
         with pytest.raises(InvalidValue, match="without a common divisor"):
             try_out(nn.Linear(8, 2), (8,), sizes=sizes)
+
+
+class MeanOfMany(nn.Module):
+    """Subtracts the mean over eight images or more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0) if len(x) >= 8 else x
+
+
+@pytest.mark.parametrize(("count", "micro_batch"), [(12, None), (12, 8), (0, 8)])
+def test_a_model_is_tried_at_the_length_of_its_first_batch_too(count: int, micro_batch: int | None) -> None:
+    model = nn.Sequential(MeanOfMany(), nn.Linear(8, 2))
+    loss = functools.partial(functional.cross_entropy, reduction="none")
+    engine = PrivateGradients(model, loss, 1.0, micro_batch=micro_batch)
+    images, labels = torch.rand(12, 8), torch.arange(12) % 2
+    with pytest.raises(InvalidValue, match="independently"):
+        engine.check(images[:count], labels[:count])
+    engine = PrivateGradients(model, loss, 1.0)
+    engine.check(images[:0], labels[:0])  # no length is known yet
+    with pytest.raises(InvalidValue, match="independently"):
+        engine.sum(images, labels, torch.arange(12))
 
 
 def test_trial_leaves_model_and_random_numbers_as_they_were() -> None:

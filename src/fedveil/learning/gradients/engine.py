@@ -74,7 +74,8 @@ class PrivateGradients:
         micro_batch: largest number of images that pass through the model at once; the result is the same for
             any number. None: all.
         precision: a half-precision dtype to run the model in, by autocast; norms and sums stay in single precision.
-        trial: what `try_out` has shown of this model. None: the first sum makes it, with made-up images.
+        trial: what `try_out` has shown of this model. None: the first sum makes it, with made-up images, also as many
+            as it has itself. Batches of other lengths are not tried; see `try_out`.
 
     `notices` names the layers that will be slow, and why. Raises InvalidValue at once for a model that
     cannot be made private.
@@ -105,7 +106,7 @@ class PrivateGradients:
         self._model, self._loss = model, loss
         self._clip_norm, self._clipping, self._reduction = clip_norm, clipping, reduction
         self._micro_batch, self._precision = micro_batch, precision
-        self._trial, self._calls = trial, dict[Hashable, Calls]()
+        self._trial, self._calls, self._compared = trial, dict[Hashable, Calls](), set[Hashable]()
 
     @property
     def model(self) -> nn.Module:
@@ -127,13 +128,14 @@ class PrivateGradients:
         """Largest number of images that pass through the model at once; None: all."""
         return self._micro_batch
 
-    def check(self, images: Tensor, labels: Tensor) -> None:
+    def check(self, images: Tensor, labels: Tensor, lengths: tuple[int, ...] = ()) -> None:
         """Try model and loss out on made-up images and labels, as the first `sum` does, before anything is charged.
 
         Nothing of the images and labels is looked at but their shape and type; there may be none of them.
-        Raises InvalidValue where no bound on a unit's contribution would hold.
+        `lengths` are the numbers of images that pass through the model at once, at which it is tried too; by default
+        that of these images, or the micro-batch. Raises InvalidValue where no bound on a unit's contribution holds.
         """
-        self._tried_out(images, labels)
+        self._tried_out(images, labels, lengths)
 
     def sum(
         self, images: Tensor, labels: Tensor, units: Tensor, weights: Tensor | None = None
@@ -173,18 +175,23 @@ class PrivateGradients:
                 else:
                     self._add_units(total, plan, calls, batch, part)
 
-    def _tried_out(self, images: Tensor, labels: Tensor) -> Calls:
+    def _tried_out(self, images: Tensor, labels: Tensor, lengths: tuple[int, ...] = ()) -> Calls:
         """How the model calls its layers: from the trial that was given, or one that is made before it is needed.
 
         Only the shape and type of images and labels are used.
         """
         modes = tuple(module.training for module in self._model.modules())
         key = (images.shape[1:], images.dtype, labels.shape[1:], labels.dtype, modes)
-        if key not in self._calls:
-            calls = (self._trial or try_out(self._model, tuple(images.shape[1:]), images.dtype)).calls
+        count = self._micro_batch or len(images)  # that pass through the model at once
+        most = min(count, len(images)) if len(images) else count
+        also = lengths or ((most,) if most else ())
+        if key not in self._calls or (also and key not in self._compared):
+            trial = self._trial or try_out(self._model, tuple(images.shape[1:]), images.dtype, also=also)
+            calls = trial.calls
             some = next(iter(trainable_parameters(self._model).values()))
             check_loss(self._loss, calls, labels, some.device)
             self._calls[key] = calls
+            self._compared |= {key} if also or self._trial else set()
         return self._calls[key]
 
     def _add_units(

@@ -32,8 +32,8 @@ from fedveil.learning.models.logistic import Unit
 from fedveil.learning.models.network_labels import LONGEST_LOGITS, NetworkLabels, OfLabels
 from fedveil.learning.models.protocol import check_sent
 from fedveil.learning.models.public_start import PublicStart
-from fedveil.learning.networks import Centred, fixed_key, layers_of, split_frozen
-from fedveil.learning.padded_batches import Images, ImageSource, batches, filled, filled_up
+from fedveil.learning.networks import Centred, fixed_key, is_own, layers_of, split_frozen
+from fedveil.learning.padded_batches import SIZE, Images, ImageSource, batches, filled, filled_up
 from fedveil.learning.ranges import check_centre
 from fedveil.learning.released.score_statistics import Certainty
 from fedveil.learning.unit_batches import first_of_runs, rows_by_units
@@ -44,6 +44,8 @@ __all__ = ["ImageSource", "NetworkLearner", "NetworkModel"]
 
 BATCH = 256
 """Images whose gradients are taken at once."""
+TRIED = (SIZE, 3 * SIZE, BATCH)
+"""Numbers of images, among the multiples of `SIZE` that training runs, at which one's own network is tried too."""
 
 
 class NetworkModel(OfLabels):
@@ -88,7 +90,7 @@ class NetworkModel(OfLabels):
     ) -> None:
         self.name, self.classes, self.image_size, self.start = name, classes, image_size, start
         self.labels = NetworkLabels.of(classes, findings=findings, grades=grades)
-        self._image_shape = (channels, image_size, image_size)
+        self.image_shape = (channels, image_size, image_size)
         module = layers_of(name, classes, channels, image_size, seed, trained_blocks, trained=trained)
         self.notices = check_private(module)  # in training mode, where batch norm would follow the batch
         self.module = module.eval()
@@ -110,7 +112,7 @@ class NetworkModel(OfLabels):
             InvalidValue: no patient's contribution to its gradient can be bounded.
         """
         with self._lock:
-            trial = try_out(self.module, self._image_shape)
+            trial = try_out(self.module, self.image_shape, also=TRIED if is_own(self.name) else ())
         shapes = [leaf.shape for leaf in trial.calls.results.leaves]
         if shapes != [(1, self.classes)]:
             raise InvalidValue(

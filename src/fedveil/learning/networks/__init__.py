@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedveil.learning.networks.convolutional import cnn, densenet121, resnet18
     from fedveil.learning.networks.foreign import timm_network
     from fedveil.learning.networks.layers import Centred, FixedBatchNorm2d, WeightStandardizedConv2d
+    from fedveil.learning.networks.outputs import made_up
     from fedveil.learning.networks.own import is_own
     from fedveil.learning.networks.pretrained import efficientnet_lite0, split_frozen
     from fedveil.learning.networks.registry import NETWORKS, fixed_key, layers_of, network
@@ -34,6 +35,7 @@ __all__ = [
     "fixed_key",
     "is_own",
     "layers_of",
+    "made_up",
     "network",
     "replace_batch_norm",
     "resnet18",

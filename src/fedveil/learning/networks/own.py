@@ -6,6 +6,7 @@ gives, never from an offer: see `fedveil.deploy.offer`.
 
 import importlib
 import inspect
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,14 @@ def own_network(name: str, classes: int, channels: int, image_size: int) -> nn.M
             f"network is {name}",
             f"its function returned a {type(model).__name__}, which is no torch.nn.Module",
             "return the network that takes images (k, channels, size, size) in [0, 1] to logits (k, classes)",
+        )
+    held = {id(x): x for x in (*model.parameters(), *model.buffers()) if x.numel()}
+    places = Counter(x.untyped_storage().data_ptr() for x in held.values())
+    if any(p.requires_grad and places[p.untyped_storage().data_ptr()] > 1 for p in model.parameters()):
+        raise InvalidValue(
+            f"network is {name}",
+            "a trained parameter shares memory with another parameter or buffer, which training would change too",
+            "give each a tensor of its own, such as a clone",
         )
     others = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
     if others:

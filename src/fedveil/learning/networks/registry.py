@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fedveil.errors import InvalidValue
 from fedveil.learning.networks.convolutional import cnn, cnn3d, densenet121, resnet18
 from fedveil.learning.networks.foreign import SCRATCH, timm_network
+from fedveil.learning.networks.outputs import same_outputs
 from fedveil.learning.networks.own import is_own, own_network
 from fedveil.learning.networks.partial import ALL, train_part
 from fedveil.learning.networks.pretrained import efficientnet_lite0
@@ -109,7 +110,14 @@ def layers_of(
     base, _, resolution = name.partition("@")
     module = built(seed)
     if weights and (is_own(name) or trained != ALL):
-        _fix(module, built(0), built(0), name)
+        fixed = built(0)
+        _fix(module, fixed, built(0), name)
+        if is_own(name) and not same_outputs(module, fixed, (channels, image_size, image_size)):
+            raise InvalidValue(
+                f"network is {name}",
+                "what it computes depends on the seed other than through its parameters and buffers",
+                "make tensors that are not trained buffers (register_buffer), or frozen parameters",
+            )
     if is_own(name) or not isinstance(module, nn.Sequential):
         return nn.Sequential(module)  # no part of one's own is run once and stored: its code may change
     if base == "efficientnet-lite0":

@@ -57,10 +57,7 @@ def stored_apart(study: Study, dataset: Dataset, progress: Progress, inside: Ins
         )
         theirs.close()
         try:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError), process.stdin as sink:
-                pickle.dump((study, dataset, inside), sink, protocol=5)
-            found = _lengths(line, progress)
+            found = _lengths(line, progress) if _sent(process, (study, dataset, inside)) else None
             if found is None:
                 log.warning("the process for features ended early: they are computed here")
             return found
@@ -69,14 +66,28 @@ def stored_apart(study: Study, dataset: Dataset, progress: Progress, inside: Ins
             process.wait()
 
 
+def _sent(process: subprocess.Popen[bytes], what: object) -> bool:
+    """Send what to compute; False where this data set or context cannot be sent."""
+    assert process.stdin is not None
+    try:
+        with suppress(BrokenPipeError), process.stdin as sink:
+            pickle.dump(what, sink, protocol=5)
+    except Exception:  # noqa: BLE001 - whatever it is, the caller can compute
+        return False
+    return True
+
+
 def _lengths(line: Connection, progress: Progress) -> list[int] | None:
-    with suppress(EOFError, OSError, ValueError):
-        while True:
+    """What the process says at its end, however it ends."""
+    while True:
+        try:
             said = json.loads(line.recv_bytes(10_000))
-            if isinstance(said, list):
-                return [int(one) for one in said]
-            progress.advance(int(said))
-    return None
+            numbers = [int(one) for one in (said if isinstance(said, list) else [said])]
+        except Exception:  # noqa: BLE001 - whatever it says, the caller can compute
+            return None
+        if isinstance(said, list):
+            return numbers or None
+        progress.advance(numbers[0])
 
 
 class _Told:

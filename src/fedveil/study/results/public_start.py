@@ -1,6 +1,7 @@
 """The public model that a study starts from: found, checked against the study, and identified by its hash."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def load_start(study: Study, dataset: Dataset) -> PublicStart | None:
             f"the study began with {expected}",
             "restore the model, or start the study again in another directory",
         )
-    model = TrainedModel.load(folder)
+    model = _loaded(study)
     wanted = TrainedModel.of(
         study,
         classes=dataset.classes,
@@ -85,6 +86,17 @@ def load_start(study: Study, dataset: Dataset) -> PublicStart | None:
     return PublicStart(centre, trained)
 
 
+def _loaded(study: Study) -> TrainedModel:
+    """The start; no function that it names is imported unless the study names it too."""
+    folder = Path(str(study.model.start))
+    try:
+        found = json.loads((folder / "model.json").read_text(encoding="utf-8")).get("network", "linear")
+    except (OSError, ValueError, AttributeError):
+        return TrainedModel.load(folder)  # which says what is wrong
+    _same(FIELDS["network"], found, study.model.network)
+    return TrainedModel.load(folder)
+
+
 def _same(what: str, found: object, wanted: object) -> None:
     if found != wanted:
         raise StudyError(
@@ -98,7 +110,7 @@ def start_matches(study: Study, classes: tuple[str, ...]) -> dict[str, str]:
     """The start's classes by the study's, matched by their order."""
     if study.model.start is None:
         return {}
-    return dict(zip(classes, TrainedModel.load(Path(study.model.start)).classes, strict=True))
+    return dict(zip(classes, _loaded(study).classes, strict=True))
 
 
 def note_on_start(study: Study, classes: tuple[str, ...]) -> Iterator[str]:

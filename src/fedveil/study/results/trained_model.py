@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,6 +26,9 @@ from fedveil.io import write_atomic, write_json
 from fedveil.learning import CentredHead, ClassHead, FindingsHead, GradesHead, decide, decide_findings
 from fedveil.learning.encoders import PRECOMPUTED, EncoderSpec, FeatureExtractor, feature_extractor
 from fedveil.learning.encoders.device import Precision
+from fedveil.learning.padded_batches import InMemory
+from fedveil.study.results.own_outputs import as_saved, shown
+from fedveil.study.settings.model import NETWORK
 from fedveil.study.settings.schema import Study
 
 if TYPE_CHECKING:
@@ -158,7 +162,8 @@ class TrainedModel:
         arrays = {"parameters": self.parameters, "frequencies": self.frequencies}
         write_atomic(folder / "model.safetensors", lambda file: file.write(save_tensors(arrays)))
         described = {k: v for k, v in asdict(self).items() if k not in arrays and v is not None}
-        write_json(folder / "model.json", {"version": VERSION, "extractor": self._key, **described})
+        own = shown(self.model, self.parameters)
+        write_json(folder / "model.json", {"version": VERSION, "extractor": self._key, **own, **described})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -180,7 +185,7 @@ class TrainedModel:
                 f"this fedveil reads version {VERSION}",
                 "use the fedveil that wrote it",
             )
-        key = described.pop("extractor", None)
+        key, outputs = described.pop("extractor", None), described.pop("outputs", None)
         try:
             fields: dict[str, Any] = described | arrays | {"classes": tuple(described["classes"])}
             fields["window"] = check_window(described.get("window", FILE))
@@ -188,14 +193,17 @@ class TrainedModel:
             fields["spacing"] = None if spacing is None else (float(spacing[0]), float(spacing[1]))
             model = cls(**fields)
             model.reading.check()
+            if not re.fullmatch(NETWORK, model.network):
+                raise ValueError(f"no network is called {model.network!r}")
             fits = model.fits
             same = key == model._key or (key is None and model.network.startswith("timm:"))  # of version 0.1
-        except (KeyError, TypeError, AttributeError, FedveilError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, FedveilError) as error:
             if ":" in str(described.get("network")) and isinstance(error, FedveilError):
                 raise  # the package, its weights or the function are missing here; the files are intact
             raise _damaged(folder, str(error)) from None
         if not fits:
             raise _damaged(folder, "its sizes disagree")
+        same = same and as_saved(model.model, model.parameters, outputs)
         if not same and model.network != "linear":
             raise StudyError(
                 f"the network {model.network} in {folder} was trained with other layers or weights than are built here",
@@ -256,7 +264,7 @@ class TrainedModel:
         """Class probabilities (k, classes) of images (k, channels or slices, size, size) in [0, 1]."""
         if isinstance(self.model, ClassHead | FindingsHead):
             return self.model.probabilities(self.parameters, self.extractor(images))
-        return self.model.probabilities(self.parameters, _Batch(self.model.before(images)), len(images))
+        return self.model.probabilities(self.parameters, InMemory(self.model.before(images)), len(images))
 
     @property
     def findings(self) -> bool:
@@ -291,16 +299,6 @@ class TrainedModel:
             found: npt.NDArray[Any] = self.decide(self.predict_proba(images)) == 1
             return found
         return np.array(self.classes)[self.decide(self.predict_proba(images))]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    """Images that have been read."""
-
-    images: npt.NDArray[np.float32]
-
-    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        return self.images[indices]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,13 @@ from pydantic import Field
 from fedveil.study.settings.data import Table
 from fedveil.study.settings.encoder import EncoderSettings
 
-__all__ = ["ModelSettings"]
+__all__ = ["NETWORK", "ModelSettings"]
+
+NETWORK = (
+    r"^(linear|cnn|cnn3d|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?"
+    r"|timm:[\w./-]{1,80}(@scratch)?|module:[A-Za-z_][A-Za-z0-9_.]{0,120}\.[A-Za-z_][A-Za-z0-9_]{0,60})$"
+)
+"""What names of networks look like."""
 
 
 class ModelSettings(Table):
@@ -26,8 +32,7 @@ class ModelSettings(Table):
     )
     network: str = Field(
         default="linear",
-        pattern=r"^(linear|cnn|cnn3d|resnet18|densenet121|efficientnet-lite0(@[0-9]{2,3})?"
-        r"|timm:[\w./-]{1,80}(@scratch)?|module:[A-Za-z_][A-Za-z0-9_.]{0,120}\.[A-Za-z_][A-Za-z0-9_]{0,60})$",
+        pattern=NETWORK,
         description='"linear"; on pixels "cnn", "resnet18", "densenet121", "efficientnet-lite0", "timm:...", '
         '"module:package.function", one of your own; on volumes "cnn3d"',
     )

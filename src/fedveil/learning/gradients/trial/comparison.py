@@ -62,7 +62,7 @@ class MadeUp:
 
 
 def compare_patients(
-    model: nn.Module, plan: Plan, calls: Calls, images: MadeUp, sizes: tuple[int, int]
+    model: nn.Module, plan: Plan, calls: Calls, images: MadeUp, sizes: tuple[int, ...]
 ) -> None:
     """Refuse a model in which a patient's gradient depends on the other patients in the batch.
 
@@ -84,7 +84,7 @@ def compare_patients(
                     "a trial must distinguish randomness from mixed patients",
                     "let what is random ask for self.training",
                 ) from None
-            calls = learn_calls(model, plan.labels, plan.cut, images.draw, sizes)
+            calls = learn_calls(model, plan.labels, plan.cut, images.draw, (sizes[0], sizes[1]))
             _compare_draws(model, plan, calls, images, sizes, tolerance)
 
 
@@ -164,7 +164,7 @@ def _repeats(model: nn.Module, images: Tensor) -> bool:
 
 
 def _compare_draws(
-    model: nn.Module, plan: Plan, calls: Calls, images: MadeUp, sizes: tuple[int, int], tolerance: float
+    model: nn.Module, plan: Plan, calls: Calls, images: MadeUp, sizes: tuple[int, ...], tolerance: float
 ) -> None:
     """Compare some images with the parameters as they are, then others with other parameters.
 
@@ -177,7 +177,8 @@ def _compare_draws(
         size = 0.3 * float(data.square().mean().sqrt()) or 0.1
         noise = torch.randn(data.shape, generator=generator, dtype=data.dtype)
         parameter.data = data + size * noise.to(data.device)
-    _compare(model, plan, calls, images.draw(sizes[1]), tolerance)
+    for size in sizes[1:]:
+        _compare(model, plan, calls, images.draw(size), tolerance)
 
 
 def _compare(model: nn.Module, plan: Plan, calls: Calls, images: Tensor, tolerance: float) -> None:
@@ -192,14 +193,14 @@ def _compare(model: nn.Module, plan: Plan, calls: Calls, images: Tensor, toleran
         return outputs[0], _loss(outputs[0]) * weights[rows]
 
     try:
-        together = run(slice(None))[0]
-        losses = []
-        for rows in _rows_of_units(batch):
-            outputs, of_unit = run(rows)
-            _require_same(together, rows, outputs, tolerance)
-            losses.append(of_unit)
+        together = [x.detach() if isinstance(x, Tensor) else x for x in run(slice(None))[0]]
+        patients = list(_rows_of_units(batch))
+        for rows in patients:
+            _require_same(together, rows, run(rows)[0], tolerance)
         _, contributions = unit_contributions(plan, calls, layout, batch, lambda: run(slice(None))[1])
-        alone = [_plain(layout, of_unit) for of_unit in losses]
+        alone = [
+            _plain(layout, run(rows)[1]) for rows in patients
+        ]  # one graph at a time: batches may be large
     except InvalidValue:
         raise
     except Exception as error:

@@ -41,6 +41,7 @@ def try_out(
     image_shape: tuple[int, ...],
     dtype: torch.dtype | None = None,
     sizes: tuple[int, int] = SIZES,
+    also: tuple[int, ...] = (),
 ) -> Trial:
     """Run a model on made-up images; learn how it calls its layers, and compare gradients patient by patient.
 
@@ -55,6 +56,7 @@ def try_out(
         image_shape: of one image.
         dtype: of the images; that of the parameters unless given.
         sizes: two numbers of images without a common divisor.
+        also: further numbers of images to compare, such as those of training: code may act for some of them only.
 
     Raises:
         InvalidValue: the model cannot be run, or no bound on a patient's contribution would hold.
@@ -72,5 +74,5 @@ def try_out(
         state_guard(model),
     ):
         calls = learn_calls(model, plan.labels, plan.cut, images.draw, sizes)
-        compare_patients(model, plan, calls, images, sizes)
+        compare_patients(model, plan, calls, images, (*sizes, *also))
     return Trial(plan.notices, calls)
