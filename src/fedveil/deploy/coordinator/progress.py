@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedveil.deploy.locks import is_locked, turn
-from fedveil.errors import InvalidValue
+from fedveil.errors import InvalidValue, StudyError
 from fedveil.io import write_json
 
-__all__ = ["REMEDIES", "StudyProgress", "noted", "progress"]
+__all__ = ["REMEDIES", "StudyProgress", "finished_run", "noted", "progress"]
 
 State = Literal["waiting", "running", "interrupted", "finished"]
 
@@ -147,3 +147,19 @@ def _todo(state: State, hospitals: Mapping[str, str], run: Path) -> tuple[str, .
                 for site, said in hospitals.items()
                 if said != "ready" and not REMEDIES.get(said, "").startswith("nothing")
             )
+
+
+def finished_run(run: Path, rule: str) -> tuple[str, list[str]]:
+    """The digest of a finished run's agreement, and its hospitals.
+
+    Raises:
+        StudyError: the folder holds no finished run; ``rule`` says why one is needed.
+    """
+    try:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+        return str(provenance["study_digest"]), [str(site["name"]) for site in result["sites"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StudyError(
+            f"{run} holds no finished run", rule, "give the directory that `fedveil coordinate` wrote"
+        ) from None

@@ -4,7 +4,6 @@ The coordinator holds no training images. Its study file names its own test set,
 offered to the hospitals; or it names none, and states them itself.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +17,10 @@ import numpy as np
 from fedveil import __version__
 from fedveil.data import TEST, Dataset, Settings, load
 from fedveil.deploy.coordinator.hospitals import Federation
-from fedveil.deploy.coordinator.progress import noted
+from fedveil.deploy.coordinator.progress import finished_run, noted
 from fedveil.deploy.coordinator.transport import SealedTransport
 from fedveil.deploy.offer import Offer
-from fedveil.errors import FederationError, StudyError
+from fedveil.errors import FederationError
 from fedveil.federation import Agreement
 from fedveil.privacy import Budget, Charge, Head, LedgerState
 from fedveil.study import HandedOver, Hospitals, Joined, Prepared, RunDirectory, Study, Trained, TrainedModel
@@ -125,16 +124,7 @@ def send_again(federation: Federation, run: Path) -> dict[str, bool]:
     Raises:
         StudyError: the folder holds no finished run.
     """
-    try:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
-        sites, study = [str(site["name"]) for site in result["sites"]], str(provenance["study_digest"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise StudyError(
-            f"{run} holds no finished run",
-            "a model must be sent from the run that made it",
-            "give the directory that `fedveil coordinate` wrote",
-        ) from None
+    study, sites = finished_run(run, "a model must be sent from the run that made it")
     model = TrainedModel.load(run)
     with reach(federation) as transport:
         missing = deliver(transport, sites, study, model)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedveil.deploy.coordinator.hospitals import Federation
+from fedveil.deploy.coordinator.progress import finished_run
 from fedveil.deploy.identity import fingerprint
 from fedveil.deploy.records.handover import in_utc
 from fedveil.deploy.records.statement import Signed, Stated, verify_statement
@@ -38,7 +39,7 @@ def take_in(federation: Federation, run: Path, files: Sequence[Path]) -> tuple[l
     Raises:
         StudyError: the folder holds no finished run.
     """
-    digest, sites = _run(run)
+    digest, sites = finished_run(run, "statements belong to the run that they are about")
     valid, unverified = _before(run)
     taken, refused = [], {}
     for path in files:
@@ -73,20 +74,6 @@ def _replaces(values: Mapping[str, Any], known: Mapping[str, Any] | None, federa
         return False
     current = fingerprint(federation.keys()[values["site"]])
     return bool(known["signer"] != current or known["made"] <= values["made"])
-
-
-def _run(run: Path) -> tuple[str, list[str]]:
-    """The digest of a finished run's agreement, and its hospitals."""
-    try:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
-        return str(provenance["study_digest"]), [str(site["name"]) for site in result["sites"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise StudyError(
-            f"{run} holds no finished run",
-            "statements belong to the run that they are about",
-            "give the directory that `fedveil coordinate` wrote",
-        ) from None
 
 
 def _before(run: Path) -> tuple[dict[str, Any], dict[str, str]]:
